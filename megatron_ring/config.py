@@ -1,0 +1,196 @@
+"""Frozen configurations, one per concern. Each checks itself when built and raises `UserError` with the numbers.
+
+tyro turns every field into a flag; the docstring under a field is its help. This module imports no torch, so that
+`--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from megatron_ring.errors import UserError
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise `UserError(message)` unless `condition` holds."""
+    if not condition:
+        raise UserError(message)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape of a Ring-lite-class (`bailing_moe`) Mixture-of-Experts transformer. Sizes are counts, not bytes."""
+
+    num_layers: int
+    hidden_size: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    vocab_size: int
+    num_experts: int
+    experts_per_token: int
+    expert_width: int
+    num_shared_experts: int
+    dense_width: int
+    first_dense_layers: int = 0
+    rope_theta: float = 600_000.0
+    max_positions: int = 32_768
+    norm_eps: float = 1e-6
+    init_std: float = 0.006
+
+    def __post_init__(self) -> None:
+        for name in ("num_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim",
+                     "vocab_size", "num_experts", "experts_per_token", "expert_width", "dense_width"):
+            require(getattr(self, name) >= 1, f"model: {name} is {getattr(self, name)}, it must be at least 1")
+        require(self.num_shared_experts >= 0, f"model: num_shared_experts is {self.num_shared_experts}, below 0")
+        require(0 <= self.first_dense_layers <= self.num_layers,
+                f"model: first_dense_layers {self.first_dense_layers} is outside 0..{self.num_layers}")
+        require(self.num_attention_heads % self.num_key_value_heads == 0,
+                f"model: {self.num_attention_heads} query heads cannot share {self.num_key_value_heads} KV heads evenly")
+        require(self.experts_per_token <= self.num_experts,
+                f"model: {self.experts_per_token} experts per token of only {self.num_experts} experts")
+        require(self.head_dim % 2 == 0, f"model: head_dim {self.head_dim} must be even for rotary embeddings")
+
+    @property
+    def shared_width(self) -> int:
+        """Width of the one SwiGLU MLP that stands for all shared experts (0: none)."""
+        return self.num_shared_experts * self.expert_width
+
+    def is_moe_layer(self, layer: int) -> bool:
+        """Whether the 0-based layer holds experts (the first `first_dense_layers` hold one dense MLP)."""
+        return layer >= self.first_dense_layers
+
+    def parameter_counts(self) -> tuple[int, int]:
+        """(total, activated) parameters. Activated, as published for Ring-lite, counts the experts of one token and
+        everything that all tokens share: attention, norms, router, shared experts, both vocabulary tables."""
+        attention = self.hidden_size * self.head_dim * (2 * self.num_attention_heads + 2 * self.num_key_value_heads)
+        norms = 2 * self.hidden_size
+        dense = 3 * self.hidden_size * self.dense_width
+        expert = 3 * self.hidden_size * self.expert_width
+        shared = 3 * self.hidden_size * self.shared_width
+        router = self.num_experts * self.hidden_size
+        moe_layers = self.num_layers - self.first_dense_layers
+        common = self.num_layers * (attention + norms) + self.first_dense_layers * dense + moe_layers * (shared + router)
+        head = self.vocab_size * self.hidden_size + self.hidden_size
+        embedding = self.vocab_size * self.hidden_size
+        shared_by_all = common + head + embedding
+        total = shared_by_all + moe_layers * self.num_experts * expert
+        return total, shared_by_all + moe_layers * self.experts_per_token * expert
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """How the model is laid out over processes. Data parallelism takes what the other dimensions leave."""
+
+    tensor: int = 1
+    """Tensor-parallel ranks (TP, processes). Above 1, sequence parallelism is on: megatron-core's MoE needs it."""
+    pipeline: int = 1
+    """Pipeline-parallel ranks (PP, processes)."""
+    expert: int = 1
+    """Expert-parallel ranks (EP, processes); taken from the data-parallel ones."""
+    expert_tensor: int = 1
+    """Tensor-parallel ranks inside each expert (ETP, processes)."""
+
+    def __post_init__(self) -> None:
+        for name in ("tensor", "pipeline", "expert", "expert_tensor"):
+            require(getattr(self, name) >= 1, f"--parallel.{name.replace('_', '-')} is {getattr(self, name)}, below 1")
+
+    @property
+    def sequence_parallel(self) -> bool:
+        return self.tensor > 1
+
+    def data(self, world_size: int) -> int:
+        """Data-parallel ranks left by a world of `world_size` processes."""
+        return world_size // (self.tensor * self.pipeline)
+
+    def check(self, model: ModelConfig, world_size: int) -> None:
+        """Raise `UserError` naming the numbers when `model` cannot be laid out over `world_size` processes."""
+        tp, pp, ep, etp = self.tensor, self.pipeline, self.expert, self.expert_tensor
+        said = f"TP={tp} PP={pp} EP={ep} ETP={etp} on {world_size} process(es)"
+        require(world_size % (tp * pp) == 0, f"layout {said}: TP*PP = {tp * pp} does not divide {world_size}")
+        require(world_size % (ep * etp * pp) == 0, f"layout {said}: EP*ETP*PP = {ep * etp * pp} does not divide {world_size}")
+        require(model.num_layers % pp == 0, f"layout {said}: {model.num_layers} layers do not split over PP={pp} stages")
+        require(model.num_experts % ep == 0, f"layout {said}: {model.num_experts} experts do not split over EP={ep}")
+        require(model.num_key_value_heads % tp == 0,
+                f"layout {said}: {model.num_key_value_heads} KV heads do not split over TP={tp}")
+        require(model.vocab_size % tp == 0, f"layout {said}: a vocabulary of {model.vocab_size} does not split over TP={tp}")
+        require(model.expert_width % etp == 0,
+                f"layout {said}: expert width {model.expert_width} does not split over ETP={etp}")
+        for name, width in (("shared-expert", model.shared_width), ("dense", model.dense_width)):
+            require(width % tp == 0, f"layout {said}: {name} width {width} does not split over TP={tp}")
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW on megatron-core's distributed optimizer."""
+
+    lr: float = 3e-4
+    """Peak learning rate."""
+    min_lr: float = 0.0
+    """Learning rate at the end of a cosine decay."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """Shape after the linear warm-up."""
+    warmup_fraction: float = 0.01
+    """Linear warm-up, as a fraction of all steps (0..1)."""
+    weight_decay: float = 0.1
+    """Decoupled weight decay; not applied to norms and other vectors."""
+    beta1: float = 0.9
+    """Adam's first-moment decay."""
+    beta2: float = 0.95
+    """Adam's second-moment decay."""
+    eps: float = 1e-8
+    """Adam's denominator offset."""
+    clip_grad: float = 1.0
+    """Global gradient-norm limit (L2)."""
+
+    def __post_init__(self) -> None:
+        require(self.lr > 0 and math.isfinite(self.lr), f"--optimizer.lr is {self.lr}, it must be a positive number")
+        require(0 <= self.min_lr <= self.lr, f"--optimizer.min-lr {self.min_lr} is outside 0..lr ({self.lr})")
+        require(0 <= self.warmup_fraction <= 1, f"--optimizer.warmup-fraction {self.warmup_fraction} is outside 0..1")
+        require(self.clip_grad > 0, f"--optimizer.clip-grad is {self.clip_grad}, it must be positive")
+        require(self.weight_decay >= 0, f"--optimizer.weight-decay is {self.weight_decay}, below 0")
+
+    def lr_at(self, step: int, total_steps: int) -> float:
+        """Learning rate of the 0-based `step` out of `total_steps`."""
+        warmup = math.ceil(self.warmup_fraction * total_steps)
+        if step < warmup:
+            return self.lr * (step + 1) / warmup
+        if self.schedule == "constant":
+            return self.lr
+        progress = (step - warmup) / max(1, total_steps - warmup)
+        return self.min_lr + 0.5 * (self.lr - self.min_lr) * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+@dataclass(frozen=True)
+class RouterLossConfig:
+    """The MoE router's auxiliary losses (ring-lite report: 1e-5 and 1e-7 in RL)."""
+
+    balance: float = 1e-5
+    """Weight of the load-balance loss B = sum_i E * f_i * P_i, summed over layers."""
+    z: float = 1e-7
+    """Weight of the z-loss, the mean squared logsumexp of the router logits, summed over layers."""
+
+    def __post_init__(self) -> None:
+        require(self.balance >= 0 and self.z >= 0, f"--router: weights {self.balance}, {self.z} must not be negative")
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How responses are drawn."""
+
+    temperature: float = 1.0
+    """Softmax temperature; 0 takes the most likely token."""
+    top_p: float = 1.0
+    """Nucleus: the smallest set of tokens with at least this probability is kept (0..1]."""
+    max_new_tokens: int = 24_576
+    """Longest response (tokens)."""
+    max_batch: int = 256
+    """Sequences decoded together on one data-parallel rank."""
+
+    def __post_init__(self) -> None:
+        require(self.temperature >= 0, f"--sampling.temperature is {self.temperature}, below 0")
+        require(0 < self.top_p <= 1, f"--sampling.top-p is {self.top_p}, outside (0, 1]")
+        require(self.max_new_tokens >= 1, f"--sampling.max-new-tokens is {self.max_new_tokens}, below 1")
+        require(self.max_batch >= 1, f"--sampling.max-batch is {self.max_batch}, below 1")

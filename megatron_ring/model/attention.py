@@ -1,0 +1,61 @@
+"""Grouped-query causal self-attention over packed tokens, tensor-parallel by KV group."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer.module import MegatronModule
+
+from megatron_ring.model.layout import TokenLayout
+from megatron_ring.model.rope import apply_rope
+
+
+class RingAttention(MegatronModule):
+    """Query, key and value in one product, RoPE on the whole head, no bias.
+
+    Rows of `linear_qkv` are interleaved per KV group as Megatron has them: the group's queries, its key, its value.
+    """
+
+    def __init__(self, config: Any, layer_number: int, pg_collection: Any = None, **_: Any) -> None:
+        super().__init__(config)
+        self.layer_number = layer_number
+        self.head_dim = config.kv_channels
+        self.groups = config.num_query_groups // config.tensor_model_parallel_size
+        self.queries_per_group = config.num_attention_heads // config.num_query_groups
+        query_width = config.num_attention_heads * self.head_dim
+        self.linear_qkv = ColumnParallelLinear(
+            config.hidden_size,
+            query_width + 2 * config.num_query_groups * self.head_dim,
+            config=config,
+            init_method=config.init_method,
+            bias=False,
+            gather_output=False,
+            skip_bias_add=False,
+        )
+        self.linear_proj = RowParallelLinear(
+            query_width,
+            config.hidden_size,
+            config=config,
+            init_method=config.output_layer_init_method,
+            bias=False,
+            input_is_parallel=True,
+            skip_bias_add=False,
+        )
+
+    def forward(
+        self, hidden_states: torch.Tensor, attention_mask: Any = None, packed_seq_params: Any = None, **_: Any
+    ) -> tuple[torch.Tensor, None]:
+        """hidden_states [T (or T/TP under sequence parallelism), 1, hidden] -> the same shape, and no bias."""
+        layout: TokenLayout = packed_seq_params
+        qkv, _ = self.linear_qkv(hidden_states)
+        tokens = qkv.shape[0]
+        qkv = qkv.view(tokens, self.groups, self.queries_per_group + 2, self.head_dim)
+        q_thd = qkv[:, :, :-2].reshape(tokens, self.groups * self.queries_per_group, self.head_dim)
+        k_tgd, v_tgd = qkv[:, :, -2], qkv[:, :, -1]
+        cos, sin = layout.rope(self.head_dim, self.config.ring_rope_theta)
+        q_thd, k_tgd = apply_rope(q_thd, cos, sin), apply_rope(k_tgd, cos, sin)
+        out_thd = layout.attend(self.layer_number, q_thd, k_tgd, v_tgd)
+        out, _ = self.linear_proj(out_thd.reshape(tokens, 1, -1))
+        return out, None

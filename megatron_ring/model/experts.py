@@ -1,0 +1,63 @@
+"""Routed experts: one grouped product per projection over all local experts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core import parallel_state
+from megatron.core.dist_checkpointing.mapping import ShardedTensor
+
+
+class GroupedExperts(torch.nn.Module):
+    """SwiGLU experts of this expert-parallel rank.
+
+    Parameters (E_local experts, f = expert width on this expert-tensor-parallel rank):
+        gate_up: [E_local, 2, f, hidden] (0: gate, 1: up), down: [E_local, hidden, f].
+    """
+
+    def __init__(self, num_local_experts: int, config: Any) -> None:
+        super().__init__()
+        self.num_local_experts = num_local_experts
+        self.ep_size = config.expert_model_parallel_size
+        self.etp_size = config.expert_tensor_parallel_size
+        width = config.moe_ffn_hidden_size // self.etp_size
+        kwargs = {"dtype": config.params_dtype, "device": torch.cuda.current_device()}
+        self.gate_up = torch.nn.Parameter(torch.empty(num_local_experts, 2, width, config.hidden_size, **kwargs))
+        self.down = torch.nn.Parameter(torch.empty(num_local_experts, config.hidden_size, width, **kwargs))
+        for parameter in (self.gate_up, self.down):
+            # megatron-core reduces gradients of such parameters over expert-data-parallel ranks only.
+            parameter.allreduce = self.ep_size == 1 and self.etp_size == config.tensor_model_parallel_size
+
+    def forward(self, x_nh: torch.Tensor, counts_e: torch.Tensor, weights_n: torch.Tensor) -> torch.Tensor:
+        """x [N, hidden] sorted by local expert, counts int [E_local] rows of each, weights [N] -> [N, hidden]."""
+        if x_nh.shape[0] == 0:  # a rank may get no token; keep the parameters in the graph
+            return x_nh + 0.0 * (self.gate_up.sum() + self.down.sum()).to(x_nh.dtype)
+        ends_e = counts_e.to(device=x_nh.device).cumsum(0).to(torch.int32)
+        gate_up = F.grouped_mm(x_nh, self.gate_up.flatten(1, 2).transpose(1, 2), offs=ends_e)
+        gate, up = gate_up.chunk(2, dim=-1)
+        activation = F.silu(gate) * up * weights_n[:, None].to(x_nh.dtype)
+        return F.grouped_mm(activation, self.down.transpose(1, 2), offs=ends_e)
+
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None
+    ) -> dict[str, ShardedTensor]:
+        """Shards for megatron-core checkpoints: experts split over EP, their width over ETP."""
+        ep = (parallel_state.get_expert_model_parallel_rank(), self.ep_size)
+        etp = (parallel_state.get_expert_tensor_parallel_rank(), self.etp_size)
+        replica = (0, 0, parallel_state.get_expert_data_parallel_rank())
+        shift = len(sharded_offsets)
+        shards = {}
+        for name, width_axis in (("gate_up", 2), ("down", 2)):
+            key = f"{prefix}{name}"
+            shards[key] = ShardedTensor.from_rank_offsets(
+                key,
+                getattr(self, name),
+                *sharded_offsets,
+                (shift, *ep),
+                (shift + width_axis, *etp),
+                replica_id=replica,
+                prepend_axis_num=shift,
+            )
+        return shards

@@ -1,0 +1,70 @@
+"""What a forward pass must know about its tokens: where each stands in its sequence, and what it may attend to.
+
+Tokens of several sequences lie one after another ("packed", T tokens, no batch dimension). A layout travels through
+megatron-core's GPTModel in the place of `packed_seq_params`; attention asks it to attend. Training uses `PackedLayout`;
+the sampler brings layouts of its own that read and write a KV cache.
+
+Shape suffixes: t tokens, s sequences, l positions in a sequence, h heads, g KV heads, d head dimension.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+import torch.nn.functional as F
+from megatron.core.packed_seq_params import PackedSeqParams
+
+from megatron_ring.model.rope import rope_tables
+
+
+class TokenLayout(PackedSeqParams, ABC):
+    """Positions of T packed tokens and the attention over them."""
+
+    def __init__(self, positions: torch.Tensor) -> None:
+        super().__init__()
+        self.positions = positions
+        self._rope: dict[tuple[int, float], tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def rope(self, head_dim: int, theta: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """cos and sin [T, 1, head_dim], computed once for all layers."""
+        key = (head_dim, theta)
+        if key not in self._rope:
+            self._rope[key] = rope_tables(self.positions, head_dim, theta)
+        return self._rope[key]
+
+    @abstractmethod
+    def attend(self, layer: int, q_thd: torch.Tensor, k_tgd: torch.Tensor, v_tgd: torch.Tensor) -> torch.Tensor:
+        """Causal attention of 1-based `layer`: q [T, heads, d], k and v [T, KV heads, d] -> [T, heads, d]."""
+
+
+class PackedLayout(TokenLayout):
+    """Sequences packed one after another, each attending only to itself, causally.
+
+    Args:
+        positions: int [T], restarting at 0 in each sequence.
+        cu_seqlens: int [S+1], starts of the sequences and T.
+        max_seqlen: length of the longest sequence (tokens).
+    """
+
+    def __init__(self, positions: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: int) -> None:
+        super().__init__(positions)
+        self.num_sequences = cu_seqlens.numel() - 1
+        self.max_seqlen = max_seqlen
+        lengths = cu_seqlens[1:] - cu_seqlens[:-1]
+        sequence_t = torch.repeat_interleave(
+            torch.arange(self.num_sequences, device=positions.device), lengths, output_size=positions.numel()
+        )
+        self._cell_t = sequence_t * max_seqlen + positions
+
+    def _to_padded(self, x_thd: torch.Tensor) -> torch.Tensor:
+        """[T, heads, d] -> [S, heads, L, d] with zeros behind the end of each sequence."""
+        padded = x_thd.new_zeros(self.num_sequences * self.max_seqlen, *x_thd.shape[1:])
+        padded = padded.index_copy(0, self._cell_t, x_thd)
+        return padded.view(self.num_sequences, self.max_seqlen, *x_thd.shape[1:]).transpose(1, 2)
+
+    def attend(self, layer: int, q_thd: torch.Tensor, k_tgd: torch.Tensor, v_tgd: torch.Tensor) -> torch.Tensor:
+        q, k, v = self._to_padded(q_thd), self._to_padded(k_tgd), self._to_padded(v_tgd)
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
+        out = out.transpose(1, 2).reshape(self.num_sequences * self.max_seqlen, *q_thd.shape[1:])
+        return out.index_select(0, self._cell_t)

@@ -1,0 +1,141 @@
+"""Builds this process's part of a Ring model on megatron-core's GPTModel, and runs it on packed tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.models.gpt import GPTModel
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+
+from megatron_ring.config import ModelConfig, RouterLossConfig
+from megatron_ring.model.attention import RingAttention
+from megatron_ring.model.layout import TokenLayout
+from megatron_ring.model.moe import DenseMLP, RingMoE
+from megatron_ring.model.norm import RMSNorm
+from megatron_ring.model.router import RouterLosses
+from megatron_ring.parallel.context import ParallelContext
+
+
+def _add_residual(_training: bool, _fused: bool) -> Any:
+    """megatron-core's bias-dropout-add, here without bias and dropout."""
+    return lambda output_and_bias, residual, _dropout: residual + output_and_bias[0]
+
+
+def transformer_config(model: ModelConfig, context: ParallelContext, losses: RouterLosses, dtype: torch.dtype) -> TransformerConfig:
+    """megatron-core's configuration of `model` under the layout of `context`."""
+    parallel = context.config
+    config = TransformerConfig(
+        num_layers=model.num_layers,
+        hidden_size=model.hidden_size,
+        num_attention_heads=model.num_attention_heads,
+        num_query_groups=model.num_key_value_heads,
+        kv_channels=model.head_dim,
+        ffn_hidden_size=model.dense_width,
+        num_moe_experts=model.num_experts,
+        moe_ffn_hidden_size=model.expert_width,
+        moe_shared_expert_intermediate_size=model.shared_width or None,
+        moe_router_topk=model.experts_per_token,
+        moe_token_dispatcher_type="alltoall",
+        normalization="RMSNorm",
+        layernorm_epsilon=model.norm_eps,
+        add_bias_linear=False,
+        gated_linear_unit=True,
+        activation_func=F.silu,
+        bias_activation_fusion=False,
+        bias_dropout_fusion=False,
+        gradient_accumulation_fusion=False,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        bf16=dtype is torch.bfloat16,
+        tensor_model_parallel_size=parallel.tensor,
+        pipeline_model_parallel_size=parallel.pipeline,
+        expert_model_parallel_size=parallel.expert,
+        expert_tensor_parallel_size=parallel.expert_tensor,
+        sequence_parallel=parallel.sequence_parallel,
+        calculate_per_token_loss=True,
+        perform_initialization=False,
+    )
+    config.ring_rope_theta = model.rope_theta
+    config.ring_router_losses = losses
+    return config
+
+
+def _layer_spec(moe: bool) -> ModuleSpec:
+    return ModuleSpec(
+        module=TransformerLayer,
+        submodules=TransformerLayerSubmodules(
+            input_layernorm=RMSNorm,
+            self_attention=RingAttention,
+            self_attn_bda=_add_residual,
+            pre_mlp_layernorm=RMSNorm,
+            mlp=RingMoE if moe else DenseMLP,
+            mlp_bda=_add_residual,
+        ),
+    )
+
+
+class RingModel(GPTModel):
+    """This pipeline stage's layers. `router_losses` is shared by its routers; weights start uninitialised: see
+    `checkpoint.initialize` (random, the same under every layout) and `checkpoint.load`."""
+
+    def __init__(self, model: ModelConfig, context: ParallelContext, router: RouterLossConfig, dtype: torch.dtype) -> None:
+        self_losses = RouterLosses(router)
+        config = transformer_config(model, context, self_losses, dtype)
+        per_stage = model.num_layers // context.config.pipeline
+        first = context.pipeline_rank * per_stage
+        specs = [_layer_spec(model.is_moe_layer(layer)) for layer in range(first, first + per_stage)]
+        super().__init__(
+            config=config,
+            transformer_layer_spec=TransformerBlockSubmodules(layer_specs=specs, layer_norm=RMSNorm),
+            vocab_size=model.vocab_size,
+            max_sequence_length=model.max_positions,
+            pre_process=context.first_stage,
+            post_process=context.last_stage,
+            parallel_output=True,
+            share_embeddings_and_output_weights=False,
+            position_embedding_type="none",
+        )
+        self.ring_config = model
+        self.router_losses = self_losses
+        self.tensor_rank, self.tensor_size = context.tensor_rank, context.config.tensor
+
+
+def build_model(
+    model: ModelConfig, context: ParallelContext, router: RouterLossConfig | None = None, dtype: torch.dtype = torch.float32
+) -> RingModel:
+    """This process's part of the model, on its device, in `dtype` (fp32 or bf16), weights not yet set."""
+    ring = RingModel(model, context, router or RouterLossConfig(0.0, 0.0), dtype)
+    return ring.to(context.device)
+
+
+def forward_packed(
+    model: torch.nn.Module, tokens: torch.Tensor, layout: TokenLayout, padding: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Run one pipeline stage on T packed tokens.
+
+    Args:
+        model: a RingModel, bare or wrapped for data parallelism.
+        tokens: int64 [T]; T is a multiple of TP.
+        layout: positions and attention of the tokens.
+        padding: bool [T], True where a token is padding and must not count in router losses.
+
+    Returns:
+        On the last stage vocab-parallel logits [T, vocab/TP], else hidden states [T or T/TP, 1, hidden].
+    """
+    ring = model.module if hasattr(model, "module") else model
+    mask = None
+    if padding is not None:
+        mask = padding[None, :]
+        if not ring.pre_process and ring.tensor_size > 1:  # GPTModel scatters it on the first stage only
+            mask = mask.chunk(ring.tensor_size, dim=1)[ring.tensor_rank]
+    output = model(
+        input_ids=tokens[None, :], position_ids=None, attention_mask=None, packed_seq_params=layout, padding_mask=mask
+    )
+    return output[0] if ring.post_process else output

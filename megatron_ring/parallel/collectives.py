@@ -1,0 +1,102 @@
+"""The collectives that other rooms need, by meaning instead of by process group."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+
+T = TypeVar("T")
+
+
+def sum_over_data(tensor: torch.Tensor) -> torch.Tensor:
+    """Sum over data-parallel ranks, in place."""
+    dist.all_reduce(tensor, group=parallel_state.get_data_parallel_group())
+    return tensor
+
+
+def sum_over_pipeline(tensor: torch.Tensor) -> torch.Tensor:
+    """Sum over pipeline stages, in place."""
+    dist.all_reduce(tensor, group=parallel_state.get_pipeline_model_parallel_group())
+    return tensor
+
+
+def sum_over_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """Sum over tensor-parallel ranks, in place."""
+    if parallel_state.get_tensor_model_parallel_world_size() > 1:
+        dist.all_reduce(tensor, group=parallel_state.get_tensor_model_parallel_group())
+    return tensor
+
+
+def max_over_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """Element-wise maximum over tensor-parallel ranks, in place."""
+    if parallel_state.get_tensor_model_parallel_world_size() > 1:
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=parallel_state.get_tensor_model_parallel_group())
+    return tensor
+
+
+def max_over_world(tensor: torch.Tensor) -> torch.Tensor:
+    """Element-wise maximum over all processes, in place."""
+    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return tensor
+
+
+def max_over_data(value: int, device: torch.device) -> int:
+    """The largest `value` among data-parallel ranks."""
+    tensor = torch.tensor([value], dtype=torch.int64, device=device)
+    dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=parallel_state.get_data_parallel_group())
+    return int(tensor.item())
+
+
+def gather_over_data(item: T) -> list[T]:
+    """Every data-parallel rank's `item`, in rank order, on every rank. Pickles: for small host objects."""
+    items: list[Any] = [None] * parallel_state.get_data_parallel_world_size()
+    dist.all_gather_object(items, item, group=parallel_state.get_data_parallel_group())
+    return items
+
+
+def gather_over_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """Concatenate tensor-parallel shards along the last dimension."""
+    size = parallel_state.get_tensor_model_parallel_world_size()
+    if size == 1:
+        return tensor
+    shards = [torch.empty_like(tensor) for _ in range(size)]
+    dist.all_gather(shards, tensor.contiguous(), group=parallel_state.get_tensor_model_parallel_group())
+    return torch.cat(shards, dim=-1)
+
+
+def broadcast_from_main(item: T) -> T:
+    """Rank 0's `item` on every rank."""
+    items = [item]
+    dist.broadcast_object_list(items, src=0)
+    return items[0]
+
+
+def broadcast_from_last_stage(tensor: torch.Tensor) -> torch.Tensor:
+    """The last pipeline stage's `tensor` on every stage, in place."""
+    if parallel_state.get_pipeline_model_parallel_world_size() > 1:
+        dist.broadcast(
+            tensor,
+            src=parallel_state.get_pipeline_model_parallel_last_rank(),
+            group=parallel_state.get_pipeline_model_parallel_group(),
+        )
+    return tensor
+
+
+def send_to_next_stage(tensor: torch.Tensor) -> None:
+    """Hand activations to the next pipeline stage."""
+    dist.send(tensor.contiguous(), parallel_state.get_pipeline_model_parallel_next_rank())
+
+
+def receive_from_previous_stage(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Take activations from the previous pipeline stage."""
+    tensor = torch.empty(shape, dtype=dtype, device=device)
+    dist.recv(tensor, parallel_state.get_pipeline_model_parallel_prev_rank())
+    return tensor
+
+
+def barrier() -> None:
+    """Wait for all processes."""
+    dist.barrier()

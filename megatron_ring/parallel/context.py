@@ -1,0 +1,128 @@
+"""Process set-up: device, torch.distributed, megatron-core's parallel state and random seeds, from a frozen config."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import warnings
+from dataclasses import dataclass
+from datetime import timedelta
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from megatron_ring.config import ModelConfig, ParallelConfig
+from megatron_ring.parallel import cpu_platform
+
+
+@dataclass(frozen=True)
+class ParallelContext:
+    """Where this process stands. Ranks are 0-based; `groups` are reached through the functions of `collectives`."""
+
+    config: ParallelConfig
+    device: torch.device
+    rank: int
+    world_size: int
+    data_rank: int
+    data_size: int
+    tensor_rank: int
+    pipeline_rank: int
+    expert_rank: int
+    expert_tensor_rank: int
+
+    @property
+    def is_main(self) -> bool:
+        """The one process that writes what all agree on and talks to the user."""
+        return self.rank == 0
+
+    @property
+    def first_stage(self) -> bool:
+        return self.pipeline_rank == 0
+
+    @property
+    def last_stage(self) -> bool:
+        return self.pipeline_rank == self.config.pipeline - 1
+
+
+def import_megatron() -> None:
+    """Import megatron-core with the CPU platform under it where CUDA is absent, without its import-time warnings
+    about optional packages (tools/doctor reports those)."""
+    if not torch.cuda.is_available():
+        cpu_platform.apply()
+    logging.getLogger("megatron").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import megatron.core  # noqa: F401
+        import megatron.core.optimizer
+        import megatron.core.tensor_parallel  # noqa: F401
+    if not torch.cuda.is_available():
+        cpu_platform.apply_to_megatron()
+
+
+def _start_process_group(timeout_minutes: float) -> None:
+    cuda = torch.cuda.is_available()
+    backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+    timeout = timedelta(minutes=timeout_minutes)
+    if cuda:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    if "RANK" in os.environ:
+        dist.init_process_group(backend, timeout=timeout)
+    else:  # one plain process: no rendezvous, no port
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+
+
+def world_size_from_environment() -> int:
+    """Processes of this run as torchrun states it; 1 in a plain process. Needs no process group."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def initialize(
+    parallel: ParallelConfig, model: ModelConfig, seed: int, timeout_minutes: float = 30.0
+) -> ParallelContext:
+    """Set up this process for `parallel`. Works under torchrun with any process count and in a single plain process.
+
+    Raises:
+        UserError: the layout does not fit the model or the number of processes.
+    """
+    parallel.check(model, world_size_from_environment())
+    import_megatron()
+    from megatron.core import parallel_state, tensor_parallel
+
+    warnings.filterwarnings("ignore", module=r"megatron\..*")
+    if not dist.is_initialized():
+        _start_process_group(timeout_minutes)
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=parallel.tensor,
+        pipeline_model_parallel_size=parallel.pipeline,
+        expert_model_parallel_size=parallel.expert,
+        expert_tensor_parallel_size=parallel.expert_tensor,
+    )
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    tensor_parallel.model_parallel_cuda_manual_seed(seed)
+    cuda = torch.cuda.is_available()
+    return ParallelContext(
+        config=parallel,
+        device=torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu"),
+        rank=dist.get_rank(),
+        world_size=dist.get_world_size(),
+        data_rank=parallel_state.get_data_parallel_rank(),
+        data_size=parallel_state.get_data_parallel_world_size(),
+        tensor_rank=parallel_state.get_tensor_model_parallel_rank(),
+        pipeline_rank=parallel_state.get_pipeline_model_parallel_rank(),
+        expert_rank=parallel_state.get_expert_model_parallel_rank(),
+        expert_tensor_rank=parallel_state.get_expert_tensor_parallel_rank(),
+    )
+
+
+def shutdown(keep_process_group: bool = False) -> None:
+    """Undo `initialize`; with `keep_process_group` another layout can be set up over the same processes."""
+    from megatron.core import parallel_state
+
+    if parallel_state.is_initialized():
+        parallel_state.destroy_model_parallel()
+    if dist.is_initialized() and not keep_process_group:
+        dist.destroy_process_group()

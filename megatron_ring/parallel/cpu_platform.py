@@ -1,0 +1,146 @@
+"""Makes the CPU (with gloo) the "current CUDA device" of megatron-core, which assumes CUDA throughout.
+
+Applied only where CUDA is absent, once, before megatron-core is imported. Nothing here changes a computation: streams and
+events become no-ops (one CPU stream is always in order), device names are rewritten, and gloo gets the argument types it
+accepts. With this, TP, EP, PP and DP run and are tested without a GPU.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+CPU = torch.device("cpu")
+FACTORIES = ("empty", "zeros", "ones", "full", "tensor", "arange", "rand", "randn", "randint", "empty_like", "zeros_like",
+             "ones_like", "full_like", "as_tensor", "empty_strided", "linspace")  # fmt: skip
+
+
+class _Event:
+    """A CUDA event of a device that is always done."""
+
+    def __init__(self, *_: Any, **__: Any) -> None: ...
+
+    def record(self, *_: Any) -> None: ...
+
+    def wait(self, *_: Any) -> None: ...
+
+    def synchronize(self) -> None: ...
+
+    def query(self) -> bool:
+        return True
+
+
+class _Stream:
+    """A CUDA stream of a device that runs everything in program order."""
+
+    def __init__(self, *_: Any, **__: Any) -> None: ...
+
+    def wait_stream(self, *_: Any) -> None: ...
+
+    def wait_event(self, *_: Any) -> None: ...
+
+    def record_event(self, event: _Event | None = None) -> _Event:
+        return event or _Event()
+
+    def synchronize(self) -> None: ...
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Stream)
+
+    def __hash__(self) -> int:
+        return 0
+
+
+@contextmanager
+def _stream_context(_stream: _Stream | None):
+    yield
+
+
+def _is_cuda_name(device: Any) -> bool:
+    if isinstance(device, torch.device):
+        return device.type == "cuda"
+    return isinstance(device, str) and device.split(":")[0] == "cuda"
+
+
+def _rewrite_device(factory: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(factory)
+    def on_cpu(*args: Any, **kwargs: Any) -> Any:
+        if _is_cuda_name(kwargs.get("device")):
+            kwargs["device"] = CPU
+        return factory(*args, **kwargs)
+
+    return on_cpu
+
+
+def _as_list(splits: Any) -> Sequence[int] | None:
+    return None if splits is None else [int(size) for size in splits]
+
+
+def _patch_distributed() -> None:
+    """gloo wants split sizes as lists of int; megatron-core passes tensors or arrays."""
+    original = dist.all_to_all_single
+
+    @functools.wraps(original)
+    def all_to_all_single(output, input, output_split_sizes=None, input_split_sizes=None, group=None, async_op=False):
+        return original(output, input, _as_list(output_split_sizes), _as_list(input_split_sizes), group, async_op)
+
+    dist.all_to_all_single = all_to_all_single
+
+
+def _patch_tensor_methods() -> None:
+    original_type = torch.Tensor.type
+
+    def type_(self: torch.Tensor, dtype: Any = None, non_blocking: bool = False, **kwargs: Any) -> Any:
+        """Named as on a CUDA device: the optimizers compare with 'torch.cuda.FloatTensor'."""
+        if dtype is None:
+            return original_type(self).replace("torch.", "torch.cuda.", 1)
+        return original_type(self, dtype, non_blocking, **kwargs)
+
+    torch.Tensor.type = type_
+    torch.Tensor.cuda = lambda self, *_, **__: self
+    torch.Tensor.record_stream = lambda self, *_: None
+    torch.nn.Module.cuda = lambda self, *_, **__: self
+
+
+def apply() -> None:
+    """Install the CPU platform. Idempotent; must run before megatron.core is imported.
+
+    Raises:
+        RuntimeError: CUDA is available, where the real device must be used.
+    """
+    if torch.cuda.is_available():
+        raise RuntimeError("the CPU platform is only for machines without CUDA")
+    if getattr(torch.cuda, "_ring_cpu_platform", False):
+        return
+    torch.cuda._ring_cpu_platform = True
+    stream = _Stream()
+    torch.cuda.current_device = lambda: CPU
+    torch.cuda.set_device = lambda *_: None
+    torch.cuda.device_count = lambda: 1
+    torch.cuda.Stream = _Stream
+    torch.cuda.Event = _Event
+    torch.cuda.stream = _stream_context
+    torch.cuda.current_stream = lambda *_: stream
+    torch.cuda.default_stream = lambda *_: stream
+    torch.cuda.synchronize = lambda *_: None
+    torch.cuda.empty_cache = lambda: None
+    for module in (torch.cuda, torch.cuda.random):
+        module.get_rng_state = lambda *_, **__: torch.get_rng_state()
+        module.set_rng_state = lambda state, *_, **__: torch.set_rng_state(state)
+        module.manual_seed = lambda seed: torch.manual_seed(seed)
+    for name in FACTORIES:
+        setattr(torch, name, _rewrite_device(getattr(torch, name)))
+    _patch_tensor_methods()
+    _patch_distributed()
+
+
+def apply_to_megatron() -> None:
+    """The part that needs megatron-core imported: its random-state setter writes to a CUDA generator."""
+    from megatron.core.tensor_parallel import random
+
+    random._set_cuda_rng_state = lambda state, *_, **__: torch.set_rng_state(state)
