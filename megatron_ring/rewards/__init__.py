@@ -1,0 +1,7 @@
+"""Verifiable rewards: one verifier per file, run in killable processes. Imports neither torch nor megatron."""
+
+from megatron_ring.rewards.interface import Reward, ScoreRequest, Verifier
+from megatron_ring.rewards.pool import RewardPool
+from megatron_ring.rewards.registry import VERIFIERS, verifier_for
+
+__all__ = ["VERIFIERS", "Reward", "RewardPool", "ScoreRequest", "Verifier", "verifier_for"]

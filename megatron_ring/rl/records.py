@@ -1,0 +1,79 @@
+"""What the sampler hands to training: one record per response, checked when it is built."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One sampled response with what training needs to know about how it was sampled.
+
+    Attributes:
+        prompt_index: position of the prompt in the run's stream; the K responses of a group share it.
+        sample: which of the K responses this is, from 0.
+        prompt_id: the `id` of the prompt in its file.
+        domain: the domain whose verifier scores it.
+        prompt_tokens: token ids of the prompt.
+        response_tokens: token ids that were sampled, the end-of-sequence token included where there is one; not empty.
+        logprobs: the sampler's log-probability of each response token, in nats, at the sampling temperature.
+        entropies: entropy of the sampler's distribution at each response token, in nats.
+        finish_reason: "stop" at an end-of-sequence token, "length" when the length limit cut it.
+        version: weights version, the optimizer step at which it was sampled.
+        seed: seed of the random numbers that sampled it.
+
+    Raises:
+        ValueError: an empty response, lists whose lengths differ, a negative index or an unknown finish reason.
+    """
+
+    prompt_index: int
+    sample: int
+    prompt_id: str
+    domain: str
+    prompt_tokens: list[int]
+    response_tokens: list[int]
+    logprobs: list[float]
+    entropies: list[float]
+    finish_reason: FinishReason
+    version: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        where = f"rollout of prompt {self.prompt_id!r}, sample {self.sample}"
+        if not self.response_tokens:
+            raise ValueError(f"{where}: the response has no tokens")
+        for name in ("logprobs", "entropies"):
+            length = len(getattr(self, name))
+            if length != len(self.response_tokens):
+                raise ValueError(f"{where}: {length} {name} for {len(self.response_tokens)} response tokens")
+        for name in ("prompt_index", "sample", "version"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{where}: {name} is {getattr(self, name)}, must not be negative")
+        if self.finish_reason not in get_args(FinishReason):
+            raise ValueError(f"{where}: finish reason {self.finish_reason!r} is neither 'stop' nor 'length'")
+
+    @property
+    def response_length(self) -> int:
+        """Number of response tokens."""
+        return len(self.response_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredRollout:
+    """A rollout with its reward and the verifier's reason for it.
+
+    Raises:
+        ValueError: a reward that is not finite.
+    """
+
+    rollout: Rollout
+    reward: float
+    reason: str
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.reward):
+            raise ValueError(f"prompt {self.rollout.prompt_id!r}: the reward {self.reward} is not finite")

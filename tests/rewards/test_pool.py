@@ -1,0 +1,247 @@
+"""The pool with real processes and real kills."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
+from pathlib import Path
+
+import pytest
+
+from megatron_ring.errors import UserError
+from megatron_ring.rewards import Reward, RewardPool, ScoreRequest
+
+ROOT = Path(__file__).resolve().parents[2]
+HANG = r"\boxed{9^{9^{9^9}}}"
+
+
+def request(response: str, answer: object = "x+1", domain: str = "math") -> ScoreRequest:
+    return ScoreRequest(domain, None, response, answer)
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[RewardPool]:
+    with RewardPool(workers=2, time_limit=2.0) as shared:
+        yield shared
+
+
+def test_results_come_in_order(pool: RewardPool) -> None:
+    requests = [request(rf"\boxed{{x+{i % 3}}}", f"{i % 2}+x") for i in range(40)]
+    requests += [request(rf"\boxed{{{i}}}", str(i % 2)) for i in range(10)]
+    expected = [float(i % 3 == i % 2) for i in range(40)] + [float(i == i % 2) for i in range(10)]
+    assert [reward.value for reward in pool.score(requests)] == expected
+
+
+@pytest.mark.parametrize(
+    "response", [HANG, r"\boxed{10!!!!}", r"\boxed{" + "(" * 300 + "1" + ")" * 300 + "}"], ids=["tower", "!!!!", "("]
+)
+def test_a_hostile_answer_costs_its_time_limit_and_nobody_else(pool: RewardPool, response: str) -> None:
+    good = request(r"\boxed{1+x}")
+    pool.score([good, good])  # workers are up
+    started = time.monotonic()
+    rewards = pool.score([good, request(response), good, good])
+    assert [reward.value for reward in rewards] == [1, 0, 1, 1]
+    assert time.monotonic() - started < 2.0 + 10
+    assert rewards[1].reason == "time limit of 2 s exceeded" or rewards[1].reason.startswith("boxed")
+
+
+def test_a_long_response_goes_through_a_worker(pool: RewardPool) -> None:
+    megabyte = "{ \\boxed{ \ud800 \x00" * 60_000
+    rewards = pool.score([request(megabyte + r"}\boxed{7}", "7"), request(megabyte, "7")])
+    assert rewards == [Reward(1.0, "correct"), Reward(0.0, "no boxed answer")]
+
+
+def test_plain_answers_need_no_worker() -> None:
+    with RewardPool(workers=2) as idle:
+        rewards = idle.score([request(r"\boxed{1}", "1"), request("none", "1"), request(r"\boxed{2}", "1")])
+        assert [reward.value for reward in rewards] == [1, 0, 0]
+        assert idle.worker_pids == []
+
+
+def test_scoring_overlaps_other_work(pool: RewardPool) -> None:
+    started = time.monotonic()
+    future = pool.submit(request(HANG))
+    assert time.monotonic() - started < 1.0 and not future.done()
+    assert future.result(timeout=60).value == 0
+
+
+def test_a_worker_that_dies_costs_one_item(pool: RewardPool) -> None:
+    with RewardPool(workers=1, time_limit=30) as own:
+        own.score([request(r"\boxed{1+x}")])
+        (pid,) = own.worker_pids
+        hanging, good = own.submit(request(HANG)), own.submit(request(r"\boxed{1+x}"))
+        time.sleep(0.3)
+        os.kill(pid, signal.SIGSEGV)
+        assert hanging.result(timeout=30) == Reward(0.0, "the verifier's process died: killed by SIGSEGV")
+        assert good.result(timeout=60).value == 1
+        (replacement,) = own.worker_pids
+        assert replacement != pid
+        os.kill(replacement, signal.SIGKILL)  # while it is idle: no item pays for it
+        assert wait_for(lambda: not alive(replacement))
+        assert own.score([request(r"\boxed{1+x}")])[0].value == 1
+
+
+def test_memory_and_core_files_are_limited() -> None:
+    with RewardPool(workers=1, time_limit=30, memory_bytes=250 << 20) as own:
+        flood = request("x" * (100 << 20))  # as JSON and as text more than the limit
+        flooded, good = own.score([flood, request(r"\boxed{1+x}")])
+        assert flooded.value == 0 and "process died" in flooded.reason
+        assert good.value == 1
+        (pid,) = own.worker_pids
+        limits = Path(f"/proc/{pid}/limits").read_text()
+        assert re.search(rf"Max address space +{250 << 20} ", limits)
+        assert re.search(r"Max core file size +0 +0 ", limits)
+
+
+def test_a_stopped_worker_meets_its_deadline_even_while_it_is_sent_to() -> None:
+    with RewardPool(workers=1, time_limit=0.8) as own:
+        own.score([request(r"\boxed{1+x}")])
+        (pid,) = own.worker_pids
+        os.kill(pid, signal.SIGSTOP)
+        started = time.monotonic()
+        assert own.score([request("x" * 5_000_000)])[0].reason == "time limit of 0.8 s exceeded"
+        assert time.monotonic() - started < 10
+        assert not alive(pid)
+
+
+def test_close_is_prompt_and_leaves_nothing() -> None:
+    own = RewardPool(workers=1, time_limit=60)
+    own.score([request(r"\boxed{1+x}")])
+    running, queued = own.submit(request(HANG)), own.submit(request(HANG))
+    assert wait_for(running.running)
+    pids = own.worker_pids
+    started = time.monotonic()
+    own.close()
+    own.close()
+    assert time.monotonic() - started < 10
+    assert pids and not any(alive(pid) for pid in pids)
+    assert queued.cancelled()
+    with pytest.raises(CancelledError):
+        running.result(timeout=1)
+    with pytest.raises(RuntimeError, match="closed"):
+        own.submit(request(r"\boxed{1+x}"))
+
+
+def test_wrong_use_is_refused(pool: RewardPool) -> None:
+    with pytest.raises(UserError, match="unknown domain 'poetry'"):
+        pool.submit(request("x", domain="poetry"))
+    with pytest.raises(UserError, match="at least 1"):
+        RewardPool(workers=0)
+    for limit in (0.0, float("nan"), float("inf")):
+        with pytest.raises(UserError, match="time limit"):
+            RewardPool(time_limit=limit)
+
+
+def test_verifiers_that_cannot_start_end_the_run() -> None:
+    with RewardPool(workers=1, memory_bytes=30 << 20) as own, pytest.raises(UserError, match="could not start"):
+        own.score([request(r"\boxed{1+x}")])
+
+
+ORPHAN_PROGRAM = r"""
+import time
+from megatron_ring.rewards import RewardPool, ScoreRequest
+pool = RewardPool(workers=2, time_limit=1000)
+good = ScoreRequest("math", None, r"\boxed{1+x}", "x+1")
+while len(pool.worker_pids) < 2:
+    pool.score([good] * 4)
+pool.submit(ScoreRequest("math", None, r"\boxed{9^{9^{9^9}}}", "x+1"))
+time.sleep(0.5)
+print(*pool.worker_pids, flush=True)
+time.sleep(1000)
+"""
+
+
+def test_no_worker_outlives_a_killed_parent() -> None:
+    parent = subprocess.Popen([sys.executable, "-c", ORPHAN_PROGRAM], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        assert parent.stdout is not None
+        pids = [int(pid) for pid in parent.stdout.readline().split()]
+        assert len(pids) == 2 and all(alive(pid) for pid in pids)
+    finally:
+        parent.kill()
+        parent.communicate()
+    assert wait_for(lambda: not any(alive(pid) for pid in pids), seconds=10)
+
+
+def test_exit_without_close_does_not_hang() -> None:
+    program = ORPHAN_PROGRAM.rsplit("time.sleep", 1)[0]
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    pids = [int(pid) for pid in done.stdout.split()]
+    assert wait_for(lambda: not any(alive(pid) for pid in pids), seconds=10)
+
+
+RANK_PROGRAM = r"""
+import threading, torch, torch.distributed as dist
+from megatron_ring.rewards import RewardPool, ScoreRequest
+dist.init_process_group("gloo", init_method=INIT, rank=RANK, world_size=2)
+group = dist.new_group([0, 1])
+stop = threading.Event()
+noise = threading.Thread(target=lambda: [torch.ones(64, 64).sum() for _ in iter(lambda: stop.wait(0.001), True)])
+noise.start()
+with RewardPool(workers=1, time_limit=2.0) as pool:
+    futures = [pool.submit(ScoreRequest("math", None, r"\boxed{%s}" % a, "x+1")) for a in ("1+x", "9^{9^{9^9}}", "x")]
+    total = torch.ones(1)
+    dist.all_reduce(total, group=group)
+    values = torch.tensor([future.result().value for future in futures])
+dist.all_reduce(values)
+stop.set()
+noise.join()
+assert values.tolist() == [2.0, 0.0, 0.0], values
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.distributed
+def test_inside_a_distributed_rank_with_threads(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    program = f"RANK, INIT = int(__import__('os').environ['RANK']), 'file://{tmp_path}/store'\n" + RANK_PROGRAM
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", program],
+            cwd=ROOT,
+            env={**os.environ, "RANK": str(rank), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    errors = [rank.communicate(timeout=120)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], errors
+
+
+def test_submitting_from_many_threads(pool: RewardPool) -> None:
+    values: list[float] = []
+
+    def work() -> None:
+        values.extend(reward.value for reward in pool.score([request(r"\boxed{1+x}")] * 5))
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert values == [1.0] * 40

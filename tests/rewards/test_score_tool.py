@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def score(*arguments: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "tools/score.py"), *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=60)
+
+
+def test_one_line_out_for_each_line_in(tmp_path: Path) -> None:
+    good = {"domain": "math", "response": r"\boxed{72}", "answer": "72", "id": 7, "prompt": [{"role": "user"}]}
+    lines = [
+        json.dumps(good).encode(),
+        b"not json",
+        b"",
+        b"[1]",
+        b'{"domain": "math", "response": "\\\\boxed{1}"}',
+        b'{"domain": "poetry", "response": "x", "answer": "1"}',
+        b'{"domain": "math", "response": 5, "answer": "1"}',
+        b'{"domain": "math", "response": "\\\\boxed{9^{9^{9^9}}}", "answer": "1"}',
+        b'{"domain": "math", "response": "\\\\boxed{1}", "answer": NaN}',
+        b'{"domain": "math", "response": "\xff", "answer": "1"}',
+        b"[" * 100_000,
+        b'{"domain": "math", "response": "", "answer": ' + b"9" * 5000 + b"}",
+        b'{"domain": "science", "response": "\\\\boxed{5 \\ud800 cm}", "answer": "5 cm"}',
+        json.dumps({"domain": "science", "response": r"\boxed{9.8 m/s²}", "answer": "9.8 m/s^2"}).encode(),
+        json.dumps({"domain": "math", "response": r"\boxed{1+x}", "answer": "x+1"}).encode(),
+    ]
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_bytes(b"\n".join(lines))
+    done = score("--input", source, "--output", target, "--time-limit", "2", "--workers", "2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("15 lines") and done.stderr == ""
+    rows = [json.loads(line) for line in target.read_text().splitlines()]
+    assert len(rows) == len(lines)
+    assert rows[0] == {**good, "reward": 1.0, "reason": "correct"}
+    assert [row["reward"] for row in rows] == [1.0] + [0.0] * 12 + [1.0, 1.0]
+    assert all(row["reason"] for row in rows)
+    assert [i for i, row in enumerate(rows) if "error" in row] == [1, 2, 3, 8, 9, 10, 11]
+    for index, words in [(4, "line 5: no 'answer'"), (5, "poetry"), (6, "must be text"), (7, "time limit")]:
+        assert words in rows[index]["reason"]
+    assert sorted(os.listdir(tmp_path)) == ["in.jsonl", "out.jsonl"]
+
+
+def test_it_may_rewrite_its_own_input_and_an_empty_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"domain": "math", "response": r"\boxed{1}", "answer": 1}) + "\n")
+    assert score("--input", path, "--output", path).returncode == 0
+    assert json.loads(path.read_text())["reward"] == 1.0
+    path.write_text("")
+    assert score("--input", path, "--output", path).returncode == 0
+    assert path.read_text() == ""
+
+
+def test_user_errors_are_one_line_and_status_2(tmp_path: Path) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_text("{}\n")
+    for arguments, words in [
+        (("--input", tmp_path / "none", "--output", tmp_path / "o"), "--input"),
+        (("--input", source, "--output", tmp_path / "no/o"), "--output"),
+        (("--input", source, "--output", tmp_path), "--output"),
+        (("--input", source, "--output", tmp_path / "o", "--workers", "0"), "workers"),
+        (("--input", source, "--output", tmp_path / "o", "--time-limit", "-1"), "time limit"),
+    ]:
+        done = score(*arguments)
+        assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert os.listdir(tmp_path) == ["in.jsonl"]
+
+
+def test_help_is_quick() -> None:
+    started = time.monotonic()
+    done = score("--help")
+    assert done.returncode == 0 and "--time-limit" in done.stdout
+    assert time.monotonic() - started < 2.0

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from megatron_ring.rl import group_advantages
+
+
+def by_the_formula(rewards: list[float], groups: list[int]) -> list[float]:
+    members = defaultdict(list)
+    for reward, group in zip(rewards, groups, strict=True):
+        members[group].append(reward)
+    result = []
+    for reward, group in zip(rewards, groups, strict=True):
+        rewards_of_group = members[group]
+        mean = math.fsum(rewards_of_group) / len(rewards_of_group)
+        std = math.sqrt(math.fsum((r - mean) ** 2 for r in rewards_of_group) / len(rewards_of_group))
+        all_equal = min(rewards_of_group) == max(rewards_of_group)
+        result.append(0.0 if all_equal else (reward - mean) / std)
+    return result
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from([0.0, 1.0, 0.25, -3.0]), st.sampled_from([7, -2, 10**12, 0])), max_size=40))
+def test_matches_the_formula(pairs: list[tuple[float, int]]) -> None:
+    rewards, groups = [reward for reward, _ in pairs], [group for _, group in pairs]
+    computed = group_advantages(torch.tensor(rewards), torch.tensor(groups, dtype=torch.int64))
+    assert computed.dtype == torch.float64
+    torch.testing.assert_close(computed, torch.tensor(by_the_formula(rewards, groups), dtype=torch.float64))
+
+
+def test_one_correct_of_four_uses_the_population_deviation() -> None:
+    computed = group_advantages(torch.tensor([1.0, 0.0, 0.0, 0.0]), torch.zeros(4, dtype=torch.int64))
+    torch.testing.assert_close(computed[0].item(), math.sqrt(3))
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, 0.1, 1 / 3, 1e-30, -7e15])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_equal_rewards_give_exactly_zero(value: float, dtype: torch.dtype) -> None:
+    rewards = torch.full((13,), value, dtype=dtype)
+    assert group_advantages(rewards, torch.zeros(13, dtype=torch.int64)).eq(0).all()
+
+
+def test_rewards_that_differ_by_rounding_alone_are_equal() -> None:
+    rewards = torch.tensor([0.1 + 0.2, 0.3, 0.3], dtype=torch.float64)
+    assert group_advantages(rewards, torch.zeros(3, dtype=torch.int64)).eq(0).all()
+
+
+def test_neighbouring_half_precision_rewards_are_different() -> None:
+    rewards = torch.tensor([1.0, 0.9921875], dtype=torch.bfloat16)
+    torch.testing.assert_close(
+        group_advantages(rewards, torch.zeros(2, dtype=torch.int64)), torch.tensor([1.0, -1.0], dtype=torch.float64)
+    )
+
+
+def test_a_group_of_one_has_no_advantage() -> None:
+    assert group_advantages(torch.tensor([1.0]), torch.tensor([5])).tolist() == [0.0]
+
+
+def test_bad_input_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"\[N\]"):
+        group_advantages(torch.zeros(3), torch.zeros(2, dtype=torch.int64))
+    with pytest.raises(ValueError, match="finite"):
+        group_advantages(torch.tensor([float("nan"), 0.0]), torch.zeros(2, dtype=torch.int64))
