@@ -100,3 +100,23 @@ def receive_from_previous_stage(shape: tuple[int, ...], dtype: torch.dtype, devi
 def barrier() -> None:
     """Wait for all processes."""
     dist.barrier()
+
+
+def broadcast_object_from_last_stage(item: T) -> T:
+    """The last pipeline stage's `item` on every stage. Pickles: for small host objects."""
+    if parallel_state.get_pipeline_model_parallel_world_size() == 1:
+        return item
+    items = [item]
+    dist.broadcast_object_list(
+        items,
+        src=parallel_state.get_pipeline_model_parallel_last_rank(),
+        group=parallel_state.get_pipeline_model_parallel_group(),
+    )
+    return items[0]
+
+
+def gather_over_world(item: T) -> list[T]:
+    """Every process's `item`, in rank order, on every process. Pickles: for small host objects."""
+    items: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(items, item)
+    return items

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import random
-import warnings
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -14,7 +12,6 @@ import torch
 import torch.distributed as dist
 
 from megatron_ring.config import ModelConfig, ParallelConfig
-from megatron_ring.parallel import cpu_platform
 
 
 @dataclass(frozen=True)
@@ -46,21 +43,6 @@ class ParallelContext:
         return self.pipeline_rank == self.config.pipeline - 1
 
 
-def import_megatron() -> None:
-    """Import megatron-core with the CPU platform under it where CUDA is absent, without its import-time warnings
-    about optional packages (tools/doctor reports those)."""
-    if not torch.cuda.is_available():
-        cpu_platform.apply()
-    logging.getLogger("megatron").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import megatron.core  # noqa: F401
-        import megatron.core.optimizer
-        import megatron.core.tensor_parallel  # noqa: F401
-    if not torch.cuda.is_available():
-        cpu_platform.apply_to_megatron()
-
-
 def _start_process_group(timeout_minutes: float) -> None:
     cuda = torch.cuda.is_available()
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
@@ -87,10 +69,8 @@ def initialize(
         UserError: the layout does not fit the model or the number of processes.
     """
     parallel.check(model, world_size_from_environment())
-    import_megatron()
     from megatron.core import parallel_state, tensor_parallel
 
-    warnings.filterwarnings("ignore", module=r"megatron\..*")
     if not dist.is_initialized():
         _start_process_group(timeout_minutes)
     parallel_state.initialize_model_parallel(

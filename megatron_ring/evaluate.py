@@ -1,0 +1,138 @@
+"""Evaluation: sample responses to held-out prompts, score them with the verifiers, write result.json and samples.jsonl.
+
+    torchrun --nproc-per-node 8 -m megatron_ring.evaluate --checkpoint DIR --prompts FILE --tokenizer DIR --out DIR
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from megatron_ring.cli import parse
+from megatron_ring.config import ParallelConfig, RouterLossConfig, SamplingConfig, require
+from megatron_ring.errors import run_main
+
+
+def _evaluation_sampling() -> SamplingConfig:
+    return SamplingConfig(top_p=0.95, max_new_tokens=32_768)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """One evaluation. Sampling defaults are the Ring-lite report's."""
+
+    checkpoint: Path
+    """Checkpoint or Hugging Face folder."""
+    prompts: Path
+    """Prompt file (JSONL or parquet): `id, domain, prompt, answer` per line."""
+    tokenizer: Path
+    """Tokenizer directory."""
+    out: Path
+    """Folder for result.json and samples.jsonl."""
+    instruction: str | None = None
+    """Text added to every user message."""
+    samples_per_problem: int = 1
+    """Responses drawn for each problem; pass@1 is their mean."""
+    seed: int = 0
+    """Seed of sampling."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Parameters' dtype; auto: bf16 on CUDA, fp32 on the CPU."""
+    reward_workers: int = 4
+    """Verifier processes."""
+    reward_time_limit: float = 5.0
+    """Wall-clock limit of the verifier per response (seconds)."""
+    sampling: SamplingConfig = field(default_factory=_evaluation_sampling)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+
+    def __post_init__(self) -> None:
+        require(self.samples_per_problem >= 1, f"--samples-per-problem is {self.samples_per_problem}, below 1")
+
+
+def main(config: EvaluateConfig) -> None:
+    from megatron_ring.training.stage import resolve_shape
+
+    shape = resolve_shape(None, config.checkpoint)
+
+    from megatron_ring.data.files import read_prompts, write_atomically
+    from megatron_ring.data.prompts import StreamPrompt
+    from megatron_ring.data.tokenizer import RingTokenizer
+    from megatron_ring.rewards.pool import RewardPool
+    from megatron_ring.sampler.rollouts import sample_rollouts
+    from megatron_ring.sampler.sampler import Sampler
+    from megatron_ring.training.progress import Progress
+    from megatron_ring.training.rl_step import score_rollouts
+    from megatron_ring.training.stage import set_first_weights, start_stage
+
+    tokenizer = RingTokenizer.load(config.tokenizer)
+    require(tokenizer.vocab_size <= shape.vocab_size,
+            f"--tokenizer {config.tokenizer}: {tokenizer.vocab_size} tokens, the model has only {shape.vocab_size}")
+    prompts = [StreamPrompt(position, record) for position, record in enumerate(read_prompts(config.prompts))]
+    stage = start_stage(shape, config.parallel, RouterLossConfig(0.0, 0.0), config.seed, config.precision)
+    set_first_weights(stage, config.checkpoint, config.seed)
+    began = time.perf_counter()
+    sampler = Sampler(stage.model, stage.context, config.sampling, tokenizer.eos_id)
+    mine = len(prompts[stage.context.data_rank :: stage.context.data_size]) * config.samples_per_problem
+    with Progress("evaluate", mine, 0, stage.context.is_main, unit="response") as progress:
+        rollouts = sample_rollouts(
+            sampler, prompts, tokenizer, samples=config.samples_per_problem, seed=config.seed, version=0,
+            instruction=config.instruction, on_progress=progress.update,
+        )  # fmt: skip
+    answers = {prompt.position: prompt for prompt in prompts}
+    with RewardPool(config.reward_workers, config.reward_time_limit) as pool:
+        scored = score_rollouts(rollouts, answers, tokenizer, pool, stage.context)
+    if not stage.context.is_main:
+        return
+    rows = [
+        {
+            "id": item.rollout.prompt_id,
+            "domain": item.rollout.domain,
+            "prompt": answers[item.rollout.prompt_index].record.prompt,
+            "response": tokenizer.decode(item.rollout.response_tokens),
+            "answer": answers[item.rollout.prompt_index].record.answer,
+            "reward": item.reward,
+            "reason": item.reason,
+            "finish_reason": item.rollout.finish_reason,
+            "tokens": item.rollout.response_length,
+            "sample": item.rollout.sample,
+        }
+        for item in scored
+    ]
+    result = summarize(rows, config, time.perf_counter() - began)
+    write_atomically(config.out / "samples.jsonl", "".join(json.dumps(r, default=vars) + "\n" for r in rows).encode())
+    write_atomically(config.out / "result.json", (json.dumps(result, indent=1) + "\n").encode())
+    print(f"evaluate: pass@1 {result['pass_at_1']:.3f} on {result['problems']} problems -> {config.out}/result.json")
+
+
+def summarize(rows: list[dict[str, Any]], config: EvaluateConfig, seconds: float) -> dict[str, Any]:
+    """pass@1 (mean reward) over all and by domain, with what was run."""
+
+    def part(selected: list[dict[str, Any]]) -> dict[str, Any]:
+        mean = sum(row["reward"] for row in selected) / len(selected)
+        return {"problems": len({row["id"] for row in selected}), "pass_at_1": mean}
+
+    domains = sorted({row["domain"] for row in rows})
+    return {
+        "checkpoint": str(config.checkpoint),
+        "prompts": str(config.prompts),
+        "temperature": config.sampling.temperature,
+        "top_p": config.sampling.top_p,
+        "max_new_tokens": config.sampling.max_new_tokens,
+        "seed": config.seed,
+        "samples_per_problem": config.samples_per_problem,
+        **part(rows),
+        "by_domain": {domain: part([row for row in rows if row["domain"] == domain]) for domain in domains},
+        "response_length_mean": sum(row["tokens"] for row in rows) / len(rows),
+        "truncated_fraction": sum(row["finish_reason"] == "length" for row in rows) / len(rows),
+        "seconds": seconds,
+    }
+
+
+def cli() -> None:
+    run_main(lambda: main(parse(EvaluateConfig, "ring-evaluate", "Sample and score held-out prompts.")))
+
+
+if __name__ == "__main__":
+    cli()

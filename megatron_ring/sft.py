@@ -1,0 +1,187 @@
+"""Long-CoT supervised fine-tuning: packed conversations, loss on responses, one checkpoint per epoch.
+
+    torchrun --nproc-per-node 8 -m megatron_ring.sft --run runs/sft --init-from DIR --data.train FILE …
+
+The same command continues a run that was stopped.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from megatron_ring.cli import parse
+from megatron_ring.config import OptimizerConfig, ParallelConfig, RouterLossConfig, require
+from megatron_ring.errors import UserError, run_main
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFTDataConfig:
+    """Conversations and how they are packed."""
+
+    train: Path
+    """SFT file (JSONL or parquet): `messages`, or `prompt` and `response`, per line."""
+    validation: Path | None = None
+    """SFT file measured at the end of each epoch (loss and entropy); never trained on."""
+    tokenizer: Path
+    """Tokenizer directory."""
+    context_length: int = 32_768
+    """Length of a packed sequence (tokens)."""
+    global_batch: int = 256
+    """Packed sequences per optimizer step, over all data-parallel ranks."""
+    overlong: Literal["error", "drop"] = "error"
+    """What becomes of conversations longer than the context length."""
+
+    def __post_init__(self) -> None:
+        require(self.context_length >= 2, f"--data.context-length is {self.context_length}, below 2")
+        require(self.global_batch >= 1, f"--data.global-batch is {self.global_batch}, below 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFTConfig:
+    """One SFT run. Defaults are the Ring-lite report's."""
+
+    run: Path
+    """Run directory: metrics, checkpoints. An existing one of the same configuration is continued."""
+    data: SFTDataConfig
+    preset: str | None = None
+    """Model shape by name (ring-lite, ring-tiny, …); default: that of --init-from."""
+    init_from: Path | None = None
+    """Checkpoint or Hugging Face folder to start from; default: random weights of the preset."""
+    epochs: int = 3
+    """Passes over the data; each ends with a checkpoint."""
+    max_steps: int | None = None
+    """Stop after this many optimizer steps (default: all of them); the learning-rate schedule is not shortened."""
+    save_every: int | None = None
+    """Also save every so many steps (default: at the end of each epoch only)."""
+    keep_last: int | None = None
+    """Keep only so many newest checkpoints (default: all, as choosing one by entropy needs)."""
+    seed: int = 0
+    """Seed of weights and data order."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Parameters' dtype; auto: bf16 on CUDA, fp32 on the CPU. The optimizer's master weights are fp32."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    router: RouterLossConfig = field(default_factory=RouterLossConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+
+    def __post_init__(self) -> None:
+        require(self.epochs >= 1, f"--epochs is {self.epochs}, below 1")
+        for name in ("max_steps", "save_every", "keep_last"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"--{name.replace('_', '-')} is {value}, below 1")
+
+
+MAY_DIFFER = frozenset({"run", "max_steps", "save_every", "keep_last"})
+
+
+def main(config: SFTConfig) -> None:
+    from megatron_ring.training.stage import resolve_shape
+
+    shape = resolve_shape(config.preset, config.init_from)
+
+    from megatron_ring.checkpoint.training_state import latest_checkpoint, load_checkpoint, save_checkpoint
+    from megatron_ring.data.files import read_sft
+    from megatron_ring.data.sft_data import SFTDataset
+    from megatron_ring.data.tokenizer import RingTokenizer
+    from megatron_ring.training.losses import SFTLoss
+    from megatron_ring.training.progress import Progress
+    from megatron_ring.training.run_dir import RunDirectory
+    from megatron_ring.training.stage import set_first_weights, start_stage
+    from megatron_ring.training.trainer import Trainer
+
+    data = config.data
+    tokenizer = RingTokenizer.load(data.tokenizer)
+    require(tokenizer.vocab_size <= shape.vocab_size,
+            f"--data.tokenizer {data.tokenizer}: {tokenizer.vocab_size} tokens, the model has only {shape.vocab_size}")
+
+    def dataset(path: Path, batch: int) -> SFTDataset:
+        try:
+            return SFTDataset(read_sft(path), tokenizer, data.context_length, batch, config.seed, data.overlong)
+        except UserError as error:
+            raise UserError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from None
+
+    train = dataset(data.train, data.global_batch)
+    validation = dataset(data.validation, data.global_batch) if data.validation else None
+
+    stage = start_stage(shape, config.parallel, config.router, config.seed, config.precision)
+    context = stage.context
+    require(data.global_batch % context.data_size == 0,
+            f"--data.global-batch {data.global_batch} does not split over {context.data_size} data-parallel rank(s)")
+    run = RunDirectory(config.run, writes=context.is_main)
+    run.open("sft", config, MAY_DIFFER)
+    set_first_weights(stage, config.init_from, config.seed)
+    trainer = Trainer(stage.model, context, config.optimizer)
+    start, consumed = 0, 0
+    checkpoint = latest_checkpoint(run.checkpoints)
+    if checkpoint is not None:
+        start, extra = load_checkpoint(checkpoint, stage.model, context, trainer.optimizer)
+        consumed = extra["tokens"]
+    run.start_logging(start)
+
+    loss = SFTLoss(context.tensor_rank)
+    per_epoch = train.steps_per_epoch
+    schedule_steps = config.epochs * per_epoch
+    total = min(schedule_steps, config.max_steps or schedule_steps)
+    if context.is_main:
+        dropped = f", {train.dropped} too long and left out" if train.dropped else ""
+        resumed = f", continuing after step {start}" if start else ""
+        print(f"sft: {train.sequences} conversations{dropped}, {train.tokens:,} tokens ({train.loss_tokens:,} "
+              f"trained) in {per_epoch} steps an epoch{resumed}", flush=True)  # fmt: skip
+
+    with Progress("sft", total, start, context.is_main) as progress:
+        for step in range(start, total):
+            began = time.perf_counter()
+            epoch, place = divmod(step, per_epoch)
+            batches = train.batch(epoch, place, context.data_rank, context.data_size)
+            lr = config.optimizer.lr_at(step, schedule_steps)
+            result = trainer.train_step(batches, loss, lr)
+            consumed += result.routed_tokens
+            seconds = time.perf_counter() - began
+            metrics: dict[str, Any] = {
+                "step": step + 1,
+                "epoch": (step + 1) / per_epoch,
+                "tokens": consumed,
+                "loss": result.mean("loss"),
+                "entropy": result.mean("entropy"),
+                "grad_norm": result.grad_norm,
+                "lr": lr,
+                "loss/balance": result.balance,
+                "loss/z": result.z,
+                "time/step": seconds,
+                "throughput/tokens_per_second": result.routed_tokens / seconds,
+            }
+            ends_epoch = place + 1 == per_epoch
+            saves = ends_epoch or step + 1 == total or (config.save_every and (step + 1) % config.save_every == 0)
+            if ends_epoch and validation is not None:
+                metrics.update(evaluate(trainer, validation, loss))
+            if saves:
+                metrics["checkpoint"] = f"step_{step + 1}"
+                save_checkpoint(run.checkpoints, step + 1, stage.model, trainer.optimizer, context,
+                                {"tokens": consumed}, config.keep_last)  # fmt: skip
+            run.log(metrics)
+            progress.update(step + 1, f"loss {metrics['loss']:.3f} entropy {metrics['entropy']:.3f}")
+    run.close()
+
+
+def evaluate(trainer: Any, validation: Any, loss: Any) -> dict[str, float]:
+    """Mean loss and entropy per response token of the validation file."""
+    context = trainer.context
+    sums = {"loss": 0.0, "entropy": 0.0}
+    tokens = 0
+    for step in range(validation.steps_per_epoch):
+        result = trainer.evaluate(validation.batch(0, step, context.data_rank, context.data_size), loss)
+        sums = {name: value + result.sums[name] for name, value in sums.items()}
+        tokens += result.loss_tokens
+    means = {f"validation/{name}": value / max(1, tokens) for name, value in sums.items()}
+    return means | {"validation/tokens": tokens, "validation/perplexity": math.exp(means["validation/loss"])}
+
+
+def cli() -> None:
+    run_main(lambda: main(parse(SFTConfig, "ring-sft", "Long-CoT supervised fine-tuning of a Ring MoE.")))
+
+
+if __name__ == "__main__":
+    cli()

@@ -1,0 +1,53 @@
+"""A progress bar with ETA on a terminal; a line now and then elsewhere. Only the main process speaks."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+QUIET_SECONDS = 10.0
+
+
+class Progress:
+    """Counts `total` units of work from `start`. Use as a context manager."""
+
+    def __init__(self, title: str, total: int, start: int = 0, speaks: bool = True, unit: str = "step") -> None:
+        self.title, self.total, self.done, self.speaks, self.unit = title, total, start, speaks, unit
+        self._first, self._began, self._said = start, time.monotonic(), 0.0
+        self._bar = None
+        if speaks and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+            from rich.progress import Progress as RichProgress
+
+            self._bar = RichProgress(
+                TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("ETA"),
+                TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=Console(stderr=True),
+            )  # fmt: skip
+            self._task = self._bar.add_task(title, total=total, completed=start, note="")
+
+    def __enter__(self) -> Progress:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def update(self, done: int, note: str = "") -> None:
+        """`done` units are finished; `note` says how it goes."""
+        self.done = done
+        if not self.speaks:
+            return
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, note=note)
+            return
+        now = time.monotonic()
+        if done < self.total and now - self._said < QUIET_SECONDS:
+            return
+        self._said = now
+        rate = (now - self._began) / max(1, done - self._first)
+        left = rate * (self.total - done)
+        print(f"{self.title}: {self.unit} {done}/{self.total}, ETA {left:.0f} s  {note}", file=sys.stderr, flush=True)

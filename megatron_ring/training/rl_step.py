@@ -1,0 +1,199 @@
+"""What happens in an RL step before the optimizer: sample until the budget is reached, score, select, pack."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from megatron_ring.data.packing import PolicyBatch, empty_policy_batch, pack_rollouts, split_evenly
+from megatron_ring.data.prompts import PromptStream, StreamPrompt
+from megatron_ring.data.sequences import PolicySequence
+from megatron_ring.data.tokenizer import RingTokenizer
+from megatron_ring.errors import UserError
+from megatron_ring.parallel import collectives
+from megatron_ring.parallel.context import ParallelContext
+from megatron_ring.rewards.interface import ScoreRequest
+from megatron_ring.rewards.pool import RewardPool
+from megatron_ring.rl.advantages import group_advantages
+from megatron_ring.rl.budget import select_budget
+from megatron_ring.rl.grpo import grpo_token_weights
+from megatron_ring.rl.records import Rollout, ScoredRollout
+from megatron_ring.sampler.rollouts import sample_rollouts
+from megatron_ring.sampler.sampler import Sampler
+from megatron_ring.training.trainer import StepResult
+
+if TYPE_CHECKING:
+    from megatron_ring.reinforce import RLConfig
+
+
+@dataclass(frozen=True)
+class CollectedStep:
+    """A step's scored responses, equal on every rank, and what of each is trained (tokens; 0: not at all)."""
+
+    scored: list[ScoredRollout]
+    answers: dict[int, StreamPrompt]
+    advantages: list[float]
+    trained: list[int]
+    budget: int | None
+    rounds: int
+    sample_seconds: float
+    reward_seconds: float
+
+    @property
+    def generated_tokens(self) -> int:
+        return sum(item.rollout.response_length for item in self.scored)
+
+    @property
+    def trained_tokens(self) -> int:
+        return sum(self.trained)
+
+
+def collect_step(
+    config: RLConfig, step: int, stream: PromptStream, sampler: Sampler, tokenizer: RingTokenizer,
+    pool: RewardPool, budget: int | None,
+) -> CollectedStep:  # fmt: skip
+    """Sample rounds of prompts until their responses hold `budget` tokens (one round without a budget), score them,
+    compute advantages from every response of a group, then select.
+
+    Raises:
+        UserError: the budget is not reached within `config.budget.max_rounds` rounds; says what was sampled.
+    """
+    scored: list[ScoredRollout] = []
+    answers: dict[int, StreamPrompt] = {}
+    sample_seconds = reward_seconds = 0.0
+    rounds = tokens = 0
+    while rounds == 0 or (budget is not None and tokens < budget):
+        if rounds == config.budget.max_rounds:
+            raise UserError(
+                f"step {step + 1}: {rounds} round(s) of {config.prompts_per_step} prompts x {config.samples_per_prompt} "
+                f"samples gave {tokens:,} tokens (mean response {tokens / len(scored):.1f}) of the budget {budget:,}: "
+                f"lower --budget.tokens, or raise --prompts-per-step or --budget.max-rounds"
+            )
+        prompts = stream.take(config.prompts_per_step)
+        answers |= {prompt.position: prompt for prompt in prompts}
+        began = time.perf_counter()
+        rollouts = sample_rollouts(
+            sampler, prompts, tokenizer, samples=config.samples_per_prompt, seed=config.seed, version=step,
+            instruction=config.data.instruction,
+        )  # fmt: skip
+        sampled = time.perf_counter()
+        scored += score_rollouts(rollouts, answers, tokenizer, pool, sampler.context)
+        sample_seconds += sampled - began
+        reward_seconds += time.perf_counter() - sampled
+        tokens += sum(rollout.response_length for rollout in rollouts)
+        rounds += 1
+    groups = torch.tensor([item.rollout.prompt_index for item in scored])
+    advantages = group_advantages(torch.tensor([item.reward for item in scored], dtype=torch.float64), groups)
+    lengths = [item.rollout.response_length for item in scored]
+    trained = list(lengths) if budget is None else select_budget(lengths, budget).trained
+    return CollectedStep(
+        scored, answers, advantages.tolist(), trained, budget, rounds, sample_seconds, reward_seconds
+    )
+
+
+def score_rollouts(
+    rollouts: list[Rollout], answers: dict[int, StreamPrompt], tokenizer: RingTokenizer, pool: RewardPool,
+    context: ParallelContext,
+) -> list[ScoredRollout]:  # fmt: skip
+    """Rewards with reasons. The main process scores; everyone gets the same."""
+    rewards = None
+    if context.is_main:
+        requests = []
+        for rollout in rollouts:
+            record = answers[rollout.prompt_index].record
+            text = tokenizer.decode(rollout.response_tokens)
+            prompt = record.prompt if isinstance(record.prompt, str) else None
+            requests.append(ScoreRequest(record.domain, prompt, text, record.answer))
+        rewards = [(reward.value, reward.reason) for reward in pool.score(requests)]
+    rewards = collectives.broadcast_from_main(rewards)
+    assert rewards is not None
+    return [ScoredRollout(rollout, value, reason) for rollout, (value, reason) in zip(rollouts, rewards, strict=True)]
+
+
+def pack_step(collected: CollectedStep, config: RLConfig, context: ParallelContext, pad_id: int) -> list[PolicyBatch]:
+    """This rank's micro-batches: the trained tokens of the step, packed, the same number on every rank."""
+    kept = [(item, a, n) for item, a, n in zip(collected.scored, collected.advantages, collected.trained, strict=True) if n]
+    weights = [1.0] * len(kept)
+    if config.objective.name == "grpo":
+        weights = grpo_token_weights([n for _, _, n in kept]).tolist()
+    sequences = [
+        PolicySequence(
+            prompt_tokens=item.rollout.prompt_tokens,
+            response_tokens=item.rollout.response_tokens,
+            sampler_logprobs=item.rollout.logprobs,
+            advantage=advantage,
+            weight=weight,
+            trained=count,
+        )
+        for (item, advantage, count), weight in zip(kept, weights, strict=True)
+    ]
+    capacity = config.data.micro_batch_tokens
+    packs = pack_rollouts(sequences, capacity, pad_id, config.seed)
+    return split_evenly(packs, context.data_size, empty_policy_batch(capacity, pad_id))[context.data_rank]
+
+
+def _reward_and_length(items: list[ScoredRollout], suffix: str) -> dict[str, float]:
+    rewards = torch.tensor([item.reward for item in items], dtype=torch.float64)
+    lengths = [item.rollout.response_length for item in items]
+    return {
+        f"reward/mean{suffix}": rewards.mean().item(),
+        f"reward/std{suffix}": rewards.std(correction=0).item(),
+        f"response_length/mean{suffix}": sum(lengths) / len(lengths),
+        f"response_length/max{suffix}": max(lengths),
+    }
+
+
+def rl_metrics(collected: CollectedStep, result: StepResult) -> dict[str, Any]:
+    """The step's figures under the names of the metrics contract. Means are over trained tokens; `kl`, `clip_fraction`
+    and `mismatch/*` compare with the reference, the clip range, and the sampler."""
+    scored = collected.scored
+    domains = sorted({item.rollout.domain for item in scored})
+    metrics: dict[str, Any] = _reward_and_length(scored, "")
+    for domain in domains if len(domains) > 1 else []:
+        metrics |= _reward_and_length([item for item in scored if item.rollout.domain == domain], f"/{domain}")
+    truncated = sum(item.rollout.finish_reason == "length" for item in scored)
+    return metrics | {
+        "response_length/truncated_fraction": truncated / len(scored),
+        "tokens/generated": collected.generated_tokens,
+        "tokens/trained": result.loss_tokens,
+        "tokens/budget": collected.budget or result.loss_tokens,
+        "tokens/discarded_fraction": 1 - collected.trained_tokens / collected.generated_tokens,
+        "sampling_rounds": collected.rounds,
+        "grad_norm": result.grad_norm,
+        "entropy": result.mean("entropy_sum"),
+        "kl": result.mean("kl_sum"),
+        "clip_fraction": result.mean("clipped_tokens"),
+        "loss/policy": result.mean("policy_loss_sum"),
+        "loss/balance": result.balance,
+        "loss/z": result.z,
+        "mismatch/logprob_abs_mean": result.mean("mismatch_logprob_abs_sum"),
+        "mismatch/logprob_abs_max": result.maxima["mismatch_logprob_abs_max"],
+    }
+
+
+def rollout_rows(collected: CollectedStep, tokenizer: RingTokenizer) -> list[dict[str, Any]]:
+    """One JSON object per response, as `rollouts/step_N.jsonl` holds them."""
+    rows = []
+    for item, trained in zip(collected.scored, collected.trained, strict=True):
+        rollout = item.rollout
+        record = collected.answers[rollout.prompt_index].record
+        prompt = record.prompt if isinstance(record.prompt, str) else [vars(message) for message in record.prompt]
+        rows.append(
+            {
+                "prompt_id": rollout.prompt_id,
+                "domain": rollout.domain,
+                "sample": rollout.sample,
+                "prompt": prompt,
+                "response": tokenizer.decode(rollout.response_tokens),
+                "answer": record.answer,
+                "reward": item.reward,
+                "reason": item.reason,
+                "tokens": rollout.response_length,
+                "trained_tokens": trained,
+                "finish_reason": rollout.finish_reason,
+            }
+        )
+    return rows

@@ -1,0 +1,131 @@
+"""The run directory: resolved configuration, metrics, TensorBoard, where checkpoints go. See README for the layout.
+
+A run is resumed by the same command. Metrics of steps after the last whole checkpoint are dropped then: they will be
+written again, equal.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from megatron_ring.data.files import write_atomically
+from megatron_ring.errors import UserError
+
+
+def plain(value: Any) -> Any:
+    """A configuration as plain YAML/JSON values."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return value
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one, keys joined by dots."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat.update(flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return flat
+
+
+class RunDirectory:
+    """`runs/NAME/`. Only the main process writes; the others hold it to find checkpoints."""
+
+    def __init__(self, path: Path, writes: bool) -> None:
+        self.path = path
+        self.writes = writes
+        self.checkpoints = path / "checkpoints"
+        self.rollouts = path / "rollouts"
+        self._metrics = path / "metrics.jsonl"
+        self._tensorboard: Any = None
+
+    def open(self, stage: str, config: Any, may_differ: frozenset[str] = frozenset()) -> None:
+        """Create the directory, or check that it belongs to the same configuration.
+
+        Args:
+            stage: "sft", "rl", …
+            config: the resolved configuration (a dataclass).
+            may_differ: dotted names of settings that a continued run may change.
+
+        Raises:
+            UserError: it holds a run of another configuration, or cannot be written.
+        """
+        if not self.writes:
+            return
+        resolved = {"stage": stage, **plain(config)}
+        path = self.path / "config.yaml"
+        if path.exists():
+            self._check_same(path, resolved, may_differ)
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, yaml.safe_dump(resolved, sort_keys=False).encode())
+        except OSError as error:
+            raise UserError(f"--run {self.path}: cannot be written: {error.strerror}") from None
+
+    def _check_same(self, path: Path, resolved: dict[str, Any], may_differ: frozenset[str]) -> None:
+        try:
+            recorded = yaml.safe_load(path.read_text())
+        except yaml.YAMLError:
+            recorded = None
+        if not isinstance(recorded, dict):
+            raise UserError(f"{path}: not a configuration; remove the directory or choose another --run")
+        old, new = flatten(recorded), flatten(resolved)
+        differing = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+        differing = [key for key in differing if key not in may_differ]
+        if differing:
+            shown = ", ".join(f"{key} {old.get(key)!r} -> {new.get(key)!r}" for key in differing[:4])
+            more = f" and {len(differing) - 4} more" if len(differing) > 4 else ""
+            raise UserError(f"--run {self.path}: holds a run of another configuration ({shown}{more}); choose another --run")
+
+    def start_logging(self, first_step: int) -> None:
+        """Drop what was recorded at or after `first_step` (0-based steps count from 1 in the metrics) and open the logs."""
+        if not self.writes:
+            return
+        from torch.utils.tensorboard import SummaryWriter
+
+        kept = [line for line in self._lines() if json.loads(line)["step"] <= first_step]
+        write_atomically(self._metrics, "".join(line + "\n" for line in kept).encode())
+        self._tensorboard = SummaryWriter(str(self.path / "tensorboard"), purge_step=first_step + 1)
+
+    def _lines(self) -> list[str]:
+        """Whole lines of metrics.jsonl; a line torn by a kill is dropped."""
+        if not self._metrics.exists():
+            return []
+        lines = self._metrics.read_text().split("\n")[:-1]
+        for number, line in enumerate(lines):
+            try:
+                json.loads(line)
+            except ValueError:
+                if number == len(lines) - 1:
+                    return lines[:-1]
+                raise UserError(f"{self._metrics}:{number + 1}: not a JSON object") from None
+        return lines
+
+    def log(self, metrics: dict[str, Any]) -> None:
+        """Append one step's metrics (`step` among them) to metrics.jsonl and TensorBoard."""
+        if not self.writes:
+            return
+        with open(self._metrics, "a") as file:
+            file.write(json.dumps(metrics) + "\n")
+        for name, value in metrics.items():
+            if isinstance(value, (int, float)) and name != "step":
+                self._tensorboard.add_scalar(name, value, metrics["step"])
+
+    def write_rollouts(self, step: int, rows: list[dict[str, Any]]) -> None:
+        """Record the sampled responses of a step, with rewards and reasons."""
+        if self.writes:
+            self.rollouts.mkdir(exist_ok=True)
+            write_atomically(self.rollouts / f"step_{step}.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+
+    def close(self) -> None:
+        """Flush the logs."""
+        if self._tensorboard is not None:
+            self._tensorboard.close()

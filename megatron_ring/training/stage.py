@@ -1,0 +1,83 @@
+"""How every stage starts: the layout, the model's shape, its first weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from megatron_ring.checkpoint import hf_format
+from megatron_ring.checkpoint.training_state import load_checkpoint, model_config_of
+from megatron_ring.checkpoint.weights import fill_from, initialize_weights
+from megatron_ring.config import ModelConfig, ParallelConfig, RouterLossConfig
+from megatron_ring.errors import UserError
+from megatron_ring.model.ring_model import RingModel, build_model
+from megatron_ring.parallel import context as parallel_context
+from megatron_ring.parallel.context import ParallelContext
+from megatron_ring.presets import get_preset
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A process ready to work: where it stands and its part of the model, weights not yet set."""
+
+    context: ParallelContext
+    model: RingModel
+    shape: ModelConfig
+
+
+def resolve_shape(preset: str | None, source: Path | None) -> ModelConfig:
+    """The model shape that `--preset` names, or that of the checkpoint or folder of `--init-from`.
+
+    Raises:
+        UserError: neither is given, or there is no such preset, folder or checkpoint.
+    """
+    if preset is not None:
+        return get_preset(preset)
+    if source is None:
+        raise UserError("give --preset NAME for new weights, or --init-from DIR for existing ones")
+    if not source.is_dir():
+        raise UserError(f"{source}: no such checkpoint or Hugging Face folder")
+    if (source / "manifest.json").exists():
+        return model_config_of(source)
+    return hf_format.read_config(source)[0]
+
+
+def resolve_dtype(precision: Precision) -> torch.dtype:
+    """bf16 on CUDA and fp32 on the CPU when "auto"."""
+    if precision == "auto":
+        return torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+
+
+def start_stage(
+    shape: ModelConfig, parallel: ParallelConfig, router: RouterLossConfig, seed: int, precision: Precision
+) -> Stage:
+    """Set up this process and build its part of the model.
+
+    Raises:
+        UserError: the layout does not fit.
+    """
+    context = parallel_context.initialize(parallel, shape, seed)
+    return Stage(context, build_model(shape, context, router, resolve_dtype(precision)), shape)
+
+
+def set_first_weights(stage: Stage, source: Path | None, seed: int) -> None:
+    """Random weights, or those of a checkpoint or a Hugging Face folder.
+
+    Raises:
+        UserError: not a checkpoint, or one of another shape.
+    """
+    if source is None:
+        initialize_weights(stage.model, stage.context, seed)
+    elif (source / "manifest.json").exists():
+        load_checkpoint(source, stage.model, stage.context)
+    else:
+        shape, norm_head = hf_format.read_config(source)
+        if shape != stage.shape:
+            raise UserError(f"--init-from {source}: a model of another shape than --preset")
+        fill_from(hf_format.open_tensors(source, shape, norm_head), stage.model, stage.context)

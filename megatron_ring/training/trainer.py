@@ -1,0 +1,179 @@
+"""One training state (model, gradients, optimizer) and the step that every stage takes, on megatron-core's schedules.
+
+Means are global: a loss is a sum over tokens; gradients are divided once by the number of loss tokens of the whole step,
+over all micro-batches and data-parallel ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from megatron.core.distributed import (
+    DistributedDataParallel,
+    DistributedDataParallelConfig,
+    finalize_model_grads,
+)
+from megatron.core.optimizer import OptimizerConfig as McoreOptimizerConfig
+from megatron.core.optimizer import get_megatron_optimizer
+from megatron.core.pipeline_parallel import get_forward_backward_func
+
+from megatron_ring.config import OptimizerConfig
+from megatron_ring.data.packing import MicroBatch
+from megatron_ring.model.layout import PackedLayout
+from megatron_ring.model.ring_model import RingModel, forward_packed
+from megatron_ring.parallel import collectives
+from megatron_ring.parallel.context import ParallelContext
+
+
+@dataclass(frozen=True)
+class LossOutput:
+    """What a loss makes of one micro-batch, all scalars.
+
+    loss: the sum over the micro-batch's loss tokens, differentiable. tokens: how many they are. sums, maxima: metrics to
+    be added up or maximised over micro-batches and ranks.
+    """
+
+    loss: torch.Tensor
+    tokens: torch.Tensor
+    sums: dict[str, torch.Tensor] = field(default_factory=dict)
+    maxima: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+# (vocab-parallel logits [T, vocab/TP], micro-batch) -> LossOutput; called on the last pipeline stage only
+Loss = Callable[[torch.Tensor, Any], LossOutput]
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Global figures of one step, equal on every rank. `sums` and `maxima` carry the loss's names."""
+
+    loss_tokens: int
+    routed_tokens: int
+    sums: dict[str, float]
+    maxima: dict[str, float]
+    balance: float
+    z: float
+    grad_norm: float = 0.0
+
+    def mean(self, name: str) -> float:
+        """`sums[name]` per loss token."""
+        return self.sums[name] / max(1, self.loss_tokens)
+
+
+class Trainer:
+    """Model, gradient buffers and distributed optimizer of this process."""
+
+    def __init__(self, model: RingModel, context: ParallelContext, config: OptimizerConfig) -> None:
+        self.context = context
+        self.model = model
+        self.optimizer_config = config
+        self.ddp = DistributedDataParallel(
+            config=model.config,
+            ddp_config=DistributedDataParallelConfig(use_distributed_optimizer=True, grad_reduce_in_fp32=True),
+            module=model,
+        )
+        self.optimizer = get_megatron_optimizer(
+            McoreOptimizerConfig(
+                optimizer="adam",
+                lr=config.lr,
+                weight_decay=config.weight_decay,
+                adam_beta1=config.beta1,
+                adam_beta2=config.beta2,
+                adam_eps=config.eps,
+                clip_grad=config.clip_grad,
+                bf16=model.config.bf16,
+                params_dtype=model.config.params_dtype,
+                use_distributed_optimizer=True,
+            ),
+            [self.ddp],
+        )
+        model.config.finalize_model_grads_func = finalize_model_grads
+        model.config.no_sync_func = self.ddp.no_sync
+
+    def train_step(self, batches: Sequence[MicroBatch], loss: Loss, lr: float) -> StepResult:
+        """One optimizer update from this rank's micro-batches; every rank must bring the same number of them.
+
+        Raises:
+            FloatingPointError: the loss or the gradients are not finite; the weights are unchanged.
+        """
+        self.model.train()
+        self.ddp.zero_grad_buffer()
+        self.optimizer.zero_grad()
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * group.get("lr_mult", 1.0)
+            group["weight_decay"] = self.optimizer_config.weight_decay * group.get("wd_mult", 1.0)
+        result = self._run(batches, loss, forward_only=False)
+        updated, grad_norm, _ = self.optimizer.step()
+        if not updated or not torch.isfinite(torch.tensor(float(grad_norm))):
+            raise FloatingPointError(f"gradient norm is {float(grad_norm)}")
+        return StepResult(**{**result.__dict__, "grad_norm": float(grad_norm)})
+
+    @torch.no_grad()
+    def evaluate(self, batches: Sequence[MicroBatch], loss: Loss) -> StepResult:
+        """Figures of `loss` over this rank's micro-batches and all others', without training."""
+        self.model.eval()
+        return self._run(batches, loss, forward_only=True)
+
+    def _run(self, batches: Sequence[MicroBatch], loss: Loss, forward_only: bool) -> StepResult:
+        device = self.context.device
+        counts = torch.tensor(
+            [sum(int(b.loss_mask.sum()) for b in batches), sum(int(b.token_mask.sum()) for b in batches)],
+            dtype=torch.int64,
+            device=device,
+        )
+        loss_tokens, routed_tokens = (int(count) for count in collectives.sum_over_data(counts))
+        self.model.router_losses.start_step(loss_tokens / max(1, routed_tokens))
+        outputs = run_schedule(self.ddp, batches, loss, device, forward_only)
+        sums, maxima = self._reduce(outputs)
+        balance, z = self._router_means(device)
+        return StepResult(loss_tokens, routed_tokens, sums, maxima, balance, z)
+
+    def _reduce(self, outputs: list[LossOutput]) -> tuple[dict[str, float], dict[str, float]]:
+        """Add up the metrics over micro-batches, data-parallel ranks, and tell every pipeline stage."""
+        sums = {name: sum(float(o.sums[name]) for o in outputs) for name in (outputs[0].sums if outputs else {})}
+        maxima = {name: max(float(o.maxima[name]) for o in outputs) for name in (outputs[0].maxima if outputs else {})}
+        everyone = collectives.gather_over_data((sums, maxima))
+        sums = {name: sum(s[name] for s, _ in everyone) for name in sums}
+        maxima = {name: max(m[name] for _, m in everyone) for name in maxima}
+        return collectives.broadcast_object_from_last_stage((sums, maxima))
+
+    def _router_means(self, device: torch.device) -> tuple[float, float]:
+        """Means over tokens and MoE layers of the balance and z-losses."""
+        sums = collectives.sum_over_data(self.model.router_losses.local_sums(device))
+        if self.model.config.sequence_parallel:
+            collectives.sum_over_tensor(sums)
+        balance, z, tokens = collectives.sum_over_pipeline(sums).tolist()
+        return (balance / tokens, z / tokens) if tokens else (0.0, 0.0)
+
+
+def run_schedule(
+    ddp: torch.nn.Module, batches: Sequence[MicroBatch], loss: Loss, device: torch.device, forward_only: bool
+) -> list[LossOutput]:
+    """Run megatron-core's pipeline schedule over micro-batches; the last stage returns one output for each."""
+    outputs: list[LossOutput] = []
+
+    def forward_step(iterator: Any, model: torch.nn.Module) -> tuple[torch.Tensor, Callable[..., Any]]:
+        batch = next(iterator).to(device)
+        layout = PackedLayout(batch.positions, batch.cu_seqlens, batch.max_seqlen)
+        logits = forward_packed(model, batch.tokens, layout, padding=~batch.token_mask)
+
+        def reduce(logits_tv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
+            output = loss(logits_tv, batch)
+            outputs.append(LossOutput(output.loss.detach(), output.tokens, output.sums, output.maxima))
+            return output.loss, output.tokens.to(torch.int), {}
+
+        return logits, reduce
+
+    get_forward_backward_func()(
+        forward_step_func=forward_step,
+        data_iterator=iter(batches),
+        model=[ddp],
+        num_microbatches=len(batches),
+        seq_length=batches[0].tokens.numel(),
+        micro_batch_size=1,
+        forward_only=forward_only,
+    )
+    return outputs
