@@ -16,7 +16,7 @@ RING_LITE = ModelConfig(
 RING_TINY = ModelConfig(
     num_layers=2, hidden_size=128, num_attention_heads=4, num_key_value_heads=2, head_dim=32, vocab_size=512,
     num_experts=8, experts_per_token=2, expert_width=96, num_shared_experts=1, dense_width=256,
-    rope_theta=10_000.0, max_positions=1024, init_std=0.02,
+    rope_theta=10_000.0, max_positions=1024, init_std=0.05,
 )  # fmt: skip
 
 PRESETS: dict[str, ModelConfig] = {

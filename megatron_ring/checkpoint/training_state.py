@@ -95,18 +95,20 @@ def _state(model: RingModel, optimizer: Any, loading: bool) -> dict[str, Any]:
 
 def save_checkpoint(
     checkpoints: Path, step: int, model: RingModel, optimizer: Any, context: ParallelContext, extra: dict[str, Any],
-    keep_last: int | None = None,
+    keep_last: int | None = None, name: str | None = None,
 ) -> Path:  # fmt: skip
-    """Write `checkpoints/step_<step>`; all ranks take part.
+    """Write `checkpoints/step_<step>` (or `checkpoints/<name>`); all ranks take part.
 
     Args:
+        optimizer: None saves weights alone.
         extra: plain JSON values equal on all ranks (data position, …), returned by `load_checkpoint`.
         keep_last: how many checkpoints to keep (None: all).
 
     Raises:
         UserError: the disk is full or not writable; the previous checkpoint is intact.
     """
-    target, work = checkpoints / f"step_{step}", checkpoints / f".step_{step}.tmp"
+    name = name or f"step_{step}"
+    target, work = checkpoints / name, checkpoints / f".{name}.tmp"
     if context.is_main:
         shutil.rmtree(work, ignore_errors=True)
     collectives.barrier()
@@ -155,9 +157,10 @@ def _finish(
         os.fsync(file.fileno())
     shutil.rmtree(target, ignore_errors=True)  # left by a run that was killed before `latest` named it
     os.replace(work, target)
-    pointer = target.parent / ".latest.tmp"
-    pointer.write_text(target.name + "\n")
-    os.replace(pointer, target.parent / "latest")
+    if target.name == f"step_{step}":
+        pointer = target.parent / ".latest.tmp"
+        pointer.write_text(target.name + "\n")
+        os.replace(pointer, target.parent / "latest")
     directory = os.open(target.parent, os.O_RDONLY)
     os.fsync(directory)
     os.close(directory)

@@ -1,0 +1,61 @@
+# Every target does its own set-up. `make` lists them.
+
+# The first Python 3.11 or newer that runs; override with `make venv PYTHON=/path/to/python`.
+PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && exit; done; echo python3)
+VENV ?= .venv
+SEED ?= 1
+OUT ?= runs/tiny-seed$(SEED)
+# More flags for pytest, as in `make test ARGS="-k budget -x"`.
+ARGS ?=
+# Where pip takes torch from, as in `make venv TORCH_FLAGS="--index-url URL"` for a CPU or CUDA build of your choice.
+TORCH_FLAGS ?=
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test check clean
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 10
+
+venv: $(STAMP) ## create .venv and install the project with its pinned versions, once
+
+$(BIN)/python:
+	@command -v $(PYTHON) >/dev/null 2>&1 \
+		|| { echo "error: PYTHON=$(PYTHON) not found; install Python 3.11 or newer, or name one with PYTHON=…" >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "error: PYTHON=$(PYTHON) is $$($(PYTHON) -V 2>&1); 3.11 or newer is needed; name one with PYTHON=…" >&2; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
+		|| { echo "error: PYTHON=$(PYTHON) cannot make a venv; on Debian or Ubuntu: apt-get install python3-venv" >&2; exit 2; }
+	@echo "venv: $(VENV) with $$($(PYTHON) -V)"
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 2; }
+
+# torch goes first and alone: its build (CPU, CUDA) is then settled before anything else asks for some torch.
+$(STAMP): setup.py constraints.txt | $(BIN)/python
+	@echo "venv: pip"
+	@$(PIP) install --constraint constraints.txt pip
+	@echo "venv: $$(grep '^torch==' constraints.txt) (the largest download)"
+	@$(PIP) install --constraint constraints.txt $(TORCH_FLAGS) "$$(grep '^torch==' constraints.txt)"
+	@echo "venv: megatron_ring with its tools for development"
+	@$(PIP) install --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+	@echo "venv: ready, \`. $(BIN)/activate\` to use it"
+
+demo: venv ## the whole pipeline in small on a CPU: SFT, choice by entropy, C3PO, evaluation, export (SEED=1, OUT=runs/…)
+	@PATH="$(abspath $(BIN)):$$PATH" SEED="$(SEED)" OUT="$(OUT)" bash examples/tiny/demo.sh
+	@echo "demo: results in $(OUT), report in $(OUT)/report.html"
+
+test: venv ## every test (ARGS= for pytest)
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: venv ## lint, types and the fast tests
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+clean: ## remove the venv, caches and build outputs; runs/ stays
+	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,192 @@
+"""Pack sequences of any length into micro-batches of exactly `capacity` tokens.
+
+Every micro-batch has the same number of tokens, so every rank and step costs the same. Sequences in one micro-batch do
+not see each other: `cu_seqlens` marks their borders and `positions` restart. What is left over is padding, a last
+segment of its own.
+
+Legend: T = capacity (tokens of a micro-batch), S = segments in it, padding included.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from megatron_ring.data.sequences import PolicySequence, TokenSequence
+from megatron_ring.errors import UserError
+
+_Batch = TypeVar("_Batch", bound="MicroBatch")
+
+
+@dataclass(frozen=True, eq=False)
+class MicroBatch:
+    """T packed tokens in S segments. Per-token fields are aligned to the position that predicts the target."""
+
+    tokens: Tensor  # int64 [T]
+    targets: Tensor  # int64 [T], the next token of the same segment; pad where there is none
+    loss_mask: Tensor  # bool [T], true where the target counts in the loss
+    positions: Tensor  # int64 [T], restart at 0 in every segment
+    cu_seqlens: Tensor  # int32 [S+1], from 0 to T
+    token_mask: Tensor  # bool [T], false on padding
+
+    @cached_property
+    def max_seqlen(self) -> int:
+        """Length (tokens) of the longest segment, padding included. Known before `to`, so it costs no device sync."""
+        return int(self.cu_seqlens.diff().max())
+
+    def to(self: _Batch, device: torch.device | str) -> _Batch:
+        """The same micro-batch on a device."""
+        fields: dict[str, Any] = {name: value if value is None else value.to(device) for name, value in _fields(self)}
+        moved = type(self)(**fields)
+        moved.__dict__["max_seqlen"] = self.max_seqlen
+        return moved
+
+
+@dataclass(frozen=True, eq=False)
+class PolicyBatch(MicroBatch):
+    """A micro-batch of rollouts. The policy fields are 0 where `loss_mask` is false.
+
+    Packing leaves `ref_logprobs` None; `dataclasses.replace(batch, ref_logprobs=...)` adds them.
+    """
+
+    sampler_logprobs: Tensor  # fp32 [T], natural log, as the sampler recorded them
+    advantages: Tensor  # fp32 [T]
+    weights: Tensor  # fp32 [T]
+    ref_logprobs: Tensor | None = None  # fp32 [T]
+
+
+def plan_packs(lengths: Sequence[int], capacity: int, seed: int) -> list[list[int]]:
+    """Put sequences into as few packs as first-fit-decreasing finds; return the indices in each pack.
+
+    At most 11/9 of the optimum plus one pack, in O(n log n). `seed` breaks ties between equal lengths and orders the
+    packs. Raises `ValueError` for a length outside 1 to `capacity` tokens: what is too long is the caller's decision.
+    """
+    for index, length in enumerate(lengths):
+        if not 1 <= length <= capacity:
+            raise ValueError(f"sequence {index} has {length} tokens: packs hold 1 to {capacity}")
+    rng = random.Random(seed)
+    order = list(range(len(lengths)))
+    rng.shuffle(order)
+    order.sort(key=lambda index: -lengths[index])
+
+    # A tree over all packs that could be opened; a node holds the largest free space below it.
+    leaves = 1 << max(len(lengths) - 1, 0).bit_length()
+    free = [capacity] * (2 * leaves)
+    packs: list[list[int]] = []
+    for index in order:
+        node = 1
+        while node < leaves:
+            node *= 2
+            if free[node] < lengths[index]:
+                node += 1
+        if node - leaves == len(packs):
+            packs.append([])
+        packs[node - leaves].append(index)
+        free[node] -= lengths[index]
+        while node > 1:
+            node //= 2
+            free[node] = max(free[2 * node], free[2 * node + 1])
+    rng.shuffle(packs)
+    return packs
+
+
+def pack_sequences(sequences: Sequence[TokenSequence], capacity: int, pad_id: int) -> MicroBatch:
+    """Lay sequences one after another into one micro-batch of `capacity` tokens; the rest is padding.
+
+    A token counts in the loss when the sequence's `loss_mask` says so and a token of its sequence precedes it.
+    Raises `ValueError` for an empty sequence, a mask of another length, or more than `capacity` tokens.
+    """
+    lengths = [len(sequence.tokens) for sequence in sequences]
+    for index, sequence in enumerate(sequences):
+        if not lengths[index] or len(sequence.loss_mask) != lengths[index]:
+            raise ValueError(
+                f"sequence {index} has {lengths[index]} tokens and {len(sequence.loss_mask)} mask values: one or more, "
+                f"as many of each"
+            )
+    used = sum(lengths)
+    if capacity < 1 or used > capacity:
+        raise ValueError(f"{used} tokens do not fit a micro-batch of {capacity}")
+
+    tokens = torch.full((capacity,), pad_id, dtype=torch.int64)
+    targets = torch.full((capacity,), pad_id, dtype=torch.int64)
+    loss_mask = torch.zeros(capacity, dtype=torch.bool)
+    bounds = [0, *itertools.accumulate(lengths)]
+    for sequence, start, end in zip(sequences, bounds, bounds[1:], strict=False):
+        tokens[start:end] = torch.as_tensor(sequence.tokens, dtype=torch.int64)
+        targets[start : end - 1] = tokens[start + 1 : end]
+        loss_mask[start : end - 1] = torch.as_tensor(sequence.loss_mask, dtype=torch.bool)[1:]
+    if used < capacity:
+        bounds.append(capacity)
+    cu_seqlens = torch.tensor(bounds, dtype=torch.int32)
+    starts = torch.repeat_interleave(cu_seqlens[:-1].long(), cu_seqlens.diff().long())
+    place = torch.arange(capacity)
+    return MicroBatch(tokens, targets, loss_mask, place - starts, cu_seqlens, place < used)
+
+
+def pack_rollouts(items: Sequence[PolicySequence], capacity: int, pad_id: int, seed: int = 0) -> list[PolicyBatch]:
+    """Pack rollouts into micro-batches for the policy loss, as few as `plan_packs` finds.
+
+    Only the first `trained` response tokens of an item are kept and carry loss; an item without any is left out.
+    Raises `UserError` when a rollout is longer than `capacity` tokens.
+    """
+    items = [item for item in items if item.trained]
+    longest = max((item.length for item in items), default=0)
+    if longest > capacity:
+        raise UserError(
+            f"a rollout of {longest} tokens does not fit micro-batches of {capacity} tokens: raise the micro-batch "
+            f"capacity, or lower the maximum length of rollouts"
+        )
+    plans = plan_packs([item.length for item in items], capacity, seed)
+    return [_policy_batch([items[index] for index in plan], capacity, pad_id) for plan in plans]
+
+
+def _policy_batch(items: Sequence[PolicySequence], capacity: int, pad_id: int) -> PolicyBatch:
+    sequences = [
+        TokenSequence(
+            [*item.prompt_tokens, *item.response_tokens[: item.trained]],
+            [False] * len(item.prompt_tokens) + [True] * item.trained,
+        )
+        for item in items
+    ]
+    policy = torch.zeros(3, capacity, dtype=torch.float32)  # sampler log-probs, advantages, weights
+    start = 0
+    for item in items:
+        first = start + len(item.prompt_tokens) - 1  # the last prompt token predicts the first response token
+        last = first + item.trained
+        policy[0, first:last] = torch.as_tensor(item.sampler_logprobs[: item.trained], dtype=torch.float32)
+        policy[1, first:last] = item.advantage
+        policy[2, first:last] = item.weight
+        start += item.length
+    base = pack_sequences(sequences, capacity, pad_id)
+    return PolicyBatch(**dict(_fields(base)), sampler_logprobs=policy[0], advantages=policy[1], weights=policy[2])
+
+
+def empty_microbatch(capacity: int, pad_id: int) -> MicroBatch:
+    """A micro-batch of padding only: it takes part in every collective and adds nothing to the loss."""
+    return pack_sequences([], capacity, pad_id)
+
+
+def empty_policy_batch(capacity: int, pad_id: int) -> PolicyBatch:
+    """A policy batch of padding only."""
+    return _policy_batch([], capacity, pad_id)
+
+
+def split_evenly(packs: Sequence[_Batch], parts: int, empty: _Batch) -> list[list[_Batch]]:
+    """Deal packs to `parts` ranks in turn; every rank gets the same number, one at least, filled up with `empty`."""
+    if parts < 1:
+        raise ValueError(f"cannot split packs into {parts} parts")
+    per_part = max(1, -(-len(packs) // parts))
+    filled = [*packs, *[empty] * (per_part * parts - len(packs))]
+    return [filled[part::parts] for part in range(parts)]
+
+
+def _fields(batch: MicroBatch) -> list[tuple[str, Any]]:
+    return [(field.name, getattr(batch, field.name)) for field in dataclasses.fields(batch)]

@@ -1,0 +1,120 @@
+"""Fine-tuning data: conversations tokenized and packed once, then shuffled anew each epoch.
+
+`SFTDataset.batch(epoch, step)` depends on nothing but its arguments, so a resumed run needs only the two numbers.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from array import array
+from collections.abc import Sequence
+from typing import Literal
+
+from megatron_ring.data.packing import MicroBatch, empty_microbatch, pack_sequences, plan_packs
+from megatron_ring.data.records import SFTRecord
+from megatron_ring.data.sequences import TokenSequence
+from megatron_ring.data.tokenizer import RingTokenizer
+from megatron_ring.errors import UserError
+
+
+class SFTDataset:
+    """Packed conversations in global batches of `global_batch` micro-batches of `capacity` tokens.
+
+    Attributes: `sequences` (packed), `dropped` (longer than `capacity`), `tokens` and `loss_tokens` (of one epoch,
+    padding not counted), `packs`, `steps_per_epoch`.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[SFTRecord],
+        tokenizer: RingTokenizer,
+        capacity: int,
+        global_batch: int,
+        seed: int,
+        on_overlong: Literal["error", "drop"] = "error",
+        instruction: str | None = None,
+    ) -> None:
+        """Tokenize and plan. Raises `UserError` for what cannot be packed.
+
+        `on_overlong` says what becomes of conversations of more than `capacity` tokens: "error" refuses them, "drop"
+        leaves them out and counts them in `dropped`.
+        """
+        if capacity < 2 or global_batch < 1:
+            raise UserError(
+                f"micro-batches of {capacity} tokens, {global_batch} a step: choose at least 2 tokens and 1 micro-batch"
+            )
+        self.capacity = capacity
+        self.global_batch = global_batch
+        self.seed = seed
+        self._pad_id = tokenizer.pad_id
+        self._sequences: list[TokenSequence] = []
+        overlong: list[int] = []
+        longest = 0
+        for index, record in enumerate(records):
+            tokens, loss_mask = tokenizer.training_tokens(record, instruction)
+            if len(tokens) > capacity:
+                overlong.append(index)
+                longest = max(longest, len(tokens))
+                continue
+            # Arrays, not lists: 5 bytes a token instead of 44.
+            self._sequences.append(TokenSequence(array("i", tokens), array("b", loss_mask)))
+        self.dropped = len(overlong)
+        self._check_lengths(len(records), overlong, longest, on_overlong)
+        self._plan = plan_packs([len(sequence.tokens) for sequence in self._sequences], capacity, seed)
+        self.sequences = len(self._sequences)
+        self.packs = len(self._plan)
+        self.steps_per_epoch = -(-self.packs // global_batch)
+        self.tokens = sum(len(sequence.tokens) for sequence in self._sequences)
+        self.loss_tokens = sum(sum(sequence.loss_mask[1:]) for sequence in self._sequences)
+        self._shuffled: tuple[int, list[int]] = (-1, [])
+
+    def batch(self, epoch: int, step: int, part: int = 0, parts: int = 1) -> list[MicroBatch]:
+        """The micro-batches of one step (both counted from 0), on the CPU; the last step of an epoch is filled with
+        empty ones.
+
+        With `parts` > 1 only the share of rank `part` is built: every `parts`-th micro-batch. Raises `UserError` when
+        `global_batch` does not divide by `parts`, `ValueError` for a step outside the epoch.
+        """
+        if not 0 <= step < self.steps_per_epoch or epoch < 0 or not 0 <= part < parts:
+            raise ValueError(
+                f"no batch for epoch {epoch}, step {step} of {self.steps_per_epoch}, part {part} of {parts}"
+            )
+        if self.global_batch % parts:
+            raise UserError(
+                f"a global batch of {self.global_batch} micro-batches does not divide among {parts} data-parallel "
+                f"ranks: choose a multiple of {parts}"
+            )
+        order = self._order(epoch)
+        first = step * self.global_batch
+        return [
+            self._micro_batch(order[place]) if place < len(order) else empty_microbatch(self.capacity, self._pad_id)
+            for place in range(first + part, first + self.global_batch, parts)
+        ]
+
+    def _micro_batch(self, pack: int) -> MicroBatch:
+        return pack_sequences([self._sequences[index] for index in self._plan[pack]], self.capacity, self._pad_id)
+
+    def _order(self, epoch: int) -> list[int]:
+        """The order of packs in an epoch; the latest is kept because a large shuffle takes a while."""
+        if self._shuffled[0] != epoch:
+            order = list(range(self.packs))
+            random.Random(f"{self.seed}/{epoch}").shuffle(order)
+            self._shuffled = (epoch, order)
+        return self._shuffled[1]
+
+    def _check_lengths(self, records: int, overlong: list[int], longest: int, on_overlong: str) -> None:
+        if on_overlong not in ("error", "drop"):
+            raise UserError(f"on_overlong={on_overlong!r}: use 'error' or 'drop'")
+        if overlong and on_overlong == "error":
+            first = ", ".join(str(index + 1) for index in itertools.islice(overlong, 3))
+            raise UserError(
+                f"{len(overlong)} of {records} conversations are longer than {self.capacity} tokens (the longest has "
+                f"{longest}; records {first}{', ...' if len(overlong) > 3 else ''}): raise the micro-batch capacity, "
+                f"or drop them"
+            )
+        if not self._sequences:
+            raise UserError(
+                f"no conversation is left to train on ({len(overlong)} of {records} are longer than {self.capacity} "
+                f"tokens): give more data, or raise the micro-batch capacity"
+            )

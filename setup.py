@@ -1,0 +1,54 @@
+"""Packaging of megatron_ring. Exact versions that are known to work together are in constraints.txt."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+README = HERE / "README.md"
+VERSION = re.search(
+    r'^__version__ = "(.+)"$', (HERE / "megatron_ring" / "__init__.py").read_text(encoding="utf-8"), re.M
+)
+
+setup(
+    name="megatron-ring",
+    version=VERSION.group(1) if VERSION else "0",
+    description="Train, fine-tune and reinforce Ring-lite-class Mixture-of-Experts models on Megatron-core",
+    long_description=README.read_text(encoding="utf-8") if README.is_file() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=find_packages(include=["megatron_ring", "megatron_ring.*"]),
+    # Files a room reads at run time (styles, templates, word lists, …) travel with their package.
+    package_data={"": ["*.json", "*.yaml", "*.txt", "*.jinja", "*.sh", "*.css", "py.typed"]},
+    install_requires=[
+        "torch>=2.10",
+        "megatron-core>=0.16.1,<0.20",  # 0.16.1 is the newest for Python 3.11; 0.19 wants 3.12
+        "transformers>=5",
+        "tokenizers",
+        "safetensors",
+        "math-verify[antlr4_13_2]>=0.9,<0.10",
+        "tyro",
+        "rich",
+        "tensorboard",
+        "matplotlib",
+        "pyyaml",
+        "numpy",
+        "packaging",
+    ],
+    extras_require={
+        "te": ["transformer-engine[pytorch]>=2.9"],
+        "flash-attn": ["flash-attn>=2.7.3"],
+        "parquet": ["pyarrow"],
+        "dev": ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "ruff", "mypy", "types-PyYAML"],
+    },
+    entry_points={
+        "console_scripts": [
+            "ring-sft=megatron_ring.sft:cli",
+            "ring-rl=megatron_ring.reinforce:cli",
+            "ring-evaluate=megatron_ring.evaluate:cli",
+        ]
+    },
+)

@@ -1,0 +1,178 @@
+"""Tokens of prompts and of training agree, whatever the template; the tokenizer is reproducible and loses nothing."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from megatron_ring.data.problems import Splits
+from megatron_ring.data.records import Message, SFTRecord
+from megatron_ring.data.tokenizer import BOXED_INSTRUCTION, RingTokenizer, train_bpe
+from megatron_ring.errors import UserError
+
+TEXTS = [f"Compute {number}+{number * 7}. \\boxed{{{number * 8}}}" for number in range(200)]
+texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30).filter(lambda text: "<" not in text)
+pairs = st.lists(st.tuples(texts, texts), min_size=1, max_size=3)
+
+# The public Ling templates write no eos after an answer; ChatML writes its eos and a line break.
+LING = (
+    "{% for message in messages %}{% set role = message['role'] | lower %}{% if role == 'user' %}"
+    "{% set role = 'HUMAN' %}{% endif %}{% set role = role | upper %}"
+    "{{ '<role>' + role + '</role>' + message['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<role>ASSISTANT</role>' }}{% endif %}"
+)
+CHATML = (
+    "{% for message in messages %}{{ '<role>' + message['role'] + '\n' + message['content'] + eos_token + '\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<role>assistant\n' }}{% endif %}"
+)
+FORGETFUL = "{{ messages | length }}{% for message in messages %}{{ message['content'] }}{% endfor %}"
+
+
+def with_template(tokenizer_dir: Path, tmp_path: Path, template: str | None) -> RingTokenizer:
+    path = tmp_path / "other"
+    shutil.copytree(tokenizer_dir, path)
+    config = json.loads((path / "tokenizer_config.json").read_text())
+    (path / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": template}))
+    return RingTokenizer.load(path)
+
+
+def conversation(pairs: list[tuple[str, str]], system: str | None = None) -> tuple[Message, ...]:
+    turns = [Message(*turn) for pair in pairs for turn in zip(("user", "assistant"), pair, strict=True)]
+    return tuple([Message("system", system), *turns] if system is not None else turns)
+
+
+def test_sizes_digits_and_special_tokens(tokenizer: RingTokenizer) -> None:
+    assert 259 < tokenizer.vocab_size <= 512
+    assert tokenizer.eos_id == tokenizer.pad_id == 0
+    for number in ("7", "42", "1234567890", "3.14159"):
+        assert len(tokenizer.encode(number)) == len(number)
+    assert tokenizer.decode(tokenizer.encode("<|endoftext|>"), skip_special=False) == "<|endoftext|>"
+    assert tokenizer.decode([*tokenizer.encode("91 km"), tokenizer.eos_id]) == "91 km"
+    assert len(tokenizer.encode("\\boxed{79}")) == 4
+    assert len(tokenizer.prompt_tokens("7")) == 7, "framing costs six tokens"
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=st.text(st.characters(exclude_categories=["Cs"])))
+def test_encoding_loses_nothing(tokenizer: RingTokenizer, text: str) -> None:
+    assert tokenizer.decode(tokenizer.encode(text), skip_special=False) == text
+    assert all(0 <= token < tokenizer.vocab_size for token in tokenizer.encode(text))
+
+
+def test_the_rendered_text(tokenizer: RingTokenizer) -> None:
+    record = SFTRecord(conversation([("1+1?", "2"), ("2+2?", "4")], system="Count."))
+    expected = (
+        "<role>SYSTEM</role>Count.<role>HUMAN</role>1+1?<role>ASSISTANT</role>2<|endoftext|>"
+        "<role>HUMAN</role>2+2?<role>ASSISTANT</role>4<|endoftext|>"
+    )
+    tokens, loss_mask = tokenizer.training_tokens(record)
+    assert tokenizer.decode(tokens, skip_special=False) == expected
+    learnt = [tokenizer.decode([token], skip_special=False) for token, on in zip(tokens, loss_mask, strict=True) if on]
+    assert learnt == ["2", "<|endoftext|>", "4", "<|endoftext|>"]
+
+
+@settings(max_examples=100, deadline=None)
+@given(pairs=pairs, system=st.one_of(st.none(), texts), instruction=st.sampled_from([None, BOXED_INSTRUCTION]))
+def test_prompts_are_prefixes_of_training(
+    tokenizer: RingTokenizer, pairs: list[tuple[str, str]], system: str | None, instruction: str | None
+) -> None:
+    messages = conversation(pairs, system)
+    tokens, loss_mask = tokenizer.training_tokens(SFTRecord(messages), instruction)
+    expected_mask = [False] * len(tokens)
+    for end, message in enumerate(messages):
+        if message.role == "assistant":
+            prompt = tokenizer.prompt_tokens(messages[:end], instruction)
+            answered = [*prompt, *tokenizer.encode(message.content), tokenizer.eos_id]
+            assert tokens[: len(answered)] == answered
+            expected_mask[len(prompt) : len(answered)] = [True] * (len(answered) - len(prompt))
+    assert len(answered) == len(tokens)
+    assert loss_mask == expected_mask
+
+
+def test_text_is_one_user_message(tokenizer: RingTokenizer, splits: Splits) -> None:
+    for problem in splits.validation:
+        prompt = tokenizer.prompt_tokens(problem.prompt)
+        assert prompt == tokenizer.prompt_tokens([Message("user", problem.prompt)])
+        whole = f"<role>HUMAN</role>{problem.prompt}<role>ASSISTANT</role>"
+        assert prompt == tokenizer.encode(whole)
+
+
+def test_instruction_follows_the_question(tokenizer: RingTokenizer) -> None:
+    text = tokenizer.decode(tokenizer.prompt_tokens("1+1?", BOXED_INSTRUCTION), skip_special=False)
+    assert text == f"<role>HUMAN</role>1+1?\n{BOXED_INSTRUCTION}<role>ASSISTANT</role>"
+
+
+@pytest.mark.parametrize(
+    ("template", "between"),
+    [(LING, ["2", "4", "<|endoftext|>"]), (CHATML, ["2", "<|endoftext|>", "4", "<|endoftext|>"])],
+)
+def test_other_templates(tokenizer_dir: Path, tmp_path: Path, template: str, between: list[str]) -> None:
+    other = with_template(tokenizer_dir, tmp_path, template)
+    messages = conversation([("1+1?", "2"), ("2+2?", "4")])
+    tokens, loss_mask = other.training_tokens(SFTRecord(messages))
+    learnt = [other.decode([token], skip_special=False) for token, on in zip(tokens, loss_mask, strict=True) if on]
+    assert learnt == between
+    prompt = other.prompt_tokens(messages[:-1])
+    assert tokens == [*prompt, *other.encode("4"), other.eos_id]
+
+
+def test_templates_that_cannot_be_used(tokenizer_dir: Path, tmp_path: Path) -> None:
+    record = SFTRecord(conversation([("1+1?", "2"), ("2+2?", "4")]))
+    with pytest.raises(UserError, match="changes earlier turns"):
+        with_template(tokenizer_dir, tmp_path / "a", FORGETFUL).training_tokens(record)
+    with pytest.raises(UserError, match="no chat template"):
+        with_template(tokenizer_dir, tmp_path / "b", None).prompt_tokens("a")
+
+
+def test_ids_may_have_gaps(tokenizer_dir: Path, tmp_path: Path) -> None:
+    path = tmp_path / "gap"
+    shutil.copytree(tokenizer_dir, path)
+    data = json.loads((path / "tokenizer.json").read_text())
+    last = max(data["model"]["vocab"], key=data["model"]["vocab"].get)
+    data["model"]["vocab"][last] = 999
+    (path / "tokenizer.json").write_text(json.dumps(data))
+    assert RingTokenizer.load(path).vocab_size == 1000
+
+
+def test_unusable_directories(tmp_path: Path, tokenizer_dir: Path) -> None:
+    with pytest.raises(UserError, match="no such tokenizer directory"):
+        RingTokenizer.load(tmp_path / "none")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="not a usable tokenizer directory"):
+        RingTokenizer.load(tmp_path / "empty")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken/tokenizer.json").write_text("{")
+    with pytest.raises(UserError, match="not a usable tokenizer directory"):
+        RingTokenizer.load(tmp_path / "broken")
+    shutil.copytree(tokenizer_dir, tmp_path / "mute")
+    (tmp_path / "mute/tokenizer_config.json").write_text("{}")
+    with pytest.raises(UserError, match="no eos token"):
+        RingTokenizer.load(tmp_path / "mute")
+
+
+def test_training_is_deterministic(tmp_path: Path) -> None:
+    code = f"from megatron_ring.data.bpe import train_bpe; import sys;print(train_bpe({TEXTS!r}, 300, sys.argv[1]))"
+    size = train_bpe(TEXTS, 300, tmp_path / "a")
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "b")], capture_output=True, text=True, check=True
+    )
+    assert int(result.stdout) == size <= 300
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    merges = json.loads((tmp_path / "a/tokenizer.json").read_text())["model"]["merges"]
+    assert merges and not any(re.search(r"\d", "".join(merge)) for merge in merges)
+
+
+def test_training_mistakes(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="at least 259"):
+        train_bpe(TEXTS, 100, tmp_path)
+    with pytest.raises(UserError, match="no text"):
+        train_bpe([], 300, tmp_path)

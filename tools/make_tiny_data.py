@@ -1,0 +1,79 @@
+"""Write the data of the tiny runs: problems in four disjoint splits, and a tokenizer trained on the train split.
+
+The same flags give the same bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from megatron_ring.data.bpe import train_bpe
+from megatron_ring.data.files import PromptRecord, SFTRecord, write_prompts, write_sft
+from megatron_ring.data.problems import FAMILIES, KNOBS, Problem, ProblemMix, make_splits
+from megatron_ring.data.records import Message
+from megatron_ring.errors import UserError, run_main
+
+
+def main() -> None:
+    """Parse the flags, draw the splits, write the files, and say what was written."""
+    flags = _parse_flags()
+    mix = ProblemMix(tuple(flags.families), dict(_parse_knob(text) for text in flags.difficulty))
+    if min(flags.train, flags.validation, flags.rl, flags.heldout) < 1:
+        raise UserError("--train, --validation, --rl and --heldout: ask for at least 1 problem each")
+    splits = make_splits(flags.seed, flags.train, flags.validation, flags.heldout, flags.rl, mix)
+    out = flags.out
+    write_sft(out / "sft_train.jsonl", [_sft(problem) for problem in splits.train])
+    write_sft(out / "sft_validation.jsonl", [_sft(problem) for problem in splits.validation])
+    write_prompts(out / "rl_prompts.jsonl", [_prompt(problem) for problem in splits.rl])
+    write_prompts(out / "heldout.jsonl", [_prompt(problem) for problem in splits.heldout])
+    texts = [text for problem in splits.train for text in (problem.prompt, problem.response)]
+    vocabulary = train_bpe(texts, flags.vocab_size, out / "tokenizer")
+    print(
+        f"{out}: {len(splits.train)} SFT, {len(splits.validation)} validation, {len(splits.rl)} RL and "
+        f"{len(splits.heldout)} held-out problems; tokenizer of {vocabulary} tokens"
+    )
+
+
+def _parse_flags() -> argparse.Namespace:
+    knobs = ", ".join(f"{name}={default}" for name, (default, _, _) in KNOBS.items())
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument(
+        "--out", type=Path, required=True, default=argparse.SUPPRESS, help="folder to write to; made if missing"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of every draw")
+    parser.add_argument("--train", type=int, default=8000, help="SFT training problems")
+    parser.add_argument("--validation", type=int, default=400, help="SFT validation problems")
+    parser.add_argument("--rl", type=int, default=3000, help="RL prompts, none of them in the SFT files")
+    parser.add_argument("--heldout", type=int, default=400, help="evaluation prompts, in no other file")
+    parser.add_argument("--vocab-size", type=int, default=512, help="largest tokenizer vocabulary (tokens)")
+    parser.add_argument("--families", nargs="+", default=list(FAMILIES), metavar="NAME", help="problem families")
+    parser.add_argument(
+        "--difficulty",
+        nargs="*",
+        default=[],
+        metavar="KNOB=N",
+        help=f"harder or easier problems; the knobs are {knobs}",
+    )
+    return parser.parse_args()
+
+
+def _parse_knob(text: str) -> tuple[str, int]:
+    name, _, value = text.partition("=")
+    try:
+        return name, int(value)
+    except ValueError:
+        raise UserError(f"--difficulty {text}: write KNOB=NUMBER, such as arithmetic.terms=4") from None
+
+
+def _sft(problem: Problem) -> SFTRecord:
+    messages = (Message("user", problem.prompt), Message("assistant", problem.response))
+    return SFTRecord(messages, problem.domain, problem.family)
+
+
+def _prompt(problem: Problem) -> PromptRecord:
+    return PromptRecord(problem.id, problem.domain, problem.prompt, problem.answer, {"family": problem.family})
+
+
+if __name__ == "__main__":
+    run_main(main)
