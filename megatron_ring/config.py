@@ -41,16 +41,32 @@ class ModelConfig:
     init_std: float = 0.006
 
     def __post_init__(self) -> None:
-        for name in ("num_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim",
-                     "vocab_size", "num_experts", "experts_per_token", "expert_width", "dense_width"):
+        for name in (
+            "num_layers",
+            "hidden_size",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "head_dim",
+            "vocab_size",
+            "num_experts",
+            "experts_per_token",
+            "expert_width",
+            "dense_width",
+        ):
             require(getattr(self, name) >= 1, f"model: {name} is {getattr(self, name)}, it must be at least 1")
         require(self.num_shared_experts >= 0, f"model: num_shared_experts is {self.num_shared_experts}, below 0")
-        require(0 <= self.first_dense_layers <= self.num_layers,
-                f"model: first_dense_layers {self.first_dense_layers} is outside 0..{self.num_layers}")
-        require(self.num_attention_heads % self.num_key_value_heads == 0,
-                f"model: {self.num_attention_heads} query heads cannot share {self.num_key_value_heads} KV heads evenly")
-        require(self.experts_per_token <= self.num_experts,
-                f"model: {self.experts_per_token} experts per token of only {self.num_experts} experts")
+        require(
+            0 <= self.first_dense_layers <= self.num_layers,
+            f"model: first_dense_layers {self.first_dense_layers} is outside 0..{self.num_layers}",
+        )
+        require(
+            self.num_attention_heads % self.num_key_value_heads == 0,
+            f"model: {self.num_attention_heads} query heads cannot share {self.num_key_value_heads} KV heads evenly",
+        )
+        require(
+            self.experts_per_token <= self.num_experts,
+            f"model: {self.experts_per_token} experts per token of only {self.num_experts} experts",
+        )
         require(self.head_dim % 2 == 0, f"model: head_dim {self.head_dim} must be even for rotary embeddings")
 
     @property
@@ -110,14 +126,21 @@ class ParallelConfig:
         tp, pp, ep, etp = self.tensor, self.pipeline, self.expert, self.expert_tensor
         said = f"TP={tp} PP={pp} EP={ep} ETP={etp} on {world_size} process(es)"
         require(world_size % (tp * pp) == 0, f"layout {said}: TP*PP = {tp * pp} does not divide {world_size}")
-        require(world_size % (ep * etp * pp) == 0, f"layout {said}: EP*ETP*PP = {ep * etp * pp} does not divide {world_size}")
+        require(
+            world_size % (ep * etp * pp) == 0,
+            f"layout {said}: EP*ETP*PP = {ep * etp * pp} does not divide {world_size}",
+        )
         require(model.num_layers % pp == 0, f"layout {said}: {model.num_layers} layers do not split over PP={pp} stages")
         require(model.num_experts % ep == 0, f"layout {said}: {model.num_experts} experts do not split over EP={ep}")
-        require(model.num_key_value_heads % tp == 0,
-                f"layout {said}: {model.num_key_value_heads} KV heads do not split over TP={tp}")
+        require(
+            model.num_key_value_heads % tp == 0,
+            f"layout {said}: {model.num_key_value_heads} KV heads do not split over TP={tp}",
+        )
         require(model.vocab_size % tp == 0, f"layout {said}: a vocabulary of {model.vocab_size} does not split over TP={tp}")
-        require(model.expert_width % etp == 0,
-                f"layout {said}: expert width {model.expert_width} does not split over ETP={etp}")
+        require(
+            model.expert_width % etp == 0,
+            f"layout {said}: expert width {model.expert_width} does not split over ETP={etp}",
+        )
         for name, width in (("shared-expert", model.shared_width), ("dense", model.dense_width)):
             require(width % tp == 0, f"layout {said}: {name} width {width} does not split over TP={tp}")
 

@@ -1,54 +1,18 @@
 """Evaluation: sample responses to held-out prompts, score them with the verifiers, write result.json and samples.jsonl.
 
-    torchrun --nproc-per-node 8 -m megatron_ring.evaluate --checkpoint DIR --prompts FILE --tokenizer DIR --out DIR
+torchrun --nproc-per-node 8 -m megatron_ring.evaluate --checkpoint DIR --prompts FILE --tokenizer DIR --out DIR
 """
 
 from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from megatron_ring.cli import parse
-from megatron_ring.config import ParallelConfig, RouterLossConfig, SamplingConfig, require
+from megatron_ring.config import RouterLossConfig, require
 from megatron_ring.errors import run_main
-
-
-def _evaluation_sampling() -> SamplingConfig:
-    return SamplingConfig(top_p=0.95, max_new_tokens=32_768)
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
-    """One evaluation. Sampling defaults are the Ring-lite report's."""
-
-    checkpoint: Path
-    """Checkpoint or Hugging Face folder."""
-    prompts: Path
-    """Prompt file (JSONL or parquet): `id, domain, prompt, answer` per line."""
-    tokenizer: Path
-    """Tokenizer directory."""
-    out: Path
-    """Folder for result.json and samples.jsonl."""
-    instruction: str | None = None
-    """Text added to every user message."""
-    samples_per_problem: int = 1
-    """Responses drawn for each problem; pass@1 is their mean."""
-    seed: int = 0
-    """Seed of sampling."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Parameters' dtype; auto: bf16 on CUDA, fp32 on the CPU."""
-    reward_workers: int = 4
-    """Verifier processes."""
-    reward_time_limit: float = 5.0
-    """Wall-clock limit of the verifier per response (seconds)."""
-    sampling: SamplingConfig = field(default_factory=_evaluation_sampling)
-    parallel: ParallelConfig = field(default_factory=ParallelConfig)
-
-    def __post_init__(self) -> None:
-        require(self.samples_per_problem >= 1, f"--samples-per-problem is {self.samples_per_problem}, below 1")
+from megatron_ring.stage_config import EvaluateConfig
 
 
 def main(config: EvaluateConfig) -> None:
@@ -67,8 +31,10 @@ def main(config: EvaluateConfig) -> None:
     from megatron_ring.training.stage import set_first_weights, start_stage
 
     tokenizer = RingTokenizer.load(config.tokenizer)
-    require(tokenizer.vocab_size <= shape.vocab_size,
-            f"--tokenizer {config.tokenizer}: {tokenizer.vocab_size} tokens, the model has only {shape.vocab_size}")
+    require(
+        tokenizer.vocab_size <= shape.vocab_size,
+        f"--tokenizer {config.tokenizer}: {tokenizer.vocab_size} tokens, the model has only {shape.vocab_size}",
+    )
     prompts = [StreamPrompt(position, record) for position, record in enumerate(read_prompts(config.prompts))]
     stage = start_stage(shape, config.parallel, RouterLossConfig(0.0, 0.0), config.seed, config.precision)
     set_first_weights(stage, config.checkpoint, config.seed)

@@ -9,70 +9,13 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from megatron_ring.cli import parse
-from megatron_ring.config import OptimizerConfig, ParallelConfig, RouterLossConfig, require
+from megatron_ring.config import require
 from megatron_ring.errors import UserError, run_main
-
-
-@dataclass(frozen=True, kw_only=True)
-class SFTDataConfig:
-    """Conversations and how they are packed."""
-
-    train: Path
-    """SFT file (JSONL or parquet): `messages`, or `prompt` and `response`, per line."""
-    validation: Path | None = None
-    """SFT file measured at the end of each epoch (loss and entropy); never trained on."""
-    tokenizer: Path
-    """Tokenizer directory."""
-    context_length: int = 32_768
-    """Length of a packed sequence (tokens)."""
-    global_batch: int = 256
-    """Packed sequences per optimizer step, over all data-parallel ranks."""
-    overlong: Literal["error", "drop"] = "error"
-    """What becomes of conversations longer than the context length."""
-
-    def __post_init__(self) -> None:
-        require(self.context_length >= 2, f"--data.context-length is {self.context_length}, below 2")
-        require(self.global_batch >= 1, f"--data.global-batch is {self.global_batch}, below 1")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SFTConfig:
-    """One SFT run. Defaults are the Ring-lite report's."""
-
-    run: Path
-    """Run directory: metrics, checkpoints. An existing one of the same configuration is continued."""
-    data: SFTDataConfig
-    preset: str | None = None
-    """Model shape by name (ring-lite, ring-tiny, …); default: that of --init-from."""
-    init_from: Path | None = None
-    """Checkpoint or Hugging Face folder to start from; default: random weights of the preset."""
-    epochs: int = 3
-    """Passes over the data; each ends with a checkpoint."""
-    max_steps: int | None = None
-    """Stop after this many optimizer steps (default: all of them); the learning-rate schedule is not shortened."""
-    save_every: int | None = None
-    """Also save every so many steps (default: at the end of each epoch only)."""
-    keep_last: int | None = None
-    """Keep only so many newest checkpoints (default: all, as choosing one by entropy needs)."""
-    seed: int = 0
-    """Seed of weights and data order."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Parameters' dtype; auto: bf16 on CUDA, fp32 on the CPU. The optimizer's master weights are fp32."""
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    router: RouterLossConfig = field(default_factory=RouterLossConfig)
-    parallel: ParallelConfig = field(default_factory=ParallelConfig)
-
-    def __post_init__(self) -> None:
-        require(self.epochs >= 1, f"--epochs is {self.epochs}, below 1")
-        for name in ("max_steps", "save_every", "keep_last"):
-            value = getattr(self, name)
-            require(value is None or value >= 1, f"--{name.replace('_', '-')} is {value}, below 1")
-
+from megatron_ring.stage_config import SFTConfig
 
 MAY_DIFFER = frozenset({"run", "max_steps", "save_every", "keep_last"})
 
@@ -94,8 +37,10 @@ def main(config: SFTConfig) -> None:
 
     data = config.data
     tokenizer = RingTokenizer.load(data.tokenizer)
-    require(tokenizer.vocab_size <= shape.vocab_size,
-            f"--data.tokenizer {data.tokenizer}: {tokenizer.vocab_size} tokens, the model has only {shape.vocab_size}")
+    require(
+        tokenizer.vocab_size <= shape.vocab_size,
+        f"--data.tokenizer {data.tokenizer}: {tokenizer.vocab_size} tokens, the model has only {shape.vocab_size}",
+    )
 
     def dataset(path: Path, batch: int) -> SFTDataset:
         try:
@@ -108,8 +53,10 @@ def main(config: SFTConfig) -> None:
 
     stage = start_stage(shape, config.parallel, config.router, config.seed, config.precision)
     context = stage.context
-    require(data.global_batch % context.data_size == 0,
-            f"--data.global-batch {data.global_batch} does not split over {context.data_size} data-parallel rank(s)")
+    require(
+        data.global_batch % context.data_size == 0,
+        f"--data.global-batch {data.global_batch} does not split over {context.data_size} data-parallel rank(s)",
+    )
     run = RunDirectory(config.run, writes=context.is_main)
     run.open("sft", config, MAY_DIFFER)
     set_first_weights(stage, config.init_from, config.seed)

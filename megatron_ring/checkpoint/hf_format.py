@@ -163,8 +163,8 @@ def write_folder(
         (work / "config.json").write_text(json.dumps(config, indent=1) + "\n")
         generation = {"eos_token_id": config["eos_token_id"], "pad_token_id": config["pad_token_id"]}
         (work / "generation_config.json").write_text(json.dumps(generation, indent=1) + "\n")
-        for name in TOKENIZER_FILES if tokenizer else ():
-            if (tokenizer / name).exists():
+        for name in TOKENIZER_FILES:
+            if tokenizer is not None and (tokenizer / name).exists():
                 shutil.copyfile(tokenizer / name, work / name)
         os.replace(work, out)
     except OSError as error:

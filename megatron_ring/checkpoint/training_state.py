@@ -9,12 +9,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import random
 import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from megatron.core import __version__ as megatron_version
 from torch.distributed.checkpoint.api import CheckpointException
@@ -25,6 +23,7 @@ from megatron_ring.errors import UserError
 from megatron_ring.model.ring_model import RingModel
 from megatron_ring.parallel import collectives
 from megatron_ring.parallel.context import ParallelContext
+from megatron_ring.parallel.device import random_state, set_random_state
 
 OPTIMIZER_FORMAT = {"distrib_optim_sharding_type": "fully_reshardable"}
 
@@ -70,21 +69,6 @@ def _check_shape(folder: Path, manifest: dict[str, Any], model: ModelConfig) -> 
         raise UserError(f"{folder}: a checkpoint of another shape: {', '.join(differing[:4])}")
 
 
-def _random_state() -> dict[str, Any]:
-    state: dict[str, Any] = {"torch": torch.get_rng_state(), "python": random.getstate(), "numpy": np.random.get_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
-
-
-def _set_random_state(state: dict[str, Any]) -> None:
-    torch.set_rng_state(state["torch"])
-    random.setstate(state["python"])
-    np.random.set_state(state["numpy"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
-
-
 def _state(model: RingModel, optimizer: Any, loading: bool) -> dict[str, Any]:
     weights = model.sharded_state_dict()
     state = {"model": weights}
@@ -117,7 +101,7 @@ def save_checkpoint(
         work.mkdir(parents=True, exist_ok=True)
         collectives.barrier()
         save_sharded(_state(model, optimizer, loading=False), work)
-        torch.save(_random_state(), work / f"random_rank_{context.rank}.pt")
+        torch.save(random_state(), work / f"random_rank_{context.rank}.pt")
     except (OSError, RuntimeError, CheckpointException) as error:
         problem = str(getattr(error, "strerror", None) or error).strip().splitlines()[-1]
     problem = next((p for p in collectives.gather_over_world(problem) if p), "")
@@ -191,5 +175,5 @@ def load_checkpoint(
         load_optimizer(optimizer, state["optimizer"])
         path = folder / f"random_rank_{context.rank}.pt"
         if manifest["layout"]["world_size"] == context.world_size and path.exists():
-            _set_random_state(torch.load(path, weights_only=False))
+            set_random_state(torch.load(path, weights_only=True))
     return manifest["step"], manifest["extra"]

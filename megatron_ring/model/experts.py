@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from megatron.core import parallel_state
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
+
+from megatron_ring.parallel.device import current_device
 
 
 class GroupedExperts(torch.nn.Module):
@@ -17,18 +18,24 @@ class GroupedExperts(torch.nn.Module):
         gate_up: [E_local, 2, f, hidden] (0: gate, 1: up), down: [E_local, hidden, f].
     """
 
-    def __init__(self, num_local_experts: int, config: Any) -> None:
+    def __init__(self, num_local_experts: int, config: Any, pg_collection: Any) -> None:
         super().__init__()
         self.num_local_experts = num_local_experts
+        self.ranks = {
+            "ep": pg_collection.ep.rank(),
+            "etp": pg_collection.expt_tp.rank(),
+            "dp": pg_collection.expt_dp.rank(),
+        }
         self.ep_size = config.expert_model_parallel_size
         self.etp_size = config.expert_tensor_parallel_size
         width = config.moe_ffn_hidden_size // self.etp_size
-        kwargs = {"dtype": config.params_dtype, "device": torch.cuda.current_device()}
+        kwargs = {"dtype": config.params_dtype, "device": current_device()}
         self.gate_up = torch.nn.Parameter(torch.empty(num_local_experts, 2, width, config.hidden_size, **kwargs))
         self.down = torch.nn.Parameter(torch.empty(num_local_experts, config.hidden_size, width, **kwargs))
         for parameter in (self.gate_up, self.down):
             # megatron-core reduces gradients of such parameters over expert-data-parallel ranks only.
-            parameter.allreduce = self.ep_size == 1 and self.etp_size == config.tensor_model_parallel_size
+            shared = self.ep_size == 1 and self.etp_size == config.tensor_model_parallel_size
+            setattr(parameter, "allreduce", shared)  # noqa: B010
 
     def forward(self, x_nh: torch.Tensor, counts_e: torch.Tensor, weights_n: torch.Tensor) -> torch.Tensor:
         """x [N, hidden] sorted by local expert, counts int [E_local] rows of each, weights [N] -> [N, hidden]."""
@@ -44,9 +51,9 @@ class GroupedExperts(torch.nn.Module):
         self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None
     ) -> dict[str, ShardedTensor]:
         """Shards for megatron-core checkpoints: experts split over EP, their width over ETP."""
-        ep = (parallel_state.get_expert_model_parallel_rank(), self.ep_size)
-        etp = (parallel_state.get_expert_tensor_parallel_rank(), self.etp_size)
-        replica = (0, 0, parallel_state.get_expert_data_parallel_rank())
+        ep = (self.ranks["ep"], self.ep_size)
+        etp = (self.ranks["etp"], self.etp_size)
+        replica = (0, 0, self.ranks["dp"])
         shift = len(sharded_offsets)
         shards = {}
         for name, width_axis in (("gate_up", 2), ("down", 2)):

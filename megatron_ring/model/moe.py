@@ -48,11 +48,11 @@ class RingMoE(MegatronModule):
         ep_size = config.expert_model_parallel_size
         local = config.num_moe_experts // ep_size
         self.router = RingRouter(config, losses)
-        self.experts = GroupedExperts(local, config)
+        self.experts = GroupedExperts(local, config, pg_collection)
         self.shared_experts = None
         if config.moe_shared_expert_intermediate_size:
             self.shared_experts = SwiGLU(config, config.moe_shared_expert_intermediate_size, pg_collection)
-        self.dispatcher = None
+        self.dispatcher: Any = None
         if ep_size * config.expert_tensor_parallel_size > 1:
             first = pg_collection.ep.rank() * local
             self.dispatcher = MoEAlltoAllTokenDispatcher(
@@ -75,9 +75,7 @@ class RingMoE(MegatronModule):
             out = out + self.shared_experts(hidden_states)[0]
         return out, None
 
-    def _route_locally(
-        self, hidden_th: torch.Tensor, weights_tk: torch.Tensor, experts_tk: torch.Tensor
-    ) -> torch.Tensor:
+    def _route_locally(self, hidden_th: torch.Tensor, weights_tk: torch.Tensor, experts_tk: torch.Tensor) -> torch.Tensor:
         """All experts are here: sort token-slots by expert, one grouped product, sort back. No host synchronisation."""
         tokens, k = experts_tk.shape
         flat = experts_tk.flatten()
@@ -89,9 +87,7 @@ class RingMoE(MegatronModule):
         back[order] = torch.arange(order.numel(), device=order.device)
         return slots.index_select(0, back).view(tokens, k, -1).sum(dim=1)
 
-    def _route_over_ranks(
-        self, hidden_th: torch.Tensor, weights_tk: torch.Tensor, experts_tk: torch.Tensor
-    ) -> torch.Tensor:
+    def _route_over_ranks(self, hidden_th: torch.Tensor, weights_tk: torch.Tensor, experts_tk: torch.Tensor) -> torch.Tensor:
         """Experts live on several ranks: megatron-core's dispatcher exchanges tokens and brings results back."""
         dense = torch.zeros(hidden_th.shape[0], self.config.num_moe_experts, device=hidden_th.device)
         routed_te = torch.zeros_like(dense, dtype=torch.bool).scatter_(1, experts_tk, True)

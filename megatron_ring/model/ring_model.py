@@ -26,7 +26,9 @@ def _add_residual(_training: bool, _fused: bool) -> Any:
     return lambda output_and_bias, residual, _dropout: residual + output_and_bias[0]
 
 
-def transformer_config(model: ModelConfig, context: ParallelContext, losses: RouterLosses, dtype: torch.dtype) -> TransformerConfig:
+def transformer_config(
+    model: ModelConfig, context: ParallelContext, losses: RouterLosses, dtype: torch.dtype
+) -> TransformerConfig:
     """megatron-core's configuration of `model` under the layout of `context`."""
     parallel = context.config
     config = TransformerConfig(
@@ -108,7 +110,10 @@ class RingModel(GPTModel):
 
 
 def build_model(
-    model: ModelConfig, context: ParallelContext, router: RouterLossConfig | None = None, dtype: torch.dtype = torch.float32
+    model: ModelConfig,
+    context: ParallelContext,
+    router: RouterLossConfig | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> RingModel:
     """This process's part of the model, on its device, in `dtype` (fp32 or bf16), weights not yet set."""
     ring = RingModel(model, context, router or RouterLossConfig(0.0, 0.0), dtype)
@@ -129,7 +134,7 @@ def forward_packed(
     Returns:
         On the last stage vocab-parallel logits [T, vocab/TP], else hidden states [T or T/TP, 1, hidden].
     """
-    ring = model.module if hasattr(model, "module") else model
+    ring: Any = model.module if hasattr(model, "module") else model
     mask = None
     if padding is not None:
         mask = padding[None, :]

@@ -18,6 +18,7 @@ from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
 
 from megatron_ring.config import RouterLossConfig
 from megatron_ring.parallel import collectives
+from megatron_ring.parallel.device import current_device
 
 
 @dataclass
@@ -60,11 +61,9 @@ class RingRouter(torch.nn.Module):
         self.losses = losses
         self.layer_number = 0
         self.weight = torch.nn.Parameter(
-            torch.empty(
-                config.num_moe_experts, config.hidden_size, dtype=config.params_dtype, device=torch.cuda.current_device()
-            )
+            torch.empty(config.num_moe_experts, config.hidden_size, dtype=config.params_dtype, device=current_device())
         )
-        self.weight.sequence_parallel = config.sequence_parallel
+        setattr(self.weight, "sequence_parallel", config.sequence_parallel)  # noqa: B010
 
     def forward(
         self, hidden_th: torch.Tensor, padding_t: torch.Tensor | None
@@ -79,7 +78,11 @@ class RingRouter(torch.nn.Module):
         return weights_tk, experts_tk, logits_te
 
     def _attach_losses(
-        self, logits_te: torch.Tensor, weights_tk: torch.Tensor, experts_tk: torch.Tensor, padding_t: torch.Tensor | None
+        self,
+        logits_te: torch.Tensor,
+        weights_tk: torch.Tensor,
+        experts_tk: torch.Tensor,
+        padding_t: torch.Tensor | None,
     ) -> torch.Tensor:
         num_experts, k = logits_te.shape[1], experts_tk.shape[1]
         valid_t = torch.ones_like(logits_te[:, 0]) if padding_t is None else (~padding_t).to(logits_te.dtype)

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_ring.config import ModelConfig, ParallelConfig
+from megatron_ring.parallel.device import current_device
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,7 @@ def world_size_from_environment() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def initialize(
-    parallel: ParallelConfig, model: ModelConfig, seed: int, timeout_minutes: float = 30.0
-) -> ParallelContext:
+def initialize(parallel: ParallelConfig, model: ModelConfig, seed: int, timeout_minutes: float = 30.0) -> ParallelContext:
     """Set up this process for `parallel`. Works under torchrun with any process count and in a single plain process.
 
     Raises:
@@ -83,10 +82,9 @@ def initialize(
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
     tensor_parallel.model_parallel_cuda_manual_seed(seed)
-    cuda = torch.cuda.is_available()
     return ParallelContext(
         config=parallel,
-        device=torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu"),
+        device=current_device(),
         rank=dist.get_rank(),
         world_size=dist.get_world_size(),
         data_rank=parallel_state.get_data_parallel_rank(),

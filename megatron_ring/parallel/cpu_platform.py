@@ -8,7 +8,7 @@ accepts. With this, TP, EP, PP and DP run and are tested without a GPU.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -57,7 +57,7 @@ class _Stream:
 
 
 @contextmanager
-def _stream_context(_stream: _Stream | None):
+def _stream_context(_stream: _Stream | None) -> Iterator[None]:
     yield
 
 
@@ -86,7 +86,10 @@ def _patch_distributed() -> None:
     original = dist.all_to_all_single
 
     @functools.wraps(original)
-    def all_to_all_single(output, input, output_split_sizes=None, input_split_sizes=None, group=None, async_op=False):
+    def all_to_all_single(
+        output: Any, input: Any, output_split_sizes: Any = None, input_split_sizes: Any = None,
+        group: Any = None, async_op: bool = False,
+    ) -> Any:  # fmt: skip
         return original(output, input, _as_list(output_split_sizes), _as_list(input_split_sizes), group, async_op)
 
     dist.all_to_all_single = all_to_all_single

@@ -121,9 +121,7 @@ class Sampler:
         bounds = [0]
         for length in lengths:
             bounds.append(bounds[-1] + length)
-        layout = PrefillLayout(
-            self._tensor(positions), self._tensor(bounds), max(lengths), self._tensor(slots), cache
-        )
+        layout = PrefillLayout(self._tensor(positions), self._tensor(bounds), max(lengths), self._tensor(slots), cache)
         ends = [bound - 1 for bound in bounds[1 : len(prompts) + 1]]
         self._forward_and_sample(admitted, tokens, layout, ends)
 

@@ -20,6 +20,4 @@ class SFTLoss:
         zero = torch.zeros_like(logprobs)
         loss = -torch.where(batch.loss_mask, logprobs, zero).sum()
         entropy_sum = torch.where(batch.loss_mask, entropy, zero).sum()
-        return LossOutput(
-            loss, batch.loss_mask.sum(), sums={"loss": loss.detach(), "entropy": entropy_sum.detach()}
-        )
+        return LossOutput(loss, batch.loss_mask.sum(), sums={"loss": loss.detach(), "entropy": entropy_sum.detach()})

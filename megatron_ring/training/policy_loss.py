@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -19,14 +19,20 @@ class PolicyLoss:
     """C3PO's or GRPO's loss of one micro-batch; figures are sums over trained tokens."""
 
     def __init__(
-        self, objective: Objective, tensor_rank: int, temperature: float, clip: float, kl_beta: float, alpha_entropy: float
+        self,
+        objective: Objective,
+        tensor_rank: int,
+        temperature: float,
+        clip: float,
+        kl_beta: float,
+        alpha_entropy: float,
     ) -> None:
         self.objective, self.tensor_rank, self.temperature = objective, tensor_rank, temperature
-        self.settings = {"clip": clip, "kl_beta": kl_beta, "alpha_entropy": alpha_entropy}
+        self.settings: dict[str, Any] = {"clip": clip, "kl_beta": kl_beta, "alpha_entropy": alpha_entropy}
 
     def __call__(self, logits_tv: torch.Tensor, batch: PolicyBatch) -> LossOutput:
         logprobs, entropy = logprobs_and_entropy(logits_tv, batch.targets, self.tensor_rank, self.temperature)
-        inputs = {
+        inputs: dict[str, Any] = {
             "old_logprobs": batch.sampler_logprobs,
             "advantages": batch.advantages,
             "ref_logprobs": batch.ref_logprobs,

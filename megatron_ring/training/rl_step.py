@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -23,10 +23,8 @@ from megatron_ring.rl.grpo import grpo_token_weights
 from megatron_ring.rl.records import Rollout, ScoredRollout
 from megatron_ring.sampler.rollouts import sample_rollouts
 from megatron_ring.sampler.sampler import Sampler
+from megatron_ring.stage_config import RLConfig
 from megatron_ring.training.trainer import StepResult
-
-if TYPE_CHECKING:
-    from megatron_ring.reinforce import RLConfig
 
 
 @dataclass(frozen=True)
@@ -89,9 +87,7 @@ def collect_step(
     advantages = group_advantages(torch.tensor([item.reward for item in scored], dtype=torch.float64), groups)
     lengths = [item.rollout.response_length for item in scored]
     trained = list(lengths) if budget is None else select_budget(lengths, budget).trained
-    return CollectedStep(
-        scored, answers, advantages.tolist(), trained, budget, rounds, sample_seconds, reward_seconds
-    )
+    return CollectedStep(scored, answers, advantages.tolist(), trained, budget, rounds, sample_seconds, reward_seconds)
 
 
 def score_rollouts(

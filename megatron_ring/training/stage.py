@@ -16,6 +16,7 @@ from megatron_ring.errors import UserError
 from megatron_ring.model.ring_model import RingModel, build_model
 from megatron_ring.parallel import context as parallel_context
 from megatron_ring.parallel.context import ParallelContext
+from megatron_ring.parallel.device import has_cuda
 from megatron_ring.presets import get_preset
 
 Precision = Literal["auto", "fp32", "bf16"]
@@ -50,7 +51,7 @@ def resolve_shape(preset: str | None, source: Path | None) -> ModelConfig:
 def resolve_dtype(precision: Precision) -> torch.dtype:
     """bf16 on CUDA and fp32 on the CPU when "auto"."""
     if precision == "auto":
-        return torch.bfloat16 if torch.cuda.is_available() else torch.float32
+        return torch.bfloat16 if has_cuda() else torch.float32
     return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
 
 

@@ -46,7 +46,7 @@ def evaluate(expression: str, x: str) -> int:
     """The value of a step's side; 7x means 7 times the solution."""
     assert re.fullmatch(r"[\dx+*/-]+", expression)
     written = re.sub(r"(?<=\d)x", "*x", expression)
-    value = Fraction(eval(written, {"x": Fraction(x)}))  # noqa: S307
+    value = Fraction(eval(written, {"x": Fraction(x)}))
     assert value.denominator == 1
     return int(value)
 

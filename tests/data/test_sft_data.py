@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 
 import pytest
@@ -38,7 +39,7 @@ def conversations(batches: list[MicroBatch]) -> Counter[tuple[int, ...]]:
     found: Counter[tuple[int, ...]] = Counter()
     for batch in batches:
         bounds = batch.cu_seqlens.tolist()
-        for start, end in zip(bounds, bounds[1:], strict=False):
+        for start, end in itertools.pairwise(bounds):
             if batch.token_mask[start]:
                 found[tuple(batch.tokens[start:end].tolist())] += 1
     return found

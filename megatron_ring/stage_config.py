@@ -1,0 +1,206 @@
+"""Configurations of the stages: what each main can be told. Their fields are its flags. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from megatron_ring.config import OptimizerConfig, ParallelConfig, RouterLossConfig, SamplingConfig, require
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFTDataConfig:
+    """Conversations and how they are packed."""
+
+    train: Path
+    """SFT file (JSONL or parquet): `messages`, or `prompt` and `response`, per line."""
+    validation: Path | None = None
+    """SFT file measured at the end of each epoch (loss and entropy); never trained on."""
+    tokenizer: Path
+    """Tokenizer directory."""
+    context_length: int = 32_768
+    """Length of a packed sequence (tokens)."""
+    global_batch: int = 256
+    """Packed sequences per optimizer step, over all data-parallel ranks."""
+    overlong: Literal["error", "drop"] = "error"
+    """What becomes of conversations longer than the context length."""
+
+    def __post_init__(self) -> None:
+        require(self.context_length >= 2, f"--data.context-length is {self.context_length}, below 2")
+        require(self.global_batch >= 1, f"--data.global-batch is {self.global_batch}, below 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFTConfig:
+    """One SFT run. Defaults are the Ring-lite report's."""
+
+    run: Path
+    """Run directory: metrics, checkpoints. An existing one of the same configuration is continued."""
+    data: SFTDataConfig
+    preset: str | None = None
+    """Model shape by name (ring-lite, ring-tiny, …); default: that of --init-from."""
+    init_from: Path | None = None
+    """Checkpoint or Hugging Face folder to start from; default: random weights of the preset."""
+    epochs: int = 3
+    """Passes over the data; each ends with a checkpoint."""
+    max_steps: int | None = None
+    """Stop after this many optimizer steps (default: all of them); the learning-rate schedule is not shortened."""
+    save_every: int | None = None
+    """Also save every so many steps (default: at the end of each epoch only)."""
+    keep_last: int | None = None
+    """Keep only so many newest checkpoints (default: all, as choosing one by entropy needs)."""
+    seed: int = 0
+    """Seed of weights and data order."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Parameters' dtype; auto: bf16 on CUDA, fp32 on the CPU. The optimizer's master weights are fp32."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    router: RouterLossConfig = field(default_factory=RouterLossConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+
+    def __post_init__(self) -> None:
+        require(self.epochs >= 1, f"--epochs is {self.epochs}, below 1")
+        for name in ("max_steps", "save_every", "keep_last"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"--{name.replace('_', '-')} is {value}, below 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RLDataConfig:
+    """Prompts and how training packs their responses."""
+
+    prompts: Path
+    """Prompt file (JSONL or parquet): `id, domain, prompt, answer` per line."""
+    tokenizer: Path
+    """Tokenizer directory."""
+    instruction: str | None = None
+    """Text added to every user message, such as the report's request for a boxed answer."""
+    micro_batch_tokens: int = 24_576
+    """Length of a packed training micro-batch (tokens); at least the longest prompt and response together."""
+
+
+@dataclass(frozen=True)
+class BudgetConfig:
+    """The token budget of a step: exactly so many response tokens carry gradient."""
+
+    tokens: int = 409_600
+    """Phi (response tokens)."""
+    scope: Literal["global", "rank"] = "rank"
+    """Whether Phi counts for the whole step, or per data-parallel rank and is multiplied by their number."""
+    max_rounds: int = 4
+    """Rounds of `prompts_per_step` prompts that a step may sample to reach Phi before the run stops and says why."""
+
+    def __post_init__(self) -> None:
+        require(self.tokens >= 1, f"--budget.tokens is {self.tokens}, below 1")
+        require(self.max_rounds >= 1, f"--budget.max-rounds is {self.max_rounds}, below 1")
+
+    def resolve(self, data_size: int) -> int:
+        """Phi of the whole step (tokens)."""
+        return self.tokens * data_size if self.scope == "rank" else self.tokens
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """The policy loss."""
+
+    name: Literal["c3po", "grpo"] = "c3po"
+    """c3po: mean over the token budget; grpo: mean over responses of the mean over their tokens, no budget."""
+    clip: float = 0.2
+    """Epsilon of the clipped probability ratio."""
+    kl_beta: float = 1e-3
+    """Weight of the KL term to the policy that RL started from (0: no reference policy is held)."""
+    alpha_entropy: float = 5e-4
+    """Weight of the entropy bonus."""
+
+    def __post_init__(self) -> None:
+        require(0 < self.clip < 1, f"--objective.clip is {self.clip}, outside (0, 1)")
+        require(self.kl_beta >= 0, f"--objective.kl-beta is {self.kl_beta}, below 0")
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    """Verifier processes."""
+
+    workers: int = 4
+    """Worker processes."""
+    time_limit: float = 5.0
+    """Wall-clock limit per response (seconds); past it the reward is 0."""
+
+
+def _rl_optimizer() -> OptimizerConfig:
+    return OptimizerConfig(lr=3e-6, schedule="constant", warmup_fraction=0.01)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RLConfig:
+    """One RL stage. Defaults are the Ring-lite report's."""
+
+    run: Path
+    """Run directory: metrics, rollouts, checkpoints. An existing one of the same configuration is continued."""
+    init_from: Path
+    """Checkpoint or Hugging Face folder to start from."""
+    data: RLDataConfig
+    steps: int = 1000
+    """Optimizer steps."""
+    prompts_per_step: int = 512
+    """Prompts sampled in a round (L)."""
+    samples_per_prompt: int = 16
+    """Responses to each prompt (K); their rewards form one group."""
+    save_every: int = 20
+    """Steps between checkpoints."""
+    keep_last: int | None = None
+    """Keep only so many newest checkpoints (default: all)."""
+    seed: int = 0
+    """Seed of the prompt order and of sampling."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Parameters' dtype; auto: bf16 on CUDA, fp32 on the CPU."""
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    rewards: RewardConfig = field(default_factory=RewardConfig)
+    optimizer: OptimizerConfig = field(default_factory=_rl_optimizer)
+    router: RouterLossConfig = field(default_factory=RouterLossConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "prompts_per_step", "samples_per_prompt", "save_every"):
+            value = getattr(self, name)
+            require(value >= 1, f"--{name.replace('_', '-')} is {value}, below 1")
+        require(self.samples_per_prompt >= 2, "--samples-per-prompt is 1: a group needs at least 2 responses to compare")
+        require(self.sampling.temperature > 0, "--sampling.temperature is 0: RL needs samples, not the greedy response")
+        require(self.sampling.top_p == 1, "--sampling.top-p: RL trains on the whole distribution, it must be 1")
+
+
+def _evaluation_sampling() -> SamplingConfig:
+    return SamplingConfig(top_p=0.95, max_new_tokens=32_768)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """One evaluation. Sampling defaults are the Ring-lite report's."""
+
+    checkpoint: Path
+    """Checkpoint or Hugging Face folder."""
+    prompts: Path
+    """Prompt file (JSONL or parquet): `id, domain, prompt, answer` per line."""
+    tokenizer: Path
+    """Tokenizer directory."""
+    out: Path
+    """Folder for result.json and samples.jsonl."""
+    instruction: str | None = None
+    """Text added to every user message."""
+    samples_per_problem: int = 1
+    """Responses drawn for each problem; pass@1 is their mean."""
+    seed: int = 0
+    """Seed of sampling."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Parameters' dtype; auto: bf16 on CUDA, fp32 on the CPU."""
+    reward_workers: int = 4
+    """Verifier processes."""
+    reward_time_limit: float = 5.0
+    """Wall-clock limit of the verifier per response (seconds)."""
+    sampling: SamplingConfig = field(default_factory=_evaluation_sampling)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+
+    def __post_init__(self) -> None:
+        require(self.samples_per_problem >= 1, f"--samples-per-problem is {self.samples_per_problem}, below 1")
