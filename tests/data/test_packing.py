@@ -219,6 +219,7 @@ def test_to_and_replace_keep_the_type() -> None:
     assert with_reference.to("cpu").ref_logprobs is not None
 
 
+@settings(deadline=None)
 @given(count=st.integers(0, 20), parts=st.integers(1, 6))
 def test_split_evenly(count: int, parts: int) -> None:
     packs = [pack_sequences([TokenSequence([index], [1])], 2, PAD) for index in range(count)]

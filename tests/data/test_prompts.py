@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_ring.data.prompts import PromptStream
@@ -15,6 +15,7 @@ from megatron_ring.errors import UserError
 RECORDS = [PromptRecord(f"p{index}", "math", f"{index}+1?", str(index + 1), {"level": index}) for index in range(7)]
 
 
+@settings(deadline=None)
 @given(sizes=st.lists(st.integers(0, 10), max_size=10), seed=st.integers(0, 5))
 def test_every_epoch_holds_every_prompt_once(sizes: list[int], seed: int) -> None:
     stream = PromptStream(RECORDS, seed)
@@ -28,6 +29,7 @@ def test_every_epoch_holds_every_prompt_once(sizes: list[int], seed: int) -> Non
     assert stream.epoch == sum(sizes) / 7
 
 
+@settings(deadline=None)
 @given(before=st.integers(0, 30), after=st.integers(1, 30))
 def test_resumes_exactly(before: int, after: int) -> None:
     stream = PromptStream(RECORDS, 1)
