@@ -6,6 +6,7 @@ The same flags give the same bytes.
 from __future__ import annotations
 
 import argparse
+import random
 from pathlib import Path
 
 from megatron_ring.data.bpe import train_bpe
@@ -21,10 +22,12 @@ def main() -> None:
     mix = ProblemMix(tuple(flags.families), dict(_parse_knob(text) for text in flags.difficulty))
     if min(flags.train, flags.validation, flags.rl, flags.heldout) < 1:
         raise UserError("--train, --validation, --rl and --heldout: ask for at least 1 problem each")
+    if not 0 <= flags.direct <= 1:
+        raise UserError(f"--direct {flags.direct}: give a share from 0 to 1")
     splits = make_splits(flags.seed, flags.train, flags.validation, flags.heldout, flags.rl, mix)
     out = flags.out
-    write_sft(out / "sft_train.jsonl", [_sft(problem) for problem in splits.train])
-    write_sft(out / "sft_validation.jsonl", [_sft(problem) for problem in splits.validation])
+    write_sft(out / "sft_train.jsonl", [_sft(problem, flags.direct) for problem in splits.train])
+    write_sft(out / "sft_validation.jsonl", [_sft(problem, flags.direct) for problem in splits.validation])
     write_prompts(out / "rl_prompts.jsonl", [_prompt(problem) for problem in splits.rl])
     write_prompts(out / "heldout.jsonl", [_prompt(problem) for problem in splits.heldout])
     texts = [text for problem in splits.train for text in (problem.prompt, problem.response)]
@@ -47,6 +50,14 @@ def _parse_flags() -> argparse.Namespace:
     parser.add_argument("--rl", type=int, default=3000, help="RL prompts, none of them in the SFT files")
     parser.add_argument("--heldout", type=int, default=400, help="evaluation prompts, in no other file")
     parser.add_argument("--vocab-size", type=int, default=512, help="largest tokenizer vocabulary (tokens)")
+    parser.add_argument(
+        "--direct",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="share (0 to 1) of the SFT responses that give the answer at once, without working; reinforcement can then "
+        "find out that working pays",
+    )
     parser.add_argument("--families", nargs="+", default=list(FAMILIES), metavar="NAME", help="problem families")
     parser.add_argument(
         "--difficulty",
@@ -66,8 +77,12 @@ def _parse_knob(text: str) -> tuple[str, int]:
         raise UserError(f"--difficulty {text}: write KNOB=NUMBER, such as arithmetic.terms=4") from None
 
 
-def _sft(problem: Problem) -> SFTRecord:
-    messages = (Message("user", problem.prompt), Message("assistant", problem.response))
+def _sft(problem: Problem, direct: float) -> SFTRecord:
+    """A worked response, or, for a share `direct` of the problems, the answer at once: both right, but a small model can
+    only follow the former. Which is which depends on the problem alone."""
+    drawn = random.Random(f"direct/{problem.id}").random()
+    response = problem.response.splitlines()[-1] if drawn < direct else problem.response
+    messages = (Message("user", problem.prompt), Message("assistant", response))
     return SFTRecord(messages, problem.domain, problem.family)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed.checkpoint as dcp
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.strategies import torch as mcore_torch
@@ -37,6 +38,20 @@ def save_sharded(state: dict[str, Any], folder: Path) -> None:
 def load_sharded(template: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Read what `template` describes, resharded to this layout; plain values come along."""
     return dist_checkpointing.load(template, str(folder))
+
+
+def allocate_optimizer_state(optimizer: Any) -> None:
+    """Give every parameter of a distributed optimizer that has not stepped yet its (zero) state: megatron-core describes
+    only what is there, and torch's AdamW allocates it in the first step."""
+    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+        for group in part.optimizer.param_groups:
+            for parameter in group["params"]:
+                if not part.optimizer.state[parameter]:
+                    part.optimizer.state[parameter] = {
+                        "step": torch.zeros((), dtype=torch.float32),
+                        "exp_avg": torch.zeros_like(parameter),
+                        "exp_avg_sq": torch.zeros_like(parameter),
+                    }
 
 
 def load_optimizer(optimizer: Any, state: dict[str, Any]) -> None:

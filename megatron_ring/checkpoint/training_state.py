@@ -17,7 +17,7 @@ import torch
 from megatron.core import __version__ as megatron_version
 from torch.distributed.checkpoint.api import CheckpointException
 
-from megatron_ring.checkpoint.sharded import load_optimizer, load_sharded, save_sharded
+from megatron_ring.checkpoint.sharded import allocate_optimizer_state, load_optimizer, load_sharded, save_sharded
 from megatron_ring.config import ModelConfig
 from megatron_ring.errors import UserError
 from megatron_ring.model.ring_model import RingModel
@@ -73,6 +73,7 @@ def _state(model: RingModel, optimizer: Any, loading: bool) -> dict[str, Any]:
     weights = model.sharded_state_dict()
     state = {"model": weights}
     if optimizer is not None:
+        allocate_optimizer_state(optimizer)
         state["optimizer"] = optimizer.sharded_state_dict(weights, is_loading=loading, metadata=OPTIMIZER_FORMAT)
     return state
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
+from megatron.core.tensor_parallel import set_tensor_model_parallel_attributes
 
 from megatron_ring.parallel.device import current_device
 
@@ -33,14 +34,18 @@ class GroupedExperts(torch.nn.Module):
         self.gate_up = torch.nn.Parameter(torch.empty(num_local_experts, 2, width, config.hidden_size, **kwargs))
         self.down = torch.nn.Parameter(torch.empty(num_local_experts, config.hidden_size, width, **kwargs))
         for parameter in (self.gate_up, self.down):
-            # megatron-core reduces gradients of such parameters over expert-data-parallel ranks only.
-            shared = self.ep_size == 1 and self.etp_size == config.tensor_model_parallel_size
-            setattr(parameter, "allreduce", shared)  # noqa: B010
+            # Not a copy of what other tensor-parallel ranks hold: each counts in the gradient norm.
+            set_tensor_model_parallel_attributes(parameter, is_parallel=True, dim=2, stride=1)
+            # megatron-core reduces such gradients over expert-data-parallel ranks, with an optimizer of their own: also
+            # where those are the data-parallel ranks, so that checkpoints have one structure under every layout.
+            setattr(parameter, "allreduce", False)  # noqa: B010
 
     def forward(self, x_nh: torch.Tensor, counts_e: torch.Tensor, weights_n: torch.Tensor) -> torch.Tensor:
         """x [N, hidden] sorted by local expert, counts int [E_local] rows of each, weights [N] -> [N, hidden]."""
-        if x_nh.shape[0] == 0:  # a rank may get no token; keep the parameters in the graph
-            return x_nh + 0.0 * (self.gate_up.sum() + self.down.sum()).to(x_nh.dtype)
+        if x_nh.shape[0] == 0:
+            # A rank may get no token. Everything stays in the graph: its backward takes part in the same exchanges.
+            nothing = self.gate_up.sum() + self.down.sum() + weights_n.sum()
+            return x_nh + (0.0 * nothing).to(x_nh.dtype)
         ends_e = counts_e.to(device=x_nh.device).cumsum(0).to(torch.int32)
         gate_up = F.grouped_mm(x_nh, self.gate_up.flatten(1, 2).transpose(1, 2), offs=ends_e)
         gate, up = gate_up.chunk(2, dim=-1)

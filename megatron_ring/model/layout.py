@@ -10,6 +10,7 @@ Shape suffixes: t tokens, s sequences, l positions in a sequence, h heads, g KV 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -39,32 +40,33 @@ class TokenLayout(PackedSeqParams, ABC):
 
 
 class PackedLayout(TokenLayout):
-    """Sequences packed one after another, each attending only to itself, causally.
+    """Sequences packed one after another, each attending only to itself, causally. Tokens behind the last sequence are
+    padding: attention returns zeros for them.
 
     Args:
-        positions: int [T], restarting at 0 in each sequence.
-        cu_seqlens: int [S+1], starts of the sequences and T.
-        max_seqlen: length of the longest sequence (tokens).
+        positions: int64 [T] on the device, restarting at 0 in each sequence.
+        lengths: tokens of each sequence, at most T together. On the host, so that no layout waits for the device.
     """
 
-    def __init__(self, positions: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: int) -> None:
+    def __init__(self, positions: torch.Tensor, lengths: Sequence[int]) -> None:
         super().__init__(positions)
-        self.num_sequences = cu_seqlens.numel() - 1
-        self.max_seqlen = max_seqlen
-        lengths = cu_seqlens[1:] - cu_seqlens[:-1]
-        sequence_t = torch.repeat_interleave(
-            torch.arange(self.num_sequences, device=positions.device), lengths, output_size=positions.numel()
-        )
-        self._cell_t = sequence_t * max_seqlen + positions
+        self.num_sequences = len(lengths)
+        self.max_seqlen = max(lengths, default=0)
+        cells = [s * self.max_seqlen + p for s, length in enumerate(lengths) for p in range(length)]
+        self._cell_n = torch.tensor(cells, dtype=torch.int64).to(positions.device, non_blocking=True)
 
     def _to_padded(self, x_thd: torch.Tensor) -> torch.Tensor:
         """[T, heads, d] -> [S, heads, L, d] with zeros behind the end of each sequence."""
         padded = x_thd.new_zeros(self.num_sequences * self.max_seqlen, *x_thd.shape[1:])
-        padded = padded.index_copy(0, self._cell_t, x_thd)
+        padded = padded.index_copy(0, self._cell_n, x_thd[: self._cell_n.numel()])
         return padded.view(self.num_sequences, self.max_seqlen, *x_thd.shape[1:]).transpose(1, 2)
 
     def attend(self, layer: int, q_thd: torch.Tensor, k_tgd: torch.Tensor, v_tgd: torch.Tensor) -> torch.Tensor:
+        real = self._cell_n.numel()
+        if real == 0:
+            return q_thd * 0.0
         q, k, v = self._to_padded(q_thd), self._to_padded(k_tgd), self._to_padded(v_tgd)
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
         out = out.transpose(1, 2).reshape(self.num_sequences * self.max_seqlen, *q_thd.shape[1:])
-        return out.index_select(0, self._cell_t)
+        out = out.index_select(0, self._cell_n)
+        return F.pad(out, (0, 0, 0, 0, 0, q_thd.shape[0] - real)) if real < q_thd.shape[0] else out

@@ -7,6 +7,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from megatron.core.models.gpt import GPTModel
+from megatron.core.tensor_parallel import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    VocabParallelEmbedding,
+    set_tensor_model_parallel_attributes,
+)
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -83,6 +89,15 @@ def _layer_spec(moe: bool) -> ModuleSpec:
     )
 
 
+def _mark_split_weights(model: torch.nn.Module) -> None:
+    """Tell megatron-core which weights are split over TP ranks: it marks them only when it initialises them itself, and
+    a weight without the mark counts on the first rank alone in the gradient norm."""
+    split_axis = {ColumnParallelLinear: 0, VocabParallelEmbedding: 0, RowParallelLinear: 1}
+    for module in model.modules():
+        if type(module) in split_axis:
+            set_tensor_model_parallel_attributes(module.weight, is_parallel=True, dim=split_axis[type(module)], stride=1)
+
+
 class RingModel(GPTModel):
     """This pipeline stage's layers. `router_losses` is shared by its routers; weights start uninitialised: see
     `checkpoint.initialize` (random, the same under every layout) and `checkpoint.load`."""
@@ -104,6 +119,7 @@ class RingModel(GPTModel):
             share_embeddings_and_output_weights=False,
             position_embedding_type="none",
         )
+        _mark_split_weights(self)
         self.ring_config = model
         self.router_losses = self_losses
         self.tensor_rank, self.tensor_size = context.tensor_rank, context.config.tensor

@@ -5,6 +5,8 @@ Suffixes: n sequences, g KV heads, h query heads, l positions, d head dimension.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 
@@ -46,13 +48,12 @@ class PrefillLayout(PackedLayout):
     """Whole prompts, packed; their keys and values go to the cache.
 
     Args:
-        slots: int64 [N], the cache slot of each of the first N tokens; tokens behind them are padding.
+        lengths: tokens of each prompt.
+        slots: int64 [N], the cache slot of each of the N prompt tokens; tokens behind them are padding.
     """
 
-    def __init__(
-        self, positions: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: int, slots: torch.Tensor, cache: KVCache
-    ) -> None:
-        super().__init__(positions, cu_seqlens, max_seqlen)
+    def __init__(self, positions: torch.Tensor, lengths: Sequence[int], slots: torch.Tensor, cache: KVCache) -> None:
+        super().__init__(positions, lengths)
         self.slots, self.cache = slots, cache
 
     def attend(self, layer: int, q_thd: torch.Tensor, k_tgd: torch.Tensor, v_tgd: torch.Tensor) -> torch.Tensor:

@@ -7,6 +7,7 @@ Ranks that share experts (EP) run forward passes together: one without work take
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 
 import torch
 
@@ -114,15 +115,12 @@ class Sampler:
         prompts = [sequence.request.prompt_tokens for sequence in admitted]
         real = sum(len(prompt) for prompt in prompts)
         padding = self._padded(real) - real
-        lengths = [len(prompt) for prompt in prompts] + ([padding] if padding else [])
+        lengths = [len(prompt) for prompt in prompts]
         tokens = [token for prompt in prompts for token in prompt] + [self.eos_id] * padding
-        positions = [position for length in lengths for position in range(length)]
-        slots = [first_slot + i for i, prompt in enumerate(prompts) for _ in prompt]
-        bounds = [0]
-        for length in lengths:
-            bounds.append(bounds[-1] + length)
-        layout = PrefillLayout(self._tensor(positions), self._tensor(bounds), max(lengths), self._tensor(slots), cache)
-        ends = [bound - 1 for bound in bounds[1 : len(prompts) + 1]]
+        positions = [position for length in lengths for position in range(length)] + [0] * padding
+        slots = [first_slot + i for i, length in enumerate(lengths) for _ in range(length)]
+        layout = PrefillLayout(self._tensor(positions), lengths, self._tensor(slots), cache)
+        ends = [end - 1 for end in accumulate(lengths)]
         self._forward_and_sample(admitted, tokens, layout, ends)
 
     def _decode(self, active: list[ActiveSequence], cache: KVCache) -> None:

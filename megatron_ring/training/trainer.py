@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -149,6 +150,13 @@ class Trainer:
         return (balance / tokens, z / tokens) if tokens else (0.0, 0.0)
 
 
+def sequence_lengths(batch: MicroBatch) -> list[int]:
+    """Tokens of each packed sequence; the padding behind them is none. For a micro-batch on the host."""
+    bounds = batch.cu_seqlens.tolist()
+    real = int(batch.token_mask.sum())
+    return [end - start for start, end in pairwise(bounds) if end <= real]
+
+
 def run_schedule(
     ddp: torch.nn.Module, batches: Sequence[MicroBatch], loss: Loss, device: torch.device, forward_only: bool
 ) -> list[LossOutput]:
@@ -156,8 +164,9 @@ def run_schedule(
     outputs: list[LossOutput] = []
 
     def forward_step(iterator: Any, model: torch.nn.Module) -> tuple[torch.Tensor, Callable[..., Any]]:
-        batch = next(iterator).to(device)
-        layout = PackedLayout(batch.positions, batch.cu_seqlens, batch.max_seqlen)
+        host = next(iterator)
+        batch = host.to(device)
+        layout = PackedLayout(batch.positions, sequence_lengths(host))
         logits = forward_packed(model, batch.tokens, layout, padding=~batch.token_mask)
 
         def reduce(logits_tv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:

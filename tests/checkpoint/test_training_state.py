@@ -1,0 +1,160 @@
+"""Checkpoints: across layouts, interrupted, damaged, of another shape, on a full disk."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from megatron_ring.config import ModelConfig, ParallelConfig
+from megatron_ring.errors import UserError
+from megatron_ring.presets import RING_TINY
+from tests.layouts import LAYOUTS
+from tests.training.test_trainer import OPTIMIZER, ROUTER, step_batches
+
+
+def trainer_for(parallel: ParallelConfig, shape: ModelConfig = RING_TINY, seed: int = 1) -> tuple[Any, Any]:
+    from megatron_ring.checkpoint.weights import initialize_weights
+    from megatron_ring.model.ring_model import build_model
+    from megatron_ring.parallel import context
+    from megatron_ring.training.trainer import Trainer
+
+    here = context.initialize(parallel, shape, seed=0)
+    model = build_model(shape, here, ROUTER)
+    initialize_weights(model, here, seed=seed)
+    return Trainer(model, here, OPTIMIZER), here
+
+
+def steps(trainer: Any, here: Any, first: int, count: int) -> list[float]:
+    from megatron_ring.training.losses import SFTLoss
+
+    losses = []
+    for step in range(first, first + count):
+        batches = step_batches(step)[here.data_rank :: here.data_size]
+        losses.append(trainer.train_step(batches, SFTLoss(here.tensor_rank), OPTIMIZER.lr_at(step, 20)).mean("loss"))
+    return losses
+
+
+def save_after_three(parallel: ParallelConfig, folder: Path) -> list[float]:
+    """Train 3 steps, save, train 3 more; the losses of the latter."""
+    from megatron_ring.checkpoint.training_state import save_checkpoint
+
+    trainer, here = trainer_for(parallel)
+    steps(trainer, here, 0, 3)
+    save_checkpoint(folder, 3, trainer.model, trainer.optimizer, here, {"tokens": 12})
+    return steps(trainer, here, 3, 3)
+
+
+def continue_from(parallel: ParallelConfig, folder: Path) -> list[float]:
+    from megatron_ring.checkpoint.training_state import latest_checkpoint, load_checkpoint
+
+    trainer, here = trainer_for(parallel, seed=99)
+    found = latest_checkpoint(folder)
+    assert found is not None
+    step, extra = load_checkpoint(found, trainer.model, here, trainer.optimizer)
+    assert (step, extra) == (3, {"tokens": 12})
+    return steps(trainer, here, 3, 3)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("layout", ["dp2", "tp2", "ep2", "pp2"])
+def test_a_layout_continues_where_it_stopped_and_another_reads_it(run_on, tmp_path: Path, layout: str) -> None:
+    processes, parallel = LAYOUTS[layout]
+    undisturbed = run_on(processes, save_after_three, parallel, tmp_path)[0]
+    assert run_on(processes, continue_from, parallel, tmp_path)[0] == undisturbed
+    assert run_on(1, continue_from, ParallelConfig(), tmp_path)[0] == pytest.approx(undisturbed, rel=1e-4)
+
+
+@pytest.mark.distributed
+def test_one_process_continues_bit_by_bit(run_on, tmp_path: Path) -> None:
+    assert run_on(1, save_after_three, ParallelConfig(), tmp_path) == run_on(1, continue_from, ParallelConfig(), tmp_path)
+
+
+def try_to_load(folder: Path, shape: ModelConfig) -> str:
+    from megatron_ring.checkpoint.training_state import load_checkpoint
+
+    trainer, here = trainer_for(ParallelConfig(), shape)
+    try:
+        load_checkpoint(folder, trainer.model, here, trainer.optimizer)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.distributed
+def test_damage_and_other_shapes_are_named(run_on, tmp_path: Path) -> None:
+    run_on(1, save_after_three, ParallelConfig(), tmp_path)
+    whole = tmp_path / "step_3"
+    (message,) = run_on(1, try_to_load, whole, replace(RING_TINY, expert_width=64))
+    assert "another shape" in message and "expert_width 96 (here 64)" in message
+    damaged = tmp_path / "damaged"
+    shutil.copytree(whole, damaged)
+    (data,) = damaged.glob("*.distcp")
+    data.write_bytes(data.read_bytes()[:-7])
+    (message,) = run_on(1, try_to_load, damaged, RING_TINY)
+    assert data.name in message and "manifest" in message
+    data.unlink()
+    assert "missing" in run_on(1, try_to_load, damaged, RING_TINY)[0]
+    (damaged / "manifest.json").unlink()
+    assert "not a checkpoint" in run_on(1, try_to_load, damaged, RING_TINY)[0]
+
+
+def save_with_little_room(folder: Path, limit: int) -> str:
+    """Save while no file may grow beyond `limit` bytes: writes fail as on a full disk."""
+    import resource
+    import signal
+
+    from megatron_ring.checkpoint.training_state import save_checkpoint
+
+    trainer, here = trainer_for(ParallelConfig())
+    steps(trainer, here, 0, 3)
+    save_checkpoint(folder, 3, trainer.model, trainer.optimizer, here, {"tokens": 12})
+    steps(trainer, here, 3, 1)
+    previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        save_checkpoint(folder, 4, trainer.model, trainer.optimizer, here, {"tokens": 16})
+    except UserError as error:
+        return str(error)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, previous)
+    return ""
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("limit", [1_000_000, 2_000])
+def test_a_failed_save_leaves_the_previous_checkpoint(run_on, tmp_path: Path, limit: int) -> None:
+    (message,) = run_on(1, save_with_little_room, tmp_path, limit)
+    assert "saving failed" in message and "step_3 is intact" in message and "\n" not in message, message
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step_3"]
+    assert len(run_on(1, continue_from, ParallelConfig(), tmp_path)[0]) == 3
+
+
+def test_a_half_written_checkpoint_is_never_taken(tmp_path: Path) -> None:
+    """What a kill leaves: a temporary folder, or a renamed one that `latest` does not name yet."""
+    from megatron_ring.checkpoint.training_state import latest_checkpoint
+
+    (tmp_path / ".step_9.tmp").mkdir()
+    assert latest_checkpoint(tmp_path) is None
+    (tmp_path / "step_9").mkdir()
+    (tmp_path / "step_9" / "manifest.json").write_text(json.dumps({"files": {}}))
+    assert latest_checkpoint(tmp_path) is None
+    (tmp_path / "latest").write_text("step_3\n")
+    assert latest_checkpoint(tmp_path) == tmp_path / "step_3"
+
+
+def test_random_states_survive_a_round_trip(tmp_path: Path) -> None:
+    from megatron_ring.parallel.device import random_state, set_random_state
+
+    state = random_state()
+    torch.save(state, tmp_path / "state.pt")
+    first = torch.rand(3)
+    set_random_state(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert torch.equal(torch.rand(3), first)

@@ -1,0 +1,43 @@
+"""Worker pools and paths that several rooms' tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.distributed import Workers
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+
+
+@pytest.fixture(scope="session")
+def _pools() -> Iterator[dict[int, Workers]]:
+    pools: dict[int, Workers] = {}
+    yield pools
+    for pool in pools.values():
+        pool.close()
+
+
+@pytest.fixture
+def run_on(_pools: dict[int, Workers]) -> Callable[..., list[Any]]:
+    """`run_on(processes, function, *arguments)`: call it in that many real processes over gloo; results by rank."""
+
+    def run(processes: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+        if processes not in _pools or not _pools[processes].alive:
+            _pools[processes] = Workers(processes)
+        return _pools[processes](function, *arguments)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """Parity vectors of the public modelling code, kept beside the project."""
+    folder = SHARED / "golden"
+    if not folder.is_dir():
+        pytest.skip("golden vectors are not beside the project")
+    return folder

@@ -1,0 +1,81 @@
+"""Tiny real data, and the mains run as real processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+
+def command(module: str, *flags: str, processes: int = 1) -> list[str]:
+    """How a user launches a main."""
+    if processes == 1:
+        return [sys.executable, "-m", module, *flags]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    return [*launcher, "-m", module, *flags]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def run(arguments: Sequence[str], timeout: float = 300.0) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(arguments, capture_output=True, text=True, env=environment(), timeout=timeout, cwd=ROOT)
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """200 SFT problems, 60 validation, 60 RL, 24 held-out, and a tokenizer."""
+    out = tmp_path_factory.mktemp("data")
+    done = run([sys.executable, "tools/make_tiny_data.py", "--out", str(out), "--train", "200", "--validation", "60",
+                "--rl", "60", "--heldout", "24"])  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def sft_flags(data: Path, run_dir: Path, *more: str) -> list[str]:
+    return ["--run", str(run_dir), "--preset", "ring-tiny", "--data.train", str(data / "sft_train.jsonl"),
+            "--data.validation", str(data / "sft_validation.jsonl"), "--data.tokenizer", str(data / "tokenizer"),
+            "--data.context-length", "512", "--data.global-batch", "2", "--epochs", "2", "--optimizer.lr", "3e-3",
+            *more]  # fmt: skip
+
+
+def rl_flags(data: Path, run_dir: Path, start: Path, *more: str) -> list[str]:
+    return ["--run", str(run_dir), "--init-from", str(start), "--data.prompts", str(data / "rl_prompts.jsonl"),
+            "--data.tokenizer", str(data / "tokenizer"), "--data.micro-batch-tokens", "512", "--steps", "2",
+            "--prompts-per-step", "4", "--samples-per-prompt", "4", "--budget.tokens", "300", "--budget.scope", "global",
+            "--sampling.max-new-tokens", "40", "--optimizer.lr", "1e-4", "--rewards.workers", "1", *more]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def sft_run(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished SFT run of two epochs."""
+    out = tmp_path_factory.mktemp("runs") / "sft"
+    done = run(command("megatron_ring.sft", *sft_flags(tiny_data, out)))
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+@pytest.fixture(scope="session")
+def sft_checkpoint(sft_run: Path) -> Path:
+    return sft_run / "checkpoints" / (sft_run / "checkpoints" / "latest").read_text().strip()
+
+
+@pytest.fixture
+def fails_with() -> Callable[..., str]:
+    """Run arguments that must end with exit status 2 and one line on stderr; the line."""
+
+    def check(arguments: Sequence[str]) -> str:
+        done = run(arguments)
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        assert done.returncode == 2, (done.returncode, done.stderr)
+        assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr
+        return lines[0]
+
+    return check

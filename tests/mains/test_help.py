@@ -1,0 +1,44 @@
+"""`--help` answers at once and documents every flag."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import time
+from typing import Any, get_type_hints
+
+import pytest
+
+from megatron_ring.stage_config import EvaluateConfig, RLConfig, SFTConfig
+from tests.mains.conftest import command, run
+
+
+def flags_of(config: Any, prefix: str = "--") -> list[str]:
+    found = []
+    for name, hint in get_type_hints(config).items():
+        flag = f"{prefix}{name.replace('_', '-')}"
+        found += flags_of(hint, f"{flag}.") if dataclasses.is_dataclass(hint) else [flag]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("module", "config"),
+    [("megatron_ring.sft", SFTConfig), ("megatron_ring.rl", RLConfig), ("megatron_ring.evaluate", EvaluateConfig)],
+)
+def test_help(module: str, config: Any) -> None:
+    seconds = []
+    for _ in range(3):
+        began = time.monotonic()
+        done = run(command(module, "--help"))
+        seconds.append(time.monotonic() - began)
+    assert done.returncode == 0
+    assert min(seconds) < 2.0
+    text = re.sub(r"[│╭╮╰╯─]", " ", done.stdout)
+    for flag in flags_of(config):
+        assert re.search(rf"{re.escape(flag)}\b", text), flag
+    entries = re.split(r"\n\s+(?=--[a-z])", text)[1:]
+    for entry in entries:
+        body = " ".join(entry.split())
+        assert "(default:" in body or "(required)" in body, body
+        words = re.sub(r"\((default|required).*", "", body).split()[2:]
+        assert len(words) >= 3, f"no description: {body}"

@@ -1,0 +1,153 @@
+"""The training step: one process against every layout, and against plain autograd with torch's own AdamW."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from megatron_ring.config import OptimizerConfig, ParallelConfig, RouterLossConfig
+from megatron_ring.data.packing import MicroBatch, empty_microbatch, pack_sequences
+from megatron_ring.data.sequences import TokenSequence
+from megatron_ring.presets import RING_TINY
+from tests.layouts import LAYOUTS
+
+CAPACITY, GLOBAL_BATCH, STEPS = 128, 4, 20
+OPTIMIZER = OptimizerConfig(lr=2e-3, warmup_fraction=0.1, clip_grad=0.5)
+ROUTER = RouterLossConfig(balance=1e-2, z=1e-3)
+
+
+def step_batches(step: int) -> list[MicroBatch]:
+    """A learnable language (each token follows from the last), uneven lengths, one empty micro-batch now and then."""
+    generator = torch.Generator().manual_seed(step)
+    batches = []
+    for _ in range(GLOBAL_BATCH):
+        sequences, room = [], CAPACITY
+        while room > 12:
+            length = int(torch.randint(5, min(50, room), (1,), generator=generator))
+            first = int(torch.randint(300, (1,), generator=generator))
+            tokens = [(first * 3 + 7 * i) % 300 for i in range(length)]
+            sequences.append(TokenSequence(tokens, [i > 1 for i in range(length)]))
+            room -= length
+        batches.append(pack_sequences(sequences, CAPACITY, 0))
+    if step % 5 == 4:
+        batches[-1] = empty_microbatch(CAPACITY, 0)
+    return batches
+
+
+def train(parallel: ParallelConfig) -> list[dict[str, float]]:
+    from megatron_ring.checkpoint.weights import initialize_weights
+    from megatron_ring.model.ring_model import build_model
+    from megatron_ring.parallel import context
+    from megatron_ring.training.losses import SFTLoss
+    from megatron_ring.training.trainer import Trainer
+
+    here = context.initialize(parallel, RING_TINY, seed=0)
+    model = build_model(RING_TINY, here, ROUTER)
+    initialize_weights(model, here, seed=2)
+    trainer = Trainer(model, here, OPTIMIZER)
+    curve = []
+    for step in range(STEPS):
+        batches = step_batches(step)[here.data_rank :: here.data_size]
+        result = trainer.train_step(batches, SFTLoss(here.tensor_rank), OPTIMIZER.lr_at(step, STEPS))
+        curve.append(
+            {
+                "loss": result.mean("loss"),
+                "entropy": result.mean("entropy"),
+                "grad_norm": result.grad_norm,
+                "balance": result.balance,
+                "z": result.z,
+                "loss_tokens": result.loss_tokens,
+                "routed_tokens": result.routed_tokens,
+            }
+        )
+    return curve
+
+
+@pytest.fixture(scope="module")
+def alone(request: pytest.FixtureRequest) -> list[dict[str, float]]:
+    return []
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "one"])
+def test_every_layout_trains_the_same_curve(run_on, alone: list[dict[str, float]], layout: str) -> None:
+    if not alone:
+        alone.extend(run_on(1, train, ParallelConfig())[0])
+    processes, parallel = LAYOUTS[layout]
+    for curve in run_on(processes, train, parallel):
+        assert len(curve) == STEPS
+        for step, (found, wanted) in enumerate(zip(curve, alone, strict=True)):
+            assert found["loss"] == pytest.approx(wanted["loss"], rel=1e-4), (step, found, wanted)
+            assert found == pytest.approx(wanted, rel=1e-2), step
+    assert alone[-1]["loss"] < 0.9 * alone[0]["loss"]
+
+
+def plain_autograd() -> dict[str, Any]:
+    """Three steps by hand: one loss over all tokens, autograd, norm clipping, torch.optim.AdamW."""
+    from megatron_ring.checkpoint.weights import initialize_weights
+    from megatron_ring.model.layout import PackedLayout
+    from megatron_ring.model.ring_model import build_model, forward_packed
+    from megatron_ring.parallel import context
+    from megatron_ring.training.trainer import sequence_lengths
+
+    here = context.initialize(ParallelConfig(), RING_TINY, seed=0)
+    model = build_model(RING_TINY, here, RouterLossConfig(0.0, 0.0))
+    initialize_weights(model, here, seed=2)
+    decayed = [p for p in model.parameters() if p.dim() > 1]
+    others = [p for p in model.parameters() if p.dim() <= 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": OPTIMIZER.weight_decay}, {"params": others, "weight_decay": 0.0}],
+        betas=(OPTIMIZER.beta1, OPTIMIZER.beta2),
+        eps=OPTIMIZER.eps,
+    )
+    first = {name: p.detach().clone() for name, p in model.named_parameters()}
+    figures: dict[str, Any] = {"loss": [], "grad_norm": [], "first": first}
+    for step in range(3):
+        nll, tokens = torch.zeros(()), 0
+        for batch in step_batches(step):
+            layout = PackedLayout(batch.positions, sequence_lengths(batch))
+            logits = forward_packed(model, batch.tokens, layout)
+            each = torch.nn.functional.cross_entropy(logits, batch.targets, reduction="none")
+            nll = nll + each[batch.loss_mask].sum()
+            tokens += int(batch.loss_mask.sum())
+        optimizer.zero_grad()
+        (nll / tokens).backward()
+        figures["loss"].append((nll / tokens).item())
+        figures["grad_norm"].append(torch.nn.utils.clip_grad_norm_(model.parameters(), OPTIMIZER.clip_grad).item())
+        for group in optimizer.param_groups:
+            group["lr"] = OPTIMIZER.lr_at(step, STEPS)
+        optimizer.step()
+    figures["weights"] = {name: p.detach().clone() for name, p in model.named_parameters()}
+    return figures
+
+
+def through_the_trainer() -> dict[str, Any]:
+    from megatron_ring.checkpoint.weights import initialize_weights
+    from megatron_ring.model.ring_model import build_model
+    from megatron_ring.parallel import context
+    from megatron_ring.training.losses import SFTLoss
+    from megatron_ring.training.trainer import Trainer
+
+    here = context.initialize(ParallelConfig(), RING_TINY, seed=0)
+    model = build_model(RING_TINY, here, RouterLossConfig(0.0, 0.0))
+    initialize_weights(model, here, seed=2)
+    trainer = Trainer(model, here, OPTIMIZER)
+    results = [trainer.train_step(step_batches(s), SFTLoss(0), OPTIMIZER.lr_at(s, STEPS)) for s in range(3)]
+    return {
+        "loss": [result.mean("loss") for result in results],
+        "grad_norm": [result.grad_norm for result in results],
+        "weights": {name: p.detach().clone() for name, p in model.named_parameters()},
+    }
+
+
+@pytest.mark.distributed
+def test_the_step_equals_plain_autograd_and_adamw(run_on) -> None:
+    (wanted,), (found,) = run_on(1, plain_autograd), run_on(1, through_the_trainer)
+    assert found["loss"] == pytest.approx(wanted["loss"], rel=1e-5)
+    assert found["grad_norm"] == pytest.approx(wanted["grad_norm"], rel=1e-4)
+    for name, weight in wanted["weights"].items():
+        # Adam divides by the gradient's size, so where a gradient is nearly zero rounding decides its sign.
+        moved = (weight - wanted["first"][name]).norm()
+        assert (found["weights"][name] - weight).norm() < 0.01 * moved, name
