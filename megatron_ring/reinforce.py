@@ -1,6 +1,6 @@
 """Reinforcement with C3PO: sample on the live weights, score, select exactly the token budget, train.
 
-    torchrun --nproc-per-node 8 -m megatron_ring.rl --run runs/rl --init-from CKPT --data.prompts FILE …
+    torchrun --nproc-per-node 8 -m megatron_ring.rl --run-dir runs/rl --init-from CKPT --data.prompts FILE …
 
 The same command continues a run that was stopped.
 """
@@ -15,7 +15,7 @@ from megatron_ring.config import require
 from megatron_ring.errors import run_main
 from megatron_ring.stage_config import RLConfig
 
-MAY_DIFFER = frozenset({"run", "steps", "save_every", "keep_last", "rewards.workers", "sampling.max_batch"})
+MAY_DIFFER = frozenset({"run_dir", "steps", "save_every", "keep_last", "rewards.workers", "sampling.max_batch"})
 
 
 def main(config: RLConfig) -> None:
@@ -46,7 +46,7 @@ def main(config: RLConfig) -> None:
 
     stage = start_stage(shape, config.parallel, config.router, config.seed, config.precision)
     context = stage.context
-    run = RunDirectory(config.run, writes=context.is_main)
+    run = RunDirectory(config.run_dir, writes=context.is_main)
     run.open("rl", config, MAY_DIFFER)
     set_first_weights(stage, config.init_from, config.seed)
     trainer = Trainer(stage.model, context, config.optimizer)

@@ -1,6 +1,6 @@
 """Long-CoT supervised fine-tuning: packed conversations, loss on responses, one checkpoint per epoch.
 
-    torchrun --nproc-per-node 8 -m megatron_ring.sft --run runs/sft --init-from DIR --data.train FILE …
+    torchrun --nproc-per-node 8 -m megatron_ring.sft --run-dir runs/sft --init-from DIR --data.train FILE …
 
 The same command continues a run that was stopped.
 """
@@ -17,7 +17,7 @@ from megatron_ring.config import require
 from megatron_ring.errors import UserError, run_main
 from megatron_ring.stage_config import SFTConfig
 
-MAY_DIFFER = frozenset({"run", "max_steps", "save_every", "keep_last"})
+MAY_DIFFER = frozenset({"run_dir", "max_steps", "save_every", "keep_last"})
 
 
 def main(config: SFTConfig) -> None:
@@ -57,7 +57,7 @@ def main(config: SFTConfig) -> None:
         data.global_batch % context.data_size == 0,
         f"--data.global-batch {data.global_batch} does not split over {context.data_size} data-parallel rank(s)",
     )
-    run = RunDirectory(config.run, writes=context.is_main)
+    run = RunDirectory(config.run_dir, writes=context.is_main)
     run.open("sft", config, MAY_DIFFER)
     set_first_weights(stage, config.init_from, config.seed)
     trainer = Trainer(stage.model, context, config.optimizer)

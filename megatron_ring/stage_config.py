@@ -35,7 +35,7 @@ class SFTDataConfig:
 class SFTConfig:
     """One SFT run. Defaults are the Ring-lite report's."""
 
-    run: Path
+    run_dir: Path
     """Run directory: metrics, checkpoints. An existing one of the same configuration is continued."""
     data: SFTDataConfig
     preset: str | None = None
@@ -135,7 +135,7 @@ def _rl_optimizer() -> OptimizerConfig:
 class RLConfig:
     """One RL stage. Defaults are the Ring-lite report's."""
 
-    run: Path
+    run_dir: Path
     """Run directory: metrics, rollouts, checkpoints. An existing one of the same configuration is continued."""
     init_from: Path
     """Checkpoint or Hugging Face folder to start from."""

@@ -22,12 +22,12 @@ def main() -> None:
     mix = ProblemMix(tuple(flags.families), dict(_parse_knob(text) for text in flags.difficulty))
     if min(flags.train, flags.validation, flags.rl, flags.heldout) < 1:
         raise UserError("--train, --validation, --rl and --heldout: ask for at least 1 problem each")
-    if not 0 <= flags.direct <= 1:
-        raise UserError(f"--direct {flags.direct}: give a share from 0 to 1")
+    if not 0 <= flags.guesses <= 1:
+        raise UserError(f"--guesses {flags.guesses}: give a share from 0 to 1")
     splits = make_splits(flags.seed, flags.train, flags.validation, flags.heldout, flags.rl, mix)
     out = flags.out
-    write_sft(out / "sft_train.jsonl", [_sft(problem, flags.direct) for problem in splits.train])
-    write_sft(out / "sft_validation.jsonl", [_sft(problem, flags.direct) for problem in splits.validation])
+    write_sft(out / "sft_train.jsonl", [_sft(problem, flags.guesses) for problem in splits.train])
+    write_sft(out / "sft_validation.jsonl", [_sft(problem, flags.guesses) for problem in splits.validation])
     write_prompts(out / "rl_prompts.jsonl", [_prompt(problem) for problem in splits.rl])
     write_prompts(out / "heldout.jsonl", [_prompt(problem) for problem in splits.heldout])
     texts = [text for problem in splits.train for text in (problem.prompt, problem.response)]
@@ -51,12 +51,12 @@ def _parse_flags() -> argparse.Namespace:
     parser.add_argument("--heldout", type=int, default=400, help="evaluation prompts, in no other file")
     parser.add_argument("--vocab-size", type=int, default=512, help="largest tokenizer vocabulary (tokens)")
     parser.add_argument(
-        "--direct",
+        "--guesses",
         type=float,
         default=0.0,
         metavar="SHARE",
-        help="share (0 to 1) of the SFT responses that give the answer at once, without working; reinforcement can then "
-        "find out that working pays",
+        help="share (0 to 1) of the SFT responses that guess a number near the answer instead of working it out, as some "
+        "of an unverified teacher's do; reinforcement with a verifier can then find out that working pays",
     )
     parser.add_argument("--families", nargs="+", default=list(FAMILIES), metavar="NAME", help="problem families")
     parser.add_argument(
@@ -77,11 +77,15 @@ def _parse_knob(text: str) -> tuple[str, int]:
         raise UserError(f"--difficulty {text}: write KNOB=NUMBER, such as arithmetic.terms=4") from None
 
 
-def _sft(problem: Problem, direct: float) -> SFTRecord:
-    """A worked response, or, for a share `direct` of the problems, the answer at once: both right, but a small model can
-    only follow the former. Which is which depends on the problem alone."""
-    drawn = random.Random(f"direct/{problem.id}").random()
-    response = problem.response.splitlines()[-1] if drawn < direct else problem.response
+def _sft(problem: Problem, guesses: float) -> SFTRecord:
+    """A response of an unverified teacher: for a share `guesses` of the problems a number within 9 of the answer, without
+    any working; else the worked solution. Which and what depends on the problem alone."""
+    rng = random.Random(f"guess/{problem.id}")
+    response = problem.response
+    if rng.random() < guesses:
+        number = int(problem.answer.split()[0])
+        guess = rng.randint(max(0, number - 9), number + 9)
+        response = f"\\boxed{{{problem.answer.replace(str(number), str(guess), 1)}}}"
     messages = (Message("user", problem.prompt), Message("assistant", response))
     return SFTRecord(messages, problem.domain, problem.family)
 

@@ -2,7 +2,7 @@
 # C3PO from the chosen checkpoint, sampling in this process on the live weights.
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 START="$(bash "$(dirname "${BASH_SOURCE[0]}")/select.sh" 2>/dev/null)"
-launch megatron_ring.rl --run "$OUT/rl" --init-from "$START" --seed "$SEED" \
+launch megatron_ring.rl --run-dir "$OUT/rl" --init-from "$START" --seed "$SEED" \
   --data.prompts "$DATA/rl_prompts.jsonl" --data.tokenizer "$TOKENIZER" --data.micro-batch-tokens 2048 \
   --steps "${STEPS:-60}" --prompts-per-step 24 --samples-per-prompt 16 --budget.tokens 6144 --budget.scope global \
   --sampling.max-new-tokens "$MAX_NEW_TOKENS" --optimizer.lr 2e-4 --router.balance 1e-2 --router.z 1e-4 \

@@ -39,13 +39,13 @@ KNOBS: Mapping[str, tuple[int, int, int]] = {
     "linear.coefficient": (9, 2, 99),  # a in a*x+b=c, from 2
     "linear.solution": (20, 2, 999),  # x, from 2
     "linear.constant": (20, 1, 999),  # |b|, from 1
-    "division.dividend": (999, 20, 99_999),  # n in n mod d, from 20
+    "division.dividend": (999, 20, 99_999),  # n in n div d, from 20
     "division.divisor": (6, 3, 99),  # d, from 3
     "division.gcd": (99, 20, 9_999),  # larger number of a gcd, from 10
     "division.steps": (2, 1, 12),  # Euclid steps of a gcd
     "units.speed": (99, 11, 999),  # speed, from 11
     "units.time": (5, 2, 99),  # duration, from 2
-    "units.length": (60, 2, 999),  # whole part of a mixed length such as 3 m 45 cm, from 2
+    "units.whole": (20, 2, 999),  # whole part of a mixed duration such as 3 h 45 min, from 2
 }
 
 
@@ -180,11 +180,11 @@ def _linear(rng: random.Random, mix: ProblemMix) -> _Drawn:
 
 
 def _division(rng: random.Random, mix: ProblemMix) -> _Drawn:
-    """A remainder by long division (three in four), or a greatest common divisor by Euclid's algorithm."""
-    return _gcd(rng, mix) if rng.random() < 0.25 else _remainder(rng, mix)
+    """A whole quotient by long division (three in four), or a greatest common divisor by Euclid's algorithm."""
+    return _gcd(rng, mix) if rng.random() < 0.25 else _quotient(rng, mix)
 
 
-def _remainder(rng: random.Random, mix: ProblemMix) -> _Drawn:
+def _quotient(rng: random.Random, mix: ProblemMix) -> _Drawn:
     divisor = rng.randint(3, mix.knob("division.divisor"))
     dividend = rng.randint(max(20, divisor), max(mix.knob("division.dividend"), divisor))
     steps, rest, started = [], 0, False
@@ -194,7 +194,7 @@ def _remainder(rng: random.Random, mix: ProblemMix) -> _Drawn:
         if started:
             steps.append(f"{rest}={divisor}*{rest // divisor}+{rest % divisor}")
             rest %= divisor
-    return f"Find {dividend} mod {divisor}.", steps, str(rest)
+    return f"Find {dividend} div {divisor}.", steps, str(dividend // divisor)
 
 
 def _gcd(rng: random.Random, mix: ProblemMix) -> _Drawn:
@@ -216,8 +216,8 @@ def _gcd(rng: random.Random, mix: ProblemMix) -> _Drawn:
 
 
 def _units(rng: random.Random, mix: ProblemMix) -> _Drawn:
-    """A number with its unit: a distance from speed and time, or a mixed length in its smaller unit."""
-    return _distance(rng, mix) if rng.random() < 0.4 else _length(rng, mix)
+    """A number with its unit: a distance from speed and time, or a mixed duration in its smaller unit."""
+    return _distance(rng, mix) if rng.random() < 0.5 else _duration(rng, mix)
 
 
 def _distance(rng: random.Random, mix: ProblemMix) -> _Drawn:
@@ -232,11 +232,11 @@ def _distance(rng: random.Random, mix: ProblemMix) -> _Drawn:
     return f"How far at {speed} {length}/{time} in {duration} {time}?", steps, f"{total} {length}"
 
 
-def _length(rng: random.Random, mix: ProblemMix) -> _Drawn:
-    large, small, factor = rng.choice((("km", "m", 1000), ("m", "cm", 100), ("m", "cm", 100), ("cm", "mm", 10)))
-    whole = rng.randint(2, mix.knob("units.length"))
+def _duration(rng: random.Random, mix: ProblemMix) -> _Drawn:
+    large, small, factor = rng.choice((("h", "min", 60), ("min", "s", 60), ("days", "h", 24), ("weeks", "days", 7)))
+    whole = rng.randint(2, mix.knob("units.whole"))
     part = rng.randint(1, factor - 1)
-    steps = [f"{whole}*{factor}={whole * factor}", f"{whole * factor}+{part}={whole * factor + part}"]
+    steps = [f"{whole}*{factor}={whole * factor}", _worked(whole * factor, "+", part)]
     return f"Convert {whole} {large} {part} {small} to {small}.", steps, f"{whole * factor + part} {small}"
 
 

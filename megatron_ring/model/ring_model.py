@@ -90,11 +90,11 @@ def _layer_spec(moe: bool) -> ModuleSpec:
 
 
 def _mark_split_weights(model: torch.nn.Module) -> None:
-    """Tell megatron-core which weights are split over TP ranks: it marks them only when it initialises them itself, and
-    a weight without the mark counts on the first rank alone in the gradient norm."""
+    """Tell megatron-core which weights are split over TP ranks. 0.16 marks them only when it initialises them itself,
+    and a weight without the mark counts on the first rank alone in the gradient norm."""
     split_axis = {ColumnParallelLinear: 0, VocabParallelEmbedding: 0, RowParallelLinear: 1}
     for module in model.modules():
-        if type(module) in split_axis:
+        if type(module) in split_axis and not hasattr(module.weight, "tensor_model_parallel"):
             set_tensor_model_parallel_attributes(module.weight, is_parallel=True, dim=split_axis[type(module)], stride=1)
 
 

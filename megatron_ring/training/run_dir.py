@@ -68,7 +68,7 @@ class RunDirectory:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             write_atomically(path, yaml.safe_dump(resolved, sort_keys=False).encode())
         except OSError as error:
-            raise UserError(f"--run {self.path}: cannot be written: {error.strerror}") from None
+            raise UserError(f"--run-dir {self.path}: cannot be written: {error.strerror}") from None
 
     def _check_same(self, path: Path, resolved: dict[str, Any], may_differ: frozenset[str]) -> None:
         try:
@@ -76,14 +76,14 @@ class RunDirectory:
         except yaml.YAMLError:
             recorded = None
         if not isinstance(recorded, dict):
-            raise UserError(f"{path}: not a configuration; remove the directory or choose another --run")
+            raise UserError(f"{path}: not a configuration; remove the directory or choose another --run-dir")
         old, new = flatten(recorded), flatten(resolved)
         differing = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
         differing = [key for key in differing if key not in may_differ]
         if differing:
             shown = ", ".join(f"{key} {old.get(key)!r} -> {new.get(key)!r}" for key in differing[:4])
             more = f" and {len(differing) - 4} more" if len(differing) > 4 else ""
-            raise UserError(f"--run {self.path}: holds a run of another configuration ({shown}{more}); choose another --run")
+            raise UserError(f"--run-dir {self.path}: holds a run of another configuration ({shown}{more}); choose another --run-dir")
 
     def start_logging(self, first_step: int) -> None:
         """Drop what was recorded at or after `first_step` (0-based steps count from 1 in the metrics) and open the logs."""

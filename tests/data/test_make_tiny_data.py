@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -60,3 +62,25 @@ def test_mistakes_end_with_one_line(tmp_path: Path, flags: list[str], message: s
     result = run("--out", tmp_path / "a", *SIZES, *flags)
     assert result.returncode == 2
     assert message in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_guesses_replace_the_asked_share_of_solutions(tmp_path: Path) -> None:
+    clean, guessed = tmp_path / "clean", tmp_path / "guessed"
+    sizes = ["--train", "400", "--validation", "40", "--rl", "40", "--heldout", "40"]
+    for out, more in ((clean, []), (guessed, ["--guesses", "0.4"])):
+        tool = [sys.executable, str(ROOT / "tools/make_tiny_data.py"), "--out", str(out)]
+        done = subprocess.run([*tool, *sizes, *more], capture_output=True, text=True, env={"PYTHONPATH": str(ROOT), "PATH": ""})
+        assert done.returncode == 0, done.stderr
+    for name in ("rl_prompts.jsonl", "heldout.jsonl"):
+        assert (clean / name).read_bytes() == (guessed / name).read_bytes()
+    rows = [map(json.loads, (out / "sft_train.jsonl").read_text().splitlines()) for out in (clean, guessed)]
+    pairs = list(zip(*rows, strict=True))
+    assert all(a["prompt"] == b["prompt"] for a, b in pairs)
+    changed = [(a["response"].splitlines()[-1], b["response"]) for a, b in pairs if a != b]
+    assert 110 < len(changed) < 210  # 160 expected, five standard deviations
+    right = 0
+    for answer, guess in changed:
+        numbers = [int(re.search(r"\d+", text)[0]) for text in (answer, guess)]
+        assert abs(numbers[0] - numbers[1]) <= 9 and answer.split()[1:] == guess.split()[1:]  # the unit stays
+        right += numbers[0] == numbers[1]
+    assert right < 0.2 * len(changed)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from megatron_ring.data.problems import FAMILIES, KNOBS, ProblemMix, generate, make_splits
 from megatron_ring.errors import UserError
 
-METRES = {"km": Fraction(1000), "m": Fraction(1), "cm": Fraction(1, 100), "mm": Fraction(1, 1000)}
+SECONDS = {"s": 1, "min": 60, "h": 3600, "days": 86_400, "weeks": 604_800}
 
 
 def solve(prompt: str) -> str:
@@ -29,8 +29,8 @@ def solve(prompt: str) -> str:
         solutions = [x for x in range(2000) if a * x + b == c]
         assert len(solutions) == 1
         return str(solutions[0])
-    if match := re.fullmatch(r"Find (\d+) mod (\d+)\.", prompt):
-        return str(int(match[1]) % int(match[2]))
+    if match := re.fullmatch(r"Find (\d+) div (\d+)\.", prompt):
+        return str(int(match[1]) // int(match[2]))
     if match := re.fullmatch(r"Find gcd\((\d+),(\d+)\)\.", prompt):
         return str(math.gcd(int(match[1]), int(match[2])))
     if match := re.fullmatch(r"How far at (\d+) (\w+)/(\w+) in (\d+) (\w+)\?", prompt):
@@ -38,8 +38,8 @@ def solve(prompt: str) -> str:
         return f"{int(match[1]) * int(match[4])} {match[2]}"
     match = re.fullmatch(r"Convert (\d+) (\w+) (\d+) (\w+) to (\w+)\.", prompt)
     assert match and match[4] == match[5]
-    metres = int(match[1]) * METRES[match[2]] + int(match[3]) * METRES[match[4]]
-    return f"{metres / METRES[match[5]]} {match[5]}"
+    seconds = int(match[1]) * SECONDS[match[2]] + int(match[3]) * SECONDS[match[4]]
+    return f"{Fraction(seconds, SECONDS[match[5]])} {match[5]}"
 
 
 def evaluate(expression: str, x: str) -> int:

@@ -40,14 +40,14 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def sft_flags(data: Path, run_dir: Path, *more: str) -> list[str]:
-    return ["--run", str(run_dir), "--preset", "ring-tiny", "--data.train", str(data / "sft_train.jsonl"),
+    return ["--run-dir", str(run_dir), "--preset", "ring-tiny", "--data.train", str(data / "sft_train.jsonl"),
             "--data.validation", str(data / "sft_validation.jsonl"), "--data.tokenizer", str(data / "tokenizer"),
             "--data.context-length", "512", "--data.global-batch", "2", "--epochs", "2", "--optimizer.lr", "3e-3",
             *more]  # fmt: skip
 
 
 def rl_flags(data: Path, run_dir: Path, start: Path, *more: str) -> list[str]:
-    return ["--run", str(run_dir), "--init-from", str(start), "--data.prompts", str(data / "rl_prompts.jsonl"),
+    return ["--run-dir", str(run_dir), "--init-from", str(start), "--data.prompts", str(data / "rl_prompts.jsonl"),
             "--data.tokenizer", str(data / "tokenizer"), "--data.micro-batch-tokens", "512", "--steps", "2",
             "--prompts-per-step", "4", "--samples-per-prompt", "4", "--budget.tokens", "300", "--budget.scope", "global",
             "--sampling.max-new-tokens", "40", "--optimizer.lr", "1e-4", "--rewards.workers", "1", *more]  # fmt: skip

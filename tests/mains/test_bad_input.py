@@ -22,7 +22,7 @@ def test_unknown_flag(fails_with: Fails, tiny_data: Path, tmp_path: Path) -> Non
 def test_malformed_value_and_missing_flag(fails_with: Fails, tiny_data: Path, tmp_path: Path) -> None:
     line = fails_with(command("megatron_ring.sft", *sft_flags(tiny_data, tmp_path / "r", "--epochs", "many")))
     assert "--epochs" in line
-    assert "--run" in fails_with(command("megatron_ring.sft", "--preset", "ring-tiny"))
+    assert "--run-dir" in fails_with(command("megatron_ring.sft", "--preset", "ring-tiny"))
 
 
 def test_unknown_preset(fails_with: Fails, tiny_data: Path, tmp_path: Path) -> None:
