@@ -82,9 +82,7 @@ def _uses(tree: ast.Module, module: str, is_package: bool) -> Iterator[Use]:
     def imported(node: ast.Import | ast.ImportFrom) -> Iterator[str]:
         if isinstance(node, ast.Import):
             for alias in node.names:
-                aliases[alias.asname or alias.name.split(".")[0]] = (
-                    alias.name if alias.asname else alias.name.split(".")[0]
-                )
+                aliases[alias.asname or alias.name.split(".")[0]] = alias.name if alias.asname else alias.name.split(".")[0]
                 yield alias.name
             return
         base = node.module or ""
@@ -151,9 +149,7 @@ def violations(root: Path) -> list[str]:
     for module in modules.values():
         for use in module.uses:
             where = f"{module.file}:{use.line}: {module.room} "
-            found += [
-                f"{where}may not use {use.name}" for name in FORBIDDEN.get(module.room, ()) if within(use.name, name)
-            ]
+            found += [f"{where}may not use {use.name}" for name in FORBIDDEN.get(module.room, ()) if within(use.name, name)]
             format_only = within(use.name, "torch.distributed.checkpoint")  # a file format, no process groups
             if module.room != "parallel" and not format_only and any(within(use.name, name) for name in DEVICE):
                 found.append(f"{where}uses {use.name}; only parallel/ may")

@@ -37,9 +37,7 @@ def table(epochs: list[Epoch], choice: Choice, band: tuple[float, float], missin
         f"  {'epoch':>5} {'checkpoint':<14} {'tokens':>14} {'val loss':>9} {'entropy':>8}  band {band[0]:g}–{band[1]:g}"
     ]
     for epoch in epochs:
-        side = (
-            "inside" if distance_to_band(epoch.entropy, band) == 0 else "below" if epoch.entropy < band[0] else "above"
-        )
+        side = "inside" if distance_to_band(epoch.entropy, band) == 0 else "below" if epoch.entropy < band[0] else "above"
         lines.append(
             f"{'>' if epoch.checkpoint == choice.checkpoint else ' '} {epoch.epoch:>5g} {epoch.checkpoint:<14} "
             f"{epoch.tokens:>14,.0f} {epoch.loss:>9.4f} {epoch.entropy:>8.4f}  {side}"

@@ -151,9 +151,7 @@ def _parquet_rows(path: Path) -> Iterator[object]:
     encoded = json.loads((table.schema.metadata or {}).get(_JSON_COLUMNS, b"[]"))
     for batch in table.to_batches():
         for row in batch.to_pylist():
-            yield {
-                key: json.loads(value) if key in encoded else value for key, value in row.items() if value is not None
-            }
+            yield {key: json.loads(value) if key in encoded else value for key, value in row.items() if value is not None}
 
 
 def _write(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -88,9 +88,7 @@ class Splits:
     rl: list[Problem]
 
 
-def make_splits(
-    seed: int, train: int, validation: int, heldout: int, rl: int = 0, mix: ProblemMix | None = None
-) -> Splits:
+def make_splits(seed: int, train: int, validation: int, heldout: int, rl: int = 0, mix: ProblemMix | None = None) -> Splits:
     """Draw disjoint splits of the given sizes (problems), families in equal shares (within one) and shuffled.
 
     Every family is drawn as one pool and dealt out at random, so all splits have the same distribution even where a

@@ -129,9 +129,7 @@ def _messages(value: object, key: str, last: str) -> tuple[Message, ...]:
         if not isinstance(item, dict) or not isinstance(item.get("content"), str):
             raise RecordError(f"message {index} of '{key}' has no text: give {{role, content}}")
         if item.get("role") not in ROLES:
-            raise RecordError(
-                f"message {index} of '{key}' has role {item.get('role')!r}: use one of {', '.join(ROLES)}"
-            )
+            raise RecordError(f"message {index} of '{key}' has role {item.get('role')!r}: use one of {', '.join(ROLES)}")
         if not item["content"].strip() and item["role"] != "system":
             raise RecordError(f"message {index} of '{key}' is empty: give text")
         messages.append(Message(item["role"], item["content"]))

@@ -77,9 +77,7 @@ class SFTDataset:
         `global_batch` does not divide by `parts`, `ValueError` for a step outside the epoch.
         """
         if not 0 <= step < self.steps_per_epoch or epoch < 0 or not 0 <= part < parts:
-            raise ValueError(
-                f"no batch for epoch {epoch}, step {step} of {self.steps_per_epoch}, part {part} of {parts}"
-            )
+            raise ValueError(f"no batch for epoch {epoch}, step {step} of {self.steps_per_epoch}, part {part} of {parts}")
         if self.global_batch % parts:
             raise UserError(
                 f"a global batch of {self.global_batch} micro-batches does not divide among {parts} data-parallel "

@@ -69,9 +69,7 @@ class RingTokenizer:
 
     def decode(self, tokens: Sequence[int], skip_special: bool = True) -> str:
         """The text of token ids; special tokens (eos, pad, role marks) are left out unless `skip_special` is false."""
-        text = self._tokenizer.decode(
-            list(tokens), skip_special_tokens=skip_special, clean_up_tokenization_spaces=False
-        )
+        text = self._tokenizer.decode(list(tokens), skip_special_tokens=skip_special, clean_up_tokenization_spaces=False)
         return str(text)
 
     def prompt_tokens(self, prompt: str | Sequence[Message], instruction: str | None = None) -> list[int]:

@@ -69,7 +69,9 @@ def test_guesses_replace_the_asked_share_of_solutions(tmp_path: Path) -> None:
     sizes = ["--train", "400", "--validation", "40", "--rl", "40", "--heldout", "40"]
     for out, more in ((clean, []), (guessed, ["--guesses", "0.4"])):
         tool = [sys.executable, str(ROOT / "tools/make_tiny_data.py"), "--out", str(out)]
-        done = subprocess.run([*tool, *sizes, *more], capture_output=True, text=True, env={"PYTHONPATH": str(ROOT), "PATH": ""})
+        done = subprocess.run(
+            [*tool, *sizes, *more], capture_output=True, text=True, env={"PYTHONPATH": str(ROOT), "PATH": ""}
+        )
         assert done.returncode == 0, done.stderr
     for name in ("rl_prompts.jsonl", "heldout.jsonl"):
         assert (clean / name).read_bytes() == (guessed / name).read_bytes()

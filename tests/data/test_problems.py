@@ -62,9 +62,7 @@ def mixes(draw: st.DrawFn) -> ProblemMix:
 
 
 @settings(max_examples=300, deadline=None)
-@given(
-    seed=st.integers(0, 10**9), family=st.sampled_from(sorted(FAMILIES)), mix=st.one_of(st.just(ProblemMix()), mixes())
-)
+@given(seed=st.integers(0, 10**9), family=st.sampled_from(sorted(FAMILIES)), mix=st.one_of(st.just(ProblemMix()), mixes()))
 def test_solutions_are_right(seed: int, family: str, mix: ProblemMix) -> None:
     problem = generate(random.Random(seed), family, mix)
     assert problem.answer == solve(problem.prompt)

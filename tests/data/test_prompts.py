@@ -23,9 +23,7 @@ def test_every_epoch_holds_every_prompt_once(sizes: list[int], seed: int) -> Non
     assert [prompt.position for prompt in taken] == list(range(sum(sizes)))
     for start in range(0, len(taken) - 6, 7):
         assert {prompt.record.id for prompt in taken[start : start + 7]} == {record.id for record in RECORDS}
-    assert [prompt.record for prompt in taken] == [
-        prompt.record for prompt in PromptStream(RECORDS, seed).take(sum(sizes))
-    ]
+    assert [prompt.record for prompt in taken] == [prompt.record for prompt in PromptStream(RECORDS, seed).take(sum(sizes))]
     assert stream.epoch == sum(sizes) / 7
 
 

@@ -88,9 +88,7 @@ def test_ranks_share_a_step(dataset) -> None:
 def test_overlong_conversations(records, tokenizer) -> None:
     long = SFTRecord((Message("user", "1" * 200), Message("assistant", "2")))
     mixed = [records[0], long, *records[1:10]]
-    with pytest.raises(
-        UserError, match=r"1 of 11 conversations are longer than 128 tokens \(the longest has 208; rec.* 2"
-    ):
+    with pytest.raises(UserError, match=r"1 of 11 conversations are longer than 128 tokens \(the longest has 208; rec.* 2"):
         SFTDataset(mixed, tokenizer, 128, 2, 0)
     kept = SFTDataset(mixed, tokenizer, 128, 2, 0, on_overlong="drop")
     assert (kept.sequences, kept.dropped) == (10, 1)

@@ -161,9 +161,7 @@ def test_unusable_directories(tmp_path: Path, tokenizer_dir: Path) -> None:
 def test_training_is_deterministic(tmp_path: Path) -> None:
     code = f"from megatron_ring.data.bpe import train_bpe; import sys;print(train_bpe({TEXTS!r}, 300, sys.argv[1]))"
     size = train_bpe(TEXTS, 300, tmp_path / "a")
-    result = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "b")], capture_output=True, text=True, check=True
-    )
+    result = subprocess.run([sys.executable, "-c", code, str(tmp_path / "b")], capture_output=True, text=True, check=True)
     assert int(result.stdout) == size <= 300
     for name in ("tokenizer.json", "tokenizer_config.json"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()

@@ -60,9 +60,7 @@ def test_bad_data_is_named_by_file_and_line(
     path = tmp_path / "train.jsonl"
     if text is not None:
         path.write_text(text)
-    assert said in fails_with(
-        command("megatron_ring.sft", *sft_flags(tiny_data, tmp_path / "r", "--data.train", str(path)))
-    )
+    assert said in fails_with(command("megatron_ring.sft", *sft_flags(tiny_data, tmp_path / "r", "--data.train", str(path))))
 
 
 def test_a_run_of_another_configuration(fails_with: Fails, tiny_data: Path, sft_run: Path) -> None:

@@ -19,10 +19,33 @@ from tests.mains.conftest import command, environment, rl_flags, run, sft_flags
 TIMES = ("time/", "throughput/")
 SFT_KEYS = {"step", "epoch", "tokens", "loss", "entropy", "grad_norm", "lr", "time/step", "throughput/tokens_per_second"}
 RL_KEYS = set(
-    "step reward/mean reward/std response_length/mean response_length/max tokens/generated tokens/trained tokens/budget "
-    "grad_norm entropy kl clip_fraction loss/policy loss/balance loss/z mismatch/logprob_abs_mean "
-    "mismatch/logprob_abs_max lr time/step time/sample time/reward time/train throughput/tokens_per_second "
-    "reward/mean/math reward/mean/science".split()
+    [
+        "step",
+        "reward/mean",
+        "reward/std",
+        "response_length/mean",
+        "response_length/max",
+        "tokens/generated",
+        "tokens/trained",
+        "tokens/budget",
+        "grad_norm",
+        "entropy",
+        "kl",
+        "clip_fraction",
+        "loss/policy",
+        "loss/balance",
+        "loss/z",
+        "mismatch/logprob_abs_mean",
+        "mismatch/logprob_abs_max",
+        "lr",
+        "time/step",
+        "time/sample",
+        "time/reward",
+        "time/train",
+        "throughput/tokens_per_second",
+        "reward/mean/math",
+        "reward/mean/science",
+    ]
 )
 
 

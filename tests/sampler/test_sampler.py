@@ -92,9 +92,7 @@ def test_greedy_is_the_argmax_and_logprobs_are_the_training_forwards(run_on) -> 
 def tokens_of_batches(batches: list[int]) -> list[list[list[int]]]:
     model, here = make(ParallelConfig())
     sampling = SamplingConfig(temperature=1.0, top_p=0.9, max_new_tokens=20)
-    return [
-        [c.tokens for c in generate(model, here, replace(sampling, max_batch=size), 12, 20)] for size in batches
-    ]
+    return [[c.tokens for c in generate(model, here, replace(sampling, max_batch=size), 12, 20)] for size in batches]
 
 
 @pytest.mark.distributed
