@@ -83,7 +83,8 @@ class RunDirectory:
         if differing:
             shown = ", ".join(f"{key} {old.get(key)!r} -> {new.get(key)!r}" for key in differing[:4])
             more = f" and {len(differing) - 4} more" if len(differing) > 4 else ""
-            raise UserError(f"--run-dir {self.path}: holds a run of another configuration ({shown}{more}); choose another --run-dir")
+            said = f"holds a run of another configuration ({shown}{more})"
+            raise UserError(f"--run-dir {self.path}: {said}; choose another --run-dir")
 
     def start_logging(self, first_step: int) -> None:
         """Drop what was recorded at or after `first_step` (0-based steps count from 1 in the metrics) and open the logs."""
