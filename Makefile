@@ -49,7 +49,8 @@ demo: venv ## the whole pipeline in small on a CPU: SFT, choice by entropy, C3PO
 	@echo "demo: results in $(OUT), report in $(OUT)/report.html"
 
 test: venv ## every test (ARGS= for pytest)
-	@$(BIN)/python -m pytest $(ARGS)
+	@echo "test: all tests on two workers, 10 minutes or so"
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 check: venv ## lint, types and the fast tests
 	@$(BIN)/ruff check .

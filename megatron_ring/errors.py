@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
+import time
 from collections.abc import Callable
 
 
@@ -18,15 +20,27 @@ def _leave_process_group() -> None:
         context.shutdown()
 
 
+def _say_once(message: str) -> None:
+    """Print an error from the first rank at once; from another only if it is still alive after two seconds: when all
+    ranks fail alike, torchrun has ended it by then."""
+    rank = os.environ.get("RANK", "0")
+    if rank != "0":
+        time.sleep(2.0)
+    print(f"error: {message}" + (f" (rank {rank})" if rank != "0" else ""), file=sys.stderr, flush=True)
+
+
 def run_main(main: Callable[[], None]) -> None:
     """Run a main; turn `UserError` into one line on stderr and exit status 2, Ctrl-C into status 130."""
     try:
         main()
         _leave_process_group()
     except UserError as error:
-        message = " ".join(str(error).split())
-        if os.environ.get("RANK", "0") == "0":
-            print(f"error: {message}", file=sys.stderr, flush=True)
+        _say_once(" ".join(str(error).split()))
+        raise SystemExit(2) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _say_once(f"{error.filename or 'disk'}: {error.strerror}; free some space, then continue with the same command")
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
