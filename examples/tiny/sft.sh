@@ -3,5 +3,5 @@
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 launch megatron_ring.sft --run-dir "$OUT/sft" --preset ring-tiny --seed "$SEED" \
   --data.train "$DATA/sft_train.jsonl" --data.validation "$DATA/sft_validation.jsonl" --data.tokenizer "$TOKENIZER" \
-  --data.context-length 512 --data.global-batch 1 --epochs "${EPOCHS:-10}" \
+  --data.context-length 512 --data.global-batch 1 --epochs "${EPOCHS:-12}" \
   --optimizer.lr 1e-3 --router.balance 1e-2 --router.z 1e-4
