@@ -93,12 +93,14 @@ def main(config: RLConfig) -> None:
                 "time/train": ended - started_training,
                 "throughput/tokens_per_second": collected.generated_tokens / (ended - began),
             }
-            if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
+            saves = (step + 1) % config.save_every == 0 or step + 1 == config.steps
+            if saves:
                 metrics["checkpoint"] = f"step_{step + 1}"
-                save_checkpoint(run.checkpoints, step + 1, stage.model, trainer.optimizer, context,
-                                {"prompts": stream.state_dict()}, config.keep_last)  # fmt: skip
             run.write_rollouts(step + 1, rollout_rows(collected, tokenizer))
-            run.log(metrics)
+            run.log(metrics)  # before the save: a run continued from this checkpoint finds its own line
+            if saves:
+                extra = {"prompts": stream.state_dict()}
+                save_checkpoint(run.checkpoints, step + 1, stage.model, trainer.optimizer, context, extra, config.keep_last)
             progress.update(step + 1, f"reward {metrics['reward/mean']:.3f} entropy {metrics['entropy']:.3f}")
     run.close()
 

@@ -10,12 +10,16 @@ from __future__ import annotations
 import math
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from megatron_ring.cli import parse
-from megatron_ring.config import require
+from megatron_ring.config import ModelConfig, require
 from megatron_ring.errors import UserError, run_main
 from megatron_ring.stage_config import SFTConfig
+
+if TYPE_CHECKING:  # rooms that import torch load when a run starts, so that --help answers at once
+    from megatron_ring.data.sft_data import SFTDataset
+    from megatron_ring.training.trainer import StepResult
 
 MAY_DIFFER = frozenset({"run_dir", "max_steps", "save_every", "keep_last"})
 
@@ -26,14 +30,64 @@ def main(config: SFTConfig) -> None:
     shape = resolve_shape(config.preset, config.init_from)
 
     from megatron_ring.checkpoint.training_state import latest_checkpoint, load_checkpoint, save_checkpoint
-    from megatron_ring.data.files import read_sft
-    from megatron_ring.data.sft_data import SFTDataset
-    from megatron_ring.data.tokenizer import RingTokenizer
     from megatron_ring.training.losses import SFTLoss
     from megatron_ring.training.progress import Progress
     from megatron_ring.training.run_dir import RunDirectory
     from megatron_ring.training.stage import set_first_weights, start_stage
     from megatron_ring.training.trainer import Trainer
+
+    train, validation = load_data(config, shape)
+    stage = start_stage(shape, config.parallel, config.router, config.seed, config.precision)
+    context = stage.context
+    require(
+        config.data.global_batch % context.data_size == 0,
+        f"--data.global-batch {config.data.global_batch} does not split over {context.data_size} data-parallel rank(s)",
+    )
+    run = RunDirectory(config.run_dir, writes=context.is_main)
+    run.open("sft", config, MAY_DIFFER)
+    set_first_weights(stage, config.init_from, config.seed)
+    trainer = Trainer(stage.model, context, config.optimizer)
+    start, tokens = 0, 0
+    checkpoint = latest_checkpoint(run.checkpoints)
+    if checkpoint is not None:
+        start, extra = load_checkpoint(checkpoint, stage.model, context, trainer.optimizer)
+        tokens = extra["tokens"]
+    run.start_logging(start)
+
+    loss = SFTLoss(context.tensor_rank)
+    per_epoch = train.steps_per_epoch
+    schedule_steps = config.epochs * per_epoch
+    total = min(schedule_steps, config.max_steps or schedule_steps)
+    if context.is_main:
+        describe(train, start)
+    with Progress("sft", total, start, context.is_main) as progress:
+        for step in range(start, total):
+            began = time.perf_counter()
+            epoch, place = divmod(step, per_epoch)
+            batches = train.batch(epoch, place, context.data_rank, context.data_size)
+            lr = config.optimizer.lr_at(step, schedule_steps)
+            result = trainer.train_step(batches, loss, lr)
+            tokens += result.routed_tokens
+            metrics = step_metrics(result, step + 1, per_epoch, tokens, lr, time.perf_counter() - began)
+            ends_epoch = place + 1 == per_epoch
+            saves = ends_epoch or step + 1 == total or (config.save_every and (step + 1) % config.save_every == 0)
+            if ends_epoch and validation is not None:
+                metrics |= evaluate(trainer, validation, loss)
+            if saves:
+                metrics["checkpoint"] = f"step_{step + 1}"
+            run.log(metrics)  # before the save: a run continued from this checkpoint finds its own line
+            if saves:
+                extra = {"tokens": tokens}
+                save_checkpoint(run.checkpoints, step + 1, stage.model, trainer.optimizer, context, extra, config.keep_last)
+            progress.update(step + 1, f"loss {metrics['loss']:.3f} entropy {metrics['entropy']:.3f}")
+    run.close()
+
+
+def load_data(config: SFTConfig, shape: ModelConfig) -> tuple[SFTDataset, SFTDataset | None]:
+    """The packed training and validation conversations; `UserError` names the file that is at fault."""
+    from megatron_ring.data.files import read_sft
+    from megatron_ring.data.sft_data import SFTDataset
+    from megatron_ring.data.tokenizer import RingTokenizer
 
     data = config.data
     tokenizer = RingTokenizer.load(data.tokenizer)
@@ -42,75 +96,42 @@ def main(config: SFTConfig) -> None:
         f"--data.tokenizer {data.tokenizer}: {tokenizer.vocab_size} tokens, the model has only {shape.vocab_size}",
     )
 
-    def dataset(path: Path, batch: int) -> SFTDataset:
+    def load(path: Path) -> SFTDataset:
         try:
-            return SFTDataset(read_sft(path), tokenizer, data.context_length, batch, config.seed, data.overlong)
+            records = read_sft(path)
+            return SFTDataset(records, tokenizer, data.context_length, data.global_batch, config.seed, data.overlong)
         except UserError as error:
             raise UserError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from None
 
-    train = dataset(data.train, data.global_batch)
-    validation = dataset(data.validation, data.global_batch) if data.validation else None
+    return load(data.train), load(data.validation) if data.validation else None
 
-    stage = start_stage(shape, config.parallel, config.router, config.seed, config.precision)
-    context = stage.context
-    require(
-        data.global_batch % context.data_size == 0,
-        f"--data.global-batch {data.global_batch} does not split over {context.data_size} data-parallel rank(s)",
+
+def describe(train: SFTDataset, start: int) -> None:
+    """Tell the user what will be trained."""
+    dropped = f", {train.dropped} too long and left out" if train.dropped else ""
+    resumed = f", continuing after step {start}" if start else ""
+    tokens = f"{train.tokens:,} tokens ({train.loss_tokens:,} trained)"
+    print(
+        f"sft: {train.sequences} conversations{dropped}, {tokens} in {train.steps_per_epoch} steps an epoch{resumed}",
+        flush=True,
     )
-    run = RunDirectory(config.run_dir, writes=context.is_main)
-    run.open("sft", config, MAY_DIFFER)
-    set_first_weights(stage, config.init_from, config.seed)
-    trainer = Trainer(stage.model, context, config.optimizer)
-    start, consumed = 0, 0
-    checkpoint = latest_checkpoint(run.checkpoints)
-    if checkpoint is not None:
-        start, extra = load_checkpoint(checkpoint, stage.model, context, trainer.optimizer)
-        consumed = extra["tokens"]
-    run.start_logging(start)
 
-    loss = SFTLoss(context.tensor_rank)
-    per_epoch = train.steps_per_epoch
-    schedule_steps = config.epochs * per_epoch
-    total = min(schedule_steps, config.max_steps or schedule_steps)
-    if context.is_main:
-        dropped = f", {train.dropped} too long and left out" if train.dropped else ""
-        resumed = f", continuing after step {start}" if start else ""
-        print(f"sft: {train.sequences} conversations{dropped}, {train.tokens:,} tokens ({train.loss_tokens:,} "
-              f"trained) in {per_epoch} steps an epoch{resumed}", flush=True)  # fmt: skip
 
-    with Progress("sft", total, start, context.is_main) as progress:
-        for step in range(start, total):
-            began = time.perf_counter()
-            epoch, place = divmod(step, per_epoch)
-            batches = train.batch(epoch, place, context.data_rank, context.data_size)
-            lr = config.optimizer.lr_at(step, schedule_steps)
-            result = trainer.train_step(batches, loss, lr)
-            consumed += result.routed_tokens
-            seconds = time.perf_counter() - began
-            metrics: dict[str, Any] = {
-                "step": step + 1,
-                "epoch": (step + 1) / per_epoch,
-                "tokens": consumed,
-                "loss": result.mean("loss"),
-                "entropy": result.mean("entropy"),
-                "grad_norm": result.grad_norm,
-                "lr": lr,
-                "loss/balance": result.balance,
-                "loss/z": result.z,
-                "time/step": seconds,
-                "throughput/tokens_per_second": result.routed_tokens / seconds,
-            }
-            ends_epoch = place + 1 == per_epoch
-            saves = ends_epoch or step + 1 == total or (config.save_every and (step + 1) % config.save_every == 0)
-            if ends_epoch and validation is not None:
-                metrics.update(evaluate(trainer, validation, loss))
-            if saves:
-                metrics["checkpoint"] = f"step_{step + 1}"
-                save_checkpoint(run.checkpoints, step + 1, stage.model, trainer.optimizer, context,
-                                {"tokens": consumed}, config.keep_last)  # fmt: skip
-            run.log(metrics)
-            progress.update(step + 1, f"loss {metrics['loss']:.3f} entropy {metrics['entropy']:.3f}")
-    run.close()
+def step_metrics(result: StepResult, step: int, per_epoch: int, tokens: int, lr: float, seconds: float) -> dict[str, Any]:
+    """One line of metrics.jsonl. `step` counts from 1; `tokens` are all trained so far, padding not counted."""
+    return {
+        "step": step,
+        "epoch": step / per_epoch,
+        "tokens": tokens,
+        "loss": result.mean("loss"),
+        "entropy": result.mean("entropy"),
+        "grad_norm": result.grad_norm,
+        "lr": lr,
+        "loss/balance": result.balance,
+        "loss/z": result.z,
+        "time/step": seconds,
+        "throughput/tokens_per_second": result.routed_tokens / seconds,
+    }
 
 
 def evaluate(trainer: Any, validation: Any, loss: Any) -> dict[str, float]:
