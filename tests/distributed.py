@@ -20,9 +20,9 @@ def _free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def _serve(rank: int, size: int, port: int, connection: Any) -> None:
+def _serve(rank: int, size: int, connection: Any) -> None:
     os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1",
         OMP_NUM_THREADS="1",
     )  # fmt: skip
     import torch
@@ -32,16 +32,16 @@ def _serve(rank: int, size: int, port: int, connection: Any) -> None:
 
     while True:
         try:
-            call = connection.recv()
+            port, function, arguments = connection.recv()
         except EOFError:
             return
-        function, arguments = call
+        os.environ["MASTER_PORT"] = str(port)
         try:
             connection.send((True, function(*arguments)))
         except Exception:
             connection.send((False, traceback.format_exc()))
         finally:
-            context.shutdown(keep_process_group=True)
+            context.shutdown()  # with its process groups: gloo's threads would pile up and eat the machine
 
 
 class Workers:
@@ -50,11 +50,10 @@ class Workers:
     def __init__(self, size: int) -> None:
         self.size = size
         spawn = multiprocessing.get_context("spawn")
-        port = _free_port()
         self._connections, self._processes = [], []
         for rank in range(size):
             ours, theirs = spawn.Pipe()
-            process = spawn.Process(target=_serve, args=(rank, size, port, theirs), daemon=True)
+            process = spawn.Process(target=_serve, args=(rank, size, theirs), daemon=True)
             process.start()
             theirs.close()
             self._connections.append(ours)
@@ -62,8 +61,9 @@ class Workers:
 
     def __call__(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
         """`function(*arguments)` in every process; the results by rank. Raises with the first failing rank's trace."""
+        port = _free_port()
         for connection in self._connections:
-            connection.send((function, arguments))
+            connection.send((port, function, arguments))
         results, failures = [], []
         for rank, connection in enumerate(self._connections):
             if not connection.poll(TIMEOUT if not failures else 5.0):
