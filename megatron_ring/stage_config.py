@@ -18,7 +18,7 @@ class SFTDataConfig:
     validation: Path | None = None
     """SFT file measured at the end of each epoch (loss and entropy); never trained on."""
     tokenizer: Path
-    """Tokenizer directory."""
+    """Tokenizer directory in Hugging Face layout, chat template included."""
     context_length: int = 32_768
     """Length of a packed sequence (tokens)."""
     global_batch: int = 256
@@ -72,7 +72,7 @@ class RLDataConfig:
     prompts: Path
     """Prompt file (JSONL or parquet): `id, domain, prompt, answer` per line."""
     tokenizer: Path
-    """Tokenizer directory."""
+    """Tokenizer directory in Hugging Face layout, chat template included."""
     instruction: str | None = None
     """Text added to every user message, such as the report's request for a boxed answer."""
     micro_batch_tokens: int = 24_576
@@ -119,10 +119,10 @@ class ObjectiveConfig:
 
 @dataclass(frozen=True)
 class RewardConfig:
-    """Verifier processes."""
+    """Verifier processes, on the first rank's machine."""
 
     workers: int = 4
-    """Worker processes."""
+    """Verifier processes, on the first rank's machine."""
     time_limit: float = 5.0
     """Wall-clock limit per response (seconds); past it the reward is 0."""
 
@@ -141,7 +141,7 @@ class RLConfig:
     """Checkpoint or Hugging Face folder to start from."""
     data: RLDataConfig
     steps: int = 1000
-    """Optimizer steps."""
+    """Optimizer steps of the whole run."""
     prompts_per_step: int = 512
     """Prompts sampled in a round (L)."""
     samples_per_prompt: int = 16
@@ -184,7 +184,7 @@ class EvaluateConfig:
     prompts: Path
     """Prompt file (JSONL or parquet): `id, domain, prompt, answer` per line."""
     tokenizer: Path
-    """Tokenizer directory."""
+    """Tokenizer directory in Hugging Face layout, chat template included."""
     out: Path
     """Folder for result.json and samples.jsonl."""
     instruction: str | None = None
@@ -196,7 +196,7 @@ class EvaluateConfig:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Parameters' dtype; auto: bf16 on CUDA, fp32 on the CPU."""
     reward_workers: int = 4
-    """Verifier processes."""
+    """Verifier processes, on the first rank's machine."""
     reward_time_limit: float = 5.0
     """Wall-clock limit of the verifier per response (seconds)."""
     sampling: SamplingConfig = field(default_factory=_evaluation_sampling)
