@@ -42,7 +42,7 @@ setup(
         "te": ["transformer-engine[pytorch]>=2.9"],
         "flash-attn": ["flash-attn>=2.7.3"],
         "parquet": ["pyarrow"],
-        "dev": ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "ruff", "mypy", "types-PyYAML"],
+        "dev": ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "ruff", "mypy", "types-PyYAML", "pyarrow"],
     },
     entry_points={
         "console_scripts": [

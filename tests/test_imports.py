@@ -175,7 +175,8 @@ def heavy_imports(modules: dict[str, Module]) -> Iterator[tuple[str, str]]:
     for start, module in modules.items():
         if module.room not in LIGHT and not module.room.endswith(".py"):
             continue
-        queue, seen = [(start, (start,))], {start}
+        parents = [start.rsplit(".", n)[0] for n in range(1, start.count(".") + 1)]  # `-m a.b` runs a first
+        queue, seen = [(name, (name,)) for name in (start, *parents)], {start, *parents}
         while queue:
             name, chain = queue.pop(0)
             for use in modules[name].uses if name in modules else ():

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_ring.rl import group_advantages
+from megatron_ring.rl.advantages import group_advantages
 
 
 def by_the_formula(rewards: list[float], groups: list[int]) -> list[float]:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_ring.rl import BudgetSelection, select_budget
+from megatron_ring.rl.budget import BudgetSelection, select_budget
 
 
 def token_by_token(lengths: list[int], budget: int) -> list[int]:

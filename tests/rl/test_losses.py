@@ -12,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from megatron_ring.rl import c3po_loss, combine_metrics, grpo_loss, grpo_token_weights, select_budget
-from megatron_ring.rl.policy import clipped_surrogate, kl_estimate
+from megatron_ring.rl.budget import select_budget
+from megatron_ring.rl.c3po import c3po_loss
+from megatron_ring.rl.grpo import grpo_loss, grpo_token_weights
+from megatron_ring.rl.policy import clipped_surrogate, combine_metrics, kl_estimate
 
 SETTINGS: dict[str, Any] = {"clip": 0.2, "kl_beta": 0.07, "alpha_entropy": 0.03}
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from megatron_ring.rl import Rollout, ScoredRollout
+from megatron_ring.rl.records import Rollout, ScoredRollout
 
 
 def rollout(**changes: Any) -> Rollout:
