@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from megatron_ring.errors import UserError
 
@@ -17,6 +17,24 @@ def require(condition: bool, message: str) -> None:
     """Raise `UserError(message)` unless `condition` holds."""
     if not condition:
         raise UserError(message)
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """How rotary embeddings are stretched beyond the positions that the model was first trained on (`rope_scaling`)."""
+
+    kind: Literal["yarn", "linear"]
+    factor: float
+    original_max_positions: int = 4096
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    mscale: float = 1.0
+    mscale_all_dim: float = 0.0
+
+    def __post_init__(self) -> None:
+        require(self.kind in ("yarn", "linear"), f"rope_scaling: type {self.kind!r} is not supported (yarn, linear)")
+        require(self.factor > 0, f"rope_scaling: factor is {self.factor}, it must be positive")
+        require(self.original_max_positions >= 1, "rope_scaling: original_max_position_embeddings must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -35,7 +53,9 @@ class ModelConfig:
     num_shared_experts: int
     dense_width: int
     first_dense_layers: int = 0
+    qkv_bias: bool = False
     rope_theta: float = 600_000.0
+    rope_scaling: RopeScaling | None = None
     max_positions: int = 32_768
     norm_eps: float = 1e-6
     init_std: float = 0.006
@@ -69,6 +89,17 @@ class ModelConfig:
         )
         require(self.head_dim % 2 == 0, f"model: head_dim {self.head_dim} must be even for rotary embeddings")
 
+    @classmethod
+    def from_values(cls, values: dict[str, Any]) -> ModelConfig:
+        """Undo `dataclasses.asdict`."""
+        scaling = values.get("rope_scaling")
+        return cls(**{**values, "rope_scaling": None if scaling is None else RopeScaling(**scaling)})
+
+    @property
+    def qkv_rows(self) -> int:
+        """Rows of the query, key and value projection together."""
+        return (self.num_attention_heads + 2 * self.num_key_value_heads) * self.head_dim
+
     @property
     def shared_width(self) -> int:
         """Width of the one SwiGLU MLP that stands for all shared experts (0: none)."""
@@ -81,7 +112,8 @@ class ModelConfig:
     def parameter_counts(self) -> tuple[int, int]:
         """(total, activated) parameters. Activated, as published for Ring-lite, counts the experts of one token and
         everything that all tokens share: attention, norms, router, shared experts, both vocabulary tables."""
-        attention = self.hidden_size * self.head_dim * (2 * self.num_attention_heads + 2 * self.num_key_value_heads)
+        attention = self.hidden_size * self.head_dim * self.num_attention_heads
+        attention += (self.hidden_size + self.qkv_bias) * self.qkv_rows
         norms = 2 * self.hidden_size
         dense = 3 * self.hidden_size * self.dense_width
         expert = 3 * self.hidden_size * self.expert_width
@@ -121,6 +153,18 @@ class ParallelConfig:
         """Data-parallel ranks left by a world of `world_size` processes."""
         return world_size // (self.tensor * self.pipeline)
 
+    def stage_layers(self, num_layers: int, stage: int) -> range:
+        """0-based layers of a pipeline stage. What does not divide evenly goes to the earlier stages: the last one has
+        the head besides."""
+        each, more = divmod(num_layers, self.pipeline)
+        first = stage * each + min(stage, more)
+        return range(first, first + each + (stage < more))
+
+    def padded_vocabulary(self, vocab_size: int) -> int:
+        """Rows of the vocabulary tables, so that every tensor-parallel rank holds as many. Those behind `vocab_size`
+        take part in nothing and are in no checkpoint that leaves this project."""
+        return -(-vocab_size // self.tensor) * self.tensor
+
     def check(self, model: ModelConfig, world_size: int) -> None:
         """Raise `UserError` naming the numbers when `model` cannot be laid out over `world_size` processes."""
         tp, pp, ep, etp = self.tensor, self.pipeline, self.expert, self.expert_tensor
@@ -130,13 +174,12 @@ class ParallelConfig:
             world_size % (ep * etp * pp) == 0,
             f"layout {said}: EP*ETP*PP = {ep * etp * pp} does not divide {world_size}",
         )
-        require(model.num_layers % pp == 0, f"layout {said}: {model.num_layers} layers do not split over PP={pp} stages")
+        require(pp <= model.num_layers, f"layout {said}: {model.num_layers} layer(s) are too few for PP={pp} stages")
         require(model.num_experts % ep == 0, f"layout {said}: {model.num_experts} experts do not split over EP={ep}")
         require(
             model.num_key_value_heads % tp == 0,
             f"layout {said}: {model.num_key_value_heads} KV heads do not split over TP={tp}",
         )
-        require(model.vocab_size % tp == 0, f"layout {said}: a vocabulary of {model.vocab_size} does not split over TP={tp}")
         require(
             model.expert_width % etp == 0,
             f"layout {said}: expert width {model.expert_width} does not split over ETP={etp}",

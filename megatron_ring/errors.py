@@ -8,6 +8,8 @@ import sys
 import time
 from collections.abc import Callable
 
+SECONDS_OF_SILENCE = 10.0
+
 
 class UserError(Exception):
     """A mistake in flags, files or data. The message is one line: it names the file, line or flag and the mend."""
@@ -21,11 +23,11 @@ def _leave_process_group() -> None:
 
 
 def _say_once(message: str) -> None:
-    """Print an error from the first rank at once; from another only if it is still alive after two seconds: when all
-    ranks fail alike, torchrun has ended it by then."""
+    """Print an error from the first rank at once; from another only if it is still alive after a while: when all ranks
+    fail alike, torchrun has ended it by then, even where a busy machine starts them seconds apart."""
     rank = os.environ.get("RANK", "0")
     if rank != "0":
-        time.sleep(2.0)
+        time.sleep(SECONDS_OF_SILENCE)
     print(f"error: {message}" + (f" (rank {rank})" if rank != "0" else ""), file=sys.stderr, flush=True)
 
 

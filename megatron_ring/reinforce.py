@@ -15,7 +15,9 @@ from megatron_ring.config import require
 from megatron_ring.errors import run_main
 from megatron_ring.stage_config import RLConfig
 
-MAY_DIFFER = frozenset({"run_dir", "steps", "save_every", "keep_last", "rewards.workers", "sampling.max_batch"})
+MAY_DIFFER = frozenset(
+    {"run_dir", "steps", "save_every", "keep_last", "async_save", "rewards.workers", "sampling.max_batch"}
+)
 
 
 def main(config: RLConfig) -> None:
@@ -23,7 +25,8 @@ def main(config: RLConfig) -> None:
 
     shape = resolve_shape(None, config.init_from)
 
-    from megatron_ring.checkpoint.training_state import latest_checkpoint, load_checkpoint, save_checkpoint
+    from megatron_ring.checkpoint.loading import load_checkpoint
+    from megatron_ring.checkpoint.saving import CheckpointSaver, latest_checkpoint
     from megatron_ring.data.files import read_prompts
     from megatron_ring.data.prompts import PromptStream
     from megatron_ring.data.tokenizer import RingTokenizer
@@ -70,6 +73,7 @@ def main(config: RLConfig) -> None:
 
     with (
         RewardPool(config.rewards.workers, config.rewards.time_limit) as rewards,
+        CheckpointSaver(run.checkpoints, context, config.keep_last, config.async_save) as saver,
         Progress("rl", config.steps, start, context.is_main) as progress,
     ):
         for step in range(start, config.steps):
@@ -99,8 +103,8 @@ def main(config: RLConfig) -> None:
             run.write_rollouts(step + 1, rollout_rows(collected, tokenizer))
             run.log(metrics)  # before the save: a run continued from this checkpoint finds its own line
             if saves:
-                extra = {"prompts": stream.state_dict()}
-                save_checkpoint(run.checkpoints, step + 1, stage.model, trainer.optimizer, context, extra, config.keep_last)
+                saver.save(step + 1, stage.model, trainer.optimizer, {"prompts": stream.state_dict()})
+            saver.check()
             progress.update(step + 1, f"reward {metrics['reward/mean']:.3f} entropy {metrics['entropy']:.3f}")
     run.close()
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # rooms that import torch load when a run starts, so that --h
     from megatron_ring.data.sft_data import SFTDataset
     from megatron_ring.training.trainer import StepResult
 
-MAY_DIFFER = frozenset({"run_dir", "max_steps", "save_every", "keep_last"})
+MAY_DIFFER = frozenset({"run_dir", "max_steps", "save_every", "keep_last", "async_save"})
 
 
 def main(config: SFTConfig) -> None:
@@ -29,7 +29,8 @@ def main(config: SFTConfig) -> None:
 
     shape = resolve_shape(config.preset, config.init_from)
 
-    from megatron_ring.checkpoint.training_state import latest_checkpoint, load_checkpoint, save_checkpoint
+    from megatron_ring.checkpoint.loading import load_checkpoint
+    from megatron_ring.checkpoint.saving import CheckpointSaver, latest_checkpoint
     from megatron_ring.training.losses import SFTLoss
     from megatron_ring.training.progress import Progress
     from megatron_ring.training.run_dir import RunDirectory
@@ -60,7 +61,10 @@ def main(config: SFTConfig) -> None:
     total = min(schedule_steps, config.max_steps or schedule_steps)
     if context.is_main:
         describe(train, start)
-    with Progress("sft", total, start, context.is_main) as progress:
+    with (
+        CheckpointSaver(run.checkpoints, context, config.keep_last, config.async_save) as saver,
+        Progress("sft", total, start, context.is_main) as progress,
+    ):
         for step in range(start, total):
             began = time.perf_counter()
             epoch, place = divmod(step, per_epoch)
@@ -77,8 +81,8 @@ def main(config: SFTConfig) -> None:
                 metrics["checkpoint"] = f"step_{step + 1}"
             run.log(metrics)  # before the save: a run continued from this checkpoint finds its own line
             if saves:
-                extra = {"tokens": tokens}
-                save_checkpoint(run.checkpoints, step + 1, stage.model, trainer.optimizer, context, extra, config.keep_last)
+                saver.save(step + 1, stage.model, trainer.optimizer, {"tokens": tokens})
+            saver.check()
             progress.update(step + 1, f"loss {metrics['loss']:.3f} entropy {metrics['entropy']:.3f}")
     run.close()
 

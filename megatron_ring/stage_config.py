@@ -50,6 +50,8 @@ class SFTConfig:
     """Also save every so many steps (default: at the end of each epoch only)."""
     keep_last: int | None = None
     """Keep only so many newest checkpoints (default: all, as choosing one by entropy needs)."""
+    async_save: bool = True
+    """Write checkpoints while training goes on (host memory for one checkpoint); off: wait for each."""
     seed: int = 0
     """Seed of weights and data order."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -150,6 +152,8 @@ class RLConfig:
     """Steps between checkpoints."""
     keep_last: int | None = None
     """Keep only so many newest checkpoints (default: all)."""
+    async_save: bool = True
+    """Write checkpoints while training goes on (host memory for one checkpoint); off: wait for each."""
     seed: int = 0
     """Seed of the prompt order and of sampling."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"

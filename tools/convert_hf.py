@@ -1,16 +1,16 @@
 #!/usr/bin/env python
-"""Convert between Hugging Face (`bailing_moe`) folders and this project's checkpoints.
+"""Convert between Hugging Face (`bailing_moe`) folders and this project's checkpoints, one tensor at a time.
 
     python tools/convert_hf.py import --hf DIR --out CKPT
     python tools/convert_hf.py export --checkpoint CKPT --out DIR [--like HF_DIR] [--tokenizer DIR]
 
-Checkpoints of any parallel layout are read. The whole model must fit this process's memory.
+Needs no GPU; memory is bounded by the largest tensor. Nothing is written unless everything is there, once, and of the right
+shape. A checkpoint of any parallel layout is read; the one written is read by every layout.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from megatron_ring.errors import UserError, run_main
@@ -23,65 +23,46 @@ def parse_args() -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     importing = commands.add_parser("import", help="Hugging Face folder -> checkpoint")
     importing.add_argument("--hf", type=Path, required=True, help="folder with config.json and safetensors")
-    importing.add_argument("--out", type=Path, required=True, help="checkpoint folder to write")
-    importing.add_argument("--dtype", choices=DTYPES[1:], default="bf16", help="dtype of the parameters (default: bf16)")
+    importing.add_argument("--out", type=Path, required=True, help="checkpoint folder to write; must not exist")
+    importing.add_argument("--dtype", choices=DTYPES, default="keep", help="dtype of the weights (default: each tensor's)")
     exporting = commands.add_parser("export", help="checkpoint -> Hugging Face folder")
     exporting.add_argument("--checkpoint", type=Path, required=True, help="checkpoint folder (…/step_N)")
     exporting.add_argument("--out", type=Path, required=True, help="folder to write; must not exist")
-    exporting.add_argument("--like", type=Path, help="Hugging Face folder whose tokenizer and config extras are taken")
-    exporting.add_argument("--tokenizer", type=Path, help="tokenizer directory to put into the folder")
-    exporting.add_argument("--dtype", choices=DTYPES[1:], default="bf16", help="dtype of the tensors (default: bf16)")
+    exporting.add_argument("--like", type=Path, help="Hugging Face folder whose tokenizer, code and settings are taken")
+    exporting.add_argument("--tokenizer", type=Path, help="folder whose tokenizer is taken (instead of that of --like)")
+    exporting.add_argument("--dtype", choices=DTYPES, default="keep", help="dtype of tensors (default: the checkpoint's)")
+    exporting.add_argument("--shard-gb", type=float, default=5.0, help="largest file (GB = 10^9 bytes; default: 5)")
     return parser.parse_args()
-
-
-def import_folder(args: argparse.Namespace) -> None:
-    from megatron_ring.checkpoint import hf_format
-    from megatron_ring.checkpoint.training_state import save_checkpoint
-    from megatron_ring.config import ParallelConfig, RouterLossConfig
-    from megatron_ring.training.stage import set_first_weights, start_stage
-
-    if args.out.exists():
-        raise UserError(f"--out {args.out}: exists already; remove it or choose another folder")
-    shape, _ = hf_format.read_config(args.hf)
-    stage = start_stage(shape, ParallelConfig(), RouterLossConfig(0.0, 0.0), 0, args.dtype)
-    set_first_weights(stage, args.hf, 0)
-    written = save_checkpoint(args.out.parent, 0, stage.model, None, stage.context, {}, name=args.out.name)
-    total, active = shape.parameter_counts()
-    print(f"imported {total:,} parameters ({active:,} activated) into {written}")
-
-
-def export_folder(args: argparse.Namespace) -> None:
-    import torch
-
-    from megatron_ring.checkpoint import hf_format
-    from megatron_ring.checkpoint.training_state import model_config_of
-    from megatron_ring.checkpoint.weights import published_tensors
-    from megatron_ring.config import ParallelConfig, RouterLossConfig
-    from megatron_ring.data.tokenizer import RingTokenizer
-    from megatron_ring.training.stage import set_first_weights, start_stage
-
-    if args.out.exists():
-        raise UserError(f"--out {args.out}: exists already; remove it or choose another folder")
-    shape = model_config_of(args.checkpoint)
-    tokenizer_dir = args.tokenizer or args.like
-    eos_id = pad_id = shape.vocab_size - 1
-    if tokenizer_dir is not None:
-        tokenizer = RingTokenizer.load(tokenizer_dir)
-        eos_id, pad_id = tokenizer.eos_id, tokenizer.pad_id
-    stage = start_stage(shape, ParallelConfig(), RouterLossConfig(0.0, 0.0), 0, args.dtype)
-    set_first_weights(stage, args.checkpoint, 0)
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[args.dtype]
-    config = hf_format.config_json(shape, dtype, eos_id, pad_id)
-    if args.like is not None:
-        like = json.loads((args.like / "config.json").read_text())
-        config = {**like, **config, **{key: like[key] for key in ("auto_map", "transformers_version") if key in like}}
-    hf_format.write_folder(args.out, published_tensors(stage.model, stage.context), config, tokenizer_dir)
-    print(f"exported {shape.parameter_counts()[0]:,} parameters to {args.out}")
 
 
 def main() -> None:
     args = parse_args()
-    import_folder(args) if args.command == "import" else export_folder(args)
+    import torch
+
+    from megatron_ring.checkpoint import convert
+    from megatron_ring.data.tokenizer import RingTokenizer
+    from megatron_ring.training.progress import Progress
+
+    dtype = {"keep": None, "fp32": torch.float32, "bf16": torch.bfloat16}[args.dtype]
+    if args.out.exists():
+        raise UserError(f"--out {args.out}: exists already; remove it or choose another folder")
+    if args.command == "import":
+        with Progress("import", convert.bytes_to_import(args.hf), unit="byte") as progress:
+            model = convert.import_folder(args.hf, args.out, dtype, progress.advance)
+    else:
+        if args.shard_gb <= 0:
+            raise UserError(f"--shard-gb is {args.shard_gb}, it must be positive")
+        special_ids = None
+        if args.tokenizer is not None:
+            tokenizer = RingTokenizer.load(args.tokenizer)
+            special_ids = (tokenizer.eos_id, tokenizer.pad_id)
+        with Progress("export", convert.bytes_to_export(args.checkpoint, dtype), unit="byte") as progress:
+            model = convert.export_checkpoint(
+                args.checkpoint, args.out, like=args.like, tokenizer=args.tokenizer, special_ids=special_ids, dtype=dtype,
+                shard_bytes=int(args.shard_gb * 1e9), on_bytes=progress.advance,
+            )  # fmt: skip
+    total, active = model.parameter_counts()
+    print(f"{args.command}ed {total:,} parameters ({active:,} activated) to {args.out}")
 
 
 if __name__ == "__main__":

@@ -1,38 +1,164 @@
-"""megatron-core's sharded state dicts on disk, in torch's distributed-checkpoint format, written in this process.
+"""megatron-core's sharded state dicts on disk, in torch's distributed-checkpoint format.
 
-megatron-core's own writer starts a helper process for every save; torch's writes the same files with threads.
+Saving has two halves. `stage_sharded` (all ranks together) agrees on who writes what and copies it to host memory;
+`Staged.write` then needs neither the device nor the other ranks, so that it can run while training goes on.
 """
 
 from __future__ import annotations
 
+import io
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 import torch.distributed.checkpoint as dcp
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.strategies import torch as mcore_torch
+from torch.distributed.checkpoint.filesystem import FileSystem
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
+from torch.distributed.checkpoint.planner import SavePlan, WriteItem
+from torch.distributed.checkpoint.storage import WriteResult
+
+from megatron_ring.parallel import collectives
+from megatron_ring.parallel.device import synchronize
+
+Content = torch.Tensor | io.BytesIO
 
 
-class _WriteInProcess(mcore_torch.TorchDistSaveShardedStrategy):
-    """Translate megatron-core's shards to torch's and let torch write them, one file per rank."""
+class _SummedFile:
+    """A file opened for writing that keeps the CRC-32 of what went into it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self.crc = file, 0
+        self.tell, self.flush, self.fileno, self.close = file.tell, file.flush, file.fileno, file.close
+
+    def write(self, data: Any) -> int:
+        self.crc = zlib.crc32(data, self.crc)
+        return self._file.write(data)
+
+
+class _SummingFileSystem(FileSystem):
+    """torch's file system; remembers checksums of the files written."""
+
+    def __init__(self) -> None:
+        self.checksums: dict[str, str] = {}
+
+    @contextmanager
+    def create_stream(self, path: Any, mode: str) -> Iterator[Any]:
+        if mode != "wb":
+            with super().create_stream(path, mode) as stream:
+                yield stream
+            return
+        with open(path, "wb") as file:
+            summed = _SummedFile(file)
+            yield summed
+        self.checksums[Path(path).name] = f"{summed.crc:08x}"
+
+
+class ShardWriter(dcp.FileSystemWriter):
+    """Writes one durable file per plan, in the order of its items."""
+
+    def __init__(self, folder: Path) -> None:
+        # No copying ahead: contents are on the host already, and a thread must not touch the device.
+        super().__init__(folder, sync_files=True, thread_count=1, per_thread_copy_ahead=0)
+        self.fs = self._summing = _SummingFileSystem()
+
+    @property
+    def checksums(self) -> dict[str, str]:
+        """CRC-32 of every file written so far, by name (torch renames `.metadata.tmp` to `.metadata`)."""
+        return {name.removesuffix(".tmp"): crc for name, crc in self._summing.checksums.items()}
+
+
+class _Contents(dcp.DefaultSavePlanner):
+    """Hands out contents that have been resolved before."""
+
+    def __init__(self, contents: dict[MetadataIndex, Content]) -> None:
+        super().__init__()
+        self._contents = contents
+
+    def resolve_data(self, write_item: WriteItem) -> Content:
+        return self._contents[write_item.index]
+
+
+@dataclass
+class Staged:
+    """What one rank will write. `metadata` is of the whole checkpoint, on the main rank only."""
+
+    writer: ShardWriter
+    plan: SavePlan
+    contents: dict[MetadataIndex, Content]
+    metadata: Metadata | None
+
+    def write(self) -> list[WriteResult]:
+        """Write this rank's file. Raises OSError or RuntimeError when the disk does not take it."""
+        results = self.writer.write_data(self.plan, _Contents(self.contents)).value()
+        assert isinstance(results, list)
+        return results
+
+    def finish(self, results: list[list[WriteResult]]) -> None:
+        """Write where everything is. The main rank only, with every rank's results in rank order."""
+        assert self.metadata is not None
+        self.writer.finish(self.metadata, results)
+
+
+class HostBuffers:
+    """Host memory that tensors are copied to, kept from one save to the next (page-locked for a CUDA device)."""
+
+    def __init__(self) -> None:
+        self._held: dict[MetadataIndex, torch.Tensor] = {}
+
+    def copy(self, index: MetadataIndex, tensor: torch.Tensor) -> torch.Tensor:
+        """Start copying `tensor` to the buffer called `index`."""
+        held = self._held.get(index)
+        if held is None or held.shape != tensor.shape or held.dtype != tensor.dtype:
+            held = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+            self._held[index] = held
+        return held.copy_(tensor, non_blocking=True)
+
+
+class _Stage(mcore_torch.TorchDistSaveShardedStrategy):
+    """A strategy for megatron-core's `save` that plans and copies instead of writing."""
+
+    def __init__(self, buffers: HostBuffers) -> None:
+        super().__init__("torch_dist", 1)
+        self.buffers = buffers
+        self.staged: Staged | None = None
 
     def save(self, sharded_state_dict: dict[str, Any], checkpoint_dir: Path) -> None:
         renamed, _, _ = mcore_torch._replace_state_dict_keys_with_sharded_keys(
             sharded_state_dict, self.keep_only_main_replica
         )
-        dcp.save(
-            mcore_torch.mcore_to_pyt_state_dict(renamed, False),
-            storage_writer=dcp.FileSystemWriter(checkpoint_dir, sync_files=True),
-            planner=mcore_torch.MCoreSavePlanner(
-                dedup_replicated_tensors=not self.keep_only_main_replica, flatten_state_dict=False
-            ),
+        planner = mcore_torch.MCoreSavePlanner(
+            dedup_replicated_tensors=not self.keep_only_main_replica, flatten_state_dict=False
         )
+        planner.set_up_planner(mcore_torch.mcore_to_pyt_state_dict(renamed, False), is_coordinator=collectives.is_main())
+        writer, metadata, plans = ShardWriter(checkpoint_dir), None, None
+        everyone = collectives.gather_to_main(planner.create_local_plan())
+        if everyone is not None:
+            plans, metadata = planner.create_global_plan(everyone)
+            plans = writer.prepare_global_plan(plans)
+        plan = planner.finish_plan(collectives.scatter_from_main(plans))
+        contents: dict[MetadataIndex, Content] = {}
+        for item in plan.items:
+            content = planner.resolve_data(item)
+            contents[item.index] = (
+                self.buffers.copy(item.index, content.detach()) if isinstance(content, torch.Tensor) else content
+            )
+        synchronize()
+        self.staged = Staged(writer, plan, contents, metadata)
 
 
-def save_sharded(state: dict[str, Any], folder: Path) -> None:
-    """Write `state` (sharded tensors, and plain values equal on all ranks) into the existing, empty `folder`."""
-    dist_checkpointing.save(state, str(folder), sharded_strategy=_WriteInProcess("torch_dist", 1))
+def stage_sharded(state: dict[str, Any], folder: Path, buffers: HostBuffers) -> Staged:
+    """Plan to write `state` (sharded tensors, and plain values equal on all ranks) into the existing, empty `folder`,
+    and copy it to the host. All ranks take part; `state` may change afterwards."""
+    stage = _Stage(buffers)
+    dist_checkpointing.save(state, str(folder), sharded_strategy=stage)
+    assert stage.staged is not None
+    return stage.staged
 
 
 def load_sharded(template: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -1,201 +1,164 @@
-"""How published (`bailing_moe`) tensors become this model's parameters: one declared, invertible list of rules.
+"""How published (`bailing_moe`) tensors and this project's tensors correspond: one declared, invertible list of rules.
 
-Import, export and random initialisation all go through these rules, so that they agree under every parallel layout.
-A rule names one parameter of this process and the published tensors it is made of; its form says how:
+Every published tensor is exactly one box of exactly one of our tensors (`target`), rows possibly in another order. Import,
+export, loading under any parallel layout and random initialisation all go through this list. Ours differ in three ways:
 
-    merge   published tensors      -> the whole Megatron tensor
-    split   the whole Megatron one -> published tensors (inverse of merge)
-    shard   the whole Megatron one -> the part of one tensor-parallel rank
+    query, key and value rows are interleaved per KV group   (published: all queries, all keys, all values)
+    gate and up projections lie one above the other
+    experts are stacked: gate_up [E, 2, f, hidden], down [E, hidden, f]
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 
 from megatron_ring.config import ModelConfig
 
-Tensors = list[torch.Tensor]
-
-
-class Form(Protocol):
-    """One way of building a parameter out of published tensors."""
-
-    def merge(self, published: Tensors) -> torch.Tensor: ...
-
-    def split(self, whole: torch.Tensor) -> Tensors: ...
-
-    def shard(self, whole: torch.Tensor, rank: int, size: int) -> torch.Tensor: ...
+Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Same:
-    """The published tensor itself, split over ranks along `axis` (None: every rank holds it whole)."""
+class Box:
+    """A rectangular part of a tensor: where it begins and how large it is, per axis."""
 
-    axis: int | None = None
+    offset: Shape
+    size: Shape
 
-    def merge(self, published: Tensors) -> torch.Tensor:
-        return published[0]
+    @staticmethod
+    def whole(shape: Shape) -> Box:
+        return Box((0,) * len(shape), tuple(shape))
 
-    def split(self, whole: torch.Tensor) -> Tensors:
-        return [whole]
+    @property
+    def end(self) -> Shape:
+        return tuple(o + s for o, s in zip(self.offset, self.size, strict=True))
 
-    def shard(self, whole: torch.Tensor, rank: int, size: int) -> torch.Tensor:
-        return whole if self.axis is None else whole.chunk(size, self.axis)[rank]
+    def meet(self, other: Box) -> Box | None:
+        """What two boxes of one tensor have in common."""
+        offset = tuple(max(a, b) for a, b in zip(self.offset, other.offset, strict=True))
+        end = tuple(min(a, b) for a, b in zip(self.end, other.end, strict=True))
+        size = tuple(e - o for o, e in zip(offset, end, strict=True))
+        return Box(offset, size) if all(s > 0 for s in size) else None
+
+    def slices(self, outer: Box) -> tuple[slice, ...]:
+        """Index of this box in a tensor that holds `outer`."""
+        return tuple(slice(o - b, o - b + s) for o, b, s in zip(self.offset, outer.offset, self.size, strict=True))
 
 
 @dataclass(frozen=True)
 class InterleavedQKV:
-    """Published rows: all queries, all keys, all values. Megatron's: per KV group its queries, its key, its value."""
+    """Published rows: all queries, all keys, all values. Ours: per KV group its queries, its key, its value."""
 
     groups: int
     queries_per_group: int
     head_dim: int
 
-    def merge(self, published: Tensors) -> torch.Tensor:
-        heads = published[0].unflatten(0, (-1, self.head_dim))
+    def to_ours(self, published: torch.Tensor) -> torch.Tensor:
+        heads = published.unflatten(0, (-1, self.head_dim))
         q, k, v = heads.split((self.groups * self.queries_per_group, self.groups, self.groups))
         q = q.unflatten(0, (self.groups, self.queries_per_group))
         return torch.cat((q, k[:, None], v[:, None]), dim=1).flatten(0, 2)
 
-    def split(self, whole: torch.Tensor) -> Tensors:
-        rows = whole.unflatten(0, (self.groups, self.queries_per_group + 2, self.head_dim))
-        q, k, v = rows[:, :-2].flatten(0, 2), rows[:, -2].flatten(0, 1), rows[:, -1].flatten(0, 1)
-        return [torch.cat((q, k, v))]
-
-    def shard(self, whole: torch.Tensor, rank: int, size: int) -> torch.Tensor:
-        return whole.chunk(size)[rank]
-
-
-@dataclass(frozen=True)
-class GateUp:
-    """gate and up projections, one above the other; each rank holds its rows of both."""
-
-    def merge(self, published: Tensors) -> torch.Tensor:
-        return torch.cat(published)
-
-    def split(self, whole: torch.Tensor) -> Tensors:
-        return list(whole.chunk(2))
-
-    def shard(self, whole: torch.Tensor, rank: int, size: int) -> torch.Tensor:
-        return torch.cat([half.chunk(size)[rank] for half in whole.chunk(2)])
-
-
-@dataclass(frozen=True)
-class StackedGateUp:
-    """[experts, 2, width, hidden] from gate_0, up_0, gate_1, up_1, …"""
-
-    def merge(self, published: Tensors) -> torch.Tensor:
-        return torch.stack(published).unflatten(0, (-1, 2))
-
-    def split(self, whole: torch.Tensor) -> Tensors:
-        return list(whole.flatten(0, 1))
-
-    def shard(self, whole: torch.Tensor, rank: int, size: int) -> torch.Tensor:
-        return whole.chunk(size, 2)[rank]
-
-
-@dataclass(frozen=True)
-class StackedDown:
-    """[experts, hidden, width] from down_0, down_1, …"""
-
-    def merge(self, published: Tensors) -> torch.Tensor:
-        return torch.stack(published)
-
-    def split(self, whole: torch.Tensor) -> Tensors:
-        return list(whole)
-
-    def shard(self, whole: torch.Tensor, rank: int, size: int) -> torch.Tensor:
-        return whole.chunk(size, 2)[rank]
+    def to_published(self, ours: torch.Tensor) -> torch.Tensor:
+        rows = ours.unflatten(0, (self.groups, self.queries_per_group + 2, self.head_dim))
+        return torch.cat((rows[:, :-2].flatten(0, 2), rows[:, -2].flatten(0, 1), rows[:, -1].flatten(0, 1)))
 
 
 @dataclass(frozen=True)
 class Rule:
-    """`parameter` (a name in the local model) is `form` of the published tensors `sources`."""
+    """Published tensor `source` of `shape` is `box` of our `target` of `target_shape`.
 
-    parameter: str
-    sources: tuple[str, ...]
-    form: Form
-    split_over: Literal["tensor", "expert_tensor"] = "tensor"
+    kind: what the tensor is, for initialisation: a matrix drawn at random, a norm's scale (ones), a bias (zeros).
+    """
+
+    source: str
+    shape: Shape
+    target: str
+    target_shape: Shape
+    box: Box
+    order: InterleavedQKV | None = None
+    kind: Literal["matrix", "norm", "bias"] = "matrix"
+
+    def to_ours(self, published: torch.Tensor) -> torch.Tensor:
+        """The box's content, in our order and shape."""
+        ordered = published if self.order is None else self.order.to_ours(published)
+        return ordered.view(self.box.size)
+
+    def to_published(self, content: torch.Tensor) -> torch.Tensor:
+        """Undo `to_ours`."""
+        flat = content.view(self.shape)
+        return flat if self.order is None else self.order.to_published(flat)
 
 
-def _mlp_rules(parameter: str, source: str) -> list[Rule]:
-    return [
-        Rule(f"{parameter}.linear_fc1.weight", (f"{source}.gate_proj.weight", f"{source}.up_proj.weight"), GateUp()),
-        Rule(f"{parameter}.linear_fc2.weight", (f"{source}.down_proj.weight",), Same(axis=1)),
+def _same(
+    source: str, target: str, shape: Shape, kind: Literal["matrix", "norm", "bias"] = "matrix",
+    order: InterleavedQKV | None = None,
+) -> Rule:  # fmt: skip
+    return Rule(source, shape, target, shape, Box.whole(shape), order, kind)
+
+
+def _mlp_rules(source: str, target: str, width: int, hidden: int) -> list[Rule]:
+    """One SwiGLU MLP: gate and up become the upper and lower half of linear_fc1."""
+    whole = (2 * width, hidden)
+    halves = [
+        Rule(f"{source}.{name}_proj.weight", (width, hidden), f"{target}.linear_fc1.weight", whole, Box(at, (width, hidden)))
+        for name, at in (("gate", (0, 0)), ("up", (width, 0)))
     ]
+    return [*halves, _same(f"{source}.down_proj.weight", f"{target}.linear_fc2.weight", (hidden, width))]
 
 
-def _layer_rules(model: ModelConfig, local: int, layer: int, experts: range) -> list[Rule]:
-    to, source = f"decoder.layers.{local}", f"model.layers.{layer}"
+def _expert_rules(source: str, target: str, expert: int, model: ModelConfig) -> list[Rule]:
+    count, width, hidden = model.num_experts, model.expert_width, model.hidden_size
+    source = f"{source}.experts.{expert}"
+    first = [
+        Rule(f"{source}.{name}_proj.weight", (width, hidden), f"{target}.experts.gate_up", (count, 2, width, hidden),
+             Box((expert, half, 0, 0), (1, 1, width, hidden)))
+        for half, name in enumerate(("gate", "up"))
+    ]  # fmt: skip
+    second = Rule(f"{source}.down_proj.weight", (hidden, width), f"{target}.experts.down", (count, hidden, width),
+                  Box((expert, 0, 0), (1, hidden, width)))  # fmt: skip
+    return [*first, second]
+
+
+def _layer_rules(model: ModelConfig, layer: int) -> list[Rule]:
+    to, source, hidden = f"decoder.layers.{layer}", f"model.layers.{layer}", model.hidden_size
     per_group = model.num_attention_heads // model.num_key_value_heads
-    qkv = InterleavedQKV(model.num_key_value_heads, per_group, model.head_dim)
+    order = InterleavedQKV(model.num_key_value_heads, per_group, model.head_dim)
+    qkv, from_qkv = f"{to}.self_attention.linear_qkv", f"{source}.attention.query_key_value"
     rules = [
-        Rule(f"{to}.input_layernorm.weight", (f"{source}.input_layernorm.weight",), Same()),
-        Rule(f"{to}.self_attention.linear_qkv.weight", (f"{source}.attention.query_key_value.weight",), qkv),
-        Rule(f"{to}.self_attention.linear_proj.weight", (f"{source}.attention.dense.weight",), Same(axis=1)),
-        Rule(f"{to}.pre_mlp_layernorm.weight", (f"{source}.post_attention_layernorm.weight",), Same()),
+        _same(f"{source}.input_layernorm.weight", f"{to}.input_layernorm.weight", (hidden,), "norm"),
+        _same(f"{from_qkv}.weight", f"{qkv}.weight", (model.qkv_rows, hidden), order=order),
     ]
-    if not model.is_moe_layer(layer):
-        return rules + _mlp_rules(f"{to}.mlp", f"{source}.mlp")
-    gates_and_ups = tuple(
-        f"{source}.mlp.experts.{expert}.{name}_proj.weight" for expert in experts for name in ("gate", "up")
-    )
-    downs = tuple(f"{source}.mlp.experts.{expert}.down_proj.weight" for expert in experts)
+    if model.qkv_bias:
+        rules.append(_same(f"{from_qkv}.bias", f"{qkv}.bias", (model.qkv_rows,), "bias", order))
     rules += [
-        Rule(f"{to}.mlp.router.weight", (f"{source}.mlp.gate.weight",), Same()),
-        Rule(f"{to}.mlp.experts.gate_up", gates_and_ups, StackedGateUp(), "expert_tensor"),
-        Rule(f"{to}.mlp.experts.down", downs, StackedDown(), "expert_tensor"),
-    ]
+        _same(f"{source}.attention.dense.weight", f"{to}.self_attention.linear_proj.weight",
+              (hidden, model.num_attention_heads * model.head_dim)),
+        _same(f"{source}.post_attention_layernorm.weight", f"{to}.pre_mlp_layernorm.weight", (hidden,), "norm"),
+    ]  # fmt: skip
+    if not model.is_moe_layer(layer):
+        return rules + _mlp_rules(f"{source}.mlp", f"{to}.mlp", model.dense_width, hidden)
+    rules.append(_same(f"{source}.mlp.gate.weight", f"{to}.mlp.router.weight", (model.num_experts, hidden)))
+    for expert in range(model.num_experts):
+        rules += _expert_rules(f"{source}.mlp", f"{to}.mlp", expert, model)
     if model.num_shared_experts:
-        rules += _mlp_rules(f"{to}.mlp.shared_experts", f"{source}.mlp.shared_experts")
+        rules += _mlp_rules(f"{source}.mlp.shared_experts", f"{to}.mlp.shared_experts", model.shared_width, hidden)
     return rules
 
 
-def rules_for(
-    model: ModelConfig, layers: range | None = None, experts: range | None = None,
-    first_stage: bool = True, last_stage: bool = True,
-) -> list[Rule]:  # fmt: skip
-    """Rules of the process that holds `layers`, `experts` and, by stage, the embedding and the head (default: all)."""
-    layers = layers if layers is not None else range(model.num_layers)
-    experts = experts if experts is not None else range(model.num_experts)
-    rules = []
-    if first_stage:
-        rules.append(Rule("embedding.word_embeddings.weight", ("model.word_embeddings.weight",), Same(axis=0)))
-    for local, layer in enumerate(layers):
-        rules += _layer_rules(model, local, layer, experts)
-    if last_stage:
-        rules.append(Rule("decoder.final_layernorm.weight", ("model.norm.weight",), Same()))
-        rules.append(Rule("output_layer.weight", ("lm_head.weight",), Same(axis=0)))
-    return rules
-
-
-def published_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of the published layout."""
-    hidden, head = model.hidden_size, model.head_dim
-    shapes: dict[str, tuple[int, ...]] = {"model.word_embeddings.weight": (model.vocab_size, hidden)}
-
-    def add_mlp(prefix: str, width: int) -> None:
-        shapes[f"{prefix}.gate_proj.weight"] = shapes[f"{prefix}.up_proj.weight"] = (width, hidden)
-        shapes[f"{prefix}.down_proj.weight"] = (hidden, width)
-
+def rules_for(model: ModelConfig) -> list[Rule]:
+    """The rules of every published tensor of `model`, in the order of the published files."""
+    table = (model.vocab_size, model.hidden_size)
+    rules = [_same("model.word_embeddings.weight", "embedding.word_embeddings.weight", table)]
     for layer in range(model.num_layers):
-        prefix = f"model.layers.{layer}"
-        shapes[f"{prefix}.input_layernorm.weight"] = (hidden,)
-        rows = (model.num_attention_heads + 2 * model.num_key_value_heads) * head
-        shapes[f"{prefix}.attention.query_key_value.weight"] = (rows, hidden)
-        shapes[f"{prefix}.attention.dense.weight"] = (hidden, model.num_attention_heads * head)
-        shapes[f"{prefix}.post_attention_layernorm.weight"] = (hidden,)
-        if not model.is_moe_layer(layer):
-            add_mlp(f"{prefix}.mlp", model.dense_width)
-            continue
-        shapes[f"{prefix}.mlp.gate.weight"] = (model.num_experts, hidden)
-        for expert in range(model.num_experts):
-            add_mlp(f"{prefix}.mlp.experts.{expert}", model.expert_width)
-        if model.num_shared_experts:
-            add_mlp(f"{prefix}.mlp.shared_experts", model.shared_width)
-    shapes["model.norm.weight"] = (hidden,)
-    shapes["lm_head.weight"] = (model.vocab_size, hidden)
-    return shapes
+        rules += _layer_rules(model, layer)
+    rules.append(_same("model.norm.weight", "decoder.final_layernorm.weight", (model.hidden_size,), "norm"))
+    rules.append(_same("lm_head.weight", "output_layer.weight", table))
+    return rules
+
+
+def published_shapes(model: ModelConfig) -> dict[str, Shape]:
+    """Name and shape of every tensor of the published layout."""
+    return {rule.source: rule.shape for rule in rules_for(model)}

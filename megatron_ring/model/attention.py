@@ -13,7 +13,7 @@ from megatron_ring.model.rope import apply_rope
 
 
 class RingAttention(MegatronModule):
-    """Query, key and value in one product, RoPE on the whole head, no bias.
+    """Query, key and value in one product (with a bias in some releases), RoPE on the whole head.
 
     Rows of `linear_qkv` are interleaved per KV group as Megatron has them: the group's queries, its key, its value.
     """
@@ -30,7 +30,7 @@ class RingAttention(MegatronModule):
             query_width + 2 * config.num_query_groups * self.head_dim,
             config=config,
             init_method=config.init_method,
-            bias=False,
+            bias=config.ring_model.qkv_bias,
             gather_output=False,
             skip_bias_add=False,
         )
@@ -54,7 +54,7 @@ class RingAttention(MegatronModule):
         qkv = qkv.view(tokens, self.groups, self.queries_per_group + 2, self.head_dim)
         q_thd = qkv[:, :, :-2].reshape(tokens, self.groups * self.queries_per_group, self.head_dim)
         k_tgd, v_tgd = qkv[:, :, -2], qkv[:, :, -1]
-        cos, sin = layout.rope(self.head_dim, self.config.ring_rope_theta)
+        cos, sin = layout.rope(self.config.ring_model)
         q_thd, k_tgd = apply_rope(q_thd, cos, sin), apply_rope(k_tgd, cos, sin)
         out_thd = layout.attend(self.layer_number, q_thd, k_tgd, v_tgd)
         out, _ = self.linear_proj(out_thd.reshape(tokens, 1, -1))

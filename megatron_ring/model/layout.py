@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from megatron.core.packed_seq_params import PackedSeqParams
 
+from megatron_ring.config import ModelConfig
 from megatron_ring.model.rope import rope_tables
 
 
@@ -25,14 +26,13 @@ class TokenLayout(PackedSeqParams, ABC):
     def __init__(self, positions: torch.Tensor) -> None:
         super().__init__()
         self.positions = positions
-        self._rope: dict[tuple[int, float], tuple[torch.Tensor, torch.Tensor]] = {}
+        self._rope: tuple[torch.Tensor, torch.Tensor] | None = None
 
-    def rope(self, head_dim: int, theta: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """cos and sin [T, 1, head_dim], computed once for all layers."""
-        key = (head_dim, theta)
-        if key not in self._rope:
-            self._rope[key] = rope_tables(self.positions, head_dim, theta)
-        return self._rope[key]
+    def rope(self, model: ModelConfig) -> tuple[torch.Tensor, torch.Tensor]:
+        """cos and sin [T, 1, head_dim], computed once for all layers of the model that runs on this layout."""
+        if self._rope is None:
+            self._rope = rope_tables(self.positions, model.head_dim, model.rope_theta, model.rope_scaling)
+        return self._rope
 
     @abstractmethod
     def attend(self, layer: int, q_thd: torch.Tensor, k_tgd: torch.Tensor, v_tgd: torch.Tensor) -> torch.Tensor:

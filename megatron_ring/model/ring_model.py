@@ -18,18 +18,31 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
-from megatron_ring.config import ModelConfig, RouterLossConfig
+from megatron_ring.config import ModelConfig, ParallelConfig, RouterLossConfig
 from megatron_ring.model.attention import RingAttention
 from megatron_ring.model.layout import TokenLayout
 from megatron_ring.model.moe import DenseMLP, RingMoE
 from megatron_ring.model.norm import RMSNorm
 from megatron_ring.model.router import RouterLosses
+from megatron_ring.parallel import collectives
 from megatron_ring.parallel.context import ParallelContext
+
+IMPOSSIBLE = -1e30  # a logit whose probability is exactly 0; finite, so that 0 * logit is 0
 
 
 def _add_residual(_training: bool, _fused: bool) -> Any:
     """megatron-core's bias-dropout-add, here without bias and dropout."""
     return lambda output_and_bias, residual, _dropout: residual + output_and_bias[0]
+
+
+def _pipeline_layout(model: ModelConfig, parallel: ParallelConfig) -> list[list[str]] | None:
+    """megatron-core's description of who holds which layer; it needs one where they do not divide evenly."""
+    if model.num_layers % parallel.pipeline == 0:
+        return None
+    stages = [["decoder"] * len(parallel.stage_layers(model.num_layers, stage)) for stage in range(parallel.pipeline)]
+    stages[0].insert(0, "embedding")
+    stages[-1].append("loss")
+    return stages
 
 
 def transformer_config(
@@ -66,11 +79,12 @@ def transformer_config(
         pipeline_model_parallel_size=parallel.pipeline,
         expert_model_parallel_size=parallel.expert,
         expert_tensor_parallel_size=parallel.expert_tensor,
+        pipeline_model_parallel_layout=_pipeline_layout(model, parallel),
         sequence_parallel=parallel.sequence_parallel,
         calculate_per_token_loss=True,
         perform_initialization=False,
     )
-    config.ring_rope_theta = model.rope_theta
+    config.ring_model = model
     config.ring_router_losses = losses
     return config
 
@@ -90,12 +104,15 @@ def _layer_spec(moe: bool) -> ModuleSpec:
 
 
 def _mark_split_weights(model: torch.nn.Module) -> None:
-    """Tell megatron-core which weights are split over TP ranks. 0.16 marks them only when it initialises them itself,
+    """Tell megatron-core which weights are split over TP ranks. It marks them only when it initialises them itself (0.16),
     and a weight without the mark counts on the first rank alone in the gradient norm."""
     split_axis = {ColumnParallelLinear: 0, VocabParallelEmbedding: 0, RowParallelLinear: 1}
     for module in model.modules():
         if type(module) in split_axis and not hasattr(module.weight, "tensor_model_parallel"):
             set_tensor_model_parallel_attributes(module.weight, is_parallel=True, dim=split_axis[type(module)], stride=1)
+        bias = getattr(module, "bias", None)
+        if type(module) is ColumnParallelLinear and bias is not None and not hasattr(bias, "tensor_model_parallel"):
+            set_tensor_model_parallel_attributes(bias, is_parallel=True, dim=0, stride=1)
 
 
 class RingModel(GPTModel):
@@ -105,13 +122,12 @@ class RingModel(GPTModel):
     def __init__(self, model: ModelConfig, context: ParallelContext, router: RouterLossConfig, dtype: torch.dtype) -> None:
         self_losses = RouterLosses(router)
         config = transformer_config(model, context, self_losses, dtype)
-        per_stage = model.num_layers // context.config.pipeline
-        first = context.pipeline_rank * per_stage
-        specs = [_layer_spec(model.is_moe_layer(layer)) for layer in range(first, first + per_stage)]
+        layers = context.config.stage_layers(model.num_layers, context.pipeline_rank)
+        specs = [_layer_spec(model.is_moe_layer(layer)) for layer in layers]
         super().__init__(
             config=config,
             transformer_layer_spec=TransformerBlockSubmodules(layer_specs=specs, layer_norm=RMSNorm),
-            vocab_size=model.vocab_size,
+            vocab_size=context.config.padded_vocabulary(model.vocab_size),
             max_sequence_length=model.max_positions,
             pre_process=context.first_stage,
             post_process=context.last_stage,
@@ -123,6 +139,24 @@ class RingModel(GPTModel):
         self.ring_config = model
         self.router_losses = self_losses
         self.tensor_rank, self.tensor_size = context.tensor_rank, context.config.tensor
+        self.local_layers = layers
+        self.first_stage, self.last_stage = context.first_stage, context.last_stage
+        here = context.config.padded_vocabulary(model.vocab_size) // self.tensor_size
+        self._real_columns = min(here, max(0, model.vocab_size - here * self.tensor_rank))
+
+    def sharded_state_dict(self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None) -> Any:
+        """megatron-core's description of this process's weights, every layer under a key with its global number: layers
+        may differ (dense ones first), and each is found without knowing the others. Without the empty "extra states" that
+        megatron-core's linear layers have for Transformer Engine's sake."""
+        described = super().sharded_state_dict(prefix, sharded_offsets, {**(metadata or {}), "non_homogeneous_layers": True})
+        return {name: item for name, item in described.items() if not name.endswith("_extra_state")}
+
+    def hide_padded_vocabulary(self, logits_tv: torch.Tensor) -> torch.Tensor:
+        """Make columns that stand for no token impossible."""
+        if self._real_columns == logits_tv.shape[-1]:
+            return logits_tv
+        hidden = torch.arange(logits_tv.shape[-1], device=logits_tv.device) >= self._real_columns
+        return logits_tv.masked_fill(hidden, IMPOSSIBLE)
 
 
 def build_model(
@@ -159,4 +193,22 @@ def forward_packed(
     output = model(
         input_ids=tokens[None, :], position_ids=None, attention_mask=None, packed_seq_params=layout, padding_mask=mask
     )
-    return output[0] if ring.post_process else output
+    return ring.hide_padded_vocabulary(output[0]) if ring.post_process else output
+
+
+@torch.no_grad()
+def forward_all_stages(model: RingModel, tokens: torch.Tensor, layout: TokenLayout) -> torch.Tensor | None:
+    """Run T packed tokens through all pipeline stages, without gradients; all stages call it together.
+
+    Returns:
+        Vocab-parallel logits [T, vocab/TP] on the last stage, None on the others.
+    """
+    if not model.first_stage:
+        shape = (tokens.numel() // model.tensor_size, 1, model.ring_config.hidden_size)
+        dtype = next(model.parameters()).dtype
+        model.set_input_tensor(collectives.receive_from_previous_stage(shape, dtype, tokens.device))
+    output = forward_packed(model, tokens, layout)
+    if model.last_stage:
+        return output
+    collectives.send_to_next_stage(output)
+    return None

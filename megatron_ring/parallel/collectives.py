@@ -120,3 +120,22 @@ def gather_over_world(item: T) -> list[T]:
     items: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(items, item)
     return items
+
+
+def is_main() -> bool:
+    """Whether this process is rank 0."""
+    return dist.get_rank() == 0
+
+
+def gather_to_main(item: T) -> list[T] | None:
+    """Every process's `item`, in rank order, on rank 0; None on the others. Pickles: for small host objects."""
+    items: list[Any] | None = [None] * dist.get_world_size() if is_main() else None
+    dist.gather_object(item, items, dst=0)
+    return items
+
+
+def scatter_from_main(items: list[T] | None) -> T:
+    """Rank 0's `items`, one for each rank. Pickles: for small host objects."""
+    received: list[Any] = [None]
+    dist.scatter_object_list(received, items, src=0)
+    return received[0]

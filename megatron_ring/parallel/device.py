@@ -19,6 +19,12 @@ def current_device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if has_cuda() else torch.device("cpu")
 
 
+def synchronize() -> None:
+    """Wait until the device has done what was asked of it on the current stream."""
+    if has_cuda():
+        torch.cuda.current_stream().synchronize()
+
+
 def random_state() -> dict[str, Any]:
     """Every random generator's state, as tensors and plain numbers."""
     version, internal, gauss = random.getstate()

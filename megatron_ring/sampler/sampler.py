@@ -15,7 +15,7 @@ from megatron_ring.config import SamplingConfig
 from megatron_ring.errors import UserError
 from megatron_ring.model.layout import TokenLayout
 from megatron_ring.model.logprobs import logprobs_and_entropy
-from megatron_ring.model.ring_model import RingModel, forward_packed
+from megatron_ring.model.ring_model import RingModel, forward_all_stages
 from megatron_ring.parallel import collectives
 from megatron_ring.parallel.context import ParallelContext
 from megatron_ring.sampler.cache import DecodeLayout, KVCache, PrefillLayout
@@ -92,10 +92,9 @@ class Sampler:
         held = self._cache
         if held is None or held.positions < positions or held.keys.shape[1] < slots:
             self._cache = None  # free before taking more
-            layers = config.num_layers // self.context.config.pipeline
             self._cache = KVCache(
-                first_layer=self.context.pipeline_rank * layers,
-                layers=layers,
+                first_layer=self.model.local_layers.start,
+                layers=len(self.model.local_layers),
                 slots=slots,
                 kv_heads=config.num_key_value_heads // self.context.config.tensor,
                 positions=positions,
@@ -139,19 +138,12 @@ class Sampler:
     ) -> None:
         """One forward pass through all pipeline stages; then one token for each sequence, from its row of logits."""
         model, context = self.model, self.context
-        if not context.first_stage:
-            local = len(tokens) // context.config.tensor
-            shape = (local, 1, model.ring_config.hidden_size)
-            dtype = next(model.parameters()).dtype
-            model.set_input_tensor(collectives.receive_from_previous_stage(shape, dtype, context.device))
-        output = forward_packed(model, self._tensor(tokens), layout)
-        if not context.last_stage:
-            collectives.send_to_next_stage(output)
+        logits_tv = forward_all_stages(model, self._tensor(tokens), layout)
         if not sequences:
             return
         sampled = torch.empty(3, len(sequences), dtype=torch.float64, device=context.device)
-        if context.last_stage:
-            sampled = self._sample(sequences, output[self._tensor(rows)])
+        if logits_tv is not None:
+            sampled = self._sample(sequences, logits_tv[self._tensor(rows)])
         ids, logprobs, entropies = collectives.broadcast_from_last_stage(sampled).tolist()
         for sequence, token, logprob, entropy in zip(sequences, ids, logprobs, entropies, strict=True):
             sequence.append(int(token), logprob, entropy, self.eos_id)

@@ -8,8 +8,10 @@ from typing import Literal
 
 import torch
 
-from megatron_ring.checkpoint import hf_format
-from megatron_ring.checkpoint.training_state import load_checkpoint, model_config_of
+from megatron_ring.checkpoint.hf_config import read_config
+from megatron_ring.checkpoint.hf_tensors import PublishedTensors
+from megatron_ring.checkpoint.loading import load_checkpoint
+from megatron_ring.checkpoint.manifest import model_config_of
 from megatron_ring.checkpoint.weights import fill_from, initialize_weights
 from megatron_ring.config import ModelConfig, ParallelConfig, RouterLossConfig
 from megatron_ring.errors import UserError
@@ -45,7 +47,7 @@ def resolve_shape(preset: str | None, source: Path | None) -> ModelConfig:
         raise UserError(f"{source}: no such checkpoint or Hugging Face folder")
     if (source / "manifest.json").exists():
         return model_config_of(source)
-    return hf_format.read_config(source)[0]
+    return read_config(source)[0]
 
 
 def resolve_dtype(precision: Precision) -> torch.dtype:
@@ -74,11 +76,13 @@ def set_first_weights(stage: Stage, source: Path | None, seed: int) -> None:
         UserError: not a checkpoint, or one of another shape.
     """
     if source is None:
-        initialize_weights(stage.model, stage.context, seed)
+        initialize_weights(stage.model, seed)
     elif (source / "manifest.json").exists():
         load_checkpoint(source, stage.model, stage.context)
     else:
-        shape, norm_head = hf_format.read_config(source)
+        shape, norm_head = read_config(source)
         if shape != stage.shape:
             raise UserError(f"--init-from {source}: a model of another shape than --preset")
-        fill_from(hf_format.open_tensors(source, shape, norm_head), stage.model, stage.context)
+        published = PublishedTensors(source, shape, norm_head)
+        fill_from(published, stage.model)
+        published.check_finite()

@@ -21,6 +21,14 @@ def command(module: str, *flags: str, processes: int = 1) -> list[str]:
     return [*launcher, "-m", module, *flags]
 
 
+def command_of_tool(tool: str, *flags: str, processes: int = 1) -> list[str]:
+    """How a user launches a script of tools/."""
+    if processes == 1:
+        return [sys.executable, f"tools/{tool}", *flags]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    return [*launcher, f"tools/{tool}", *flags]
+
+
 def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 

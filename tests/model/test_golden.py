@@ -1,72 +1,63 @@
-"""The model against the public modelling code's logits and hidden states, under every layout."""
+"""The model against the public modelling code's logits, hidden states and router logits, under every layout."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from megatron_ring.config import ParallelConfig
 from tests.layouts import LAYOUTS
+from tests.mains.conftest import command_of_tool, run
 
 CHECKPOINTS = ("bailing_moe_tiny", "bailing_moe_tiny_norm_head")
+MORE = {
+    "pp3": (3, ParallelConfig(pipeline=3)),
+    "tp2_pp2": (4, ParallelConfig(tensor=2, pipeline=2)),
+}
 
 
-def largest_difference(folder: Path, parallel: ParallelConfig) -> dict[str, float]:
-    """Largest |difference| of this rank's part of the logits, and of its layers' outputs."""
-    from megatron_ring.checkpoint import hf_format
-    from megatron_ring.checkpoint.weights import fill_from
-    from megatron_ring.model.layout import PackedLayout
-    from megatron_ring.model.ring_model import build_model, forward_packed
-    from megatron_ring.parallel import collectives, context
+def differences(folder: Path, parallel: ParallelConfig) -> dict[str, float]:
+    from megatron_ring.checkpoint.parity import largest_differences
+    from megatron_ring.config import RouterLossConfig
+    from megatron_ring.training.stage import resolve_shape, set_first_weights, start_stage
 
-    shape, norm_head = hf_format.read_config(folder)
-    here = context.initialize(parallel, shape, seed=0)
-    model = build_model(shape, here).eval()
-    fill_from(hf_format.open_tensors(folder, shape, norm_head), model, here)
-    expected = load_file(folder / "expected.safetensors")
-    tokens = expected["input_ids"].flatten()
-    layout = PackedLayout(torch.arange(48).repeat(2), [48, 48])
-    hidden: dict[int, torch.Tensor] = {}
-    for layer in model.decoder.layers:
-        layer.register_forward_hook(lambda m, _, out: hidden.__setitem__(m.layer_number, out[0]))
-    with torch.no_grad():
-        if not here.first_stage:
-            shape_in = (tokens.numel() // parallel.tensor, 1, shape.hidden_size)
-            model.set_input_tensor(collectives.receive_from_previous_stage(shape_in, torch.float32, here.device))
-        out = forward_packed(model, tokens, layout)
-        if not here.last_stage:
-            collectives.send_to_next_stage(out)
-    found: dict[str, Any] = {}
-    if here.last_stage:
-        wanted = expected["logits"].flatten(0, 1).chunk(parallel.tensor, dim=1)[here.tensor_rank]
-        found["logits"] = (out - wanted).abs().max().item()
-    for number, value in hidden.items():
-        if number < shape.num_layers:  # the last expected one is taken after the final norm
-            wanted = expected["hidden_states"][number].flatten(0, 1).chunk(parallel.tensor)[here.tensor_rank]
-            found[f"layer {number}"] = (value[:, 0] - wanted).abs().max().item()
-    return found
+    stage = start_stage(resolve_shape(None, folder), parallel, RouterLossConfig(0.0, 0.0), 0, "fp32")
+    set_first_weights(stage, folder, 0)
+    return largest_differences(stage.model, stage.context, load_file(folder / "expected.safetensors"))
 
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("name", CHECKPOINTS)
-@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "dp2" and "pp" not in name])
+@pytest.mark.parametrize("layout", [name for name in (*LAYOUTS, *MORE) if name != "dp2"])
 def test_logits_and_layers_match_the_public_model(run_on, golden: Path, name: str, layout: str) -> None:
-    processes, parallel = LAYOUTS[layout]
-    seen = run_on(processes, largest_difference, golden / name, parallel)
-    differences = {key: value for found in seen for key, value in found.items()}
-    assert {"logits", "layer 1", "layer 2"} <= differences.keys()
-    assert max(differences.values()) <= 2e-5, differences
+    """Three layers over two stages: an uneven pipeline too."""
+    processes, parallel = (LAYOUTS | MORE)[layout]
+    seen = run_on(processes, differences, golden / name, parallel)
+    assert all(found == seen[0] for found in seen)
+    layers = {f"hidden_states/{i}" for i in range(4)} | {f"router_logits/{i}" for i in range(3)}
+    assert seen[0].keys() == {"logits", *layers}
+    assert max(seen[0].values()) <= 2e-5, seen[0]
 
 
-@pytest.mark.distributed
-def test_pipeline_stages_match_the_public_model(run_on, golden: Path) -> None:
-    """The golden models have three layers: PP=3."""
-    seen = run_on(3, largest_difference, golden / CHECKPOINTS[0], replace(ParallelConfig(), pipeline=3))
-    differences = {key: value for found in seen for key, value in found.items()}
-    assert {"logits", "layer 1", "layer 2"} <= differences.keys()
-    assert max(differences.values()) <= 2e-5, differences
+@pytest.mark.slow
+def test_the_tool_says_yes_and_no(golden: Path, tmp_path: Path) -> None:
+    folder = golden / CHECKPOINTS[1]
+    flags = ("--hf", str(folder), "--expected", str(folder / "expected.safetensors"))
+    done = run(command_of_tool("verify_hf.py", *flags, "--parallel.tensor", "2", processes=2))
+    result = json.loads(done.stdout)
+    assert done.returncode == 0 and result["passed"] and result["max_abs_logit_difference"] <= 2e-5, done.stderr
+    wrong = load_file(folder / "expected.safetensors")
+    wrong["logits"] = wrong["logits"].clone()
+    wrong["logits"][1, 3, 400] += 1e-3
+    save_file(wrong, tmp_path / "wrong.safetensors")
+    done = run(command_of_tool("verify_hf.py", *flags[:2], "--expected", str(tmp_path / "wrong.safetensors")))
+    assert done.returncode == 1 and json.loads(done.stdout)["max_abs_logit_difference"] == pytest.approx(1e-3, rel=0.1)
+    wrong["router_logits"] = torch.full_like(wrong["router_logits"], float("nan"))
+    save_file(wrong, tmp_path / "nan.safetensors")
+    done = run(command_of_tool("verify_hf.py", *flags[:2], "--expected", str(tmp_path / "nan.safetensors"),
+                               "--tolerance", "1"))  # fmt: skip
+    assert done.returncode == 1, done.stdout

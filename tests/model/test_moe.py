@@ -41,22 +41,19 @@ def compare(parallel: ParallelConfig) -> dict[str, float]:
     """Largest differences of output, of the losses, and of the router's gradient, on this rank's tokens."""
     from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
 
-    from megatron_ring.checkpoint.weights import initialize_weights, published_tensors
+    from megatron_ring.checkpoint.tensor_rules import rules_for
+    from megatron_ring.checkpoint.weights import draw, initialize_weights
     from megatron_ring.model.ring_model import build_model
     from megatron_ring.parallel import collectives, context
 
-    alone = build_model(RING_TINY, one := context.initialize(ParallelConfig(), RING_TINY, seed=0))
-    initialize_weights(alone, one, seed=3)
     layer = {
-        name.removeprefix("model.layers.0."): tensor.double().clone()
-        for name, tensor in published_tensors(alone, one)
-        if name.startswith("model.layers.0.")
+        rule.source.removeprefix("model.layers.0."): draw(rule, RING_TINY.init_std, seed=3).double()
+        for rule in rules_for(RING_TINY)
+        if rule.source.startswith("model.layers.0.")
     }
-    context.shutdown(keep_process_group=True)
-
     here = context.initialize(parallel, RING_TINY, seed=0)
     model = build_model(RING_TINY, here, RouterLossConfig(balance=0.3, z=0.02))
-    initialize_weights(model, here, seed=3)
+    initialize_weights(model, seed=3)
     moe = model.decoder.layers[0].mlp.train()
     k = RING_TINY.experts_per_token
     x = torch.randn(48, RING_TINY.hidden_size, generator=torch.Generator().manual_seed(0)).double() * 2

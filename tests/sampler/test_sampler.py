@@ -28,7 +28,7 @@ def make(parallel: ParallelConfig, sharpness: float = 4.0) -> tuple[Any, Any]:
 
     here = context.initialize(parallel, RING_TINY, seed=0)
     model = build_model(RING_TINY, here)
-    initialize_weights(model, here, seed=11)
+    initialize_weights(model, seed=11)
     if here.last_stage:
         with torch.no_grad():
             model.output_layer.weight.mul_(sharpness)

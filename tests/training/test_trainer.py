@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
-from megatron_ring.config import OptimizerConfig, ParallelConfig, RouterLossConfig
+from megatron_ring.config import ModelConfig, OptimizerConfig, ParallelConfig, RouterLossConfig
 from megatron_ring.data.packing import MicroBatch, empty_microbatch, pack_sequences
 from megatron_ring.data.sequences import TokenSequence
 from megatron_ring.presets import RING_TINY
@@ -16,6 +17,9 @@ from tests.layouts import LAYOUTS
 CAPACITY, GLOBAL_BATCH, STEPS = 128, 4, 20
 OPTIMIZER = OptimizerConfig(lr=2e-3, warmup_fraction=0.1, clip_grad=0.5)
 ROUTER = RouterLossConfig(balance=1e-2, z=1e-3)
+# Nothing divides: three layers over two stages, 511 tokens over two ranks; a dense layer, biases.
+ODD = replace(RING_TINY, num_layers=3, vocab_size=511, first_dense_layers=1, qkv_bias=True)
+SHAPES = {"tiny": RING_TINY, "odd": ODD}
 
 
 def step_batches(step: int) -> list[MicroBatch]:
@@ -36,16 +40,16 @@ def step_batches(step: int) -> list[MicroBatch]:
     return batches
 
 
-def train(parallel: ParallelConfig) -> list[dict[str, float]]:
+def train(parallel: ParallelConfig, shape: ModelConfig) -> list[dict[str, float]]:
     from megatron_ring.checkpoint.weights import initialize_weights
     from megatron_ring.model.ring_model import build_model
     from megatron_ring.parallel import context
     from megatron_ring.training.losses import SFTLoss
     from megatron_ring.training.trainer import Trainer
 
-    here = context.initialize(parallel, RING_TINY, seed=0)
-    model = build_model(RING_TINY, here, ROUTER)
-    initialize_weights(model, here, seed=2)
+    here = context.initialize(parallel, shape, seed=0)
+    model = build_model(shape, here, ROUTER)
+    initialize_weights(model, seed=2)
     trainer = Trainer(model, here, OPTIMIZER)
     curve = []
     for step in range(STEPS):
@@ -66,22 +70,25 @@ def train(parallel: ParallelConfig) -> list[dict[str, float]]:
 
 
 @pytest.fixture(scope="module")
-def alone(request: pytest.FixtureRequest) -> list[dict[str, float]]:
-    return []
+def alone() -> dict[str, list[dict[str, float]]]:
+    """Curves of one process, by shape, once they have been computed."""
+    return {}
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "one"])
-def test_every_layout_trains_the_same_curve(run_on, alone: list[dict[str, float]], layout: str) -> None:
-    if not alone:
-        alone.extend(run_on(1, train, ParallelConfig())[0])
+@pytest.mark.parametrize(
+    ("name", "layout"), [*(("tiny", name) for name in LAYOUTS if name != "one"), ("odd", "tp2"), ("odd", "pp2")]
+)
+def test_every_layout_trains_the_same_curve(run_on, alone: dict[str, Any], name: str, layout: str) -> None:
+    if name not in alone:
+        alone[name] = run_on(1, train, ParallelConfig(), SHAPES[name])[0]
     processes, parallel = LAYOUTS[layout]
-    for curve in run_on(processes, train, parallel):
+    for curve in run_on(processes, train, parallel, SHAPES[name]):
         assert len(curve) == STEPS
-        for step, (found, wanted) in enumerate(zip(curve, alone, strict=True)):
+        for step, (found, wanted) in enumerate(zip(curve, alone[name], strict=True)):
             assert found["loss"] == pytest.approx(wanted["loss"], rel=1e-4), (step, found, wanted)
             assert found == pytest.approx(wanted, rel=1e-2), step
-    assert alone[-1]["loss"] < 0.9 * alone[0]["loss"]
+    assert alone[name][-1]["loss"] < 0.9 * alone[name][0]["loss"]
 
 
 def plain_autograd() -> dict[str, Any]:
@@ -94,7 +101,7 @@ def plain_autograd() -> dict[str, Any]:
 
     here = context.initialize(ParallelConfig(), RING_TINY, seed=0)
     model = build_model(RING_TINY, here, RouterLossConfig(0.0, 0.0))
-    initialize_weights(model, here, seed=2)
+    initialize_weights(model, seed=2)
     decayed = [p for p in model.parameters() if p.dim() > 1]
     others = [p for p in model.parameters() if p.dim() <= 1]
     optimizer = torch.optim.AdamW(
@@ -132,7 +139,7 @@ def through_the_trainer() -> dict[str, Any]:
 
     here = context.initialize(ParallelConfig(), RING_TINY, seed=0)
     model = build_model(RING_TINY, here, RouterLossConfig(0.0, 0.0))
-    initialize_weights(model, here, seed=2)
+    initialize_weights(model, seed=2)
     trainer = Trainer(model, here, OPTIMIZER)
     results = [trainer.train_step(step_batches(s), SFTLoss(0), OPTIMIZER.lr_at(s, STEPS)) for s in range(3)]
     return {

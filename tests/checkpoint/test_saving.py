@@ -15,7 +15,7 @@ from megatron_ring.config import ModelConfig, ParallelConfig
 from megatron_ring.errors import UserError
 from megatron_ring.presets import RING_TINY
 from tests.layouts import LAYOUTS
-from tests.training.test_trainer import OPTIMIZER, ROUTER, step_batches
+from tests.training.test_trainer import OPTIMIZER, ROUTER, SHAPES, step_batches
 
 
 def trainer_for(parallel: ParallelConfig, shape: ModelConfig = RING_TINY, seed: int = 1) -> tuple[Any, Any]:
@@ -26,7 +26,7 @@ def trainer_for(parallel: ParallelConfig, shape: ModelConfig = RING_TINY, seed: 
 
     here = context.initialize(parallel, shape, seed=0)
     model = build_model(shape, here, ROUTER)
-    initialize_weights(model, here, seed=seed)
+    initialize_weights(model, seed=seed)
     return Trainer(model, here, OPTIMIZER), here
 
 
@@ -40,20 +40,21 @@ def steps(trainer: Any, here: Any, first: int, count: int) -> list[float]:
     return losses
 
 
-def save_after_three(parallel: ParallelConfig, folder: Path) -> list[float]:
+def save_after_three(parallel: ParallelConfig, folder: Path, shape: ModelConfig = RING_TINY) -> list[float]:
     """Train 3 steps, save, train 3 more; the losses of the latter."""
-    from megatron_ring.checkpoint.training_state import save_checkpoint
+    from megatron_ring.checkpoint.saving import save_checkpoint
 
-    trainer, here = trainer_for(parallel)
+    trainer, here = trainer_for(parallel, shape)
     steps(trainer, here, 0, 3)
     save_checkpoint(folder, 3, trainer.model, trainer.optimizer, here, {"tokens": 12})
     return steps(trainer, here, 3, 3)
 
 
-def continue_from(parallel: ParallelConfig, folder: Path) -> list[float]:
-    from megatron_ring.checkpoint.training_state import latest_checkpoint, load_checkpoint
+def continue_from(parallel: ParallelConfig, folder: Path, shape: ModelConfig = RING_TINY) -> list[float]:
+    from megatron_ring.checkpoint.loading import load_checkpoint
+    from megatron_ring.checkpoint.saving import latest_checkpoint
 
-    trainer, here = trainer_for(parallel, seed=99)
+    trainer, here = trainer_for(parallel, shape, seed=99)
     found = latest_checkpoint(folder)
     assert found is not None
     step, extra = load_checkpoint(found, trainer.model, here, trainer.optimizer)
@@ -62,12 +63,14 @@ def continue_from(parallel: ParallelConfig, folder: Path) -> list[float]:
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("layout", ["dp2", "tp2", "ep2", "pp2"])
-def test_a_layout_continues_where_it_stopped_and_another_reads_it(run_on, tmp_path: Path, layout: str) -> None:
-    processes, parallel = LAYOUTS[layout]
-    undisturbed = run_on(processes, save_after_three, parallel, tmp_path)[0]
-    assert run_on(processes, continue_from, parallel, tmp_path)[0] == undisturbed
-    assert run_on(1, continue_from, ParallelConfig(), tmp_path)[0] == pytest.approx(undisturbed, rel=1e-4)
+@pytest.mark.parametrize(
+    ("layout", "name"), [("dp2", "tiny"), ("tp2", "tiny"), ("ep2", "tiny"), ("pp2", "tiny"), ("tp2", "odd"), ("pp2", "odd")]
+)
+def test_a_layout_continues_where_it_stopped_and_another_reads_it(run_on, tmp_path: Path, layout: str, name: str) -> None:
+    (processes, parallel), shape = LAYOUTS[layout], SHAPES[name]
+    undisturbed = run_on(processes, save_after_three, parallel, tmp_path, shape)[0]
+    assert run_on(processes, continue_from, parallel, tmp_path, shape)[0] == undisturbed
+    assert run_on(1, continue_from, ParallelConfig(), tmp_path, shape)[0] == pytest.approx(undisturbed, rel=1e-4)
 
 
 @pytest.mark.distributed
@@ -76,7 +79,7 @@ def test_one_process_continues_bit_by_bit(run_on, tmp_path: Path) -> None:
 
 
 def try_to_load(folder: Path, shape: ModelConfig) -> str:
-    from megatron_ring.checkpoint.training_state import load_checkpoint
+    from megatron_ring.checkpoint.loading import load_checkpoint
 
     trainer, here = trainer_for(ParallelConfig(), shape)
     try:
@@ -109,7 +112,7 @@ def save_with_little_room(folder: Path, limit: int) -> str:
     import resource
     import signal
 
-    from megatron_ring.checkpoint.training_state import save_checkpoint
+    from megatron_ring.checkpoint.saving import save_checkpoint
 
     trainer, here = trainer_for(ParallelConfig())
     steps(trainer, here, 0, 3)
@@ -139,7 +142,7 @@ def test_a_failed_save_leaves_the_previous_checkpoint(run_on, tmp_path: Path, li
 
 def test_a_half_written_checkpoint_is_never_taken(tmp_path: Path) -> None:
     """What a kill leaves: a temporary folder, or a renamed one that `latest` does not name yet."""
-    from megatron_ring.checkpoint.training_state import latest_checkpoint
+    from megatron_ring.checkpoint.saving import latest_checkpoint
 
     (tmp_path / ".step_9.tmp").mkdir()
     assert latest_checkpoint(tmp_path) is None

@@ -1,0 +1,215 @@
+"""Hugging Face folder -> checkpoint and back, one tensor at a time: no model is built, no GPU or process group needed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
+from torch.distributed.checkpoint import DefaultSavePlanner
+from torch.distributed.checkpoint.default_planner import create_default_global_save_plan
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
+from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
+
+from megatron_ring.checkpoint.hf_config import config_json, read_config, read_json
+from megatron_ring.checkpoint.hf_tensors import PublishedTensors, list_problems
+from megatron_ring.checkpoint.manifest import damaged_files, make_durable, model_config_of, read_manifest, write_manifest
+from megatron_ring.checkpoint.reading import CheckpointReader
+from megatron_ring.checkpoint.safetensors_stream import Announced, write_shards
+from megatron_ring.checkpoint.saving import VERSIONS, publish
+from megatron_ring.checkpoint.sharded import ShardWriter
+from megatron_ring.checkpoint.tensor_rules import Rule, rules_for
+from megatron_ring.config import ModelConfig
+from megatron_ring.errors import UserError
+
+FILE_BYTES = 4 * 10**9  # of a checkpoint's files: processes share reading and checking them
+SHARD_BYTES = 5 * 10**9
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json", ".h5", ".msgpack")
+# Settings of config.json that say nothing about the weights.
+LEFT_TO_LIKE = ("architectures", "attention_dropout", "embedding_dropout", "output_dropout", "output_router_logits",
+                "use_cache")  # fmt: skip
+NOT_COPIED = ("config.json", "generation_config.json", "README.md")
+
+OnBytes = Callable[[int], None]
+
+
+def unfinished(out: Path) -> Path:
+    """Where `out` is written until it is whole."""
+    return out.with_name(f".{out.name}.tmp")
+
+
+@contextmanager
+def whole_or_nothing(out: Path) -> Iterator[Path]:
+    """A folder to write into, that becomes `out` at the end and vanishes on any failure.
+
+    Raises:
+        UserError: `out` exists, or cannot be written.
+    """
+    if out.exists():
+        raise UserError(f"--out {out}: exists already; remove it or choose another folder")
+    work = unfinished(out)
+    try:
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        yield work
+        publish(work, out)
+    except OSError as error:
+        raise UserError(f"--out {out}: {error.strerror or error}; nothing was written") from None
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+class _FromPublished(DefaultSavePlanner):
+    """Resolves a write item to the published tensor's content, at the moment it is written."""
+
+    def __init__(self, source: PublishedTensors, rules: dict[tuple[str, tuple[int, ...]], Rule], on_bytes: OnBytes) -> None:
+        super().__init__()
+        self._source, self._rules, self._on_bytes = source, rules, on_bytes
+
+    def resolve_data(self, write_item: WriteItem) -> torch.Tensor:
+        assert write_item.index.offset is not None
+        rule = self._rules[write_item.index.fqn, tuple(write_item.index.offset)]
+        self._on_bytes(self._source.stored[rule.source].end - self._source.stored[rule.source].begin)
+        return rule.to_ours(self._source(rule.source))
+
+
+def _write_item(rule: Rule, dtype: torch.dtype) -> WriteItem:
+    offset, size = torch.Size(rule.box.offset), torch.Size(rule.box.size)
+    return WriteItem(
+        index=MetadataIndex(rule.target, offset),
+        type=WriteItemType.SHARD,
+        tensor_data=TensorWriteData(
+            chunk=ChunkStorageMetadata(offset, size),
+            properties=TensorProperties(dtype=dtype),
+            size=torch.Size(rule.target_shape),
+        ),
+    )
+
+
+def import_folder(hf: Path, out: Path, dtype: torch.dtype | None = None, on_bytes: OnBytes = lambda _: None) -> ModelConfig:
+    """Write the checkpoint `out` (weights alone) from a published folder.
+
+    Args:
+        dtype: of the weights; None keeps each tensor's.
+        on_bytes: told the size of each source tensor as it is read.
+
+    Raises:
+        UserError: anything wrong with the folder, by name; nothing is written then.
+    """
+    model, norm_head = read_config(hf)
+    source = PublishedTensors(hf, model, norm_head, dtype)
+    # In the order of the files, so that the disk is read once from end to end.
+    rules = sorted(rules_for(model), key=lambda rule: (source.stored[rule.source].file, source.stored[rule.source].begin))
+    plans, room = [SavePlan([])], FILE_BYTES
+    for rule in rules:
+        size = prod(rule.shape) * source.dtype_of(rule.source).itemsize
+        if plans[-1].items and size > room:
+            plans.append(SavePlan([]))
+            room = FILE_BYTES
+        plans[-1].items.append(_write_item(rule, source.dtype_of(rule.source)))
+        room -= size
+    with whole_or_nothing(out) as work:
+        writer = ShardWriter(work)
+        plans, metadata = create_default_global_save_plan(plans)
+        planner = _FromPublished(source, {(rule.target, rule.box.offset): rule for rule in rules}, on_bytes)
+        results = [writer.write_data(plan, planner).value() for plan in writer.prepare_global_plan(plans)]
+        source.check_finite()
+        writer.finish(metadata, results)
+        torch.save({}, work / "common.pt")
+        save_config(CheckpointingConfig("torch_dist", 1), str(work))
+        write_manifest(work, model, 0, {}, {}, writer.checksums, VERSIONS)
+    return model
+
+
+def bytes_to_import(hf: Path) -> int:
+    """Bytes of tensors in a published folder. Raises `UserError` as `import_folder`."""
+    model, norm_head = read_config(hf)
+    return sum(tensor.end - tensor.begin for tensor in PublishedTensors(hf, model, norm_head).stored.values())
+
+
+def bytes_to_export(checkpoint: Path, dtype: torch.dtype | None = None) -> int:
+    """Bytes of tensors that exporting a checkpoint will write. Raises `UserError` as `export_checkpoint`."""
+    rules, reader = rules_for(model_config_of(checkpoint)), CheckpointReader(checkpoint)
+    if problems := reader.problems(rules):
+        raise UserError(f"{checkpoint}: {list_problems(problems)}")
+    return sum(prod(rule.shape) * (dtype or reader.dtype_of(rule.target)).itemsize for rule in rules)
+
+
+def export_checkpoint(
+    checkpoint: Path, out: Path, *, like: Path | None = None, tokenizer: Path | None = None,
+    special_ids: tuple[int, int] | None = None, dtype: torch.dtype | None = None, shard_bytes: int = SHARD_BYTES,
+    on_bytes: OnBytes = lambda _: None,
+) -> ModelConfig:  # fmt: skip
+    """Write a published folder from a checkpoint of any layout.
+
+    Args:
+        like: a published folder whose other files are taken (tokenizer, remote code), and what its config.json says
+            beyond the model's shape.
+        tokenizer: a folder whose tokenizer files are taken instead.
+        dtype: of the tensors; None keeps the checkpoint's.
+        special_ids: eos and pad ids for config.json; default: those of `like`, else the last of the vocabulary.
+        on_bytes: told the size of each tensor as it is written.
+
+    Raises:
+        UserError: a damaged or incomplete checkpoint, `out` exists, the disk is full; nothing is written then.
+    """
+    model = model_config_of(checkpoint)
+    damaged = damaged_files(checkpoint, read_manifest(checkpoint))
+    if damaged:
+        raise UserError(f"{checkpoint}: damaged (the content is not what was saved): {', '.join(damaged)}")
+    reader, rules = CheckpointReader(checkpoint), rules_for(model)
+    problems = reader.problems(rules)
+    if problems:
+        raise UserError(f"{checkpoint}: {list_problems(problems)}")
+    announced = [Announced(rule.source, dtype or reader.dtype_of(rule.target), rule.shape) for rule in rules]
+    config = _exported_config(model, announced[0].dtype, like, special_ids)
+    with whole_or_nothing(out) as work:
+        contents = (
+            rule.to_published(reader.read(rule.target, rule.box)).to(tensor.dtype)
+            for rule, tensor in zip(rules, announced, strict=True)
+        )
+        write_shards(work, announced, contents, shard_bytes, on_bytes)
+        for folder in (like, tokenizer):
+            if folder is not None:
+                _copy_others(folder, work)
+        (work / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+        if not (work / "generation_config.json").exists():
+            generation = {"eos_token_id": config["eos_token_id"], "pad_token_id": config["pad_token_id"]}
+            (work / "generation_config.json").write_text(json.dumps(generation, indent=1) + "\n")
+        for path in work.iterdir():
+            make_durable(path)
+    return model
+
+
+def _exported_config(
+    model: ModelConfig, dtype: torch.dtype, like: Path | None, special_ids: tuple[int, int] | None
+) -> dict[str, Any]:
+    """config.json: what `like` says, then the model's shape on top of it."""
+    config = {} if like is None else read_json(like / "config.json")
+    if like is not None and config.get("model_type") != "bailing_moe":
+        raise UserError(f"--like {like}: model_type is {config.get('model_type')!r}, not 'bailing_moe'")
+    last = model.vocab_size - 1
+    eos, pad = special_ids or (config.get("eos_token_id", last), config.get("pad_token_id", last))
+    config.pop("rope_parameters", None)  # said by rope_theta and rope_scaling below
+    ours = config_json(model, dtype, eos, pad)
+    if like is not None:
+        ours = {key: value for key, value in ours.items() if key not in LEFT_TO_LIKE or key not in config}
+    return {**config, **ours}
+
+
+def _copy_others(folder: Path, work: Path) -> None:
+    """Every file of a published folder that is neither weights nor written by the export: tokenizer, code, templates."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder")
+    weights_there = (folder / "config.json").exists()
+    for path in sorted(folder.iterdir()):
+        if not path.is_file() or path.name.startswith(".") or path.name.endswith(WEIGHTS):
+            continue
+        if path.name not in NOT_COPIED or (path.name == "generation_config.json" and weights_there):
+            shutil.copyfile(path, work / path.name)

@@ -1,0 +1,95 @@
+"""The manifest of a checkpoint: what it is, and size and checksum (CRC-32) of each of its files.
+
+A checkpoint without one is no checkpoint: it is written last, before the folder gets its name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from megatron_ring.config import ModelConfig
+from megatron_ring.errors import UserError
+
+NAME = "manifest.json"
+BLOCK = 1 << 24  # bytes read at a time
+
+
+def checksum(path: Path) -> str:
+    """CRC-32 of a file, eight hexadecimal digits."""
+    crc = 0
+    with open(path, "rb", buffering=0) as file:
+        while block := file.read(BLOCK):
+            crc = zlib.crc32(block, crc)
+    return f"{crc:08x}"
+
+
+def write_manifest(
+    folder: Path, model: ModelConfig, step: int, layout: dict[str, int], extra: dict[str, Any], checksums: dict[str, str],
+    versions: dict[str, str],
+) -> None:  # fmt: skip
+    """Describe the files of `folder`, durably. `checksums`: of files that are durable already, by name."""
+    files = {}
+    for path in sorted(folder.iterdir()):
+        if path.name not in checksums:
+            make_durable(path)
+        files[path.name] = {"bytes": path.stat().st_size, "crc32": checksums.get(path.name) or checksum(path)}
+    shape = dataclasses.asdict(model)
+    manifest = {"step": step, "model": shape, "layout": layout, **versions, "extra": extra, "files": files}
+    with open(folder / NAME, "w") as file:
+        json.dump(manifest, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint whose files are there and of the right size (contents: `damaged_files`).
+
+    Raises:
+        UserError: not a whole checkpoint.
+    """
+    path = folder / NAME
+    if not path.exists():
+        raise UserError(f"{folder}: not a checkpoint (it has no {NAME})")
+    try:
+        manifest = json.loads(path.read_text())
+        files = {name: int(entry["bytes"]) for name, entry in manifest["files"].items()}
+        _ = manifest["model"], manifest["step"], [entry["crc32"] for entry in manifest["files"].values()]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{path}: not a checkpoint manifest") from None
+    for name, size in files.items():
+        if not (folder / name).exists():
+            raise UserError(f"{folder / name}: missing, the manifest names it")
+        found = (folder / name).stat().st_size
+        if found != size:
+            raise UserError(f"{folder / name}: {found:,} bytes, the manifest says {size:,}")
+    return manifest
+
+
+def damaged_files(folder: Path, manifest: dict[str, Any], part: int = 0, parts: int = 1) -> list[str]:
+    """Names of the files whose content is not what was written. With `parts`, every `parts`-th file from `part` on:
+    processes share the work."""
+    names: Sequence[str] = sorted(manifest["files"])[part::parts]
+    return [name for name in names if checksum(folder / name) != manifest["files"][name]["crc32"]]
+
+
+def model_config_of(folder: Path) -> ModelConfig:
+    """Shape of the model that a checkpoint holds."""
+    try:
+        return ModelConfig.from_values(read_manifest(folder)["model"])
+    except TypeError as error:
+        raise UserError(f"{folder / NAME}: not a model of this version: {error}") from None
+
+
+def make_durable(path: Path) -> None:
+    """Flush a file, or a folder's entries, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,231 @@
+"""Saving whole training states to `checkpoints/step_N/` while training goes on.
+
+A save stalls the step only to copy to host memory; a thread of each process then writes. Atomic: everything goes to
+`.step_N.tmp`, is made durable and renamed, and only then `latest` names it. A killed or failed save leaves the previous
+checkpoint as it was.
+
+The threads use no collectives. Each leaves a receipt (`.rank_R`) in the folder when it is done; the main process's thread
+waits for all of them, writes the manifest and renames.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pickle
+import shutil
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from megatron.core import __version__ as megatron_version
+from torch.distributed.checkpoint.api import CheckpointException
+
+from megatron_ring.checkpoint.manifest import make_durable, write_manifest
+from megatron_ring.checkpoint.sharded import HostBuffers, Staged, allocate_optimizer_state, stage_sharded
+from megatron_ring.errors import UserError
+from megatron_ring.model.ring_model import RingModel
+from megatron_ring.parallel import collectives
+from megatron_ring.parallel.context import ParallelContext
+from megatron_ring.parallel.device import random_state
+
+OPTIMIZER_FORMAT = {"distrib_optim_sharding_type": "fully_reshardable"}
+VERSIONS = {"megatron_core": megatron_version, "torch": torch.__version__}
+FAILURES = (OSError, RuntimeError, CheckpointException)
+SECONDS_AFTER_FAILURE = 60.0  # how long a run that failed waits for a save under way
+
+
+def training_state(model: RingModel, optimizer: Any, loading: bool) -> dict[str, Any]:
+    """Everything sharded that a checkpoint holds, described for megatron-core; the optimizer where there is one."""
+    weights = model.sharded_state_dict()
+    state: dict[str, Any] = {"model": weights}
+    if optimizer is not None:
+        allocate_optimizer_state(optimizer)
+        state["optimizer"] = optimizer.sharded_state_dict(weights, is_loading=loading, metadata=OPTIMIZER_FORMAT)
+    return state
+
+
+def latest_checkpoint(checkpoints: Path) -> Path | None:
+    """The last whole checkpoint of a run, or None."""
+    pointer = checkpoints / "latest"
+    return checkpoints / pointer.read_text().strip() if pointer.exists() else None
+
+
+def _plainly(error: BaseException) -> str:
+    return str(getattr(error, "strerror", None) or error).strip().splitlines()[-1]
+
+
+@dataclasses.dataclass
+class _Save:
+    """One save under way in this process."""
+
+    work: Path
+    target: Path
+    step: int
+    staged: Staged
+    model: Any
+    layout: dict[str, int]
+    extra: dict[str, Any]
+    problem: str = ""
+
+
+class CheckpointSaver:
+    """Saves one run's checkpoints. Use it as a context: leaving it waits for the save under way.
+
+    Args:
+        checkpoints: folder of the run's checkpoints.
+        keep_last: how many to keep (None: all).
+        background: write in a thread; False returns from `save` when the checkpoint is whole.
+    """
+
+    def __init__(
+        self, checkpoints: Path, context: ParallelContext, keep_last: int | None = None, background: bool = True
+    ) -> None:
+        self.checkpoints, self.context, self.keep_last, self.background = checkpoints, context, keep_last, background
+        self._buffers = HostBuffers()
+        self._save: _Save | None = None
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> CheckpointSaver:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is None:
+            self.wait()
+        elif self._thread is not None:  # other processes may be gone: nothing collective
+            self._thread.join(SECONDS_AFTER_FAILURE)
+
+    def save(
+        self, step: int, model: RingModel, optimizer: Any, extra: dict[str, Any], name: str | None = None
+    ) -> Path:
+        """Save as `step_<step>` (or `name`); all ranks take part. Weights may change as soon as this returns.
+
+        Args:
+            optimizer: None saves weights alone.
+            extra: plain JSON values equal on all ranks (data position, …), returned by `load_checkpoint`.
+
+        Raises:
+            UserError: this or the save before it failed (the disk is full or not writable).
+        """
+        self.wait()
+        name = name or f"step_{step}"
+        work, target = self.checkpoints / f".{name}.tmp", self.checkpoints / name
+        if self.context.is_main:
+            shutil.rmtree(work, ignore_errors=True)
+        collectives.barrier()
+        problem, staged = "", None
+        try:
+            work.mkdir(parents=True, exist_ok=True)
+            collectives.barrier()
+            staged = stage_sharded(training_state(model, optimizer, loading=False), work, self._buffers)
+            torch.save(random_state(), work / f"random_rank_{self.context.rank}.pt")
+        except FAILURES as error:
+            problem = _plainly(error)
+        self._fail_together(work, target, problem)
+        assert staged is not None
+        layout = dataclasses.asdict(self.context.config) | {"world_size": self.context.world_size}
+        self._save = _Save(work, target, step, staged, model.ring_config, layout, extra)
+        self._thread = threading.Thread(target=self._write, args=(self._save,), daemon=True, name="checkpoint")
+        self._thread.start()
+        if not self.background:
+            self.wait()
+        return target
+
+    def check(self) -> None:
+        """Raise `UserError` if the save under way has failed, without waiting for it or for other ranks."""
+        if self._save is not None and self._save.problem:
+            raise UserError(self._message(self._save.target, self._save.problem))
+
+    def wait(self) -> None:
+        """Wait until the save under way is whole on disk; all ranks take part. Raises `UserError` if it failed."""
+        if self._save is None or self._thread is None:
+            return
+        self._thread.join()
+        save, self._save, self._thread = self._save, None, None
+        self._fail_together(save.work, save.target, save.problem)
+
+    def _fail_together(self, work: Path, target: Path, problem: str) -> None:
+        problem = next((p for p in collectives.gather_over_world(problem) if p), "")
+        if problem:
+            if self.context.is_main:
+                shutil.rmtree(work, ignore_errors=True)
+            raise UserError(self._message(target, problem))
+
+    def _message(self, target: Path, problem: str) -> str:
+        before = latest_checkpoint(self.checkpoints)
+        return f"{target}: saving failed: {problem}; {f'{before.name} is intact' if before else 'there was none before'}"
+
+    def _write(self, save: _Save) -> None:
+        """What the thread does."""
+        try:
+            try:
+                receipt: tuple[Any, ...] = (save.staged.write(), save.staged.writer.checksums, "")
+            except FAILURES as error:
+                receipt = (None, {}, _plainly(error))
+            _leave_receipt(save.work, self.context.rank, receipt)
+            if receipt[2]:
+                raise OSError(receipt[2])
+            if self.context.is_main:
+                self._finish(save)
+        except FAILURES as error:
+            save.problem = _plainly(error)
+
+    def _finish(self, save: _Save) -> None:
+        """The main process: wait for all ranks, then make the folder a checkpoint."""
+        receipts = [_await_receipt(save.work, rank) for rank in range(self.context.world_size)]
+        for _, _, problem in receipts:
+            if problem:
+                raise OSError(problem)
+        save.staged.finish([results for results, _, _ in receipts])
+        checksums = {name: crc for _, summed, _ in receipts for name, crc in summed.items()} | save.staged.writer.checksums
+        for rank in range(self.context.world_size):
+            (save.work / f".rank_{rank}").unlink()
+        write_manifest(save.work, save.model, save.step, save.layout, save.extra, checksums, VERSIONS)
+        publish(save.work, save.target)
+        if save.target.name == f"step_{save.step}":
+            pointer = self.checkpoints / ".latest.tmp"
+            pointer.write_text(save.target.name + "\n")
+            make_durable(pointer)
+            os.replace(pointer, self.checkpoints / "latest")
+            make_durable(self.checkpoints)
+            if self.keep_last:
+                _prune(self.checkpoints, self.keep_last)
+
+
+def publish(work: Path, target: Path) -> None:
+    """Give a finished folder its name."""
+    make_durable(work)
+    shutil.rmtree(target, ignore_errors=True)  # left by a run that was killed before `latest` named it
+    os.replace(work, target)
+    make_durable(target.parent)
+
+
+def save_checkpoint(
+    checkpoints: Path, step: int, model: RingModel, optimizer: Any, context: ParallelContext, extra: dict[str, Any],
+    keep_last: int | None = None,
+) -> Path:  # fmt: skip
+    """Save one checkpoint and wait for it; see `CheckpointSaver.save`."""
+    return CheckpointSaver(checkpoints, context, keep_last, background=False).save(step, model, optimizer, extra)
+
+
+def _leave_receipt(work: Path, rank: int, receipt: tuple[Any, ...]) -> None:
+    draft = work / f".rank_{rank}.tmp"
+    draft.write_bytes(pickle.dumps(receipt))
+    os.replace(draft, work / f".rank_{rank}")
+
+
+def _await_receipt(work: Path, rank: int) -> tuple[Any, dict[str, str], str]:
+    path = work / f".rank_{rank}"
+    while not path.exists():
+        time.sleep(0.02)
+    results, checksums, problem = pickle.loads(path.read_bytes())  # written by a process of this run
+    return results, checksums, problem
+
+
+def _prune(checkpoints: Path, keep_last: int) -> None:
+    found = sorted(checkpoints.glob("step_*"), key=lambda path: int(path.name.removeprefix("step_")))
+    for path in found[:-keep_last]:
+        shutil.rmtree(path, ignore_errors=True)
