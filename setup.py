@@ -42,7 +42,8 @@ setup(
         "te": ["transformer-engine[pytorch]>=2.9"],
         "flash-attn": ["flash-attn>=2.7.3"],
         "parquet": ["pyarrow"],
-        "dev": ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "ruff", "mypy", "types-PyYAML", "pyarrow"],
+        "gguf": ["gguf>=0.17"],
+        "dev": ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "ruff", "mypy", "types-PyYAML", "pyarrow", "gguf>=0.17"],
     },
     entry_points={
         "console_scripts": [

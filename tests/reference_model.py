@@ -68,7 +68,8 @@ def _moe(x: torch.Tensor, w: dict[str, torch.Tensor], prefix: str, config: dict[
     out = torch.zeros_like(x)
     for t, row in enumerate(probabilities):
         top, experts = row.topk(config["num_experts_per_tok"])
-        for weight, expert in zip(top / top.sum(), experts.tolist(), strict=True):
+        top = top / top.sum() if len(top) > 1 else top
+        for weight, expert in zip(top, experts.tolist(), strict=True):
             out[t] += weight * _mlp(x[t], w, f"{prefix}.experts.{expert}")
     return out + _mlp(x, w, f"{prefix}.shared_experts") if config.get("num_shared_experts") else out
 

@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, Writ
 
 from megatron_ring.checkpoint.hf_config import config_json, read_config, read_json
 from megatron_ring.checkpoint.hf_tensors import PublishedTensors, list_problems
-from megatron_ring.checkpoint.manifest import damaged_files, make_durable, model_config_of, read_manifest, write_manifest
+from megatron_ring.checkpoint.manifest import make_durable, model_config_of, write_manifest
 from megatron_ring.checkpoint.reading import CheckpointReader
 from megatron_ring.checkpoint.safetensors_stream import Announced, write_shards
 from megatron_ring.checkpoint.saving import VERSIONS, publish
@@ -119,6 +119,7 @@ def import_folder(hf: Path, out: Path, dtype: torch.dtype | None = None, on_byte
         plans, metadata = create_default_global_save_plan(plans)
         planner = _FromPublished(source, {(rule.target, rule.box.offset): rule for rule in rules}, on_bytes)
         results = [writer.write_data(plan, planner).value() for plan in writer.prepare_global_plan(plans)]
+        source.close()
         source.check_finite()
         writer.finish(metadata, results)
         torch.save({}, work / "common.pt")
@@ -160,9 +161,6 @@ def export_checkpoint(
         UserError: a damaged or incomplete checkpoint, `out` exists, the disk is full; nothing is written then.
     """
     model = model_config_of(checkpoint)
-    damaged = damaged_files(checkpoint, read_manifest(checkpoint))
-    if damaged:
-        raise UserError(f"{checkpoint}: damaged (the content is not what was saved): {', '.join(damaged)}")
     reader, rules = CheckpointReader(checkpoint), rules_for(model)
     problems = reader.problems(rules)
     if problems:
@@ -175,6 +173,7 @@ def export_checkpoint(
             for rule, tensor in zip(rules, announced, strict=True)
         )
         write_shards(work, announced, contents, shard_bytes, on_bytes)
+        reader.close()
         for folder in (like, tokenizer):
             if folder is not None:
                 _copy_others(folder, work)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from megatron_ring.checkpoint.fast_files import DirectReader, Scratch
 from megatron_ring.checkpoint.hf_config import read_json
 from megatron_ring.checkpoint.safetensors_stream import StoredTensor, read_header
 from megatron_ring.checkpoint.tensor_rules import published_shapes
@@ -63,8 +64,8 @@ def _stored_tensors(folder: Path) -> tuple[dict[str, StoredTensor], list[str]]:
 class PublishedTensors:
     """The tensors of a folder that holds `model`, each there once, of the right shape, bf16 or fp32.
 
-    Call it with a name for the tensor as our model uses it: with `norm_head` the head's columns are scaled to unit L2
-    norm over the vocabulary (+1e-7), as the published model does in each forward; here once.
+    Call it with a name for the tensor as our model uses it, valid until the next call: with `norm_head` the head's columns
+    are scaled to unit L2 norm over the vocabulary (+1e-7), as the published model does in each forward; here once.
 
     Args:
         folder: in Hugging Face layout.
@@ -77,6 +78,8 @@ class PublishedTensors:
     def __init__(self, folder: Path, model: ModelConfig, norm_head: bool, dtype: torch.dtype | None = None) -> None:
         self.folder, self.norm_head, self.dtype = folder, norm_head, dtype
         self.non_finite: list[str] = []
+        self._open: DirectReader | None = None
+        self._scratch = Scratch()
         self.stored, problems = _stored_tensors(folder)
         expected = published_shapes(model)
         problems += [f"{name} is missing" for name in expected if name not in self.stored]
@@ -95,13 +98,23 @@ class PublishedTensors:
         return self.dtype or self.stored[name].dtype
 
     def __call__(self, name: str) -> torch.Tensor:
-        tensor = self.stored[name].read()
+        stored = self.stored[name]
+        if self._open is None or self._open.path != stored.file:
+            self.close()
+            self._open = DirectReader(stored.file)
+        tensor = stored.read(self._open, self._scratch)
         low, high = tensor.aminmax()
         if not (low.isfinite() and high.isfinite()):
             self.non_finite.append(name)
         if name == HEAD and self.norm_head:
             tensor = normalise_head(tensor)
         return tensor.to(self.dtype_of(name))
+
+    def close(self) -> None:
+        """Close the file read last."""
+        if self._open is not None:
+            self._open.close()
+            self._open = None
 
     def check_finite(self) -> None:
         """Raises `UserError` naming the tensors read so far that hold infinities or NaNs."""

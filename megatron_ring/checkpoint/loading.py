@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from megatron_ring.checkpoint.manifest import damaged_files, read_manifest
+from megatron_ring.checkpoint.manifest import damaged, damaged_files, read_manifest
 from megatron_ring.checkpoint.saving import training_state
 from megatron_ring.checkpoint.sharded import load_optimizer, load_sharded
 from megatron_ring.config import ModelConfig
@@ -40,10 +40,10 @@ def load_checkpoint(
     """
     manifest = read_manifest(folder)
     _check_shape(folder, manifest, model.ring_config)
-    damaged = damaged_files(folder, manifest, context.rank, context.world_size)
-    damaged = sorted(name for part in collectives.gather_over_world(damaged) for name in part)
-    if damaged:
-        raise UserError(f"{folder}: damaged (the content is not what was saved): {', '.join(damaged)}")
+    found = damaged_files(folder, manifest, context.rank, context.world_size)
+    found = sorted(name for part in collectives.gather_over_world(found) for name in part)
+    if found:
+        raise damaged(folder, found)
     try:
         state = load_sharded(training_state(model, optimizer, loading=True), folder)
     except KeyError as error:

@@ -1,4 +1,4 @@
-"""The manifest of a checkpoint: what it is, and size and checksum (CRC-32) of each of its files.
+"""The manifest of a checkpoint: what it is, and size and checksums (CRC-32 of each 16 MiB) of its files.
 
 A checkpoint without one is no checkpoint: it is written last, before the folder gets its name.
 """
@@ -8,39 +8,35 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from megatron_ring.checkpoint.fast_files import BLOCK, DirectReader
 from megatron_ring.config import ModelConfig
 from megatron_ring.errors import UserError
 
 NAME = "manifest.json"
-BLOCK = 1 << 24  # bytes read at a time
 
 
-def checksum(path: Path) -> str:
-    """CRC-32 of a file, eight hexadecimal digits."""
-    crc = 0
-    with open(path, "rb", buffering=0) as file:
-        while block := file.read(BLOCK):
-            crc = zlib.crc32(block, crc)
-    return f"{crc:08x}"
+def checksums(path: Path) -> list[str]:
+    """CRC-32 of each block of a file, eight hexadecimal digits."""
+    with DirectReader(path) as file:
+        return file.checksums()
 
 
 def write_manifest(
-    folder: Path, model: ModelConfig, step: int, layout: dict[str, int], extra: dict[str, Any], checksums: dict[str, str],
+    folder: Path, model: ModelConfig, step: int, layout: dict[str, int], extra: dict[str, Any], known: dict[str, list[str]],
     versions: dict[str, str],
 ) -> None:  # fmt: skip
-    """Describe the files of `folder`, durably. `checksums`: of files that are durable already, by name."""
+    """Describe the files of `folder`, durably. `known`: checksums of files that are durable already, by name."""
     files = {}
     for path in sorted(folder.iterdir()):
-        if path.name not in checksums:
+        if path.name not in known:
             make_durable(path)
-        files[path.name] = {"bytes": path.stat().st_size, "crc32": checksums.get(path.name) or checksum(path)}
-    shape = dataclasses.asdict(model)
-    manifest = {"step": step, "model": shape, "layout": layout, **versions, "extra": extra, "files": files}
+        files[path.name] = {"bytes": path.stat().st_size, "crc32": known.get(path.name) or checksums(path)}
+    manifest = {"step": step, "model": dataclasses.asdict(model), "layout": layout, **versions, "extra": extra,
+                "checksum_block_bytes": BLOCK, "files": files}  # fmt: skip
     with open(folder / NAME, "w") as file:
         json.dump(manifest, file, indent=1)
         file.flush()
@@ -75,7 +71,17 @@ def damaged_files(folder: Path, manifest: dict[str, Any], part: int = 0, parts: 
     """Names of the files whose content is not what was written. With `parts`, every `parts`-th file from `part` on:
     processes share the work."""
     names: Sequence[str] = sorted(manifest["files"])[part::parts]
-    return [name for name in names if checksum(folder / name) != manifest["files"][name]["crc32"]]
+    return [name for name in names if is_damaged(folder, manifest, name)]
+
+
+def is_damaged(folder: Path, manifest: dict[str, Any], name: str) -> bool:
+    """Whether a file's content is not what was written."""
+    return checksums(folder / name) != manifest["files"][name]["crc32"]
+
+
+def damaged(folder: Path, names: Sequence[str]) -> UserError:
+    """The error that says so."""
+    return UserError(f"{folder}: damaged (the content is not what was saved): {', '.join(names)}")
 
 
 def model_config_of(folder: Path) -> ModelConfig:

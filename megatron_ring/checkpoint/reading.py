@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+import zipfile
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.checkpoint.utils import _create_file_view
 
+from megatron_ring.checkpoint.fast_files import DirectReader, Scratch
+from megatron_ring.checkpoint.manifest import damaged, is_damaged, read_manifest
+from megatron_ring.checkpoint.safetensors_stream import raw_bytes
 from megatron_ring.checkpoint.tensor_rules import Box, Rule
 from megatron_ring.errors import UserError
 
 
 class CheckpointReader:
     """Reads boxes of the tensors in a sharded checkpoint. The chunk read last is kept, as neighbours are asked for next:
-    memory is bounded by one chunk (what one rank held of one tensor) and the box."""
+    memory is bounded by one chunk (what one rank held of one tensor) and the box. Everything read is compared with its
+    checksum before it is used.
+
+    Raises:
+        UserError: not a whole checkpoint, or a damaged file (here, and when reading).
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._manifest = read_manifest(folder)
+        self._file: DirectReader | None = None
+        self._scratch = Scratch()
+        if is_damaged(folder, self._manifest, ".metadata"):
+            raise damaged(folder, [".metadata"])
         metadata = FileSystemReader(folder).read_metadata()
         self.tensors = {k: v for k, v in metadata.state_dict_metadata.items() if isinstance(v, TensorStorageMetadata)}
         self._storage = {(index.fqn, tuple(index.offset)): at for index, at in metadata.storage_data.items() if index.offset}
@@ -44,29 +56,81 @@ class CheckpointReader:
         return self.tensors[name].properties.dtype
 
     def read(self, name: str, box: Box) -> torch.Tensor:
-        """The part `box` of tensor `name`, in memory of its own.
+        """The part `box` of tensor `name`; valid until the next call.
 
         Raises:
-            UserError: no chunk holds some part of it.
+            UserError: no chunk holds some part of it, or a file is damaged.
         """
-        out = torch.empty(box.size, dtype=self.dtype_of(name))
-        filled = 0
-        for chunk in self.tensors[name].chunks:
-            held = Box(tuple(chunk.offsets), tuple(chunk.sizes))
-            meet = box.meet(held)
-            if meet is not None:
-                out[meet.slices(box)] = self._chunk(name, held)[meet.slices(held)]
-                filled += prod(meet.size)
-        if filled != out.numel():
+        chunks = [Box(tuple(chunk.offsets), tuple(chunk.sizes)) for chunk in self.tensors[name].chunks]
+        meets = [(held, meet) for held in chunks if (meet := box.meet(held)) is not None]
+        if sum(prod(meet.size) for _, meet in meets) != prod(box.size):
             raise UserError(f"{self.folder}: {name} is not whole in this checkpoint")
+        if len(meets) == 1:
+            return self._chunk(name, meets[0][0])[box.slices(meets[0][0])]
+        out = torch.empty(box.size, dtype=self.dtype_of(name))
+        for held, meet in meets:
+            out[meet.slices(box)] = self._chunk(name, held)[meet.slices(held)]
         return out
 
     def _chunk(self, name: str, box: Box) -> torch.Tensor:
         key = (name, box.offset)
         if self._kept is None or self._kept[0] != key:
-            self._kept = None  # free before taking more
             at = self._storage[key]
-            with open(self.folder / at.relative_path, "rb") as file:
-                view: Any = _create_file_view(file, at.offset, at.length)
-                self._kept = (key, torch.load(view, map_location="cpu", weights_only=True))
+            path = self.folder / at.relative_path
+            if self._file is None or self._file.path != path:
+                self.close()
+                self._file = DirectReader(path, self._manifest["files"][path.name]["crc32"])
+            archive = self._scratch.room(at.length)
+            try:
+                self._file.read_into(raw_bytes(archive), at.offset)
+            except ValueError:
+                raise damaged(self.folder, [path.name]) from None
+            start, size = saved_storage(raw_bytes(archive))
+            content = archive[start : start + size]
+            self._kept = (key, content.view(self.dtype_of(name)).view(box.size))
         return self._kept[1]
+
+    def close(self) -> None:
+        """Close the file read last."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+class _Window:
+    """A file-like view of memory."""
+
+    def __init__(self, memory: memoryview) -> None:
+        self._memory, self._at = memory, 0
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self._at = offset + (0, self._at, len(self._memory))[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def read(self, size: int = -1) -> bytes:
+        end = len(self._memory) if size < 0 else min(len(self._memory), self._at + size)
+        content = bytes(self._memory[self._at : end])
+        self._at = end
+        return content
+
+    def seekable(self) -> bool:
+        return True
+
+
+def saved_storage(archive: memoryview) -> tuple[int, int]:
+    """Where the bytes of the one tensor lie that torch.save has put into an archive (zip, stored): start and size. Nothing
+    is unpickled: what the tensor is stands in the checkpoint's own description.
+
+    Raises:
+        RuntimeError: another kind of archive.
+    """
+    with zipfile.ZipFile(_Window(archive)) as file:  # type: ignore[arg-type]
+        found = [item for item in file.infolist() if item.filename.endswith("/data/0")]
+    if len(found) != 1 or found[0].compress_type != zipfile.ZIP_STORED:
+        raise RuntimeError("not the archive of one tensor")
+    at = found[0].header_offset
+    name, extra = (int.from_bytes(archive[at + i : at + i + 2], "little") for i in (26, 28))
+    return at + 30 + name + extra, found[0].file_size

@@ -8,7 +8,6 @@ behind the header), the tensors' bytes.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -17,6 +16,7 @@ from typing import Any
 
 import torch
 
+from megatron_ring.checkpoint.fast_files import DirectReader, DirectWriter, Scratch
 from megatron_ring.checkpoint.hf_config import _no_duplicates
 from megatron_ring.errors import UserError
 
@@ -46,19 +46,17 @@ class StoredTensor:
     begin: int
     end: int
 
-    def read(self) -> torch.Tensor:
-        """The tensor, in memory of its own."""
-        tensor = torch.empty(self.shape, dtype=self.dtype)
-        room = raw_bytes(tensor)
-        with open(self.file, "rb", buffering=0) as file:
-            file.seek(self.begin)
-            done = 0
-            while done < len(room):
-                got = file.readinto(room[done:])
-                if not got:
-                    raise UserError(f"{self.file}: ends within {self.name}")
-                done += got
-        return tensor
+    def read(self, file: DirectReader | None = None, scratch: Scratch | None = None) -> torch.Tensor:
+        """The tensor. `file`: this file, open already; `scratch`: memory to put it into (default: of its own)."""
+        room = (scratch or Scratch()).room(self.end - self.begin)
+        opened = file or DirectReader(self.file)
+        try:
+            if opened.read_into(raw_bytes(room), self.begin) != room.numel():
+                raise UserError(f"{self.file}: ends within {self.name}")
+        finally:
+            if file is None:
+                opened.close()
+        return room.view(self.dtype).view(self.shape)
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
@@ -161,16 +159,12 @@ def _write_file(
         at += tensor.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the bytes begin aligned
-    with open(path, "wb", buffering=0) as file:
+    with DirectWriter(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for expected in shard:
             content = next(source)
             if content.dtype != expected.dtype or tuple(content.shape) != expected.shape:
                 raise RuntimeError(f"{expected.name}: announced {expected}, got {content.dtype} {tuple(content.shape)}")
-            room = raw_bytes(content.contiguous())
-            while len(room):
-                done = file.write(room)
-                room = room[done:]
+            file.write(raw_bytes(content.contiguous()))
             if on_bytes is not None:
                 on_bytes(expected.nbytes)
-        os.fsync(file.fileno())

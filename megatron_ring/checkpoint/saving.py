@@ -134,6 +134,11 @@ class CheckpointSaver:
             self.wait()
         return target
 
+    @property
+    def busy(self) -> bool:
+        """Whether this process is still writing."""
+        return self._thread is not None and self._thread.is_alive()
+
     def check(self) -> None:
         """Raise `UserError` if the save under way has failed, without waiting for it or for other ranks."""
         if self._save is not None and self._save.problem:
@@ -217,7 +222,7 @@ def _leave_receipt(work: Path, rank: int, receipt: tuple[Any, ...]) -> None:
     os.replace(draft, work / f".rank_{rank}")
 
 
-def _await_receipt(work: Path, rank: int) -> tuple[Any, dict[str, str], str]:
+def _await_receipt(work: Path, rank: int) -> tuple[Any, dict[str, list[str]], str]:
     path = work / f".rank_{rank}"
     while not path.exists():
         time.sleep(0.02)

@@ -7,12 +7,11 @@ Saving has two halves. `stage_sharded` (all ranks together) agrees on who writes
 from __future__ import annotations
 
 import io
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -23,29 +22,18 @@ from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
 from torch.distributed.checkpoint.planner import SavePlan, WriteItem
 from torch.distributed.checkpoint.storage import WriteResult
 
+from megatron_ring.checkpoint.fast_files import DirectWriter
 from megatron_ring.parallel import collectives
 from megatron_ring.parallel.device import synchronize
 
 Content = torch.Tensor | io.BytesIO
 
 
-class _SummedFile:
-    """A file opened for writing that keeps the CRC-32 of what went into it."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file, self.crc = file, 0
-        self.tell, self.flush, self.fileno, self.close = file.tell, file.flush, file.fileno, file.close
-
-    def write(self, data: Any) -> int:
-        self.crc = zlib.crc32(data, self.crc)
-        return self._file.write(data)
-
-
 class _SummingFileSystem(FileSystem):
     """torch's file system; remembers checksums of the files written."""
 
     def __init__(self) -> None:
-        self.checksums: dict[str, str] = {}
+        self.checksums: dict[str, list[str]] = {}
 
     @contextmanager
     def create_stream(self, path: Any, mode: str) -> Iterator[Any]:
@@ -53,23 +41,23 @@ class _SummingFileSystem(FileSystem):
             with super().create_stream(path, mode) as stream:
                 yield stream
             return
-        with open(path, "wb") as file:
-            summed = _SummedFile(file)
-            yield summed
-        self.checksums[Path(path).name] = f"{summed.crc:08x}"
+        with DirectWriter(Path(path)) as file:
+            yield file
+        self.checksums[Path(path).name] = file.checksums
 
 
 class ShardWriter(dcp.FileSystemWriter):
     """Writes one durable file per plan, in the order of its items."""
 
     def __init__(self, folder: Path) -> None:
-        # No copying ahead: contents are on the host already, and a thread must not touch the device.
-        super().__init__(folder, sync_files=True, thread_count=1, per_thread_copy_ahead=0)
+        # No copying ahead: contents are on the host already, and a thread must not touch the device. Files are durable when
+        # our file system closes them.
+        super().__init__(folder, sync_files=False, thread_count=1, per_thread_copy_ahead=0)
         self.fs = self._summing = _SummingFileSystem()
 
     @property
-    def checksums(self) -> dict[str, str]:
-        """CRC-32 of every file written so far, by name (torch renames `.metadata.tmp` to `.metadata`)."""
+    def checksums(self) -> dict[str, list[str]]:
+        """Checksums of every file written so far, by name (torch renames `.metadata.tmp` to `.metadata`)."""
         return {name.removesuffix(".tmp"): crc for name, crc in self._summing.checksums.items()}
 
 

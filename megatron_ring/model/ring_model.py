@@ -62,6 +62,7 @@ def transformer_config(
         moe_shared_expert_intermediate_size=model.shared_width or None,
         moe_router_topk=model.experts_per_token,
         moe_token_dispatcher_type="alltoall",
+        moe_router_pre_softmax=True,  # the router is ours; megatron-core insists where only one expert is chosen
         normalization="RMSNorm",
         layernorm_epsilon=model.norm_eps,
         add_bias_linear=False,

@@ -1,7 +1,7 @@
 """Top-k softmax router with its load-balance and z-losses, in fp32.
 
-The weights of a token's experts are softmax over ALL experts, then top-k, then renormalised to sum 1. Losses are means over
-routed (non-padding) tokens, summed over layers:
+The weights of a token's experts are softmax over ALL experts, then top-k, then renormalised to sum 1 (where k > 1). Losses
+are means over routed (non-padding) tokens, summed over layers:
 
     B = sum_i E * f_i * P_i,   f_i = share of token-slots sent to expert i,  P_i = mean probability of expert i
     Z = mean over tokens of logsumexp(logits)^2
@@ -72,7 +72,10 @@ class RingRouter(torch.nn.Module):
         logits fp32 [T, E]."""
         logits_te = F.linear(hidden_th.float(), self.weight.float())
         top_logits, experts_tk = torch.topk(logits_te, self.config.moe_router_topk, dim=-1)
-        weights_tk = torch.softmax(top_logits, dim=-1)  # = softmax over all, top-k, renormalised
+        # Softmax over all, top-k, renormalised: a softmax over the k. A single weight is not renormalised (as published: it
+        # would be 1, and the router would learn nothing).
+        normaliser = logits_te if self.config.moe_router_topk == 1 else top_logits
+        weights_tk = (top_logits - normaliser.logsumexp(dim=-1, keepdim=True)).exp()
         if self.training and torch.is_grad_enabled():
             weights_tk = self._attach_losses(logits_te, weights_tk, experts_tk, padding_t)
         return weights_tk, experts_tk, logits_te

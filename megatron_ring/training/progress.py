@@ -15,7 +15,8 @@ class Progress:
 
     def __init__(self, title: str, total: int, start: int = 0, speaks: bool = True, unit: str = "step") -> None:
         self.title, self.total, self.done, self.speaks, self.unit = title, total, start, speaks, unit
-        self._first, self._began, self._said = start, time.monotonic(), 0.0
+        self._first, self._began = start, time.monotonic()
+        self._said = self._began
         self._bar = None
         if speaks and sys.stderr.isatty():
             from rich.console import Console

@@ -85,4 +85,5 @@ def set_first_weights(stage: Stage, source: Path | None, seed: int) -> None:
             raise UserError(f"--init-from {source}: a model of another shape than --preset")
         published = PublishedTensors(source, shape, norm_head)
         fill_from(published, stage.model)
+        published.close()
         published.check_finite()

@@ -27,6 +27,7 @@ VARIANTS = {
     "first layer dense": (replace(PLAIN, first_dense_layers=1), False),
     "all layers dense": (replace(PLAIN, first_dense_layers=3), False),
     "no shared expert": (replace(PLAIN, num_shared_experts=0), False),
+    "one expert a token": (replace(PLAIN, experts_per_token=1), False),
     "yarn": (replace(PLAIN, rope_scaling=YARN), False),
     "yarn of equal scales": (replace(PLAIN, rope_scaling=replace(YARN, mscale=0.7, mscale_all_dim=0.7)), False),
     "linear": (replace(PLAIN, rope_scaling=RopeScaling("linear", 3.0)), False),

@@ -1,0 +1,242 @@
+"""Large files, read and written block by block past the page cache, with a checksum of each block.
+
+A checkpoint is written once and read once: going through the page cache costs a copy and fresh memory for every byte,
+evicts what others have there, and is throttled when too much of it is dirty (docs/LOG.md has figures). A thread reads the
+next block, or writes the last one, while the caller works on this one.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import mmap
+import os
+import zlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+
+BLOCK = 16 << 20  # bytes; also what one checksum covers
+
+
+def _open(path: Path, flags: int) -> int:
+    """Open for direct transfers where the file system has them; others (tmpfs, some network disks) take ordinary ones."""
+    try:
+        return os.open(path, flags | os.O_DIRECT | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return os.open(path, flags | os.O_CLOEXEC, 0o666)
+
+
+def _ordinary(file: int) -> None:
+    """Transfer through the page cache from here on: sizes and places need no alignment then."""
+    fcntl.fcntl(file, fcntl.F_SETFL, fcntl.fcntl(file, fcntl.F_GETFL) & ~os.O_DIRECT)
+
+
+class Scratch:
+    """Memory for one tensor after another: touching fresh memory for each costs more than reading it."""
+
+    def __init__(self) -> None:
+        self._held = torch.empty(0, dtype=torch.uint8)
+
+    def room(self, size: int) -> torch.Tensor:
+        """`size` bytes, uint8, the same ones every time."""
+        if self._held.numel() < size:
+            self._held = torch.empty(0, dtype=torch.uint8)  # free before taking more
+            self._held = torch.empty(size, dtype=torch.uint8)
+        return self._held[:size]
+
+
+class _Blocks:
+    """Two page-aligned rooms, a thread, and a file."""
+
+    def __init__(self, path: Path, flags: int) -> None:
+        self.path = path
+        self._file = _open(path, flags)
+        self._rooms = [mmap.mmap(-1, BLOCK), mmap.mmap(-1, BLOCK)]
+        self._thread = ThreadPoolExecutor(1)
+        self._pending: Future[Any] | None = None
+        self._closed = False
+
+    def _later(self, work: Callable[..., Any], *arguments: Any) -> None:
+        self._pending = self._thread.submit(work, *arguments)
+
+    def _await(self) -> Any:
+        """Result of what the thread does; raises what it raised."""
+        pending, self._pending = self._pending, None
+        return None if pending is None else pending.result()
+
+    def _release(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._thread.shutdown()
+            os.close(self._file)
+            for room in self._rooms:
+                room.close()
+
+
+class DirectWriter(_Blocks):
+    """A new file, written from start to end. Leaving its context, or closing it, makes it durable.
+
+    Attributes:
+        checksums: CRC-32 of each block of 16 MiB, once it is closed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        self.checksums: list[str] = []
+        self._filled = self._written = 0
+
+    def __enter__(self) -> DirectWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self._release()
+
+    def tell(self) -> int:
+        return self._written + self._filled
+
+    def fileno(self) -> int:
+        return self._file
+
+    def flush(self) -> None:
+        """Nothing: what is not a whole block is not written before the end."""
+
+    def write(self, data: Any) -> int:
+        """Append bytes, or anything with their buffer. Raises OSError for this block or the one before."""
+        source = memoryview(data).cast("B")
+        at = 0
+        while at < len(source):
+            taken = min(len(source) - at, BLOCK - self._filled)
+            self._rooms[0][self._filled : self._filled + taken] = source[at : at + taken]
+            self._filled += taken
+            at += taken
+            if self._filled == BLOCK:
+                self._hand_over()
+        return len(source)
+
+    def _hand_over(self) -> None:
+        self._await()
+        self._later(self._put, self._rooms[0], self._filled)
+        self._rooms.reverse()
+        self._written += self._filled
+        self._filled = 0
+
+    def _put(self, room: mmap.mmap, size: int) -> None:
+        with memoryview(room) as whole, whole[:size] as block:
+            self.checksums.append(f"{zlib.crc32(block):08x}")
+            if size < BLOCK:
+                _ordinary(self._file)  # the end need not fill the disk's blocks
+            done = 0
+            while done < size:
+                with block[done:] as rest:
+                    written = os.write(self._file, rest)
+                done += written
+                if written % mmap.PAGESIZE:
+                    _ordinary(self._file)
+
+    def close(self) -> None:
+        """Write what is left and make the file durable. Idempotent."""
+        if self._closed:
+            return
+        try:
+            if self._filled:
+                self._hand_over()
+            self._await()
+            os.fsync(self._file)
+        finally:
+            self._release()
+
+
+class DirectReader(_Blocks):
+    """A file read more or less from start to end.
+
+    Args:
+        checksums: what its blocks should have (see `DirectWriter`); None: anything goes.
+    """
+
+    def __init__(self, path: Path, checksums: Sequence[str] | None = None) -> None:
+        super().__init__(path, os.O_RDONLY)
+        self.size = os.fstat(self._file).st_size
+        self._expected = checksums
+        self._held = self._asked = -1  # numbers of the blocks in the rooms
+        self._bytes = 0
+
+    def __enter__(self) -> DirectReader:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def read_into(self, target: memoryview, offset: int) -> int:
+        """Fill `target` from `offset` on; how many bytes there were.
+
+        Raises:
+            ValueError: a block is not what its checksum says.
+        """
+        done = 0
+        while done < len(target) and offset + done < self.size:
+            number, start = divmod(offset + done, BLOCK)
+            self._hold(number)
+            taken = min(len(target) - done, self._bytes - start)
+            if taken <= 0:
+                break
+            with memoryview(self._rooms[0]) as room:
+                target[done : done + taken] = room[start : start + taken]
+            done += taken
+        return done
+
+    def checksums(self) -> list[str]:
+        """CRC-32 of every block."""
+        found = []
+        for number in range(-(-self.size // BLOCK)):
+            self._hold(number)
+            with memoryview(self._rooms[0]) as room:
+                found.append(f"{zlib.crc32(room[: self._bytes]):08x}")
+        return found
+
+    def _hold(self, number: int) -> None:
+        """Have block `number` in the first room, and begin to read the next one into the second."""
+        if number == self._held:
+            return
+        ready = self._await()
+        if number != self._asked:
+            ready = self._load(self._rooms[1], number)
+        self._rooms.reverse()
+        self._held, self._bytes, self._asked = number, ready, -1
+        if (number + 1) * BLOCK < self.size:
+            self._asked = number + 1
+            self._later(self._load, self._rooms[1], number + 1)
+
+    def _load(self, room: mmap.mmap, number: int) -> int:
+        done = 0
+        with memoryview(room) as whole:
+            while done < BLOCK:
+                with whole[done:] as rest:
+                    got = os.preadv(self._file, [rest], number * BLOCK + done)
+                done += got
+                if not got or number * BLOCK + done >= self.size:
+                    break
+                if got % mmap.PAGESIZE:
+                    _ordinary(self._file)
+            if self._expected is not None:
+                with whole[:done] as block:
+                    if number >= len(self._expected) or self._expected[number] != f"{zlib.crc32(block):08x}":
+                        raise ValueError(f"block {number} of {self.path} is damaged")
+        return done
+
+    def close(self) -> None:
+        """Give everything back."""
+        if self._pending is not None:
+            self._pending.cancel()
+            self._pending.exception() if not self._pending.cancelled() else None
+            self._pending = None
+        self._release()

