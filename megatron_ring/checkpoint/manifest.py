@@ -27,15 +27,16 @@ def checksums(path: Path) -> list[str]:
 
 def write_manifest(
     folder: Path, model: ModelConfig, step: int, layout: dict[str, int], extra: dict[str, Any], known: dict[str, list[str]],
-    versions: dict[str, str],
+    more: dict[str, Any],
 ) -> None:  # fmt: skip
-    """Describe the files of `folder`, durably. `known`: checksums of files that are durable already, by name."""
+    """Describe the files of `folder`, durably. `known`: checksums of files that are durable already, by name;
+    `more`: further entries."""
     files = {}
     for path in sorted(folder.iterdir()):
         if path.name not in known:
             make_durable(path)
         files[path.name] = {"bytes": path.stat().st_size, "crc32": known.get(path.name) or checksums(path)}
-    manifest = {"step": step, "model": dataclasses.asdict(model), "layout": layout, **versions, "extra": extra,
+    manifest = {"step": step, "model": dataclasses.asdict(model), "layout": layout, **more, "extra": extra,
                 "checksum_block_bytes": BLOCK, "files": files}  # fmt: skip
     with open(folder / NAME, "w") as file:
         json.dump(manifest, file, indent=1)

@@ -55,6 +55,14 @@ class CheckpointReader:
     def dtype_of(self, name: str) -> torch.dtype:
         return self.tensors[name].properties.dtype
 
+    def place(self, name: str, box: Box) -> tuple[str, int]:
+        """File and offset at which `box` of tensor `name` begins on disk."""
+        for chunk in self.tensors[name].chunks:
+            if box.meet(Box(tuple(chunk.offsets), tuple(chunk.sizes))) is not None:
+                at = self._storage[name, tuple(chunk.offsets)]
+                return at.relative_path, at.offset
+        return "", 0
+
     def read(self, name: str, box: Box) -> torch.Tensor:
         """The part `box` of tensor `name`; valid until the next call.
 

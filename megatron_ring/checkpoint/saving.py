@@ -22,30 +22,50 @@ from typing import Any
 
 import torch
 from megatron.core import __version__ as megatron_version
-from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_ring.checkpoint.manifest import make_durable, write_manifest
-from megatron_ring.checkpoint.sharded import HostBuffers, Staged, allocate_optimizer_state, stage_sharded
+from megatron_ring.checkpoint.pieces import (
+    MOMENTS,
+    Piece,
+    has_masters,
+    optimizer_parts,
+    optimizer_pieces,
+    weight_pieces,
+)
+from megatron_ring.checkpoint.sharded import Staged, Staging
 from megatron_ring.errors import UserError
 from megatron_ring.model.ring_model import RingModel
 from megatron_ring.parallel import collectives
 from megatron_ring.parallel.context import ParallelContext
 from megatron_ring.parallel.device import random_state
 
-OPTIMIZER_FORMAT = {"distrib_optim_sharding_type": "fully_reshardable"}
 VERSIONS = {"megatron_core": megatron_version, "torch": torch.__version__}
-FAILURES = (OSError, RuntimeError, CheckpointException)
+FAILURES = (OSError, RuntimeError)
 SECONDS_AFTER_FAILURE = 60.0  # how long a run that failed waits for a save under way
 
 
-def training_state(model: RingModel, optimizer: Any, loading: bool) -> dict[str, Any]:
-    """Everything sharded that a checkpoint holds, described for megatron-core; the optimizer where there is one."""
-    weights = model.sharded_state_dict()
-    state: dict[str, Any] = {"model": weights}
-    if optimizer is not None:
-        allocate_optimizer_state(optimizer)
-        state["optimizer"] = optimizer.sharded_state_dict(weights, is_loading=loading, metadata=OPTIMIZER_FORMAT)
-    return state
+def allocate_moments(optimizer: Any) -> None:
+    """Give every parameter of a distributed optimizer that has not stepped yet its (zero) state: torch's AdamW allocates it
+    in the first step."""
+    for part in optimizer_parts(optimizer):
+        for group in part.optimizer.param_groups:
+            for parameter in group["params"]:
+                if not part.optimizer.state[parameter]:
+                    part.optimizer.state[parameter] = {
+                        "step": torch.zeros((), dtype=torch.float32),
+                        **{name: torch.zeros_like(parameter) for name in MOMENTS},
+                    }
+
+
+def _optimizer_step(optimizer: Any) -> int:
+    """Updates so far; every weight has seen as many."""
+    steps = {int(held["step"]) for part in optimizer_parts(optimizer) for held in part.optimizer.state.values()}
+    return max(steps, default=0)
+
+
+def random_file(rank: int) -> str:
+    """Name of the file with a process's random states."""
+    return f"random_rank_{rank}.pt"
 
 
 def latest_checkpoint(checkpoints: Path) -> Path | None:
@@ -69,6 +89,7 @@ class _Save:
     model: Any
     layout: dict[str, int]
     extra: dict[str, Any]
+    optimizer_step: int | None
     problem: str = ""
 
 
@@ -85,7 +106,7 @@ class CheckpointSaver:
         self, checkpoints: Path, context: ParallelContext, keep_last: int | None = None, background: bool = True
     ) -> None:
         self.checkpoints, self.context, self.keep_last, self.background = checkpoints, context, keep_last, background
-        self._buffers = HostBuffers()
+        self._staging = Staging()
         self._save: _Save | None = None
         self._thread: threading.Thread | None = None
 
@@ -120,14 +141,15 @@ class CheckpointSaver:
         try:
             work.mkdir(parents=True, exist_ok=True)
             collectives.barrier()
-            staged = stage_sharded(training_state(model, optimizer, loading=False), work, self._buffers)
-            torch.save(random_state(), work / f"random_rank_{self.context.rank}.pt")
+            staged = self._staging.stage(_pieces(model, optimizer), work, with_optimizer=optimizer is not None)
+            torch.save(random_state(), work / random_file(self.context.rank))
         except FAILURES as error:
             problem = _plainly(error)
         self._fail_together(work, target, problem)
         assert staged is not None
         layout = dataclasses.asdict(self.context.config) | {"world_size": self.context.world_size}
-        self._save = _Save(work, target, step, staged, model.ring_config, layout, extra)
+        updates = None if optimizer is None else _optimizer_step(optimizer)
+        self._save = _Save(work, target, step, staged, model.ring_config, layout, extra, updates)
         self._thread = threading.Thread(target=self._write, args=(self._save,), daemon=True, name="checkpoint")
         self._thread.start()
         if not self.background:
@@ -188,7 +210,8 @@ class CheckpointSaver:
         checksums = {name: crc for _, summed, _ in receipts for name, crc in summed.items()} | save.staged.writer.checksums
         for rank in range(self.context.world_size):
             (save.work / f".rank_{rank}").unlink()
-        write_manifest(save.work, save.model, save.step, save.layout, save.extra, checksums, VERSIONS)
+        more = {} if save.optimizer_step is None else {"optimizer_step": save.optimizer_step}
+        write_manifest(save.work, save.model, save.step, save.layout, save.extra, checksums, VERSIONS | more)
         publish(save.work, save.target)
         if save.target.name == f"step_{save.step}":
             pointer = self.checkpoints / ".latest.tmp"
@@ -198,6 +221,14 @@ class CheckpointSaver:
             make_durable(self.checkpoints)
             if self.keep_last:
                 _prune(self.checkpoints, self.keep_last)
+
+
+def _pieces(model: RingModel, optimizer: Any) -> list[Piece]:
+    pieces = weight_pieces(model)
+    if optimizer is not None:
+        allocate_moments(optimizer)
+        pieces += optimizer_pieces(optimizer, model, masters=has_masters(optimizer))
+    return pieces
 
 
 def publish(work: Path, target: Path) -> None:

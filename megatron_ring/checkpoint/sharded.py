@@ -1,36 +1,42 @@
-"""megatron-core's sharded state dicts on disk, in torch's distributed-checkpoint format.
+"""Pieces on disk, in torch's distributed-checkpoint format.
 
-Saving has two halves. `stage_sharded` (all ranks together) agrees on who writes what and copies it to host memory;
-`Staged.write` then needs neither the device nor the other ranks, so that it can run while training goes on.
+Saving has two halves. `stage` (all ranks together) agrees on who writes what and copies it to host memory; `Staged.write`
+then needs neither the device nor the other ranks, so that it can run while training goes on.
 """
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
-from megatron.core import dist_checkpointing
-from megatron.core.dist_checkpointing.strategies import torch as mcore_torch
+from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
+from torch.distributed.checkpoint.default_planner import create_default_global_save_plan
 from torch.distributed.checkpoint.filesystem import FileSystem
-from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
-from torch.distributed.checkpoint.planner import SavePlan, WriteItem
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
 from torch.distributed.checkpoint.storage import WriteResult
 
 from megatron_ring.checkpoint.fast_files import DirectWriter
+from megatron_ring.checkpoint.pieces import Piece
+from megatron_ring.checkpoint.tensor_rules import Box, Shape
 from megatron_ring.parallel import collectives
 from megatron_ring.parallel.device import synchronize
 
-Content = torch.Tensor | io.BytesIO
-
 
 class _SummingFileSystem(FileSystem):
-    """torch's file system; remembers checksums of the files written."""
+    """torch's file system with our writer; remembers checksums of the files written."""
 
     def __init__(self) -> None:
         self.checksums: dict[str, list[str]] = {}
@@ -61,14 +67,46 @@ class ShardWriter(dcp.FileSystemWriter):
         return {name.removesuffix(".tmp"): crc for name, crc in self._summing.checksums.items()}
 
 
-class _Contents(dcp.DefaultSavePlanner):
-    """Hands out contents that have been resolved before."""
+def write_item(key: str, global_shape: Shape, box: Box, dtype: torch.dtype) -> WriteItem:
+    """Announce that `box` of tensor `key` will be written."""
+    offset, size = torch.Size(box.offset), torch.Size(box.size)
+    return WriteItem(
+        index=MetadataIndex(key, offset),
+        type=WriteItemType.SHARD,
+        tensor_data=TensorWriteData(
+            chunk=ChunkStorageMetadata(offset, size), properties=TensorProperties(dtype=dtype), size=torch.Size(global_shape)
+        ),
+    )
 
-    def __init__(self, contents: dict[MetadataIndex, Content]) -> None:
+
+def plan_files(writer: ShardWriter, plans: Sequence[SavePlan]) -> tuple[list[SavePlan], Metadata]:
+    """Give each plan a file, and describe the whole.
+
+    Raises:
+        RuntimeError: the boxes of a tensor do not add up to it (a bug).
+    """
+    named, metadata = create_default_global_save_plan(list(plans))
+    for key, tensor in metadata.state_dict_metadata.items():
+        assert isinstance(tensor, TensorStorageMetadata)
+        if sum(prod(chunk.sizes) for chunk in tensor.chunks) != prod(tensor.size):
+            raise RuntimeError(f"{key}: what is saved does not add up to the whole tensor")
+    return writer.prepare_global_plan(named), metadata
+
+
+def write_plain_files(folder: Path) -> None:
+    """What megatron-core's own loader looks for besides the tensors."""
+    torch.save({}, folder / "common.pt")
+    save_config(CheckpointingConfig("torch_dist", 1), str(folder))
+
+
+class _Contents(dcp.DefaultSavePlanner):
+    """Hands out contents that are on the host already."""
+
+    def __init__(self, contents: dict[MetadataIndex, torch.Tensor]) -> None:
         super().__init__()
         self._contents = contents
 
-    def resolve_data(self, write_item: WriteItem) -> Content:
+    def resolve_data(self, write_item: WriteItem) -> torch.Tensor:
         return self._contents[write_item.index]
 
 
@@ -78,7 +116,7 @@ class Staged:
 
     writer: ShardWriter
     plan: SavePlan
-    contents: dict[MetadataIndex, Content]
+    contents: dict[MetadataIndex, torch.Tensor]
     metadata: Metadata | None
 
     def write(self) -> list[WriteResult]:
@@ -91,103 +129,41 @@ class Staged:
         """Write where everything is. The main rank only, with every rank's results in rank order."""
         assert self.metadata is not None
         self.writer.finish(self.metadata, results)
+        write_plain_files(Path(self.writer.path))
 
 
-class HostBuffers:
-    """Host memory that tensors are copied to, kept from one save to the next (page-locked for a CUDA device)."""
+class Staging:
+    """Copies pieces to host memory, which it keeps from one save to the next (page-locked for a CUDA device), as it keeps
+    the agreement on who writes what."""
 
     def __init__(self) -> None:
-        self._held: dict[MetadataIndex, torch.Tensor] = {}
+        self._buffers: dict[MetadataIndex, torch.Tensor] = {}
+        self._agreed: dict[bool, tuple[SavePlan, Metadata | None]] = {}
 
-    def copy(self, index: MetadataIndex, tensor: torch.Tensor) -> torch.Tensor:
-        """Start copying `tensor` to the buffer called `index`."""
-        held = self._held.get(index)
-        if held is None or held.shape != tensor.shape or held.dtype != tensor.dtype:
+    def stage(self, pieces: list[Piece], folder: Path, with_optimizer: bool) -> Staged:
+        """Plan to write `pieces` into the existing `folder` and copy them. All ranks take part; the pieces' memory may
+        change afterwards. `with_optimizer` tells apart the two kinds of lists that a run brings."""
+        writer = ShardWriter(folder)
+        mine = [piece for piece in pieces if piece.saved_here]
+        if with_optimizer not in self._agreed:
+            self._agreed[with_optimizer] = _agree(writer, mine)
+        plan, metadata = self._agreed[with_optimizer]
+        contents = {item.index: self._copy(item.index, piece.data) for item, piece in zip(plan.items, mine, strict=True)}
+        synchronize()
+        return Staged(writer, plan, contents, metadata)
+
+    def _copy(self, index: MetadataIndex, tensor: torch.Tensor) -> torch.Tensor:
+        held = self._buffers.get(index)
+        if held is None:
             held = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-            self._held[index] = held
+            self._buffers[index] = held
         return held.copy_(tensor, non_blocking=True)
 
 
-class _Stage(mcore_torch.TorchDistSaveShardedStrategy):
-    """A strategy for megatron-core's `save` that plans and copies instead of writing."""
-
-    def __init__(self, buffers: HostBuffers) -> None:
-        super().__init__("torch_dist", 1)
-        self.buffers = buffers
-        self.staged: Staged | None = None
-
-    def save(self, sharded_state_dict: dict[str, Any], checkpoint_dir: Path) -> None:
-        renamed, _, _ = mcore_torch._replace_state_dict_keys_with_sharded_keys(
-            sharded_state_dict, self.keep_only_main_replica
-        )
-        planner = mcore_torch.MCoreSavePlanner(
-            dedup_replicated_tensors=not self.keep_only_main_replica, flatten_state_dict=False
-        )
-        planner.set_up_planner(mcore_torch.mcore_to_pyt_state_dict(renamed, False), is_coordinator=collectives.is_main())
-        writer, metadata, plans = ShardWriter(checkpoint_dir), None, None
-        everyone = collectives.gather_to_main(planner.create_local_plan())
-        if everyone is not None:
-            plans, metadata = planner.create_global_plan(everyone)
-            plans = writer.prepare_global_plan(plans)
-        plan = planner.finish_plan(collectives.scatter_from_main(plans))
-        contents: dict[MetadataIndex, Content] = {}
-        for item in plan.items:
-            content = planner.resolve_data(item)
-            contents[item.index] = (
-                self.buffers.copy(item.index, content.detach()) if isinstance(content, torch.Tensor) else content
-            )
-        synchronize()
-        self.staged = Staged(writer, plan, contents, metadata)
-
-
-def stage_sharded(state: dict[str, Any], folder: Path, buffers: HostBuffers) -> Staged:
-    """Plan to write `state` (sharded tensors, and plain values equal on all ranks) into the existing, empty `folder`,
-    and copy it to the host. All ranks take part; `state` may change afterwards."""
-    stage = _Stage(buffers)
-    dist_checkpointing.save(state, str(folder), sharded_strategy=stage)
-    assert stage.staged is not None
-    return stage.staged
-
-
-def load_sharded(template: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Read what `template` describes, resharded to this layout; plain values come along."""
-    return dist_checkpointing.load(template, str(folder))
-
-
-def allocate_optimizer_state(optimizer: Any) -> None:
-    """Give every parameter of a distributed optimizer that has not stepped yet its (zero) state: megatron-core describes
-    only what is there, and torch's AdamW allocates it in the first step."""
-    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
-        for group in part.optimizer.param_groups:
-            for parameter in group["params"]:
-                if not part.optimizer.state[parameter]:
-                    part.optimizer.state[parameter] = {
-                        "step": torch.zeros((), dtype=torch.float32),
-                        "exp_avg": torch.zeros_like(parameter),
-                        "exp_avg_sq": torch.zeros_like(parameter),
-                    }
-
-
-def load_optimizer(optimizer: Any, state: dict[str, Any]) -> None:
-    """Load a distributed optimizer's state.
-
-    megatron-core 0.16-0.19 with torch's AdamW leaves out each parameter's `step` when it copies fully reshardable state
-    (KeyError), and gives all parameters one shared `step` tensor, which would then count once per parameter. Both are
-    mended here.
-    """
-    parts = [part for part in getattr(optimizer, "chained_optimizers", [optimizer]) if hasattr(part, "gbuf_ranges")]
-    for part in parts:
-        copy_state = type(part)._set_main_param_and_optimizer_states
-
-        def keep_step(model_param: Any, tensors: dict[str, Any], part: Any = part, copy_state: Any = copy_state) -> None:
-            group, order = part.model_param_group_index_map[model_param]
-            held = part.optimizer.state[part.optimizer.param_groups[group]["params"][order]]
-            copy_state(part, model_param, tensors | {key: held[key] for key in ("step",) if key in held})
-
-        part._set_main_param_and_optimizer_states = keep_step
-    optimizer.load_state_dict(state)
-    for part in parts:
-        del part._set_main_param_and_optimizer_states
-        for held in part.optimizer.state.values():
-            if "step" in held:
-                held["step"] = held["step"].clone()
+def _agree(writer: ShardWriter, mine: list[Piece]) -> tuple[SavePlan, Metadata | None]:
+    """This rank's plan, and on the main rank the description of the whole."""
+    items = [write_item(piece.key, piece.global_shape, piece.box, piece.data.dtype) for piece in mine]
+    everyone, plans, metadata = collectives.gather_to_main(SavePlan(items)), None, None
+    if everyone is not None:
+        plans, metadata = plan_files(writer, everyone)
+    return collectives.scatter_from_main(plans), metadata

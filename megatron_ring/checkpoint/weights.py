@@ -8,37 +8,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
-from megatron.core.dist_checkpointing.dict_utils import nested_values
-from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories
 
-from megatron_ring.checkpoint.tensor_rules import Box, Rule, rules_for
+from megatron_ring.checkpoint.pieces import VOCABULARY_TABLES, Piece, weight_pieces
+from megatron_ring.checkpoint.tensor_rules import Rule, rules_for
 from megatron_ring.model.ring_model import RingModel
 
 TensorSource = Callable[[str], torch.Tensor]
-
-
-@dataclass(frozen=True)
-class Shard:
-    """A local weight (or a part of one): a view of its memory, and its place in the global tensor `key`."""
-
-    key: str
-    box: Box
-    data: torch.Tensor
-
-
-def local_shards(model: RingModel) -> list[Shard]:
-    """Every weight of this process, as views that may be written to."""
-    described = model.sharded_state_dict()
-    apply_factories(described)
-    shards = []
-    for item in nested_values(described):
-        if isinstance(item, ShardedTensor):
-            offset, size = tuple(item.global_offset), tuple(item.local_shape)
-            shards.append(Shard(item.key, Box(offset, size), item.data.detach()))
-    return shards
 
 
 @torch.no_grad()
@@ -49,22 +26,21 @@ def fill_from(source: TensorSource, model: RingModel) -> None:
     Raises:
         RuntimeError: the rules do not cover every local weight exactly once (a bug, never the user's mistake).
     """
-    by_target: dict[str, list[Shard]] = {}
+    for name, parameter in model.named_parameters():
+        if name in VOCABULARY_TABLES:
+            parameter.zero_()
+    by_target: dict[str, list[Piece]] = {}
     missing: dict[str, int] = {}
-    for shard in local_shards(model):
-        by_target.setdefault(shard.key, []).append(shard)
-        missing[shard.key] = missing.get(shard.key, 0) + shard.data.numel()
-        if shard.key in ("embedding.word_embeddings.weight", "output_layer.weight"):
-            real = min(shard.box.size[0], max(0, model.ring_config.vocab_size - shard.box.offset[0]))
-            missing[shard.key] -= shard.data[real:].numel()
-            shard.data[real:] = 0
+    for piece in weight_pieces(model):
+        by_target.setdefault(piece.key, []).append(piece)
+        missing[piece.key] = missing.get(piece.key, 0) + piece.data.numel()
     for rule in rules_for(model.ring_config):
-        parts = [(s, meet) for s in by_target.get(rule.target, []) if (meet := rule.box.meet(s.box)) is not None]
+        parts = [(p, meet) for p in by_target.get(rule.target, []) if (meet := rule.box.meet(p.box)) is not None]
         if not parts:
             continue
         content = rule.to_ours(source(rule.source))
-        for shard, meet in parts:
-            target = shard.data[meet.slices(shard.box)]
+        for piece, meet in parts:
+            target = piece.data[meet.slices(piece.box)]
             target.copy_(content[meet.slices(rule.box)])
             missing[rule.target] -= target.numel()
     wrong = {key: left for key, left in missing.items() if left}

@@ -18,14 +18,16 @@ from tests.layouts import LAYOUTS
 from tests.training.test_trainer import OPTIMIZER, ROUTER, SHAPES, step_batches
 
 
-def trainer_for(parallel: ParallelConfig, shape: ModelConfig = RING_TINY, seed: int = 1) -> tuple[Any, Any]:
+def trainer_for(
+    parallel: ParallelConfig, shape: ModelConfig = RING_TINY, seed: int = 1, dtype: torch.dtype = torch.float32
+) -> tuple[Any, Any]:
     from megatron_ring.checkpoint.weights import initialize_weights
     from megatron_ring.model.ring_model import build_model
     from megatron_ring.parallel import context
     from megatron_ring.training.trainer import Trainer
 
     here = context.initialize(parallel, shape, seed=0)
-    model = build_model(shape, here, ROUTER)
+    model = build_model(shape, here, ROUTER, dtype)
     initialize_weights(model, seed=seed)
     return Trainer(model, here, OPTIMIZER), here
 
@@ -40,21 +42,25 @@ def steps(trainer: Any, here: Any, first: int, count: int) -> list[float]:
     return losses
 
 
-def save_after_three(parallel: ParallelConfig, folder: Path, shape: ModelConfig = RING_TINY) -> list[float]:
+def save_after_three(
+    parallel: ParallelConfig, folder: Path, shape: ModelConfig = RING_TINY, dtype: torch.dtype = torch.float32
+) -> list[float]:
     """Train 3 steps, save, train 3 more; the losses of the latter."""
     from megatron_ring.checkpoint.saving import save_checkpoint
 
-    trainer, here = trainer_for(parallel, shape)
+    trainer, here = trainer_for(parallel, shape, dtype=dtype)
     steps(trainer, here, 0, 3)
     save_checkpoint(folder, 3, trainer.model, trainer.optimizer, here, {"tokens": 12})
     return steps(trainer, here, 3, 3)
 
 
-def continue_from(parallel: ParallelConfig, folder: Path, shape: ModelConfig = RING_TINY) -> list[float]:
+def continue_from(
+    parallel: ParallelConfig, folder: Path, shape: ModelConfig = RING_TINY, dtype: torch.dtype = torch.float32
+) -> list[float]:
     from megatron_ring.checkpoint.loading import load_checkpoint
     from megatron_ring.checkpoint.saving import latest_checkpoint
 
-    trainer, here = trainer_for(parallel, shape, seed=99)
+    trainer, here = trainer_for(parallel, shape, seed=99, dtype=dtype)
     found = latest_checkpoint(folder)
     assert found is not None
     step, extra = load_checkpoint(found, trainer.model, here, trainer.optimizer)
@@ -76,6 +82,43 @@ def test_a_layout_continues_where_it_stopped_and_another_reads_it(run_on, tmp_pa
 @pytest.mark.distributed
 def test_one_process_continues_bit_by_bit(run_on, tmp_path: Path) -> None:
     assert run_on(1, save_after_three, ParallelConfig(), tmp_path) == run_on(1, continue_from, ParallelConfig(), tmp_path)
+
+
+@pytest.mark.distributed
+def test_fp32_weights_behind_a_bf16_model_are_kept(run_on, tmp_path: Path) -> None:
+    """To the bit in bf16 itself; a run in fp32 goes on from them, and one in bf16 from a checkpoint of an fp32 run."""
+    bf16, fp32 = torch.bfloat16, torch.float32
+    (undisturbed,) = run_on(1, save_after_three, ParallelConfig(), tmp_path / "bf16", RING_TINY, bf16)
+    assert run_on(1, continue_from, ParallelConfig(), tmp_path / "bf16", RING_TINY, bf16) == [undisturbed]
+    assert run_on(2, continue_from, ParallelConfig(tensor=2), tmp_path / "bf16", RING_TINY, bf16)[0] == pytest.approx(
+        undisturbed, rel=1e-2
+    )
+    exact = run_on(1, save_after_three, ParallelConfig(), tmp_path / "fp32", RING_TINY, fp32)[0]
+    for saved, here in (("bf16", fp32), ("fp32", bf16)):
+        (found,) = run_on(1, continue_from, ParallelConfig(), tmp_path / saved, RING_TINY, here)
+        assert found == pytest.approx(exact, rel=2e-2), (saved, here)
+
+
+def load_with_megatron(parallel: ParallelConfig, folder: Path) -> bool:
+    """megatron-core's own loader reads our checkpoint: whether it finds the weights that ours finds."""
+    from megatron.core import dist_checkpointing
+
+    from megatron_ring.checkpoint.loading import load_checkpoint
+
+    trainer, here = trainer_for(parallel, SHAPES["tiny"], seed=99)
+    theirs = dist_checkpointing.load(trainer.model.sharded_state_dict(), str(folder))
+    theirs = {name: tensor.clone() for name, tensor in theirs.items() if isinstance(tensor, torch.Tensor)}
+    ours = dict(trainer.model.named_parameters())
+    for weight in ours.values():
+        weight.data.fill_(float("nan"))
+    load_checkpoint(folder, trainer.model, here)
+    return theirs.keys() == ours.keys() and all(torch.equal(theirs[name], ours[name]) for name in ours)
+
+
+@pytest.mark.distributed
+def test_megatron_cores_loader_agrees(run_on, tmp_path: Path) -> None:
+    run_on(2, save_after_three, ParallelConfig(expert=2), tmp_path)
+    assert run_on(2, load_with_megatron, ParallelConfig(tensor=2), tmp_path / "step_3") == [True, True]
 
 
 def try_to_load(folder: Path, shape: ModelConfig) -> str:

@@ -38,14 +38,15 @@ def test_queries_keys_and_values_are_interleaved_per_group() -> None:
 
 
 def weights_by_place(parallel: ParallelConfig) -> list[tuple[str, tuple[int, ...], torch.Tensor]]:
-    from megatron_ring.checkpoint.weights import initialize_weights, local_shards
+    from megatron_ring.checkpoint.pieces import weight_pieces
+    from megatron_ring.checkpoint.weights import initialize_weights
     from megatron_ring.model.ring_model import build_model
     from megatron_ring.parallel import context
     from megatron_ring.presets import RING_TINY
 
     model = build_model(RING_TINY, context.initialize(parallel, RING_TINY, seed=0))
     initialize_weights(model, seed=5)
-    return [(shard.key, shard.box.offset, shard.data.clone()) for shard in local_shards(model)]
+    return [(shard.key, shard.box.offset, shard.data.clone()) for shard in weight_pieces(model)]
 
 
 @pytest.mark.distributed

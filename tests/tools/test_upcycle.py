@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from megatron_ring.data.records import Message, SFTRecord
 from megatron_ring.data.tokenizer import RingTokenizer
@@ -360,54 +358,3 @@ def test_values_that_are_not_finite(
         monkeypatch, capsys, "--source", source, "--out", tmp_path / "moe"
     )
     assert not (tmp_path / "moe").exists()
-
-
-@pytest.mark.slow
-def test_smollm2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The packaged model: its tensors are those that transformers reads, its tokens those of the published tokenizer."""
-    pytest.importorskip("gguf", reason="the gguf package is not installed")
-    try:
-        importlib.metadata.version(upcycle.PACKAGE)
-    except importlib.metadata.PackageNotFoundError:
-        pytest.skip(f"the {upcycle.PACKAGE} package is not installed")
-    command = [sys.executable, "tools/upcycle.py", "--source", upcycle.PACKAGE, "--out", str(tmp_path / "moe")]
-    flags = ["--experts", "2", "--shared-experts", "2", "--dtype", "fp32"]
-    done = subprocess.run([*command, *flags], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout.startswith("134,515,008 dense weights became "), done.stderr
-    written = load_file(tmp_path / "moe/model.safetensors")
-    source = upcycle.packaged_gguf()
-    # transformers asks for accelerate before it reads a GGUF, but reading onto the CPU uses nothing of it.
-    monkeypatch.setattr("transformers.modeling_utils.is_accelerate_available", lambda: True)
-    model = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
-    dense = model.state_dict()
-    assert written["lm_head.weight"].equal(dense["model.embed_tokens.weight"])
-    assert written["model.norm.weight"].equal(dense["model.norm.weight"])
-    for n in range(30):
-        layer, attention = f"model.layers.{n}", f"model.layers.{n}.self_attn"
-        qkv = torch.cat([dense[f"{attention}.{part}_proj.weight"] for part in "qkv"])
-        assert written[f"{layer}.attention.query_key_value.weight"].equal(qkv)
-        assert written[f"{layer}.attention.dense.weight"].equal(dense[f"{attention}.o_proj.weight"])
-        for norm in ("input_layernorm", "post_attention_layernorm"):
-            assert written[f"{layer}.{norm}.weight"].equal(dense[f"{layer}.{norm}.weight"])
-        for part, dim in (("gate_proj", 0), ("up_proj", 0), ("down_proj", 1)):
-            parts = [written[f"{layer}.mlp.{expert}.{part}.weight"] for expert in ("shared_experts", "experts.1")]
-            assert torch.cat(parts, dim).equal(dense[f"{layer}.mlp.{part}.weight"])
-    tokenizer = RingTokenizer.load(tmp_path / "moe")
-    # What the published tokenizer.json gives; the last follows from its splits, every digit alone.
-    for text, ids in {
-        "The year 2024 had 365 days; 12 months.": [504, 713, 216, 34, 32, 34, 36, 761, 216, 35, 38, 37, 2009, 43, 216, 33,
-                                                   34, 2704, 30],
-        "naïve café déjà vu": [3546, 46494, 37366, 32564, 90, 16739, 386, 101],
-        "  leading and   multiple   spaces  ": [216, 2899, 284, 256, 2701, 256, 5600, 256],
-        "<|im_start|>user\nHello, world! 2024\n<|im_end|>": [1, 4093, 198, 19556, 28, 905, 17, 216, 34, 32, 34, 36, 198, 2],
-        "x  12": [104, 256, 33, 34],
-    }.items():  # fmt: skip
-        assert tokenizer.encode(text) == ids and tokenizer.decode(ids, skip_special=False) == text
-    tokens = tokenizer.prompt_tokens("What is the capital of France?")
-    assert tokens[:4] == [1, 9690, 198, 2683] and tokens[-4:] == [1, 520, 9531, 198]
-    model.model.rotary_emb = type(model.model.rotary_emb)(model.config)  # without accelerate it may stay uninitialised
-    with torch.no_grad():
-        expected = model(torch.tensor([tokens])).logits[0]
-    logits = bailing_moe_logits(tmp_path / "moe", torch.tensor(tokens))
-    torch.testing.assert_close(logits, expected, atol=1e-3, rtol=0)
-    assert tokenizer.decode([int(logits[-1].argmax())]) == "The"
