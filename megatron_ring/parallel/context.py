@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 from dataclasses import dataclass
@@ -107,3 +108,4 @@ def shutdown(keep_process_group: bool = False) -> None:
         parallel_state.destroy_model_parallel()
     if dist.is_initialized() and not keep_process_group:
         dist.destroy_process_group()
+        gc.collect()  # models hold groups in reference cycles, and every gloo group has threads of its own

@@ -67,5 +67,5 @@ class Progress:
         left = rate * (self.total - done)
         amount = f"{self.unit} {done}/{self.total}"
         if self.unit == "byte":
-            amount = f"{done / 1e9:.2f}/{self.total / 1e9:.2f} GB, {1e-6 / max(rate, 1e-12):.0f} MB/s"
+            amount = f"{done / 1e6:,.1f}/{self.total / 1e6:,.1f} MB, {1e-6 / max(rate, 1e-12):.0f} MB/s"
         print(f"{self.title}: {amount}, ETA {left:.0f} s  {note}", file=sys.stderr, flush=True)

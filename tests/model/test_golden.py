@@ -20,14 +20,14 @@ MORE = {
 }
 
 
-def differences(folder: Path, parallel: ParallelConfig) -> dict[str, float]:
+def differences(folder: Path, parallel: ParallelConfig, expected: Path) -> dict[str, float]:
     from megatron_ring.checkpoint.parity import largest_differences
     from megatron_ring.config import RouterLossConfig
     from megatron_ring.training.stage import resolve_shape, set_first_weights, start_stage
 
     stage = start_stage(resolve_shape(None, folder), parallel, RouterLossConfig(0.0, 0.0), 0, "fp32")
     set_first_weights(stage, folder, 0)
-    return largest_differences(stage.model, stage.context, load_file(folder / "expected.safetensors"))
+    return largest_differences(stage.model, stage.context, load_file(expected))
 
 
 @pytest.mark.distributed
@@ -36,11 +36,28 @@ def differences(folder: Path, parallel: ParallelConfig) -> dict[str, float]:
 def test_logits_and_layers_match_the_public_model(run_on, golden: Path, name: str, layout: str) -> None:
     """Three layers over two stages: an uneven pipeline too."""
     processes, parallel = (LAYOUTS | MORE)[layout]
-    seen = run_on(processes, differences, golden / name, parallel)
+    seen = run_on(processes, differences, golden / name, parallel, golden / name / "expected.safetensors")
     assert all(found == seen[0] for found in seen)
     layers = {f"hidden_states/{i}" for i in range(4)} | {f"router_logits/{i}" for i in range(3)}
     assert seen[0].keys() == {"logits", *layers}
     assert max(seen[0].values()) <= 2e-5, seen[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_import_and_export_keep_the_logits(run_on, golden: Path, tmp_path: Path, name: str) -> None:
+    """By the tool, as a user would; a normalised head is folded on the way."""
+    checkpoint, back = tmp_path / "ckpt", tmp_path / "back"
+    importing = ("import", "--hf", str(golden / name), "--out", str(checkpoint))
+    exporting = ("export", "--checkpoint", str(checkpoint), "--out", str(back), "--like", str(golden / name))
+    for flags in (importing, exporting):
+        done = run(command_of_tool("convert_hf.py", *flags))
+        assert done.returncode == 0 and "380,864 parameters" in done.stdout, done.stderr
+    assert json.loads((back / "config.json").read_text())["norm_head"] is False
+    for folder in (checkpoint, back):
+        (found,) = run_on(1, differences, folder, ParallelConfig(), golden / name / "expected.safetensors")
+        assert max(found.values()) <= 2e-5, found
+    assert run(command_of_tool("convert_hf.py", *importing)).returncode == 2  # never over an existing folder
 
 
 @pytest.mark.slow
