@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 
-SECONDS_OF_SILENCE = 10.0
+SECONDS_OF_SILENCE = 60.0
 
 
 class UserError(Exception):
@@ -22,13 +24,26 @@ def _leave_process_group() -> None:
         context.shutdown()
 
 
+def _first_of_this_launch() -> bool:
+    """Whether no other process of the same launcher, on this machine, has asked before. A file that can be made only once
+    decides: the processes may know nothing of each other yet."""
+    launch = f"ring-error-{os.getuid()}-{os.getppid()}-{os.environ.get('MASTER_PORT', '')}"
+    try:
+        os.close(os.open(Path(tempfile.gettempdir()) / launch, os.O_CREAT | os.O_EXCL, 0o600))
+    except FileExistsError:
+        return False
+    except OSError:  # no place to write to: better twice than not at all
+        return True
+    return True
+
+
 def _say_once(message: str) -> None:
-    """Print an error from the first rank at once; from another only if it is still alive after a while: when all ranks
-    fail alike, torchrun has ended it by then, even where a busy machine starts them seconds apart."""
-    rank = os.environ.get("RANK", "0")
-    if rank != "0":
+    """Print an error. When all ranks fail alike one of them speaks, at once; another speaks only if torchrun has not ended
+    it after a while (the file was of an earlier launch, then)."""
+    rank = os.environ.get("RANK")
+    if rank is not None and not _first_of_this_launch():
         time.sleep(SECONDS_OF_SILENCE)
-    print(f"error: {message}" + (f" (rank {rank})" if rank != "0" else ""), file=sys.stderr, flush=True)
+    print(f"error: {message}" + (f" (rank {rank})" if rank not in (None, "0") else ""), file=sys.stderr, flush=True)
 
 
 def run_main(main: Callable[[], None]) -> None:
