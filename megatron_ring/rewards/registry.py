@@ -5,10 +5,12 @@ from __future__ import annotations
 from megatron_ring.errors import UserError
 from megatron_ring.rewards import math, science
 from megatron_ring.rewards.interface import Verifier
+from megatron_ring.rewards.logic import GAMES
 
 VERIFIERS: dict[str, Verifier] = {
     "math": Verifier(score=math.score, quick_score=math.quick_score),
     "science": Verifier(score=science.score, quick_score=science.quick_score),
+    **{f"logic/{name}": Verifier(score=game.score) for name, game in GAMES.items()},
 }
 
 
