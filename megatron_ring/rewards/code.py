@@ -1,0 +1,194 @@
+"""Code: reward 1 when the response's last code block passes every test in the sandbox, 0 otherwise.
+
+What is expected never enters the sandbox with the solution: programs and functions are compared out here, unit tests
+run in a process of their own (see `sandbox.guest_jobs`). So there is no verdict in the solution's reach to forge.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import os
+import re
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+from megatron_ring.errors import UserError
+from megatron_ring.rewards.code_compare import outputs_agree, values_agree
+from megatron_ring.rewards.code_formats import CodeTests, read_tests
+from megatron_ring.rewards.interface import Reward, ScoreRequest
+from megatron_ring.rewards.sandbox import RunResult, guest_values
+from megatron_ring.rewards.sandbox.images import ALIASES, PYTHON_LIMITS
+from megatron_ring.rewards.sandbox.runner import CodeRunner, CompileError
+
+CORRECT = Reward(1.0, "correct")
+MAX_SOURCE = 1 << 18
+PARALLEL = max(1, min(4, os.cpu_count() or 1))
+
+_FENCE = re.compile(r"^[ \t]*(`{3,}|~{3,})[ \t]*([^\n`]*)$", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Solution:
+    """A code block and the language its fence names; `language` is None where it names none."""
+
+    source: str
+    language: str | None
+
+
+def extract_solution(response: str) -> Solution:
+    """The last complete fenced block that holds anything; without any fence the whole response.
+
+    A block that is left open, as in a response cut by its length limit, does not count.
+    """
+    found: Solution | None = None
+    opened: re.Match[str] | None = None
+    fences = 0
+    for fence in _FENCE.finditer(response):
+        fences += 1
+        if opened is None:
+            opened = fence
+        elif fence[1].startswith(opened[1]) and not fence[2].strip():
+            block = response[opened.end() + 1 : fence.start()]
+            words = opened[2].split()
+            if block.strip():
+                found = Solution(block, words[0].lower() if words else None)
+            opened = None
+    return found or Solution("" if fences else response, None)
+
+
+def score(request: ScoreRequest) -> Reward:
+    """Score one response; the answer is a reference that `code_formats.read_tests` understands.
+
+    Raises:
+        UserError: there is no working sandbox.
+    """
+    return judge(request.response, request.answer, _shared_runner())
+
+
+def judge(response: str, answer: object, runner: CodeRunner, parallel: int = PARALLEL) -> Reward:
+    """`score` with a runner of the caller's, at most `parallel` tests at a time."""
+    try:
+        tests = read_tests(answer)
+    except UserError as error:
+        return Reward(0.0, str(error))
+    solution = extract_solution(response)
+    if not solution.source.strip():
+        return Reward(0.0, "no code in the response")
+    if len(solution.source) > MAX_SOURCE:
+        return Reward(0.0, f"the code has {len(solution.source)} characters, more than {MAX_SOURCE}")
+    named = tests.language or solution.language or "python"
+    if named.lower() not in ALIASES:
+        # Models put `text` or a made-up word on a fence as well; the language is Python unless a known one is named.
+        named = "python"
+    language = ALIASES[named.lower()]
+    if tests.kind == "unit":
+        return _judge_unit(solution, tests, runner)
+    if tests.kind == "function":
+        return _first_failure(tests, lambda index: _function_problem(solution, tests, index, runner), parallel)
+    if language == "python":
+        return _first_failure(tests, lambda index: _script_problem(solution, tests, index, runner), parallel)
+    try:
+        with runner.program(language, solution.source) as program:
+            return _first_failure(
+                tests,
+                lambda index: _output_problem(program.run(_stdin(tests, index), tests.seconds), tests, index),
+                parallel,
+            )
+    except CompileError as error:
+        return Reward(0.0, f"does not compile: {error}")
+
+
+def _first_failure(tests: CodeTests, problem_of: Callable[[int], str | None], parallel: int) -> Reward:
+    """Run tests side by side; the reason names the first in order that fails, and later ones are not begun."""
+    count = len(tests.cases)
+    first = problem_of(0)  # most wrong solutions fail at once: no need to start others beside it
+    if first is None and count > 1:
+        with ThreadPoolExecutor(max_workers=min(parallel, count - 1)) as pool:
+            futures: list[Future[str | None]] = [pool.submit(problem_of, index) for index in range(1, count)]
+            try:
+                for index, future in enumerate(futures, start=1):
+                    problem = future.result()
+                    if problem is not None:
+                        return Reward(0.0, f"test {index + 1} of {count}: {problem}")
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+    return CORRECT if first is None else Reward(0.0, f"test 1 of {count}: {first}")
+
+
+def _script_problem(solution: Solution, tests: CodeTests, index: int, runner: CodeRunner) -> str | None:
+    limits = PYTHON_LIMITS.within(tests.seconds)
+    result = runner.python("script", {"source": solution.source, "setup": tests.setup}, limits, _stdin(tests, index))
+    return _output_problem(result, tests, index)
+
+
+def _output_problem(result: RunResult, tests: CodeTests, index: int) -> str | None:
+    if not result.ok:
+        return _ended(result)
+    given = result.stdout.decode("utf-8", "replace")
+    expected = tests.cases[index].expected
+    return None if outputs_agree(expected, given) else f"printed {_short(given)}, expected {_short(expected)}"
+
+
+def _function_problem(solution: Solution, tests: CodeTests, index: int, runner: CodeRunner) -> str | None:
+    case = tests.cases[index]
+    call = guest_values.dumps({"name": tests.name, "args": case.given, "kwargs": {}})
+    limits = PYTHON_LIMITS.within(tests.seconds)
+    result = runner.python("serve", {"source": solution.source, "setup": tests.setup}, limits, call)
+    line, complete, _ = result.stdout.partition(b"\n")
+    if not complete:
+        return _ended(result) if result.reason else "the function ended the program"
+    try:
+        reply = guest_values.loads(line)
+        if "error" in reply:
+            return f"{reply['error']}: {reply.get('message')}"[:200]
+        given = reply["value"]
+        agrees = values_agree(case.expected, given)
+    except (ValueError, TypeError, KeyError, RecursionError, MemoryError, OverflowError):
+        return "returned no plain value"
+    return None if agrees else f"returned {_shown(given)}, expected {_shown(case.expected)}"
+
+
+def _judge_unit(solution: Solution, tests: CodeTests, runner: CodeRunner) -> Reward:
+    fields = {"setup": tests.setup, "test": tests.test, "entry_point": tests.name}
+    candidate = {"setup": tests.setup, "source": solution.source}
+    passed, problem = runner.unit_tests(candidate, fields, PYTHON_LIMITS.within(tests.seconds))
+    return CORRECT if passed else Reward(0.0, _one_line(problem))
+
+
+def _ended(result: RunResult) -> str:
+    """How a run failed, with the last line of its error output."""
+    lines = result.stderr.decode("utf-8", "replace").strip().splitlines()
+    return f"{result.reason} ({_one_line(lines[-1])[:120]})" if lines else result.reason
+
+
+def _stdin(tests: CodeTests, index: int) -> bytes:
+    return str(tests.cases[index].given).encode("utf-8", "replace")
+
+
+def _shown(value: object) -> str:
+    try:
+        return _cut(repr(value))
+    except (RecursionError, ValueError):  # ValueError: an integer of thousands of digits
+        return "a value too large to show"
+
+
+def _short(text: str) -> str:
+    return repr(_cut(text.strip()))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[:200]
+
+
+@functools.cache
+def _shared_runner() -> CodeRunner:
+    """One warm interpreter for this process; it ends with it."""
+    runner = CodeRunner()
+    atexit.register(runner.close)
+    return runner

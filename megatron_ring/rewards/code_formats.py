@@ -1,0 +1,202 @@
+"""The tests of public data sets, each read into `CodeTests`. Every reader raises UserError that names what is wrong."""
+
+from __future__ import annotations
+
+import base64
+import json
+import pickle
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from megatron_ring.errors import UserError
+
+DEFAULT_SECONDS = 6.0
+MAX_SECONDS = 60.0
+# What harnesses for LeetCode-style problems put before the solution.
+FUNCTION_SETUP = (
+    "from typing import *\nfrom collections import *\nfrom functools import *\nfrom itertools import *\n"
+    "from heapq import *\nfrom bisect import *\nfrom math import *\n"
+    "import collections, functools, itertools, heapq, bisect, math, string, re, random, operator, copy\n"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One test: stdin and stdout as text, or a call's arguments and the value it returns."""
+
+    given: Any
+    expected: Any
+
+
+@dataclass(frozen=True, slots=True)
+class CodeTests:
+    """All tests of one problem.
+
+    Attributes:
+        kind: `stdio`: a program reads stdin and prints; `function`: `name` is called; `unit`: `test` is run.
+        name: the function, or for unit tests the entry point (None: the tests call functions by their names).
+        setup: trusted code that comes before the solution.
+        test: trusted code that asserts; with an entry point it may define `check(candidate)`.
+        seconds: time limit of each run.
+        language: the solution's, where the problem fixes it; None: what the response's code block says.
+    """
+
+    kind: Literal["stdio", "function", "unit"]
+    cases: tuple[Case, ...] = ()
+    name: str | None = None
+    setup: str = ""
+    test: str = ""
+    seconds: float = DEFAULT_SECONDS
+    language: str | None = None
+
+
+def read_tests(answer: Any) -> CodeTests:
+    """Tests from a reference: `format` names a reader of `FORMATS`; without it the fields that only one has decide.
+
+    Optional beside every format: `time_limit` (seconds for each test) and `language`.
+
+    Raises:
+        UserError: it is not a reference of a known form, or holds no test.
+    """
+    if isinstance(answer, str):
+        answer = _json(answer, "answer")
+    if not isinstance(answer, Mapping):
+        raise UserError(f"the reference must be an object, not {type(answer).__name__}")
+    name = answer.get("format") or next((name for name, fields in _RECOGNISED if fields <= answer.keys()), None)
+    if name not in FORMATS:
+        raise UserError(f"unknown reference format {name!r}: use one of {', '.join(sorted(FORMATS))}")
+    try:
+        tests = FORMATS[name](answer)
+    except (KeyError, TypeError, ValueError, AttributeError, zlib.error, pickle.UnpicklingError, RecursionError) as error:
+        raise UserError(f"the reference is not of the form {name}: {type(error).__name__} {error}"[:200]) from None
+    if not tests.cases and not tests.test:
+        raise UserError("the reference holds no tests")
+    return tests
+
+
+def read_plain(answer: Mapping[str, Any]) -> CodeTests:
+    """Our own: `tests` is a list of {input, output}, or with `fn_name` of {args, expected}; or text of assertions."""
+    name, tests = answer.get("fn_name"), answer["tests"]
+    if isinstance(tests, str):
+        return CodeTests("unit", test=tests, setup=answer.get("setup", ""), language="python", seconds=_seconds(answer))
+    if name:
+        cases = tuple(Case(list(test["args"]), test["expected"]) for test in tests)
+        return _function(name, cases, answer)
+    return _stdio(((test["input"], test["output"]) for test in tests), answer)
+
+
+def read_apps(answer: Mapping[str, Any]) -> CodeTests:
+    """APPS and TACO: `input_output` holds `inputs`, `outputs` and, for functions, `fn_name`."""
+    content = _json(answer["input_output"], "input_output")
+    inputs, outputs, name = content["inputs"], content["outputs"], content.get("fn_name")
+    if len(inputs) != len(outputs):
+        raise ValueError(f"{len(inputs)} inputs but {len(outputs)} outputs")
+    if not name:
+        return _stdio(zip(map(_text, inputs), map(_text, outputs), strict=True), answer)
+    # A value is wrapped in a list of one, most of the time.
+    unwrapped = (value[0] if isinstance(value, list) and len(value) == 1 else value for value in outputs)
+    return _function(name, tuple(Case(list(a), b) for a, b in zip(inputs, unwrapped, strict=True)), answer)
+
+
+def read_codecontests(answer: Mapping[str, Any]) -> CodeTests:
+    """CodeContests: public, private and generated tests, each {input: [...], output: [...]}."""
+    pairs = []
+    for part in ("public_tests", "private_tests", "generated_tests"):
+        tests = answer.get(part) or {"input": [], "output": []}
+        pairs += list(zip(tests["input"], tests["output"], strict=True))
+    return _stdio(iter(pairs), answer)
+
+
+def read_livecodebench(answer: Mapping[str, Any]) -> CodeTests:
+    """LiveCodeBench: public and private test cases of type `stdin` or `functional`; private ones may be compressed."""
+    tests = list(_json(answer.get("public_test_cases") or [], "public_test_cases"))
+    tests += _compressed(answer.get("private_test_cases") or [])
+    if not any(test.get("testtype") == "functional" for test in tests):
+        return _stdio(((test["input"], test["output"]) for test in tests), answer)
+    metadata = _json(answer.get("metadata") or {}, "metadata")
+    name = answer.get("fn_name") or metadata["func_name"]
+    cases = tuple(
+        Case([json.loads(line) for line in test["input"].split("\n") if line.strip()], json.loads(test["output"]))
+        for test in tests
+    )
+    return _function(name, cases, answer)
+
+
+def read_humaneval(answer: Mapping[str, Any]) -> CodeTests:
+    """HumanEval: `test` defines `check(candidate)`, `prompt` holds imports and helpers that the solution may leave out."""
+    return CodeTests(
+        "unit",
+        name=answer["entry_point"],
+        setup=answer.get("prompt", ""),
+        test=answer["test"],
+        seconds=_seconds(answer),
+        language="python",
+    )
+
+
+FORMATS: dict[str, Callable[[Mapping[str, Any]], CodeTests]] = {
+    "tests": read_plain,
+    "apps": read_apps,
+    "taco": read_apps,
+    "codecontests": read_codecontests,
+    "livecodebench": read_livecodebench,
+    "humaneval": read_humaneval,
+}
+_RECOGNISED: tuple[tuple[str, frozenset[str]], ...] = (
+    ("tests", frozenset({"tests"})),
+    ("apps", frozenset({"input_output"})),
+    ("livecodebench", frozenset({"public_test_cases"})),
+    ("livecodebench", frozenset({"private_test_cases"})),
+    ("codecontests", frozenset({"public_tests"})),
+    ("humaneval", frozenset({"test", "entry_point"})),
+)
+
+
+class _NoGlobals(pickle.Unpickler):
+    """LiveCodeBench pickles a string of JSON; a reference that wants any class or function is refused."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        raise pickle.UnpicklingError(f"refers to {module}.{name}")
+
+
+def _compressed(tests: Any) -> list[Any]:
+    """A list, its JSON, or base64 of zlib of a pickle of its JSON."""
+    if not isinstance(tests, str):
+        return list(tests)
+    if not tests.lstrip().startswith("["):
+        import io
+
+        tests = _NoGlobals(io.BytesIO(zlib.decompress(base64.b64decode(tests)))).load()
+    return list(_json(tests, "private_test_cases"))
+
+
+def _json(value: Any, name: str) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        raise UserError(f"the reference's {name} is not JSON") from None
+
+
+def _text(value: Any) -> str:
+    """Some problems list their lines."""
+    return "\n".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _seconds(answer: Mapping[str, Any]) -> float:
+    seconds = answer.get("time_limit") or DEFAULT_SECONDS
+    if isinstance(seconds, Mapping):  # CodeContests: {seconds, nanos}
+        seconds = seconds.get("seconds", 0) + seconds.get("nanos", 0) / 1e9
+    return min(max(float(seconds), 0.1), MAX_SECONDS)
+
+
+def _stdio(pairs: Any, answer: Mapping[str, Any]) -> CodeTests:
+    cases = tuple(Case(_text(given), _text(expected)) for given, expected in pairs)
+    return CodeTests("stdio", cases, seconds=_seconds(answer), language=answer.get("language"))
+
+
+def _function(name: str, cases: tuple[Case, ...], answer: Mapping[str, Any]) -> CodeTests:
+    return CodeTests("function", cases, name=name, setup=FUNCTION_SETUP, seconds=_seconds(answer), language="python")
