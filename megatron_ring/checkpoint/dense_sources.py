@@ -6,7 +6,6 @@ What a Ring model cannot express (biases, scaled rope, another activation, …) 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 import torch
 
+from megatron_ring.checkpoint.hf_config import read_json
 from megatron_ring.errors import UserError
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -228,20 +228,8 @@ def dense_from_gguf(path: Path, reader: Any) -> DenseModel:
     return DenseModel(config, path, load)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: must hold a JSON object")
-    return content
-
-
 def _folder_config(path: Path) -> DenseConfig:
-    values = _read_json(path)
+    values = read_json(path)
     if values.get("model_type") != "llama":
         raise UserError(f"{path}: model_type is {values.get('model_type')!r}, only 'llama' can be read")
     for name, accepted in FOLDER_ONLY.items():
@@ -286,7 +274,7 @@ def dense_from_folder(folder: Path) -> DenseModel:
     config = _folder_config(folder / "config.json")
     index, files = folder / "model.safetensors.index.json", ["model.safetensors"]
     if index.is_file():
-        weight_map = _read_json(index).get("weight_map")
+        weight_map = read_json(index).get("weight_map")
         if not isinstance(weight_map, dict) or not all(Path(str(file)).name == file for file in weight_map.values()):
             raise UserError(f"{index}: has no weight_map of file names")
         files = sorted(set(weight_map.values()))

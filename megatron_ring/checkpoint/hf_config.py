@@ -50,7 +50,7 @@ SCALING_FIELDS = {
 }
 
 
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
@@ -62,7 +62,7 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object, no key twice. Raises `UserError`."""
     try:
-        content = json.loads(path.read_text(), object_pairs_hook=_no_duplicates)
+        content = json.loads(path.read_text(), object_pairs_hook=no_duplicates)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; give a folder in Hugging Face layout") from None
     except OSError as error:

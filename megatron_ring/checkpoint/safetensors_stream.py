@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from megatron_ring.checkpoint.fast_files import DirectReader, DirectWriter, Scratch
-from megatron_ring.checkpoint.hf_config import _no_duplicates
+from megatron_ring.checkpoint.hf_config import no_duplicates
 from megatron_ring.errors import UserError
 
 DTYPES = {
@@ -71,7 +71,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > min(size - 8, LARGEST_HEADER):
                 raise ValueError("truncated, or not a safetensors file")
-            header = json.loads(file.read(length), object_pairs_hook=_no_duplicates)
+            header = json.loads(file.read(length), object_pairs_hook=no_duplicates)
         start = 8 + length
         found = []
         for name, item in header.items():

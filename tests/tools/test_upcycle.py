@@ -269,7 +269,7 @@ FOLDER_MISTAKES = {
         "model.safetensors: cannot be read",
     ),
     "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer.json"),
-    "no config": (lambda folder: (folder / "config.json").unlink(), "config.json: cannot be read"),
+    "no config": (lambda folder: (folder / "config.json").unlink(), "config.json: no such file"),
 }
 GGUF_MISTAKES = {
     "attention bias": (add_tensor("blk.0.attn_q.bias"), "blk.0.attn_q.bias"),
