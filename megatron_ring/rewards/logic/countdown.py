@@ -79,7 +79,7 @@ def generate(seed: int, difficulty: int) -> dict[str, Any]:
     prompt = (
         f"Use the numbers {', '.join(map(str, numbers))} to make {target}: write an expression whose value is exactly "
         f"{target}, using {how_often}. A number that is listed twice may be used twice. {RULES}\n"
-        "Give the expression alone in \\boxed{}, such as \\boxed{(3+5)*2-1}."
+        "Give the expression alone in \\boxed{}, of the form \\boxed{(a+b)*c-d}, with numbers for letters."
     )
     answer = {"numbers": list(numbers), "target": target, "use_all": use_all}
     return make_problem(NAME, seed, difficulty, prompt, answer, witness)

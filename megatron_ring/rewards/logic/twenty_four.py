@@ -32,7 +32,7 @@ def generate(seed: int, difficulty: int) -> dict[str, Any]:
     prompt = (
         f"Play the 24 game with {', '.join(map(str, numbers))}: write an expression whose value is exactly 24, using each "
         f"of the four numbers exactly once. A number that is listed twice is used twice. {countdown.RULES}\n"
-        "Give the expression alone in \\boxed{}, such as \\boxed{(3+5)*2+8}."
+        "Give the expression alone in \\boxed{}, of the form \\boxed{(a+b)*c-d}, with numbers for letters."
     )
     return make_problem(NAME, seed, difficulty, prompt, answer, witness)
 
