@@ -102,8 +102,11 @@ def test_solvers_find_accepted_answers_and_uniqueness_holds(case: tuple[str, int
     problem = GAMES[name].generate(seed, level)
     found = GAMES[name].solve(problem["answer"], 4)
     assert found and len(set(found)) == len(found) <= 4
+    if name == "arc":  # longer rules may explain the examples too, and predict something else; the shortest comes first
+        assert found[0] == problem["metadata"]["witness"]
+        return
     assert all(accepted(problem, answer) for answer in found)
-    if name in ("arc", "knights", "nonogram", "sudoku"):
+    if name in ("knights", "nonogram", "sudoku"):
         assert found == [problem["metadata"]["witness"]]
 
 
