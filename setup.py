@@ -7,9 +7,7 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 README = HERE / "README.md"
-VERSION = re.search(
-    r'^__version__ = "(.+)"$', (HERE / "megatron_ring" / "__init__.py").read_text(encoding="utf-8"), re.M
-)
+VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "megatron_ring" / "__init__.py").read_text(encoding="utf-8"), re.M)
 
 setup(
     name="megatron-ring",
@@ -30,6 +28,9 @@ setup(
         "tokenizers",
         "safetensors",
         "math-verify[antlr4_13_2]>=0.9,<0.10",
+        "pint>=0.24",  # units of science answers
+        "langdetect>=1.0.9",  # languages and sentences of instructions, without downloads
+        "nupunkt>=0.6",
         "tyro",
         "rich",
         "tensorboard",
@@ -43,7 +44,11 @@ setup(
         "flash-attn": ["flash-attn>=2.7.3"],
         "parquet": ["pyarrow"],
         "gguf": ["gguf>=0.17"],
-        "dev": ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "ruff", "mypy", "types-PyYAML", "pyarrow", "gguf>=0.17"],
+        "dev": [
+            *("pytest", "pytest-timeout", "pytest-xdist", "hypothesis"),
+            *("ruff", "mypy", "types-PyYAML"),
+            *("pyarrow", "gguf>=0.17"),
+        ],
     },
     entry_points={
         "console_scripts": [

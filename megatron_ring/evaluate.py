@@ -23,11 +23,10 @@ def main(config: EvaluateConfig) -> None:
     from megatron_ring.data.files import read_prompts, write_atomically
     from megatron_ring.data.prompts import StreamPrompt
     from megatron_ring.data.tokenizer import RingTokenizer
-    from megatron_ring.rewards.pool import RewardPool
     from megatron_ring.sampler.rollouts import sample_rollouts
     from megatron_ring.sampler.sampler import Sampler
     from megatron_ring.training.progress import Progress
-    from megatron_ring.training.rl_step import score_rollouts
+    from megatron_ring.training.rollout_rewards import open_scorer
     from megatron_ring.training.stage import set_first_weights, start_stage
 
     tokenizer = RingTokenizer.load(config.tokenizer)
@@ -41,14 +40,16 @@ def main(config: EvaluateConfig) -> None:
     began = time.perf_counter()
     sampler = Sampler(stage.model, stage.context, config.sampling, tokenizer.eos_id)
     mine = len(prompts[stage.context.data_rank :: stage.context.data_size]) * config.samples_per_problem
-    with Progress("evaluate", mine, 0, stage.context.is_main, unit="response") as progress:
+    with (
+        open_scorer(config.rewards, {prompt.record.domain for prompt in prompts}, tokenizer, stage.context) as scorer,
+        Progress("evaluate", mine, 0, stage.context.is_main, unit="response") as progress,
+    ):
         rollouts = sample_rollouts(
             sampler, prompts, tokenizer, samples=config.samples_per_problem, seed=config.seed, version=0,
-            instruction=config.instruction, on_progress=progress.update,
+            instruction=config.instruction, on_progress=progress.update, on_rollout=scorer.submit,
         )  # fmt: skip
+        scored = scorer.finish(rollouts)
     answers = {prompt.position: prompt for prompt in prompts}
-    with RewardPool(config.reward_workers, config.reward_time_limit) as pool:
-        scored = score_rollouts(rollouts, answers, tokenizer, pool, stage.context)
     if not stage.context.is_main:
         return
     rows = [
@@ -63,6 +64,7 @@ def main(config: EvaluateConfig) -> None:
             "finish_reason": item.rollout.finish_reason,
             "tokens": item.rollout.response_length,
             "sample": item.rollout.sample,
+            **({"detail": dict(item.detail)} if item.detail else {}),
         }
         for item in scored
     ]

@@ -30,12 +30,12 @@ def main(config: RLConfig) -> None:
     from megatron_ring.data.files import read_prompts
     from megatron_ring.data.prompts import PromptStream
     from megatron_ring.data.tokenizer import RingTokenizer
-    from megatron_ring.rewards.pool import RewardPool
     from megatron_ring.sampler.sampler import Sampler
     from megatron_ring.training.policy_loss import PolicyLoss
     from megatron_ring.training.progress import Progress
     from megatron_ring.training.reference import ReferencePolicy
     from megatron_ring.training.rl_step import collect_step, pack_step, rl_metrics, rollout_rows
+    from megatron_ring.training.rollout_rewards import open_scorer
     from megatron_ring.training.run_dir import RunDirectory
     from megatron_ring.training.stage import set_first_weights, start_stage
     from megatron_ring.training.trainer import Trainer
@@ -45,7 +45,8 @@ def main(config: RLConfig) -> None:
         tokenizer.vocab_size <= shape.vocab_size,
         f"--data.tokenizer: {tokenizer.vocab_size} tokens, the model has only {shape.vocab_size}",
     )
-    stream = PromptStream(read_prompts(config.data.prompts), config.seed)
+    prompts = read_prompts(config.data.prompts)
+    stream = PromptStream(prompts, config.seed)
 
     stage = start_stage(shape, config.parallel, config.router, config.seed, config.precision)
     context = stage.context
@@ -72,13 +73,13 @@ def main(config: RLConfig) -> None:
               + (f", continuing after step {start}" if start else ""), flush=True)  # fmt: skip
 
     with (
-        RewardPool(config.rewards.workers, config.rewards.time_limit) as rewards,
+        open_scorer(config.rewards, {prompt.domain for prompt in prompts}, tokenizer, context) as scorer,
         CheckpointSaver(run.checkpoints, context, config.keep_last, config.async_save) as saver,
         Progress("rl", config.steps, start, context.is_main) as progress,
     ):
         for step in range(start, config.steps):
             began = time.perf_counter()
-            collected = collect_step(config, step, stream, sampler, tokenizer, rewards, budget)
+            collected = collect_step(config, step, stream, sampler, tokenizer, scorer, budget)
             batches = pack_step(collected, config, context, tokenizer.pad_id)
             started_training = time.perf_counter()
             if reference is not None:

@@ -121,12 +121,20 @@ class ObjectiveConfig:
 
 @dataclass(frozen=True)
 class RewardConfig:
-    """Verifier processes, on the first rank's machine."""
+    """Verifiers. Each data-parallel replica scores what it samples, beside the sampling, on its first rank's machine."""
 
     workers: int = 4
-    """Verifier processes, on the first rank's machine."""
+    """Verifier processes of each data-parallel replica, for each kind it needs (answers, instructions, code)."""
     time_limit: float = 5.0
-    """Wall-clock limit per response (seconds); past it the reward is 0."""
+    """Wall-clock limit per response (seconds); past it the reward is 0. Code has limits for each test instead."""
+    compositions: Path | None = None
+    """JSON file of rewards made of several verifiers, by the domain of the prompt files (see docs/rewards.md)."""
+    unsafe_code: bool = False
+    """Run solutions without a sandbox where bubblewrap does not work. For trusted code only: it runs as you do."""
+
+    def __post_init__(self) -> None:
+        require(self.workers >= 1, f"--rewards.workers is {self.workers}, below 1")
+        require(0 < self.time_limit < float("inf"), f"--rewards.time-limit is {self.time_limit}, not a number of seconds")
 
 
 def _rl_optimizer() -> OptimizerConfig:
@@ -199,11 +207,8 @@ class EvaluateConfig:
     """Seed of sampling."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Parameters' dtype; auto: bf16 on CUDA, fp32 on the CPU."""
-    reward_workers: int = 4
-    """Verifier processes, on the first rank's machine."""
-    reward_time_limit: float = 5.0
-    """Wall-clock limit of the verifier per response (seconds)."""
     sampling: SamplingConfig = field(default_factory=_evaluation_sampling)
+    rewards: RewardConfig = field(default_factory=RewardConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
     def __post_init__(self) -> None:

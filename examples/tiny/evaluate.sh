@@ -3,4 +3,4 @@
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 launch megatron_ring.evaluate --checkpoint "$1" --prompts "$DATA/heldout.jsonl" --tokenizer "$TOKENIZER" \
   --out "$OUT/$2" --seed "$SEED" --sampling.temperature 1 --sampling.top-p 1 \
-  --sampling.max-new-tokens "$MAX_NEW_TOKENS" --reward-workers 1
+  --sampling.max-new-tokens "$MAX_NEW_TOKENS" --rewards.workers 1

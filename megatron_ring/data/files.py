@@ -57,12 +57,12 @@ def read_sft(path: str | Path) -> list[SFTRecord]:
 
 def write_prompts(path: str | Path, records: Iterable[PromptRecord]) -> None:
     """Write a prompt file, JSON lines or parquet by its suffix; the file appears whole or not at all."""
-    _write(Path(path), [prompt_to_json(record) for record in records])
+    write_rows(Path(path), [prompt_to_json(record) for record in records])
 
 
 def write_sft(path: str | Path, records: Iterable[SFTRecord]) -> None:
     """Write an SFT file, JSON lines or parquet by its suffix; the file appears whole or not at all."""
-    _write(Path(path), [sft_to_json(record) for record in records])
+    write_rows(Path(path), [sft_to_json(record) for record in records])
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -96,7 +96,7 @@ def _read(path: Path, parse: Callable[[object], _Record]) -> Iterator[tuple[str,
     if not path.is_file():
         raise UserError(f"{path}: no such file: check the path")
     empty = True
-    for number, row in enumerate(_parquet_rows(path) if parquet else _json_rows(path), start=1):
+    for number, row in enumerate(parquet_rows(path) if parquet else _json_rows(path), start=1):
         if isinstance(row, bytes) and not row.strip():
             continue
         place = f"{path}:{number}"
@@ -142,19 +142,31 @@ def _refuse_constant(name: str) -> object:
     raise RecordError(f"{name} is not JSON: use a number or text")
 
 
-def _parquet_rows(path: Path) -> Iterator[object]:
+def parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a parquet file, one row group in memory at a time; nulls are left out. Raises `UserError`."""
     arrow, parquet = _pyarrow()
     try:
-        table = parquet.read_table(path)
+        file = parquet.ParquetFile(path)
+        encoded = json.loads((file.schema_arrow.metadata or {}).get(_JSON_COLUMNS, b"[]"))
+        for batch in file.iter_batches():
+            for row in batch.to_pylist():
+                whole = {key: value for key, value in row.items() if value is not None}
+                yield {key: json.loads(value) if key in encoded else value for key, value in whole.items()}
     except (OSError, arrow.ArrowException) as error:
         raise UserError(f"{path}: not a readable parquet file ({error}): write it again") from None
-    encoded = json.loads((table.schema.metadata or {}).get(_JSON_COLUMNS, b"[]"))
-    for batch in table.to_batches():
-        for row in batch.to_pylist():
-            yield {key: json.loads(value) if key in encoded else value for key, value in row.items() if value is not None}
 
 
-def _write(path: Path, rows: list[dict[str, Any]]) -> None:
+def count_parquet_rows(path: Path) -> int:
+    """Rows of a parquet file, from its footer. Raises `UserError`."""
+    arrow, parquet = _pyarrow()
+    try:
+        return int(parquet.ParquetFile(path).metadata.num_rows)
+    except (OSError, arrow.ArrowException) as error:
+        raise UserError(f"{path}: not a readable parquet file ({error}): write it again") from None
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write rows of JSON, as JSON lines or parquet by the suffix; the file appears whole or not at all."""
     if not _is_parquet(path):
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         write_atomically(path, text.encode())

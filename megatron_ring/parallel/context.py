@@ -37,6 +37,11 @@ class ParallelContext:
         return self.rank == 0
 
     @property
+    def leads_replica(self) -> bool:
+        """The one process of its data-parallel replica that does what needs no model, such as scoring."""
+        return self.tensor_rank == 0 and self.pipeline_rank == 0
+
+    @property
     def first_stage(self) -> bool:
         return self.pipeline_rank == 0
 

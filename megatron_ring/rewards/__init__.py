@@ -3,5 +3,6 @@
 from megatron_ring.rewards.interface import Reward, ScoreRequest, Verifier
 from megatron_ring.rewards.pool import RewardPool
 from megatron_ring.rewards.registry import VERIFIERS, verifier_for
+from megatron_ring.rewards.scorer import Scorer
 
-__all__ = ["VERIFIERS", "Reward", "RewardPool", "ScoreRequest", "Verifier", "verifier_for"]
+__all__ = ["VERIFIERS", "Reward", "RewardPool", "ScoreRequest", "Scorer", "Verifier", "verifier_for"]

@@ -47,3 +47,10 @@ def _last_complete(text: str, start: int) -> str | None:
                 if best is None or content_start > best[0]:
                     best = (content_start, token.start())
     return None if best is None else text[best[0] : best[1]]
+
+
+def marked_answer(text: str) -> str | None:
+    """The final answer of a worked solution in GSM8K's form: what follows the last `####`, to the end of its line."""
+    _, mark, after = text.rpartition("####")
+    answer = after.strip().split("\n", 1)[0].strip()
+    return answer if mark and answer else None

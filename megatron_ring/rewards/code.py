@@ -19,12 +19,13 @@ from megatron_ring.rewards.code_compare import outputs_agree, values_agree
 from megatron_ring.rewards.code_formats import CodeTests, read_tests
 from megatron_ring.rewards.interface import Reward, ScoreRequest
 from megatron_ring.rewards.sandbox import RunResult, guest_values
-from megatron_ring.rewards.sandbox.images import ALIASES, PYTHON_LIMITS
+from megatron_ring.rewards.sandbox.images import ALIASES, PYTHON_LIMITS, image_for
 from megatron_ring.rewards.sandbox.runner import CodeRunner, CompileError
+from megatron_ring.rewards.worker import WORKERS_VARIABLE
 
 CORRECT = Reward(1.0, "correct")
 MAX_SOURCE = 1 << 18
-PARALLEL = max(1, min(4, os.cpu_count() or 1))
+MAX_PARALLEL = 4
 
 _FENCE = re.compile(r"^[ \t]*(`{3,}|~{3,})[ \t]*([^\n`]*)$", re.MULTILINE)
 
@@ -67,8 +68,18 @@ def score(request: ScoreRequest) -> Reward:
     return judge(request.response, request.answer, _shared_runner())
 
 
-def judge(response: str, answer: object, runner: CodeRunner, parallel: int = PARALLEL) -> Reward:
-    """`score` with a runner of the caller's, at most `parallel` tests at a time."""
+def prepare() -> None:
+    """Start the sandbox, so that what is missing is said before the first solution.
+
+    Raises:
+        UserError: there is no working sandbox.
+    """
+    judge("print(input())", {"tests": [{"input": "1", "output": "1"}]}, _shared_runner())
+
+
+def judge(response: str, answer: object, runner: CodeRunner, parallel: int | None = None) -> Reward:
+    """`score` with a runner of the caller's, at most `parallel` tests at a time (default: the processors' fair share)."""
+    parallel = parallel or _fair_share()
     try:
         tests = read_tests(answer)
     except UserError as error:
@@ -89,6 +100,12 @@ def judge(response: str, answer: object, runner: CodeRunner, parallel: int = PAR
         return _first_failure(tests, lambda index: _function_problem(solution, tests, index, runner), parallel)
     if language == "python":
         return _first_failure(tests, lambda index: _script_problem(solution, tests, index, runner), parallel)
+    try:
+        image_for(language)
+    except UserError as error:
+        if tests.language:
+            raise
+        return Reward(0.0, str(error))  # the response's own choice of language must not end a run
     try:
         with runner.program(language, solution.source) as program:
             return _first_failure(
@@ -184,6 +201,11 @@ def _cut(text: str) -> str:
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())[:200]
+
+
+def _fair_share() -> int:
+    """Tests at a time, so that all workers together do not run more than there are processors."""
+    return max(1, min(MAX_PARALLEL, (os.cpu_count() or 1) // int(os.environ.get(WORKERS_VARIABLE, "1"))))
 
 
 @functools.cache

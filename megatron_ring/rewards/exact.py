@@ -26,10 +26,17 @@ NUMBER = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class PlainNumber:
-    """An exact value, and whether it was written with a decimal point or a power of ten (so possibly rounded)."""
+    """An exact value, and whether it was written with a decimal point or a power of ten (so possibly rounded).
+
+    Attributes:
+        value: the value.
+        rounded: whether it may be a rounded value.
+        step: one unit of its last digit as written; 0 for a fraction, which has none.
+    """
 
     value: Fraction
     rounded: bool
+    step: Fraction = Fraction(0)
 
 
 def parse_number(text: str) -> PlainNumber | None:
@@ -38,11 +45,14 @@ def parse_number(text: str) -> PlainNumber | None:
     if match is None:
         return None
     fields = match.groupdict()
+    step = Fraction(0)
     if fields["power"] is not None:
         value, rounded = Fraction(10) ** int(fields["power"]), True
     elif fields["mantissa"] is not None:
         exponent = fields["e"] or fields["braced"] or fields["bare"]
-        value = _decimal(fields["mantissa"]) * Fraction(10) ** int(exponent or 0)
+        scale = Fraction(10) ** int(exponent or 0)
+        value = _decimal(fields["mantissa"]) * scale
+        step = scale / 10 ** len(fields["mantissa"].partition(".")[2])
         rounded = exponent is not None or "." in fields["mantissa"]
     else:
         top = fields["top"] or fields["top_digit"] or fields["over"]
@@ -50,7 +60,7 @@ def parse_number(text: str) -> PlainNumber | None:
         if _decimal(bottom) == 0:
             return None
         value, rounded = _decimal(top) / _decimal(bottom), "." in top + bottom
-    return PlainNumber(-value if fields["sign"] == "-" else value, rounded)
+    return PlainNumber(-value if fields["sign"] == "-" else value, rounded, step)
 
 
 def numbers_agree(reference: PlainNumber, answer: PlainNumber) -> bool:
@@ -64,6 +74,17 @@ def numbers_agree(reference: PlainNumber, answer: PlainNumber) -> bool:
     if not (reference.rounded or answer.rounded):
         return False
     return round(a, 6) == round(b, 6) and abs(a - b) * 10_000 <= max(abs(a), abs(b))
+
+
+def measured_agree(reference: PlainNumber, answer: PlainNumber) -> bool:
+    """Equal as measured values: one, rounded to the digits that the other is written with, is the other; within 1 %.
+
+    9.81 agrees with 9.8 and 9.807, not with 9.82. The limit keeps 0.3 from agreeing with 0.34.
+    """
+    difference = abs(reference.value - answer.value)
+    if difference * 100 > abs(reference.value):
+        return False
+    return difference * 2 <= max(reference.step, answer.step)
 
 
 def _decimal(text: str) -> Fraction:

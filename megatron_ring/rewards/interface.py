@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,10 +14,12 @@ class Reward:
     Attributes:
         value: the reward; 1 for a correct answer and 0 otherwise where the domain is verifiable.
         reason: one line.
+        detail: what it is made of, as JSON: the parts of a composed reward, the findings for each instruction.
     """
 
     value: float
     reason: str
+    detail: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +31,17 @@ class ScoreRequest:
         prompt: the prompt's text or chat messages; None where the verifier needs none.
         response: the sampled text.
         answer: the reference, in the form that the domain's verifier wants.
+        length: tokens of the response, for compositions that limit them; None where nobody counted.
     """
 
     domain: str
     prompt: Any
     response: str
     answer: Any
+    length: int | None = None
+
+
+WorkerKind = Literal["answers", "instructions", "code"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +49,15 @@ class Verifier:
     """How one domain is scored.
 
     Attributes:
-        score: decides any request. Runs in a worker process, where it may hang, crash or run out of memory.
+        score: decides any request. Runs in a worker process, where it may hang, crash or run out of memory. It raises
+            `UserError` only where nothing can be scored at all on this machine; that ends the run.
         quick_score: decides what is certain within milliseconds, whatever the input, and returns None for the rest.
             Runs in the caller's process; None when the domain has no such cases.
+        worker: which kind of worker runs it, see `worker.KINDS`.
+        time_limit: seconds for one item where the pool's own limit is too short; None for the pool's.
     """
 
     score: Callable[[ScoreRequest], Reward]
     quick_score: Callable[[ScoreRequest], Reward | None] | None = None
+    worker: WorkerKind = "answers"
+    time_limit: float | None = None

@@ -9,142 +9,58 @@ that needs one, and die with the process that started them (see `worker`).
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import queue
-import signal
-import socket
-import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterable
 from concurrent.futures import CancelledError, Future
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from megatron_ring.errors import UserError
-from megatron_ring.rewards.interface import Reward, ScoreRequest
+from megatron_ring.rewards.interface import Reward, ScoreRequest, WorkerKind
 from megatron_ring.rewards.registry import verifier_for
-from megatron_ring.rewards.worker import HEADER, send_message
+from megatron_ring.rewards.sandbox.bwrap import UNSAFE_VARIABLE
+from megatron_ring.rewards.worker import WORKERS_VARIABLE
+from megatron_ring.rewards.worker_process import WorkerDied, WorkerProcess, WorkerTimeout
 
 DEFAULT_TIME_LIMIT = 5.0
 DEFAULT_MEMORY_BYTES = 4 << 30
 
-_START_LIMIT = 120.0  # seconds; a cold file system on a busy node, not part of any item's time
 _QUICK_CHARACTERS = 1 << 18  # longer responses are searched for their box in a worker
-_WORKER_PROGRAM = "from megatron_ring.rewards.worker import main; main()"
-_PACKAGE_ROOT = Path(__file__).resolve().parents[2]
+_WAITING = 4096  # items; past them `submit` waits
+# An item whose worker crashes gets another; one whose worker somebody kills, as the kernel does for want of memory, several.
+_ATTEMPTS = 2
+_ATTEMPTS_WHEN_KILLED = 20
+_READY = Reward(0.0, "ready")
 
 
-class _WorkerTimeout(Exception):
-    """The deadline passed."""
+class _Task(NamedTuple):
+    """An item and the promise of its reward; without a request, the promise of a worker that is up."""
+
+    request: ScoreRequest | None
+    time_limit: float
+    future: Future[Reward]
 
 
-class _WorkerDied(Exception):
-    """The connection closed; the message says how the process ended."""
+@dataclass(frozen=True)
+class _Lanes:
+    """The threads for one kind of worker, and what waits for them. None in the queue ends a thread."""
 
-
-class _Worker:
-    """One worker process and the socket to it. Used by one lane only."""
-
-    def __init__(self, memory_bytes: int) -> None:
-        ours, theirs = socket.socketpair()
-        environment = dict(os.environ)
-        paths = [str(_PACKAGE_ROOT), environment.get("PYTHONPATH", "")]
-        environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
-        arguments = [str(theirs.fileno()), str(os.getpid()), str(memory_bytes)]
-        with theirs:
-            self.process = subprocess.Popen(
-                [sys.executable, "-P", "-c", _WORKER_PROGRAM, *arguments],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                env=environment,
-            )
-        self.connection = ours
-
-    def await_ready(self) -> None:
-        """Wait until the verifiers are loaded.
-
-        Raises:
-            UserError: they could not be loaded.
-        """
-        try:
-            message = self._receive(time.monotonic() + _START_LIMIT)
-            problem = message.get("error")
-        except _WorkerTimeout:
-            problem = f"not ready after {_START_LIMIT:g} s"
-        except _WorkerDied as error:
-            problem = str(error)
-        if problem:
-            raise UserError(f"a verifier process could not start ({problem}): check that math-verify is installed")
-
-    def ask(self, request: ScoreRequest, time_limit: float) -> tuple[Reward, bool]:
-        """Score one request; also whether the worker retires after it.
-
-        Raises:
-            _WorkerTimeout: no answer within `time_limit` seconds.
-            _WorkerDied: the process ended instead of answering.
-        """
-        deadline = time.monotonic() + time_limit
-        self.connection.settimeout(time_limit)
-        try:
-            send_message(self.connection, asdict(request))
-        except TimeoutError:
-            raise _WorkerTimeout from None
-        except OSError:
-            raise self._died() from None
-        message = self._receive(deadline)
-        return Reward(float(message["value"]), str(message["reason"])), bool(message["retire"])
-
-    def kill(self) -> None:
-        """End the process at once."""
-        self.process.kill()
-        self.connection.close()
-        self.process.wait()
-
-    def _receive(self, deadline: float) -> dict[str, Any]:
-        (size,) = HEADER.unpack(self._receive_bytes(HEADER.size, deadline))
-        message: dict[str, Any] = json.loads(self._receive_bytes(size, deadline))
-        return message
-
-    def _receive_bytes(self, size: int, deadline: float) -> bytes:
-        received = b""
-        while len(received) < size:
-            # Never 0, which would mean non-blocking: an answer that is already there still counts.
-            self.connection.settimeout(max(deadline - time.monotonic(), 1e-3))
-            try:
-                part = self.connection.recv(size - len(received))
-            except TimeoutError:
-                raise _WorkerTimeout from None
-            except OSError:
-                raise self._died() from None
-            if not part:
-                raise self._died()
-            received += part
-        return received
-
-    def _died(self) -> _WorkerDied:
-        try:
-            code = self.process.wait(timeout=1.0)
-        except subprocess.TimeoutExpired:
-            return _WorkerDied("closed its connection")
-        if code < 0:
-            with contextlib.suppress(ValueError):
-                return _WorkerDied(f"killed by {signal.Signals(-code).name}")
-        return _WorkerDied(f"exit status {code}")
+    kind: WorkerKind
+    tasks: queue.Queue[_Task | None]
+    threads: list[threading.Thread]
 
 
 class RewardPool:
-    """Scores responses, in order, at most `workers` at a time; use it as a context manager.
+    """Scores responses, in order; use it as a context manager.
 
     Args:
-        workers: worker processes, each of about 70 MB once started.
-        time_limit: seconds of wall clock per item; past it the item's reward is 0 and its worker is killed.
-        memory_bytes: address space of a worker (RLIMIT_AS).
+        workers: worker processes of each kind that is needed (answers, instructions, code), each of 70 to 200 MB.
+        time_limit: seconds of wall clock per item; past it the item's reward is 0 and its worker is killed. Domains
+            whose items take longer (code) have a limit of their own.
+        memory_bytes: address space of a worker (RLIMIT_AS). Code has its limits in the sandbox instead.
+        unsafe_code: run solutions without a sandbox where there is none. For trusted code only.
 
     Raises:
         UserError: fewer than one worker, or a limit that is not positive.
@@ -155,6 +71,7 @@ class RewardPool:
         workers: int = 4,
         time_limit: float = DEFAULT_TIME_LIMIT,
         memory_bytes: int = DEFAULT_MEMORY_BYTES,
+        unsafe_code: bool = False,
     ) -> None:
         if workers < 1:
             raise UserError(f"reward workers: {workers} given, use at least 1")
@@ -162,28 +79,37 @@ class RewardPool:
             raise UserError(f"reward time limit: {time_limit} s given, use a positive number of seconds")
         if memory_bytes < 1:
             raise UserError(f"reward memory limit: {memory_bytes} bytes given, use a positive number")
+        self._workers = workers
         self._time_limit = time_limit
         self._memory_bytes = memory_bytes
-        self._tasks: queue.SimpleQueue[tuple[ScoreRequest, Future[Reward]] | None] = queue.SimpleQueue()
+        self._variables = {WORKERS_VARIABLE: str(workers), UNSAFE_VARIABLE: str(int(unsafe_code))}
+        if unsafe_code:
+            said = "programs that a model wrote run WITHOUT a sandbox where bubblewrap does not work"
+            print(f"warning: unsafe code is allowed: {said}", file=sys.stderr, flush=True)
         self._lock = threading.Lock()
         self._closed = False
-        self._live: set[_Worker] = set()
-        # Daemons: a caller that forgets `close` can still exit, and its workers die with it.
-        self._lanes = [
-            threading.Thread(target=self._run_lane, name=f"reward-lane-{index}", daemon=True)
-            for index in range(workers)
-        ]
-        for lane in self._lanes:
-            lane.start()
+        self._live: set[WorkerProcess] = set()
+        self._lanes: dict[WorkerKind, _Lanes] = {}
+
+    def start(self, domains: Iterable[str]) -> None:
+        """Start a worker for each kind that these domains need, and wait for it: what is missing is said now, not later.
+
+        Raises:
+            UserError: a domain has no verifier, or its workers cannot work here.
+        """
+        kinds = dict.fromkeys(verifier_for(domain).worker for domain in domains)
+        waiting = [self._put(kind, _Task(None, self._time_limit, Future())) for kind in kinds]
+        for future in waiting:
+            future.result()
 
     def submit(self, request: ScoreRequest) -> Future[Reward]:
         """Start scoring one response; generation can go on meanwhile. `result()` waits for the reward.
 
         What can be decided within milliseconds is decided here. A response whose scoring hangs, crashes or runs out of
-        memory gets reward 0 with the reason; other items are not affected.
+        memory gets reward 0 with the reason; other items are not affected. Waits while thousands of items are waiting.
 
         Raises:
-            UserError: the domain has no verifier. (From the future: workers cannot start at all.)
+            UserError: the domain has no verifier. (From the future: workers cannot work at all.)
             RuntimeError: the pool is closed.
         """
         verifier = verifier_for(request.domain)
@@ -193,11 +119,8 @@ class RewardPool:
             if reward is not None:
                 future.set_result(reward)
                 return future
-        with self._lock:
-            if self._closed:
-                raise RuntimeError("the reward pool is closed")
-            self._tasks.put((request, future))
-        return future
+        time_limit = max(self._time_limit, verifier.time_limit or 0.0)
+        return self._put(verifier.worker, _Task(request, time_limit, future))
 
     def score(self, requests: Iterable[ScoreRequest]) -> list[Reward]:
         """Score responses and wait; rewards in the order of the requests. Raises what `submit` and its futures do."""
@@ -214,16 +137,21 @@ class RewardPool:
         """Kill the workers and cancel what is not scored yet. Safe to call twice."""
         with self._lock:
             self._closed = True
-            live = list(self._live)
-        with contextlib.suppress(queue.Empty):
-            while (task := self._tasks.get_nowait()) is not None:
-                task[1].cancel()
+            live, lanes = list(self._live), list(self._lanes.values())
+        for group in lanes:
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    task = group.tasks.get_nowait()
+                    if task is not None:
+                        task.future.cancel()
         for worker in live:
             worker.process.kill()
-        for _ in self._lanes:
-            self._tasks.put(None)
-        for lane in self._lanes:
-            lane.join()
+        for group in lanes:
+            for _ in group.threads:
+                group.tasks.put(None)
+        for group in lanes:
+            for thread in group.threads:
+                thread.join()
 
     def __enter__(self) -> RewardPool:
         return self
@@ -231,35 +159,77 @@ class RewardPool:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _run_lane(self) -> None:
-        worker: _Worker | None = None
-        while (task := self._tasks.get()) is not None:
-            request, future = task
-            if not future.set_running_or_notify_cancel():
+    def _put(self, kind: WorkerKind, task: _Task) -> Future[Reward]:
+        lanes = self._lanes_of(kind)
+        while True:
+            if self._closed:
+                raise RuntimeError("the reward pool is closed")
+            with contextlib.suppress(queue.Full):
+                lanes.tasks.put(task, timeout=0.2)
+                return task.future
+
+    def _lanes_of(self, kind: WorkerKind) -> _Lanes:
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("the reward pool is closed")
+            if kind not in self._lanes:
+                tasks: queue.Queue[_Task | None] = queue.Queue(_WAITING)
+                # Daemons: a caller that forgets `close` can still exit, and its workers die with it.
+                threads = [
+                    threading.Thread(target=self._run_lane, args=(kind, tasks), name=f"reward-{kind}-{i}", daemon=True)
+                    for i in range(self._workers)
+                ]
+                self._lanes[kind] = _Lanes(kind, tasks, threads)
+                for thread in threads:
+                    thread.start()
+            return self._lanes[kind]
+
+    def _run_lane(self, kind: WorkerKind, tasks: queue.Queue[_Task | None]) -> None:
+        worker: WorkerProcess | None = None
+        while (task := tasks.get()) is not None:
+            if self._closed:
+                task.future.cancel()
+            if not task.future.set_running_or_notify_cancel():
                 continue
-            retire = True
-            outcome: Reward | Exception
-            try:
-                worker = self._usable(worker)
-                outcome, retire = worker.ask(request, self._time_limit)
-            except _WorkerTimeout:
-                outcome = Reward(0.0, f"time limit of {self._time_limit:g} s exceeded")
-            except _WorkerDied as error:
-                outcome = Reward(0.0, f"the verifier's process died: {error}")
-            except Exception as error:
-                outcome = error
-            if retire:
-                self._discard(worker)
-                worker = None
-                if self._closed:  # it was killed by `close`, not by the response
-                    outcome = CancelledError()
+            outcome: Reward | Exception = CancelledError()
+            crashes, deaths = 0, 0
+            while crashes < _ATTEMPTS and deaths < _ATTEMPTS_WHEN_KILLED and not self._closed:
+                outcome, worker, death = self._attempt(task, kind, worker)
+                if death is None:
+                    break
+                deaths += 1
+                crashes += not death.killed
+            if self._closed and not isinstance(outcome, Reward):  # it was killed by `close`, not by the response
+                outcome = CancelledError()
             if isinstance(outcome, Reward):
-                future.set_result(outcome)
+                task.future.set_result(outcome)
             else:
-                future.set_exception(outcome)
+                task.future.set_exception(outcome)
         self._discard(worker)
 
-    def _usable(self, worker: _Worker | None) -> _Worker:
+    def _attempt(
+        self, task: _Task, kind: WorkerKind, worker: WorkerProcess | None
+    ) -> tuple[Reward | Exception, WorkerProcess | None, WorkerDied | None]:
+        """One try to score an item: its reward or what went wrong, the worker for the next, how the worker died if so."""
+        outcome: Reward | Exception
+        death, retire = None, True
+        try:
+            worker = self._usable(kind, worker)
+            outcome, retire = (_READY, False) if task.request is None else worker.ask(task.request, task.time_limit)
+        except WorkerTimeout:
+            outcome = Reward(0.0, f"time limit of {task.time_limit:g} s exceeded")
+        except WorkerDied as error:
+            outcome, death = Reward(0.0, f"the verifier's process died: {error}"), error
+        except Exception as error:
+            outcome = error
+        if retire:
+            self._discard(worker)
+            worker = None
+            if self._closed:
+                outcome = CancelledError()
+        return outcome, worker, death
+
+    def _usable(self, kind: WorkerKind, worker: WorkerProcess | None) -> WorkerProcess:
         """The lane's worker, or a new one when there is none or when it died while it was idle."""
         if worker is not None and worker.process.poll() is None:
             return worker
@@ -267,16 +237,16 @@ class RewardPool:
         with self._lock:
             if self._closed:
                 raise CancelledError
-            worker = _Worker(self._memory_bytes)
+            worker = WorkerProcess(kind, self._memory_bytes, self._variables)
             self._live.add(worker)
         try:
             worker.await_ready()
-        except UserError:
+        except (UserError, WorkerDied):
             self._discard(worker)
             raise
         return worker
 
-    def _discard(self, worker: _Worker | None) -> None:
+    def _discard(self, worker: WorkerProcess | None) -> None:
         if worker is not None:
             with self._lock:
                 self._live.discard(worker)

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from megatron_ring.errors import UserError
-from megatron_ring.rewards import math, science
+from megatron_ring.rewards import baseline, code, format, instructions, math, science
 from megatron_ring.rewards.interface import Verifier
 from megatron_ring.rewards.logic import GAMES
 
+# A solution's tests have limits of their own, in the sandbox; this one bounds a hundred slow ones together.
+CODE_SECONDS = 120.0
+
 VERIFIERS: dict[str, Verifier] = {
-    "math": Verifier(score=math.score, quick_score=math.quick_score),
-    "science": Verifier(score=science.score, quick_score=science.quick_score),
-    **{f"logic/{name}": Verifier(score=game.score) for name, game in GAMES.items()},
+    "math": Verifier(math.score, math.quick_score),
+    "science": Verifier(science.score, science.quick_score),
+    "code": Verifier(code.score, worker="code", time_limit=CODE_SECONDS),
+    "instructions": Verifier(instructions.score, instructions.quick_score, worker="instructions"),
+    **{f"logic/{name}": Verifier(game.score) for name, game in GAMES.items()},
+    "format/thinking": Verifier(format.thinking, format.thinking),
+    "format/one_box": Verifier(format.one_box, format.one_box),
+    "format/script": Verifier(format.script),
+    "format/language": Verifier(format.language, worker="instructions"),
+    "baseline/math-verify": Verifier(baseline.score),
 }
 
 

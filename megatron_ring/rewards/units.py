@@ -1,8 +1,15 @@
-r"""Units as they are written: `m/s^2`, `\mathrm{m\,s^{-2}}` and `m·s⁻²` are the same, `cm` and `m` are not."""
+r"""Units as they are written: `m/s^2`, `\mathrm{m\,s^{-2}}` and `m·s⁻²` are the same.
+
+The text is read here, never by a library's parser, which would evaluate expressions; what the symbols mean, and how one
+unit converts to another, is pint's to say (`unit_conversion`).
+"""
 
 from __future__ import annotations
 
 import re
+
+from megatron_ring.rewards.unit_conversion import Conversion, conversion_between
+from megatron_ring.rewards.unit_names import PREFIXES, spell_out
 
 Unit = tuple[tuple[str, int], ...]  # symbols with their exponents, sorted; case matters (mW is not MW)
 
@@ -12,9 +19,8 @@ _SUPERSCRIPT = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+")
 _DEGREE = re.compile(r"\^?\{?\s*\\circ\s*\}?|°|\\degree\b")
 _PRODUCT = re.compile(r"\\left(?=\()|\\right(?=\))|\\cdot|\\times|\\[,;: ]|[·⋅*~×]")
 _TOKEN = re.compile(r"\s*(?:([A-Za-z]+)\s*(?:\^\s*\(?([+-]?\d{1,2})\)?|([+-]?\d))?|([/()]))")
-_SPELLINGS = {"ohm": "Ohm", "ohms": "Ohm", "Ohms": "Ohm", "degrees": "deg", "degree": "deg", "liter": "L", "l": "L"}
+_SPELLINGS = {"l": "L", "days": "d", "day": "d"}
 
-_PREFIXES = ("", "Y", "Z", "E", "P", "T", "G", "M", "k", "h", "da", "d", "c", "m", "u", "n", "p", "f", "a")
 # fmt: off
 _PREFIXABLE = (
     "m", "g", "s", "A", "K", "mol", "cd", "Hz", "N", "Pa", "J", "W", "C", "V", "F", "Ohm", "S", "Wb", "T", "H", "lm",
@@ -22,10 +28,10 @@ _PREFIXABLE = (
 )
 _OTHERS = (
     "min", "h", "d", "day", "days", "yr", "rad", "sr", "u", "amu", "atm", "Torr", "mmHg", "psi", "Ang", "dB", "ppm",
-    "ppb", "degC", "degF", "deg", "rpm", "AU", "ly", "pc",
+    "ppb", "degC", "degF", "deg", "rpm", "AU", "ly", "pc", "ft", "in", "mi", "yd", "lb", "oz", "mph",
 )
 # fmt: on
-KNOWN = frozenset(prefix + unit for prefix in _PREFIXES for unit in _PREFIXABLE) | frozenset(_OTHERS)
+KNOWN = frozenset(prefix + unit for prefix in PREFIXES for unit in _PREFIXABLE) | frozenset(_OTHERS)
 
 
 def parse_unit(text: str) -> Unit | None:
@@ -63,6 +69,27 @@ def parse_unit(text: str) -> Unit | None:
     return tuple(sorted((symbol, power) for symbol, power in exponents.items() if power)) or None
 
 
+def conversion(given: str, wanted: str) -> Conversion | None:
+    """How a value in the one unit becomes a value in the other; None where it cannot.
+
+    Words that are no units are the same when they are, or when one is the other's plural.
+    """
+    left, right = parse_unit(given), parse_unit(wanted)
+    if left is None or right is None:
+        return Conversion() if _words(given) == _words(wanted) else None
+    if left == right or _singular(left) == _singular(right):
+        return Conversion()
+    if any(symbol not in KNOWN for symbol, _ in (*left, *right)):
+        return None
+    return conversion_between(left, right)
+
+
+def same_unit(a: str, b: str) -> bool:
+    """Whether two texts are the same unit, otherwise written: N m is J, mL is cm^3."""
+    change = conversion(a, b)
+    return change is not None and change.is_identity
+
+
 def looks_like_unit(text: str) -> bool:
     r"""Whether what follows a number in a REFERENCE is a unit and not algebra such as `2x`, `3 \pi` or `5m`.
 
@@ -81,8 +108,16 @@ def looks_like_unit(text: str) -> bool:
     return all(symbol in KNOWN for symbol in symbols) and (len(symbols) > 1 or len(symbols[0]) > 1)
 
 
+def _singular(unit: Unit) -> Unit:
+    return tuple((symbol.removesuffix("s") if len(symbol) > 3 else symbol, power) for symbol, power in unit)
+
+
+def _words(text: str) -> list[str]:
+    return [word.removesuffix("s").lower() for word in re.findall("[A-Za-z]+", _WRAPPER.sub(r" \1", text))]
+
+
 def _normalise(text: str) -> str:
-    text = _WRAPPER.sub(r" \1", text)
+    text = spell_out(_WRAPPER.sub(r" \1", text))
     text = re.sub(r"\\mu\b\s*|[µμ]", "u", text)
     text = re.sub(r"\\Omega\b|[ΩΩ]", " Ohm", text)
     text = re.sub(r"\\AA\b|[ÅÅ]", " Ang", text)

@@ -1,6 +1,7 @@
 """The process in which verifiers run: reads requests from a socket, answers each, and dies with its parent.
 
-`RewardPool` starts it with three arguments: the socket's file descriptor, the parent's pid, the memory limit in bytes.
+`RewardPool` starts it with four arguments: the socket's file descriptor, the parent's pid, the kind of worker, the memory
+limit in bytes.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import sys
 from typing import Any
 
 HEADER = struct.Struct("!Q")
+# How many workers share this machine, for those that run things side by side.
+WORKERS_VARIABLE = "MEGATRON_RING_REWARD_WORKERS"
 
 _PR_SET_PDEATHSIG = 1
 # Algebra leaves caches behind. A worker whose address space has grown to this share of its limit is replaced.
@@ -39,14 +42,15 @@ def _receive(connection: socket.socket, size: int) -> bytes | None:
     return b"".join(parts)
 
 
-def _limit_process(parent: int, memory_bytes: int) -> None:
-    """Die with the parent, even in the middle of a computation; no core files; a bounded address space."""
+def _limit_process(parent: int, memory_bytes: int | None) -> None:
+    """Die with the parent, even in the middle of a computation; no core files; an address space bounded where asked."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before prctl took effect
         raise SystemExit(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    if memory_bytes is not None:
+        resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
 
 
 def _address_space() -> int:
@@ -55,17 +59,39 @@ def _address_space() -> int:
         return int(statm.read().split()[0]) * resource.getpagesize()
 
 
+def _prepare(kind: str) -> None:
+    """Load what the first item would otherwise be charged for."""
+    if kind == "answers":
+        from megatron_ring.rewards import math
+
+        math.prepare()
+    elif kind == "instructions":
+        from megatron_ring.rewards import instructions
+
+        instructions.prepare()
+    else:
+        from megatron_ring.rewards import code
+
+        code.prepare()
+
+
 def main() -> None:
     """Serve requests until the parent closes the socket."""
-    descriptor, parent, memory_bytes = (int(argument) for argument in sys.argv[1:4])
+    descriptor, parent = int(sys.argv[1]), int(sys.argv[2])
+    # What the sandbox runs would inherit the limit; there each run has its own.
+    memory_bytes = None if sys.argv[3] == "code" else int(sys.argv[4])
     _limit_process(parent, memory_bytes)
     connection = socket.socket(fileno=descriptor)
+    from megatron_ring.errors import UserError
+
     try:
-        from megatron_ring.rewards import math
         from megatron_ring.rewards.interface import ScoreRequest
         from megatron_ring.rewards.registry import verifier_for
 
-        math.prepare()
+        _prepare(sys.argv[3])
+    except UserError as error:
+        send_message(connection, {"user_error": str(error)})
+        raise SystemExit(1) from None
     except Exception as error:
         send_message(connection, {"error": f"{type(error).__name__}: {error}"})
         raise SystemExit(1) from None
@@ -78,11 +104,14 @@ def main() -> None:
         request = ScoreRequest(**json.loads(payload))
         try:
             reward = verifier_for(request.domain).score(request)
-            value, reason = reward.value, reward.reason
+            answer = {"value": reward.value, "reason": reward.reason, "detail": dict(reward.detail)}
+        except UserError as error:
+            send_message(connection, {"user_error": str(error)})
+            continue
         except Exception as error:
             # Never the error's own text: printing an expression can take forever.
-            value, reason = 0.0, f"the verifier failed with {type(error).__name__}"
-        grown = _address_space() > _RETIRE_AT * memory_bytes
-        send_message(connection, {"value": value, "reason": reason, "retire": grown})
+            answer = {"value": 0.0, "reason": f"the verifier failed with {type(error).__name__}", "detail": {}}
+        grown = memory_bytes is not None and _address_space() > _RETIRE_AT * memory_bytes
+        send_message(connection, {**answer, "retire": grown})
         if grown:
             break

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal, get_args
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
 
 FinishReason = Literal["stop", "length"]
 
@@ -64,7 +65,7 @@ class Rollout:
 
 @dataclass(frozen=True, slots=True)
 class ScoredRollout:
-    """A rollout with its reward and the verifier's reason for it.
+    """A rollout with its reward, the verifier's reason for it and what it is made of (`rewards.Reward.detail`).
 
     Raises:
         ValueError: a reward that is not finite.
@@ -73,6 +74,7 @@ class ScoredRollout:
     rollout: Rollout
     reward: float
     reason: str
+    detail: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.reward):

@@ -75,6 +75,7 @@ class Queue:
         self.waiting = deque(ActiveSequence(i, request) for i, request in enumerate(requests))
         self.active: list[ActiveSequence] = []
         self.completions: list[Completion | None] = [None] * len(requests)
+        self._finished: list[int] = []
 
     def admit(self) -> list[ActiveSequence]:
         """Move waiting requests into free slots, at most `prefill_tokens` prompt tokens at a time; the newly admitted."""
@@ -99,11 +100,17 @@ class Queue:
                 slot += 1
                 continue
             self.completions[sequence.index] = sequence.completion()
+            self._finished.append(sequence.index)
             last = self.active.pop()
             if slot < len(self.active):
                 self.active[slot] = last
                 moves.append((len(self.active), slot))
         return moves
+
+    def take_finished(self) -> list[tuple[int, Completion]]:
+        """What has finished since the last call, with its place among the requests."""
+        finished, self._finished = self._finished, []
+        return [(index, completion) for index in finished if (completion := self.completions[index]) is not None]
 
     def results(self) -> list[Completion]:
         """All completions, in the order of the requests."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from megatron_ring.data.prompts import StreamPrompt
+from megatron_ring.data.records import PromptRecord
 from megatron_ring.data.tokenizer import RingTokenizer
 from megatron_ring.parallel import collectives
 from megatron_ring.rl.records import Rollout
-from megatron_ring.sampler.requests import GenerationRequest, request_seed
+from megatron_ring.sampler.requests import Completion, GenerationRequest, request_seed
 from megatron_ring.sampler.sampler import Sampler
 
 
@@ -22,11 +23,13 @@ def sample_rollouts(
     version: int,
     instruction: str | None = None,
     on_progress: Callable[[int], None] | None = None,
+    on_rollout: Callable[[Rollout, PromptRecord], None] | None = None,
 ) -> list[Rollout]:
     """`samples` responses to each prompt, on every rank, ordered by prompt and sample.
 
     A response's seed comes from (seed, prompt's position in the stream, sample): the rollouts do not depend on the number
-    of replicas. Each replica takes every data-size-th prompt, all its samples.
+    of replicas. Each replica takes every data-size-th prompt, all its samples. `on_rollout` is given each of this replica's
+    own rollouts as soon as it is whole, while others are still being sampled; it must not raise.
     """
     context = sampler.context
     mine = prompts[context.data_rank :: context.data_size]
@@ -37,9 +40,9 @@ def sample_rollouts(
         GenerationRequest(tokens[i], number, sampler.sampling.max_new_tokens)
         for (i, _), number in zip(asked, seeds, strict=True)
     ]
-    completions = sampler.generate(requests, on_progress)
-    rollouts = [
-        Rollout(
+    def rollout(index: int, completion: Completion) -> Rollout:
+        i, k = asked[index]
+        return Rollout(
             prompt_index=mine[i].position,
             sample=k,
             prompt_id=mine[i].record.id,
@@ -50,9 +53,14 @@ def sample_rollouts(
             entropies=completion.entropies,
             finish_reason=completion.finish_reason,
             version=version,
-            seed=number,
+            seed=seeds[index],
         )
-        for (i, k), number, completion in zip(asked, seeds, completions, strict=True)
-    ]
+
+    def finished(index: int, completion: Completion) -> None:
+        if on_rollout is not None:
+            on_rollout(rollout(index, completion), mine[asked[index][0]].record)
+
+    completions = sampler.generate(requests, on_progress, finished)
+    rollouts = [rollout(index, completion) for index, completion in enumerate(completions)]
     everyone = [rollout for part in collectives.gather_over_data(rollouts) for rollout in part]
     return sorted(everyone, key=lambda rollout: (rollout.prompt_index, rollout.sample))

@@ -38,13 +38,18 @@ class Sampler:
 
     @torch.no_grad()
     def generate(
-        self, requests: Sequence[GenerationRequest], on_progress: Callable[[int], None] | None = None
+        self,
+        requests: Sequence[GenerationRequest],
+        on_progress: Callable[[int], None] | None = None,
+        on_finished: Callable[[int, Completion], None] | None = None,
     ) -> list[Completion]:
         """Complete this data-parallel replica's requests, in order. All ranks of the run call it together.
 
         Args:
             requests: may be empty on some replicas. All ranks of one replica must bring the same ones.
             on_progress: told the number of finished requests after each decoding step.
+            on_finished: given each completion when it is done, with its place among the requests. Must not raise:
+                other ranks would wait.
 
         Raises:
             UserError: a prompt and its longest response exceed the model's positions.
@@ -63,6 +68,9 @@ class Sampler:
                 if self._anyone(bool(queue.active)):
                     self._decode(queue.active, cache)
                     cache.move(queue.retire())
+                for index, completion in queue.take_finished():
+                    if on_finished is not None:
+                        on_finished(index, completion)
                 if on_progress is not None:
                     on_progress(len(requests) - len(queue.waiting) - len(queue.active))
         finally:

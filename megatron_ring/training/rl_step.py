@@ -1,4 +1,4 @@
-"""What happens in an RL step before the optimizer: sample until the budget is reached, score, select, pack."""
+"""What happens in an RL step before the optimizer: sample until the budget is reached, score meanwhile, select, pack."""
 
 from __future__ import annotations
 
@@ -13,17 +13,15 @@ from megatron_ring.data.prompts import PromptStream, StreamPrompt
 from megatron_ring.data.sequences import PolicySequence
 from megatron_ring.data.tokenizer import RingTokenizer
 from megatron_ring.errors import UserError
-from megatron_ring.parallel import collectives
 from megatron_ring.parallel.context import ParallelContext
-from megatron_ring.rewards.interface import ScoreRequest
-from megatron_ring.rewards.pool import RewardPool
 from megatron_ring.rl.advantages import group_advantages
 from megatron_ring.rl.budget import select_budget
 from megatron_ring.rl.grpo import grpo_token_weights
-from megatron_ring.rl.records import Rollout, ScoredRollout
+from megatron_ring.rl.records import ScoredRollout
 from megatron_ring.sampler.rollouts import sample_rollouts
 from megatron_ring.sampler.sampler import Sampler
 from megatron_ring.stage_config import RLConfig
+from megatron_ring.training.rollout_rewards import RolloutScorer
 from megatron_ring.training.trainer import StepResult
 
 
@@ -51,7 +49,7 @@ class CollectedStep:
 
 def collect_step(
     config: RLConfig, step: int, stream: PromptStream, sampler: Sampler, tokenizer: RingTokenizer,
-    pool: RewardPool, budget: int | None,
+    scorer: RolloutScorer, budget: int | None,
 ) -> CollectedStep:  # fmt: skip
     """Sample rounds of prompts until their responses hold `budget` tokens (one round without a budget), score them,
     compute advantages from every response of a group, then select.
@@ -75,10 +73,10 @@ def collect_step(
         began = time.perf_counter()
         rollouts = sample_rollouts(
             sampler, prompts, tokenizer, samples=config.samples_per_prompt, seed=config.seed, version=step,
-            instruction=config.data.instruction,
+            instruction=config.data.instruction, on_rollout=scorer.submit,
         )  # fmt: skip
         sampled = time.perf_counter()
-        scored += score_rollouts(rollouts, answers, tokenizer, pool, sampler.context)
+        scored += scorer.finish(rollouts)
         sample_seconds += sampled - began
         reward_seconds += time.perf_counter() - sampled
         tokens += sum(rollout.response_length for rollout in rollouts)
@@ -88,25 +86,6 @@ def collect_step(
     lengths = [item.rollout.response_length for item in scored]
     trained = list(lengths) if budget is None else select_budget(lengths, budget).trained
     return CollectedStep(scored, answers, advantages.tolist(), trained, budget, rounds, sample_seconds, reward_seconds)
-
-
-def score_rollouts(
-    rollouts: list[Rollout], answers: dict[int, StreamPrompt], tokenizer: RingTokenizer, pool: RewardPool,
-    context: ParallelContext,
-) -> list[ScoredRollout]:  # fmt: skip
-    """Rewards with reasons. The main process scores; everyone gets the same."""
-    rewards = None
-    if context.is_main:
-        requests = []
-        for rollout in rollouts:
-            record = answers[rollout.prompt_index].record
-            text = tokenizer.decode(rollout.response_tokens)
-            prompt = record.prompt if isinstance(record.prompt, str) else None
-            requests.append(ScoreRequest(record.domain, prompt, text, record.answer))
-        rewards = [(reward.value, reward.reason) for reward in pool.score(requests)]
-    rewards = collectives.broadcast_from_main(rewards)
-    assert rewards is not None
-    return [ScoredRollout(rollout, value, reason) for rollout, (value, reason) in zip(rollouts, rewards, strict=True)]
 
 
 def pack_step(collected: CollectedStep, config: RLConfig, context: ParallelContext, pad_id: int) -> list[PolicyBatch]:
@@ -142,14 +121,27 @@ def _reward_and_length(items: list[ScoredRollout], suffix: str) -> dict[str, flo
     }
 
 
+def _parts(items: list[ScoredRollout], suffix: str) -> dict[str, float]:
+    """Mean of each part, gate and length penalty of composed rewards, over the responses that have it."""
+    values: dict[str, list[float]] = {}
+    for item in items:
+        for group in ("parts", "gates"):
+            for name, (value, _) in item.detail.get(group, {}).items():
+                values.setdefault(f"reward_{group}/{name}", []).append(value)
+        if "length_penalty" in item.detail:
+            values.setdefault("reward_length_penalty", []).append(item.detail["length_penalty"])
+    return {name + suffix: sum(found) / len(found) for name, found in values.items()}
+
+
 def rl_metrics(collected: CollectedStep, result: StepResult) -> dict[str, Any]:
     """The step's figures under the names of the metrics contract. Means are over trained tokens; `kl`, `clip_fraction`
     and `mismatch/*` compare with the reference, the clip range, and the sampler."""
     scored = collected.scored
     domains = sorted({item.rollout.domain for item in scored})
-    metrics: dict[str, Any] = _reward_and_length(scored, "")
+    metrics: dict[str, Any] = _reward_and_length(scored, "") | _parts(scored, "")
     for domain in domains if len(domains) > 1 else []:
-        metrics |= _reward_and_length([item for item in scored if item.rollout.domain == domain], f"/{domain}")
+        items = [item for item in scored if item.rollout.domain == domain]
+        metrics |= _reward_and_length(items, f"/{domain}") | _parts(items, f"/{domain}")
     truncated = sum(item.rollout.finish_reason == "length" for item in scored)
     return metrics | {
         "response_length/truncated_fraction": truncated / len(scored),
@@ -190,6 +182,7 @@ def rollout_rows(collected: CollectedStep, tokenizer: RingTokenizer) -> list[dic
                 "tokens": rollout.response_length,
                 "trained_tokens": trained,
                 "finish_reason": rollout.finish_reason,
+                **({"detail": dict(item.detail)} if item.detail else {}),
             }
         )
     return rows

@@ -1,0 +1,129 @@
+r"""The form of a response, for the gates of a composition: its thinking, its box, its script, its language.
+
+The reference is an object of options; `{}` takes the defaults.
+
+| domain            | reward 1 when                                             | options                                   |
+|-------------------|-----------------------------------------------------------|-------------------------------------------|
+| `format/thinking` | one `<think>…</think>` begins it, and an answer follows   | `opened`: the template has opened it      |
+| `format/one_box`  | exactly one `\boxed{…}` after the thinking, not blank     |                                           |
+| `format/script`   | a share of the answer's letters is of one script          | `script` ("latin"), `share` (0.9)         |
+| `format/language` | langdetect finds the answer's language                    | `language` ("en"), an ISO 639-1 code      |
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from megatron_ring.errors import UserError
+from megatron_ring.rewards.boxed import last_boxed
+from megatron_ring.rewards.instructions.detection import LANGUAGES, detect_language, is_language
+from megatron_ring.rewards.instructions.finding import shown
+from megatron_ring.rewards.instructions.text import THINK_CLOSE, THINK_OPEN, answer_part
+from megatron_ring.rewards.interface import Reward, ScoreRequest
+
+SCRIPTS = [
+    "arabic",
+    "bengali",
+    "cyrillic",
+    "devanagari",
+    "greek",
+    "han",
+    "hangul",
+    "hebrew",
+    "kana",
+    "latin",
+    "tamil",
+    "thai",
+]
+
+_BOX = re.compile(r"\\boxed\s*+\{")
+# The names Unicode gives the letters of a script start with these; the others start with the script's own.
+_LETTER_NAMES = {"han": ("CJK",), "kana": ("HIRAGANA", "KATAKANA"), "latin": ("LATIN", "FULLWIDTH LATIN")}
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "format/thinking": {"opened": False},
+    "format/one_box": {},
+    "format/script": {"script": "latin", "share": 0.9},
+    "format/language": {"language": "en"},
+}
+
+
+def read_options(domain: str, given: Any) -> dict[str, Any]:
+    """The options of one of these domains, checked, with defaults; for compositions, before anything is sampled.
+
+    Raises:
+        UserError: the message names the option.
+    """
+    defaults = _DEFAULTS[domain]
+    if not isinstance(given, Mapping):
+        raise UserError(f"the options of {domain} must be an object, not {type(given).__name__}")
+    unknown = given.keys() - defaults.keys()
+    if unknown:
+        raise UserError(f"{domain} has an unknown option {shown(str(min(unknown, key=str)))}")
+    options = {**defaults, **given}
+    for name, allowed in (("opened", (False, True)), ("script", SCRIPTS), ("language", sorted(LANGUAGES))):
+        if name in options and (options[name] not in allowed or isinstance(options[name], bool) != (name == "opened")):
+            said = ", ".join(map(str, allowed)).lower()
+            raise UserError(f"{domain}: {name!r} must be one of {said}, not {shown(repr(options[name]))}")
+    share = options.get("share", 1)
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
+        raise UserError(f"{domain}: 'share' must be a number from 0 to 1, not {shown(repr(share))}")
+    return options
+
+
+def _verifier(check: Callable[..., tuple[bool, str]]) -> Callable[[ScoreRequest], Reward]:
+    """A check of the response under checked options, as a verifier."""
+
+    def score(request: ScoreRequest) -> Reward:
+        try:
+            options = read_options(request.domain, request.answer)
+        except UserError as error:
+            return Reward(0.0, str(error))
+        passed, detail = check(request.response, **options)
+        return Reward(float(passed), detail)
+
+    score.__doc__ = check.__doc__
+    return score
+
+
+@_verifier
+def thinking(response: str, opened: bool) -> tuple[bool, str]:
+    """One `<think>…</think>` that begins the response, and an answer after it; or only `</think>` where it was opened."""
+    opens, closes = response.count(THINK_OPEN), response.count(THINK_CLOSE)
+    if (opens, closes) != (0 if opened else 1, 1):
+        return False, f"{opens} {THINK_OPEN} and {closes} {THINK_CLOSE}, {0 if opened else 1} and 1 wanted"
+    before, _, after = response.partition(THINK_CLOSE)
+    if not opened and not before.lstrip().startswith(THINK_OPEN):
+        return False, f"the response does not begin with {THINK_OPEN}"
+    return bool(after.strip()), f"{len(after.strip())} characters after {THINK_CLOSE}, at least 1 wanted"
+
+
+@_verifier
+def one_box(response: str) -> tuple[bool, str]:
+    r"""Exactly one `\boxed{…}` after the thinking, complete and not blank."""
+    answer = answer_part(response)
+    number = sum(1 for _ in _BOX.finditer(answer))
+    complete = number == 1 and bool((last_boxed(answer) or "").strip())
+    return complete, rf"{number} \boxed, " + ("complete" if complete else "exactly 1 complete one wanted")
+
+
+@_verifier
+def script(response: str, script: str, share: float) -> tuple[bool, str]:
+    """Enough of the letters after the thinking are of the script; an answer without letters passes."""
+    names = _LETTER_NAMES.get(script, (script.upper(),))
+    letters = inside = 0
+    for character, number in Counter(answer_part(response)).items():
+        if character.isalpha():
+            letters += number
+            inside += number if unicodedata.name(character, "").startswith(names) else 0
+    return inside >= share * letters, f"{inside} of {letters} letters are {script}, a share of {share:g} wanted"
+
+
+@_verifier
+def language(response: str, language: str) -> tuple[bool, str]:
+    """langdetect finds the language after the thinking; an answer without one, such as a number, fails."""
+    found = detect_language(answer_part(response))
+    return is_language(found, language), f"language {found or 'unknown'}, {language} wanted"

@@ -1,0 +1,97 @@
+"""What training, evaluation and `tools/score.py` score with: a pool, and compositions for the domains that have one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_ring.errors import UserError
+from megatron_ring.rewards.composition import Composition, combine, part_requests, read_compositions
+from megatron_ring.rewards.interface import Reward, ScoreRequest
+from megatron_ring.rewards.pool import RewardPool
+from megatron_ring.rewards.registry import verifier_for
+
+
+@dataclass(frozen=True)
+class PendingReward:
+    """The promise of one reward; `result()` waits for it. Raises what the pool's futures do."""
+
+    composition: Composition | None
+    parts: Mapping[str, Future[Reward]]
+    length: int | None
+
+    def result(self) -> Reward:
+        rewards = {name: future.result() for name, future in self.parts.items()}
+        return rewards[""] if self.composition is None else combine(self.composition, rewards, self.length)
+
+
+class Scorer:
+    """Scores a response by the composition of its domain, or by the verifier of that name; a context manager.
+
+    Args:
+        pool: closed with it.
+        compositions: a JSON file, see `composition`; None for verifiers alone.
+
+    Raises:
+        UserError: the file cannot be read or is malformed.
+    """
+
+    def __init__(self, pool: RewardPool, compositions: Path | None = None) -> None:
+        self._pool = pool
+        self._compositions = {} if compositions is None else read_compositions(compositions)
+
+    def start(self, domains: Iterable[str]) -> None:
+        """Check that all these domains can be scored here, and start their workers.
+
+        Raises:
+            UserError: an unknown domain, or what a verifier lacks on this machine.
+        """
+        self._pool.start({name for domain in domains for name in self._verifiers_of(domain)})
+
+    def check(self, domain: str) -> None:
+        """Raise `UserError` for a domain that has neither a composition nor a verifier."""
+        self._verifiers_of(domain)
+
+    def submit(self, request: ScoreRequest) -> PendingReward:
+        """Start scoring. Raises what `RewardPool.submit` does, and `UserError` for an answer that lacks a part's."""
+        composition = self._compositions.get(request.domain)
+        if composition is None:
+            return PendingReward(None, {"": self._pool.submit(request)}, None)
+        if composition.length is not None and request.length is None:
+            raise UserError(f"domain {request.domain!r} limits the response's length: give 'length' in tokens")
+        requests = part_requests(composition, request)
+        parts = {name: self._pool.submit(part) for name, part in requests.items()}
+        return PendingReward(composition, parts, request.length)
+
+    def score(self, requests: Iterable[ScoreRequest], on_progress: Callable[[int], None] | None = None) -> list[Reward]:
+        """Score responses and wait; rewards in the order of the requests. `on_progress` is told how many are there."""
+        rewards = []
+        for pending in [self.submit(request) for request in requests]:
+            rewards.append(pending.result())
+            if on_progress is not None:
+                on_progress(len(rewards))
+        return rewards
+
+    def close(self) -> None:
+        self._pool.close()
+
+    def __enter__(self) -> Scorer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _verifiers_of(self, domain: str) -> list[str]:
+        composition = self._compositions.get(domain)
+        if composition is not None:
+            return [part.domain for part in (*composition.parts, *composition.gates)]
+        if self._compositions:
+            try:
+                verifier_for(domain)
+            except UserError as error:
+                said = f"{error}, or a domain of --compositions ({', '.join(sorted(self._compositions))})"
+                raise UserError(said) from None
+        verifier_for(domain)
+        return [domain]

@@ -1,0 +1,136 @@
+"""One worker process of the reward pool, seen from the process that owns it: start, ask, kill."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from megatron_ring.errors import UserError
+from megatron_ring.rewards.interface import Reward, ScoreRequest, WorkerKind
+from megatron_ring.rewards.worker import HEADER, send_message
+
+_START_LIMIT = 120.0  # seconds; a cold file system on a busy node, not part of any item's time
+_WORKER_PROGRAM = "from megatron_ring.rewards.worker import main; main()"
+_PACKAGE_ROOT = Path(__file__).resolve().parents[2]
+
+
+class WorkerTimeout(Exception):
+    """The deadline passed."""
+
+
+class WorkerDied(Exception):
+    """The connection closed; the message says how the process ended. `killed`: by SIGKILL, which is never its own doing."""
+
+    def __init__(self, how: str, killed: bool = False) -> None:
+        super().__init__(how)
+        self.killed = killed
+
+
+class WorkerProcess:
+    """One worker process and the socket to it. Used by one lane only."""
+
+    def __init__(self, kind: WorkerKind, memory_bytes: int, variables: dict[str, str]) -> None:
+        ours, theirs = socket.socketpair()
+        environment = dict(os.environ) | variables
+        paths = [str(_PACKAGE_ROOT), environment.get("PYTHONPATH", "")]
+        environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+        arguments = [str(theirs.fileno()), str(os.getpid()), kind, str(memory_bytes)]
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", "-c", _WORKER_PROGRAM, *arguments],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env=environment,
+            )
+        self.connection = ours
+
+    def await_ready(self) -> None:
+        """Wait until the verifiers are loaded.
+
+        Raises:
+            UserError: they could not be loaded.
+            WorkerDied: somebody killed it.
+        """
+        try:
+            message = self._receive(time.monotonic() + _START_LIMIT)
+            if "user_error" in message:
+                raise UserError(message["user_error"])
+            problem = message.get("error")
+        except WorkerTimeout:
+            problem = f"not ready after {_START_LIMIT:g} s"
+        except WorkerDied as error:
+            if error.killed:
+                raise
+            problem = str(error)
+        if problem:
+            raise UserError(f"a verifier process could not start ({problem}): reinstall the project's requirements")
+
+    def ask(self, request: ScoreRequest, time_limit: float) -> tuple[Reward, bool]:
+        """Score one request; also whether the worker retires after it.
+
+        Raises:
+            UserError: nothing can be scored on this machine.
+            WorkerTimeout: no answer within `time_limit` seconds.
+            WorkerDied: the process ended instead of answering.
+        """
+        deadline = time.monotonic() + time_limit
+        self.connection.settimeout(time_limit)
+        try:
+            send_message(self.connection, asdict(request))
+        except TimeoutError:
+            raise WorkerTimeout from None
+        except OSError:
+            raise self._died() from None
+        message = self._receive(deadline)
+        if "user_error" in message:
+            raise UserError(message["user_error"])
+        reward = Reward(float(message["value"]), str(message["reason"]), message["detail"])
+        return reward, bool(message["retire"])
+
+    def kill(self) -> None:
+        """End the process at once."""
+        self.process.kill()
+        self.connection.close()
+        self.process.wait()
+
+    def _receive(self, deadline: float) -> dict[str, Any]:
+        (size,) = HEADER.unpack(self._receive_bytes(HEADER.size, deadline))
+        message: dict[str, Any] = json.loads(self._receive_bytes(size, deadline))
+        return message
+
+    def _receive_bytes(self, size: int, deadline: float) -> bytes:
+        received = b""
+        while len(received) < size:
+            # Never 0, which would mean non-blocking: an answer that is already there still counts.
+            self.connection.settimeout(max(deadline - time.monotonic(), 1e-3))
+            try:
+                part = self.connection.recv(size - len(received))
+            except TimeoutError:
+                raise WorkerTimeout from None
+            except OSError:
+                raise self._died() from None
+            if not part:
+                raise self._died()
+            received += part
+        return received
+
+    def _died(self) -> WorkerDied:
+        try:
+            code = self.process.wait(timeout=1.0)
+        except subprocess.TimeoutExpired:
+            return WorkerDied("closed its connection")
+        if code < 0:
+            with contextlib.suppress(ValueError):
+                return WorkerDied(f"killed by {signal.Signals(-code).name}", killed=-code == signal.SIGKILL)
+        return WorkerDied(f"exit status {code}")
