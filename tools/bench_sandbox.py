@@ -38,11 +38,13 @@ class BenchOptions:
         runs: runs of each kind per round.
         rounds: rounds; the median of each kind is reported.
         parallel: runs at a time.
+        in_flight: runs at a time where the time of each is measured, warm.
     """
 
     runs: int = 40
     rounds: int = 5
     parallel: int = min(4, os.cpu_count() or 1)
+    in_flight: int = 64
 
 
 def rate(one: Callable[[], RunResult], options: BenchOptions) -> float:
@@ -57,9 +59,23 @@ def rate(one: Callable[[], RunResult], options: BenchOptions) -> float:
     return options.runs / seconds
 
 
+def latencies(one: Callable[[], RunResult], in_flight: int) -> dict[str, float]:
+    """Seconds per run, from asking to result, with `in_flight` runs at any time."""
+
+    def timed() -> float:
+        started = time.perf_counter()
+        if one().stdout.strip() != b"42":
+            raise UserError("a run failed")
+        return time.perf_counter() - started
+
+    with ThreadPoolExecutor(max_workers=in_flight) as pool:
+        seconds = sorted(pool.map(lambda _: timed(), range(16 * in_flight)))
+    return {name: round(seconds[int(share * (len(seconds) - 1))], 3) for name, share in (("p50", 0.5), ("p99", 0.99))}
+
+
 def measure(options: BenchOptions) -> dict[str, object]:
     """All kinds in turns, round by round, so that other load on the machine falls on all of them alike."""
-    if options.runs < 1 or options.rounds < 1 or options.parallel < 1:
+    if options.runs < 1 or options.rounds < 1 or min(options.parallel, options.in_flight) < 1:
         raise UserError("--runs, --rounds and --parallel: use at least 1")
     bwrap.isolated()
     python, binds = python_interpreter()
@@ -77,12 +93,14 @@ def measure(options: BenchOptions) -> dict[str, object]:
         for _ in range(options.rounds):
             for name, one in kinds.items():
                 rates[name].append(rate(one, options))
+        tail = latencies(kinds["warm"], options.in_flight)
     ratios = [a / b for a, b in zip(rates["warm"], rates["fresh"], strict=True)]
     return {
         "runs_per_second": {name: round(median(values), 1) for name, values in rates.items()},
         "milliseconds_per_run": {name: round(1000 / median(values), 2) for name, values in rates.items()},
         "speedup": round(median(ratios), 2),
         "speedup_range": [round(min(ratios), 2), round(max(ratios), 2)],
+        "seconds_per_run_in_flight": {"in_flight": options.in_flight, **tail},
         "runs": options.runs,
         "rounds": options.rounds,
         "parallel": options.parallel,

@@ -1,21 +1,21 @@
 """The warm interpreter inside bubblewrap: forks once per run, each fork sealed off before it sees the solution.
 
 Modes (first argument):
-    zygote FD     serve requests on the socket FD: one datagram per run, with four descriptors: the run's control
-                  socket, stdin, stdout, stderr. The control socket carries the run's spec (a length, then JSON) and
-                  later its result; when its other end closes, the run is killed.
+    zygote FD     serve requests on the socket FD: one datagram per run that holds its seconds, with four descriptors: the
+                  run's control socket, stdin, stdout, stderr. The control socket carries the run's spec (a length, then
+                  JSON) and later its result; when its other end closes, the run is killed.
     once FILE     run one job from the spec in FILE, where the sandbox around this process belongs to it alone.
 
-Per run there are two processes. The keeper makes new user, mount and pid name spaces, starts the run as pid 1 of the new
-pid space, and kills it at its limit: whatever it left behind dies with it. The run gets an empty work directory of its
-own, hides /proc, and gives up every capability before any code of the solution is read. The other name spaces are
-bubblewrap's, one for all runs of a zygote; the calls that reach through them (sockets, System V and POSIX queues, the
-host name) are refused by the filter. The zygote itself never runs a solution, so that nothing one run does to its
-modules can reach the next.
+Each run is one process, cloned into user, mount and pid name spaces of its own. It is pid 1 there: whatever it left behind
+dies with it, and the zygote kills it at its limit. It gets an empty work directory of its own, hides /proc, and gives up
+every capability before any code of the solution is read. The other name spaces are bubblewrap's, one for all runs of a
+zygote; the calls that reach through them (sockets, System V and POSIX queues, the host name) are refused by the filter.
+The zygote itself never runs a solution, so that nothing one run does to its modules can reach the next.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import json
@@ -27,6 +27,7 @@ import socket
 import struct
 import sys
 import time
+from dataclasses import dataclass
 from typing import Any
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
@@ -38,12 +39,14 @@ PRELOADED = (
     "array", "bisect", "collections", "copy", "datetime", "decimal", "fractions", "functools", "heapq", "io", "itertools",
     "math", "operator", "queue", "random", "re", "statistics", "string", "typing",
 )  # fmt: skip
+REQUEST = struct.Struct("!d")
 SPEC_HEADER = struct.Struct("!Q")
 
 _NEWNS, _NEWUSER, _NEWPID = 0x00020000, 0x10000000, 0x20000000
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REC, _MS_PRIVATE = 1, 2, 4, 8, 0x4000, 0x40000
 _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _SECCOMP_FILTER = 38, 22, 2
 _SYS_CAPSET = {"x86_64": 126, "aarch64": 91}
+_SYS_CLONE = {"x86_64": 56, "aarch64": 220}
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -63,10 +66,24 @@ def _write(path: str, text: str) -> None:
         file.write(text)
 
 
-def enter_namespaces() -> None:
-    """New name spaces for this process's next child; the user and group keep their numbers."""
-    uid, gid = os.getuid(), os.getgid()
-    _check(_libc.unshare(_NEWUSER | _NEWNS | _NEWPID), "unshare")
+def clone() -> int:
+    """`os.fork`, but the child is in new user, mount and pid name spaces, pid 1 of the last. Without other threads only."""
+    # One call makes them and the process: `unshare` would need a second fork. PyDLL holds the interpreter's lock meanwhile.
+    system_call = ctypes.PyDLL(None, use_errno=True).syscall
+    number = _SYS_CLONE[os.uname().machine]
+    ctypes.pythonapi.PyOS_BeforeFork()
+    pid = system_call(number, ctypes.c_ulong(_NEWUSER | _NEWNS | _NEWPID | signal.SIGCHLD), 0, 0, 0, 0)
+    if pid == 0:
+        ctypes.pythonapi.PyOS_AfterFork_Child()
+        return 0
+    ctypes.pythonapi.PyOS_AfterFork_Parent()
+    if pid < 0:
+        _check(-1, "clone")
+    return int(pid)
+
+
+def own_namespaces(uid: int, gid: int) -> None:
+    """Make this process somebody in its user name space (the numbers stay), and its mounts its own."""
     _write("/proc/self/setgroups", "deny")
     _write("/proc/self/uid_map", f"{uid} {uid} 1")
     _write("/proc/self/gid_map", f"{gid} {gid} 1")
@@ -112,23 +129,6 @@ def seal(program: bytes) -> None:
     _check(_libc.prctl(_PR_SET_SECCOMP, _SECCOMP_FILTER, descriptor), "seccomp")
 
 
-def _run(spec: dict[str, Any], standard: list[int], program: bytes) -> None:
-    """The run itself: seal this process, then execute the job. Never returns."""
-    try:
-        private_files(spec["limits"])
-        os.setsid()
-        for target, source in enumerate(standard):
-            os.dup2(source, target)
-        os.closerange(3, 1024)
-        limit(spec["limits"])
-        seal(program)
-    except BaseException as error:
-        os.write(2, f"the sandbox could not be set up: {error}\n".encode())
-        os._exit(125)
-    sys.modules["random"].seed()
-    guest_jobs.run_job(spec)
-
-
 def _receive(control: socket.socket, size: int) -> bytes:
     data = bytearray()
     while len(data) < size:
@@ -139,57 +139,114 @@ def _receive(control: socket.socket, size: int) -> bytes:
     return bytes(data)
 
 
-def _keep(control: socket.socket, standard: list[int], program: bytes) -> None:
-    """Start one run, wait for it, kill it at its limit or when nobody wants it any more, and report."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    (size,) = SPEC_HEADER.unpack(_receive(control, SPEC_HEADER.size))
-    spec = json.loads(_receive(control, size))
-    _write("/proc/self/oom_score_adj", "1000")
-    enter_namespaces()
-    started = time.monotonic()
-    child = os.fork()
-    if child == 0:
-        _run(spec, standard, program)
-    for descriptor in standard:
-        os.close(descriptor)
-    watched = os.pidfd_open(child)
-    poll = select.poll()
-    poll.register(watched, select.POLLIN)
-    poll.register(control, select.POLLIN)
-    events = poll.poll(spec["seconds"] * 1000)
-    ended = any(descriptor == watched for descriptor, _ in events)
-    if not ended:
-        os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
-    result = {"status": status, "timed_out": not events, "seconds": time.monotonic() - started}
-    control.sendall(json.dumps(result).encode())
+def _run(control: socket.socket, standard: list[int], program: bytes, uid: int, gid: int) -> None:
+    """The run itself: seal this process, then execute the job. Never returns."""
+    try:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        (size,) = SPEC_HEADER.unpack(_receive(control, SPEC_HEADER.size))
+        spec = json.loads(_receive(control, size))
+        own_namespaces(uid, gid)
+        _write("/proc/self/oom_score_adj", "1000")
+        private_files(spec["limits"])
+        os.setsid()
+        for target, source in enumerate(standard):
+            os.dup2(source, target)
+        os.closerange(3, 1 << 16)
+        limit(spec["limits"])
+        seal(program)
+    except BaseException as error:
+        os.write(standard[2], f"the sandbox could not be set up: {error}\n".encode())
+        os._exit(125)
+    sys.modules["random"].seed()
+    guest_jobs.run_job(spec)
+
+
+class _Zygote:
+    """Starts runs, waits for them, kills them at their limits or when nobody wants them any more, and reports."""
+
+    def __init__(self, requests: socket.socket) -> None:
+        self._requests = requests
+        self._program = b""
+        self._poll = select.poll()
+        self._poll.register(requests, select.POLLIN)
+        self._runs: dict[int, _Run] = {}  # by both descriptors that are watched for it
+
+    def serve(self) -> None:
+        """Until the socket closes."""
+        while True:
+            now = time.monotonic()
+            soonest = min((run.deadline for run in self._runs.values()), default=None)
+            events = self._poll.poll(None if soonest is None else max(0.0, soonest - now) * 1000 + 1)
+            for descriptor, _ in events:
+                if descriptor == self._requests.fileno():
+                    if not self._take_request():
+                        return
+                elif (run := self._runs.get(descriptor)) is not None:
+                    self._end(run, ended=descriptor == run.watched)
+            now = time.monotonic()
+            for run in {run.pid: run for run in self._runs.values() if run.deadline <= now}.values():
+                self._end(run, ended=False, timed_out=True)
+
+    def _take_request(self) -> bool:
+        message, descriptors, _, _ = socket.recv_fds(self._requests, 1 << 16, 4)
+        if not message:
+            return False
+        if not descriptors:
+            self._program = message
+            self._requests.send(b"ready")
+            return True
+        control, standard = socket.socket(fileno=descriptors[0]), descriptors[1:]
+        (seconds,) = REQUEST.unpack(message)
+        uid, gid = os.getuid(), os.getgid()
+        try:
+            pid = clone()
+        except OSError as error:
+            os.write(standard[2], f"the sandbox could not be set up: {error}\n".encode())
+            control.close()
+        else:
+            if pid == 0:
+                _run(control, standard, self._program, uid, gid)
+            started = time.monotonic()
+            run = _Run(pid, os.pidfd_open(pid), control, started, started + seconds)
+            for descriptor in (run.watched, control.fileno()):
+                self._runs[descriptor] = run
+                # The run reads its spec from the control socket: only the end of that is ours to see.
+                self._poll.register(descriptor, select.POLLIN if descriptor == run.watched else select.POLLRDHUP)
+        for descriptor in standard:
+            os.close(descriptor)
+        return True
+
+    def _end(self, run: _Run, ended: bool, timed_out: bool = False) -> None:
+        if not ended:
+            os.kill(run.pid, signal.SIGKILL)
+        _, status = os.waitpid(run.pid, 0)
+        for descriptor in (run.watched, run.control.fileno()):
+            self._poll.unregister(descriptor)
+            del self._runs[descriptor]
+        os.close(run.watched)
+        result = {"status": status, "timed_out": timed_out, "seconds": time.monotonic() - run.started}
+        with run.control, contextlib.suppress(OSError):
+            run.control.sendall(json.dumps(result).encode())
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A run: its process, a descriptor of that, its control socket, when it began and has to end."""
+
+    pid: int
+    watched: int
+    control: socket.socket
+    started: float
+    deadline: float
 
 
 def serve(requests: socket.socket) -> None:
-    """Fork a keeper per request until the socket closes."""
+    """Load what solutions import, then start runs until the socket closes."""
     for name in PRELOADED:
         __import__(name)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    program = b""
     gc.freeze()
-    while True:
-        message, descriptors, _, _ = socket.recv_fds(requests, 1 << 16, 4)
-        if not message:
-            return
-        if not descriptors:
-            program = message
-            requests.send(b"ready")
-            continue
-        if os.fork() == 0:
-            try:
-                requests.close()
-                _keep(socket.socket(fileno=descriptors[0]), descriptors[1:], program)
-            except BaseException as error:
-                os.write(descriptors[3], f"the sandbox could not be set up: {error}\n".encode())
-            os._exit(0)
-        for descriptor in descriptors:
-            os.close(descriptor)
+    _Zygote(requests).serve()
 
 
 def main() -> None:

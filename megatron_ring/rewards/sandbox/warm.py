@@ -7,6 +7,7 @@ import json
 import os
 import queue
 import socket
+import struct
 import subprocess
 import threading
 from collections.abc import Mapping
@@ -23,7 +24,8 @@ from megatron_ring.rewards.sandbox.seccomp import build_filter
 GUEST_FILES = ("guest_zygote.py", "guest_jobs.py", "guest_values.py")
 _HERE = Path(__file__).parent
 _START_LIMIT = 60.0
-GRACE = 0.5  # the keeper inside ends a run at its limit; past this much more we do
+_REQUEST = struct.Struct("!d")
+GRACE = 0.5  # the zygote ends a run at its limit; past this much more we do
 
 
 def job_spec(job: str, limits: Limits, fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -48,7 +50,7 @@ class WarmHandle:
                 result = json.loads(message)
                 code = os.waitstatus_to_exitcode(result["status"])
                 return (code, None, result["timed_out"]) if code >= 0 else (None, -code, result["timed_out"])
-        return 125, None, False  # the keeper died, or could not set the run up: its stderr says
+        return 125, None, False  # the zygote died, or could not start the run: its stderr says
 
     def kill(self) -> None:
         self._control.close()
@@ -77,7 +79,7 @@ class WarmPython:
             try:
                 with theirs, self._lock:
                     requests = self._ensure()
-                    socket.send_fds(requests, [b"run"], [theirs.fileno(), *standard])
+                    socket.send_fds(requests, [_REQUEST.pack(spec["seconds"])], [theirs.fileno(), *standard])
                 ours.settimeout(spec["seconds"] + 10)
                 ours.sendall(len(payload).to_bytes(8, "big") + payload)
                 return WarmHandle(ours)
