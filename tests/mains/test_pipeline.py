@@ -131,18 +131,62 @@ def test_rl_trains_exactly_the_budget_and_a_kill_changes_nothing(
     assert weights(killed) == weights(whole)
 
 
+@pytest.fixture(scope="module")
+def composed(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Flags for a reward of several parts in one of the two domains."""
+    gate = {"name": "one_box", "domain": "format/one_box"}
+    length = {"maximum": 30, "cache": 20, "weight": 0.5}
+    declared = {"math": {"parts": [{"name": "correct", "domain": "math"}], "gates": [gate], "length": length}}
+    path = tmp_path_factory.mktemp("rewards") / "rewards.json"
+    path.write_text(json.dumps(declared))
+    return ["--rewards.compositions", str(path)]
+
+
+@pytest.fixture(scope="module")
+def rl_alone(tiny_data: Path, sft_checkpoint: Path, composed: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two steps in one process."""
+    out = tmp_path_factory.mktemp("runs") / "alone"
+    done = run(command("megatron_ring.rl", *rl_flags(tiny_data, out, sft_checkpoint, *composed)))
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+@pytest.mark.slow
+def test_a_reward_of_parts_is_logged_by_part(rl_alone: Path) -> None:
+    for step, row in enumerate(metrics(rl_alone), start=1):
+        responses = [json.loads(line) for line in (rl_alone / "rollouts" / f"step_{step}.jsonl").read_text().splitlines()]
+        details = [response["detail"] for response in responses if response["domain"] == "math"]
+        assert all("detail" not in response for response in responses if response["domain"] != "math")
+        for response in responses:
+            if response["domain"] == "math":
+                detail = response["detail"]
+                penalty = max(-1.0, min(0.0, (10 - response["tokens"]) / 20))
+                assert detail["length_penalty"] == pytest.approx(penalty)
+                total = detail["parts"]["correct"][0] * detail["gates"]["one_box"][0] + 0.5 * penalty
+                assert response["reward"] == pytest.approx(total)
+        for key, values in (
+            ("reward_parts/correct", [detail["parts"]["correct"][0] for detail in details]),
+            ("reward_gates/one_box", [detail["gates"]["one_box"][0] for detail in details]),
+            ("reward_length_penalty", [detail["length_penalty"] for detail in details]),
+        ):
+            assert row[key] == pytest.approx(sum(values) / len(values)), key
+            assert row[key] == row.get(f"{key}/math", row[key])
+        assert row["reward/mean"] == pytest.approx(sum(response["reward"] for response in responses) / len(responses))
+
+
 @pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.parametrize("flags", [[], ["--parallel.tensor", "2"], ["--parallel.expert", "2"], ["--parallel.pipeline", "2"]])
-def test_rl_runs_under_every_layout(tiny_data: Path, tmp_path: Path, sft_checkpoint: Path, flags: list[str]) -> None:
-    alone, spread = tmp_path / "alone", tmp_path / "spread"
-    for out, processes, more in ((alone, 1, []), (spread, 2, flags)):
-        arguments = command("megatron_ring.rl", *rl_flags(tiny_data, out, sft_checkpoint, *more), processes=processes)
-        done = run(arguments)
-        assert done.returncode == 0, done.stderr
-    one, two = metrics(alone), metrics(spread)
+def test_rl_runs_under_every_layout(
+    tiny_data: Path, tmp_path: Path, sft_checkpoint: Path, rl_alone: Path, composed: list[str], flags: list[str]
+) -> None:
+    spread = tmp_path / "spread"
+    more = [*composed, *flags]
+    done = run(command("megatron_ring.rl", *rl_flags(tiny_data, spread, sft_checkpoint, *more), processes=2))
+    assert done.returncode == 0, done.stderr
+    one, two = metrics(rl_alone), metrics(spread)
     assert len(two) == 2 and all(row["tokens/trained"] == 300 for row in two)
-    for key in ("reward/mean", "response_length/mean", "tokens/generated"):
+    for key in ("reward/mean", "response_length/mean", "tokens/generated", "reward_gates/one_box"):
         assert two[0][key] == one[0][key], key
     for key in ("grad_norm", "entropy", "loss/policy", "loss/balance", "loss/z"):
         assert two[0][key] == pytest.approx(one[0][key], rel=1e-3, abs=1e-5), key

@@ -6,6 +6,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
+
+from megatron_ring.data.files import parquet_rows, write_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -58,6 +61,77 @@ def test_it_may_rewrite_its_own_input_and_an_empty_file(tmp_path: Path) -> None:
     path.write_text("")
     assert score("--input", path, "--output", path).returncode == 0
     assert path.read_text() == ""
+
+
+def test_parquet_in_and_out(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"domain": "math", "response": rf"\boxed{{{i}}}", "answer": str(i % 2), "tags": [i]} for i in range(5)
+    ]
+    source, target = tmp_path / "in.parquet", tmp_path / "out.parquet"
+    write_rows(source, rows)
+    assert score("--input", source, "--output", target).returncode == 0
+    scored = list(parquet_rows(target))
+    assert [row["reward"] for row in scored] == [1.0, 1.0, 0.0, 0.0, 0.0]
+    assert [{key: row[key] for key in rows[0]} for row in scored] == rows
+    assert sorted(os.listdir(tmp_path)) == ["in.parquet", "out.parquet"]
+
+
+def test_compositions_and_details(tmp_path: Path) -> None:
+    declared = {"mixed": {"parts": [{"name": "right", "domain": "math"}], "length": {"maximum": 10, "cache": 0}}}
+    (tmp_path / "rewards.json").write_text(json.dumps(declared))
+    good = {"domain": "mixed", "response": r"\boxed{1}", "answer": "1"}
+    rows = [{**good, "length": 10}, {**good, "length": 11}, good, {**good, "length": "10"}]
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = ("--compositions", tmp_path / "rewards.json", "--detail")
+    done = score("--input", source, "--output", target, *flags)
+    assert done.returncode == 0, done.stderr
+    scored = [json.loads(line) for line in target.read_text().splitlines()]
+    assert [row["reward"] for row in scored] == [1.0, 0.0, 0.0, 0.0]
+    assert scored[1]["detail"] == {"parts": {"right": [1.0, "correct"]}, "gates": {}, "length_penalty": -1.0}
+    assert "give 'length' in tokens" in scored[2]["reason"] and "'length' must be a whole number" in scored[3]["reason"]
+    (tmp_path / "rewards.json").write_text("{}")
+    done = score("--input", source, "--output", target, *flags)
+    assert done.returncode == 2 and "rewards.json" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_killed_run_is_continued(tmp_path: Path) -> None:
+    responses = [rf"\boxed{{x+{i % 3}}}" for i in range(3000)]
+    rows = [{"domain": "math", "response": text, "answer": f"{i % 2}+x"} for i, text in enumerate(responses)]
+    source, whole, killed = tmp_path / "in.jsonl", tmp_path / "whole.jsonl", tmp_path / "killed.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert score("--input", source, "--output", whole, "--workers", "2").returncode == 0
+    partial = tmp_path / ".killed.jsonl.partial"
+    command = [
+        sys.executable,
+        str(ROOT / "tools/score.py"),
+        "--input",
+        str(source),
+        "--output",
+        str(killed),
+        "--workers",
+        "1",
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not (partial.exists() and partial.read_bytes().count(b"\n") > 20):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    busy = score("--input", source, "--output", killed)
+    assert busy.returncode == 2 and "another run is writing it" in busy.stderr
+    process.kill()
+    process.wait()
+    assert not killed.exists()
+    with partial.open("ab") as file:
+        file.write(b'{"domain": "math", "torn')
+    done = score("--input", source, "--output", killed, "--workers", "2")
+    assert done.returncode == 0 and done.stdout.startswith("score: continuing after "), done.stderr
+    assert killed.read_bytes() == whole.read_bytes()
+    assert sorted(os.listdir(tmp_path)) == ["in.jsonl", "killed.jsonl", "whole.jsonl"]
+    # Another input under the same name is scored anew.
+    partial.write_text('{"reward": 1.0}\n')
+    done = score("--input", source, "--output", killed, "--workers", "2")
+    assert "continuing" not in done.stdout and killed.read_bytes() == whole.read_bytes()
 
 
 def test_user_errors_are_one_line_and_status_2(tmp_path: Path) -> None:
