@@ -64,8 +64,7 @@ def main(config: RLConfig) -> None:
     run.start_logging(start)
 
     sampler = Sampler(stage.model, context, config.sampling, tokenizer.eos_id)
-    loss = PolicyLoss(objective.name, context.tensor_rank, temperature, objective.clip, objective.kl_beta,
-                      objective.alpha_entropy)  # fmt: skip
+    loss = PolicyLoss(objective.name, temperature, objective.clip, objective.kl_beta, objective.alpha_entropy)
     budget = config.budget.resolve(context.data_size) if objective.name == "c3po" else None
     if context.is_main:
         said = f"Phi = {budget:,} tokens a step ({config.budget.scope} budget)" if budget else "no token budget (GRPO)"

@@ -55,7 +55,7 @@ def main(config: SFTConfig) -> None:
         tokens = extra["tokens"]
     run.start_logging(start)
 
-    loss = SFTLoss(context.tensor_rank)
+    loss = SFTLoss()
     per_epoch = train.steps_per_epoch
     schedule_steps = config.epochs * per_epoch
     total = min(schedule_steps, config.max_steps or schedule_steps)

@@ -82,7 +82,7 @@ def main(config: Bench) -> None:
     pieces = [TokenSequence(tokens[i : i + length], [True] * len(tokens[i : i + length]))
               for i in range(0, config.tokens, length)]  # fmt: skip
     batch = pack_sequences(pieces, config.tokens, 0)
-    loss = SFTLoss(stage.context.tensor_rank)
+    loss = SFTLoss()
 
     def step() -> None:
         trainer.train_step([batch], loss, 1e-5)

@@ -42,6 +42,11 @@ class MicroBatch:
         """Length (tokens) of the longest segment, padding included. Known before `to`, so it costs no device sync."""
         return int(self.cu_seqlens.diff().max())
 
+    def at(self: _Batch, index: Tensor | slice) -> _Batch:
+        """The per-token fields of some tokens (int64 [n], or a slice), for losses; of which segment they are is lost."""
+        fields: dict[str, Any] = {name: value if value is None else value[index] for name, value in _tokens(self)}
+        return type(self)(**fields, cu_seqlens=self.cu_seqlens[:0])
+
     def to(self: _Batch, device: torch.device | str) -> _Batch:
         """The same micro-batch on a device."""
         fields: dict[str, Any] = {name: value if value is None else value.to(device) for name, value in _fields(self)}
@@ -190,3 +195,7 @@ def split_evenly(packs: Sequence[_Batch], parts: int, empty: _Batch) -> list[lis
 
 def _fields(batch: MicroBatch) -> list[tuple[str, Any]]:
     return [(field.name, getattr(batch, field.name)) for field in dataclasses.fields(batch)]
+
+
+def _tokens(batch: MicroBatch) -> list[tuple[str, Any]]:
+    return [(name, value) for name, value in _fields(batch) if name != "cu_seqlens"]

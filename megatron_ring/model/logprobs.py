@@ -1,62 +1,91 @@
 """Log-probability of a target and entropy of the distribution, over a vocabulary split across tensor-parallel ranks.
 
-Suffixes: t tokens, v this rank's part of the vocabulary.
+Suffixes: c tokens, v this rank's part of the vocabulary.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 
 from megatron_ring.parallel import collectives
 
+IMPOSSIBLE = -1e30  # a logit whose probability is exactly 0; finite, so that 0 * logit is 0
 
-class _LogProbsAndEntropy(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, logits_tv: torch.Tensor, targets_t: torch.Tensor, first: int) -> tuple[torch.Tensor, torch.Tensor]:
-        logits = logits_tv.float()
+
+@dataclass(frozen=True)
+class TokenStatistics:
+    """What is known of each token's distribution softmax(logits / temperature), equal on every tensor-parallel rank.
+
+    Attributes:
+        logprobs: fp32 [C], of the target, in nats.
+        entropies: fp32 [C], in nats.
+        log_normaliser: fp32 [C], so that log p_j = logit_j / temperature - log_normaliser.
+        columns: int64 [C], the target's column on this rank; any where `owned` is false.
+        owned: bool [C], whether the target is one of this rank's columns.
+        temperature: above 0.
+    """
+
+    logprobs: torch.Tensor
+    entropies: torch.Tensor
+    log_normaliser: torch.Tensor
+    columns: torch.Tensor
+    owned: torch.Tensor
+    temperature: float
+
+
+def token_statistics(
+    logits_cv: torch.Tensor, targets: torch.Tensor, first: int = 0, temperature: float = 1.0
+) -> TokenStatistics:
+    """Log-probability of each target and entropy, without gradients (`logits_gradient` has them).
+
+    Args:
+        logits_cv: [C, vocab/TP], any float dtype; computed in fp32.
+        targets: int64 [C], global token ids.
+        first: the token id of this rank's first column.
+        temperature: softmax temperature, above 0.
+    """
+    with torch.no_grad():
+        logits = logits_cv.float()
+        if temperature != 1.0:
+            logits = logits / temperature
         maximum = collectives.max_over_tensor(logits.max(dim=-1).values)
         logits = logits - maximum[:, None]
         exp = logits.exp()
         # Three sums in one message: normaliser, sum of exp * logit (for the entropy), the target's logit.
-        local = targets_t - first
-        owned = (local >= 0) & (local < logits.shape[1])
-        target_logit = logits.gather(1, local.clamp(0, logits.shape[1] - 1)[:, None])[:, 0]
-        sums = torch.stack((exp.sum(-1), (exp * logits).sum(-1), torch.where(owned, target_logit, 0.0)))
+        columns = targets - first
+        owned = (columns >= 0) & (columns < logits.shape[1])
+        columns = columns.clamp(0, logits.shape[1] - 1)
+        at_target = logits.gather(1, columns[:, None])[:, 0]
+        weighted = torch.linalg.vecdot(exp, logits)
+        sums = torch.stack((exp.sum(-1), weighted, torch.where(owned, at_target, 0.0)))
         normaliser, weighted, target = collectives.sum_over_tensor(sums)
         log_normaliser = normaliser.log()
-        entropy_t = log_normaliser - weighted / normaliser
-        log_probs_tv = logits - log_normaliser[:, None]
-        ctx.save_for_backward(log_probs_tv, entropy_t, local, owned)
-        ctx.dtype = logits_tv.dtype
-        return target - log_normaliser, entropy_t
-
-    @staticmethod
-    def backward(ctx: Any, grad_logprob: torch.Tensor, grad_entropy: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        """d logp/d logit_j = [j = target] - p_j;  dH/d logit_j = -p_j (log p_j + H)."""
-        log_probs_tv, entropy_t, local, owned = ctx.saved_tensors
-        p = log_probs_tv.exp()
-        grad = -p * (grad_logprob[:, None] + grad_entropy[:, None] * (log_probs_tv + entropy_t[:, None]))
-        at_target = torch.where(owned, grad_logprob, 0.0)
-        grad.scatter_add_(1, local.clamp(0, p.shape[1] - 1)[:, None], at_target[:, None])
-        return grad.to(ctx.dtype), None, None
+        entropies = log_normaliser - weighted / normaliser
+        return TokenStatistics(target - log_normaliser, entropies, log_normaliser + maximum, columns, owned, temperature)
 
 
-def logprobs_and_entropy(
-    logits_tv: torch.Tensor, targets_t: torch.Tensor, tensor_rank: int = 0, temperature: float = 1.0
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """log p(target) and the entropy of p = softmax(logits / temperature), natural logarithms.
+def logits_gradient(
+    logits_cv: torch.Tensor,
+    statistics: TokenStatistics,
+    by_logprob: torch.Tensor | None,
+    by_entropy: torch.Tensor | None,
+) -> torch.Tensor:
+    """Gradient of a loss by the logits, fp32 [C, vocab/TP], from its gradients by log-probability and entropy [C].
 
-    Args:
-        logits_tv: [T, vocab/TP], any float dtype; computed in fp32.
-        targets_t: int64 [T], global token ids.
-        tensor_rank: which part of the vocabulary this rank holds.
-        temperature: softmax temperature, above 0.
-
-    Returns:
-        log-probs fp32 [T] and entropies fp32 [T] (nats), equal on every tensor-parallel rank, differentiable.
+    d logp/d logit_j = ([j = target] - p_j) / temperature;  dH/d logit_j = -p_j (log p_j + H) / temperature.
     """
-    if temperature != 1.0:
-        logits_tv = logits_tv / temperature
-    return _LogProbsAndEntropy.apply(logits_tv, targets_t, tensor_rank * logits_tv.shape[1])
+    log_p = logits_cv.float()
+    if statistics.temperature != 1.0:
+        log_p = log_p / statistics.temperature
+    log_p = log_p - statistics.log_normaliser[:, None]
+    factor = torch.zeros_like(statistics.logprobs) if by_logprob is None else by_logprob
+    at_target = torch.where(statistics.owned, factor, 0.0)
+    if by_entropy is None:
+        gradient = log_p.exp_().mul_(-factor[:, None])
+    else:
+        factors = torch.addcmul((factor + by_entropy * statistics.entropies)[:, None], by_entropy[:, None], log_p)
+        gradient = log_p.exp_().mul_(factors).neg_()
+    gradient.scatter_add_(1, statistics.columns[:, None], at_target[:, None])
+    return gradient if statistics.temperature == 1.0 else gradient.div_(statistics.temperature)

@@ -20,14 +20,13 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 
 from megatron_ring.config import ModelConfig, ParallelConfig, RouterLossConfig
 from megatron_ring.model.attention import RingAttention
+from megatron_ring.model.head import VocabularyHead
 from megatron_ring.model.layout import TokenLayout
 from megatron_ring.model.moe import DenseMLP, RingMoE
 from megatron_ring.model.norm import RMSNorm
 from megatron_ring.model.router import RouterLosses
 from megatron_ring.parallel import collectives
 from megatron_ring.parallel.context import ParallelContext
-
-IMPOSSIBLE = -1e30  # a logit whose probability is exactly 0; finite, so that 0 * logit is 0
 
 
 def _add_residual(_training: bool, _fused: bool) -> Any:
@@ -107,7 +106,7 @@ def _layer_spec(moe: bool) -> ModuleSpec:
 def _mark_split_weights(model: torch.nn.Module) -> None:
     """Tell megatron-core which weights are split over TP ranks. It marks them only when it initialises them itself (0.16),
     and a weight without the mark counts on the first rank alone in the gradient norm."""
-    split_axis = {ColumnParallelLinear: 0, VocabParallelEmbedding: 0, RowParallelLinear: 1}
+    split_axis = {ColumnParallelLinear: 0, VocabularyHead: 0, VocabParallelEmbedding: 0, RowParallelLinear: 1}
     for module in model.modules():
         if type(module) in split_axis and not hasattr(module.weight, "tensor_model_parallel"):
             set_tensor_model_parallel_attributes(module.weight, is_parallel=True, dim=split_axis[type(module)], stride=1)
@@ -136,14 +135,27 @@ class RingModel(GPTModel):
             share_embeddings_and_output_weights=False,
             position_embedding_type="none",
         )
+        if context.last_stage:
+            self.output_layer = self._head(model, context)
         _mark_split_weights(self)
         self.ring_config = model
         self.router_losses = self_losses
         self.tensor_rank, self.tensor_size = context.tensor_rank, context.config.tensor
         self.local_layers = layers
         self.first_stage, self.last_stage = context.first_stage, context.last_stage
-        here = context.config.padded_vocabulary(model.vocab_size) // self.tensor_size
-        self._real_columns = min(here, max(0, model.vocab_size - here * self.tensor_rank))
+
+    def _head(self, model: ModelConfig, context: ParallelContext) -> VocabularyHead:
+        padded = context.config.padded_vocabulary(model.vocab_size)
+        settings = {"config": self.config, "init_method": self.config.init_method, "bias": False, "gather_output": False}
+        head = VocabularyHead(model.hidden_size, padded, **settings)
+        here = padded // context.config.tensor
+        head.tensor_rank = context.tensor_rank
+        head.real_columns = min(here, max(0, model.vocab_size - here * context.tensor_rank))
+        return head
+
+    def _postprocess(self, hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        """megatron-core would make all logits here; ours are made by the head when it is known what for."""
+        return hidden_states
 
     def sharded_state_dict(self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None) -> Any:
         """megatron-core's description of this process's weights, every layer under a key with its global number: layers
@@ -151,13 +163,6 @@ class RingModel(GPTModel):
         megatron-core's linear layers have for Transformer Engine's sake."""
         described = super().sharded_state_dict(prefix, sharded_offsets, {**(metadata or {}), "non_homogeneous_layers": True})
         return {name: item for name, item in described.items() if not name.endswith("_extra_state")}
-
-    def hide_padded_vocabulary(self, logits_tv: torch.Tensor) -> torch.Tensor:
-        """Make columns that stand for no token impossible."""
-        if self._real_columns == logits_tv.shape[-1]:
-            return logits_tv
-        hidden = torch.arange(logits_tv.shape[-1], device=logits_tv.device) >= self._real_columns
-        return logits_tv.masked_fill(hidden, IMPOSSIBLE)
 
 
 def build_model(
@@ -183,7 +188,7 @@ def forward_packed(
         padding: bool [T], True where a token is padding and must not count in router losses.
 
     Returns:
-        On the last stage vocab-parallel logits [T, vocab/TP], else hidden states [T or T/TP, 1, hidden].
+        Hidden states [T or T/TP, 1, hidden]; on the last stage after the final norm, for `model.output_layer`.
     """
     ring: Any = model.module if hasattr(model, "module") else model
     mask = None
@@ -191,18 +196,21 @@ def forward_packed(
         mask = padding[None, :]
         if not ring.pre_process and ring.tensor_size > 1:  # GPTModel scatters it on the first stage only
             mask = mask.chunk(ring.tensor_size, dim=1)[ring.tensor_rank]
-    output = model(
+    output: torch.Tensor = model(
         input_ids=tokens[None, :], position_ids=None, attention_mask=None, packed_seq_params=layout, padding_mask=mask
     )
-    return ring.hide_padded_vocabulary(output[0]) if ring.post_process else output
+    return output
 
 
 @torch.no_grad()
-def forward_all_stages(model: RingModel, tokens: torch.Tensor, layout: TokenLayout) -> torch.Tensor | None:
+def forward_all_stages(
+    model: RingModel, tokens: torch.Tensor, layout: TokenLayout, rows: torch.Tensor | None = None
+) -> torch.Tensor | None:
     """Run T packed tokens through all pipeline stages, without gradients; all stages call it together.
 
     Returns:
-        Vocab-parallel logits [T, vocab/TP] on the last stage, None on the others.
+        On the last stage vocab-parallel logits [R, vocab/TP] of the tokens `rows` (int64 [R]; None: all T), None on the
+        others.
     """
     if not model.first_stage:
         shape = (tokens.numel() // model.tensor_size, 1, model.ring_config.hidden_size)
@@ -210,6 +218,6 @@ def forward_all_stages(model: RingModel, tokens: torch.Tensor, layout: TokenLayo
         model.set_input_tensor(collectives.receive_from_previous_stage(shape, dtype, tokens.device))
     output = forward_packed(model, tokens, layout)
     if model.last_stage:
-        return output
+        return model.output_layer.logits(output, rows)
     collectives.send_to_next_stage(output)
     return None

@@ -67,6 +67,26 @@ def gather_over_tensor(tensor: torch.Tensor) -> torch.Tensor:
     return torch.cat(shards, dim=-1)
 
 
+def gather_tokens_over_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """Concatenate the tensor-parallel ranks' tokens, [T/TP, …] -> [T, …], in rank order."""
+    size = parallel_state.get_tensor_model_parallel_world_size()
+    if size == 1:
+        return tensor
+    whole = tensor.new_empty(size * tensor.shape[0], *tensor.shape[1:])
+    dist.all_gather_into_tensor(whole, tensor.contiguous(), group=parallel_state.get_tensor_model_parallel_group())
+    return whole
+
+
+def scatter_sum_of_tokens_over_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """Sum over tensor-parallel ranks and keep this rank's tokens, [T, …] -> [T/TP, …]."""
+    size = parallel_state.get_tensor_model_parallel_world_size()
+    if size == 1:
+        return tensor
+    mine = tensor.new_empty(tensor.shape[0] // size, *tensor.shape[1:])
+    dist.reduce_scatter_tensor(mine, tensor.contiguous(), group=parallel_state.get_tensor_model_parallel_group())
+    return mine
+
+
 def broadcast_from_main(item: T) -> T:
     """Rank 0's `item` on every rank."""
     items = [item]

@@ -14,7 +14,7 @@ import torch
 from megatron_ring.config import SamplingConfig
 from megatron_ring.errors import UserError
 from megatron_ring.model.layout import TokenLayout
-from megatron_ring.model.logprobs import logprobs_and_entropy
+from megatron_ring.model.logprobs import token_statistics
 from megatron_ring.model.ring_model import RingModel, forward_all_stages
 from megatron_ring.parallel import collectives
 from megatron_ring.parallel.context import ParallelContext
@@ -146,12 +146,12 @@ class Sampler:
     ) -> None:
         """One forward pass through all pipeline stages; then one token for each sequence, from its row of logits."""
         model, context = self.model, self.context
-        logits_tv = forward_all_stages(model, self._tensor(tokens), layout)
+        logits_nv = forward_all_stages(model, self._tensor(tokens), layout, self._tensor(rows))
         if not sequences:
             return
         sampled = torch.empty(3, len(sequences), dtype=torch.float64, device=context.device)
-        if logits_tv is not None:
-            sampled = self._sample(sequences, logits_tv[self._tensor(rows)])
+        if logits_nv is not None:
+            sampled = self._sample(sequences, logits_nv)
         ids, logprobs, entropies = collectives.broadcast_from_last_stage(sampled).tolist()
         for sequence, token, logprob, entropy in zip(sequences, ids, logprobs, entropies, strict=True):
             sequence.append(int(token), logprob, entropy, self.eos_id)
@@ -164,5 +164,6 @@ class Sampler:
         whole = collectives.gather_over_tensor(logits_nv)
         temperature = self.sampling.temperature
         ids = draw_tokens(whole, uniforms(seeds, positions), temperature, self.sampling.top_p)
-        logprobs, entropies = logprobs_and_entropy(logits_nv, ids, self.context.tensor_rank, temperature or 1.0)
-        return torch.stack((ids.double(), logprobs.double(), entropies.double()))
+        first = self.context.tensor_rank * logits_nv.shape[1]
+        found = token_statistics(logits_nv, ids, first, temperature or 1.0)
+        return torch.stack((ids.double(), found.logprobs.double(), found.entropies.double()))

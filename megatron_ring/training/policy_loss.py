@@ -1,4 +1,4 @@
-"""The RL loss on the training step's side: log-probs from logits, then the objective of room rl/."""
+"""The RL loss on the training step's side: the objective of room rl/ over a micro-batch's tokens."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any, Literal
 import torch
 
 from megatron_ring.data.packing import PolicyBatch
-from megatron_ring.model.logprobs import logprobs_and_entropy
 from megatron_ring.rl.c3po import c3po_loss
 from megatron_ring.rl.grpo import grpo_loss
 from megatron_ring.training.trainer import LossOutput
@@ -21,22 +20,20 @@ class PolicyLoss:
     def __init__(
         self,
         objective: Objective,
-        tensor_rank: int,
         temperature: float,
         clip: float,
         kl_beta: float,
         alpha_entropy: float,
     ) -> None:
-        self.objective, self.tensor_rank, self.temperature = objective, tensor_rank, temperature
+        self.objective, self.temperature = objective, temperature
         self.settings: dict[str, Any] = {"clip": clip, "kl_beta": kl_beta, "alpha_entropy": alpha_entropy}
 
-    def __call__(self, logits_tv: torch.Tensor, batch: PolicyBatch) -> LossOutput:
-        logprobs, entropy = logprobs_and_entropy(logits_tv, batch.targets, self.tensor_rank, self.temperature)
+    def __call__(self, logprobs: torch.Tensor, entropies: torch.Tensor, batch: PolicyBatch) -> LossOutput:
         inputs: dict[str, Any] = {
             "old_logprobs": batch.sampler_logprobs,
             "advantages": batch.advantages,
             "ref_logprobs": batch.ref_logprobs,
-            "entropy": entropy,
+            "entropy": entropies,
             "mask": batch.loss_mask,
         }
         if self.objective == "c3po":
@@ -44,4 +41,4 @@ class PolicyLoss:
         else:
             loss, figures = grpo_loss(logprobs, **inputs, weights=batch.weights, **self.settings)
         maxima = {"mismatch_logprob_abs_max": figures.pop("mismatch_logprob_abs_max")}
-        return LossOutput(loss, batch.loss_mask.sum(), sums=figures, maxima=maxima)
+        return LossOutput(loss, sums=figures, maxima=maxima)

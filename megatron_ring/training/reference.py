@@ -9,7 +9,6 @@ from contextlib import contextmanager
 import torch
 
 from megatron_ring.data.packing import PolicyBatch
-from megatron_ring.model.logprobs import logprobs_and_entropy
 from megatron_ring.training.trainer import LossOutput, Trainer
 
 
@@ -33,17 +32,29 @@ class ReferencePolicy:
                 torch._foreach_copy_([parameter.data for parameter in parameters], current)
 
     def annotate(self, batches: Sequence[PolicyBatch]) -> list[PolicyBatch]:
-        """The same micro-batches with `ref_logprobs` fp32 [T] (on the last pipeline stage, which alone needs them)."""
-        found: list[torch.Tensor] = []
-        tensor_rank = self.trainer.context.tensor_rank
-
-        def collect(logits_tv: torch.Tensor, batch: PolicyBatch) -> LossOutput:
-            logprobs, _ = logprobs_and_entropy(logits_tv, batch.targets, tensor_rank, self.temperature)
-            found.append(logprobs.cpu())
-            return LossOutput(logprobs.sum(), batch.loss_mask.sum())
-
+        """The same micro-batches with `ref_logprobs` fp32 [T], 0 at tokens that do not count in the loss (on the last
+        pipeline stage, which alone needs them)."""
+        collected = _Collect(self.temperature, [])
         with self._in_place_of_the_model():
-            self.trainer.evaluate(batches, collect)
-        if not found:
+            self.trainer.evaluate(batches, collected)
+        if not collected.logprobs:
             return list(batches)
-        return [dataclasses.replace(batch, ref_logprobs=ref) for batch, ref in zip(batches, found, strict=True)]
+        annotated, logprobs = [], torch.cat(collected.logprobs)
+        for batch in batches:
+            count = int(batch.loss_mask.sum())
+            ref = torch.zeros(batch.loss_mask.shape)
+            ref[batch.loss_mask], logprobs = logprobs[:count], logprobs[count:]
+            annotated.append(dataclasses.replace(batch, ref_logprobs=ref))
+        return annotated
+
+
+@dataclasses.dataclass(frozen=True)
+class _Collect:
+    """A loss that keeps the log-probabilities it is given."""
+
+    temperature: float
+    logprobs: list[torch.Tensor]
+
+    def __call__(self, logprobs: torch.Tensor, entropies: torch.Tensor, batch: PolicyBatch) -> LossOutput:
+        self.logprobs.append(logprobs.detach().cpu())
+        return LossOutput(logprobs.sum())

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from megatron.core.distributed import (
@@ -31,20 +31,28 @@ from megatron_ring.parallel.context import ParallelContext
 
 @dataclass(frozen=True)
 class LossOutput:
-    """What a loss makes of one micro-batch, all scalars.
+    """What a loss makes of some tokens, all scalars.
 
-    loss: the sum over the micro-batch's loss tokens, differentiable. tokens: how many they are. sums, maxima: metrics to
-    be added up or maximised over micro-batches and ranks.
+    loss: a sum over the tokens, differentiable in their log-probabilities and entropies. sums, maxima: metrics to be added
+    up or maximised over calls, micro-batches and ranks.
     """
 
     loss: torch.Tensor
-    tokens: torch.Tensor
     sums: dict[str, torch.Tensor] = field(default_factory=dict)
     maxima: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
-# (vocab-parallel logits [T, vocab/TP], micro-batch) -> LossOutput; called on the last pipeline stage only
-Loss = Callable[[torch.Tensor, Any], LossOutput]
+class Loss(Protocol):
+    """A loss that is a sum over tokens; called on the last pipeline stage only, with a part of a micro-batch at a time."""
+
+    @property
+    def temperature(self) -> float:
+        """Softmax temperature of the distribution."""
+        ...
+
+    def __call__(self, logprobs: torch.Tensor, entropies: torch.Tensor, batch: Any) -> LossOutput:
+        """Log-probabilities of the targets and entropies, fp32 [n], of tokens that count in the loss; their batch fields."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -158,23 +166,30 @@ def sequence_lengths(batch: MicroBatch) -> list[int]:
 
 
 def run_schedule(
-    ddp: torch.nn.Module, batches: Sequence[MicroBatch], loss: Loss, device: torch.device, forward_only: bool
+    ddp: Any, batches: Sequence[MicroBatch], loss: Loss, device: torch.device, forward_only: bool
 ) -> list[LossOutput]:
-    """Run megatron-core's pipeline schedule over micro-batches; the last stage returns one output for each."""
+    """Run megatron-core's pipeline schedule over micro-batches; the last stage returns what the loss gave, in order."""
     outputs: list[LossOutput] = []
 
     def forward_step(iterator: Any, model: torch.nn.Module) -> tuple[torch.Tensor, Callable[..., Any]]:
         host = next(iterator)
         batch = host.to(device)
         layout = PackedLayout(batch.positions, sequence_lengths(host))
-        logits = forward_packed(model, batch.tokens, layout, padding=~batch.token_mask)
+        rows = host.loss_mask.nonzero()[:, 0].to(device)  # found on the host: no device sync
+        hidden = forward_packed(model, batch.tokens, layout, padding=~batch.token_mask)
 
-        def reduce(logits_tv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
-            output = loss(logits_tv, batch)
-            outputs.append(LossOutput(output.loss.detach(), output.tokens, output.sums, output.maxima))
-            return output.loss, output.tokens.to(torch.int), {}
+        def reduce(hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
+            counted = batch.at(rows)
 
-        return logits, reduce
+            def token_loss(logprobs: torch.Tensor, entropies: torch.Tensor, part: slice) -> torch.Tensor:
+                output = loss(logprobs, entropies, counted.at(part))
+                outputs.append(LossOutput(output.loss.detach(), output.sums, output.maxima))
+                return output.loss
+
+            total = ddp.module.output_layer.loss(hidden, rows, counted.targets, loss.temperature, token_loss)
+            return total, torch.tensor(rows.numel(), dtype=torch.int, device=device), {}
+
+        return hidden, reduce
 
     get_forward_backward_func()(
         forward_step_func=forward_step,

@@ -38,7 +38,7 @@ def steps(trainer: Any, here: Any, first: int, count: int) -> list[float]:
     losses = []
     for step in range(first, first + count):
         batches = step_batches(step)[here.data_rank :: here.data_size]
-        losses.append(trainer.train_step(batches, SFTLoss(here.tensor_rank), OPTIMIZER.lr_at(step, 20)).mean("loss"))
+        losses.append(trainer.train_step(batches, SFTLoss(), OPTIMIZER.lr_at(step, 20)).mean("loss"))
     return losses
 
 

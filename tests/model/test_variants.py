@@ -39,13 +39,14 @@ def logits_of(folder: Path, tokens: torch.Tensor, parallel: ParallelConfig) -> t
     """This process's columns of the logits, padded ones included."""
     from megatron_ring.config import RouterLossConfig
     from megatron_ring.model.layout import PackedLayout
-    from megatron_ring.model.ring_model import forward_packed
+    from megatron_ring.model.ring_model import forward_all_stages
     from megatron_ring.training.stage import resolve_shape, set_first_weights, start_stage
 
     stage = start_stage(resolve_shape(None, folder), parallel, RouterLossConfig(0.0, 0.0), 0, "fp32")
     set_first_weights(stage, folder, 0)
-    with torch.no_grad():
-        return forward_packed(stage.model.eval(), tokens, PackedLayout(torch.arange(len(tokens)), [len(tokens)]))
+    logits = forward_all_stages(stage.model.eval(), tokens, PackedLayout(torch.arange(len(tokens)), [len(tokens)]))
+    assert logits is not None
+    return logits
 
 
 def reference(folder: Path, tokens: torch.Tensor) -> torch.Tensor:

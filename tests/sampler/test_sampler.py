@@ -38,13 +38,14 @@ def make(parallel: ParallelConfig, sharpness: float = 4.0) -> tuple[Any, Any]:
 def full_forward(model: Any, sequences: list[list[int]]) -> list[torch.Tensor]:
     """Logits of each sequence by the packed training forward, one process."""
     from megatron_ring.model.layout import PackedLayout
-    from megatron_ring.model.ring_model import forward_packed
+    from megatron_ring.model.ring_model import forward_all_stages
 
     lengths = [len(s) for s in sequences]
     positions = torch.cat([torch.arange(length) for length in lengths])
     tokens = torch.tensor([token for s in sequences for token in s])
-    with torch.no_grad():
-        return list(forward_packed(model, tokens, PackedLayout(positions, lengths)).split(lengths))
+    logits = forward_all_stages(model, tokens, PackedLayout(positions, lengths))
+    assert logits is not None
+    return list(logits.split(lengths))
 
 
 def generate(model: Any, here: Any, sampling: SamplingConfig, count: int, new: int) -> list[Any]:
@@ -57,7 +58,7 @@ def generate(model: Any, here: Any, sampling: SamplingConfig, count: int, new: i
 
 
 def greedy_and_sampled() -> dict[str, float]:
-    from megatron_ring.model.logprobs import logprobs_and_entropy
+    from megatron_ring.model.logprobs import token_statistics
 
     model, here = make(ParallelConfig())
     asked = prompts(13)
@@ -72,8 +73,8 @@ def greedy_and_sampled() -> dict[str, float]:
     difference = 0.0
     for prompt, completion, rows in zip(asked, sampled, logits, strict=True):
         at = rows[len(prompt) - 1 : -1]
-        logprobs, entropy = logprobs_and_entropy(at, torch.tensor(completion.tokens), 0, 0.8)
-        for found, wanted in ((completion.logprobs, logprobs), (completion.entropies, entropy)):
+        trained = token_statistics(at, torch.tensor(completion.tokens), 0, 0.8)
+        for found, wanted in ((completion.logprobs, trained.logprobs), (completion.entropies, trained.entropies)):
             difference = max(difference, (torch.tensor(found) - wanted).abs().max().item())
     stopped = sum(c.finish_reason == "stop" for c in sampled)
     assert all((c.tokens[-1] == EOS) == (c.finish_reason == "stop") for c in sampled)

@@ -54,7 +54,7 @@ def train(parallel: ParallelConfig, shape: ModelConfig) -> list[dict[str, float]
     curve = []
     for step in range(STEPS):
         batches = step_batches(step)[here.data_rank :: here.data_size]
-        result = trainer.train_step(batches, SFTLoss(here.tensor_rank), OPTIMIZER.lr_at(step, STEPS))
+        result = trainer.train_step(batches, SFTLoss(), OPTIMIZER.lr_at(step, STEPS))
         curve.append(
             {
                 "loss": result.mean("loss"),
@@ -115,7 +115,7 @@ def plain_autograd() -> dict[str, Any]:
         nll, tokens = torch.zeros(()), 0
         for batch in step_batches(step):
             layout = PackedLayout(batch.positions, sequence_lengths(batch))
-            logits = forward_packed(model, batch.tokens, layout)
+            logits = forward_packed(model, batch.tokens, layout)[:, 0] @ model.output_layer.weight.t()
             each = torch.nn.functional.cross_entropy(logits, batch.targets, reduction="none")
             nll = nll + each[batch.loss_mask].sum()
             tokens += int(batch.loss_mask.sum())
@@ -141,7 +141,7 @@ def through_the_trainer() -> dict[str, Any]:
     model = build_model(RING_TINY, here, RouterLossConfig(0.0, 0.0))
     initialize_weights(model, seed=2)
     trainer = Trainer(model, here, OPTIMIZER)
-    results = [trainer.train_step(step_batches(s), SFTLoss(0), OPTIMIZER.lr_at(s, STEPS)) for s in range(3)]
+    results = [trainer.train_step(step_batches(s), SFTLoss(), OPTIMIZER.lr_at(s, STEPS)) for s in range(3)]
     return {
         "loss": [result.mean("loss") for result in results],
         "grad_norm": [result.grad_norm for result in results],

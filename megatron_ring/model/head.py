@@ -1,0 +1,139 @@
+"""The language head: log-probabilities, entropies and their gradients, without ever holding tokens x vocabulary.
+
+A loss over tokens is a sum of terms that depend on one token's log-probability and entropy. So the gradient of each chunk's
+logits is known as soon as the chunk's logits are: both are made, used and dropped chunk by chunk, in three products
+(logits, gradient of the hidden states, gradient of the weight), none of them repeated in the backward pass.
+
+Suffixes: t tokens, n the tokens that count in the loss, h hidden, v this rank's part of the vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from megatron.core.tensor_parallel import ColumnParallelLinear
+
+from megatron_ring.model.logprobs import IMPOSSIBLE, logits_gradient, token_statistics
+from megatron_ring.parallel import collectives
+
+# (log-probabilities fp32 [c], entropies fp32 [c], which of the n tokens they are) -> a scalar, differentiable in both
+TokenLoss = Callable[[torch.Tensor, torch.Tensor, slice], torch.Tensor]
+
+CHUNK_LOGITS = 1 << 28  # elements of a chunk's logits: 2,122 tokens of 126,464 classes, 0.5 GB in bf16
+
+
+class VocabularyHead(ColumnParallelLinear):
+    """The output projection of a RingModel: weight [vocab/TP, hidden].
+
+    `real_columns`: classes on this rank that stand for a token; the others pad the vocabulary and are impossible.
+    """
+
+    real_columns: int
+    tensor_rank: int
+    chunk_logits: int = CHUNK_LOGITS
+
+    def logits(self, hidden: torch.Tensor, rows: torch.Tensor | None = None) -> torch.Tensor:
+        """Vocab-parallel logits [R, vocab/TP] of the tokens `rows` (int64 [R]; None: all), from the last layer's output
+        [T or T/TP, 1, hidden]. Holds them all: for few tokens, or small vocabularies. No gradients."""
+        with torch.no_grad():
+            hidden_th = self._gather(hidden)
+            return self._logits(hidden_th if rows is None else hidden_th[rows])
+
+    def loss(
+        self,
+        hidden: torch.Tensor,
+        rows: torch.Tensor,
+        targets: torch.Tensor,
+        temperature: float,
+        token_loss: TokenLoss,
+    ) -> torch.Tensor:
+        """The sum of `token_loss` over chunks of the tokens that count.
+
+        Args:
+            hidden: [T or T/TP, 1, hidden], the last layer's output.
+            rows: int64 [n], the tokens that count in the loss, the same on every tensor-parallel rank; may be empty.
+            targets: int64 [n], their global token ids.
+            temperature: softmax temperature, above 0.
+            token_loss: called once for each chunk, in order; also where there are no gradients. Log-probabilities are of
+                the targets under softmax(logits / temperature), in nats, equal on every tensor-parallel rank.
+
+        Returns:
+            fp32 scalar, differentiable in `hidden` and the weight.
+        """
+        backward = torch.is_grad_enabled() and (hidden.requires_grad or self.weight.requires_grad)
+        return _TokenLoss.apply(hidden, self.weight, self, rows, targets, temperature, token_loss, backward)
+
+    def _gather(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[T, hidden] on every tensor-parallel rank."""
+        hidden_th = hidden.flatten(0, 1)
+        return collectives.gather_tokens_over_tensor(hidden_th) if self.sequence_parallel else hidden_th
+
+    def _logits(self, hidden_nh: torch.Tensor) -> torch.Tensor:
+        logits_nv = hidden_nh @ self.weight.t()
+        if self.real_columns < logits_nv.shape[1]:
+            logits_nv[:, self.real_columns :] = IMPOSSIBLE
+        return logits_nv
+
+
+class _TokenLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        head: VocabularyHead,
+        rows: torch.Tensor,
+        targets: torch.Tensor,
+        temperature: float,
+        token_loss: TokenLoss,
+        backward: bool,
+    ) -> torch.Tensor:
+        hidden_nh = head._gather(hidden)
+        tokens = hidden_nh.shape[0]
+        hidden_nh = hidden_nh[rows]
+        gradient_nh = torch.empty_like(hidden_nh) if backward else None
+        gradient_vh = torch.zeros_like(weight, dtype=torch.float32) if backward else None
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        size = max(1, head.chunk_logits // weight.shape[0])
+        first = head.tensor_rank * weight.shape[0]
+        for start in range(0, max(1, rows.numel()), size):
+            part = slice(start, min(start + size, rows.numel()))
+            logits_cv = head._logits(hidden_nh[part])
+            statistics = token_statistics(logits_cv, targets[part], first, temperature)
+            logprobs, entropies = statistics.logprobs.requires_grad_(backward), statistics.entropies.requires_grad_(backward)
+            with torch.set_grad_enabled(backward):
+                loss = token_loss(logprobs, entropies, part)
+            total += loss.detach()
+            if gradient_nh is None or gradient_vh is None or part.stop == part.start:
+                continue
+            by_logprob, by_entropy = torch.autograd.grad(loss, (logprobs, entropies), allow_unused=True)
+            gradient_cv = logits_gradient(logits_cv, statistics, by_logprob, by_entropy).to(weight.dtype)
+            torch.mm(gradient_cv, weight, out=gradient_nh[part])
+            _add_product(gradient_vh, gradient_cv.t(), hidden_nh[part])
+        if backward:
+            ctx.save_for_backward(gradient_nh, gradient_vh, rows)
+            ctx.head, ctx.shape, ctx.tokens = head, hidden.shape, tokens
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, scale: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        gradient_nh, gradient_vh, rows = ctx.saved_tensors
+        gradient_th = gradient_nh.new_zeros(ctx.tokens, gradient_nh.shape[1])
+        gradient_th[rows] = gradient_nh * scale
+        # Each rank has the part that comes from its classes.
+        if ctx.head.sequence_parallel:
+            gradient_th = collectives.scatter_sum_of_tokens_over_tensor(gradient_th)
+        else:
+            collectives.sum_over_tensor(gradient_th)
+        weight_gradient = gradient_vh.mul_(scale).to(gradient_nh.dtype)
+        return gradient_th.view(ctx.shape), weight_gradient, None, None, None, None, None, None
+
+
+def _add_product(sum_vh: torch.Tensor, a_vc: torch.Tensor, b_ch: torch.Tensor) -> None:
+    """sum += a @ b, in fp32 whatever the factors."""
+    if a_vc.dtype == torch.float32:
+        sum_vh.addmm_(a_vc, b_ch)
+    else:
+        sum_vh += a_vc @ b_ch
