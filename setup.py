@@ -44,6 +44,7 @@ setup(
         "flash-attn": ["flash-attn>=2.7.3"],
         "parquet": ["pyarrow"],
         "gguf": ["gguf>=0.17"],
+        "reasoning-gym": ["reasoning-gym>=0.1.25"],
         "dev": [
             *("pytest", "pytest-timeout", "pytest-xdist", "hypothesis"),
             *("ruff", "mypy", "types-PyYAML"),

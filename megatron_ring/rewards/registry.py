@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from megatron_ring.errors import UserError
 from megatron_ring.rewards import baseline, code, format, instructions, math, science
-from megatron_ring.rewards.interface import Verifier
-from megatron_ring.rewards.logic import GAMES
+from megatron_ring.rewards.interface import Reward, ScoreRequest, Verifier
+from megatron_ring.rewards.logic import GAMES, exact
 
 # A solution's tests have limits of their own, in the sandbox; this one bounds a hundred slow ones together.
 CODE_SECONDS = 120.0
@@ -16,6 +18,7 @@ VERIFIERS: dict[str, Verifier] = {
     "code": Verifier(code.score, worker="code", time_limit=CODE_SECONDS),
     "instructions": Verifier(instructions.score, instructions.quick_score, worker="instructions"),
     **{f"logic/{name}": Verifier(game.score) for name, game in GAMES.items()},
+    "logic/exact": Verifier(exact.score),
     "format/thinking": Verifier(format.thinking, format.thinking),
     "format/one_box": Verifier(format.one_box, format.one_box),
     "format/script": Verifier(format.script),
@@ -33,3 +36,12 @@ def verifier_for(domain: str) -> Verifier:
     if domain not in VERIFIERS:
         raise UserError(f"unknown domain {domain!r}: use one of {', '.join(sorted(VERIFIERS))}")
     return VERIFIERS[domain]
+
+
+def score(domain: str, prompt: Any, response: str, answer: Any) -> Reward:
+    """Score one response in this process, where a hostile one may hang it: what a model wrote belongs in `RewardPool`.
+
+    Raises:
+        UserError: an unknown domain, or what its verifier lacks on this machine.
+    """
+    return verifier_for(domain).score(ScoreRequest(domain, prompt, response, answer))
