@@ -62,7 +62,7 @@ test: venv $(SMOLLM2) ## every test (ARGS= for pytest)
 check: venv ## lint, types and the fast tests
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
-	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
 
 clean: ## remove the venv, caches and build outputs; runs/ stays
 	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
