@@ -13,16 +13,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from megatron_ring import cli
-from megatron_ring.data.files import PromptRecord, read_prompts, write_prompts
+from megatron_ring.data.files import PromptRecord, read_prompts
 from megatron_ring.data.records import prompt_from_json
 from megatron_ring.errors import UserError, run_main
 from megatron_ring.rewards.logic import GAMES
+from tools.drawn_prompts import check_output, write_drawn
 
 MAX_DUPLICATES = 500  # in a row, before a game counts as used up
 
@@ -109,21 +107,9 @@ def draw(options: LogicDataOptions) -> Iterator[PromptRecord]:
 def main() -> None:
     """Command line."""
     options = cli.parse(LogicDataOptions, "make_logic_data.py", __doc__ or "")
-    if options.count < 1:
-        raise UserError(f"--count {options.count}: ask for at least 1 prompt")
-    if options.out.suffix not in (".jsonl", ".parquet") or options.out.is_dir():
-        raise UserError(f"--out {options.out}: name a file .jsonl or .parquet")
-    columns = (TextColumn("drawn"), MofNCompleteColumn(), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    records: list[PromptRecord] = []
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("", total=options.count)
-        for record in draw(options):
-            records.append(record)
-            progress.advance(bar)
-    write_prompts(options.out, records)
-    domains = sorted({record.domain for record in records})
-    print(f"{options.out}: {len(records)} prompts of {', '.join(domains)}, difficulty {options.difficulty}")
+    check_output(options.out, options.count)
+    said = write_drawn(options.out, options.count, draw(options))
+    print(f"{said}, difficulty {options.difficulty}")
 
 
 if __name__ == "__main__":

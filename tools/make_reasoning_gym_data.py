@@ -15,16 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from megatron_ring import cli
-from megatron_ring.data.files import PromptRecord, write_prompts
+from megatron_ring.data.files import PromptRecord
 from megatron_ring.data.records import prompt_from_json
 from megatron_ring.errors import UserError, run_main
 from megatron_ring.rewards.logic.reasoning_gym import TASKS, convert
+from tools.drawn_prompts import check_output, write_drawn
 
 MAX_DUPLICATES = 200  # in a row, before a task counts as used up
 
@@ -81,10 +79,7 @@ def draw(options: GymDataOptions, gym: Any) -> Iterator[PromptRecord]:
 def main() -> None:
     """Command line."""
     options = cli.parse(GymDataOptions, "make_reasoning_gym_data.py", __doc__ or "")
-    if options.count < 1:
-        raise UserError(f"--count {options.count}: ask for at least 1 prompt")
-    if options.out.suffix not in (".jsonl", ".parquet") or options.out.is_dir():
-        raise UserError(f"--out {options.out}: name a file .jsonl or .parquet")
+    check_output(options.out, options.count)
     tasks_of(options.tasks)
     if os.environ.get("PYTHONHASHSEED") != "0":  # some tasks draw from sets, whose order would change from run to run
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, "PYTHONHASHSEED": "0"})
@@ -92,16 +87,7 @@ def main() -> None:
         gym = importlib.import_module("reasoning_gym")
     except ImportError:
         raise UserError("reasoning-gym is not installed: pip install reasoning-gym") from None
-    columns = (TextColumn("drawn"), MofNCompleteColumn(), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    records: list[PromptRecord] = []
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("", total=options.count)
-        for record in draw(options, gym):
-            records.append(record)
-            progress.advance(bar)
-    write_prompts(options.out, records)
-    print(f"{options.out}: {len(records)} prompts of {', '.join(sorted({record.domain for record in records}))}")
+    print(write_drawn(options.out, options.count, draw(options, gym)))
 
 
 if __name__ == "__main__":
