@@ -67,8 +67,7 @@ class VocabularyHead(ColumnParallelLinear):
 
     def _gather(self, hidden: torch.Tensor) -> torch.Tensor:
         """[T, hidden] on every tensor-parallel rank."""
-        hidden_th = hidden.flatten(0, 1)
-        return collectives.gather_tokens_over_tensor(hidden_th) if self.sequence_parallel else hidden_th
+        return collectives.gather_tokens_over_tensor(hidden.flatten(0, 1))
 
     def _logits(self, hidden_nh: torch.Tensor) -> torch.Tensor:
         logits_nv = hidden_nh @ self.weight.t()
@@ -122,11 +121,9 @@ class _TokenLoss(torch.autograd.Function):
         gradient_nh, gradient_vh, rows = ctx.saved_tensors
         gradient_th = gradient_nh.new_zeros(ctx.tokens, gradient_nh.shape[1])
         gradient_th[rows] = gradient_nh * scale
-        # Each rank has the part that comes from its classes.
-        if ctx.head.sequence_parallel:
-            gradient_th = collectives.scatter_sum_of_tokens_over_tensor(gradient_th)
-        else:
-            collectives.sum_over_tensor(gradient_th)
+        # Each tensor-parallel rank has the part that comes from its classes, and keeps its own tokens: sequence parallelism
+        # is on wherever there are several.
+        gradient_th = collectives.scatter_sum_of_tokens_over_tensor(gradient_th)
         weight_gradient = gradient_vh.mul_(scale).to(gradient_nh.dtype)
         return gradient_th.view(ctx.shape), weight_gradient, None, None, None, None, None, None
 

@@ -53,7 +53,7 @@ class Verifier:
             `UserError` only where nothing can be scored at all on this machine; that ends the run.
         quick_score: decides what is certain within milliseconds, whatever the input, and returns None for the rest.
             Runs in the caller's process; None when the domain has no such cases.
-        worker: which kind of worker runs it, see `worker.KINDS`.
+        worker: which kind of worker runs it: what it has loaded, and for code no limit on its address space.
         time_limit: seconds for one item where the pool's own limit is too short; None for the pool's.
     """
 

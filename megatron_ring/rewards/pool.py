@@ -47,7 +47,6 @@ class _Task(NamedTuple):
 class _Lanes:
     """The threads for one kind of worker, and what waits for them. None in the queue ends a thread."""
 
-    kind: WorkerKind
     tasks: queue.Queue[_Task | None]
     threads: list[threading.Thread]
 
@@ -56,7 +55,7 @@ class RewardPool:
     """Scores responses, in order; use it as a context manager.
 
     Args:
-        workers: worker processes of each kind that is needed (answers, instructions, code), each of 70 to 200 MB.
+        workers: worker processes of each kind that is needed (answers, instructions, code), each of 25 to 90 MB.
         time_limit: seconds of wall clock per item; past it the item's reward is 0 and its worker is killed. Domains
             whose items take longer (code) have a limit of their own.
         memory_bytes: address space of a worker (RLIMIT_AS). Code has its limits in the sandbox instead.
@@ -179,7 +178,7 @@ class RewardPool:
                     threading.Thread(target=self._run_lane, args=(kind, tasks), name=f"reward-{kind}-{i}", daemon=True)
                     for i in range(self._workers)
                 ]
-                self._lanes[kind] = _Lanes(kind, tasks, threads)
+                self._lanes[kind] = _Lanes(tasks, threads)
                 for thread in threads:
                     thread.start()
             return self._lanes[kind]

@@ -11,7 +11,7 @@ from typing import Any
 # Where our symbol is not pint's.
 _NAMES = {"Ohm": "ohm", "Ang": "angstrom", "Torr": "torr", "AU": "astronomical_unit", "amu": "dalton", "u": "dalton"}
 # pint gives these the dimension of something else (Hz = Bq = rad/s, Gy = Sv), but 50 Hz is not 50 rad/s.
-_OF_THEIR_OWN = ("Bq", "Gy", "Sv", "rad", "deg", "sr", "lm", "lx", "cd", "rpm", "B")
+_OF_THEIR_OWN = ("Bq", "Gy", "Sv", "rad", "deg", "sr", "lm", "lx", "cd", "B")
 _BY_NAME_ONLY = ("dB", "rpm", "ppb", "ppm")
 _TEMPERATURES = ("degC", "degF")
 
@@ -53,14 +53,15 @@ def conversion_between(given: tuple[tuple[str, int], ...], wanted: tuple[tuple[s
     return Conversion(_fraction(one - start), _fraction(start))
 
 
-def _own(unit: tuple[tuple[str, int], ...]) -> Counter[str]:
+def _own(unit: tuple[tuple[str, int], ...]) -> dict[str, int]:
+    """Powers of the units that have a dimension of their own."""
     found: Counter[str] = Counter()
     for symbol, power in unit:
         for name in _OF_THEIR_OWN:
             # With a prefix of one letter, as mSv; `rad` and `deg` take none here.
             if symbol == name or (symbol.endswith(name) and len(symbol) == len(name) + 1 and name not in ("rad", "deg")):
                 found[name] += power
-    return +found + -found if found else found
+    return {name: power for name, power in found.items() if power}
 
 
 def _container(unit: tuple[tuple[str, int], ...]) -> Any:
