@@ -37,12 +37,6 @@ def max_over_tensor(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def max_over_world(tensor: torch.Tensor) -> torch.Tensor:
-    """Element-wise maximum over all processes, in place."""
-    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
-    return tensor
-
-
 def max_over_data(value: int, device: torch.device) -> int:
     """The largest `value` among data-parallel ranks."""
     tensor = torch.tensor([value], dtype=torch.int64, device=device)
@@ -85,13 +79,6 @@ def scatter_sum_of_tokens_over_tensor(tensor: torch.Tensor) -> torch.Tensor:
     mine = tensor.new_empty(tensor.shape[0] // size, *tensor.shape[1:])
     dist.reduce_scatter_tensor(mine, tensor.contiguous(), group=parallel_state.get_tensor_model_parallel_group())
     return mine
-
-
-def broadcast_from_main(item: T) -> T:
-    """Rank 0's `item` on every rank."""
-    items = [item]
-    dist.broadcast_object_list(items, src=0)
-    return items[0]
 
 
 def broadcast_from_last_stage(tensor: torch.Tensor) -> torch.Tensor:
