@@ -16,7 +16,8 @@ from megatron_ring.errors import run_main
 from megatron_ring.stage_config import RLConfig
 
 MAY_DIFFER = frozenset(
-    {"run_dir", "steps", "save_every", "keep_last", "async_save", "rewards.workers", "sampling.max_batch"}
+    {"run_dir", "steps", "save_every", "keep_last", "async_save", "rewards.workers"}
+    | {f"sampling.{name}" for name in ("max_batch", "prefill_tokens", "page_size", "kv_tokens", "kv_fraction")}
 )
 
 
@@ -63,7 +64,7 @@ def main(config: RLConfig) -> None:
         stream.load_state_dict(extra["prompts"])
     run.start_logging(start)
 
-    sampler = Sampler(stage.model, context, config.sampling, tokenizer.eos_id)
+    sampler = Sampler(stage.model, context, config.sampling, tokenizer.eos_id, tokenizer.decode)
     loss = PolicyLoss(objective.name, temperature, objective.clip, objective.kl_beta, objective.alpha_entropy)
     budget = config.budget.resolve(context.data_size) if objective.name == "c3po" else None
     if context.is_main:
@@ -79,6 +80,7 @@ def main(config: RLConfig) -> None:
         for step in range(start, config.steps):
             began = time.perf_counter()
             collected = collect_step(config, step, stream, sampler, tokenizer, scorer, budget)
+            sampler.release()
             batches = pack_step(collected, config, context, tokenizer.pad_id)
             started_training = time.perf_counter()
             if reference is not None:

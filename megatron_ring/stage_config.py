@@ -180,7 +180,10 @@ class RLConfig:
             require(value >= 1, f"--{name.replace('_', '-')} is {value}, below 1")
         require(self.samples_per_prompt >= 2, "--samples-per-prompt is 1: a group needs at least 2 responses to compare")
         require(self.sampling.temperature > 0, "--sampling.temperature is 0: RL needs samples, not the greedy response")
-        require(self.sampling.top_p == 1, "--sampling.top-p: RL trains on the whole distribution, it must be 1")
+        require(
+            self.sampling.whole_distribution,
+            "--sampling.top-p, top-k and min-p: RL trains on the whole distribution, leave them at 1, 0 and 0",
+        )
 
 
 def _evaluation_sampling() -> SamplingConfig:
