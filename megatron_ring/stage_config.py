@@ -191,6 +191,37 @@ def _evaluation_sampling() -> SamplingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GenerateConfig:
+    """Text from a model."""
+
+    checkpoint: Path
+    """Checkpoint or Hugging Face folder."""
+    tokenizer: Path
+    """Tokenizer directory in Hugging Face layout, chat template included."""
+    prompts: Path | None = None
+    """JSONL or parquet file with a `prompt` (text or messages) in each row, `id` optional (default: standard input, a line
+    each)."""
+    out: Path | None = None
+    """JSONL file for the responses, in order, written at the end (default: none)."""
+    samples: int = 1
+    """Responses to each prompt."""
+    raw: bool = False
+    """Continue each prompt as plain text, without the chat template."""
+    instruction: str | None = None
+    """Text added to every user message."""
+    seed: int = 0
+    """Seed of sampling."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Parameters' dtype; auto: bf16 on CUDA, fp32 on the CPU."""
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+
+    def __post_init__(self) -> None:
+        require(self.samples >= 1, f"--samples is {self.samples}, below 1")
+        require(not (self.raw and self.instruction), "--instruction goes into user messages, and --raw has none: drop one")
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
     """One evaluation. Sampling defaults are the Ring-lite report's."""
 
