@@ -1,12 +1,14 @@
 """Attention over the paged KV cache, and the layout through which the model uses it.
 
-`attend_decode` and `attend_chunks` are the two seams where kernels go; here they are written with gathers and torch's SDPA.
+`attend_decode` and `attend_chunks` are the two seams where kernels go. Decoding has one in Triton, for CUDA; otherwise they
+gather pages and call torch's SDPA.
 
 Suffixes: n sequences, t tokens, h query heads, g KV heads, q queries, l positions, d head dimension.
 """
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from itertools import accumulate
 
@@ -79,6 +81,10 @@ def attend_decode(
     Returns:
         [N, heads, d].
     """
+    if q_nhd.is_cuda and importlib.util.find_spec("triton") is not None:
+        from megatron_ring.sampler import decode_triton
+
+        return decode_triton.attend_decode(q_nhd, keys, values, block_table, lengths, longest)
     mask = (torch.arange(longest, device=lengths.device) < lengths[:, None])[:, None, None, :]
     k_ngld, v_ngld = _gather(keys, values, block_table, longest)
     # The queries of one KV group stand where a sequence's queries would: no key or value is repeated.
