@@ -95,7 +95,8 @@ class _TokenLoss(torch.autograd.Function):
         gradient_nh = torch.empty_like(hidden_nh) if backward else None
         gradient_vh = torch.zeros_like(weight, dtype=torch.float32) if backward else None
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        size = max(1, head.chunk_logits // weight.shape[0])
+        size = head.chunk_logits // weight.shape[0]
+        size = max(1, size - size % 256 if size > 256 else size)  # whole tiles of the products
         first = head.tensor_rank * weight.shape[0]
         for start in range(0, max(1, rows.numel()), size):
             part = slice(start, min(start + size, rows.numel()))
@@ -124,7 +125,7 @@ class _TokenLoss(torch.autograd.Function):
         # Each tensor-parallel rank has the part that comes from its classes, and keeps its own tokens: sequence parallelism
         # is on wherever there are several.
         gradient_th = collectives.scatter_sum_of_tokens_over_tensor(gradient_th)
-        weight_gradient = gradient_vh.mul_(scale).to(gradient_nh.dtype)
+        weight_gradient = torch.mul(gradient_vh, scale, out=torch.empty_like(gradient_vh, dtype=gradient_nh.dtype))
         return gradient_th.view(ctx.shape), weight_gradient, None, None, None, None, None, None
 
 
@@ -132,5 +133,7 @@ def _add_product(sum_vh: torch.Tensor, a_vc: torch.Tensor, b_ch: torch.Tensor) -
     """sum += a @ b, in fp32 whatever the factors."""
     if a_vc.dtype == torch.float32:
         sum_vh.addmm_(a_vc, b_ch)
+    elif a_vc.is_cuda:
+        torch.addmm(sum_vh, a_vc, b_ch, out_dtype=torch.float32, out=sum_vh)
     else:
         sum_vh += a_vc @ b_ch
