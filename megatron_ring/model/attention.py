@@ -8,8 +8,8 @@ import torch
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.module import MegatronModule
 
+from megatron_ring.model.kernels.rope import split_and_rotate
 from megatron_ring.model.layout import TokenLayout
-from megatron_ring.model.rope import apply_rope
 
 
 class RingAttention(MegatronModule):
@@ -52,10 +52,8 @@ class RingAttention(MegatronModule):
         qkv, _ = self.linear_qkv(hidden_states)
         tokens = qkv.shape[0]
         qkv = qkv.view(tokens, self.groups, self.queries_per_group + 2, self.head_dim)
-        q_thd = qkv[:, :, :-2].reshape(tokens, self.groups * self.queries_per_group, self.head_dim)
-        k_tgd, v_tgd = qkv[:, :, -2], qkv[:, :, -1]
         cos, sin = layout.rope(self.config.ring_model)
-        q_thd, k_tgd = apply_rope(q_thd, cos, sin), apply_rope(k_tgd, cos, sin)
+        q_thd, k_tgd, v_tgd = split_and_rotate(qkv, cos, sin)
         out_thd = layout.attend(self.layer_number, q_thd, k_tgd, v_tgd)
         out, _ = self.linear_proj(out_thd.reshape(tokens, 1, -1))
         return out, None

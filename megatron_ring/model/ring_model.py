@@ -16,22 +16,18 @@ from megatron.core.tensor_parallel import (
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
-from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
 
 from megatron_ring.config import ModelConfig, ParallelConfig, RouterLossConfig
 from megatron_ring.model.attention import RingAttention
 from megatron_ring.model.head import VocabularyHead
+from megatron_ring.model.layer import Recompute, RingLayer
 from megatron_ring.model.layout import TokenLayout
 from megatron_ring.model.moe import DenseMLP, RingMoE
 from megatron_ring.model.norm import RMSNorm
 from megatron_ring.model.router import RouterLosses
 from megatron_ring.parallel import collectives
 from megatron_ring.parallel.context import ParallelContext
-
-
-def _add_residual(_training: bool, _fused: bool) -> Any:
-    """megatron-core's bias-dropout-add, here without bias and dropout."""
-    return lambda output_and_bias, residual, _dropout: residual + output_and_bias[0]
 
 
 def _pipeline_layout(model: ModelConfig, parallel: ParallelConfig) -> list[list[str]] | None:
@@ -45,7 +41,11 @@ def _pipeline_layout(model: ModelConfig, parallel: ParallelConfig) -> list[list[
 
 
 def transformer_config(
-    model: ModelConfig, context: ParallelContext, losses: RouterLosses, dtype: torch.dtype
+    model: ModelConfig,
+    context: ParallelContext,
+    losses: RouterLosses,
+    dtype: torch.dtype,
+    recompute: Recompute = "none",
 ) -> TransformerConfig:
     """megatron-core's configuration of `model` under the layout of `context`."""
     parallel = context.config
@@ -86,19 +86,18 @@ def transformer_config(
     )
     config.ring_model = model
     config.ring_router_losses = losses
+    config.ring_recompute = recompute
     return config
 
 
 def _layer_spec(moe: bool) -> ModuleSpec:
     return ModuleSpec(
-        module=TransformerLayer,
+        module=RingLayer,
         submodules=TransformerLayerSubmodules(
             input_layernorm=RMSNorm,
             self_attention=RingAttention,
-            self_attn_bda=_add_residual,
             pre_mlp_layernorm=RMSNorm,
             mlp=RingMoE if moe else DenseMLP,
-            mlp_bda=_add_residual,
         ),
     )
 
@@ -119,9 +118,16 @@ class RingModel(GPTModel):
     """This pipeline stage's layers. `router_losses` is shared by its routers; weights start uninitialised: see
     `checkpoint.initialize` (random, the same under every layout) and `checkpoint.load`."""
 
-    def __init__(self, model: ModelConfig, context: ParallelContext, router: RouterLossConfig, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        model: ModelConfig,
+        context: ParallelContext,
+        router: RouterLossConfig,
+        dtype: torch.dtype,
+        recompute: Recompute = "none",
+    ) -> None:
         self_losses = RouterLosses(router)
-        config = transformer_config(model, context, self_losses, dtype)
+        config = transformer_config(model, context, self_losses, dtype, recompute)
         layers = context.config.stage_layers(model.num_layers, context.pipeline_rank)
         specs = [_layer_spec(model.is_moe_layer(layer)) for layer in layers]
         super().__init__(
@@ -170,9 +176,10 @@ def build_model(
     context: ParallelContext,
     router: RouterLossConfig | None = None,
     dtype: torch.dtype = torch.float32,
+    recompute: Recompute = "none",
 ) -> RingModel:
     """This process's part of the model, on its device, in `dtype` (fp32 or bf16), weights not yet set."""
-    ring = RingModel(model, context, router or RouterLossConfig(0.0, 0.0), dtype)
+    ring = RingModel(model, context, router or RouterLossConfig(0.0, 0.0), dtype, recompute)
     return ring.to(context.device)
 
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
 
 from megatron_ring.config import RouterLossConfig
@@ -70,7 +69,7 @@ class RingRouter(torch.nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """hidden [T, hidden], padding bool [T] (True: not a real token) -> weights fp32 [T, k], experts int64 [T, k],
         logits fp32 [T, E]."""
-        logits_te = F.linear(hidden_th.float(), self.weight.float())
+        logits_te = _RouterLogits.apply(hidden_th, self.weight)
         top_logits, experts_tk = torch.topk(logits_te, self.config.moe_router_topk, dim=-1)
         # Softmax over all, top-k, renormalised: a softmax over the k. A single weight is not renormalised (as published: it
         # would be 1, and the router would learn nothing).
@@ -105,3 +104,30 @@ class RingRouter(torch.nn.Module):
         config = self.losses.config
         loss = (config.balance * balance_sum + config.z * z_sum) * self.losses.gradient_scale
         return MoEAuxLossAutoScaler.apply(weights_tk, loss)
+
+
+class _RouterLogits(torch.autograd.Function):
+    """hidden [T, h] @ weight [E, h]^T in fp32. Where both are bf16, their products are exact in fp32: tensor cores make the
+    same numbers; a gradient of the logits is two bf16 numbers that add up to it (to 2^-17)."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_th: torch.Tensor, weight_eh: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(hidden_th, weight_eh)
+        if _short(hidden_th):
+            return torch.mm(hidden_th, weight_eh.t(), out_dtype=torch.float32)
+        return hidden_th.float() @ weight_eh.float().t()
+
+    @staticmethod
+    def backward(ctx: Any, d_te: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        hidden_th, weight_eh = ctx.saved_tensors
+        if not _short(hidden_th):
+            d_hidden = (d_te @ weight_eh.float()).to(hidden_th.dtype)
+            return d_hidden, (d_te.t() @ hidden_th.float()).to(weight_eh.dtype)
+        high = d_te.to(hidden_th.dtype)
+        both = torch.cat((high, (d_te - high).to(hidden_th.dtype)), dim=1)
+        d_weight = torch.mm(both.t(), hidden_th, out_dtype=torch.float32).view(2, *weight_eh.shape).sum(0)
+        return both @ torch.cat((weight_eh, weight_eh)), d_weight.to(weight_eh.dtype)
+
+
+def _short(x: torch.Tensor) -> bool:
+    return x.is_cuda and x.dtype is torch.bfloat16
