@@ -1,7 +1,7 @@
 """Attention over the paged KV cache, and the layout through which the model uses it.
 
-`attend_decode` and `attend_chunks` are the two seams where kernels go. Decoding has one in Triton, for CUDA; otherwise they
-gather pages and call torch's SDPA.
+`DecodeAttention` and `attend_chunks` are the two seams where kernels go. Decoding has one in Triton, for CUDA; otherwise
+torch's SDPA gets gathered pages.
 
 Suffixes: n sequences, t tokens, h query heads, g KV heads, q queries, l positions, d head dimension.
 """
@@ -27,34 +27,36 @@ class PagedLayout(TokenLayout):
         positions: int64 [T].
         rows: int64 [T], each token's row of the block table.
         real: tokens before the padding.
-        decoding: sequences that decode.
-        chunks: tokens of each chunk.
-        ends: tokens of each sequence, decoding ones first, up to and with its last token here. On the host.
+        ends: of each sequence, decoding ones first: its tokens up to and with the last one here. On the host.
+        chunks: tokens of each chunk, on the host; the other sequences decode.
     """
 
     def __init__(
-        self, positions: torch.Tensor, rows: torch.Tensor, real: int, decoding: int, chunks: Sequence[int],
-        ends: Sequence[int], cache: PagedCache,
+        self, positions: torch.Tensor, rows: torch.Tensor, real: int, ends: Sequence[int], chunks: Sequence[int],
+        cache: PagedCache,
     ) -> None:  # fmt: skip
         super().__init__(positions)
-        self.cache, self.real, self.decoding, self.chunks = cache, real, decoding, chunks
-        self.chunk_ends = ends[decoding:]
+        self.cache, self.real, self.chunks = cache, real, chunks
         self.slots = cache.slots(rows, positions)
         self.slots[real:] = 0  # the scrap page
-        self.longest = max(ends[:decoding], default=0)
-        self.table = cache.table[rows[:decoding], : pages_for(self.longest, cache.page_size)]
-        self.lengths = positions[:decoding] + 1
-        # Chunks that begin their sequences need no cache: they attend as in training.
-        self.fresh = PackedLayout(positions[decoding:real], chunks) if list(chunks) == list(self.chunk_ends) else None
-        first = [decoding + before for before in accumulate(chunks[:-1], initial=0)] if chunks else []
-        self.chunk_table = cache.table[rows[first], : pages_for(max(self.chunk_ends, default=0), cache.page_size)]
+        n = self.decoding = len(ends) - len(chunks)
+        if n:
+            longest = max(ends[:n])
+            table = cache.table[rows[:n], : pages_for(longest, cache.page_size)]
+            self.decode = DecodeAttention(table, positions[:n] + 1, longest)
+        if chunks:
+            self.chunk_ends = ends[n:]
+            # Chunks that begin their sequences need no cache: they attend as in training.
+            self.fresh = PackedLayout(positions[n:real], chunks) if list(chunks) == list(self.chunk_ends) else None
+            first = [n + before for before in accumulate(chunks[:-1], initial=0)]
+            self.chunk_table = cache.table[rows[first], : pages_for(max(self.chunk_ends), cache.page_size)]
 
     def attend(self, layer: int, q_thd: torch.Tensor, k_tgd: torch.Tensor, v_tgd: torch.Tensor) -> torch.Tensor:
         self.cache.write(layer, self.slots, k_tgd, v_tgd)
         keys, values = self.cache.of_layer(layer)
         n, parts = self.decoding, []
         if n:
-            parts.append(attend_decode(q_thd[:n], keys, values, self.table, self.lengths, self.longest))
+            parts.append(self.decode(q_thd[:n], keys, values))
         if self.chunks and self.fresh is not None:
             parts.append(self.fresh.attend(layer, *(x[n : self.real] for x in (q_thd, k_tgd, v_tgd))))
         elif self.chunks:
@@ -65,31 +67,34 @@ class PagedLayout(TokenLayout):
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def attend_decode(
-    q_nhd: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, block_table: torch.Tensor, lengths: torch.Tensor,
-    longest: int,
-) -> torch.Tensor:  # fmt: skip
-    """One query for each sequence, at its last position.
+class DecodeAttention:
+    """One query for each sequence, at its last position. For all layers of a step.
 
     Args:
-        q_nhd: [N, heads, d].
-        keys, values: [pages, page_size, KV heads, d], the sequences' last tokens included.
         block_table: int32 [N, columns].
         lengths: int [N], tokens of each sequence.
         longest: the largest of them.
-
-    Returns:
-        [N, heads, d].
     """
-    if q_nhd.is_cuda and importlib.util.find_spec("triton") is not None:
-        from megatron_ring.sampler import decode_triton
 
-        return decode_triton.attend_decode(q_nhd, keys, values, block_table, lengths, longest)
-    mask = (torch.arange(longest, device=lengths.device) < lengths[:, None])[:, None, None, :]
-    k_ngld, v_ngld = _gather(keys, values, block_table, longest)
-    # The queries of one KV group stand where a sequence's queries would: no key or value is repeated.
-    q_ngqd = q_nhd.unflatten(1, (keys.shape[2], -1))
-    return F.scaled_dot_product_attention(q_ngqd, k_ngld, v_ngld, attn_mask=mask).flatten(1, 2)
+    def __init__(self, block_table: torch.Tensor, lengths: torch.Tensor, longest: int) -> None:
+        self.block_table, self.lengths, self.longest = block_table, lengths, longest
+        self.kernel = "triton" if lengths.is_cuda and importlib.util.find_spec("triton") is not None else "sdpa"
+        self._rows_ngl: torch.Tensor | None = None
+
+    def __call__(self, q_nhd: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        """q [N, heads, d]; keys and values [pages, page_size, KV heads, d], the last tokens included -> [N, heads, d]."""
+        if self.kernel == "triton":
+            from megatron_ring.sampler.decode_triton import attend_decode
+
+            return attend_decode(q_nhd, keys, values, self.block_table, self.lengths, self.longest)
+        if self._rows_ngl is None:
+            self._rows_ngl = _rows_of(self.block_table, keys.shape[1], keys.shape[2], self.longest)
+            seen = torch.arange(self.longest, device=self.lengths.device) < self.lengths[:, None]
+            self._mask = seen[:, None, None, :]
+        k_ngld, v_ngld = (_gather(x, self._rows_ngl) for x in (keys, values))
+        # The queries of one KV group stand where a sequence's queries would: no key or value is repeated.
+        q_ngqd = q_nhd.unflatten(1, (keys.shape[2], -1))
+        return F.scaled_dot_product_attention(q_ngqd, k_ngld, v_ngld, attn_mask=self._mask).flatten(1, 2)
 
 
 def attend_chunks(
@@ -110,7 +115,8 @@ def attend_chunks(
     """
     out, start = [], 0
     for row, end, count in zip(block_table, ends, counts, strict=True):
-        k_ngld, v_ngld = _gather(keys, values, row[None, : pages_for(end, keys.shape[1])], end)
+        rows_ngl = _rows_of(row[None], keys.shape[1], keys.shape[2], end)
+        k_ngld, v_ngld = _gather(keys, rows_ngl), _gather(values, rows_ngl)
         q_hqd = q_thd[start : start + count].transpose(0, 1)
         mask = None
         if count < end:
@@ -123,15 +129,15 @@ def attend_chunks(
     return torch.cat(out)
 
 
-def _gather(
-    keys: torch.Tensor, values: torch.Tensor, block_table: torch.Tensor, longest: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """[pages, page_size, KV heads, d] and int32 [N, columns] -> [N, KV heads, longest, d]: contiguous, which makes
-    torch's attention on a CPU up to three times as fast, for one copy."""
-    size, heads = keys.shape[1:3]
-    token = torch.arange(size, dtype=torch.int32, device=keys.device)
-    head = torch.arange(heads, dtype=torch.int32, device=keys.device)
-    token_nl = (block_table[:, :, None] * size + token).flatten(1)[:, :longest] * heads
-    row_ngl = token_nl[:, None, :] + head[:, None]
-    gathered = [x.flatten(0, 2).index_select(0, row_ngl.flatten()).unflatten(0, row_ngl.shape) for x in (keys, values)]
-    return gathered[0], gathered[1]
+def _rows_of(block_table: torch.Tensor, page_size: int, heads: int, longest: int) -> torch.Tensor:
+    """int32 [N, KV heads, longest]: where each head's positions lie among the heads of all tokens of all pages."""
+    token = torch.arange(page_size, dtype=torch.int32, device=block_table.device)
+    head = torch.arange(heads, dtype=torch.int32, device=block_table.device)
+    token_nl = (block_table[:, : pages_for(longest, page_size), None] * page_size + token).flatten(1)[:, :longest]
+    return token_nl[:, None, :] * heads + head[:, None]
+
+
+def _gather(pages: torch.Tensor, rows_ngl: torch.Tensor) -> torch.Tensor:
+    """[pages, page_size, KV heads, d] -> [N, KV heads, longest, d]: contiguous, which makes torch's attention on a CPU up to
+    three times as fast, for one copy."""
+    return pages.flatten(0, 2).index_select(0, rows_ngl.flatten()).unflatten(0, rows_ngl.shape)

@@ -4,7 +4,7 @@ Every rank of a data-parallel replica has the same scheduler and sees the same s
 that share experts (EP) run forward passes together: one without work takes part with padding.
 
 What happens on the host between forward passes may fail on one rank alone. It is then noted, told to the others before the
-next forward pass, and raised by all: nobody waits for a rank that is gone.
+next forward pass, and raised by all. A rank that fails inside a forward pass ends, and the launcher ends the others.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class Sampler:
         try:
             while self._go_on(scheduler, token_budget, failure):
                 step = scheduler.plan() if scheduler.has_work else Step()
-                sampled = self._forward(step) if scheduler.has_work or self.context.config.expert > 1 else []
+                sampled = self._run(step) if scheduler.has_work or self.context.config.expert > 1 else []
                 try:
                     _check_finite(step, sampled)
                     finished = scheduler.advance(step, sampled)
@@ -162,6 +162,19 @@ class Sampler:
         failures, work, generated = collectives.sum_over_processes(values, self.context.device, of_replica=alone)
         return not failures and work > 0 and (token_budget is None or generated < token_budget)
 
+    def _run(self, step: Step) -> list[Sampled]:
+        """`_forward`. The others wait inside the same forward pass and cannot be told of a failure: this process ends, and
+        its launcher ends theirs."""
+        try:
+            return self._forward(step)
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"rank {self.context.rank}: sampling ran out of memory: lower --sampling.kv-fraction, "
+                f"--sampling.prefill-tokens or --sampling.max-batch"
+            ) from error
+        except Exception as error:
+            raise RuntimeError(f"rank {self.context.rank}: {type(error).__name__}: {error}") from error
+
     def _forward(self, step: Step) -> list[Sampled]:
         """Run a step through all pipeline stages; one token for each sequence that decodes."""
         assert self._cache is not None
@@ -177,11 +190,11 @@ class Sampler:
         ends = [sequence.cached + 1 for sequence in decoding] + [chunk.start + chunk.count for chunk in chunks]
         real, tensor = len(tokens), self.context.config.tensor
         padding = max(1, -(-real // tensor)) * tensor - real  # at least one token, as many for every tensor-parallel rank
-        tokens += [self.eos_id] * padding
-        placed = self._tensor([positions + [0] * padding, rows + [0] * padding])
-        counts = [chunk.count for chunk in chunks]
-        layout = PagedLayout(placed[0], placed[1], real, len(decoding), counts, ends, self._cache)
-        logits_nv = forward_all_stages(self.model, self._tensor(tokens), layout, placed.new_tensor(range(len(decoding))))
+        none = [0] * padding
+        tokens_t, positions_t, rows_t = self._tensor([tokens + none, positions + none, rows + none]).unbind()
+        layout = PagedLayout(positions_t, rows_t, real, ends, [chunk.count for chunk in chunks], self._cache)
+        sampled = torch.arange(len(decoding), device=self.context.device)
+        logits_nv = forward_all_stages(self.model, tokens_t, layout, sampled)
         if not decoding:
             return []
         drawn = torch.empty(4, len(decoding), dtype=torch.float64, device=self.context.device)

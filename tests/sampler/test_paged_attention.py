@@ -7,6 +7,7 @@ import importlib.util
 import multiprocessing
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from typing import Any
 
 import pytest
 import torch
@@ -77,9 +78,12 @@ def check_decode(attend: Callable[..., torch.Tensor], shape: tuple, dtype: torch
 
 @pytest.mark.parametrize("shape", [*SHAPES, LONG])
 def test_decoding(shape: tuple) -> None:
-    from megatron_ring.sampler.attention import attend_decode
+    from megatron_ring.sampler.attention import DecodeAttention
 
-    check_decode(attend_decode, shape, torch.float32, 1e-5)
+    def attend(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, *where: Any) -> torch.Tensor:
+        return DecodeAttention(*where)(q, keys, values)
+
+    check_decode(attend, shape, torch.float32, 1e-5)
 
 
 def kernel_decodes(shape: tuple) -> None:

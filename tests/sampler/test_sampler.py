@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +17,7 @@ from hypothesis import strategies as st
 from megatron_ring.config import ParallelConfig, SamplingConfig
 from megatron_ring.errors import UserError
 from megatron_ring.presets import RING_TINY
+from tests.conftest import ROOT
 from tests.layouts import LAYOUTS
 
 EOS = 3
@@ -344,3 +349,38 @@ def after_the_weights_moved() -> list[bool]:
 @pytest.mark.distributed
 def test_nothing_outlives_the_weights(run_on) -> None:
     assert run_on(1, after_the_weights_moved) == [[True] * 6]
+
+
+IN_A_FORWARD_PASS = """
+from megatron_ring.config import ParallelConfig
+from megatron_ring.errors import run_main
+from tests.sampler import test_sampler as here
+from megatron_ring.sampler.sampler import Sampler
+
+def main():
+    model, context = here.make(ParallelConfig(tensor=2))
+    if context.rank == 1:
+        def fail(*_, **__):
+            raise __import__("torch").OutOfMemoryError("no memory")
+        model.output_layer.logits = fail
+    Sampler(model, context, here.TIGHT, here.EOS).generate(here.groups([1, 1]))
+
+run_main(main)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_a_rank_that_fails_inside_a_forward_pass_ends_all(tmp_path: Path) -> None:
+    (tmp_path / "fails.py").write_text(IN_A_FORWARD_PASS)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*launcher, str(tmp_path / "fails.py")], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode != 0
+    said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert said == [
+        "error: rank 1: sampling ran out of memory: lower --sampling.kv-fraction, --sampling.prefill-tokens or "
+        "--sampling.max-batch (rank 1)"
+    ]
