@@ -78,6 +78,14 @@ def gather_over_tensor(tensor: torch.Tensor) -> torch.Tensor:
     return torch.cat(shards, dim=-1)
 
 
+def broadcast_over_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """The first tensor-parallel rank's `tensor` on every one of them, in place."""
+    if parallel_state.get_tensor_model_parallel_world_size() > 1:
+        src, group = parallel_state.get_tensor_model_parallel_src_rank(), parallel_state.get_tensor_model_parallel_group()
+        dist.broadcast(tensor, src=src, group=group)
+    return tensor
+
+
 def gather_tokens_over_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """Concatenate the tensor-parallel ranks' tokens, [T/TP, …] -> [T, …], in rank order."""
     size = parallel_state.get_tensor_model_parallel_world_size()

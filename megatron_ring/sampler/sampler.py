@@ -134,7 +134,13 @@ class Sampler:
         size = size_for(requests, self.model, self.context, sampling, held)
         if self._cache is None or not self._cache.serves(size):
             self._cache = None  # free before taking more
-            self._cache = PagedCache(size, self.model, self.context)
+            try:
+                self._cache = PagedCache(size, self.model, self.context)
+            except RuntimeError as error:  # torch's ways to say that there is no memory, of a GPU and of a CPU
+                raise UserError(
+                    f"no memory for a KV cache of {size.pages * size.page_size:,} tokens: lower --sampling.kv-tokens, "
+                    f"--sampling.kv-fraction or --sampling.max-batch"
+                ) from error
         return Scheduler(
             requests, pages=size.pages, page_size=size.page_size, max_batch=size.rows,
             prefill_tokens=sampling.prefill_tokens, stop=self.stopping.reason,
@@ -211,6 +217,8 @@ class Sampler:
         softmax(logits / temperature) (temperature 1 for greedy decoding), what a training forward computes."""
         seeded = self._tensor([[s.request.seed for s in decoding], [len(s.tokens) for s in decoding]])
         drawn = draw_tokens(collectives.gather_over_tensor(logits_nv), uniforms(seeded[0], seeded[1]), self.sampling)
+        # Sums on a GPU may be in another order on the next one; schedulers that see different tokens would wait for ever.
+        collectives.broadcast_over_tensor(drawn.ids)
         first = self.context.tensor_rank * logits_nv.shape[1]
         found = token_statistics(logits_nv, drawn.ids, first, self.sampling.temperature or 1.0)
         logprobs = found.logprobs.double()

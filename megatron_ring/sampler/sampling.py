@@ -67,4 +67,4 @@ def draw_tokens(logits_nv: torch.Tensor, uniforms_n: torch.Tensor, sampling: Sam
     # Rounding may carry the target to the very end: stay on the last token with any probability. (The clamp is for NaN.)
     last = torch.searchsorted(cumulative, whole, right=False)
     ids = torch.minimum(drawn, last).clamp_max(probabilities.shape[1] - 1)
-    return Drawn(ids[:, 0], (probabilities.gather(1, ids) / whole).log()[:, 0])
+    return Drawn(ids[:, 0].contiguous(), (probabilities.gather(1, ids) / whole).log()[:, 0])
