@@ -10,6 +10,7 @@ from megatron.core.transformer.module import MegatronModule
 
 from megatron_ring.model.kernels.rope import split_and_rotate
 from megatron_ring.model.layout import TokenLayout
+from megatron_ring.model.linear import linear
 
 
 class RingAttention(MegatronModule):
@@ -49,11 +50,10 @@ class RingAttention(MegatronModule):
     ) -> tuple[torch.Tensor, None]:
         """hidden_states [T (or T/TP under sequence parallelism), 1, hidden] -> the same shape, and no bias."""
         layout: TokenLayout = packed_seq_params
-        qkv, _ = self.linear_qkv(hidden_states)
+        qkv = linear(self.linear_qkv, hidden_states)
         tokens = qkv.shape[0]
         qkv = qkv.view(tokens, self.groups, self.queries_per_group + 2, self.head_dim)
         cos, sin = layout.rope(self.config.ring_model)
         q_thd, k_tgd, v_tgd = split_and_rotate(qkv, cos, sin)
         out_thd = layout.attend(self.layer_number, q_thd, k_tgd, v_tgd)
-        out, _ = self.linear_proj(out_thd.reshape(tokens, 1, -1))
-        return out, None
+        return linear(self.linear_proj, out_thd.reshape(tokens, 1, -1)), None

@@ -16,6 +16,7 @@ from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispa
 from megatron_ring.model.experts import GroupedExperts
 from megatron_ring.model.kernels.rows import sort_by_expert
 from megatron_ring.model.kernels.swiglu import swiglu
+from megatron_ring.model.linear import linear
 from megatron_ring.model.router import RingRouter, RouterLosses
 
 
@@ -30,7 +31,7 @@ class SwiGLU(MLP):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """[T_local, 1, hidden] -> the same shape."""
-        return self.linear_fc2(swiglu(self.linear_fc1(hidden_states)[0]))[0]
+        return linear(self.linear_fc2, swiglu(linear(self.linear_fc1, hidden_states)))
 
 
 class DenseMLP(SwiGLU):
