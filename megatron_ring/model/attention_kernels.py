@@ -59,7 +59,7 @@ class PackedAttention:
         else:
             function = _CudnnVarlen if self.kernel == "cudnn-varlen" else _FlashVarlen
             real = (x[: self.tokens] for x in (q_thd, k_tgd, v_tgd))
-            out = function.apply(*real, self._starts_on_device(), self._bound())
+            out = function.apply(*real, self.starts(), self._bound())
         behind = q_thd.shape[0] - self.tokens
         return F.pad(out, (0, 0, 0, 0, 0, behind)) if behind else out
 
@@ -86,8 +86,9 @@ class PackedAttention:
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
         return out.transpose(1, 2).reshape(rows, *q_thd.shape[1:]).index_select(0, cells_t)
 
-    def _starts_on_device(self) -> torch.Tensor:
-        """int32 [S' + 1]. cuDNN plans anew for every number of sequences: it is rounded up with empty ones."""
+    def starts(self) -> torch.Tensor:
+        """int32 [S' + 1] on the device: where sequences begin, and the last one's end. cuDNN plans anew for every number of
+        sequences: it is rounded up with empty ones."""
         if self._starts is None:
             count = len(self.lengths)
             rounded = max(8, 1 << (count - 1).bit_length()) if self.kernel == "cudnn-varlen" else count

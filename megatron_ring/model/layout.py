@@ -59,7 +59,11 @@ class PackedLayout(TokenLayout):
         """What computed the attention; None before any layer has run."""
         return None if self._attention is None else self._attention.kernel
 
-    def attend(self, layer: int, q_thd: torch.Tensor, k_tgd: torch.Tensor, v_tgd: torch.Tensor) -> torch.Tensor:
+    def packing(self, q_thd: torch.Tensor) -> PackedAttention:
+        """The attention over these sequences, of queries like these; the same for all layers."""
         if self._attention is None:
             self._attention = PackedAttention(self.lengths, q_thd.device, q_thd.dtype, q_thd.shape[2], self.asked_kernel)
-        return self._attention(q_thd, k_tgd, v_tgd)
+        return self._attention
+
+    def attend(self, layer: int, q_thd: torch.Tensor, k_tgd: torch.Tensor, v_tgd: torch.Tensor) -> torch.Tensor:
+        return self.packing(q_thd)(q_thd, k_tgd, v_tgd)
