@@ -61,6 +61,8 @@ class Bench:
     """Micro-batches of a step, on each data-parallel rank."""
     optimizer: bool = False
     """Measure whole training steps: clipping and the optimizer's update too."""
+    moments: Literal["fp32", "bf16"] = "fp32"
+    """Our optimizer's moments."""
     recompute: Literal["none", "experts", "full"] = "none"
     """What the backward pass computes again instead of keeping it."""
     layer_impl: Literal["native", "te"] = "native"
@@ -180,7 +182,7 @@ def build(
     if name in ("mcore-stock", "te"):
         return rivals.build_mcore(name == "te", *common)
     model = ring.build_ring(shape, context, dtype, "te" if name == "ring-te" else config.layer_impl, config.recompute)
-    return ring.TrainedRing(model, context, batches) if config.optimizer else ring.BareRing(model, batches)
+    return ring.TrainedRing(model, context, batches, config.moments) if config.optimizer else ring.BareRing(model, batches)
 
 
 def measure_group(config: Bench, names: list[str], *common: Any) -> dict[str, dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -75,8 +75,14 @@ class BareRing(PlainStep):
 class TrainedRing:
     """Whole training steps of SFT: gradient buffers, clipping, distributed optimizer, metrics."""
 
-    def __init__(self, model: RingModel, context: ParallelContext, batches: Sequence[PackedTokens]) -> None:
-        self.trainer = Trainer(model, context, OptimizerConfig(lr=LEARNING_RATE, schedule="constant"))
+    def __init__(
+        self,
+        model: RingModel,
+        context: ParallelContext,
+        batches: Sequence[PackedTokens],
+        moments: Literal["fp32", "bf16"],
+    ) -> None:
+        self.trainer = Trainer(model, context, OptimizerConfig(lr=LEARNING_RATE, schedule="constant", moments=moments))
         self.batches = [_micro_batch(batch) for batch in batches]
         self.loss = SFTLoss()
         self.clock: Clock | None = None
@@ -86,7 +92,8 @@ class TrainedRing:
             head: Any = model.output_layer
             head.loss = self._marking(head.loss, "forward")
         optimizer = self.trainer.optimizer
-        optimizer.step = self._marking(optimizer.step, "optimizer", before="backward")
+        optimizer.prepare_grads = self._marking(optimizer.prepare_grads, "optimizer", before="backward")
+        optimizer.step_with_ready_grads = self._marking(optimizer.step_with_ready_grads, "optimizer")
 
     def _after_forward(self) -> bool:
         return self.clock is not None and self.clock.last == "forward"

@@ -96,8 +96,9 @@ def logits_gradient(
         from megatron_ring.model.kernels import vocabulary_triton
 
         found = statistics
-        if by_logprob is None:
-            by_logprob = torch.zeros_like(found.logprobs)
+        # The gradient of a sum is one number in many places: kernels read memory.
+        by_logprob = torch.zeros_like(found.logprobs) if by_logprob is None else by_logprob.contiguous()
+        by_entropy = None if by_entropy is None else by_entropy.contiguous()
         return vocabulary_triton.gradient_in_place(
             logits_cv, found.columns, found.owned, found.log_normaliser, found.entropies, by_logprob, by_entropy,
             found.temperature,

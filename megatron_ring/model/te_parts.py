@@ -17,11 +17,11 @@ import torch
 import transformer_engine.pytorch as engine
 from transformer_engine.pytorch.cpp_extensions import general_grouped_gemm
 
-from megatron_ring.model.attention_kernels import PackedAttention
 from megatron_ring.model.experts import GroupedExperts
 from megatron_ring.model.kernels.swiglu import swiglu_backward, swiglu_forward
 from megatron_ring.model.layout import PackedLayout, TokenLayout
 from megatron_ring.parallel.device import current_device
+
 
 class EngineNorm(engine.RMSNorm):
     """As `norm.RMSNorm`."""
@@ -60,22 +60,18 @@ class EngineAttention:
     ) -> torch.Tensor:
         if not isinstance(layout, PackedLayout) or not any(layout.lengths):
             return layout.attend(layer, q_thd, k_tgd, v_tgd)
-        packing = layout.packing(q_thd)
-        q, k, v = (x[: packing.tokens] for x in (q_thd, k_tgd, v_tgd))
-        if packing.equal:
-            sequences = (x.unflatten(0, (-1, packing.longest)) for x in (q, k, v))
+        tokens, longest = sum(layout.lengths), max(layout.lengths)
+        q, k, v = (x[:tokens] for x in (q_thd, k_tgd, v_tgd))
+        if all(length == longest for length in layout.lengths):
+            sequences = (x.unflatten(0, (-1, longest)) for x in (q, k, v))
             out = self.core(*sequences, qkv_format="bshd", attn_mask_type="causal")
         else:
-            out = self.core(q, k, v, qkv_format="thd", attn_mask_type="padding_causal", **self._bounds(packing))
+            starts = layout.starts()
+            bounds = {"cu_seqlens_q": starts, "cu_seqlens_kv": starts, "max_seqlen_q": longest, "max_seqlen_kv": longest}
+            out = self.core(q, k, v, qkv_format="thd", attn_mask_type="padding_causal", **bounds)
         out = out.view(q.shape)
-        behind = q_thd.shape[0] - packing.tokens
+        behind = q_thd.shape[0] - tokens
         return torch.nn.functional.pad(out, (0, 0, 0, 0, 0, behind)) if behind else out
-
-    @staticmethod
-    def _bounds(packing: PackedAttention) -> dict[str, Any]:
-        starts = packing.starts()
-        return {"cu_seqlens_q": starts, "cu_seqlens_kv": starts, "max_seqlen_q": packing.longest,
-                "max_seqlen_kv": packing.longest}  # fmt: skip
 
 
 class EngineExperts(GroupedExperts):

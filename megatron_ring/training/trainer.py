@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -27,6 +28,7 @@ from megatron_ring.model.layout import PackedLayout
 from megatron_ring.model.ring_model import RingModel, forward_packed
 from megatron_ring.parallel import collectives
 from megatron_ring.parallel.context import ParallelContext
+from megatron_ring.training.adamw import install, update
 
 
 @dataclass(frozen=True)
@@ -92,13 +94,17 @@ class Trainer:
                 adam_beta1=config.beta1,
                 adam_beta2=config.beta2,
                 adam_eps=config.eps,
-                clip_grad=config.clip_grad,
+                clip_grad=0.0,  # `update` clips
                 bf16=model.config.bf16,
                 params_dtype=model.config.params_dtype,
                 use_distributed_optimizer=True,
             ),
             [self.ddp],
         )
+        install(self.optimizer, config.moments)
+        if context.device.type == "cuda":
+            for parameter in model.parameters():
+                parameter.register_hook(partial(_add_to_buffer, parameter))
         model.config.finalize_model_grads_func = finalize_model_grads
         model.config.no_sync_func = self.ddp.no_sync
 
@@ -115,10 +121,10 @@ class Trainer:
             group["lr"] = lr * group.get("lr_mult", 1.0)
             group["weight_decay"] = self.optimizer_config.weight_decay * group.get("wd_mult", 1.0)
         result = self._run(batches, loss, forward_only=False)
-        updated, grad_norm, _ = self.optimizer.step()
-        if not updated or not torch.isfinite(torch.tensor(float(grad_norm))):
-            raise FloatingPointError(f"gradient norm is {float(grad_norm)}")
-        return StepResult(**{**result.__dict__, "grad_norm": float(grad_norm)})
+        updated, grad_norm = update(self.optimizer, self.optimizer_config.clip_grad)
+        if not updated:
+            raise FloatingPointError(f"gradient norm is {grad_norm}")
+        return StepResult(**{**result.__dict__, "grad_norm": grad_norm})
 
     @torch.no_grad()
     def evaluate(self, batches: Sequence[MicroBatch], loss: Loss) -> StepResult:
@@ -156,6 +162,16 @@ class Trainer:
             collectives.sum_over_tensor(sums)
         balance, z, tokens = collectives.sum_over_pipeline(sums).tolist()
         return (balance / tokens, z / tokens) if tokens else (0.0, 0.0)
+
+
+def _add_to_buffer(parameter: Any, gradient: torch.Tensor) -> torch.Tensor:
+    """Add to megatron-core's fp32 buffer at memory speed; its own hook, which comes next, then sees that it is done."""
+    from megatron_ring.model.kernels import update_triton
+
+    if parameter.main_grad.dtype is torch.float32:
+        update_triton.accumulate(parameter.main_grad, gradient.contiguous())
+        parameter.grad_added_to_main_grad = True
+    return gradient
 
 
 def sequence_lengths(batch: MicroBatch) -> list[int]:

@@ -82,7 +82,7 @@ def backward(
     dw = torch.empty(programs, width, dtype=torch.float32, device=x_rh.device)
     block = triton.next_power_of_2(width)
     _backward[(programs,)](
-        dy_rh, dsum_rh if dsum_rh is not None else dy_rh, x_rh, weight_h, rstd_r, dx, dw, rows, triton.cdiv(rows, programs), width,
-        ADD=dsum_rh is not None, BLOCK=block, num_warps=_warps(block),
+        dy_rh, dsum_rh if dsum_rh is not None else dy_rh, x_rh, weight_h, rstd_r, dx, dw, rows,
+        triton.cdiv(rows, programs), width, ADD=dsum_rh is not None, BLOCK=block, num_warps=_warps(block),
     )  # fmt: skip
     return dx, dw.sum(0).to(weight_h.dtype)

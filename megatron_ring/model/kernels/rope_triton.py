@@ -50,8 +50,9 @@ def _split(  # type: ignore[no-untyped-def]
 
 
 def split(
-    qkv: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, backward: bool
-) -> None:
+    qkv: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor,
+    backward: bool,
+) -> None:  # fmt: skip
     """Fills q [T, heads, d], k, v [T, groups, d] from qkv [T, groups, queries + 2, d], or with `backward` the gradient of
     qkv from theirs. cos, sin fp32 [T, 1, d], both halves alike. All contiguous."""
     tokens, groups, per_group, d = qkv.shape

@@ -93,7 +93,8 @@ def gradient_in_place(
     rows, width = logits_cv.shape
     if rows:
         _gradient[(rows, triton.cdiv(width, BLOCK))](
-            logits_cv, columns, owned, log_normaliser, entropies, by_logprob, by_logprob if by_entropy is None else by_entropy,
-            width, 1.0 / temperature, ENTROPY=by_entropy is not None, BLOCK=BLOCK, num_warps=WARPS,
+            logits_cv, columns, owned, log_normaliser, entropies, by_logprob,
+            by_logprob if by_entropy is None else by_entropy, width, 1.0 / temperature,
+            ENTROPY=by_entropy is not None, BLOCK=BLOCK, num_warps=WARPS,
         )  # fmt: skip
     return logits_cv
