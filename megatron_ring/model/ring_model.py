@@ -53,6 +53,7 @@ def transformer_config(
     Raises:
         UserError: the layers' implementation is not there.
     """
+    parts = layer_parts(layer_impl, dtype)
     parallel = context.config
     config = TransformerConfig(
         num_layers=model.num_layers,
@@ -90,7 +91,7 @@ def transformer_config(
         perform_initialization=False,
         moe_permute_fusion=layer_impl == "te",
     )
-    config.ring_parts = layer_parts(layer_impl, dtype)
+    config.ring_parts = parts
     config.ring_model = model
     config.ring_router_losses = losses
     config.ring_recompute = recompute
