@@ -144,13 +144,13 @@ class PlainStep:
 
     def step(self, clock: Clock) -> torch.Tensor:
         self.model.zero_grad(set_to_none=True)
-        total = torch.zeros(())
+        total: Any = 0.0
         for compute in self.losses:
             loss = compute()
             clock.end("forward")
             loss.backward()
             clock.end("backward")
-            total = total.to(loss.device) + loss.detach()
+            total = total + loss.detach()
         if self.optimizer is not None:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
             self.optimizer.step()

@@ -113,19 +113,24 @@ class _TokenLoss(torch.autograd.Function):
             torch.mm(gradient_cv, weight, out=gradient_nh[part])
             _add_product(gradient_vh, gradient_cv.t(), hidden_nh[part])
         if backward:
-            ctx.save_for_backward(gradient_nh, gradient_vh, rows)
-            ctx.head, ctx.shape, ctx.tokens = head, hidden.shape, tokens
+            ctx.save_for_backward(rows)
+            ctx.held = [gradient_vh, gradient_nh]  # let go one by one: they are the step's peak of memory
+            ctx.shape, ctx.tokens = hidden.shape, tokens
         return total
 
     @staticmethod
     def backward(ctx: Any, scale: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        gradient_nh, gradient_vh, rows = ctx.saved_tensors
+        (rows,) = ctx.saved_tensors
+        gradient_nh = ctx.held.pop().mul_(scale)
+        gradient_vh = ctx.held.pop()
+        weight_gradient = torch.mul(gradient_vh, scale, out=torch.empty_like(gradient_vh, dtype=gradient_nh.dtype))
+        del gradient_vh
         gradient_th = gradient_nh.new_zeros(ctx.tokens, gradient_nh.shape[1])
-        gradient_th[rows] = gradient_nh * scale
+        gradient_th[rows] = gradient_nh
+        del gradient_nh
         # Each tensor-parallel rank has the part that comes from its classes, and keeps its own tokens: sequence parallelism
         # is on wherever there are several.
         gradient_th = collectives.scatter_sum_of_tokens_over_tensor(gradient_th)
-        weight_gradient = torch.mul(gradient_vh, scale, out=torch.empty_like(gradient_vh, dtype=gradient_nh.dtype))
         return gradient_th.view(ctx.shape), weight_gradient, None, None, None, None, None, None
 
 

@@ -104,17 +104,17 @@ def _shard_in_buffer(part: Any, model_parameter: torch.Tensor) -> torch.Tensor:
     return data.view(-1)[place.start : place.end]
 
 
-def update(optimizer: Any, max_norm: float) -> tuple[bool, float]:
-    """Clip to `max_norm` (L2, over all ranks) and update, without a pass over the gradients for the clipping.
+def update(optimizer: Any, max_norm: float, divisor: float = 1.0) -> tuple[bool, float]:
+    """Divide the gradients by `divisor`, clip them to `max_norm` (L2, over all ranks) and update, in one pass after the norm's.
 
     Returns:
-        whether the weights were updated (not where the norm is not finite), and the gradient norm before clipping.
+        whether the weights were updated (not where the norm is not finite), and the norm before clipping.
     """
     if optimizer.prepare_grads():
         return False, float("nan")
-    norm = float(optimizer.get_grad_norm())
+    norm = float(optimizer.get_grad_norm()) / divisor
     if not math.isfinite(norm):
         return False, norm
     for part in optimizer_parts(optimizer):
-        part.optimizer.gradient_scale = min(1.0, max_norm / (norm + 1e-6))
+        part.optimizer.gradient_scale = min(1.0, max_norm / (norm + 1e-6)) / divisor
     return bool(optimizer.step_with_ready_grads()), norm

@@ -1,14 +1,13 @@
 """One training state (model, gradients, optimizer) and the step that every stage takes, on megatron-core's schedules.
 
-Means are global: a loss is a sum over tokens; gradients are divided once by the number of loss tokens of the whole step,
-over all micro-batches and data-parallel ranks.
+Means are global: a loss is a sum over tokens; gradients are divided once, in the optimizer's pass, by the number of loss
+tokens of the whole step, over all micro-batches and data-parallel ranks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -29,6 +28,7 @@ from megatron_ring.model.ring_model import RingModel, forward_packed
 from megatron_ring.parallel import collectives
 from megatron_ring.parallel.context import ParallelContext
 from megatron_ring.training.adamw import install, update
+from megatron_ring.training.gradient_buffers import GradientBuffers
 
 
 @dataclass(frozen=True)
@@ -102,10 +102,8 @@ class Trainer:
             [self.ddp],
         )
         install(self.optimizer, config.moments)
-        if context.device.type == "cuda":
-            for parameter in model.parameters():
-                parameter.register_hook(partial(_add_to_buffer, parameter))
-        model.config.finalize_model_grads_func = finalize_model_grads
+        self.buffers = GradientBuffers(self.ddp)
+        model.config.finalize_model_grads_func = self._finalize_gradients
         model.config.no_sync_func = self.ddp.no_sync
 
     def train_step(self, batches: Sequence[MicroBatch], loss: Loss, lr: float) -> StepResult:
@@ -115,16 +113,21 @@ class Trainer:
             FloatingPointError: the loss or the gradients are not finite; the weights are unchanged.
         """
         self.model.train()
-        self.ddp.zero_grad_buffer()
+        self.buffers.start_step()
         self.optimizer.zero_grad()
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_mult", 1.0)
             group["weight_decay"] = self.optimizer_config.weight_decay * group.get("wd_mult", 1.0)
         result = self._run(batches, loss, forward_only=False)
-        updated, grad_norm = update(self.optimizer, self.optimizer_config.clip_grad)
+        updated, grad_norm = update(self.optimizer, self.optimizer_config.clip_grad, max(1, result.loss_tokens))
         if not updated:
             raise FloatingPointError(f"gradient norm is {grad_norm}")
         return StepResult(**{**result.__dict__, "grad_norm": grad_norm})
+
+    def _finalize_gradients(self, model: Any, _num_tokens: Any = None, **settings: Any) -> None:
+        """megatron-core's, but for its pass over all gradients to divide them: `update` does."""
+        self.buffers.end_backward()
+        finalize_model_grads(model, None, **settings)
 
     @torch.no_grad()
     def evaluate(self, batches: Sequence[MicroBatch], loss: Loss) -> StepResult:
@@ -162,16 +165,6 @@ class Trainer:
             collectives.sum_over_tensor(sums)
         balance, z, tokens = collectives.sum_over_pipeline(sums).tolist()
         return (balance / tokens, z / tokens) if tokens else (0.0, 0.0)
-
-
-def _add_to_buffer(parameter: Any, gradient: torch.Tensor) -> torch.Tensor:
-    """Add to megatron-core's fp32 buffer at memory speed; its own hook, which comes next, then sees that it is done."""
-    from megatron_ring.model.kernels import update_triton
-
-    if parameter.main_grad.dtype is torch.float32:
-        update_triton.accumulate(parameter.main_grad, gradient.contiguous())
-        parameter.grad_added_to_main_grad = True
-    return gradient
 
 
 def sequence_lengths(batch: MicroBatch) -> list[int]:

@@ -66,7 +66,10 @@ def gradients(model) -> dict[str, list]:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(parameter.grad)
-    return {piece.key: piece for piece in weight_pieces(model)}
+    pieces: dict[str, list] = {}
+    for piece in weight_pieces(model):
+        pieces.setdefault(piece.key, []).append(piece)
+    return pieces
 
 
 @pytest.mark.parametrize(("dtype", "allowed"), [(torch.float32, 2e-5), (torch.bfloat16, 6e-2)])
@@ -102,10 +105,11 @@ def test_a_step_against_float64(dtype: torch.dtype, allowed: float, recompute: s
     pieces = gradients(model)
     worst = {}
     for rule in rules_for(SMALL):
-        piece = pieces[rule.target]
-        meet = rule.box.meet(piece.box)
-        mine = piece.data[meet.slices(piece.box)]
-        worst[rule.source] = relative(mine.cpu(), rule.to_ours(leaves[rule.source].grad)[meet.slices(rule.box)])
+        for piece in pieces[rule.target]:
+            meet = rule.box.meet(piece.box)
+            if meet is not None:
+                mine, exact = piece.data[meet.slices(piece.box)], rule.to_ours(leaves[rule.source].grad)
+                worst[rule.source] = relative(mine.cpu(), exact[meet.slices(rule.box)])
     print({k: f"{v:.1e}" for k, v in sorted(worst.items(), key=lambda i: -i[1])[:4]}, file=sys.stderr)
     # Routers see rounding amplified: near-ties flip tokens in bf16.
     assert max(v for k, v in worst.items() if dtype is torch.float32 or "gate.weight" not in k) < allowed, worst
@@ -221,3 +225,5 @@ def test_accumulating_adds_in_fp32() -> None:
     wanted = total + x.float()
     accumulate(total, x)
     assert torch.equal(total, wanted)
+    accumulate(total, x, first=True)
+    assert torch.equal(total, x.float())

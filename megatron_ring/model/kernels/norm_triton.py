@@ -12,7 +12,7 @@ PROGRAMS = 132 * 4  # of the backward pass; each keeps one sum of the weight's g
 
 
 @triton.jit
-def _forward(x_ptr, r_ptr, w_ptr, sum_ptr, y_ptr, rstd_ptr, width, eps, ADD: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _rms_norm_forward(x_ptr, r_ptr, w_ptr, sum_ptr, y_ptr, rstd_ptr, width, eps, ADD: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     inside = column < width
@@ -29,7 +29,7 @@ def _forward(x_ptr, r_ptr, w_ptr, sum_ptr, y_ptr, rstd_ptr, width, eps, ADD: tl.
 
 
 @triton.jit
-def _backward(  # type: ignore[no-untyped-def]
+def _rms_norm_backward(  # type: ignore[no-untyped-def]
     dy_ptr, ds_ptr, x_ptr, w_ptr, rstd_ptr, dx_ptr, dw_ptr, rows, each, width, ADD: tl.constexpr, BLOCK: tl.constexpr
 ):
     program = tl.program_id(0)
@@ -68,7 +68,7 @@ def forward(
     block = triton.next_power_of_2(width)
     arguments: Any = (x_rh, residual_rh if residual_rh is not None else x_rh, weight_h, added, y, rstd, width, eps)
     if rows:
-        _forward[(rows,)](*arguments, ADD=residual_rh is not None, BLOCK=block, num_warps=_warps(block))
+        _rms_norm_forward[(rows,)](*arguments, ADD=residual_rh is not None, BLOCK=block, num_warps=_warps(block))
     return y, added, rstd
 
 
@@ -81,7 +81,7 @@ def backward(
     programs = min(PROGRAMS, max(1, rows))
     dw = torch.empty(programs, width, dtype=torch.float32, device=x_rh.device)
     block = triton.next_power_of_2(width)
-    _backward[(programs,)](
+    _rms_norm_backward[(programs,)](
         dy_rh, dsum_rh if dsum_rh is not None else dy_rh, x_rh, weight_h, rstd_r, dx, dw, rows,
         triton.cdiv(rows, programs), width, ADD=dsum_rh is not None, BLOCK=block, num_warps=_warps(block),
     )  # fmt: skip

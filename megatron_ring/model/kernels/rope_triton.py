@@ -8,7 +8,7 @@ import triton.language as tl
 
 
 @triton.jit
-def _split(  # type: ignore[no-untyped-def]
+def _rope_split(  # type: ignore[no-untyped-def]
     qkv_ptr, q_ptr, k_ptr, v_ptr, cos_ptr, sin_ptr, table_stride,
     GROUPS: tl.constexpr, QUERIES: tl.constexpr, HALF: tl.constexpr, HEADS_BLOCK: tl.constexpr, HALF_BLOCK: tl.constexpr,
     BACKWARD: tl.constexpr,
@@ -58,7 +58,7 @@ def split(
     tokens, groups, per_group, d = qkv.shape
     if tokens == 0:
         return
-    _split[(tokens,)](
+    _rope_split[(tokens,)](
         qkv, q, k, v, cos, sin, cos.stride(0), GROUPS=groups, QUERIES=per_group - 2, HALF=d // 2,
         HEADS_BLOCK=triton.next_power_of_2(groups * per_group), HALF_BLOCK=triton.next_power_of_2(d // 2),
         BACKWARD=backward, num_warps=4,

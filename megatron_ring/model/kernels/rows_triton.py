@@ -10,7 +10,7 @@ import triton.language as tl
 
 
 @triton.jit
-def _gather(x_ptr, index_ptr, out_ptr, width, DIVISOR: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _permute_gather(x_ptr, index_ptr, out_ptr, width, DIVISOR: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     row = tl.program_id(0).to(tl.int64)
     source = tl.load(index_ptr + row).to(tl.int64) // DIVISOR
     for start in range(0, width, BLOCK):
@@ -20,7 +20,7 @@ def _gather(x_ptr, index_ptr, out_ptr, width, DIVISOR: tl.constexpr, BLOCK: tl.c
 
 
 @triton.jit
-def _combine(  # type: ignore[no-untyped-def]
+def _permute_combine(  # type: ignore[no-untyped-def]
     y_ptr, index_ptr, first_ptr, second_ptr, out_ptr, width, K: tl.constexpr, PLUS: tl.constexpr, BLOCK: tl.constexpr
 ):
     token = tl.program_id(0).to(tl.int64)
@@ -47,7 +47,7 @@ def gather(x_th: torch.Tensor, index_n: torch.Tensor, divisor: int) -> torch.Ten
     """x[index // divisor], [N, hidden]."""
     out = x_th.new_empty(index_n.shape[0], x_th.shape[1])
     if index_n.numel():
-        _gather[(index_n.shape[0],)](x_th, index_n, out, x_th.shape[1], DIVISOR=divisor, **_launch(x_th.shape[1]))
+        _permute_gather[(index_n.shape[0],)](x_th, index_n, out, x_th.shape[1], DIVISOR=divisor, **_launch(x_th.shape[1]))
     return out
 
 
@@ -57,7 +57,7 @@ def combine(y_nh: torch.Tensor, index_tk: torch.Tensor, plus: tuple[torch.Tensor
     out = y_nh.new_empty(tokens, y_nh.shape[1])
     first, second = (*plus, y_nh, y_nh)[:2]
     if tokens:
-        _combine[(tokens,)](
+        _permute_combine[(tokens,)](
             y_nh, index_tk, first, second, out, y_nh.shape[1], K=k, PLUS=len(plus), **_launch(y_nh.shape[1])
         )
     return out

@@ -12,7 +12,7 @@ BLOCK_LIMIT = 4096  # columns that one program holds; wider rows take several pa
 
 
 @triton.jit
-def _forward(gu_ptr, w_ptr, out_ptr, width, WEIGHTED: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _swiglu_forward(gu_ptr, w_ptr, out_ptr, width, WEIGHTED: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     row = tl.program_id(0).to(tl.int64)
     scale = 1.0
     if WEIGHTED:
@@ -27,7 +27,7 @@ def _forward(gu_ptr, w_ptr, out_ptr, width, WEIGHTED: tl.constexpr, BLOCK: tl.co
 
 
 @triton.jit
-def _backward(  # type: ignore[no-untyped-def]
+def _swiglu_backward(  # type: ignore[no-untyped-def]
     d_ptr, gu_ptr, w_ptr, dgu_ptr, out_ptr, dw_ptr, width, WEIGHTED: tl.constexpr, AGAIN: tl.constexpr, BLOCK: tl.constexpr
 ):
     row = tl.program_id(0).to(tl.int64)
@@ -67,7 +67,7 @@ def forward(gate_up_nf: torch.Tensor, weights_n: torch.Tensor | None) -> torch.T
     out = gate_up_nf.new_empty(rows, width)
     if rows:
         weights = gate_up_nf if weights_n is None else weights_n
-        _forward[(rows,)](gate_up_nf, weights, out, width, WEIGHTED=weights_n is not None, **_launch(width))
+        _swiglu_forward[(rows,)](gate_up_nf, weights, out, width, WEIGHTED=weights_n is not None, **_launch(width))
     return out
 
 
@@ -81,7 +81,7 @@ def backward(
     dw = None if weights_n is None else torch.empty(rows, dtype=torch.float32, device=d_nf.device)
     if rows:
         unused = gate_up_nf
-        _backward[(rows,)](
+        _swiglu_backward[(rows,)](
             d_nf, gate_up_nf, unused if weights_n is None else weights_n, d_gate_up, d_nf if out is None else out,
             unused if dw is None else dw, width, WEIGHTED=weights_n is not None, AGAIN=again, **_launch(width),
         )  # fmt: skip

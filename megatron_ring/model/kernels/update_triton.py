@@ -32,11 +32,13 @@ def _adamw(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _accumulate(sum_ptr, x_ptr, count, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _gradient_accumulate(sum_ptr, x_ptr, count, FIRST: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < count
     x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
-    tl.store(sum_ptr + at, tl.load(sum_ptr + at, mask=inside, other=0.0) + x, mask=inside)
+    if not FIRST:
+        x += tl.load(sum_ptr + at, mask=inside, other=0.0)
+    tl.store(sum_ptr + at, x, mask=inside)
 
 
 def adamw(
@@ -54,7 +56,8 @@ def adamw(
         )  # fmt: skip
 
 
-def accumulate(total: torch.Tensor, x: torch.Tensor) -> None:
-    """total += x, contiguous, total in fp32."""
-    if total.numel():
-        _accumulate[(triton.cdiv(total.numel(), BLOCK),)](total, x, total.numel(), BLOCK=BLOCK, num_warps=WARPS)
+def accumulate(total: torch.Tensor, x: torch.Tensor, first: bool = False) -> None:
+    """total += x, or total = x where it is the first; contiguous, total in fp32."""
+    count = total.numel()
+    if count:
+        _gradient_accumulate[(triton.cdiv(count, BLOCK),)](total, x, count, FIRST=first, BLOCK=BLOCK, num_warps=WARPS)

@@ -10,7 +10,7 @@ BLOCK, WARPS = 4096, 8
 
 
 @triton.jit
-def _statistics(  # type: ignore[no-untyped-def]
+def _cross_entropy_statistics(  # type: ignore[no-untyped-def]
     logits_ptr, column_ptr, owned_ptr, out_ptr, rows, width, inverse_temperature, BLOCK: tl.constexpr
 ):
     row = tl.program_id(0).to(tl.int64)
@@ -46,7 +46,7 @@ def _statistics(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _gradient(  # type: ignore[no-untyped-def]
+def _cross_entropy_gradient(  # type: ignore[no-untyped-def]
     logits_ptr, column_ptr, owned_ptr, normaliser_ptr, entropy_ptr, by_logprob_ptr, by_entropy_ptr, width,
     inverse_temperature, ENTROPY: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -74,7 +74,7 @@ def statistics(
     rows, width = logits_cv.shape
     out = torch.empty(4, rows, dtype=torch.float32, device=logits_cv.device)
     if rows:
-        _statistics[(rows,)](logits_cv, columns, owned, out, rows, width, 1.0 / temperature, BLOCK=BLOCK, num_warps=WARPS)
+        _cross_entropy_statistics[(rows,)](logits_cv, columns, owned, out, rows, width, 1.0 / temperature, BLOCK=BLOCK, num_warps=WARPS)
     maximum, total, weighted, target = out
     return maximum, total, weighted, target
 
@@ -92,7 +92,7 @@ def gradient_in_place(
     """Overwrites the logits with the gradient by them; per-row values fp32 [C]."""
     rows, width = logits_cv.shape
     if rows:
-        _gradient[(rows, triton.cdiv(width, BLOCK))](
+        _cross_entropy_gradient[(rows, triton.cdiv(width, BLOCK))](
             logits_cv, columns, owned, log_normaliser, entropies, by_logprob,
             by_logprob if by_entropy is None else by_entropy, width, 1.0 / temperature,
             ENTROPY=by_entropy is not None, BLOCK=BLOCK, num_warps=WARPS,
