@@ -50,6 +50,8 @@ def layer_parts(implementation: LayerImpl, dtype: torch.dtype) -> LayerParts:
     """
     if implementation == "native":
         return LayerParts(RMSNorm, ColumnParallelLinear, RowParallelLinear, GroupedExperts, _attend_as_the_layout_does)
+    if not has_cuda() or dtype is not torch.bfloat16:
+        raise UserError("--layer-impl te: Transformer Engine wants a CUDA device and --precision bf16")
     try:
         import transformer_engine.pytorch  # noqa: F401
     except ModuleNotFoundError as error:
@@ -59,8 +61,6 @@ def layer_parts(implementation: LayerImpl, dtype: torch.dtype) -> LayerParts:
         raise UserError(f"--layer-impl te: Transformer Engine is not installed: {how}") from None
     except (ImportError, OSError, RuntimeError) as error:
         raise UserError(f"--layer-impl te: Transformer Engine cannot be imported: {error}") from None
-    if not has_cuda() or dtype is not torch.bfloat16:
-        raise UserError("--layer-impl te: Transformer Engine wants CUDA and --precision bf16")
     from megatron.core.extensions.transformer_engine import TEColumnParallelLinear, TERowParallelLinear
 
     from megatron_ring.model import te_parts

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
-import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from megatron_ring.config import ParallelConfig
 from megatron_ring.errors import UserError
 from megatron_ring.parallel import context
 from megatron_ring.presets import RING_TINY
+from tests.conftest import ROOT
 
 
 @pytest.fixture
@@ -32,6 +35,9 @@ def test_absent(here: context.ParallelContext, monkeypatch: pytest.MonkeyPatch) 
             if name == "transformer_engine":
                 raise ModuleNotFoundError(f"No module named '{name}'", name=name)
 
+    from megatron_ring.model import layer_parts
+
+    monkeypatch.setattr(layer_parts, "has_cuda", lambda: True)
     for name in [name for name in sys.modules if name.split(".")[0] == "transformer_engine"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(sys, "meta_path", [NotThere(), *sys.meta_path])
@@ -40,12 +46,20 @@ def test_absent(here: context.ParallelContext, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_present_without_what_it_wants(
-    here: context.ParallelContext, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
-) -> None:
+def test_without_what_it_wants(here: context.ParallelContext, dtype: torch.dtype) -> None:
     if torch.cuda.is_available() and dtype is torch.bfloat16:
         pytest.skip("nothing lacks here")
-    monkeypatch.setitem(sys.modules, "transformer_engine", types.ModuleType("transformer_engine"))
-    monkeypatch.setitem(sys.modules, "transformer_engine.pytorch", types.ModuleType("transformer_engine.pytorch"))
-    with pytest.raises(UserError, match="--layer-impl te: Transformer Engine wants CUDA and --precision bf16"):
+    with pytest.raises(UserError, match="--layer-impl te: Transformer Engine wants a CUDA device and --precision bf16"):
         build(here, dtype)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
+def test_cuda_libraries_are_left_alone_without_a_gpu(tmp_path: Path) -> None:
+    """megatron-core would take their kernels for the norm of gradients, which has no meaning on a CPU."""
+    for name in ("transformer_engine", "apex"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise SystemExit('imported')\n")
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    command = [sys.executable, "-c", "import megatron_ring.model.ring_model"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
