@@ -16,7 +16,7 @@ from megatron_ring.errors import run_main
 from megatron_ring.stage_config import RLConfig
 
 MAY_DIFFER = frozenset(
-    {"run_dir", "steps", "save_every", "keep_last", "async_save", "rewards.workers", "sampling.max_batch"}
+    {"run_dir", "steps", "save_every", "keep_last", "async_save", "layer_impl", "rewards.workers", "sampling.max_batch"}
 )
 
 
@@ -48,7 +48,7 @@ def main(config: RLConfig) -> None:
     prompts = read_prompts(config.data.prompts)
     stream = PromptStream(prompts, config.seed)
 
-    stage = start_stage(shape, config.parallel, config.router, config.seed, config.precision)
+    stage = start_stage(shape, config.parallel, config.router, config.seed, config.precision, config.layer_impl)
     context = stage.context
     run = RunDirectory(config.run_dir, writes=context.is_main)
     run.open("rl", config, MAY_DIFFER)

@@ -8,14 +8,12 @@ from typing import Any
 
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
-from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispatcher
 
-from megatron_ring.model.experts import GroupedExperts
-from megatron_ring.model.kernels.rows import sort_by_expert
 from megatron_ring.model.kernels.swiglu import swiglu
+from megatron_ring.model.layer_parts import LayerParts
 from megatron_ring.model.linear import linear
 from megatron_ring.model.router import RingRouter, RouterLosses
 
@@ -24,7 +22,8 @@ class SwiGLU(MLP):
     """megatron-core's tensor-parallel MLP with SwiGLU, of any width; gates and ups are one product."""
 
     def __init__(self, config: Any, width: int, pg_collection: Any = None, **_: Any) -> None:
-        submodules = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
+        parts: LayerParts = config.ring_parts
+        submodules = MLPSubmodules(linear_fc1=parts.column_linear, linear_fc2=parts.row_linear)
         config = copy(config)
         config.ffn_hidden_size = width
         super().__init__(config, submodules, tp_group=pg_collection.tp)
@@ -56,7 +55,7 @@ class RingMoE(MegatronModule):
         ep_size = config.expert_model_parallel_size
         local = config.num_moe_experts // ep_size
         self.router = RingRouter(config, losses)
-        self.experts = GroupedExperts(local, config, pg_collection)
+        self.experts = config.ring_parts.experts(local, config, pg_collection)
         self.shared_experts = None
         if config.moe_shared_expert_intermediate_size:
             self.shared_experts = SwiGLU(config, config.moe_shared_expert_intermediate_size, pg_collection)
@@ -90,8 +89,7 @@ class RingMoE(MegatronModule):
             plus = (*plus, self.shared_experts(hidden_states))
         others = tuple(other.view_as(hidden_th) for other in plus)
         if self.dispatcher is None:
-            places = sort_by_expert(experts_tk, self.config.num_moe_experts)
-            out = self.experts.route_locally(hidden_th, weights_tk, places, others)
+            out = self.experts.route_locally(hidden_th, weights_tk, experts_tk, others)
         else:
             out = self._route_over_ranks(hidden_th, weights_tk, experts_tk)
             for other in others:
