@@ -56,6 +56,8 @@ class SFTConfig:
     """Seed of weights and data order."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Parameters' dtype; auto: bf16 on CUDA, fp32 on the CPU. The optimizer's master weights are fp32."""
+    recompute: Literal["none", "experts", "full"] = "none"
+    """What the backward pass computes again instead of keeping it: experts' first product, or whole layers."""
     layer_impl: Literal["native", "te"] = "native"
     """Layers: torch's and our own kernels, or Transformer Engine's modules with the same parameters (CUDA, bf16)."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -168,6 +170,8 @@ class RLConfig:
     """Seed of the prompt order and of sampling."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Parameters' dtype; auto: bf16 on CUDA, fp32 on the CPU."""
+    recompute: Literal["none", "experts", "full"] = "none"
+    """What the backward pass computes again instead of keeping it: experts' first product, or whole layers."""
     layer_impl: Literal["native", "te"] = "native"
     """Layers: torch's and our own kernels, or Transformer Engine's modules with the same parameters (CUDA, bf16)."""
     budget: BudgetConfig = field(default_factory=BudgetConfig)
