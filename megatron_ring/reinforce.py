@@ -16,7 +16,7 @@ from megatron_ring.errors import run_main
 from megatron_ring.stage_config import RLConfig
 
 MAY_DIFFER = frozenset(
-    {"run_dir", "steps", "save_every", "keep_last", "async_save", "rewards.workers"}
+    {"run_dir", "steps", "save_every", "keep_last", "async_save", "layer_impl", "recompute", "rewards.workers"}
     | {f"sampling.{name}" for name in ("max_batch", "prefill_tokens", "page_size", "kv_tokens", "kv_fraction")}
 )
 
@@ -49,7 +49,10 @@ def main(config: RLConfig) -> None:
     prompts = read_prompts(config.data.prompts)
     stream = PromptStream(prompts, config.seed)
 
-    stage = start_stage(shape, config.parallel, config.router, config.seed, config.precision)
+    stage = start_stage(
+        shape, config.parallel, config.router, config.seed, config.precision, config.layer_impl,
+        config.recompute,
+    )  # fmt: skip
     context = stage.context
     run = RunDirectory(config.run_dir, writes=context.is_main)
     run.open("rl", config, MAY_DIFFER)

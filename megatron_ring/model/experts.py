@@ -9,7 +9,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from megatron.core.tensor_parallel import set_tensor_model_parallel_attributes
 
 from megatron_ring.model.kernels.experts import local_experts, sorted_experts
-from megatron_ring.model.kernels.rows import Places
+from megatron_ring.model.kernels.rows import sort_by_expert
 from megatron_ring.parallel.device import current_device
 
 
@@ -19,6 +19,8 @@ class GroupedExperts(torch.nn.Module):
     Parameters (E_local experts, f = expert width on this expert-tensor-parallel rank):
         gate_up: [E_local, 2, f, hidden] (0: gate, 1: up), down: [E_local, hidden, f].
     """
+
+    exchanges = True  # whether `expert_exchange` may compute with the parameters
 
     def __init__(self, num_local_experts: int, config: Any, pg_collection: Any) -> None:
         super().__init__()
@@ -53,10 +55,11 @@ class GroupedExperts(torch.nn.Module):
         return sorted_experts(x_nh, weights_n, ends_e, self.gate_up.flatten(1, 2), self.down, self.recompute)
 
     def route_locally(
-        self, x_th: torch.Tensor, weights_tk: torch.Tensor, places: Places, plus: tuple[torch.Tensor, ...]
+        self, x_th: torch.Tensor, weights_tk: torch.Tensor, experts_tk: torch.Tensor, plus: tuple[torch.Tensor, ...]
     ) -> torch.Tensor:
         """Where all experts are here: sum over each token's k of weight * expert(x), plus the tensors of `plus`; x and they
-        [T, hidden], weights fp32 [T, k] -> [T, hidden]."""
+        [T, hidden], weights fp32 [T, k], experts int64 [T, k] -> [T, hidden]."""
+        places = sort_by_expert(experts_tk, self.num_local_experts)
         return local_experts(x_th, weights_tk, places, self.gate_up.flatten(1, 2), self.down, plus, self.recompute)
 
     def sharded_state_dict(

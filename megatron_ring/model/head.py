@@ -112,6 +112,7 @@ class _TokenLoss(torch.autograd.Function):
             gradient_cv = logits_gradient(logits_cv, statistics, by_logprob, by_entropy).to(weight.dtype)
             torch.mm(gradient_cv, weight, out=gradient_nh[part])
             _add_product(gradient_vh, gradient_cv.t(), hidden_nh[part])
+            del logits_cv, gradient_cv  # before the next chunk's
         if backward:
             ctx.save_for_backward(rows)
             ctx.held = [gradient_vh, gradient_nh]  # let go one by one: they are the step's peak of memory
@@ -123,7 +124,7 @@ class _TokenLoss(torch.autograd.Function):
         (rows,) = ctx.saved_tensors
         gradient_nh = ctx.held.pop().mul_(scale)
         gradient_vh = ctx.held.pop()
-        weight_gradient = torch.mul(gradient_vh, scale, out=torch.empty_like(gradient_vh, dtype=gradient_nh.dtype))
+        weight_gradient = _scaled(gradient_vh, scale, gradient_nh.dtype)
         del gradient_vh
         gradient_th = gradient_nh.new_zeros(ctx.tokens, gradient_nh.shape[1])
         gradient_th[rows] = gradient_nh
@@ -142,3 +143,11 @@ def _add_product(sum_vh: torch.Tensor, a_vc: torch.Tensor, b_ch: torch.Tensor) -
         torch.addmm(sum_vh, a_vc, b_ch, out_dtype=torch.float32, out=sum_vh)
     else:
         sum_vh += a_vc @ b_ch
+
+
+def _scaled(x: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    if x.is_cuda:
+        from megatron_ring.model.kernels import update_triton
+
+        return update_triton.scaled(x, scale, dtype)
+    return (x * scale).to(dtype)

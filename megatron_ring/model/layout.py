@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
@@ -53,11 +54,19 @@ class PackedLayout(TokenLayout):
         super().__init__(positions)
         self.lengths, self.asked_kernel = lengths, kernel
         self._attention: PackedAttention | None = None
+        self._starts: torch.Tensor | None = None
 
     @property
     def kernel(self) -> str | None:
         """What computed the attention; None before any layer has run."""
         return None if self._attention is None else self._attention.kernel
+
+    def starts(self) -> torch.Tensor:
+        """int32 [S + 1] on the device: where sequences begin, and the last one's end. Made once for all layers."""
+        if self._starts is None:
+            bounds = torch.tensor([0, *accumulate(self.lengths)], dtype=torch.int32)
+            self._starts = bounds.to(self.positions.device, non_blocking=True)
+        return self._starts
 
     def attend(self, layer: int, q_thd: torch.Tensor, k_tgd: torch.Tensor, v_tgd: torch.Tensor) -> torch.Tensor:
         if self._attention is None:

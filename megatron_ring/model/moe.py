@@ -1,5 +1,4 @@
-"""The MoE layer: router, routed experts, shared experts. Tokens stay where they are when all experts are local;
-otherwise megatron-core's all-to-all dispatcher moves them."""
+"""The MoE layer: router, routed experts, shared experts. Tokens stay where they are when all experts are local."""
 
 from __future__ import annotations
 
@@ -8,14 +7,14 @@ from typing import Any
 
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
-from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispatcher
 
-from megatron_ring.model.experts import GroupedExperts
-from megatron_ring.model.kernels.rows import sort_by_expert
+from megatron_ring.model.expert_exchange import exchanged_experts
 from megatron_ring.model.kernels.swiglu import swiglu
+from megatron_ring.model.layer_parts import LayerParts
+from megatron_ring.model.linear import linear
 from megatron_ring.model.router import RingRouter, RouterLosses
 
 
@@ -23,14 +22,15 @@ class SwiGLU(MLP):
     """megatron-core's tensor-parallel MLP with SwiGLU, of any width; gates and ups are one product."""
 
     def __init__(self, config: Any, width: int, pg_collection: Any = None, **_: Any) -> None:
-        submodules = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
+        parts: LayerParts = config.ring_parts
+        submodules = MLPSubmodules(linear_fc1=parts.column_linear, linear_fc2=parts.row_linear)
         config = copy(config)
         config.ffn_hidden_size = width
         super().__init__(config, submodules, tp_group=pg_collection.tp)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """[T_local, 1, hidden] -> the same shape."""
-        return self.linear_fc2(swiglu(self.linear_fc1(hidden_states)[0]))[0]
+        return linear(self.linear_fc2, swiglu(linear(self.linear_fc1, hidden_states)))
 
 
 class DenseMLP(SwiGLU):
@@ -46,7 +46,11 @@ class DenseMLP(SwiGLU):
 
 
 class RingMoE(MegatronModule):
-    """out = shared(x) + sum over the token's k experts of weight * expert(x)."""
+    """out = shared(x) + sum over the token's k experts of weight * expert(x).
+
+    Experts of several ranks get their rows through `expert_exchange`; where they are split themselves (expert-tensor
+    parallelism), or are Transformer Engine's, through megatron-core's all-to-all dispatcher.
+    """
 
     def __init__(self, config: Any, pg_collection: Any = None, **_: Any) -> None:
         super().__init__(config)
@@ -55,12 +59,13 @@ class RingMoE(MegatronModule):
         ep_size = config.expert_model_parallel_size
         local = config.num_moe_experts // ep_size
         self.router = RingRouter(config, losses)
-        self.experts = GroupedExperts(local, config, pg_collection)
+        self.experts = config.ring_parts.experts(local, config, pg_collection)
         self.shared_experts = None
         if config.moe_shared_expert_intermediate_size:
             self.shared_experts = SwiGLU(config, config.moe_shared_expert_intermediate_size, pg_collection)
         self.dispatcher: Any = None
-        if ep_size * config.expert_tensor_parallel_size > 1:
+        self.exchanges = ep_size > 1 and config.expert_tensor_parallel_size == 1 and self.experts.exchanges
+        if ep_size * config.expert_tensor_parallel_size > 1 and not self.exchanges:
             first = pg_collection.ep.rank() * local
             self.dispatcher = MoEAlltoAllTokenDispatcher(
                 local, list(range(first, first + local)), config=config, pg_collection=pg_collection
@@ -81,16 +86,26 @@ class RingMoE(MegatronModule):
         """residual + moe(hidden_states), both [T_local, 1, hidden]."""
         return self._run(hidden_states, padding_mask, residual)
 
-    def _run(self, hidden_states: torch.Tensor, padding_mask: torch.Tensor | None, *plus: torch.Tensor) -> torch.Tensor:
+    def _run(
+        self, hidden_states: torch.Tensor, padding_mask: torch.Tensor | None, residual: torch.Tensor | None = None
+    ) -> torch.Tensor:
         hidden_th = hidden_states.view(-1, hidden_states.shape[-1])
         padding_t = None if padding_mask is None else padding_mask.reshape(-1)
         weights_tk, experts_tk, _ = self.router(hidden_th, padding_t)
+        if self.exchanges:
+            residual_th = None if residual is None else residual.view_as(hidden_th)
+            experts = self.experts
+            out = exchanged_experts(
+                hidden_th, weights_tk, experts_tk, residual_th, experts.gate_up.flatten(1, 2), experts.down,
+                self.shared_experts, experts.recompute,
+            )  # fmt: skip
+            return out.view_as(hidden_states)
+        plus = () if residual is None else (residual,)
         if self.shared_experts is not None:
             plus = (*plus, self.shared_experts(hidden_states))
         others = tuple(other.view_as(hidden_th) for other in plus)
         if self.dispatcher is None:
-            places = sort_by_expert(experts_tk, self.config.num_moe_experts)
-            out = self.experts.route_locally(hidden_th, weights_tk, places, others)
+            out = self.experts.route_locally(hidden_th, weights_tk, experts_tk, others)
         else:
             out = self._route_over_ranks(hidden_th, weights_tk, experts_tk)
             for other in others:

@@ -22,9 +22,9 @@ from megatron_ring.config import ModelConfig, ParallelConfig, RouterLossConfig
 from megatron_ring.model.attention import RingAttention
 from megatron_ring.model.head import VocabularyHead
 from megatron_ring.model.layer import Recompute, RingLayer
+from megatron_ring.model.layer_parts import LayerImpl, LayerParts, layer_parts
 from megatron_ring.model.layout import TokenLayout
 from megatron_ring.model.moe import DenseMLP, RingMoE
-from megatron_ring.model.norm import RMSNorm
 from megatron_ring.model.router import RouterLosses
 from megatron_ring.parallel import collectives
 from megatron_ring.parallel.context import ParallelContext
@@ -46,8 +46,14 @@ def transformer_config(
     losses: RouterLosses,
     dtype: torch.dtype,
     recompute: Recompute = "none",
+    layer_impl: LayerImpl = "native",
 ) -> TransformerConfig:
-    """megatron-core's configuration of `model` under the layout of `context`."""
+    """megatron-core's configuration of `model` under the layout of `context`.
+
+    Raises:
+        UserError: the layers' implementation is not there.
+    """
+    parts = layer_parts(layer_impl, dtype)
     parallel = context.config
     config = TransformerConfig(
         num_layers=model.num_layers,
@@ -83,20 +89,22 @@ def transformer_config(
         sequence_parallel=parallel.sequence_parallel,
         calculate_per_token_loss=True,
         perform_initialization=False,
+        moe_permute_fusion=layer_impl == "te",
     )
+    config.ring_parts = parts
     config.ring_model = model
     config.ring_router_losses = losses
     config.ring_recompute = recompute
     return config
 
 
-def _layer_spec(moe: bool) -> ModuleSpec:
+def _layer_spec(moe: bool, parts: LayerParts) -> ModuleSpec:
     return ModuleSpec(
         module=RingLayer,
         submodules=TransformerLayerSubmodules(
-            input_layernorm=RMSNorm,
+            input_layernorm=parts.norm,
             self_attention=RingAttention,
-            pre_mlp_layernorm=RMSNorm,
+            pre_mlp_layernorm=parts.norm,
             mlp=RingMoE if moe else DenseMLP,
         ),
     )
@@ -125,14 +133,16 @@ class RingModel(GPTModel):
         router: RouterLossConfig,
         dtype: torch.dtype,
         recompute: Recompute = "none",
+        layer_impl: LayerImpl = "native",
     ) -> None:
         self_losses = RouterLosses(router)
-        config = transformer_config(model, context, self_losses, dtype, recompute)
+        config = transformer_config(model, context, self_losses, dtype, recompute, layer_impl)
         layers = context.config.stage_layers(model.num_layers, context.pipeline_rank)
-        specs = [_layer_spec(model.is_moe_layer(layer)) for layer in layers]
+        parts: LayerParts = config.ring_parts
+        specs = [_layer_spec(model.is_moe_layer(layer), parts) for layer in layers]
         super().__init__(
             config=config,
-            transformer_layer_spec=TransformerBlockSubmodules(layer_specs=specs, layer_norm=RMSNorm),
+            transformer_layer_spec=TransformerBlockSubmodules(layer_specs=specs, layer_norm=parts.norm),
             vocab_size=context.config.padded_vocabulary(model.vocab_size),
             max_sequence_length=model.max_positions,
             pre_process=context.first_stage,
@@ -177,9 +187,14 @@ def build_model(
     router: RouterLossConfig | None = None,
     dtype: torch.dtype = torch.float32,
     recompute: Recompute = "none",
+    layer_impl: LayerImpl = "native",
 ) -> RingModel:
-    """This process's part of the model, on its device, in `dtype` (fp32 or bf16), weights not yet set."""
-    ring = RingModel(model, context, router or RouterLossConfig(0.0, 0.0), dtype, recompute)
+    """This process's part of the model, on its device, in `dtype` (fp32 or bf16), weights not yet set.
+
+    Raises:
+        UserError: the layers' implementation is not there.
+    """
+    ring = RingModel(model, context, router or RouterLossConfig(0.0, 0.0), dtype, recompute, layer_impl)
     return ring.to(context.device)
 
 

@@ -105,7 +105,7 @@ def _shard_in_buffer(part: Any, model_parameter: torch.Tensor) -> torch.Tensor:
 
 
 def update(optimizer: Any, max_norm: float, divisor: float = 1.0) -> tuple[bool, float]:
-    """Divide the gradients by `divisor`, clip them to `max_norm` (L2, over all ranks) and update, in one pass after the norm's.
+    """Divide the gradients by `divisor`, clip to `max_norm` (L2, over all ranks) and update, in one pass after the norm's.
 
     Returns:
         whether the weights were updated (not where the norm is not finite), and the norm before clipping.

@@ -12,7 +12,14 @@ if not CUDA:
     os.environ["TRITON_INTERPRET"] = "1"  # before the kernels are defined; only these tests call them on CPU tensors
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from megatron_ring.model.kernels import norm_triton, rope_triton, rows_triton, swiglu_triton, vocabulary_triton  # noqa: E402
+from megatron_ring.model.kernels import (  # noqa: E402
+    norm_triton,
+    rope_triton,
+    router_triton,
+    rows_triton,
+    swiglu_triton,
+    vocabulary_triton,
+)
 
 DEVICE = torch.device("cuda" if CUDA else "cpu")
 DTYPES = [torch.float32, torch.bfloat16]
@@ -151,3 +158,36 @@ def test_vocabulary(width: int, temperature: float, dtype: torch.dtype) -> None:
         by_logprob[1:], by_entropy[1:], temperature,
     )  # fmt: skip
     assert error(found, x.grad / temperature) < allowed(dtype)
+
+
+@pytest.mark.parametrize("split", [None, torch.bfloat16])
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize(("tokens", "experts", "k"), [(1, 4, 1), (50, 8, 2), (33, 60, 6), (40, 64, 1)])
+def test_router(tokens: int, experts: int, k: int, padded: bool, split: torch.dtype | None) -> None:
+    logits = draw(tokens, experts, scale=2.0)
+    logits[0] = 0.0  # all alike: the first ones are chosen
+    padding = torch.arange(tokens, device=DEVICE) >= max(1, tokens - 7) if padded else None
+    weights, chosen, sums = router_triton.forward(logits, k, padding, True)
+    x = logits.double().requires_grad_()
+    p = torch.softmax(x, -1)
+    assert chosen[0].tolist() == list(range(k))
+    top = x.topk(k).indices[1:]
+    assert torch.equal(chosen[1:], top)
+    wanted = p.gather(1, chosen)
+    wanted = wanted / wanted.sum(-1, keepdim=True) if k > 1 else wanted
+    assert error(weights, wanted) < 2e-6
+    valid = torch.ones(tokens, device=DEVICE).double() if padding is None else (~padding).double()
+    counts = torch.zeros_like(p).scatter(1, chosen, 1.0).mul(valid[:, None]).sum(0)
+    lse = torch.logsumexp(x, -1)
+    expected = torch.cat((counts, (p * valid[:, None]).sum(0), (lse.square() * valid).sum()[None], valid.sum()[None]))
+    assert error(sums, expected) < 2e-6
+
+    share, d, scale = draw(experts, seed=1).abs(), draw(tokens, k, seed=2), torch.full((1,), 0.5, device=DEVICE)
+    balance = experts * ((p @ share.double()) * valid).sum()
+    loss = (wanted * d.double()).sum() + 0.5 * (0.3 * balance + 0.02 * (lse.square() * valid).sum())
+    loss.backward()
+    found = router_triton.backward(logits, weights, chosen, d, padding, share, scale, 0.3, 0.02, split)
+    if split is not None:
+        assert found.dtype is split
+        found = found[:, :experts].double() + found[:, experts:].double()
+    assert error(found, x.grad) < (5e-6 if split is None else 5e-5)

@@ -31,7 +31,7 @@ def local_experts(
         places: of the T * k slots.
         gate_up_e: [E, 2f, hidden], down_e: [E, hidden, f].
         plus: up to two tensors [T, hidden] that are added in the same pass.
-        recompute: make the first product again in the backward pass instead of keeping [N, 2f].
+        recompute: gather rows and make the first product again in the backward pass instead of keeping [N, hidden + 2f].
     """
     return _LocalExperts.apply(x_th, weights_tk, places, gate_up_e, down_e, recompute, *plus)
 
@@ -83,20 +83,20 @@ class _LocalExperts(torch.autograd.Function):
         k = weights_tk.shape[1]
         x_nh = gather_rows(x_th, places.order, k)
         gate_up_nf = F.grouped_mm(x_nh, gate_up_e.transpose(1, 2), offs=places.ends)
-        del x_nh
         weights_n = weights_tk.flatten().index_select(0, places.order)
         y_nh = F.grouped_mm(swiglu_forward(gate_up_nf, weights_n), down_e.transpose(1, 2), offs=places.ends)
         ctx.places, ctx.plus = places, len(plus)
-        ctx.save_for_backward(x_th, None if recompute else gate_up_nf, weights_n, gate_up_e, down_e)
+        kept = (x_th, None) if recompute else (x_nh, gate_up_nf)
+        ctx.save_for_backward(*kept, weights_n, gate_up_e, down_e)
         return combine_rows(y_nh, places.back, *plus)
 
     @staticmethod
     def backward(ctx: Any, d_th: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x_th, gate_up_nf, weights_n, gate_up_e, down_e = ctx.saved_tensors
+        x_nh, gate_up_nf, weights_n, gate_up_e, down_e = ctx.saved_tensors
         places: Places = ctx.places
         k = places.back.shape[1]
-        x_nh = gather_rows(x_th, places.order, k)
         if gate_up_nf is None:
+            x_nh = gather_rows(x_nh, places.order, k)
             gate_up_nf = F.grouped_mm(x_nh, gate_up_e.transpose(1, 2), offs=places.ends)
         dy_nh = gather_rows(d_th, places.order, k)
         dx_nh, d_weights, d_gate_up, d_down = _backward_rows(

@@ -4,6 +4,7 @@ each is the other's gradient."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
@@ -28,11 +29,14 @@ def sort_by_expert(experts_tk: torch.Tensor, num_experts: int) -> Places:
     flat = experts_tk.flatten()
     # A short key is a short radix sort.
     ordered, order = flat.to(torch.uint8 if num_experts <= 256 else torch.int16).sort(stable=True)
-    back = torch.empty_like(order)
-    back[order] = torch.arange(order.numel(), device=order.device)
-    upper = torch.arange(num_experts, dtype=ordered.dtype, device=flat.device)
-    ends = torch.searchsorted(ordered, upper, right=True, out_int32=True)
+    back = torch.empty_like(order).scatter_(0, order, torch.arange(order.numel(), device=order.device))
+    ends = torch.searchsorted(ordered, _numbers(num_experts, ordered.dtype, flat.device), right=True, out_int32=True)
     return Places(order, back.view(experts_tk.shape), ends)
+
+
+@cache
+def _numbers(count: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    return torch.arange(count, dtype=dtype, device=device)
 
 
 def gather_rows(x_th: torch.Tensor, index_n: torch.Tensor, divisor: int = 1) -> torch.Tensor:

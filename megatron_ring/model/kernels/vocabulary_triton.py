@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-BLOCK, WARPS = 4096, 8
+STATISTICS_BLOCK, BLOCK, WARPS = 1024, 4096, 8
 
 
 @triton.jit
@@ -16,27 +16,33 @@ def _cross_entropy_statistics(  # type: ignore[no-untyped-def]
     row = tl.program_id(0).to(tl.int64)
     start_of_row = logits_ptr + row * width
     # Each lane keeps the maximum, the sum of exp and the sum of exp * logit of its own columns.
-    maximum = tl.full([BLOCK], -1.0e38, dtype=tl.float32)
+    # Four columns at a time: one change of the maximum for all of them. Behind the row stands -1e37: exp makes it 0, and
+    # 0 * -1e37 is 0.
+    maximum = tl.full([BLOCK], -1.0e30, dtype=tl.float32)
     total = tl.zeros([BLOCK], dtype=tl.float32)
     weighted = tl.zeros([BLOCK], dtype=tl.float32)
-    for start in range(0, width, BLOCK):
-        column = start + tl.arange(0, BLOCK)
-        inside = column < width
-        logit = tl.load(start_of_row + column, mask=inside, other=0.0).to(tl.float32) * inverse_temperature
-        logit = tl.where(inside, logit, -1.0e38)
-        larger = tl.maximum(maximum, logit)
+    lane = tl.arange(0, BLOCK)
+    for start in range(0, width, 4 * BLOCK):
+        at = start_of_row + start + lane
+        left = width - start
+        a = tl.load(at, mask=lane < left, other=-1.0e37).to(tl.float32) * inverse_temperature
+        b = tl.load(at + BLOCK, mask=lane + BLOCK < left, other=-1.0e37).to(tl.float32) * inverse_temperature
+        c = tl.load(at + 2 * BLOCK, mask=lane + 2 * BLOCK < left, other=-1.0e37).to(tl.float32) * inverse_temperature
+        d = tl.load(at + 3 * BLOCK, mask=lane + 3 * BLOCK < left, other=-1.0e37).to(tl.float32) * inverse_temperature
+        larger = tl.maximum(maximum, tl.maximum(tl.maximum(a, b), tl.maximum(c, d)))
         shift = maximum - larger
         shrink = tl.exp(shift)
-        weighted = shrink * (weighted + tl.where(total > 0.0, shift * total, 0.0))
+        weighted = shrink * (weighted + shift * total)
         total = total * shrink
-        exp = tl.where(inside, tl.exp(logit - larger), 0.0)
-        total += exp
-        weighted += tl.where(exp > 0.0, exp * (logit - larger), 0.0)
         maximum = larger
+        a, b, c, d = a - larger, b - larger, c - larger, d - larger
+        exp_a, exp_b, exp_c, exp_d = tl.exp(a), tl.exp(b), tl.exp(c), tl.exp(d)
+        total += (exp_a + exp_b) + (exp_c + exp_d)
+        weighted += (exp_a * a + exp_b * b) + (exp_c * c + exp_d * d)
     largest = tl.max(maximum, axis=0)
     shift = maximum - largest
     shrink = tl.exp(shift)
-    weighted = tl.sum(tl.where(total > 0.0, shrink * (weighted + shift * total), 0.0), axis=0)
+    weighted = tl.sum(shrink * (weighted + shift * total), axis=0)
     total = tl.sum(total * shrink, axis=0)
     target = tl.load(start_of_row + tl.load(column_ptr + row)).to(tl.float32) * inverse_temperature
     tl.store(out_ptr + row, largest)
@@ -74,7 +80,10 @@ def statistics(
     rows, width = logits_cv.shape
     out = torch.empty(4, rows, dtype=torch.float32, device=logits_cv.device)
     if rows:
-        _cross_entropy_statistics[(rows,)](logits_cv, columns, owned, out, rows, width, 1.0 / temperature, BLOCK=BLOCK, num_warps=WARPS)
+        _cross_entropy_statistics[(rows,)](
+            logits_cv, columns, owned, out, rows, width, 1.0 / temperature, BLOCK=STATISTICS_BLOCK,
+            num_warps=4,
+        )  # fmt: skip
     maximum, total, weighted, target = out
     return maximum, total, weighted, target
 
