@@ -30,6 +30,8 @@ def main(config: RLConfig) -> None:
     from megatron_ring.data.files import read_prompts
     from megatron_ring.data.prompts import PromptStream
     from megatron_ring.data.tokenizer import RingTokenizer
+    from megatron_ring.rl.objectives import make_objective
+    from megatron_ring.rl.policy import LossSettings
     from megatron_ring.sampler.sampler import Sampler
     from megatron_ring.training.policy_loss import PolicyLoss
     from megatron_ring.training.progress import Progress
@@ -54,8 +56,8 @@ def main(config: RLConfig) -> None:
     run.open("rl", config, MAY_DIFFER)
     set_first_weights(stage, config.init_from, config.seed)
     trainer = Trainer(stage.model, context, config.optimizer)
-    objective, temperature = config.objective, config.sampling.temperature
-    reference = ReferencePolicy(trainer, temperature) if objective.kl_beta > 0 else None  # before any later weights
+    chosen, temperature = config.objective, config.sampling.temperature
+    reference = ReferencePolicy(trainer, temperature) if chosen.kl_beta > 0 else None  # before any later weights
     start = 0
     checkpoint = latest_checkpoint(run.checkpoints)
     if checkpoint is not None:
@@ -64,8 +66,12 @@ def main(config: RLConfig) -> None:
     run.start_logging(start)
 
     sampler = Sampler(stage.model, context, config.sampling, tokenizer.eos_id)
-    loss = PolicyLoss(objective.name, temperature, objective.clip, objective.kl_beta, objective.alpha_entropy)
-    budget = config.budget.resolve(context.data_size) if objective.name == "c3po" else None
+    objective = make_objective(chosen.name, config.sampling.max_new_tokens)
+    settings = LossSettings(
+        clip_low=chosen.clip, clip_high=chosen.clip, kl_beta=chosen.kl_beta, alpha_entropy=chosen.alpha_entropy
+    )
+    loss = PolicyLoss(objective, settings, temperature)
+    budget = config.budget.resolve(context.data_size) if chosen.name == "c3po" else None
     if context.is_main:
         said = f"Phi = {budget:,} tokens a step ({config.budget.scope} budget)" if budget else "no token budget (GRPO)"
         print(f"rl: {config.prompts_per_step} prompts x {config.samples_per_prompt} samples, {said}"
@@ -79,7 +85,7 @@ def main(config: RLConfig) -> None:
         for step in range(start, config.steps):
             began = time.perf_counter()
             collected = collect_step(config, step, stream, sampler, tokenizer, scorer, budget)
-            batches = pack_step(collected, config, context, tokenizer.pad_id)
+            batches = pack_step(collected, config, objective, context, tokenizer.pad_id)
             started_training = time.perf_counter()
             if reference is not None:
                 batches = reference.annotate(batches)

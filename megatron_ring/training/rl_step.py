@@ -16,7 +16,7 @@ from megatron_ring.errors import UserError
 from megatron_ring.parallel.context import ParallelContext
 from megatron_ring.rl.advantages import group_advantages
 from megatron_ring.rl.budget import select_budget
-from megatron_ring.rl.grpo import grpo_token_weights
+from megatron_ring.rl.policy import Objective
 from megatron_ring.rl.records import ScoredRollout
 from megatron_ring.sampler.rollouts import sample_rollouts
 from megatron_ring.sampler.sampler import Sampler
@@ -88,12 +88,12 @@ def collect_step(
     return CollectedStep(scored, answers, advantages.tolist(), trained, budget, rounds, sample_seconds, reward_seconds)
 
 
-def pack_step(collected: CollectedStep, config: RLConfig, context: ParallelContext, pad_id: int) -> list[PolicyBatch]:
+def pack_step(
+    collected: CollectedStep, config: RLConfig, objective: Objective, context: ParallelContext, pad_id: int
+) -> list[PolicyBatch]:
     """This rank's micro-batches: the trained tokens of the step, packed, the same number on every rank."""
     kept = [(item, a, n) for item, a, n in zip(collected.scored, collected.advantages, collected.trained, strict=True) if n]
-    weights = [1.0] * len(kept)
-    if config.objective.name == "grpo":
-        weights = grpo_token_weights([n for _, _, n in kept]).tolist()
+    weights = objective.token_weights([n for _, _, n in kept]).tolist()
     sequences = [
         PolicySequence(
             prompt_tokens=item.rollout.prompt_tokens,
