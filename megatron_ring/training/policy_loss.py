@@ -5,7 +5,11 @@ from __future__ import annotations
 import torch
 
 from megatron_ring.data.packing import PolicyBatch
+from megatron_ring.objective_config import CorrectionConfig
+from megatron_ring.rl.mismatch import Correction, IcePop, KPop, TruncatedImportance
+from megatron_ring.rl.objectives import make_objective
 from megatron_ring.rl.policy import LossSettings, Objective, PolicyTokens
+from megatron_ring.stage_config import RLConfig
 from megatron_ring.training.trainer import LossOutput
 
 
@@ -19,12 +23,39 @@ class PolicyLoss:
         tokens = PolicyTokens(
             logprobs=logprobs,
             entropy=entropies,
-            old_logprobs=batch.sampler_logprobs,
+            old_logprobs=batch.sampler_logprobs if batch.old_logprobs is None else batch.old_logprobs,
             advantages=batch.advantages,
             mask=batch.loss_mask,
             weights=batch.weights,
+            sampler_logprobs=batch.sampler_logprobs,
             ref_logprobs=batch.ref_logprobs,
+            sequence_log_ratio=batch.sequence_log_ratio,
+            corrections=batch.corrections,
         )
         loss, figures = self.objective.loss(tokens, self.settings)
         maxima = {"mismatch_logprob_abs_max": figures.pop("mismatch_logprob_abs_max")}
         return LossOutput(loss, sums=figures, maxima=maxima)
+
+
+def make_policy_loss(config: RLConfig) -> PolicyLoss:
+    """The loss that a resolved configuration asks for. A KL in the reward is no term of it."""
+    chosen = config.objective
+    assert chosen.clip is not None and chosen.clip_high is not None
+    settings = LossSettings(
+        clip_low=chosen.clip,
+        clip_high=chosen.clip_high,
+        kl_beta=chosen.kl_beta if chosen.kl_place == "loss" else 0.0,
+        kl_estimator=chosen.kl_estimator,
+        alpha_entropy=chosen.alpha_entropy,
+    )
+    objective = make_objective(chosen.name, chosen.length_budget or config.sampling.max_new_tokens)
+    return PolicyLoss(objective, settings, config.sampling.temperature)
+
+
+def make_correction(config: CorrectionConfig) -> Correction | None:
+    """The mismatch correction that a resolved configuration asks for."""
+    if config.cap is not None:
+        return TruncatedImportance(config.cap)
+    if config.low is not None and config.high is not None:
+        return IcePop(config.low, config.high)
+    return None if config.phi is None else KPop(config.phi)
