@@ -87,3 +87,15 @@ def test_every_objective_has_its_own_defaults_and_keeps_what_is_given() -> None:
     report = parsed().objective  # the report's figures
     assert (report.name, report.clip, report.kl_beta, report.alpha_entropy) == ("c3po", 0.2, 1e-3, 5e-4)
     assert parsed("--objective.kl-beta", "0").reference.place == "none" and parsed().reference.place == "device"
+
+
+def test_a_configuration_written_before_these_settings_existed_still_starts_a_run(tmp_path: Path) -> None:
+    old = tmp_path / "config.yaml"
+    old.write_text(
+        "stage: rl\nrun_dir: a\ninit_from: b\ndata: {prompts: p, tokenizer: t}\n"
+        "budget: {tokens: 6144, scope: global, max_rounds: 4}\n"
+        "objective: {name: c3po, clip: 0.3, kl_beta: 0.05, alpha_entropy: 0.0005}\n"
+    )
+    config = parse(RLConfig, "ring-rl", "", ["--config", str(old), "--run-dir", "c"]).resolved()
+    assert (config.objective.clip, config.objective.clip_high, config.objective.kl_beta) == (0.3, 0.3, 0.05)
+    assert config.budget.resolve(2) == (6144, 6144) and config.reference.place == "device"
