@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from megatron_ring.config import OptimizerConfig, ParallelConfig, RouterLossConfig, SamplingConfig, require
+from megatron_ring.objective_config import BudgetConfig, CorrectionConfig, ObjectiveConfig, ReferenceConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,44 +87,6 @@ class RLDataConfig:
 
 
 @dataclass(frozen=True)
-class BudgetConfig:
-    """The token budget of a step: exactly so many response tokens carry gradient."""
-
-    tokens: int = 409_600
-    """Phi (response tokens)."""
-    scope: Literal["global", "rank"] = "rank"
-    """Whether Phi counts for the whole step, or per data-parallel rank and is multiplied by their number."""
-    max_rounds: int = 4
-    """Rounds of `prompts_per_step` prompts that a step may sample to reach Phi before the run stops and says why."""
-
-    def __post_init__(self) -> None:
-        require(self.tokens >= 1, f"--budget.tokens is {self.tokens}, below 1")
-        require(self.max_rounds >= 1, f"--budget.max-rounds is {self.max_rounds}, below 1")
-
-    def resolve(self, data_size: int) -> int:
-        """Phi of the whole step (tokens)."""
-        return self.tokens * data_size if self.scope == "rank" else self.tokens
-
-
-@dataclass(frozen=True)
-class ObjectiveConfig:
-    """The policy loss."""
-
-    name: Literal["c3po", "grpo"] = "c3po"
-    """c3po: mean over the token budget; grpo: mean over responses of the mean over their tokens, no budget."""
-    clip: float = 0.2
-    """Epsilon of the clipped probability ratio."""
-    kl_beta: float = 1e-3
-    """Weight of the KL term to the policy that RL started from (0: no reference policy is held)."""
-    alpha_entropy: float = 5e-4
-    """Weight of the entropy bonus."""
-
-    def __post_init__(self) -> None:
-        require(0 < self.clip < 1, f"--objective.clip is {self.clip}, outside (0, 1)")
-        require(self.kl_beta >= 0, f"--objective.kl-beta is {self.kl_beta}, below 0")
-
-
-@dataclass(frozen=True)
 class RewardConfig:
     """Verifiers. Each data-parallel replica scores what it samples, beside the sampling, on its first rank's machine."""
 
@@ -176,6 +139,8 @@ class RLConfig:
     """Layers: torch's and our own kernels, or Transformer Engine's modules with the same parameters (CUDA, bf16)."""
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    correction: CorrectionConfig = field(default_factory=CorrectionConfig)
+    reference: ReferenceConfig = field(default_factory=ReferenceConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     rewards: RewardConfig = field(default_factory=RewardConfig)
     optimizer: OptimizerConfig = field(default_factory=_rl_optimizer)
@@ -191,6 +156,49 @@ class RLConfig:
         require(
             self.sampling.whole_distribution,
             "--sampling.top-p, top-k and min-p: RL trains on the whole distribution, leave them at 1, 0 and 0",
+        )
+        objective, place = self.objective, self.reference.resolved(self.objective.kl_beta).place
+        require(
+            not self.budget.is_set or objective.name == "c3po",
+            f"--budget: a token budget belongs to c3po, --objective.name is {objective.name}",
+        )
+        require(
+            self.correction.name == "none" or objective.old_logprobs == "recomputed",
+            f"--correction.name {self.correction.name} compares the sampler with the trainer: it needs "
+            f"--objective.old-logprobs recomputed",
+        )
+        require(
+            place != "none" or objective.kl_beta == 0,
+            f"--reference.place is none, but --objective.kl-beta {objective.kl_beta} needs a reference",
+        )
+        require(
+            place != "none" or self.reference.refresh_every is None,
+            "--reference.refresh-every: there is no reference (see --reference.place and --objective.kl-beta)",
+        )
+
+    def resolved(self) -> RLConfig:
+        """The same with every default filled in that depends on other settings."""
+        objective = self.objective.resolved(self.sampling.max_new_tokens)
+        reference = self.reference.resolved(objective.kl_beta)
+        return replace(self, objective=objective, correction=self.correction.resolved(), reference=reference)
+
+    def check(self, data_size: int) -> None:
+        """Raise `UserError` when a step cannot work on so many data-parallel ranks."""
+        prompts, samples, longest = self.prompts_per_step, self.samples_per_prompt, self.sampling.max_new_tokens
+        said = f"--prompts-per-step is {prompts}, below the number of data-parallel ranks ({data_size})"
+        require(prompts >= data_size, f"{said}: some would have nothing to sample")
+        if self.objective.name != "c3po":
+            return
+        budgets, rounds = self.budget.resolve(data_size), self.budget.max_rounds
+        most = rounds * prompts * samples * longest
+        require(
+            max(budgets) <= most,
+            f"--budget.tokens: Phi = {max(budgets):,} cannot be reached: {rounds} round(s) of {prompts} prompts x {samples} "
+            f"samples of up to {longest:,} tokens hold {most:,}",
+        )
+        require(
+            self.budget.order != "by-group" or min(budgets) >= prompts,
+            f"--budget.order by-group: Phi = {min(budgets):,} is less than one token for each of {prompts} prompts",
         )
 
 
