@@ -56,7 +56,7 @@ def test_bf16_follows_one_gpu(run_on, seen: dict[Any, list[float]], layout: str)
     curve = run_on(processes, train, parallel, 2)[0]
 
     def apart(a: list[float], b: list[float]) -> list[float]:
-        return [abs(x / y - 1) for x, y in zip(a, b, strict=True)]
+        return [abs(x - y) for x, y in zip(a, b, strict=True)]  # nats: the loss goes to 0
 
     here, spread = apart(curve, seen[2]), apart(seen[3], seen[2])
     print(f"{layout}: {max(here):.1e} at most, {sum(here) / STEPS:.1e} in the mean; another seed {max(spread):.1e}, "
