@@ -40,7 +40,7 @@ setup(
         "packaging",
     ],
     extras_require={
-        "te": ["transformer-engine[pytorch]>=2.9"],
+        "te": ["transformer-engine[pytorch]>=2.20"],
         "flash-attn": ["flash-attn>=2.7.3"],
         "parquet": ["pyarrow"],
         "gguf": ["gguf>=0.17"],

@@ -35,7 +35,8 @@ def main(config: EvaluateConfig) -> None:
         f"--tokenizer {config.tokenizer}: {tokenizer.vocab_size} tokens, the model has only {shape.vocab_size}",
     )
     prompts = [StreamPrompt(position, record) for position, record in enumerate(read_prompts(config.prompts))]
-    stage = start_stage(shape, config.parallel, RouterLossConfig(0.0, 0.0), config.seed, config.precision)
+    losses = RouterLossConfig(0.0, 0.0)
+    stage = start_stage(shape, config.parallel, losses, config.seed, config.precision, config.layer_impl)
     set_first_weights(stage, config.checkpoint, config.seed)
     began = time.perf_counter()
     sampler = Sampler(stage.model, stage.context, config.sampling, tokenizer.eos_id)

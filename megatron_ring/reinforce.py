@@ -16,8 +16,9 @@ from megatron_ring.errors import run_main
 from megatron_ring.stage_config import RLConfig
 
 MAY_DIFFER = frozenset(
-    {"run_dir", "steps", "save_every", "keep_last", "async_save", "rewards.workers", "sampling.max_batch", "reference.place"}
-)
+    {"run_dir", "steps", "save_every", "keep_last", "async_save", "layer_impl", "rewards.workers", "sampling.max_batch",
+     "reference.place"}
+)  # fmt: skip
 
 
 def main(config: RLConfig) -> None:
@@ -51,7 +52,7 @@ def main(config: RLConfig) -> None:
     prompts = read_prompts(config.data.prompts)
     stream = PromptStream(prompts, config.seed)
 
-    stage = start_stage(shape, config.parallel, config.router, config.seed, config.precision)
+    stage = start_stage(shape, config.parallel, config.router, config.seed, config.precision, config.layer_impl)
     context = stage.context
     run = RunDirectory(config.run_dir, writes=context.is_main)
     run.open("rl", config, MAY_DIFFER)

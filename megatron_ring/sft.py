@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # rooms that import torch load when a run starts, so that --h
     from megatron_ring.data.sft_data import SFTDataset
     from megatron_ring.training.trainer import StepResult
 
-MAY_DIFFER = frozenset({"run_dir", "max_steps", "save_every", "keep_last", "async_save"})
+MAY_DIFFER = frozenset({"run_dir", "max_steps", "save_every", "keep_last", "async_save", "layer_impl"})
 
 
 def main(config: SFTConfig) -> None:
@@ -38,7 +38,7 @@ def main(config: SFTConfig) -> None:
     from megatron_ring.training.trainer import Trainer
 
     train, validation = load_data(config, shape)
-    stage = start_stage(shape, config.parallel, config.router, config.seed, config.precision)
+    stage = start_stage(shape, config.parallel, config.router, config.seed, config.precision, config.layer_impl)
     context = stage.context
     require(
         config.data.global_batch % context.data_size == 0,

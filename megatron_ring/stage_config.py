@@ -57,6 +57,8 @@ class SFTConfig:
     """Seed of weights and data order."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Parameters' dtype; auto: bf16 on CUDA, fp32 on the CPU. The optimizer's master weights are fp32."""
+    layer_impl: Literal["native", "te"] = "native"
+    """Layers: torch's and our own kernels, or Transformer Engine's modules with the same parameters (CUDA, bf16)."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     router: RouterLossConfig = field(default_factory=RouterLossConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
@@ -129,6 +131,8 @@ class RLConfig:
     """Seed of the prompt order and of sampling."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Parameters' dtype; auto: bf16 on CUDA, fp32 on the CPU."""
+    layer_impl: Literal["native", "te"] = "native"
+    """Layers: torch's and our own kernels, or Transformer Engine's modules with the same parameters (CUDA, bf16)."""
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     correction: CorrectionConfig = field(default_factory=CorrectionConfig)
@@ -215,6 +219,8 @@ class EvaluateConfig:
     """Seed of sampling."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Parameters' dtype; auto: bf16 on CUDA, fp32 on the CPU."""
+    layer_impl: Literal["native", "te"] = "native"
+    """Layers: torch's and our own kernels, or Transformer Engine's modules with the same parameters (CUDA, bf16)."""
     sampling: SamplingConfig = field(default_factory=_evaluation_sampling)
     rewards: RewardConfig = field(default_factory=RewardConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)

@@ -143,15 +143,16 @@ def disk() -> Iterator[Finding]:
     yield Finding("Disk here", f"{free / GIB:.1f} GiB free", "broken" if full else "ok", hint)
 
 
-def accelerator(name: str, distribution: str, module: str, hint: str, aside: str = "") -> Finding:
-    """An optional library; `aside` is what else takes it up when it is there."""
+def accelerator(name: str, distribution: str, module: str, hint: str, aside: str = "", flag: str = "") -> Finding:
+    """An optional library; `aside` is what else takes it up when it is there, `flag` what asks for it."""
     top = module.split(".")[0]
     used = imported_by_code(top)
     note = "" if used else "; not used yet"
+    note = f"; only with {flag}" if flag else note
     if not installed(top):
-        return Finding(name, f"not installed{note}", "missing" if used else "unused", hint)
+        return Finding(name, f"not installed{note}", "missing" if used and not flag else "unused", hint)
     version = version_of(distribution) or "of no known version"
-    _, wrong = ask(python_command("-c", f"import {module}"), 120.0)
+    _, wrong = ask(python_command("-c", f"import torch, {module}"), 120.0)  # its libraries come through torch
     if wrong:
         return Finding(name, f"{version}, but `import {module}` fails: {wrong}", "broken", hint)
     return Finding(name, f"{version}{note}{aside}", "ok" if used else "unused")
@@ -160,7 +161,8 @@ def accelerator(name: str, distribution: str, module: str, hint: str, aside: str
 def extras() -> Iterator[Finding]:
     hint = "pip install --no-build-isolation -e '.[{}]'"
     aside = ", but megatron-core takes its fused Adam by itself"
-    yield accelerator("Transformer Engine", "transformer-engine", "transformer_engine.pytorch", hint.format("te"), aside)
+    module, flag = "transformer_engine.pytorch", "--layer-impl te"
+    yield accelerator("Transformer Engine", "transformer-engine", module, hint.format("te"), aside, flag)
     yield accelerator("flash-attn", "flash-attn", "flash_attn", hint.format("flash-attn"))
 
 

@@ -25,7 +25,6 @@ from megatron.core import __version__ as megatron_version
 
 from megatron_ring.checkpoint.manifest import make_durable, write_manifest
 from megatron_ring.checkpoint.pieces import (
-    MOMENTS,
     Piece,
     has_masters,
     optimizer_parts,
@@ -45,16 +44,11 @@ SECONDS_AFTER_FAILURE = 60.0  # how long a run that failed waits for a save unde
 
 
 def allocate_moments(optimizer: Any) -> None:
-    """Give every parameter of a distributed optimizer that has not stepped yet its (zero) state: torch's AdamW allocates it
-    in the first step."""
+    """Give every parameter of a distributed optimizer that has not stepped yet its (zero) state."""
     for part in optimizer_parts(optimizer):
         for group in part.optimizer.param_groups:
             for parameter in group["params"]:
-                if not part.optimizer.state[parameter]:
-                    part.optimizer.state[parameter] = {
-                        "step": torch.zeros((), dtype=torch.float32),
-                        **{name: torch.zeros_like(parameter) for name in MOMENTS},
-                    }
+                part.optimizer.state_of(parameter)
 
 
 def _optimizer_step(optimizer: Any) -> int:

@@ -1,14 +1,15 @@
-"""Routed experts: one grouped product per projection over all local experts."""
+"""Routed experts: their parameters, and one grouped product per projection over all local ones."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from megatron.core.tensor_parallel import set_tensor_model_parallel_attributes
 
+from megatron_ring.model.kernels.experts import local_experts, sorted_experts
+from megatron_ring.model.kernels.rows import sort_by_expert
 from megatron_ring.parallel.device import current_device
 
 
@@ -22,6 +23,7 @@ class GroupedExperts(torch.nn.Module):
     def __init__(self, num_local_experts: int, config: Any, pg_collection: Any) -> None:
         super().__init__()
         self.num_local_experts = num_local_experts
+        self.recompute = config.ring_recompute == "experts"
         self.ranks = {
             "ep": pg_collection.ep.rank(),
             "etp": pg_collection.expt_tp.rank(),
@@ -41,16 +43,22 @@ class GroupedExperts(torch.nn.Module):
             setattr(parameter, "allreduce", False)  # noqa: B010
 
     def forward(self, x_nh: torch.Tensor, counts_e: torch.Tensor, weights_n: torch.Tensor) -> torch.Tensor:
-        """x [N, hidden] sorted by local expert, counts int [E_local] rows of each, weights [N] -> [N, hidden]."""
+        """weight * expert(x): x [N, hidden] sorted by local expert, counts int [E_local] rows of each, weights [N] ->
+        [N, hidden]."""
         if x_nh.shape[0] == 0:
             # A rank may get no token. Everything stays in the graph: its backward takes part in the same exchanges.
             nothing = self.gate_up.sum() + self.down.sum() + weights_n.sum()
             return x_nh + (0.0 * nothing).to(x_nh.dtype)
         ends_e = counts_e.to(device=x_nh.device).cumsum(0).to(torch.int32)
-        gate_up = F.grouped_mm(x_nh, self.gate_up.flatten(1, 2).transpose(1, 2), offs=ends_e)
-        gate, up = gate_up.chunk(2, dim=-1)
-        activation = F.silu(gate) * up * weights_n[:, None].to(x_nh.dtype)
-        return F.grouped_mm(activation, self.down.transpose(1, 2), offs=ends_e)
+        return sorted_experts(x_nh, weights_n, ends_e, self.gate_up.flatten(1, 2), self.down, self.recompute)
+
+    def route_locally(
+        self, x_th: torch.Tensor, weights_tk: torch.Tensor, experts_tk: torch.Tensor, plus: tuple[torch.Tensor, ...]
+    ) -> torch.Tensor:
+        """Where all experts are here: sum over each token's k of weight * expert(x), plus the tensors of `plus`; x and they
+        [T, hidden], weights fp32 [T, k], experts int64 [T, k] -> [T, hidden]."""
+        places = sort_by_expert(experts_tk, self.num_local_experts)
+        return local_experts(x_th, weights_tk, places, self.gate_up.flatten(1, 2), self.down, plus, self.recompute)
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None

@@ -95,7 +95,8 @@ class _TokenLoss(torch.autograd.Function):
         gradient_nh = torch.empty_like(hidden_nh) if backward else None
         gradient_vh = torch.zeros_like(weight, dtype=torch.float32) if backward else None
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        size = max(1, head.chunk_logits // weight.shape[0])
+        size = head.chunk_logits // weight.shape[0]
+        size = max(1, size - size % 256 if size > 256 else size)  # whole tiles of the products
         first = head.tensor_rank * weight.shape[0]
         for start in range(0, max(1, rows.numel()), size):
             part = slice(start, min(start + size, rows.numel()))
@@ -111,20 +112,26 @@ class _TokenLoss(torch.autograd.Function):
             gradient_cv = logits_gradient(logits_cv, statistics, by_logprob, by_entropy).to(weight.dtype)
             torch.mm(gradient_cv, weight, out=gradient_nh[part])
             _add_product(gradient_vh, gradient_cv.t(), hidden_nh[part])
+            del logits_cv, gradient_cv  # before the next chunk's
         if backward:
-            ctx.save_for_backward(gradient_nh, gradient_vh, rows)
-            ctx.head, ctx.shape, ctx.tokens = head, hidden.shape, tokens
+            ctx.save_for_backward(rows)
+            ctx.held = [gradient_vh, gradient_nh]  # let go one by one: they are the step's peak of memory
+            ctx.shape, ctx.tokens = hidden.shape, tokens
         return total
 
     @staticmethod
     def backward(ctx: Any, scale: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        gradient_nh, gradient_vh, rows = ctx.saved_tensors
+        (rows,) = ctx.saved_tensors
+        gradient_nh = ctx.held.pop().mul_(scale)
+        gradient_vh = ctx.held.pop()
+        weight_gradient = _scaled(gradient_vh, scale, gradient_nh.dtype)
+        del gradient_vh
         gradient_th = gradient_nh.new_zeros(ctx.tokens, gradient_nh.shape[1])
-        gradient_th[rows] = gradient_nh * scale
+        gradient_th[rows] = gradient_nh
+        del gradient_nh
         # Each tensor-parallel rank has the part that comes from its classes, and keeps its own tokens: sequence parallelism
         # is on wherever there are several.
         gradient_th = collectives.scatter_sum_of_tokens_over_tensor(gradient_th)
-        weight_gradient = gradient_vh.mul_(scale).to(gradient_nh.dtype)
         return gradient_th.view(ctx.shape), weight_gradient, None, None, None, None, None, None
 
 
@@ -132,5 +139,15 @@ def _add_product(sum_vh: torch.Tensor, a_vc: torch.Tensor, b_ch: torch.Tensor) -
     """sum += a @ b, in fp32 whatever the factors."""
     if a_vc.dtype == torch.float32:
         sum_vh.addmm_(a_vc, b_ch)
+    elif a_vc.is_cuda:
+        torch.addmm(sum_vh, a_vc, b_ch, out_dtype=torch.float32, out=sum_vh)
     else:
         sum_vh += a_vc @ b_ch
+
+
+def _scaled(x: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    if x.is_cuda:
+        from megatron_ring.model.kernels import update_triton
+
+        return update_triton.scaled(x, scale, dtype)
+    return (x * scale).to(dtype)

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
-import torch.nn.functional as F
 from megatron.core.packed_seq_params import PackedSeqParams
 
 from megatron_ring.config import ModelConfig
+from megatron_ring.model.attention_kernels import PackedAttention
 from megatron_ring.model.rope import rope_tables
 
 
@@ -46,27 +47,28 @@ class PackedLayout(TokenLayout):
     Args:
         positions: int64 [T] on the device, restarting at 0 in each sequence.
         lengths: tokens of each sequence, at most T together. On the host, so that no layout waits for the device.
+        kernel: one of `attention_kernels.KERNELS`, or None for the fastest that takes the shape.
     """
 
-    def __init__(self, positions: torch.Tensor, lengths: Sequence[int]) -> None:
+    def __init__(self, positions: torch.Tensor, lengths: Sequence[int], kernel: str | None = None) -> None:
         super().__init__(positions)
-        self.num_sequences = len(lengths)
-        self.max_seqlen = max(lengths, default=0)
-        cells = [s * self.max_seqlen + p for s, length in enumerate(lengths) for p in range(length)]
-        self._cell_n = torch.tensor(cells, dtype=torch.int64).to(positions.device, non_blocking=True)
+        self.lengths, self.asked_kernel = lengths, kernel
+        self._attention: PackedAttention | None = None
+        self._starts: torch.Tensor | None = None
 
-    def _to_padded(self, x_thd: torch.Tensor) -> torch.Tensor:
-        """[T, heads, d] -> [S, heads, L, d] with zeros behind the end of each sequence."""
-        padded = x_thd.new_zeros(self.num_sequences * self.max_seqlen, *x_thd.shape[1:])
-        padded = padded.index_copy(0, self._cell_n, x_thd[: self._cell_n.numel()])
-        return padded.view(self.num_sequences, self.max_seqlen, *x_thd.shape[1:]).transpose(1, 2)
+    @property
+    def kernel(self) -> str | None:
+        """What computed the attention; None before any layer has run."""
+        return None if self._attention is None else self._attention.kernel
+
+    def starts(self) -> torch.Tensor:
+        """int32 [S + 1] on the device: where sequences begin, and the last one's end. Made once for all layers."""
+        if self._starts is None:
+            bounds = torch.tensor([0, *accumulate(self.lengths)], dtype=torch.int32)
+            self._starts = bounds.to(self.positions.device, non_blocking=True)
+        return self._starts
 
     def attend(self, layer: int, q_thd: torch.Tensor, k_tgd: torch.Tensor, v_tgd: torch.Tensor) -> torch.Tensor:
-        real = self._cell_n.numel()
-        if real == 0:
-            return q_thd * 0.0
-        q, k, v = self._to_padded(q_thd), self._to_padded(k_tgd), self._to_padded(v_tgd)
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
-        out = out.transpose(1, 2).reshape(self.num_sequences * self.max_seqlen, *q_thd.shape[1:])
-        out = out.index_select(0, self._cell_n)
-        return F.pad(out, (0, 0, 0, 0, 0, q_thd.shape[0] - real)) if real < q_thd.shape[0] else out
+        if self._attention is None:
+            self._attention = PackedAttention(self.lengths, q_thd.device, q_thd.dtype, q_thd.shape[2], self.asked_kernel)
+        return self._attention(q_thd, k_tgd, v_tgd)

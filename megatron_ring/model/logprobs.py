@@ -47,23 +47,38 @@ def token_statistics(
         temperature: softmax temperature, above 0.
     """
     with torch.no_grad():
-        logits = logits_cv.float()
-        if temperature != 1.0:
-            logits = logits / temperature
-        maximum = collectives.max_over_tensor(logits.max(dim=-1).values)
-        logits = logits - maximum[:, None]
-        exp = logits.exp()
-        # Three sums in one message: normaliser, sum of exp * logit (for the entropy), the target's logit.
         columns = targets - first
-        owned = (columns >= 0) & (columns < logits.shape[1])
-        columns = columns.clamp(0, logits.shape[1] - 1)
-        at_target = logits.gather(1, columns[:, None])[:, 0]
-        weighted = torch.linalg.vecdot(exp, logits)
-        sums = torch.stack((exp.sum(-1), weighted, torch.where(owned, at_target, 0.0)))
+        owned = (columns >= 0) & (columns < logits_cv.shape[1])
+        columns = columns.clamp(0, logits_cv.shape[1] - 1)
+        here, total, weighted, target = _row_statistics(logits_cv, columns, owned, temperature)
+        # Everything is counted from the largest logit of all ranks.
+        maximum = collectives.max_over_tensor(here.clone())
+        shift = here - maximum
+        weighted = shift.exp() * (weighted + shift * total)
+        # Three sums in one message: normaliser, sum of exp * logit (for the entropy), the target's logit.
+        sums = torch.stack((total * shift.exp(), weighted, torch.where(owned, target - maximum, 0.0)))
         normaliser, weighted, target = collectives.sum_over_tensor(sums)
         log_normaliser = normaliser.log()
         entropies = log_normaliser - weighted / normaliser
         return TokenStatistics(target - log_normaliser, entropies, log_normaliser + maximum, columns, owned, temperature)
+
+
+def _row_statistics(
+    logits_cv: torch.Tensor, columns: torch.Tensor, owned: torch.Tensor, temperature: float
+) -> tuple[torch.Tensor, ...]:
+    """Of x = logits / temperature, fp32 [C] each: maximum m, sum exp(x - m), sum exp(x - m) (x - m), x at `columns`."""
+    if logits_cv.is_cuda:
+        from megatron_ring.model.kernels import vocabulary_triton
+
+        return vocabulary_triton.statistics(logits_cv.contiguous(), columns, owned, temperature)
+    logits = logits_cv.float()
+    if temperature != 1.0:
+        logits = logits / temperature
+    maximum = logits.max(dim=-1).values
+    target = logits.gather(1, columns[:, None])[:, 0]
+    logits = logits - maximum[:, None]
+    exp = logits.exp()
+    return maximum, exp.sum(-1), torch.linalg.vecdot(exp, logits), target
 
 
 def logits_gradient(
@@ -72,10 +87,22 @@ def logits_gradient(
     by_logprob: torch.Tensor | None,
     by_entropy: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Gradient of a loss by the logits, fp32 [C, vocab/TP], from its gradients by log-probability and entropy [C].
+    """Gradient of a loss by the logits [C, vocab/TP], from its gradients by log-probability and entropy [C]. On CUDA it is
+    written over the logits, in their dtype; elsewhere it is fp32.
 
     d logp/d logit_j = ([j = target] - p_j) / temperature;  dH/d logit_j = -p_j (log p_j + H) / temperature.
     """
+    if logits_cv.is_cuda:
+        from megatron_ring.model.kernels import vocabulary_triton
+
+        found = statistics
+        # The gradient of a sum is one number in many places: kernels read memory.
+        by_logprob = torch.zeros_like(found.logprobs) if by_logprob is None else by_logprob.contiguous()
+        by_entropy = None if by_entropy is None else by_entropy.contiguous()
+        return vocabulary_triton.gradient_in_place(
+            logits_cv, found.columns, found.owned, found.log_normaliser, found.entropies, by_logprob, by_entropy,
+            found.temperature,
+        )  # fmt: skip
     log_p = logits_cv.float()
     if statistics.temperature != 1.0:
         log_p = log_p / statistics.temperature

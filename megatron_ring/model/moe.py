@@ -8,34 +8,41 @@ from typing import Any
 
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
-from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispatcher
 
-from megatron_ring.model.experts import GroupedExperts
+from megatron_ring.model.kernels.swiglu import swiglu
+from megatron_ring.model.layer_parts import LayerParts
+from megatron_ring.model.linear import linear
 from megatron_ring.model.router import RingRouter, RouterLosses
 
 
 class SwiGLU(MLP):
-    """megatron-core's tensor-parallel MLP with SwiGLU, of any width."""
+    """megatron-core's tensor-parallel MLP with SwiGLU, of any width; gates and ups are one product."""
 
     def __init__(self, config: Any, width: int, pg_collection: Any = None, **_: Any) -> None:
-        submodules = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
+        parts: LayerParts = config.ring_parts
+        submodules = MLPSubmodules(linear_fc1=parts.column_linear, linear_fc2=parts.row_linear)
         config = copy(config)
         config.ffn_hidden_size = width
         super().__init__(config, submodules, tp_group=pg_collection.tp)
 
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """[T_local, 1, hidden] -> the same shape."""
+        return linear(self.linear_fc2, swiglu(linear(self.linear_fc1, hidden_states)))
+
 
 class DenseMLP(SwiGLU):
-    """The MLP of a layer without experts. Ignores the padding mask that routers need."""
+    """The MLP of a layer without experts."""
 
     def __init__(self, config: Any, pg_collection: Any = None, **_: Any) -> None:
         pg_collection = pg_collection or ProcessGroupCollection.use_mpu_process_groups()
         super().__init__(config, config.ffn_hidden_size, pg_collection)
 
-    def forward(self, hidden_states: torch.Tensor, padding_mask: Any = None, **_: Any) -> tuple[torch.Tensor, None]:
-        return super().forward(hidden_states)
+    def with_residual(self, hidden_states: torch.Tensor, residual: torch.Tensor, _padding: Any = None) -> torch.Tensor:
+        """residual + mlp(hidden_states), both [T_local, 1, hidden]."""
+        return residual + self(hidden_states)
 
 
 class RingMoE(MegatronModule):
@@ -48,7 +55,7 @@ class RingMoE(MegatronModule):
         ep_size = config.expert_model_parallel_size
         local = config.num_moe_experts // ep_size
         self.router = RingRouter(config, losses)
-        self.experts = GroupedExperts(local, config, pg_collection)
+        self.experts = config.ring_parts.experts(local, config, pg_collection)
         self.shared_experts = None
         if config.moe_shared_expert_intermediate_size:
             self.shared_experts = SwiGLU(config, config.moe_shared_expert_intermediate_size, pg_collection)
@@ -66,26 +73,28 @@ class RingMoE(MegatronModule):
         self, hidden_states: torch.Tensor, padding_mask: torch.Tensor | None = None, **_: Any
     ) -> tuple[torch.Tensor, None]:
         """hidden_states [T_local, 1, hidden], padding_mask bool [1, T_local] (True: padding) -> same shape, no bias."""
+        return self._run(hidden_states, padding_mask), None
+
+    def with_residual(
+        self, hidden_states: torch.Tensor, residual: torch.Tensor, padding_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """residual + moe(hidden_states), both [T_local, 1, hidden]."""
+        return self._run(hidden_states, padding_mask, residual)
+
+    def _run(self, hidden_states: torch.Tensor, padding_mask: torch.Tensor | None, *plus: torch.Tensor) -> torch.Tensor:
         hidden_th = hidden_states.view(-1, hidden_states.shape[-1])
         padding_t = None if padding_mask is None else padding_mask.reshape(-1)
         weights_tk, experts_tk, _ = self.router(hidden_th, padding_t)
-        route = self._route_locally if self.dispatcher is None else self._route_over_ranks
-        out = route(hidden_th, weights_tk, experts_tk).view_as(hidden_states)
         if self.shared_experts is not None:
-            out = out + self.shared_experts(hidden_states)[0]
-        return out, None
-
-    def _route_locally(self, hidden_th: torch.Tensor, weights_tk: torch.Tensor, experts_tk: torch.Tensor) -> torch.Tensor:
-        """All experts are here: sort token-slots by expert, one grouped product, sort back. No host synchronisation."""
-        tokens, k = experts_tk.shape
-        flat = experts_tk.flatten()
-        order = torch.argsort(flat, stable=True)
-        counts_e = torch.zeros(self.config.num_moe_experts, dtype=torch.int64, device=flat.device)
-        counts_e.scatter_add_(0, flat, torch.ones_like(flat))
-        slots = self.experts(hidden_th.index_select(0, order // k), counts_e, weights_tk.flatten().index_select(0, order))
-        back = torch.empty_like(order)
-        back[order] = torch.arange(order.numel(), device=order.device)
-        return slots.index_select(0, back).view(tokens, k, -1).sum(dim=1)
+            plus = (*plus, self.shared_experts(hidden_states))
+        others = tuple(other.view_as(hidden_th) for other in plus)
+        if self.dispatcher is None:
+            out = self.experts.route_locally(hidden_th, weights_tk, experts_tk, others)
+        else:
+            out = self._route_over_ranks(hidden_th, weights_tk, experts_tk)
+            for other in others:
+                out = out + other
+        return out.view_as(hidden_states)
 
     def _route_over_ranks(self, hidden_th: torch.Tensor, weights_tk: torch.Tensor, experts_tk: torch.Tensor) -> torch.Tensor:
         """Experts live on several ranks: megatron-core's dispatcher exchanges tokens and brings results back."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+
+from megatron_ring.model.kernels.norm import add_and_norm, norm_and_pass, rms_norm
 
 
 class RMSNorm(torch.nn.Module):
@@ -21,4 +22,12 @@ class RMSNorm(torch.nn.Module):
         setattr(self.weight, "sequence_parallel", config.sequence_parallel)  # noqa: B010
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
+        return rms_norm(x, self.weight, self.eps)
+
+    def and_pass(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(norm of x, x for the residual path)."""
+        return norm_and_pass(x, self.weight, self.eps)
+
+    def of_sum(self, x: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(norm of x + residual, x + residual)."""
+        return add_and_norm(x, residual, self.weight, self.eps)

@@ -16,22 +16,18 @@ from megatron.core.tensor_parallel import (
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
-from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
 
 from megatron_ring.config import ModelConfig, ParallelConfig, RouterLossConfig
 from megatron_ring.model.attention import RingAttention
 from megatron_ring.model.head import VocabularyHead
+from megatron_ring.model.layer import Recompute, RingLayer
+from megatron_ring.model.layer_parts import LayerImpl, LayerParts, layer_parts
 from megatron_ring.model.layout import TokenLayout
 from megatron_ring.model.moe import DenseMLP, RingMoE
-from megatron_ring.model.norm import RMSNorm
 from megatron_ring.model.router import RouterLosses
 from megatron_ring.parallel import collectives
 from megatron_ring.parallel.context import ParallelContext
-
-
-def _add_residual(_training: bool, _fused: bool) -> Any:
-    """megatron-core's bias-dropout-add, here without bias and dropout."""
-    return lambda output_and_bias, residual, _dropout: residual + output_and_bias[0]
 
 
 def _pipeline_layout(model: ModelConfig, parallel: ParallelConfig) -> list[list[str]] | None:
@@ -45,9 +41,19 @@ def _pipeline_layout(model: ModelConfig, parallel: ParallelConfig) -> list[list[
 
 
 def transformer_config(
-    model: ModelConfig, context: ParallelContext, losses: RouterLosses, dtype: torch.dtype
+    model: ModelConfig,
+    context: ParallelContext,
+    losses: RouterLosses,
+    dtype: torch.dtype,
+    recompute: Recompute = "none",
+    layer_impl: LayerImpl = "native",
 ) -> TransformerConfig:
-    """megatron-core's configuration of `model` under the layout of `context`."""
+    """megatron-core's configuration of `model` under the layout of `context`.
+
+    Raises:
+        UserError: the layers' implementation is not there.
+    """
+    parts = layer_parts(layer_impl, dtype)
     parallel = context.config
     config = TransformerConfig(
         num_layers=model.num_layers,
@@ -83,22 +89,23 @@ def transformer_config(
         sequence_parallel=parallel.sequence_parallel,
         calculate_per_token_loss=True,
         perform_initialization=False,
+        moe_permute_fusion=layer_impl == "te",
     )
+    config.ring_parts = parts
     config.ring_model = model
     config.ring_router_losses = losses
+    config.ring_recompute = recompute
     return config
 
 
-def _layer_spec(moe: bool) -> ModuleSpec:
+def _layer_spec(moe: bool, parts: LayerParts) -> ModuleSpec:
     return ModuleSpec(
-        module=TransformerLayer,
+        module=RingLayer,
         submodules=TransformerLayerSubmodules(
-            input_layernorm=RMSNorm,
+            input_layernorm=parts.norm,
             self_attention=RingAttention,
-            self_attn_bda=_add_residual,
-            pre_mlp_layernorm=RMSNorm,
+            pre_mlp_layernorm=parts.norm,
             mlp=RingMoE if moe else DenseMLP,
-            mlp_bda=_add_residual,
         ),
     )
 
@@ -119,14 +126,23 @@ class RingModel(GPTModel):
     """This pipeline stage's layers. `router_losses` is shared by its routers; weights start uninitialised: see
     `checkpoint.initialize` (random, the same under every layout) and `checkpoint.load`."""
 
-    def __init__(self, model: ModelConfig, context: ParallelContext, router: RouterLossConfig, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        model: ModelConfig,
+        context: ParallelContext,
+        router: RouterLossConfig,
+        dtype: torch.dtype,
+        recompute: Recompute = "none",
+        layer_impl: LayerImpl = "native",
+    ) -> None:
         self_losses = RouterLosses(router)
-        config = transformer_config(model, context, self_losses, dtype)
+        config = transformer_config(model, context, self_losses, dtype, recompute, layer_impl)
         layers = context.config.stage_layers(model.num_layers, context.pipeline_rank)
-        specs = [_layer_spec(model.is_moe_layer(layer)) for layer in layers]
+        parts: LayerParts = config.ring_parts
+        specs = [_layer_spec(model.is_moe_layer(layer), parts) for layer in layers]
         super().__init__(
             config=config,
-            transformer_layer_spec=TransformerBlockSubmodules(layer_specs=specs, layer_norm=RMSNorm),
+            transformer_layer_spec=TransformerBlockSubmodules(layer_specs=specs, layer_norm=parts.norm),
             vocab_size=context.config.padded_vocabulary(model.vocab_size),
             max_sequence_length=model.max_positions,
             pre_process=context.first_stage,
@@ -170,9 +186,15 @@ def build_model(
     context: ParallelContext,
     router: RouterLossConfig | None = None,
     dtype: torch.dtype = torch.float32,
+    recompute: Recompute = "none",
+    layer_impl: LayerImpl = "native",
 ) -> RingModel:
-    """This process's part of the model, on its device, in `dtype` (fp32 or bf16), weights not yet set."""
-    ring = RingModel(model, context, router or RouterLossConfig(0.0, 0.0), dtype)
+    """This process's part of the model, on its device, in `dtype` (fp32 or bf16), weights not yet set.
+
+    Raises:
+        UserError: the layers' implementation is not there.
+    """
+    ring = RingModel(model, context, router or RouterLossConfig(0.0, 0.0), dtype, recompute, layer_impl)
     return ring.to(context.device)
 
 

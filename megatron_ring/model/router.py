@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
 
 from megatron_ring.config import RouterLossConfig
+from megatron_ring.model.kernels.router import choose_experts, logits_gradient
 from megatron_ring.parallel import collectives
 from megatron_ring.parallel.device import current_device
 
@@ -69,39 +69,60 @@ class RingRouter(torch.nn.Module):
         self, hidden_th: torch.Tensor, padding_t: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """hidden [T, hidden], padding bool [T] (True: not a real token) -> weights fp32 [T, k], experts int64 [T, k],
-        logits fp32 [T, E]."""
-        logits_te = F.linear(hidden_th.float(), self.weight.float())
-        top_logits, experts_tk = torch.topk(logits_te, self.config.moe_router_topk, dim=-1)
-        # Softmax over all, top-k, renormalised: a softmax over the k. A single weight is not renormalised (as published: it
-        # would be 1, and the router would learn nothing).
-        normaliser = logits_te if self.config.moe_router_topk == 1 else top_logits
-        weights_tk = (top_logits - normaliser.logsumexp(dim=-1, keepdim=True)).exp()
-        if self.training and torch.is_grad_enabled():
-            weights_tk = self._attach_losses(logits_te, weights_tk, experts_tk, padding_t)
+        logits fp32 [T, E] (without gradients)."""
+        return _Route.apply(hidden_th, self.weight, self, padding_t)
+
+    def share_of_slots(self, sums: torch.Tensor) -> torch.Tensor:
+        """Record the sums of one micro-batch (see `choose_experts`) for the metrics; the share of token-slots that each
+        expert got, fp32 [E]."""
+        num_experts = self.weight.shape[0]
+        counts = torch.cat((sums[:num_experts], sums[-1:]))
+        if self.config.sequence_parallel:  # the micro-batch's tokens lie on several TP ranks: count them all
+            counts = collectives.sum_over_tensor(counts)
+        share_e = counts[:-1] / (counts[-1].clamp(min=1.0) * self.config.moe_router_topk)
+        # Local parts of B * tokens and Z * tokens; summed over TP ranks they give the micro-batch's.
+        balance_sum = num_experts * (share_e @ sums[num_experts:-2])
+        self.losses.record(self.layer_number, balance_sum, sums[-2], sums[-1])
+        return share_e
+
+
+class _Route(torch.autograd.Function):
+    """Logits in fp32, chosen experts and weights; its backward pass adds the gradients of the router's losses.
+
+    Where hidden states and weight are bf16, their products are exact in fp32: tensor cores make the same numbers, and a
+    gradient of the logits is two bf16 numbers that add up to it (to 2^-17).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_th: torch.Tensor, weight_eh: torch.Tensor, router: RingRouter, padding_t: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        short = hidden_th.is_cuda and hidden_th.dtype is torch.bfloat16
+        if short:
+            logits_te = torch.mm(hidden_th, weight_eh.t(), out_dtype=torch.float32)
+        else:
+            logits_te = hidden_th.float() @ weight_eh.float().t()
+        losses = router.training and any(ctx.needs_input_grad)
+        weights_tk, experts_tk, sums = choose_experts(logits_te, router.config.moe_router_topk, padding_t, losses)
+        share_e = router.share_of_slots(sums) if losses else None
+        ctx.save_for_backward(hidden_th, weight_eh, logits_te, weights_tk, experts_tk, padding_t, share_e)
+        ctx.router, ctx.short = router, short
+        ctx.mark_non_differentiable(experts_tk, logits_te)
         return weights_tk, experts_tk, logits_te
 
-    def _attach_losses(
-        self,
-        logits_te: torch.Tensor,
-        weights_tk: torch.Tensor,
-        experts_tk: torch.Tensor,
-        padding_t: torch.Tensor | None,
-    ) -> torch.Tensor:
-        num_experts, k = logits_te.shape[1], experts_tk.shape[1]
-        valid_t = torch.ones_like(logits_te[:, 0]) if padding_t is None else (~padding_t).to(logits_te.dtype)
-        # Under sequence parallelism the micro-batch's tokens lie on several TP ranks: count them all.
-        counts = torch.zeros(num_experts + 1, device=logits_te.device)
-        counts.scatter_add_(0, experts_tk.flatten(), valid_t.repeat_interleave(k))
-        counts[-1] = valid_t.sum()
-        if self.config.sequence_parallel:
-            collectives.sum_over_tensor(counts)
-        tokens = counts[-1].clamp(min=1.0)
-        share_e = counts[:-1] / (tokens * k)
-        probability_sums_e = (torch.softmax(logits_te, dim=-1) * valid_t[:, None]).sum(dim=0)
-        # Local parts of B * tokens and Z * tokens; summed over TP ranks they give the micro-batch's.
-        balance_sum = num_experts * (share_e * probability_sums_e).sum()
-        z_sum = (torch.logsumexp(logits_te, dim=-1).square() * valid_t).sum()
-        self.losses.record(self.layer_number, balance_sum, z_sum, valid_t.sum())
-        config = self.losses.config
-        loss = (config.balance * balance_sum + config.z * z_sum) * self.losses.gradient_scale
-        return MoEAuxLossAutoScaler.apply(weights_tk, loss)
+    @staticmethod
+    def backward(ctx: Any, d_weights_tk: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
+        hidden_th, weight_eh, logits_te, weights_tk, experts_tk, padding_t, share_e = ctx.saved_tensors
+        losses: RouterLosses = ctx.router.losses
+        scale = MoEAuxLossAutoScaler.main_loss_backward_scale  # megatron-core's schedules set it
+        scale = torch.ones(1, device=logits_te.device) if scale is None else scale.to(logits_te.device)
+        d_logits = logits_gradient(
+            logits_te, (weights_tk, experts_tk), d_weights_tk, padding_t, share_e, scale,
+            losses.config.balance * losses.gradient_scale, losses.config.z * losses.gradient_scale,
+            split=hidden_th.dtype if ctx.short else None,
+        )  # fmt: skip
+        if not ctx.short:
+            d_hidden = (d_logits @ weight_eh.float()).to(hidden_th.dtype)
+            return d_hidden, (d_logits.t() @ hidden_th.float()).to(weight_eh.dtype), None, None
+        d_weight = torch.mm(d_logits.t(), hidden_th, out_dtype=torch.float32).view(2, *weight_eh.shape).sum(0)
+        return d_logits @ torch.cat((weight_eh, weight_eh)), d_weight.to(weight_eh.dtype), None, None

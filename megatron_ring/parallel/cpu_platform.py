@@ -8,6 +8,7 @@ accepts. With this, TP, EP, PP and DP run and are tested without a GPU.
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 CPU = torch.device("cpu")
+CUDA_LIBRARIES = ("transformer_engine", "apex")  # megatron-core takes up what it can import, and calls their CUDA kernels
 FACTORIES = ("empty", "zeros", "ones", "full", "tensor", "arange", "rand", "randn", "randint", "empty_like", "zeros_like",
              "ones_like", "full_like", "as_tensor", "empty_strided", "linspace")  # fmt: skip
 
@@ -121,6 +123,8 @@ def apply() -> None:
     if getattr(torch.cuda, "_ring_cpu_platform", False):
         return
     torch.cuda._ring_cpu_platform = True
+    for name in CUDA_LIBRARIES:
+        sys.modules.setdefault(name, None)  # type: ignore[arg-type]  # its import fails, as where it is not installed
     stream = _Stream()
     torch.cuda.current_device = lambda: CPU
     torch.cuda.set_device = lambda *_: None

@@ -15,6 +15,7 @@ from megatron_ring.checkpoint.manifest import model_config_of
 from megatron_ring.checkpoint.weights import fill_from, initialize_weights
 from megatron_ring.config import ModelConfig, ParallelConfig, RouterLossConfig
 from megatron_ring.errors import UserError
+from megatron_ring.model.layer_parts import LayerImpl
 from megatron_ring.model.ring_model import RingModel, build_model
 from megatron_ring.parallel import context as parallel_context
 from megatron_ring.parallel.context import ParallelContext
@@ -58,15 +59,20 @@ def resolve_dtype(precision: Precision) -> torch.dtype:
 
 
 def start_stage(
-    shape: ModelConfig, parallel: ParallelConfig, router: RouterLossConfig, seed: int, precision: Precision
+    shape: ModelConfig,
+    parallel: ParallelConfig,
+    router: RouterLossConfig,
+    seed: int,
+    precision: Precision,
+    layer_impl: LayerImpl = "native",
 ) -> Stage:
     """Set up this process and build its part of the model.
 
     Raises:
-        UserError: the layout does not fit.
+        UserError: the layout does not fit, or the layers' implementation is not there.
     """
     context = parallel_context.initialize(parallel, shape, seed)
-    return Stage(context, build_model(shape, context, router, resolve_dtype(precision)), shape)
+    return Stage(context, build_model(shape, context, router, resolve_dtype(precision), layer_impl=layer_impl), shape)
 
 
 def set_first_weights(stage: Stage, source: Path | None, seed: int) -> None:

@@ -1,7 +1,7 @@
 """One training state (model, gradients, optimizer) and the step that every stage takes, on megatron-core's schedules.
 
-Means are global: a loss is a sum over tokens; gradients are divided once by the number of loss tokens of the whole step,
-over all micro-batches and data-parallel ranks.
+Means are global: a loss is a sum over tokens; gradients are divided once, in the optimizer's pass, by the number of loss
+tokens of the whole step, over all micro-batches and data-parallel ranks.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from megatron_ring.model.layout import PackedLayout
 from megatron_ring.model.ring_model import RingModel, forward_packed
 from megatron_ring.parallel import collectives
 from megatron_ring.parallel.context import ParallelContext
+from megatron_ring.training.adamw import install, update
+from megatron_ring.training.gradient_buffers import GradientBuffers
 
 
 @dataclass(frozen=True)
@@ -92,14 +94,16 @@ class Trainer:
                 adam_beta1=config.beta1,
                 adam_beta2=config.beta2,
                 adam_eps=config.eps,
-                clip_grad=config.clip_grad,
+                clip_grad=0.0,  # `update` clips
                 bf16=model.config.bf16,
                 params_dtype=model.config.params_dtype,
                 use_distributed_optimizer=True,
             ),
             [self.ddp],
         )
-        model.config.finalize_model_grads_func = finalize_model_grads
+        install(self.optimizer, config.moments)
+        self.buffers = GradientBuffers(self.ddp)
+        model.config.finalize_model_grads_func = self._finalize_gradients
         model.config.no_sync_func = self.ddp.no_sync
 
     def train_step(self, batches: Sequence[MicroBatch], loss: Loss, lr: float) -> StepResult:
@@ -109,16 +113,21 @@ class Trainer:
             FloatingPointError: the loss or the gradients are not finite; the weights are unchanged.
         """
         self.model.train()
-        self.ddp.zero_grad_buffer()
+        self.buffers.start_step()
         self.optimizer.zero_grad()
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_mult", 1.0)
             group["weight_decay"] = self.optimizer_config.weight_decay * group.get("wd_mult", 1.0)
         result = self._run(batches, loss, forward_only=False)
-        updated, grad_norm, _ = self.optimizer.step()
-        if not updated or not torch.isfinite(torch.tensor(float(grad_norm))):
-            raise FloatingPointError(f"gradient norm is {float(grad_norm)}")
-        return StepResult(**{**result.__dict__, "grad_norm": float(grad_norm)})
+        updated, grad_norm = update(self.optimizer, self.optimizer_config.clip_grad, max(1, result.loss_tokens))
+        if not updated:
+            raise FloatingPointError(f"gradient norm is {grad_norm}")
+        return StepResult(**{**result.__dict__, "grad_norm": grad_norm})
+
+    def _finalize_gradients(self, model: Any, _num_tokens: Any = None, **settings: Any) -> None:
+        """megatron-core's, but for its pass over all gradients to divide them: `update` does."""
+        self.buffers.end_backward()
+        finalize_model_grads(model, None, **settings)
 
     @torch.no_grad()
     def evaluate(self, batches: Sequence[MicroBatch], loss: Loss) -> StepResult:

@@ -1,0 +1,88 @@
+"""From router logits to chosen experts, their weights and the sums that the router's losses need; and the gradient of both.
+
+With p = softmax(logits), s_e the share of token-slots of expert e (a constant), L = logsumexp(logits) and w the weights:
+
+    d/d logit_e of sum_t E sum_e s_e p_te = E p_e (s_e - sum_j s_j p_j),    of sum_t L^2 = 2 L p_e
+    d/d logit_e of sum_k g_k w_k = w_e (g_e - sum_k w_k g_k) for chosen experts; of one weight alone g w ([e] - p_e)
+"""
+
+from __future__ import annotations
+
+import torch
+
+Chosen = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def choose_experts(logits_te: torch.Tensor, k: int, padding_t: torch.Tensor | None, losses: bool) -> Chosen:
+    """The `k` largest of logits fp32 [T, E] of each token.
+
+    Args:
+        padding_t: bool [T], True where a token is none and counts in no sum.
+        losses: whether the sums are wanted.
+
+    Returns:
+        weights fp32 [T, k]: softmax over all, then the chosen ones renormalised to 1 (a single one is not: as published,
+        and its router would learn nothing); experts int64 [T, k]; sums fp32 [2E + 2]: how often each expert was chosen, its
+        probability, the squared logsumexp, the tokens.
+    """
+    if logits_te.is_cuda:
+        from megatron_ring.model.kernels import router_triton
+
+        return router_triton.forward(logits_te, k, padding_t, losses)
+    top, experts_tk = torch.topk(logits_te, k, dim=-1)
+    weights_tk = torch.softmax(top, dim=-1)
+    if k > 1 and not losses:
+        return weights_tk, experts_tk, logits_te.new_zeros(1)
+    lse_t = torch.logsumexp(logits_te, dim=-1)
+    if k == 1:
+        weights_tk = (top - lse_t[:, None]).exp()
+    valid_t = torch.ones_like(lse_t) if padding_t is None else (~padding_t).to(lse_t.dtype)
+    counts_e = torch.zeros_like(logits_te[0]).scatter_add_(0, experts_tk.flatten(), valid_t.repeat_interleave(k))
+    p_sums_e = valid_t @ (logits_te - lse_t[:, None]).exp()
+    return weights_tk, experts_tk, torch.cat((counts_e, p_sums_e, (lse_t.square() @ valid_t)[None], valid_t.sum()[None]))
+
+
+def logits_gradient(
+    logits_te: torch.Tensor,
+    chosen: tuple[torch.Tensor, torch.Tensor],
+    d_weights_tk: torch.Tensor,
+    padding_t: torch.Tensor | None,
+    share_e: torch.Tensor | None,
+    scale: torch.Tensor,
+    balance: float,
+    z: float,
+    split: torch.dtype | None = None,
+) -> torch.Tensor:
+    """Gradient by the logits of (a loss by the weights) + scale * (balance * sum_t E sum_e s_e p_te + z * sum_t L^2).
+
+    Args:
+        chosen: weights and experts, as `choose_experts` gave them.
+        d_weights_tk: fp32 [T, k].
+        share_e: fp32 [E], or None where the losses have no part.
+        scale: fp32, one element.
+        split: on CUDA, return two numbers of this dtype side by side, [T, 2E], whose sum it is to twice their precision.
+
+    Returns:
+        fp32 [T, E], or as `split` says.
+    """
+    weights_tk, experts_tk = chosen
+    if logits_te.is_cuda:
+        from megatron_ring.model.kernels import router_triton
+
+        return router_triton.backward(
+            logits_te, weights_tk, experts_tk, d_weights_tk.contiguous(), padding_t, share_e, scale, balance, z, split
+        )
+    alone = weights_tk.shape[1] == 1
+    p_te = torch.softmax(logits_te, dim=-1) if alone or share_e is not None else logits_te
+    weighted_tk = weights_tk * d_weights_tk
+    if alone:
+        out = (-weighted_tk * p_te).scatter_add_(1, experts_tk, weighted_tk)
+    else:
+        by_weight = weighted_tk - weights_tk * weighted_tk.sum(-1, keepdim=True)
+        out = torch.zeros_like(logits_te).scatter_(1, experts_tk, by_weight)
+    if share_e is not None:
+        by_balance = balance * logits_te.shape[1] * (share_e - (p_te @ share_e)[:, None])
+        by_z = 2.0 * z * torch.logsumexp(logits_te, dim=-1, keepdim=True)
+        scale_t = scale if padding_t is None else scale * (~padding_t)[:, None]
+        out += scale_t * p_te * (by_balance + by_z)
+    return out

@@ -1,0 +1,140 @@
+"""From router logits to chosen experts, weights and the sums of the router's losses in one pass, and back in another."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+TOKENS = 32  # of a program
+
+
+@triton.jit
+def _route_forward(  # type: ignore[no-untyped-def]
+    logits_ptr, padding_ptr, weights_ptr, experts_ptr, sums_ptr, tokens,
+    E: tl.constexpr, K: tl.constexpr, LOSSES: tl.constexpr, PADDED: tl.constexpr, T: tl.constexpr, E_BLOCK: tl.constexpr,
+):  # fmt: skip
+    program = tl.program_id(0)
+    token = program * T + tl.arange(0, T)
+    expert = tl.arange(0, E_BLOCK)
+    real = (token < tokens)[:, None] & (expert < E)[None, :]
+    logits = tl.load(logits_ptr + token[:, None].to(tl.int64) * E + expert[None, :], mask=real, other=0.0)
+    logits = tl.where((expert < E)[None, :], logits, -1e30)
+    maximum = tl.max(logits, axis=1)
+    total = tl.sum(tl.exp(logits - maximum[:, None]), axis=1)
+    left, chosen = logits, tl.zeros([T, E_BLOCK], dtype=tl.float32)
+    normaliser = tl.zeros([T], dtype=tl.float32)
+    for _ in tl.static_range(K):
+        best = tl.max(left, axis=1)
+        where = tl.min(tl.where(left == best[:, None], expert[None, :], E_BLOCK), axis=1)
+        hit = expert[None, :] == where[:, None]
+        chosen = tl.where(hit, 1.0, chosen)
+        left = tl.where(hit, -2e30, left)
+        normaliser += tl.exp(best - maximum)
+    if K == 1:
+        normaliser = total
+    left = logits
+    for k in tl.static_range(K):
+        best = tl.max(left, axis=1)
+        where = tl.min(tl.where(left == best[:, None], expert[None, :], E_BLOCK), axis=1)
+        left = tl.where(expert[None, :] == where[:, None], -2e30, left)
+        at = token.to(tl.int64) * K + k
+        tl.store(weights_ptr + at, tl.exp(best - maximum) / normaliser, mask=token < tokens)
+        tl.store(experts_ptr + at, where.to(tl.int64), mask=token < tokens)
+    if LOSSES:
+        valid = tl.where(token < tokens, 1.0, 0.0)
+        if PADDED:
+            valid = tl.where(tl.load(padding_ptr + token, mask=token < tokens, other=1) != 0, 0.0, valid)
+        p = tl.exp(logits - maximum[:, None]) / total[:, None]
+        lse = maximum + tl.log(total)
+        row = sums_ptr + program * (2 * E + 2)
+        tl.store(row + expert, tl.sum(chosen * valid[:, None], axis=0), mask=expert < E)
+        tl.store(row + E + expert, tl.sum(p * valid[:, None], axis=0), mask=expert < E)
+        tl.store(row + 2 * E, tl.sum(lse * lse * valid, axis=0))
+        tl.store(row + 2 * E + 1, tl.sum(valid, axis=0))
+
+
+@triton.jit
+def _route_backward(  # type: ignore[no-untyped-def]
+    logits_ptr, padding_ptr, weights_ptr, experts_ptr, d_weights_ptr, share_ptr, scale_ptr, out_ptr, tokens, balance, z,
+    E: tl.constexpr, K: tl.constexpr, LOSSES: tl.constexpr, PADDED: tl.constexpr, SPLIT: tl.constexpr, T: tl.constexpr,
+    E_BLOCK: tl.constexpr,
+):  # fmt: skip
+    token = tl.program_id(0) * T + tl.arange(0, T)
+    expert = tl.arange(0, E_BLOCK)
+    inside = token < tokens
+    real = inside[:, None] & (expert < E)[None, :]
+    logits = tl.load(logits_ptr + token[:, None].to(tl.int64) * E + expert[None, :], mask=real, other=0.0)
+    logits = tl.where((expert < E)[None, :], logits, -1e30)
+    maximum = tl.max(logits, axis=1)
+    exp = tl.exp(logits - maximum[:, None])
+    total = tl.sum(exp, axis=1)
+    p = exp / total[:, None]
+    mean = tl.zeros([T], dtype=tl.float32)
+    for k in tl.static_range(K):
+        at = token.to(tl.int64) * K + k
+        weight = tl.load(weights_ptr + at, mask=inside, other=0.0)
+        mean += weight * tl.load(d_weights_ptr + at, mask=inside, other=0.0)
+    d = tl.zeros([T, E_BLOCK], dtype=tl.float32)
+    for k in tl.static_range(K):
+        at = token.to(tl.int64) * K + k
+        weight = tl.load(weights_ptr + at, mask=inside, other=0.0)
+        by_weight = tl.load(d_weights_ptr + at, mask=inside, other=0.0)
+        hit = expert[None, :] == tl.load(experts_ptr + at, mask=inside, other=-1)[:, None]
+        if K == 1:  # a probability among all experts
+            d += (weight * by_weight)[:, None] * (tl.where(hit, 1.0, 0.0) - p)
+        else:
+            d += tl.where(hit, (weight * (by_weight - mean))[:, None], 0.0)
+    if LOSSES:
+        scale = tl.where(inside, 1.0, 0.0) * tl.load(scale_ptr)
+        if PADDED:
+            scale = tl.where(tl.load(padding_ptr + token, mask=inside, other=1) != 0, 0.0, scale)
+        share = tl.load(share_ptr + expert, mask=expert < E, other=0.0)[None, :]
+        by_balance = E * (share - tl.sum(share * p, axis=1)[:, None])
+        by_z = 2.0 * (maximum + tl.log(total))
+        d += scale[:, None] * p * (balance * by_balance + (z * by_z)[:, None])
+    if SPLIT:  # two short numbers that add up to the long one
+        high = d.to(out_ptr.dtype.element_ty)
+        low = (d - high.to(tl.float32)).to(out_ptr.dtype.element_ty)
+        at_row = out_ptr + token[:, None].to(tl.int64) * (2 * E) + expert[None, :]
+        tl.store(at_row, high, mask=real)
+        tl.store(at_row + E, low, mask=real)
+    else:
+        tl.store(out_ptr + token[:, None].to(tl.int64) * E + expert[None, :], d, mask=real)
+
+
+def forward(
+    logits_te: torch.Tensor, k: int, padding_t: torch.Tensor | None, losses: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Weights fp32 [T, k], experts int64 [T, k], and sums over tokens that are no padding fp32 [2E + 2]: how often each
+    expert was chosen, its probability, the squared logsumexp, the tokens."""
+    tokens, experts = logits_te.shape
+    weights = torch.empty(tokens, k, dtype=torch.float32, device=logits_te.device)
+    chosen = torch.empty(tokens, k, dtype=torch.int64, device=logits_te.device)
+    programs = triton.cdiv(tokens, TOKENS)
+    sums = torch.empty(programs, 2 * experts + 2, dtype=torch.float32, device=logits_te.device)
+    padding = logits_te if padding_t is None else padding_t.view(torch.uint8)
+    _route_forward[(programs,)](
+        logits_te, padding, weights, chosen, sums, tokens, E=experts, K=k, LOSSES=losses, PADDED=padding_t is not None,
+        T=TOKENS, E_BLOCK=triton.next_power_of_2(experts), num_warps=4,
+    )  # fmt: skip
+    return weights, chosen, sums.sum(0) if losses else sums[0]
+
+
+def backward(
+    logits_te: torch.Tensor, weights_tk: torch.Tensor, experts_tk: torch.Tensor, d_weights_tk: torch.Tensor,
+    padding_t: torch.Tensor | None, share_e: torch.Tensor | None, scale: torch.Tensor, balance: float, z: float,
+    split: torch.dtype | None,
+) -> torch.Tensor:  # fmt: skip
+    """Gradient by the logits: fp32 [T, E], or with `split` two numbers of that dtype side by side, [T, 2E], that add up to
+    it. `share_e` None: without the losses' part."""
+    tokens, experts = logits_te.shape
+    shape = (tokens, experts) if split is None else (tokens, 2 * experts)
+    out = torch.empty(shape, dtype=split or torch.float32, device=logits_te.device)
+    _route_backward[(triton.cdiv(tokens, TOKENS),)](
+        logits_te, logits_te if padding_t is None else padding_t.view(torch.uint8), weights_tk, experts_tk, d_weights_tk,
+        logits_te if share_e is None else share_e, scale, out, tokens, balance, z, E=experts, K=weights_tk.shape[1],
+        LOSSES=share_e is not None, PADDED=padding_t is not None, SPLIT=split is not None, T=TOKENS,
+        E_BLOCK=triton.next_power_of_2(experts), num_warps=4,
+    )  # fmt: skip
+    return out

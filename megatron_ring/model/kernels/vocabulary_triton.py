@@ -1,0 +1,109 @@
+"""Softmax statistics of rows of logits in one pass over them, and their gradient written in their place in a second."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+STATISTICS_BLOCK, BLOCK, WARPS = 1024, 4096, 8
+
+
+@triton.jit
+def _cross_entropy_statistics(  # type: ignore[no-untyped-def]
+    logits_ptr, column_ptr, owned_ptr, out_ptr, rows, width, inverse_temperature, BLOCK: tl.constexpr
+):
+    row = tl.program_id(0).to(tl.int64)
+    start_of_row = logits_ptr + row * width
+    # Each lane keeps the maximum, the sum of exp and the sum of exp * logit of its own columns.
+    # Four columns at a time: one change of the maximum for all of them. Behind the row stands -1e37: exp makes it 0, and
+    # 0 * -1e37 is 0.
+    maximum = tl.full([BLOCK], -1.0e30, dtype=tl.float32)
+    total = tl.zeros([BLOCK], dtype=tl.float32)
+    weighted = tl.zeros([BLOCK], dtype=tl.float32)
+    lane = tl.arange(0, BLOCK)
+    for start in range(0, width, 4 * BLOCK):
+        at = start_of_row + start + lane
+        left = width - start
+        a = tl.load(at, mask=lane < left, other=-1.0e37).to(tl.float32) * inverse_temperature
+        b = tl.load(at + BLOCK, mask=lane + BLOCK < left, other=-1.0e37).to(tl.float32) * inverse_temperature
+        c = tl.load(at + 2 * BLOCK, mask=lane + 2 * BLOCK < left, other=-1.0e37).to(tl.float32) * inverse_temperature
+        d = tl.load(at + 3 * BLOCK, mask=lane + 3 * BLOCK < left, other=-1.0e37).to(tl.float32) * inverse_temperature
+        larger = tl.maximum(maximum, tl.maximum(tl.maximum(a, b), tl.maximum(c, d)))
+        shift = maximum - larger
+        shrink = tl.exp(shift)
+        weighted = shrink * (weighted + shift * total)
+        total = total * shrink
+        maximum = larger
+        a, b, c, d = a - larger, b - larger, c - larger, d - larger
+        exp_a, exp_b, exp_c, exp_d = tl.exp(a), tl.exp(b), tl.exp(c), tl.exp(d)
+        total += (exp_a + exp_b) + (exp_c + exp_d)
+        weighted += (exp_a * a + exp_b * b) + (exp_c * c + exp_d * d)
+    largest = tl.max(maximum, axis=0)
+    shift = maximum - largest
+    shrink = tl.exp(shift)
+    weighted = tl.sum(shrink * (weighted + shift * total), axis=0)
+    total = tl.sum(total * shrink, axis=0)
+    target = tl.load(start_of_row + tl.load(column_ptr + row)).to(tl.float32) * inverse_temperature
+    tl.store(out_ptr + row, largest)
+    tl.store(out_ptr + rows + row, total)
+    tl.store(out_ptr + 2 * rows + row, weighted)
+    tl.store(out_ptr + 3 * rows + row, tl.where(tl.load(owned_ptr + row), target, 0.0))
+
+
+@triton.jit
+def _cross_entropy_gradient(  # type: ignore[no-untyped-def]
+    logits_ptr, column_ptr, owned_ptr, normaliser_ptr, entropy_ptr, by_logprob_ptr, by_entropy_ptr, width,
+    inverse_temperature, ENTROPY: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = column < width
+    at = logits_ptr + row * width + column
+    normaliser = tl.load(normaliser_ptr + row)
+    by_logprob = tl.load(by_logprob_ptr + row)
+    log_p = tl.load(at, mask=inside, other=0.0).to(tl.float32) * inverse_temperature - normaliser
+    p = tl.exp(log_p)
+    factor = tl.zeros([BLOCK], dtype=tl.float32) + by_logprob
+    if ENTROPY:
+        factor += tl.load(by_entropy_ptr + row) * (tl.load(entropy_ptr + row) + log_p)
+    hit = (column == tl.load(column_ptr + row)) & tl.load(owned_ptr + row)
+    gradient = (tl.where(hit, by_logprob, 0.0) - tl.where(p > 0.0, p * factor, 0.0)) * inverse_temperature
+    tl.store(at, gradient.to(logits_ptr.dtype.element_ty), mask=inside)
+
+
+def statistics(
+    logits_cv: torch.Tensor, columns: torch.Tensor, owned: torch.Tensor, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """fp32 [C] each, of x = logits / temperature: the maximum m, sum of exp(x - m), sum of exp(x - m) (x - m), and x at
+    `columns` int64 [C] (0 where not `owned`)."""
+    rows, width = logits_cv.shape
+    out = torch.empty(4, rows, dtype=torch.float32, device=logits_cv.device)
+    if rows:
+        _cross_entropy_statistics[(rows,)](
+            logits_cv, columns, owned, out, rows, width, 1.0 / temperature, BLOCK=STATISTICS_BLOCK,
+            num_warps=4,
+        )  # fmt: skip
+    maximum, total, weighted, target = out
+    return maximum, total, weighted, target
+
+
+def gradient_in_place(
+    logits_cv: torch.Tensor,
+    columns: torch.Tensor,
+    owned: torch.Tensor,
+    log_normaliser: torch.Tensor,
+    entropies: torch.Tensor,
+    by_logprob: torch.Tensor,
+    by_entropy: torch.Tensor | None,
+    temperature: float,
+) -> torch.Tensor:
+    """Overwrites the logits with the gradient by them; per-row values fp32 [C]."""
+    rows, width = logits_cv.shape
+    if rows:
+        _cross_entropy_gradient[(rows, triton.cdiv(width, BLOCK))](
+            logits_cv, columns, owned, log_normaliser, entropies, by_logprob,
+            by_logprob if by_entropy is None else by_entropy, width, 1.0 / temperature,
+            ENTROPY=by_entropy is not None, BLOCK=BLOCK, num_warps=WARPS,
+        )  # fmt: skip
+    return logits_cv

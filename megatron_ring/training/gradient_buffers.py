@@ -1,0 +1,51 @@
+"""Filling megatron-core's fp32 gradient buffers at memory speed: the first gradient of a step is written, later ones are
+added, nothing is cleared before."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+
+
+class GradientBuffers:
+    """The buffers of a megatron-core DistributedDataParallel `ddp`. On the CPU they are cleared and filled by its own hooks.
+
+    Between `start_step` and `end_backward` run the forward and backward passes of all micro-batches.
+    """
+
+    def __init__(self, ddp: Any) -> None:
+        self.ddp = ddp
+        self.parameters = [parameter for parameter in ddp.parameters() if parameter.requires_grad]
+        self.ours = all(p.is_cuda and p.main_grad.dtype is torch.float32 for p in self.parameters)
+        self._untouched: set[torch.Tensor] = set()
+        if self.ours:
+            for parameter in self.parameters:
+                parameter.register_hook(partial(self._take, parameter))
+
+    def start_step(self) -> None:
+        """What the buffers hold is of no use any more."""
+        if not self.ours:
+            self.ddp.zero_grad_buffer()
+            return
+        self._untouched = set(self.parameters)
+        for parameter in self.parameters:
+            parameter.grad_added_to_main_grad = False
+        for group in self.ddp.bucket_groups + self.ddp.expert_parallel_bucket_groups:
+            group.reset()
+
+    def end_backward(self) -> None:
+        """Weights that no micro-batch used have a gradient of zero."""
+        for parameter in self._untouched:
+            parameter.main_grad.zero_()  # type: ignore[attr-defined]
+        self._untouched = set()
+
+    def _take(self, parameter: Any, gradient: torch.Tensor) -> torch.Tensor:
+        """megatron-core's hook, which comes next, sees that the gradient is in its buffer."""
+        from megatron_ring.model.kernels import update_triton
+
+        update_triton.accumulate(parameter.main_grad, gradient.contiguous(), parameter in self._untouched)
+        self._untouched.discard(parameter)
+        parameter.grad_added_to_main_grad = True
+        return gradient

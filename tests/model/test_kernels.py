@@ -1,0 +1,193 @@
+"""The Triton kernels against float64, on the GPU where there is one and in Triton's interpreter elsewhere."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+CUDA = torch.cuda.is_available()
+if not CUDA:
+    os.environ["TRITON_INTERPRET"] = "1"  # before the kernels are defined; only these tests call them on CPU tensors
+pytest.importorskip("triton", reason="Triton is not installed")
+
+from megatron_ring.model.kernels import (  # noqa: E402
+    norm_triton,
+    rope_triton,
+    router_triton,
+    rows_triton,
+    swiglu_triton,
+    vocabulary_triton,
+)
+
+DEVICE = torch.device("cuda" if CUDA else "cpu")
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+def draw(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0, scale: float = 1.0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed + 1000 * len(shape))
+    return (torch.randn(shape, generator=generator) * scale).to(DEVICE, dtype)
+
+
+def error(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    """Relative, by norms; NaN never passes as it compares false."""
+    return ((found.double() - wanted.double()).norm() / wanted.double().norm().clamp(min=1e-30)).item()
+
+
+def allowed(dtype: torch.dtype) -> float:
+    if dtype is torch.float32:
+        return 5e-6
+    return 4e-3 if CUDA else 8e-3  # the interpreter cuts where a GPU rounds
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "width"), [(1, 8), (7, 96), (13, 2048), (700, 128)])
+@pytest.mark.parametrize("adds", [False, True])
+def test_norm(rows: int, width: int, adds: bool, dtype: torch.dtype) -> None:
+    x, r, w = draw(rows, width, dtype=dtype), draw(rows, width, dtype=dtype, seed=1), draw(width, dtype=dtype, seed=2)
+    y, total, rstd = norm_triton.forward(x, r if adds else None, w, 1e-6)
+    wanted_total = x + r if adds else x
+    assert error(total, wanted_total) < (1e-30 if CUDA or not adds else allowed(dtype))
+    s, w64 = total.double().requires_grad_(), w.double().requires_grad_()
+    wanted = s / (s.square().mean(-1, keepdim=True) + 1e-6).sqrt() * w64
+    assert error(y, wanted) < allowed(dtype)
+    dy, ds = draw(rows, width, dtype=dtype, seed=3), draw(rows, width, dtype=dtype, seed=4)
+    ((wanted * dy.double()).sum() + (s * ds.double()).sum() * adds).backward()
+    dx, dw = norm_triton.backward(dy, ds if adds else None, total, w, rstd)
+    assert error(dx, s.grad) < allowed(dtype)
+    assert error(dw, w64.grad) < allowed(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("tokens", "groups", "queries", "d"), [(1, 1, 1, 2), (5, 2, 2, 32), (9, 4, 4, 128), (3, 3, 5, 48)])
+def test_rope(tokens: int, groups: int, queries: int, d: int, dtype: torch.dtype) -> None:
+    qkv = draw(tokens, groups, queries + 2, d, dtype=dtype)
+    angles = draw(tokens, 1, d // 2, seed=1)
+    cos, sin = torch.cat((angles.cos(),) * 2, -1), torch.cat((angles.sin(),) * 2, -1)
+    q = qkv.new_empty(tokens, groups * queries, d)
+    k, v = qkv.new_empty(tokens, groups, d), qkv.new_empty(tokens, groups, d)
+    rope_triton.split(qkv, q, k, v, cos, sin, backward=False)
+    whole = qkv.double().requires_grad_()
+
+    def turn(x: torch.Tensor) -> torch.Tensor:
+        first, second = x.chunk(2, -1)
+        return x * cos.double() + torch.cat((-second, first), -1) * sin.double()
+
+    wanted = turn(whole[:, :, :-2].flatten(1, 2)), turn(whole[:, :, -2]), whole[:, :, -1]
+    for found, expected in zip((q, k, v), wanted, strict=True):
+        assert error(found, expected) < allowed(dtype)
+    gradients = [draw(*x.shape, dtype=dtype, seed=i) for i, x in enumerate(wanted)]
+    sum((x * g.double()).sum() for x, g in zip(wanted, gradients, strict=True)).backward()
+    d_qkv = torch.full_like(qkv, float("nan"))
+    rope_triton.split(d_qkv, *gradients, cos, sin, backward=True)
+    assert error(d_qkv, whole.grad) < allowed(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "width"), [(0, 8), (1, 4), (6, 96), (11, 1408), (3, 5000)])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_swiglu(rows: int, width: int, weighted: bool, dtype: torch.dtype) -> None:
+    gate_up = draw(rows, 2 * width, dtype=dtype, scale=2.0)
+    weights = draw(rows, seed=1).abs() if weighted else None
+    out = swiglu_triton.forward(gate_up, weights)
+    both = gate_up.double().requires_grad_()
+    w64 = torch.ones(rows, device=DEVICE).double() if weights is None else weights.double()
+    w64.requires_grad_()
+    gate, up = both.chunk(2, -1)
+    wanted = torch.nn.functional.silu(gate) * up * w64[:, None]
+    d = draw(rows, width, dtype=dtype, seed=2)
+    (wanted * d.double()).sum().backward()
+    d_gate_up, d_weights, again = swiglu_triton.backward(d, gate_up, weights, again=True)
+    assert out.shape == again.shape == (rows, width)
+    if rows:
+        assert error(out, wanted) < allowed(dtype)
+        assert torch.equal(out, again)
+        assert error(d_gate_up, both.grad) < allowed(dtype)
+        assert (d_weights is None) is not weighted
+        if d_weights is not None:
+            assert error(d_weights, w64.grad) < 2e-6
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("tokens", "k", "width"), [(1, 1, 8), (9, 2, 96), (17, 6, 2048), (4, 3, 5000)])
+def test_rows(tokens: int, k: int, width: int, dtype: torch.dtype) -> None:
+    x = draw(tokens, width, dtype=dtype)
+    order = torch.randperm(tokens * k, generator=torch.Generator().manual_seed(1)).to(DEVICE)
+    gathered = rows_triton.gather(x, order, k)
+    assert torch.equal(gathered, x[order // k])
+    back = torch.empty_like(order)
+    back[order] = torch.arange(order.numel(), device=DEVICE)
+    y = draw(tokens * k, width, dtype=dtype, seed=2)
+    plus = (draw(tokens, width, dtype=dtype, seed=3), draw(tokens, width, dtype=dtype, seed=4))
+    for count in range(3):
+        wanted = y.double()[back].view(tokens, k, width).sum(1) + sum(p.double() for p in plus[:count])
+        assert error(rows_triton.combine(y, back.view(tokens, k), plus[:count]), wanted) < allowed(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("width", [5, 511, 4096, 9001])
+def test_vocabulary(width: int, temperature: float, dtype: torch.dtype) -> None:
+    rows, impossible = 6, width // 3
+    logits = draw(rows, width, dtype=dtype, scale=4.0)
+    logits[0] = -1e30  # a rank whose columns all pad the vocabulary
+    logits[:, width - impossible :] = -1e30
+    logits[1, 0] = 60.0  # one class takes all
+    columns = torch.arange(rows, device=DEVICE) % (width - impossible)
+    owned = torch.tensor([True] * (rows - 1) + [False], device=DEVICE)
+    maximum, total, weighted, target = vocabulary_triton.statistics(logits, columns, owned, temperature)
+    x = (logits.double() / temperature)[1:].requires_grad_()
+    top = x.detach().max(-1, keepdim=True).values
+    assert torch.allclose(maximum[1:].double(), top[:, 0], rtol=1e-6)
+    assert torch.isfinite(torch.stack((maximum, total, weighted, target))).all()
+    assert error(total[1:], (x - top).exp().sum(-1)) < 2e-6
+    assert error(weighted[1:], ((x - top).exp() * (x - top)).sum(-1)) < 2e-5
+    picked = x.gather(1, columns[1:, None])[:, 0] * owned[1:]
+    assert error(target[1:], picked) < 2e-6
+
+    log_p = torch.log_softmax(x, -1)
+    entropy = -(log_p.exp() * log_p).sum(-1)
+    by_logprob, by_entropy = draw(rows, seed=5), draw(rows, seed=6)
+    loss = (log_p.gather(1, columns[1:, None])[:, 0] * by_logprob[1:].double() * owned[1:]).sum()
+    # A row whose target is on another rank still has that target's gradient by the normaliser.
+    loss = loss - (torch.logsumexp(x, -1) * by_logprob[1:].double() * ~owned[1:]).sum()
+    (loss + (entropy * by_entropy[1:].double()).sum()).backward()
+    found = vocabulary_triton.gradient_in_place(
+        logits[1:].clone(), columns[1:], owned[1:], torch.logsumexp(x.detach(), -1).float(), entropy.detach().float(),
+        by_logprob[1:], by_entropy[1:], temperature,
+    )  # fmt: skip
+    assert error(found, x.grad / temperature) < allowed(dtype)
+
+
+@pytest.mark.parametrize("split", [None, torch.bfloat16])
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize(("tokens", "experts", "k"), [(1, 4, 1), (50, 8, 2), (33, 60, 6), (40, 64, 1)])
+def test_router(tokens: int, experts: int, k: int, padded: bool, split: torch.dtype | None) -> None:
+    logits = draw(tokens, experts, scale=2.0)
+    logits[0] = 0.0  # all alike: the first ones are chosen
+    padding = torch.arange(tokens, device=DEVICE) >= max(1, tokens - 7) if padded else None
+    weights, chosen, sums = router_triton.forward(logits, k, padding, True)
+    x = logits.double().requires_grad_()
+    p = torch.softmax(x, -1)
+    assert chosen[0].tolist() == list(range(k))
+    top = x.topk(k).indices[1:]
+    assert torch.equal(chosen[1:], top)
+    wanted = p.gather(1, chosen)
+    wanted = wanted / wanted.sum(-1, keepdim=True) if k > 1 else wanted
+    assert error(weights, wanted) < 2e-6
+    valid = torch.ones(tokens, device=DEVICE).double() if padding is None else (~padding).double()
+    counts = torch.zeros_like(p).scatter(1, chosen, 1.0).mul(valid[:, None]).sum(0)
+    lse = torch.logsumexp(x, -1)
+    expected = torch.cat((counts, (p * valid[:, None]).sum(0), (lse.square() * valid).sum()[None], valid.sum()[None]))
+    assert error(sums, expected) < 2e-6
+
+    share, d, scale = draw(experts, seed=1).abs(), draw(tokens, k, seed=2), torch.full((1,), 0.5, device=DEVICE)
+    balance = experts * ((p @ share.double()) * valid).sum()
+    loss = (wanted * d.double()).sum() + 0.5 * (0.3 * balance + 0.02 * (lse.square() * valid).sum())
+    loss.backward()
+    found = router_triton.backward(logits, weights, chosen, d, padding, share, scale, 0.3, 0.02, split)
+    if split is not None:
+        assert found.dtype is split
+        found = found[:, :experts].double() + found[:, experts:].double()
+    assert error(found, x.grad) < (5e-6 if split is None else 5e-5)
