@@ -16,9 +16,10 @@ from megatron_ring.errors import run_main
 from megatron_ring.stage_config import RLConfig
 
 MAY_DIFFER = frozenset(
-    {"run_dir", "steps", "save_every", "keep_last", "async_save", "layer_impl", "rewards.workers", "sampling.max_batch",
-     "reference.place"}
-)  # fmt: skip
+    {"run_dir", "steps", "save_every", "keep_last", "async_save", "layer_impl", "recompute", "rewards.workers"}
+    | {f"sampling.{name}" for name in ("max_batch", "prefill_tokens", "page_size", "kv_tokens", "kv_fraction")}
+    | {"reference.place"}
+)
 
 
 def main(config: RLConfig) -> None:
@@ -52,7 +53,10 @@ def main(config: RLConfig) -> None:
     prompts = read_prompts(config.data.prompts)
     stream = PromptStream(prompts, config.seed)
 
-    stage = start_stage(shape, config.parallel, config.router, config.seed, config.precision, config.layer_impl)
+    stage = start_stage(
+        shape, config.parallel, config.router, config.seed, config.precision, config.layer_impl,
+        config.recompute,
+    )  # fmt: skip
     context = stage.context
     run = RunDirectory(config.run_dir, writes=context.is_main)
     run.open("rl", config, MAY_DIFFER)
@@ -69,7 +73,7 @@ def main(config: RLConfig) -> None:
         policy.load(extra["policy"])
     run.start_logging(start)
 
-    sampler = Sampler(stage.model, context, config.sampling, tokenizer.eos_id)
+    sampler = Sampler(stage.model, context, config.sampling, tokenizer.eos_id, tokenizer.decode)
     has_budget = config.objective.name == "c3po"
     if context.is_main:
         said = f"Phi = {schedule.tokens(start, config.steps):,} tokens ({config.budget.scope}, {config.budget.schedule})"
@@ -86,6 +90,7 @@ def main(config: RLConfig) -> None:
             began = time.perf_counter()
             budget = schedule.tokens(step, config.steps) if has_budget else None
             collected = collect_step(config, step, stream, sampler, tokenizer, scorer, budget, policy.reward_kl)
+            sampler.release()
             batches = pack_step(collected, config, policy.loss.objective, context, tokenizer.pad_id)
             started_training = time.perf_counter()
             batches, measured = policy.annotate(batches)

@@ -57,6 +57,8 @@ class SFTConfig:
     """Seed of weights and data order."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Parameters' dtype; auto: bf16 on CUDA, fp32 on the CPU. The optimizer's master weights are fp32."""
+    recompute: Literal["none", "experts", "full"] = "none"
+    """What the backward pass computes again instead of keeping it: experts' first product, or whole layers."""
     layer_impl: Literal["native", "te"] = "native"
     """Layers: torch's and our own kernels, or Transformer Engine's modules with the same parameters (CUDA, bf16)."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -131,6 +133,8 @@ class RLConfig:
     """Seed of the prompt order and of sampling."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Parameters' dtype; auto: bf16 on CUDA, fp32 on the CPU."""
+    recompute: Literal["none", "experts", "full"] = "none"
+    """What the backward pass computes again instead of keeping it: experts' first product, or whole layers."""
     layer_impl: Literal["native", "te"] = "native"
     """Layers: torch's and our own kernels, or Transformer Engine's modules with the same parameters (CUDA, bf16)."""
     budget: BudgetConfig = field(default_factory=BudgetConfig)
@@ -149,7 +153,10 @@ class RLConfig:
             require(value >= 1, f"--{name.replace('_', '-')} is {value}, below 1")
         require(self.samples_per_prompt >= 2, "--samples-per-prompt is 1: a group needs at least 2 responses to compare")
         require(self.sampling.temperature > 0, "--sampling.temperature is 0: RL needs samples, not the greedy response")
-        require(self.sampling.top_p == 1, "--sampling.top-p: RL trains on the whole distribution, it must be 1")
+        require(
+            self.sampling.whole_distribution,
+            "--sampling.top-p, top-k and min-p: RL trains on the whole distribution, leave them at 1, 0 and 0",
+        )
         objective, place = self.objective, self.reference.resolved(self.objective.kl_beta).place
         require(
             not self.budget.is_set or objective.name == "c3po",
@@ -197,6 +204,39 @@ class RLConfig:
 
 def _evaluation_sampling() -> SamplingConfig:
     return SamplingConfig(top_p=0.95, max_new_tokens=32_768)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateConfig:
+    """Text from a model."""
+
+    checkpoint: Path
+    """Checkpoint or Hugging Face folder."""
+    tokenizer: Path
+    """Tokenizer directory in Hugging Face layout, chat template included."""
+    prompts: Path | None = None
+    """JSONL or parquet file with a `prompt` (text or messages) in each row, `id` optional (default: standard input, a line
+    each)."""
+    out: Path | None = None
+    """JSONL file for the responses, in order, written at the end (default: none)."""
+    samples: int = 1
+    """Responses to each prompt."""
+    raw: bool = False
+    """Continue each prompt as plain text, without the chat template."""
+    instruction: str | None = None
+    """Text added to every user message."""
+    seed: int = 0
+    """Seed of sampling."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Parameters' dtype; auto: bf16 on CUDA, fp32 on the CPU."""
+    layer_impl: Literal["native", "te"] = "native"
+    """Layers: torch's and our own kernels, or Transformer Engine's modules with the same parameters (CUDA, bf16)."""
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+
+    def __post_init__(self) -> None:
+        require(self.samples >= 1, f"--samples is {self.samples}, below 1")
+        require(not (self.raw and self.instruction), "--instruction goes into user messages, and --raw has none: drop one")
 
 
 @dataclass(frozen=True, kw_only=True)
