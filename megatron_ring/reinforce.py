@@ -90,7 +90,6 @@ def main(config: RLConfig) -> None:
             began = time.perf_counter()
             budget = schedule.tokens(step, config.steps) if has_budget else None
             collected = collect_step(config, step, stream, sampler, tokenizer, scorer, budget, policy.reward_kl)
-            sampler.release()
             batches = pack_step(collected, config, policy.loss.objective, context, tokenizer.pad_id)
             started_training = time.perf_counter()
             batches, measured = policy.annotate(batches)

@@ -77,6 +77,7 @@ def collect_step(
         sample_seconds += sampled - began
         reward_seconds += time.perf_counter() - sampled
         rounds += 1
+    sampler.release()  # what follows passes through the model without the cache
     selection = select_step(config, step, scored, budget, reward_kl)
     return CollectedStep(scored, answers, selection, budget, rounds, sample_seconds, reward_seconds)
 
