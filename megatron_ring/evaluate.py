@@ -39,7 +39,7 @@ def main(config: EvaluateConfig) -> None:
     stage = start_stage(shape, config.parallel, losses, config.seed, config.precision, config.layer_impl)
     set_first_weights(stage, config.checkpoint, config.seed)
     began = time.perf_counter()
-    sampler = Sampler(stage.model, stage.context, config.sampling, tokenizer.eos_id)
+    sampler = Sampler(stage.model, stage.context, config.sampling, tokenizer.eos_id, tokenizer.decode)
     mine = len(prompts[stage.context.data_rank :: stage.context.data_size]) * config.samples_per_problem
     with (
         open_scorer(config.rewards, {prompt.record.domain for prompt in prompts}, tokenizer, stage.context) as scorer,

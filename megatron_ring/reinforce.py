@@ -16,13 +16,16 @@ from megatron_ring.errors import run_main
 from megatron_ring.stage_config import RLConfig
 
 MAY_DIFFER = frozenset(
-    {"run_dir", "steps", "save_every", "keep_last", "async_save", "layer_impl", "rewards.workers", "sampling.max_batch"}
+    {"run_dir", "steps", "save_every", "keep_last", "async_save", "layer_impl", "recompute", "rewards.workers"}
+    | {f"sampling.{name}" for name in ("max_batch", "prefill_tokens", "page_size", "kv_tokens", "kv_fraction")}
+    | {"reference.place"}
 )
 
 
 def main(config: RLConfig) -> None:
     from megatron_ring.training.stage import resolve_shape
 
+    config = config.resolved()
     shape = resolve_shape(None, config.init_from)
 
     from megatron_ring.checkpoint.loading import load_checkpoint
@@ -30,16 +33,18 @@ def main(config: RLConfig) -> None:
     from megatron_ring.data.files import read_prompts
     from megatron_ring.data.prompts import PromptStream
     from megatron_ring.data.tokenizer import RingTokenizer
+    from megatron_ring.parallel.context import world_size_from_environment
+    from megatron_ring.rl.budget_schedule import BudgetSchedule
     from megatron_ring.sampler.sampler import Sampler
-    from megatron_ring.training.policy_loss import PolicyLoss
+    from megatron_ring.training.policy_update import PolicyUpdate
     from megatron_ring.training.progress import Progress
-    from megatron_ring.training.reference import ReferencePolicy
     from megatron_ring.training.rl_step import collect_step, pack_step, rl_metrics, rollout_rows
     from megatron_ring.training.rollout_rewards import open_scorer
     from megatron_ring.training.run_dir import RunDirectory
     from megatron_ring.training.stage import set_first_weights, start_stage
     from megatron_ring.training.trainer import Trainer
 
+    config.check(max(1, config.parallel.data(world_size_from_environment())))
     tokenizer = RingTokenizer.load(config.data.tokenizer)
     require(
         tokenizer.vocab_size <= shape.vocab_size,
@@ -48,27 +53,32 @@ def main(config: RLConfig) -> None:
     prompts = read_prompts(config.data.prompts)
     stream = PromptStream(prompts, config.seed)
 
-    stage = start_stage(shape, config.parallel, config.router, config.seed, config.precision, config.layer_impl)
+    stage = start_stage(
+        shape, config.parallel, config.router, config.seed, config.precision, config.layer_impl,
+        config.recompute,
+    )  # fmt: skip
     context = stage.context
     run = RunDirectory(config.run_dir, writes=context.is_main)
     run.open("rl", config, MAY_DIFFER)
     set_first_weights(stage, config.init_from, config.seed)
     trainer = Trainer(stage.model, context, config.optimizer)
-    objective, temperature = config.objective, config.sampling.temperature
-    reference = ReferencePolicy(trainer, temperature) if objective.kl_beta > 0 else None  # before any later weights
+    policy = PolicyUpdate(config, trainer, tokenizer.pad_id, run.path / "reference")  # before any later weights
+    schedule = BudgetSchedule(config.budget.schedule, *config.budget.resolve(context.data_size))
     start = 0
     checkpoint = latest_checkpoint(run.checkpoints)
     if checkpoint is not None:
         start, extra = load_checkpoint(checkpoint, stage.model, context, trainer.optimizer)
         stream.load_state_dict(extra["prompts"])
+        schedule.load_state_dict(extra["budget"])
+        policy.load(extra["policy"])
     run.start_logging(start)
 
-    sampler = Sampler(stage.model, context, config.sampling, tokenizer.eos_id)
-    loss = PolicyLoss(objective.name, temperature, objective.clip, objective.kl_beta, objective.alpha_entropy)
-    budget = config.budget.resolve(context.data_size) if objective.name == "c3po" else None
+    sampler = Sampler(stage.model, context, config.sampling, tokenizer.eos_id, tokenizer.decode)
+    has_budget = config.objective.name == "c3po"
     if context.is_main:
-        said = f"Phi = {budget:,} tokens a step ({config.budget.scope} budget)" if budget else "no token budget (GRPO)"
-        print(f"rl: {config.prompts_per_step} prompts x {config.samples_per_prompt} samples, {said}"
+        said = f"Phi = {schedule.tokens(start, config.steps):,} tokens ({config.budget.scope}, {config.budget.schedule})"
+        print(f"rl: {config.prompts_per_step} prompts x {config.samples_per_prompt} samples, {config.objective.name}, "
+              + (said if has_budget else "no token budget")
               + (f", continuing after step {start}" if start else ""), flush=True)  # fmt: skip
 
     with (
@@ -78,18 +88,23 @@ def main(config: RLConfig) -> None:
     ):
         for step in range(start, config.steps):
             began = time.perf_counter()
-            collected = collect_step(config, step, stream, sampler, tokenizer, scorer, budget)
-            batches = pack_step(collected, config, context, tokenizer.pad_id)
+            budget = schedule.tokens(step, config.steps) if has_budget else None
+            collected = collect_step(config, step, stream, sampler, tokenizer, scorer, budget, policy.reward_kl)
+            sampler.release()
+            batches = pack_step(collected, config, policy.loss.objective, context, tokenizer.pad_id)
             started_training = time.perf_counter()
-            if reference is not None:
-                batches = reference.annotate(batches)
+            batches, measured = policy.annotate(batches)
             lr = config.optimizer.lr_at(step, config.steps)
-            result = trainer.train_step(batches, loss, lr)
+            result = trainer.train_step(batches, policy.loss, lr)
             sampler.weights_changed()
+            schedule.observe([item.reward for item in collected.scored])
+            policy.finish(step + 1)
             ended = time.perf_counter()
             metrics: dict[str, Any] = {
                 "step": step + 1,
                 **rl_metrics(collected, result),
+                **measured,
+                "solve_rate": schedule.solve_rate,
                 "lr": lr,
                 "time/step": ended - began,
                 "time/sample": collected.sample_seconds,
@@ -103,7 +118,9 @@ def main(config: RLConfig) -> None:
             run.write_rollouts(step + 1, rollout_rows(collected, tokenizer))
             run.log(metrics)  # before the save: a run continued from this checkpoint finds its own line
             if saves:
-                saver.save(step + 1, stage.model, trainer.optimizer, {"prompts": stream.state_dict()})
+                saver.wait()  # before `policy.save`: until it is whole the one before it counts
+                extra = {"prompts": stream.state_dict(), "budget": schedule.state_dict(), "policy": policy.save()}
+                saver.save(step + 1, stage.model, trainer.optimizer, extra)
             saver.check()
             progress.update(step + 1, f"reward {metrics['reward/mean']:.3f} entropy {metrics['entropy']:.3f}")
     run.close()

@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # rooms that import torch load when a run starts, so that --h
     from megatron_ring.data.sft_data import SFTDataset
     from megatron_ring.training.trainer import StepResult
 
-MAY_DIFFER = frozenset({"run_dir", "max_steps", "save_every", "keep_last", "async_save", "layer_impl"})
+MAY_DIFFER = frozenset({"run_dir", "max_steps", "save_every", "keep_last", "async_save", "layer_impl", "recompute"})
 
 
 def main(config: SFTConfig) -> None:
@@ -38,7 +38,10 @@ def main(config: SFTConfig) -> None:
     from megatron_ring.training.trainer import Trainer
 
     train, validation = load_data(config, shape)
-    stage = start_stage(shape, config.parallel, config.router, config.seed, config.precision, config.layer_impl)
+    stage = start_stage(
+        shape, config.parallel, config.router, config.seed, config.precision, config.layer_impl,
+        config.recompute,
+    )  # fmt: skip
     context = stage.context
     require(
         config.data.global_batch % context.data_size == 0,
@@ -131,6 +134,7 @@ def step_metrics(result: StepResult, step: int, per_epoch: int, tokens: int, lr:
         "entropy": result.mean("entropy"),
         "grad_norm": result.grad_norm,
         "lr": lr,
+        "attention": result.attention,
         "loss/balance": result.balance,
         "loss/z": result.z,
         "time/step": seconds,

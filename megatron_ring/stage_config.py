@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from megatron_ring.config import OptimizerConfig, ParallelConfig, RouterLossConfig, SamplingConfig, require
+from megatron_ring.objective_config import BudgetConfig, CorrectionConfig, ObjectiveConfig, ReferenceConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +57,8 @@ class SFTConfig:
     """Seed of weights and data order."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Parameters' dtype; auto: bf16 on CUDA, fp32 on the CPU. The optimizer's master weights are fp32."""
+    recompute: Literal["none", "experts", "full"] = "none"
+    """What the backward pass computes again instead of keeping it: experts' first product, or whole layers."""
     layer_impl: Literal["native", "te"] = "native"
     """Layers: torch's and our own kernels, or Transformer Engine's modules with the same parameters (CUDA, bf16)."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -81,44 +84,6 @@ class RLDataConfig:
     """Text added to every user message, such as the report's request for a boxed answer."""
     micro_batch_tokens: int = 24_576
     """Length of a packed training micro-batch (tokens); at least the longest prompt and response together."""
-
-
-@dataclass(frozen=True)
-class BudgetConfig:
-    """The token budget of a step: exactly so many response tokens carry gradient."""
-
-    tokens: int = 409_600
-    """Phi (response tokens)."""
-    scope: Literal["global", "rank"] = "rank"
-    """Whether Phi counts for the whole step, or per data-parallel rank and is multiplied by their number."""
-    max_rounds: int = 4
-    """Rounds of `prompts_per_step` prompts that a step may sample to reach Phi before the run stops and says why."""
-
-    def __post_init__(self) -> None:
-        require(self.tokens >= 1, f"--budget.tokens is {self.tokens}, below 1")
-        require(self.max_rounds >= 1, f"--budget.max-rounds is {self.max_rounds}, below 1")
-
-    def resolve(self, data_size: int) -> int:
-        """Phi of the whole step (tokens)."""
-        return self.tokens * data_size if self.scope == "rank" else self.tokens
-
-
-@dataclass(frozen=True)
-class ObjectiveConfig:
-    """The policy loss."""
-
-    name: Literal["c3po", "grpo"] = "c3po"
-    """c3po: mean over the token budget; grpo: mean over responses of the mean over their tokens, no budget."""
-    clip: float = 0.2
-    """Epsilon of the clipped probability ratio."""
-    kl_beta: float = 1e-3
-    """Weight of the KL term to the policy that RL started from (0: no reference policy is held)."""
-    alpha_entropy: float = 5e-4
-    """Weight of the entropy bonus."""
-
-    def __post_init__(self) -> None:
-        require(0 < self.clip < 1, f"--objective.clip is {self.clip}, outside (0, 1)")
-        require(self.kl_beta >= 0, f"--objective.kl-beta is {self.kl_beta}, below 0")
 
 
 @dataclass(frozen=True)
@@ -168,10 +133,14 @@ class RLConfig:
     """Seed of the prompt order and of sampling."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Parameters' dtype; auto: bf16 on CUDA, fp32 on the CPU."""
+    recompute: Literal["none", "experts", "full"] = "none"
+    """What the backward pass computes again instead of keeping it: experts' first product, or whole layers."""
     layer_impl: Literal["native", "te"] = "native"
     """Layers: torch's and our own kernels, or Transformer Engine's modules with the same parameters (CUDA, bf16)."""
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    correction: CorrectionConfig = field(default_factory=CorrectionConfig)
+    reference: ReferenceConfig = field(default_factory=ReferenceConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     rewards: RewardConfig = field(default_factory=RewardConfig)
     optimizer: OptimizerConfig = field(default_factory=_rl_optimizer)
@@ -184,11 +153,90 @@ class RLConfig:
             require(value >= 1, f"--{name.replace('_', '-')} is {value}, below 1")
         require(self.samples_per_prompt >= 2, "--samples-per-prompt is 1: a group needs at least 2 responses to compare")
         require(self.sampling.temperature > 0, "--sampling.temperature is 0: RL needs samples, not the greedy response")
-        require(self.sampling.top_p == 1, "--sampling.top-p: RL trains on the whole distribution, it must be 1")
+        require(
+            self.sampling.whole_distribution,
+            "--sampling.top-p, top-k and min-p: RL trains on the whole distribution, leave them at 1, 0 and 0",
+        )
+        objective, place = self.objective, self.reference.resolved(self.objective.kl_beta).place
+        require(
+            not self.budget.is_set or objective.name == "c3po",
+            f"--budget: a token budget belongs to c3po, --objective.name is {objective.name}",
+        )
+        require(
+            self.correction.name == "none" or objective.old_logprobs == "recomputed",
+            f"--correction.name {self.correction.name} compares the sampler with the trainer: it needs "
+            f"--objective.old-logprobs recomputed",
+        )
+        require(
+            place != "none" or objective.kl_beta == 0,
+            f"--reference.place is none, but --objective.kl-beta {objective.kl_beta} needs a reference",
+        )
+        require(
+            place != "none" or self.reference.refresh_every is None,
+            "--reference.refresh-every: there is no reference (see --reference.place and --objective.kl-beta)",
+        )
+
+    def resolved(self) -> RLConfig:
+        """The same with every default filled in that depends on other settings."""
+        objective = self.objective.resolved(self.sampling.max_new_tokens)
+        reference = self.reference.resolved(objective.kl_beta)
+        return replace(self, objective=objective, correction=self.correction.resolved(), reference=reference)
+
+    def check(self, data_size: int) -> None:
+        """Raise `UserError` when a step cannot work on so many data-parallel ranks."""
+        prompts, samples, longest = self.prompts_per_step, self.samples_per_prompt, self.sampling.max_new_tokens
+        said = f"--prompts-per-step is {prompts}, below the number of data-parallel ranks ({data_size})"
+        require(prompts >= data_size, f"{said}: some would have nothing to sample")
+        if self.objective.name != "c3po":
+            return
+        budgets, rounds = self.budget.resolve(data_size), self.budget.max_rounds
+        most = rounds * prompts * samples * longest
+        require(
+            max(budgets) <= most,
+            f"--budget.tokens: Phi = {max(budgets):,} cannot be reached: {rounds} round(s) of {prompts} prompts x {samples} "
+            f"samples of up to {longest:,} tokens hold {most:,}",
+        )
+        require(
+            self.budget.order != "by-group" or min(budgets) >= prompts,
+            f"--budget.order by-group: Phi = {min(budgets):,} is less than one token for each of {prompts} prompts",
+        )
 
 
 def _evaluation_sampling() -> SamplingConfig:
     return SamplingConfig(top_p=0.95, max_new_tokens=32_768)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateConfig:
+    """Text from a model."""
+
+    checkpoint: Path
+    """Checkpoint or Hugging Face folder."""
+    tokenizer: Path
+    """Tokenizer directory in Hugging Face layout, chat template included."""
+    prompts: Path | None = None
+    """JSONL or parquet file with a `prompt` (text or messages) in each row, `id` optional (default: standard input, a line
+    each)."""
+    out: Path | None = None
+    """JSONL file for the responses, in order, written at the end (default: none)."""
+    samples: int = 1
+    """Responses to each prompt."""
+    raw: bool = False
+    """Continue each prompt as plain text, without the chat template."""
+    instruction: str | None = None
+    """Text added to every user message."""
+    seed: int = 0
+    """Seed of sampling."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Parameters' dtype; auto: bf16 on CUDA, fp32 on the CPU."""
+    layer_impl: Literal["native", "te"] = "native"
+    """Layers: torch's and our own kernels, or Transformer Engine's modules with the same parameters (CUDA, bf16)."""
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+
+    def __post_init__(self) -> None:
+        require(self.samples >= 1, f"--samples is {self.samples}, below 1")
+        require(not (self.raw and self.instruction), "--instruction goes into user messages, and --raw has none: drop one")
 
 
 @dataclass(frozen=True, kw_only=True)

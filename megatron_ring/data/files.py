@@ -17,6 +17,7 @@ import io
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,7 +33,16 @@ from megatron_ring.data.records import (
 )
 from megatron_ring.errors import UserError
 
-__all__ = ["Message", "PromptRecord", "SFTRecord", "read_prompts", "read_sft", "write_prompts", "write_sft"]
+__all__ = [
+    "Message",
+    "PromptRecord",
+    "SFTRecord",
+    "read_prompts",
+    "read_questions",
+    "read_sft",
+    "write_prompts",
+    "write_sft",
+]
 
 _Record = TypeVar("_Record")
 _JSON_COLUMNS = b"megatron_ring.json_columns"
@@ -48,6 +58,18 @@ def read_prompts(path: str | Path) -> list[PromptRecord]:
         lines[record.id] = place
         records.append(record)
     return records
+
+
+def read_questions(path: str | Path) -> list[PromptRecord]:
+    """Read prompts that nobody scores: rows of a prompt file that need no more than `prompt`; an `id` that is missing is the
+    row's number. Raises `UserError`, naming file and line, for anything malformed."""
+    number = count(1)
+
+    def parse(row: object) -> PromptRecord:
+        given = {"id": str(next(number)), "domain": "none", "answer": ""}
+        return prompt_from_json({**given, **row} if isinstance(row, dict) else row)
+
+    return [record for _, record in _read(Path(path), parse)]
 
 
 def read_sft(path: str | Path) -> list[SFTRecord]:

@@ -59,13 +59,16 @@ class MicroBatch:
 class PolicyBatch(MicroBatch):
     """A micro-batch of rollouts. The policy fields are 0 where `loss_mask` is false.
 
-    Packing leaves `ref_logprobs` None; `dataclasses.replace(batch, ref_logprobs=...)` adds them.
+    Packing leaves the fields behind `weights` None; passes over the packed batch add them with `dataclasses.replace`.
     """
 
     sampler_logprobs: Tensor  # fp32 [T], natural log, as the sampler recorded them
     advantages: Tensor  # fp32 [T]
     weights: Tensor  # fp32 [T]
+    old_logprobs: Tensor | None = None  # fp32 [T], recomputed before the update; None: the sampler's serve
     ref_logprobs: Tensor | None = None  # fp32 [T]
+    sequence_log_ratio: Tensor | None = None  # fp32 [T], the same for all trained tokens of a response
+    corrections: Tensor | None = None  # fp32 [T], weight of the surrogate for the sampler/trainer mismatch
 
 
 def plan_packs(lengths: Sequence[int], capacity: int, seed: int) -> list[list[int]]:
@@ -143,17 +146,23 @@ def pack_rollouts(items: Sequence[PolicySequence], capacity: int, pad_id: int, s
     Raises `UserError` when a rollout is longer than `capacity` tokens.
     """
     items = [item for item in items if item.trained]
+    plans = plan_rollouts(items, capacity, seed)
+    return [policy_batch([items[index] for index in plan], capacity, pad_id) for plan in plans]
+
+
+def plan_rollouts(items: Sequence[PolicySequence], capacity: int, seed: int = 0) -> list[list[int]]:
+    """Which rollouts go together into each micro-batch. Raises `UserError` when one is longer than `capacity` tokens."""
     longest = max((item.length for item in items), default=0)
     if longest > capacity:
         raise UserError(
             f"a rollout of {longest} tokens does not fit micro-batches of {capacity} tokens: raise the micro-batch "
             f"capacity, or lower the maximum length of rollouts"
         )
-    plans = plan_packs([item.length for item in items], capacity, seed)
-    return [_policy_batch([items[index] for index in plan], capacity, pad_id) for plan in plans]
+    return plan_packs([item.length for item in items], capacity, seed)
 
 
-def _policy_batch(items: Sequence[PolicySequence], capacity: int, pad_id: int) -> PolicyBatch:
+def policy_batch(items: Sequence[PolicySequence], capacity: int, pad_id: int) -> PolicyBatch:
+    """Lay rollouts one after another into one micro-batch; errors as of `pack_sequences`."""
     sequences = [
         TokenSequence(
             [*item.prompt_tokens, *item.response_tokens[: item.trained]],
@@ -181,7 +190,7 @@ def empty_microbatch(capacity: int, pad_id: int) -> MicroBatch:
 
 def empty_policy_batch(capacity: int, pad_id: int) -> PolicyBatch:
     """A policy batch of padding only."""
-    return _policy_batch([], capacity, pad_id)
+    return policy_batch([], capacity, pad_id)
 
 
 def split_evenly(packs: Sequence[_Batch], parts: int, empty: _Batch) -> list[list[_Batch]]:

@@ -20,6 +20,8 @@ class GroupedExperts(torch.nn.Module):
         gate_up: [E_local, 2, f, hidden] (0: gate, 1: up), down: [E_local, hidden, f].
     """
 
+    exchanges = True  # whether `expert_exchange` may compute with the parameters
+
     def __init__(self, num_local_experts: int, config: Any, pg_collection: Any) -> None:
         super().__init__()
         self.num_local_experts = num_local_experts

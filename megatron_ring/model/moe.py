@@ -1,5 +1,4 @@
-"""The MoE layer: router, routed experts, shared experts. Tokens stay where they are when all experts are local;
-otherwise megatron-core's all-to-all dispatcher moves them."""
+"""The MoE layer: router, routed experts, shared experts. Tokens stay where they are when all experts are local."""
 
 from __future__ import annotations
 
@@ -12,6 +11,7 @@ from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispatcher
 
+from megatron_ring.model.expert_exchange import exchanged_experts
 from megatron_ring.model.kernels.swiglu import swiglu
 from megatron_ring.model.layer_parts import LayerParts
 from megatron_ring.model.linear import linear
@@ -46,7 +46,11 @@ class DenseMLP(SwiGLU):
 
 
 class RingMoE(MegatronModule):
-    """out = shared(x) + sum over the token's k experts of weight * expert(x)."""
+    """out = shared(x) + sum over the token's k experts of weight * expert(x).
+
+    Experts of several ranks get their rows through `expert_exchange`; where they are split themselves (expert-tensor
+    parallelism), or are Transformer Engine's, through megatron-core's all-to-all dispatcher.
+    """
 
     def __init__(self, config: Any, pg_collection: Any = None, **_: Any) -> None:
         super().__init__(config)
@@ -60,7 +64,8 @@ class RingMoE(MegatronModule):
         if config.moe_shared_expert_intermediate_size:
             self.shared_experts = SwiGLU(config, config.moe_shared_expert_intermediate_size, pg_collection)
         self.dispatcher: Any = None
-        if ep_size * config.expert_tensor_parallel_size > 1:
+        self.exchanges = ep_size > 1 and config.expert_tensor_parallel_size == 1 and self.experts.exchanges
+        if ep_size * config.expert_tensor_parallel_size > 1 and not self.exchanges:
             first = pg_collection.ep.rank() * local
             self.dispatcher = MoEAlltoAllTokenDispatcher(
                 local, list(range(first, first + local)), config=config, pg_collection=pg_collection
@@ -81,10 +86,21 @@ class RingMoE(MegatronModule):
         """residual + moe(hidden_states), both [T_local, 1, hidden]."""
         return self._run(hidden_states, padding_mask, residual)
 
-    def _run(self, hidden_states: torch.Tensor, padding_mask: torch.Tensor | None, *plus: torch.Tensor) -> torch.Tensor:
+    def _run(
+        self, hidden_states: torch.Tensor, padding_mask: torch.Tensor | None, residual: torch.Tensor | None = None
+    ) -> torch.Tensor:
         hidden_th = hidden_states.view(-1, hidden_states.shape[-1])
         padding_t = None if padding_mask is None else padding_mask.reshape(-1)
         weights_tk, experts_tk, _ = self.router(hidden_th, padding_t)
+        if self.exchanges:
+            residual_th = None if residual is None else residual.view_as(hidden_th)
+            experts = self.experts
+            out = exchanged_experts(
+                hidden_th, weights_tk, experts_tk, residual_th, experts.gate_up.flatten(1, 2), experts.down,
+                self.shared_experts, experts.recompute,
+            )  # fmt: skip
+            return out.view_as(hidden_states)
+        plus = () if residual is None else (residual,)
         if self.shared_experts is not None:
             plus = (*plus, self.shared_experts(hidden_states))
         others = tuple(other.view_as(hidden_th) for other in plus)

@@ -70,7 +70,8 @@ class RingRouter(torch.nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """hidden [T, hidden], padding bool [T] (True: not a real token) -> weights fp32 [T, k], experts int64 [T, k],
         logits fp32 [T, E] (without gradients)."""
-        return _Route.apply(hidden_th, self.weight, self, padding_t)
+        losses = self.training and torch.is_grad_enabled()  # asked here: inside a Function gradients are off
+        return _Route.apply(hidden_th, self.weight, self, padding_t, losses)
 
     def share_of_slots(self, sums: torch.Tensor) -> torch.Tensor:
         """Record the sums of one micro-batch (see `choose_experts`) for the metrics; the share of token-slots that each
@@ -95,14 +96,18 @@ class _Route(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_th: torch.Tensor, weight_eh: torch.Tensor, router: RingRouter, padding_t: torch.Tensor | None
+        ctx: Any,
+        hidden_th: torch.Tensor,
+        weight_eh: torch.Tensor,
+        router: RingRouter,
+        padding_t: torch.Tensor | None,
+        losses: bool,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         short = hidden_th.is_cuda and hidden_th.dtype is torch.bfloat16
         if short:
             logits_te = torch.mm(hidden_th, weight_eh.t(), out_dtype=torch.float32)
         else:
             logits_te = hidden_th.float() @ weight_eh.float().t()
-        losses = router.training and any(ctx.needs_input_grad)
         weights_tk, experts_tk, sums = choose_experts(logits_te, router.config.moe_router_topk, padding_t, losses)
         share_e = router.share_of_slots(sums) if losses else None
         ctx.save_for_backward(hidden_th, weight_eh, logits_te, weights_tk, experts_tk, padding_t, share_e)
@@ -123,6 +128,6 @@ class _Route(torch.autograd.Function):
         )  # fmt: skip
         if not ctx.short:
             d_hidden = (d_logits @ weight_eh.float()).to(hidden_th.dtype)
-            return d_hidden, (d_logits.t() @ hidden_th.float()).to(weight_eh.dtype), None, None
+            return d_hidden, (d_logits.t() @ hidden_th.float()).to(weight_eh.dtype), None, None, None
         d_weight = torch.mm(d_logits.t(), hidden_th, out_dtype=torch.float32).view(2, *weight_eh.shape).sum(0)
-        return d_logits @ torch.cat((weight_eh, weight_eh)), d_weight.to(weight_eh.dtype), None, None
+        return d_logits @ torch.cat((weight_eh, weight_eh)), d_weight.to(weight_eh.dtype), None, None, None

@@ -77,6 +77,8 @@ class EngineAttention:
 class EngineExperts(GroupedExperts):
     """As GroupedExperts. Without gradients (sampling) it is that: nothing waits for the device."""
 
+    exchanges = False
+
     def forward(self, x_nh: torch.Tensor, counts_e: torch.Tensor, weights_n: torch.Tensor) -> torch.Tensor:
         if x_nh.shape[0] == 0 or not torch.is_grad_enabled():
             return super().forward(x_nh, counts_e, weights_n)

@@ -44,6 +44,23 @@ def max_over_data(value: int, device: torch.device) -> int:
     return int(tensor.item())
 
 
+def min_over_replica(value: int, device: torch.device) -> int:
+    """The smallest `value` among the tensor- and pipeline-parallel ranks of a data-parallel replica."""
+    tensor = torch.tensor([value], dtype=torch.int64, device=device)
+    dist.all_reduce(tensor, op=dist.ReduceOp.MIN, group=parallel_state.get_model_parallel_group())
+    return int(tensor.item())
+
+
+def sum_over_processes(values: list[int], device: torch.device, of_replica: bool) -> list[int]:
+    """Sums of `values` over all processes, or over those of this data-parallel replica."""
+    group = parallel_state.get_model_parallel_group() if of_replica else None
+    if dist.get_world_size(group) == 1:
+        return values
+    tensor = torch.tensor(values, dtype=torch.int64, device=device)
+    dist.all_reduce(tensor, group=group)
+    return [int(value) for value in tensor.tolist()]
+
+
 def gather_over_data(item: T) -> list[T]:
     """Every data-parallel rank's `item`, in rank order, on every rank. Pickles: for small host objects."""
     items: list[Any] = [None] * parallel_state.get_data_parallel_world_size()
@@ -59,6 +76,14 @@ def gather_over_tensor(tensor: torch.Tensor) -> torch.Tensor:
     shards = [torch.empty_like(tensor) for _ in range(size)]
     dist.all_gather(shards, tensor.contiguous(), group=parallel_state.get_tensor_model_parallel_group())
     return torch.cat(shards, dim=-1)
+
+
+def broadcast_over_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """The first tensor-parallel rank's `tensor` on every one of them, in place."""
+    if parallel_state.get_tensor_model_parallel_world_size() > 1:
+        src, group = parallel_state.get_tensor_model_parallel_src_rank(), parallel_state.get_tensor_model_parallel_group()
+        dist.broadcast(tensor, src=src, group=group)
+    return tensor
 
 
 def gather_tokens_over_tensor(tensor: torch.Tensor) -> torch.Tensor:

@@ -19,6 +19,14 @@ def current_device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if has_cuda() else torch.device("cpu")
 
 
+def free_memory() -> int | None:
+    """Bytes that can still be allocated on the current CUDA device, what torch keeps unused included; None on a CPU."""
+    if not has_cuda():
+        return None
+    unused = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    return int(torch.cuda.mem_get_info()[0]) + unused
+
+
 def synchronize() -> None:
     """Wait until the device has done what was asked of it on the current stream."""
     if has_cuda():

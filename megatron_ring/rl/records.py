@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "stop_token", "stop_string", "repetition", "length"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class Rollout:
         response_tokens: token ids that were sampled, the end-of-sequence token included where there is one; not empty.
         logprobs: the sampler's log-probability of each response token, in nats, at the sampling temperature.
         entropies: entropy of the sampler's distribution at each response token, in nats.
-        finish_reason: "stop" at an end-of-sequence token, "length" when the length limit cut it.
+        finish_reason: "stop" at an end-of-sequence token, "length" when the length limit cut it, or what else ended it.
         version: weights version, the optimizer step at which it was sampled.
         seed: seed of the random numbers that sampled it.
 
@@ -55,7 +55,7 @@ class Rollout:
             if getattr(self, name) < 0:
                 raise ValueError(f"{where}: {name} is {getattr(self, name)}, must not be negative")
         if self.finish_reason not in get_args(FinishReason):
-            raise ValueError(f"{where}: finish reason {self.finish_reason!r} is neither 'stop' nor 'length'")
+            raise ValueError(f"{where}: finish reason {self.finish_reason!r} is none of {get_args(FinishReason)}")
 
     @property
     def response_length(self) -> int:

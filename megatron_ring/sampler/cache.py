@@ -1,93 +1,125 @@
-"""The KV cache of one pipeline stage, and the layouts through which the model's attention uses it.
+"""The paged KV cache of one process: keys and values of its layers and KV heads, and the block table.
 
-Suffixes: n sequences, g KV heads, h query heads, l positions, d head dimension.
+Suffixes: t tokens, g KV heads, d head dimension.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
-from megatron_ring.model.layout import PackedLayout, TokenLayout
+from megatron_ring.config import SamplingConfig
+from megatron_ring.errors import UserError
+from megatron_ring.model.ring_model import RingModel
+from megatron_ring.parallel import collectives
+from megatron_ring.parallel.context import ParallelContext
+from megatron_ring.parallel.device import free_memory
+from megatron_ring.sampler.pages import pages_for
+from megatron_ring.sampler.requests import GenerationRequest
+from megatron_ring.sampler.scheduler import Step
+
+CPU_BYTES = 2 << 30  # of a cache whose size nobody stated
 
 
-class KVCache:
-    """Keys and values [layers, slots, KV heads, positions, d] of this rank's layers and KV heads."""
+@dataclass(frozen=True)
+class CacheSize:
+    """How large a cache is asked for: pages (scrap not counted), tokens of a page, rows and columns of the block table."""
 
-    def __init__(
-        self, first_layer: int, layers: int, slots: int, kv_heads: int, positions: int, head_dim: int,
-        dtype: torch.dtype, device: torch.device,
-    ) -> None:  # fmt: skip
-        self.first_layer = first_layer
-        shape = (layers, slots, kv_heads, positions, head_dim)
+    pages: int
+    page_size: int
+    rows: int
+    columns: int
+
+
+class PagedCache:
+    """Page p of layer l is keys[l, p] and values[l, p], each [page_size, KV heads, d]; page 0 is scrap.
+
+    Attributes:
+        keys, values: [layers, pages + 1, page_size, KV heads, d].
+        table: int32 [rows, columns]; the page of positions column * page_size and on, of the sequence of a row.
+    """
+
+    def __init__(self, size: CacheSize, model: RingModel, context: ParallelContext) -> None:
+        self.size, self.page_size = size, size.page_size
+        self.first_layer = model.local_layers.start
+        config, device, dtype = model.ring_config, context.device, next(model.parameters()).dtype
+        heads = config.num_key_value_heads // context.config.tensor
+        shape = (len(model.local_layers), size.pages + 1, size.page_size, heads, config.head_dim)
+        # Zeros: a page's unused part is read and masked, and 0 * NaN would be NaN.
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
+        self.table = torch.zeros(size.rows, size.columns, dtype=torch.int32, device=device)
 
     @property
-    def positions(self) -> int:
-        """Longest sequence that fits (tokens)."""
-        return self.keys.shape[3]
+    def bytes(self) -> int:
+        return self.keys.nbytes + self.values.nbytes
 
-    def move(self, moves: list[tuple[int, int]]) -> None:
-        """Copy slots (from, to), one after another."""
-        for source, target in moves:
-            self.keys[:, target] = self.keys[:, source]
-            self.values[:, target] = self.values[:, source]
+    def serves(self, size: CacheSize) -> bool:
+        """Whether this cache is at least as large."""
+        mine = self.size
+        enough = mine.pages >= size.pages and mine.rows >= size.rows and mine.columns >= size.columns
+        return enough and mine.page_size == size.page_size
 
-    def write(
-        self, layer: int, slots: torch.Tensor, positions: torch.Tensor, k_ngd: torch.Tensor, v_ngd: torch.Tensor
-    ) -> None:
-        """Store one key and value per row at (slots[n], positions[n]) of the 1-based global `layer`."""
-        self.keys[layer - 1 - self.first_layer][slots, :, positions] = k_ngd
-        self.values[layer - 1 - self.first_layer][slots, :, positions] = v_ngd
+    def prepare(self, step: Step) -> None:
+        """Do what `step` wants done before its forward pass: copy pages, change the block table."""
+        if step.copies:
+            target, source = self._indices(list(step.copies)), self._indices(list(step.copies.values()))
+            for pages in (self.keys, self.values):
+                pages[:, target] = pages[:, source]
+        if step.table:
+            rows, columns, pages_ = self._indices(step.table).unbind(1)
+            self.table[rows, columns] = pages_.int()
+
+    def slots(self, rows: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """int64 [T]: where position t of the sequence in row t lies, among the tokens of all pages."""
+        pages = self.table[rows, positions // self.page_size].long()
+        return pages * self.page_size + positions % self.page_size
+
+    def write(self, layer: int, slots: torch.Tensor, k_tgd: torch.Tensor, v_tgd: torch.Tensor) -> None:
+        """Store keys and values of the 1-based global `layer`."""
+        keys, values = self.of_layer(layer)
+        keys.flatten(0, 1).index_copy_(0, slots, k_tgd)
+        values.flatten(0, 1).index_copy_(0, slots, v_tgd)
+
+    def of_layer(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values [pages + 1, page_size, KV heads, d] of the 1-based global `layer`."""
+        local = layer - 1 - self.first_layer
+        return self.keys[local], self.values[local]
+
+    def _indices(self, values: Sequence) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.int64, device=self.keys.device)
 
 
-class PrefillLayout(PackedLayout):
-    """Whole prompts, packed; their keys and values go to the cache.
+def size_for(
+    requests: Sequence[GenerationRequest], model: RingModel, context: ParallelContext, sampling: SamplingConfig, held: int
+) -> CacheSize:
+    """What `requests` need, within --sampling.kv-tokens or within what memory there is. The same on all ranks of a replica,
+    which call it together.
 
     Args:
-        lengths: tokens of each prompt.
-        slots: int64 [N], the cache slot of each of the N prompt tokens; tokens behind them are padding.
+        held: bytes of a cache that makes way for the new one.
+
+    Raises:
+        UserError: the longest request does not fit.
     """
-
-    def __init__(self, positions: torch.Tensor, lengths: Sequence[int], slots: torch.Tensor, cache: KVCache) -> None:
-        super().__init__(positions, lengths)
-        self.slots, self.cache = slots, cache
-
-    def attend(self, layer: int, q_thd: torch.Tensor, k_tgd: torch.Tensor, v_tgd: torch.Tensor) -> torch.Tensor:
-        real = self.slots.numel()
-        self.cache.write(layer, self.slots, self.positions[:real], k_tgd[:real], v_tgd[:real])
-        return super().attend(layer, q_thd, k_tgd, v_tgd)
-
-
-class DecodeLayout(TokenLayout):
-    """One new token for each of the sequences in slots 0..N-1; tokens behind them are padding.
-
-    Args:
-        positions: int64 [T], position of each new token.
-        sequences: N.
-        longest: length of the longest sequence, its new token included.
-    """
-
-    def __init__(self, positions: torch.Tensor, sequences: int, longest: int, cache: KVCache) -> None:
-        super().__init__(positions)
-        self.sequences, self.longest, self.cache = sequences, longest, cache
-        self.slots = torch.arange(sequences, device=positions.device)
-        seen = torch.arange(longest, device=positions.device)[None, :] <= positions[:sequences, None]
-        self.mask = seen[:, None, None, :]
-
-    def attend(self, layer: int, q_thd: torch.Tensor, k_tgd: torch.Tensor, v_tgd: torch.Tensor) -> torch.Tensor:
-        n = self.sequences
-        out = torch.zeros_like(q_thd)
-        if n == 0:
-            return out
-        self.cache.write(layer, self.slots, self.positions[:n], k_tgd[:n], v_tgd[:n])
-        local = layer - 1 - self.cache.first_layer
-        keys, values = self.cache.keys[local, :n, :, : self.longest], self.cache.values[local, :n, :, : self.longest]
-        # The queries of one KV group stand where a sequence's queries would: no key or value is repeated.
-        q_ngqd = q_thd[:n].unflatten(1, (k_tgd.shape[1], -1))
-        attended = F.scaled_dot_product_attention(q_ngqd, keys, values, attn_mask=self.mask)
-        out[:n] = attended.flatten(1, 2)
-        return out
+    shape, size = model.ring_config, sampling.page_size
+    longest = sorted((pages_for(len(r.prompt_tokens) + r.max_new_tokens, size) for r in requests), reverse=True)
+    rows, columns = max(1, min(sampling.max_batch, len(requests))), max(longest, default=1)
+    if sampling.kv_tokens is not None:
+        most, limit = sampling.kv_tokens // size, f"--sampling.kv-tokens {sampling.kv_tokens}"
+        mend = f"raise it to {columns * size} at least, or lower --sampling.max-new-tokens"
+    else:
+        heads = shape.num_key_value_heads // context.config.tensor
+        page_bytes = 2 * len(model.local_layers) * size * heads * shape.head_dim * next(model.parameters()).itemsize
+        free = free_memory()
+        room = CPU_BYTES if free is None else held + int(free * sampling.kv_fraction)
+        most = collectives.min_over_replica(room // page_bytes - 1, context.device)
+        limit, mend = f"a KV cache of {room / 2**30:.1f} GiB", "lower --sampling.max-new-tokens"
+    if most < columns:
+        raise UserError(
+            f"{limit} holds {max(0, most)} pages of {size} tokens and the longest request needs {columns}: {mend}"
+        )
+    # Two pages more for each row: the last page of a prompt is held beside its copies, and admission wants one to spare.
+    return CacheSize(min(sum(longest[:rows]) + 2 * rows, most), size, rows, columns)

@@ -1,32 +1,69 @@
-"""What is asked of the sampler and what it returns; the queue between them. No tensors."""
+"""What is asked of the sampler, what it returns, and the state of a response between the two. No tensors."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
-
-@dataclass(frozen=True)
-class GenerationRequest:
-    """One response to draw. The result depends on `seed` and the weights, not on the batch it is decoded in."""
-
-    prompt_tokens: list[int]
-    seed: int
-    max_new_tokens: int
+# An end-of-sequence token; one of the other stop tokens; a stop string; the tail repeats itself; as long as it may be.
+FinishReason = Literal["stop", "stop_token", "stop_string", "repetition", "length"]
 
 
 @dataclass(frozen=True)
 class Completion:
-    """Sampled tokens (the final end-of-sequence token included), with the log-probability of each and the entropy of the
-    distribution it was drawn from (nats)."""
+    """A response, whole or as far as it came.
 
-    tokens: list[int]
-    logprobs: list[float]
-    entropies: list[float]
-    finish_reason: Literal["stop", "length"]
+    Attributes:
+        tokens: what was sampled, the token that ended it and the tokens of a stop string included.
+        logprobs: of each token under softmax(logits / temperature) (nats; temperature 1 for greedy decoding): what a
+            training forward computes.
+        processed_logprobs: of each token under what it was drawn from: that distribution cut by top-k, top-p and min-p.
+        entropies: of softmax(logits / temperature) at each token (nats).
+        versions: spans [weights version, tokens sampled under it], in order.
+        finish_reason: None where it is not finished.
+    """
+
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    processed_logprobs: list[float] = field(default_factory=list)
+    entropies: list[float] = field(default_factory=list)
+    versions: list[list[int]] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """One response to draw. The result depends on `seed` and the weights, not on the batch it is decoded in, nor on where
+    an earlier call stopped.
+
+    Attributes:
+        prompt_tokens: at least one.
+        seed: int64, not negative.
+        max_new_tokens: longest response, what `begun` holds included.
+        begun: what an earlier call sampled before its token budget was used up.
+    """
+
+    prompt_tokens: list[int]
+    seed: int
+    max_new_tokens: int
+    begun: Completion = field(default_factory=Completion)
+
+    def continued(self, begun: Completion) -> GenerationRequest:
+        """The request that continues `begun`, an unfinished answer to this one. Its random numbers go on where they
+        stopped; its keys and values are computed anew."""
+        return dataclasses.replace(self, begun=begun)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain lists, numbers and text, as JSON and checkpoints hold them."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> GenerationRequest:
+        """Undo `to_json`."""
+        return cls(**{**values, "begun": Completion(**values["begun"])})
 
 
 def request_seed(*parts: int) -> int:
@@ -35,84 +72,82 @@ def request_seed(*parts: int) -> int:
     return int.from_bytes(digest[:8], "little") >> 1
 
 
-@dataclass
-class ActiveSequence:
-    """A request being decoded."""
+@dataclass(eq=False)
+class Prefix:
+    """What the samples of one prompt share: the keys and values of its tokens but the last, which each sample feeds itself.
 
-    index: int
-    request: GenerationRequest
-    tokens: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    entropies: list[float] = field(default_factory=list)
-    finish_reason: Literal["stop", "length"] | None = None
+    Attributes:
+        length: tokens.
+        unfinished: samples that are not finished.
+        pages: held from when they are filled until all samples are finished, or until memory runs short.
+        filler: the sample that is filling them.
+        blocked: samples that wait for it.
+    """
+
+    length: int
+    unfinished: int = 0
+    pages: list[int] = field(default_factory=list)
+    filler: Sequence | None = None
+    blocked: list[Sequence] = field(default_factory=list)
+
+
+class Sampled(NamedTuple):
+    """One drawn token, as `Completion` describes its numbers."""
+
+    token: int
+    logprob: float
+    processed_logprob: float
+    entropy: float
+
+
+class Sequence:
+    """A request being answered: what has been sampled, and where its keys and values are."""
+
+    def __init__(self, index: int, request: GenerationRequest, prefix: Prefix) -> None:
+        self.index, self.request, self.prefix = index, request, prefix
+        self.tokens = list(request.begun.tokens)
+        self.sampled: list[Sampled] = []  # in this call
+        self.finish_reason: FinishReason | None = None
+        self.length = len(request.prompt_tokens) + len(self.tokens)
+        self.row = -1  # of the block table; -1: not running
+        self.pages: list[int] = []
+        self.cached = 0  # tokens whose keys and values lie in `pages`
+        self.writable = 0  # positions from `cached` up to here lie in pages that nobody else uses
 
     @property
-    def next_position(self) -> int:
-        """Position of the token that is fed next (the last sampled one)."""
-        return len(self.request.prompt_tokens) + len(self.tokens) - 1
+    def left_to_fill(self) -> int:
+        """Tokens before the last one that are not cached. At 0 the last token is fed, and a new one sampled."""
+        return self.length - 1 - self.cached
 
-    def append(self, token: int, logprob: float, entropy: float, eos_id: int) -> None:
-        """Take one sampled token; sets `finish_reason` when it is the last."""
-        self.tokens.append(token)
-        self.logprobs.append(logprob)
-        self.entropies.append(entropy)
-        if token == eos_id:
-            self.finish_reason = "stop"
-        elif len(self.tokens) >= self.request.max_new_tokens:
-            self.finish_reason = "length"
+    @property
+    def last_token(self) -> int:
+        return self.tokens[-1] if self.tokens else self.request.prompt_tokens[-1]
 
-    def completion(self) -> Completion:
-        assert self.finish_reason is not None
-        return Completion(self.tokens, self.logprobs, self.entropies, self.finish_reason)
+    def slice(self, start: int, count: int) -> list[int]:
+        """`count` tokens of prompt and response from position `start`."""
+        prompt = self.request.prompt_tokens
+        end = start + count
+        return prompt[start:end] + self.tokens[max(0, start - len(prompt)) : max(0, end - len(prompt))]
 
+    def append(self, drawn: Sampled) -> None:
+        """Take one sampled token."""
+        self.tokens.append(drawn.token)
+        self.sampled.append(drawn)
+        self.length += 1
 
-class Queue:
-    """Continuous batching over cache slots 0..n-1, kept without holes: sequence i of `active` owns slot i."""
-
-    def __init__(self, requests: Sequence[GenerationRequest], slots: int, prefill_tokens: int) -> None:
-        self.slots = slots
-        self.prefill_tokens = prefill_tokens
-        self.waiting = deque(ActiveSequence(i, request) for i, request in enumerate(requests))
-        self.active: list[ActiveSequence] = []
-        self.completions: list[Completion | None] = [None] * len(requests)
-        self._finished: list[int] = []
-
-    def admit(self) -> list[ActiveSequence]:
-        """Move waiting requests into free slots, at most `prefill_tokens` prompt tokens at a time; the newly admitted."""
-        admitted: list[ActiveSequence] = []
-        tokens = 0
-        while self.waiting and len(self.active) < self.slots:
-            length = len(self.waiting[0].request.prompt_tokens)
-            if admitted and tokens + length > self.prefill_tokens:
-                break
-            tokens += length
-            admitted.append(self.waiting.popleft())
-            self.active.append(admitted[-1])
-        return admitted
-
-    def retire(self) -> list[tuple[int, int]]:
-        """Take out finished sequences; the (from, to) slot moves that close the holes, in order."""
-        moves = []
-        slot = 0
-        while slot < len(self.active):
-            sequence = self.active[slot]
-            if sequence.finish_reason is None:
-                slot += 1
-                continue
-            self.completions[sequence.index] = sequence.completion()
-            self._finished.append(sequence.index)
-            last = self.active.pop()
-            if slot < len(self.active):
-                self.active[slot] = last
-                moves.append((len(self.active), slot))
-        return moves
-
-    def take_finished(self) -> list[tuple[int, Completion]]:
-        """What has finished since the last call, with its place among the requests."""
-        finished, self._finished = self._finished, []
-        return [(index, completion) for index in finished if (completion := self.completions[index]) is not None]
-
-    def results(self) -> list[Completion]:
-        """All completions, in the order of the requests."""
-        assert all(completion is not None for completion in self.completions)
-        return [completion for completion in self.completions if completion is not None]
+    def completion(self, version: int) -> Completion:
+        """What there is, where `version` are the weights of this call."""
+        begun, new = self.request.begun, self.sampled
+        versions = [list(span) for span in begun.versions]
+        if versions and versions[-1][0] == version:
+            versions[-1][1] += len(new)
+        elif new:
+            versions.append([version, len(new)])
+        return Completion(
+            tokens=list(self.tokens),
+            logprobs=begun.logprobs + [drawn.logprob for drawn in new],
+            processed_logprobs=begun.processed_logprobs + [drawn.processed_logprob for drawn in new],
+            entropies=begun.entropies + [drawn.entropy for drawn in new],
+            versions=versions,
+            finish_reason=self.finish_reason,
+        )

@@ -29,7 +29,7 @@ def sample_rollouts(
 
     A response's seed comes from (seed, prompt's position in the stream, sample): the rollouts do not depend on the number
     of replicas. Each replica takes every data-size-th prompt, all its samples. `on_rollout` is given each of this replica's
-    own rollouts as soon as it is whole, while others are still being sampled; it must not raise.
+    own rollouts as soon as it is whole, while others are still being sampled.
     """
     context = sampler.context
     mine = prompts[context.data_rank :: context.data_size]
@@ -40,8 +40,10 @@ def sample_rollouts(
         GenerationRequest(tokens[i], number, sampler.sampling.max_new_tokens)
         for (i, _), number in zip(asked, seeds, strict=True)
     ]
+
     def rollout(index: int, completion: Completion) -> Rollout:
         i, k = asked[index]
+        assert completion.finish_reason is not None
         return Rollout(
             prompt_index=mine[i].position,
             sample=k,
@@ -60,7 +62,7 @@ def sample_rollouts(
         if on_rollout is not None:
             on_rollout(rollout(index, completion), mine[asked[index][0]].record)
 
-    completions = sampler.generate(requests, on_progress, finished)
+    completions = sampler.generate(requests, version=version, on_progress=on_progress, on_finished=finished)
     rollouts = [rollout(index, completion) for index, completion in enumerate(completions)]
     everyone = [rollout for part in collectives.gather_over_data(rollouts) for rollout in part]
     return sorted(everyone, key=lambda rollout: (rollout.prompt_index, rollout.sample))

@@ -1,169 +1,235 @@
-"""Batched, KV-cached generation over the live training model, under any parallel layout.
+"""Batched generation over the live training model with a paged KV cache, under any parallel layout.
 
-Every rank of a data-parallel replica holds the same queue and sees the same sampled tokens, so their queues stay equal.
-Ranks that share experts (EP) run forward passes together: one without work takes part with padding.
+Every rank of a data-parallel replica has the same scheduler and sees the same sampled tokens, so they stay equal. Ranks
+that share experts (EP) run forward passes together: one without work takes part with padding.
+
+What happens on the host between forward passes may fail on one rank alone. It is then noted, told to the others before the
+next forward pass, and raised by all. A rank that fails inside a forward pass ends, and the launcher ends the others.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from itertools import accumulate
 
 import torch
 
 from megatron_ring.config import SamplingConfig
 from megatron_ring.errors import UserError
-from megatron_ring.model.layout import TokenLayout
 from megatron_ring.model.logprobs import token_statistics
 from megatron_ring.model.ring_model import RingModel, forward_all_stages
 from megatron_ring.parallel import collectives
 from megatron_ring.parallel.context import ParallelContext
-from megatron_ring.sampler.cache import DecodeLayout, KVCache, PrefillLayout
-from megatron_ring.sampler.requests import ActiveSequence, Completion, GenerationRequest, Queue
+from megatron_ring.sampler.attention import PagedLayout
+from megatron_ring.sampler.cache import PagedCache, size_for
+from megatron_ring.sampler.requests import Completion, GenerationRequest, Sampled
+from megatron_ring.sampler.requests import Sequence as Response
 from megatron_ring.sampler.sampling import draw_tokens, uniforms
-
-PREFILL_TOKENS = 16_384
+from megatron_ring.sampler.scheduler import Scheduler, Step
+from megatron_ring.sampler.stopping import Decode, StopConditions
 
 
 class Sampler:
-    """Draws responses from `model` as it is now; nothing is copied from it and nothing kept but the cache's memory."""
+    """Draws responses from `model` as it is now. Between calls it keeps nothing but the memory of its cache.
 
-    def __init__(self, model: RingModel, context: ParallelContext, sampling: SamplingConfig, eos_id: int) -> None:
+    Args:
+        decode: text of token ids; needed for stop strings only.
+    """
+
+    def __init__(
+        self, model: RingModel, context: ParallelContext, sampling: SamplingConfig, eos_id: int,
+        decode: Decode | None = None,
+    ) -> None:  # fmt: skip
         self.model, self.context, self.sampling, self.eos_id = model, context, sampling, eos_id
-        self._cache: KVCache | None = None
+        self.stopping = StopConditions(sampling, eos_id, decode)
+        self._cache: PagedCache | None = None
+
+    def release(self) -> None:
+        """Give back the memory of the KV cache, as training wants it."""
+        self._cache = None
 
     def weights_changed(self) -> None:
         """The weights have moved: cached keys and values are of another model. Frees them."""
-        self._cache = None
+        self.release()
 
     @torch.no_grad()
     def generate(
         self,
         requests: Sequence[GenerationRequest],
+        *,
+        version: int = 0,
+        token_budget: int | None = None,
         on_progress: Callable[[int], None] | None = None,
         on_finished: Callable[[int, Completion], None] | None = None,
+        on_token: Callable[[int, int], None] | None = None,
     ) -> list[Completion]:
         """Complete this data-parallel replica's requests, in order. All ranks of the run call it together.
 
         Args:
-            requests: may be empty on some replicas. All ranks of one replica must bring the same ones.
-            on_progress: told the number of finished requests after each decoding step.
-            on_finished: given each completion when it is done, with its place among the requests. Must not raise:
-                other ranks would wait.
+            requests: may be empty on some replicas. All ranks of one replica must bring the same ones. Older (earlier) ones
+                go first.
+            version: of the weights, for `Completion.versions`.
+            token_budget: stop as soon as all replicas together have sampled so many tokens in this call; what is not
+                finished then has no finish reason, and `request.continued` takes it up in a later call.
+            on_progress: told the number of finished requests after each step.
+            on_finished: given each completion when it is done, with its place among the requests.
+            on_token: given each sampled token, with the place of its request.
 
         Raises:
-            UserError: a prompt and its longest response exceed the model's positions.
+            UserError: on every rank, before anything is sampled: a request that cannot be served.
+            UserError, RuntimeError: on every rank: one rank failed, and why.
         """
-        self._check(requests)
+        self._settle(self._problem_with(requests))
+        scheduler, problem = None, None
+        try:
+            scheduler = self._scheduler(requests)
+        except UserError as error:
+            problem = error
+        self._settle(problem)
+        assert scheduler is not None
+        failure: Exception | None = None
         was_training = self.model.training
         self.model.eval()
-        queue = Queue(requests, self.sampling.max_batch, PREFILL_TOKENS)
-        cache = self._cache_for(requests)
         try:
-            while self._anyone(bool(queue.waiting or queue.active)):
-                admitted = queue.admit()
-                if self._anyone(bool(admitted)):
-                    self._prefill(admitted, len(queue.active) - len(admitted), cache)
-                    cache.move(queue.retire())
-                if self._anyone(bool(queue.active)):
-                    self._decode(queue.active, cache)
-                    cache.move(queue.retire())
-                for index, completion in queue.take_finished():
+            while self._go_on(scheduler, token_budget, failure):
+                step = scheduler.plan() if scheduler.has_work else Step()
+                sampled = self._run(step) if scheduler.has_work or self.context.config.expert > 1 else []
+                try:
+                    _check_finite(step, sampled)
+                    finished = scheduler.advance(step, sampled)
+                    if on_token is not None:
+                        for sequence in step.decoding:
+                            on_token(sequence.index, sequence.tokens[-1])
                     if on_finished is not None:
-                        on_finished(index, completion)
-                if on_progress is not None:
-                    on_progress(len(requests) - len(queue.waiting) - len(queue.active))
+                        for sequence in finished:
+                            on_finished(sequence.index, sequence.completion(version))
+                    if on_progress is not None:
+                        on_progress(scheduler.finished)
+                except Exception as error:
+                    failure = error
         finally:
             self.model.train(was_training)
-        return queue.results()
+        self._settle(failure)
+        return [sequence.completion(version) for sequence in scheduler.sequences]
 
-    def _check(self, requests: Sequence[GenerationRequest]) -> None:
+    def _problem_with(self, requests: Sequence[GenerationRequest]) -> UserError | None:
         limit = self.model.ring_config.max_positions
         for request in requests:
-            needed = len(request.prompt_tokens) + request.max_new_tokens
-            if needed > limit:
-                raise UserError(
-                    f"a prompt of {len(request.prompt_tokens)} tokens and {request.max_new_tokens} new ones exceed the "
-                    f"model's {limit} positions: lower --sampling.max-new-tokens"
+            prompt, new = len(request.prompt_tokens), request.max_new_tokens
+            if prompt + new > limit:
+                return UserError(
+                    f"a prompt of {prompt} tokens and {new} new ones exceed the model's {limit} positions: lower "
+                    f"--sampling.max-new-tokens"
                 )
+            if prompt == 0:
+                return UserError("a prompt without tokens: give each at least one")
+            if len(request.begun.tokens) >= new:
+                return UserError(f"a response of {len(request.begun.tokens)} tokens is not to have more than {new}")
+        return None
 
-    def _anyone(self, here: bool) -> bool:
-        """Whether any rank that shares forward passes with this one has work."""
-        if self.context.config.expert == 1:
-            return here
-        return collectives.max_over_data(int(here), self.context.device) > 0
-
-    def _cache_for(self, requests: Sequence[GenerationRequest]) -> KVCache:
-        config = self.model.ring_config
-        positions = max((len(r.prompt_tokens) + r.max_new_tokens for r in requests), default=1)
-        slots = max(1, min(self.sampling.max_batch, len(requests)))
-        held = self._cache
-        if held is None or held.positions < positions or held.keys.shape[1] < slots:
+    def _scheduler(self, requests: Sequence[GenerationRequest]) -> Scheduler:
+        """A scheduler for `requests`, over a cache that is large enough."""
+        sampling = self.sampling
+        held = 0 if self._cache is None else self._cache.bytes
+        size = size_for(requests, self.model, self.context, sampling, held)
+        if self._cache is None or not self._cache.serves(size):
             self._cache = None  # free before taking more
-            self._cache = KVCache(
-                first_layer=self.model.local_layers.start,
-                layers=len(self.model.local_layers),
-                slots=slots,
-                kv_heads=config.num_key_value_heads // self.context.config.tensor,
-                positions=positions,
-                head_dim=config.head_dim,
-                dtype=next(self.model.parameters()).dtype,
-                device=self.context.device,
-            )
+            try:
+                self._cache = PagedCache(size, self.model, self.context)
+            except RuntimeError as error:  # torch's ways to say that there is no memory, of a GPU and of a CPU
+                raise UserError(
+                    f"no memory for a KV cache of {size.pages * size.page_size:,} tokens: lower --sampling.kv-tokens, "
+                    f"--sampling.kv-fraction or --sampling.max-batch"
+                ) from error
+        return Scheduler(
+            requests, pages=size.pages, page_size=size.page_size, max_batch=size.rows,
+            prefill_tokens=sampling.prefill_tokens, stop=self.stopping.reason,
+        )  # fmt: skip
+
+    def _settle(self, failure: Exception | None) -> None:
+        """Raise, on every rank, the failure of any."""
+        if self.context.world_size == 1:
+            if failure is not None:
+                raise failure
+            return
+        mine = None if failure is None else (isinstance(failure, UserError), str(failure), type(failure).__name__)
+        for rank, found in enumerate(collectives.gather_over_world(mine)):
+            if found is not None:
+                by_user, text, kind = found
+                if by_user:
+                    raise UserError(f"rank {rank}: {text}") from failure
+                raise RuntimeError(f"rank {rank}: {kind}: {text}") from failure
+
+    def _go_on(self, scheduler: Scheduler, token_budget: int | None, failure: Exception | None) -> bool:
+        """Whether there is another step; the same on all ranks that depend on each other."""
+        leads = self.context.leads_replica
+        values = [int(failure is not None), int(scheduler.has_work), scheduler.generated if leads else 0]
+        alone = self.context.config.expert == 1 and token_budget is None
+        failures, work, generated = collectives.sum_over_processes(values, self.context.device, of_replica=alone)
+        return not failures and work > 0 and (token_budget is None or generated < token_budget)
+
+    def _run(self, step: Step) -> list[Sampled]:
+        """`_forward`. The others wait inside the same forward pass and cannot be told of a failure: this process ends, and
+        its launcher ends theirs."""
+        try:
+            return self._forward(step)
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"rank {self.context.rank}: sampling ran out of memory: lower --sampling.kv-fraction, "
+                f"--sampling.prefill-tokens or --sampling.max-batch"
+            ) from error
+        except Exception as error:
+            raise RuntimeError(f"rank {self.context.rank}: {type(error).__name__}: {error}") from error
+
+    def _forward(self, step: Step) -> list[Sampled]:
+        """Run a step through all pipeline stages; one token for each sequence that decodes."""
         assert self._cache is not None
-        return self._cache
+        self._cache.prepare(step)
+        decoding, chunks = step.decoding, step.chunks
+        tokens = [sequence.last_token for sequence in decoding]
+        positions = [sequence.cached for sequence in decoding]
+        rows = [sequence.row for sequence in decoding]
+        for chunk in chunks:
+            tokens += chunk.sequence.slice(chunk.start, chunk.count)
+            positions += range(chunk.start, chunk.start + chunk.count)
+            rows += [chunk.sequence.row] * chunk.count
+        ends = [sequence.cached + 1 for sequence in decoding] + [chunk.start + chunk.count for chunk in chunks]
+        real, tensor = len(tokens), self.context.config.tensor
+        padding = max(1, -(-real // tensor)) * tensor - real  # at least one token, as many for every tensor-parallel rank
+        none = [0] * padding
+        tokens_t, positions_t, rows_t = self._tensor([tokens + none, positions + none, rows + none]).unbind()
+        layout = PagedLayout(positions_t, rows_t, real, ends, [chunk.count for chunk in chunks], self._cache)
+        sampled = torch.arange(len(decoding), device=self.context.device)
+        logits_nv = forward_all_stages(self.model, tokens_t, layout, sampled)
+        if not decoding:
+            return []
+        drawn = torch.empty(4, len(decoding), dtype=torch.float64, device=self.context.device)
+        if logits_nv is not None:
+            drawn = self._draw(decoding, logits_nv)
+        columns = collectives.broadcast_from_last_stage(drawn).t().tolist()
+        return [Sampled(int(token), *statistics) for token, *statistics in columns]
 
-    def _padded(self, count: int) -> int:
-        """Tokens of a forward pass: at least one, and the same number for every tensor-parallel rank."""
-        tensor = self.context.config.tensor
-        return max(1, -(-count // tensor)) * tensor
-
-    def _prefill(self, admitted: list[ActiveSequence], first_slot: int, cache: KVCache) -> None:
-        prompts = [sequence.request.prompt_tokens for sequence in admitted]
-        real = sum(len(prompt) for prompt in prompts)
-        padding = self._padded(real) - real
-        lengths = [len(prompt) for prompt in prompts]
-        tokens = [token for prompt in prompts for token in prompt] + [self.eos_id] * padding
-        positions = [position for length in lengths for position in range(length)] + [0] * padding
-        slots = [first_slot + i for i, length in enumerate(lengths) for _ in range(length)]
-        layout = PrefillLayout(self._tensor(positions), lengths, self._tensor(slots), cache)
-        ends = [end - 1 for end in accumulate(lengths)]
-        self._forward_and_sample(admitted, tokens, layout, ends)
-
-    def _decode(self, active: list[ActiveSequence], cache: KVCache) -> None:
-        size = self._padded(len(active))
-        tokens = [sequence.tokens[-1] for sequence in active] + [self.eos_id] * (size - len(active))
-        positions = [sequence.next_position for sequence in active]
-        longest = max(positions, default=0) + 1
-        layout = DecodeLayout(self._tensor(positions + [0] * (size - len(active))), len(active), longest, cache)
-        self._forward_and_sample(active, tokens, layout, list(range(len(active))))
-
-    def _tensor(self, values: list[int]) -> torch.Tensor:
+    def _tensor(self, values: list) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.int64, device=self.context.device)
 
-    def _forward_and_sample(
-        self, sequences: list[ActiveSequence], tokens: list[int], layout: TokenLayout, rows: list[int]
-    ) -> None:
-        """One forward pass through all pipeline stages; then one token for each sequence, from its row of logits."""
-        model, context = self.model, self.context
-        logits_nv = forward_all_stages(model, self._tensor(tokens), layout, self._tensor(rows))
-        if not sequences:
-            return
-        sampled = torch.empty(3, len(sequences), dtype=torch.float64, device=context.device)
-        if logits_nv is not None:
-            sampled = self._sample(sequences, logits_nv)
-        ids, logprobs, entropies = collectives.broadcast_from_last_stage(sampled).tolist()
-        for sequence, token, logprob, entropy in zip(sequences, ids, logprobs, entropies, strict=True):
-            sequence.append(int(token), logprob, entropy, self.eos_id)
-
-    def _sample(self, sequences: list[ActiveSequence], logits_nv: torch.Tensor) -> torch.Tensor:
-        """float64 [3, N]: token ids, their log-probabilities, entropies; both under softmax(logits / temperature)
-        before any nucleus (temperature 1 for greedy decoding): what a training forward computes."""
-        seeds = self._tensor([sequence.request.seed for sequence in sequences])
-        positions = self._tensor([len(sequence.tokens) for sequence in sequences])
-        whole = collectives.gather_over_tensor(logits_nv)
-        temperature = self.sampling.temperature
-        ids = draw_tokens(whole, uniforms(seeds, positions), temperature, self.sampling.top_p)
+    def _draw(self, decoding: list[Response], logits_nv: torch.Tensor) -> torch.Tensor:
+        """float64 [4, N]: token ids, then the numbers of `Sampled`. Log-probabilities and entropies are of
+        softmax(logits / temperature) (temperature 1 for greedy decoding), what a training forward computes."""
+        seeded = self._tensor([[s.request.seed for s in decoding], [len(s.tokens) for s in decoding]])
+        drawn = draw_tokens(collectives.gather_over_tensor(logits_nv), uniforms(seeded[0], seeded[1]), self.sampling)
+        # Sums on a GPU may be in another order on the next one; schedulers that see different tokens would wait for ever.
+        collectives.broadcast_over_tensor(drawn.ids)
         first = self.context.tensor_rank * logits_nv.shape[1]
-        found = token_statistics(logits_nv, ids, first, temperature or 1.0)
-        return torch.stack((ids.double(), found.logprobs.double(), found.entropies.double()))
+        found = token_statistics(logits_nv, drawn.ids, first, self.sampling.temperature or 1.0)
+        logprobs = found.logprobs.double()
+        uncut = self.sampling.whole_distribution and self.sampling.temperature > 0
+        return torch.stack((drawn.ids.double(), logprobs, logprobs if uncut else drawn.logprobs, found.entropies.double()))
+
+
+def _check_finite(step: Step, sampled: list[Sampled]) -> None:
+    for sequence, drawn in zip(step.decoding, sampled, strict=True):
+        if not math.isfinite(drawn.logprob + drawn.entropy):
+            raise UserError(
+                f"response {sequence.index}, token {len(sequence.tokens)}: the model's logits are not finite: its weights "
+                f"are broken, go back to an earlier checkpoint"
+            )

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
+
+from megatron_ring.config import SamplingConfig
 
 _GOLDEN, _MIX1, _MIX2 = -7046029254386353131, -4658895280553007687, -7723592293110705685  # splitmix64, as signed 64-bit
 
@@ -21,23 +25,46 @@ def uniforms(seeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
 
 
 def nucleus(probabilities_nv: torch.Tensor, top_p: float) -> torch.Tensor:
-    """Zero all but the smallest set of most likely tokens whose probability reaches `top_p`. Not renormalised."""
+    """Zero all but the smallest set of most likely tokens that has `top_p` of the whole. Not renormalised."""
     ordered, order = probabilities_nv.sort(dim=-1, descending=True)
-    before = ordered.cumsum(-1) - ordered
-    return torch.zeros_like(probabilities_nv).scatter(1, order, torch.where(before < top_p, ordered, 0.0))
+    sums = ordered.cumsum(-1)
+    kept = torch.where(sums - ordered < top_p * sums[:, -1:], ordered, 0.0)
+    return torch.zeros_like(probabilities_nv).scatter(1, order, kept)
 
 
-def draw_tokens(logits_nv: torch.Tensor, uniforms_n: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:
-    """Token ids int64 [N] from softmax(logits / temperature) cut to its nucleus, by inversion of the distribution
-    function at `uniforms_n`; the most likely token (lowest id on a tie) when the temperature is 0."""
-    if temperature == 0:
-        return logits_nv.argmax(dim=-1)
-    probabilities = torch.softmax(logits_nv.double() / temperature, dim=-1)
-    if top_p < 1:
-        probabilities = nucleus(probabilities, top_p)
+def processed(logits_nv: torch.Tensor, sampling: SamplingConfig) -> torch.Tensor:
+    """What tokens are drawn from, float64 [N, V], not renormalised: softmax(logits / temperature), of it the `top_k` most
+    likely (more on a tie), of those the nucleus, of that what has at least `min_p` times the largest probability. The
+    order of Hugging Face transformers. The temperature is above 0."""
+    probabilities = torch.softmax(logits_nv.double() / sampling.temperature, dim=-1)
+    if 0 < sampling.top_k < probabilities.shape[1]:
+        least = probabilities.topk(sampling.top_k, dim=-1).values[:, -1:]
+        probabilities = torch.where(probabilities >= least, probabilities, 0.0)
+    if sampling.top_p < 1:
+        probabilities = nucleus(probabilities, sampling.top_p)
+    if sampling.min_p > 0:
+        least = sampling.min_p * probabilities.max(dim=-1, keepdim=True).values
+        probabilities = torch.where(probabilities >= least, probabilities, 0.0)
+    return probabilities
+
+
+class Drawn(NamedTuple):
+    """Token ids int64 [N] and their float64 [N] log-probabilities (nats) under what they were drawn from."""
+
+    ids: torch.Tensor
+    logprobs: torch.Tensor
+
+
+def draw_tokens(logits_nv: torch.Tensor, uniforms_n: torch.Tensor, sampling: SamplingConfig) -> Drawn:
+    """A token for each row by inversion of the distribution function at `uniforms_n`; the most likely token (lowest id on
+    a tie), as certain, when the temperature is 0."""
+    if sampling.temperature == 0:
+        return Drawn(logits_nv.argmax(dim=-1), torch.zeros_like(uniforms_n))
+    probabilities = processed(logits_nv, sampling)
     cumulative = probabilities.cumsum(-1)
-    target = (uniforms_n * cumulative[:, -1]).unsqueeze(1)
-    drawn = torch.searchsorted(cumulative, target, right=True)[:, 0]
-    # Rounding may carry the target to the very end: stay on the last token with any probability.
-    last = probabilities.shape[1] - 1 - (probabilities > 0).flip(1).to(torch.int8).argmax(dim=1)
-    return torch.minimum(drawn, last)
+    whole = cumulative[:, -1:].contiguous()
+    drawn = torch.searchsorted(cumulative, uniforms_n.unsqueeze(1) * whole, right=True)
+    # Rounding may carry the target to the very end: stay on the last token with any probability. (The clamp is for NaN.)
+    last = torch.searchsorted(cumulative, whole, right=False)
+    ids = torch.minimum(drawn, last).clamp_max(probabilities.shape[1] - 1)
+    return Drawn(ids[:, 0].contiguous(), (probabilities.gather(1, ids) / whole).log()[:, 0])

@@ -1,44 +1,61 @@
-"""The RL loss on the training step's side: the objective of room rl/ over a micro-batch's tokens."""
+"""The RL loss on the training step's side: an objective of room rl/ over a part of a micro-batch's tokens."""
 
 from __future__ import annotations
-
-from typing import Any, Literal
 
 import torch
 
 from megatron_ring.data.packing import PolicyBatch
-from megatron_ring.rl.c3po import c3po_loss
-from megatron_ring.rl.grpo import grpo_loss
+from megatron_ring.objective_config import CorrectionConfig
+from megatron_ring.rl.mismatch import Correction, IcePop, KPop, TruncatedImportance
+from megatron_ring.rl.objectives import make_objective
+from megatron_ring.rl.policy import LossSettings, Objective, PolicyTokens
+from megatron_ring.stage_config import RLConfig
 from megatron_ring.training.trainer import LossOutput
-
-Objective = Literal["c3po", "grpo"]
 
 
 class PolicyLoss:
-    """C3PO's or GRPO's loss of one micro-batch; figures are sums over trained tokens."""
+    """An objective's loss; figures are sums over trained tokens."""
 
-    def __init__(
-        self,
-        objective: Objective,
-        temperature: float,
-        clip: float,
-        kl_beta: float,
-        alpha_entropy: float,
-    ) -> None:
-        self.objective, self.temperature = objective, temperature
-        self.settings: dict[str, Any] = {"clip": clip, "kl_beta": kl_beta, "alpha_entropy": alpha_entropy}
+    def __init__(self, objective: Objective, settings: LossSettings, temperature: float) -> None:
+        self.objective, self.settings, self.temperature = objective, settings, temperature
 
     def __call__(self, logprobs: torch.Tensor, entropies: torch.Tensor, batch: PolicyBatch) -> LossOutput:
-        inputs: dict[str, Any] = {
-            "old_logprobs": batch.sampler_logprobs,
-            "advantages": batch.advantages,
-            "ref_logprobs": batch.ref_logprobs,
-            "entropy": entropies,
-            "mask": batch.loss_mask,
-        }
-        if self.objective == "c3po":
-            loss, figures = c3po_loss(logprobs, **inputs, **self.settings)
-        else:
-            loss, figures = grpo_loss(logprobs, **inputs, weights=batch.weights, **self.settings)
+        tokens = PolicyTokens(
+            logprobs=logprobs,
+            entropy=entropies,
+            old_logprobs=batch.sampler_logprobs if batch.old_logprobs is None else batch.old_logprobs,
+            advantages=batch.advantages,
+            mask=batch.loss_mask,
+            weights=batch.weights,
+            sampler_logprobs=batch.sampler_logprobs,
+            ref_logprobs=batch.ref_logprobs,
+            sequence_log_ratio=batch.sequence_log_ratio,
+            corrections=batch.corrections,
+        )
+        loss, figures = self.objective.loss(tokens, self.settings)
         maxima = {"mismatch_logprob_abs_max": figures.pop("mismatch_logprob_abs_max")}
         return LossOutput(loss, sums=figures, maxima=maxima)
+
+
+def make_policy_loss(config: RLConfig) -> PolicyLoss:
+    """The loss that a resolved configuration asks for. A KL in the reward is no term of it."""
+    chosen = config.objective
+    assert chosen.clip is not None and chosen.clip_high is not None
+    settings = LossSettings(
+        clip_low=chosen.clip,
+        clip_high=chosen.clip_high,
+        kl_beta=chosen.kl_beta if chosen.kl_place == "loss" else 0.0,
+        kl_estimator=chosen.kl_estimator,
+        alpha_entropy=chosen.alpha_entropy,
+    )
+    objective = make_objective(chosen.name, chosen.length_budget or config.sampling.max_new_tokens)
+    return PolicyLoss(objective, settings, config.sampling.temperature)
+
+
+def make_correction(config: CorrectionConfig) -> Correction | None:
+    """The mismatch correction that a resolved configuration asks for."""
+    if config.cap is not None:
+        return TruncatedImportance(config.cap)
+    if config.low is not None and config.high is not None:
+        return IcePop(config.low, config.high)
+    return None if config.phi is None else KPop(config.phi)

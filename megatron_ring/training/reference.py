@@ -1,60 +1,96 @@
-"""The reference policy of the KL term: the weights that RL started from, held beside the model and swapped in."""
+"""The reference policy of the KL term: other weights, held beside the model's and exchanged with them for a pass."""
 
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
 
 import torch
 
+from megatron_ring.checkpoint.loading import load_checkpoint
+from megatron_ring.checkpoint.saving import save_checkpoint
 from megatron_ring.data.packing import PolicyBatch
-from megatron_ring.training.trainer import LossOutput, Trainer
+from megatron_ring.parallel.device import has_cuda
+from megatron_ring.training.first_pass import evaluated_logprobs
+from megatron_ring.training.trainer import Trainer
 
 
 class ReferencePolicy:
-    """A frozen copy of this rank's weights (same dtype, same device)."""
+    """A frozen copy of this rank's weights (same dtype), on the device or in host memory, pinned where there is CUDA.
 
-    def __init__(self, trainer: Trainer, temperature: float) -> None:
+    A pass exchanges it with the model's weights, one parameter at a time: no third copy is ever held.
+    """
+
+    def __init__(self, trainer: Trainer, temperature: float, place: Literal["device", "host"] = "device") -> None:
         """Copies the model's weights as they are now."""
         self.trainer, self.temperature = trainer, temperature
-        self.weights = [parameter.detach().clone() for parameter in trainer.model.parameters()]
+        self.step = self._saved = 0  # the step after which the model had these weights; 0: before the first
+        on_host = place == "host"
+        self.weights = [
+            torch.empty_like(parameter, device="cpu" if on_host else None, pin_memory=on_host and has_cuda())
+            for parameter in trainer.model.parameters()
+        ]
+        self.refresh(0)
+
+    @torch.no_grad()
+    def refresh(self, step: int) -> None:
+        """Take the model's weights, those after `step`, as the reference."""
+        for held, parameter in zip(self.weights, self.trainer.model.parameters(), strict=True):
+            held.copy_(parameter.data)
+        self.step = step
 
     @contextmanager
-    def _in_place_of_the_model(self) -> Iterator[None]:
-        parameters = list(self.trainer.model.parameters())
-        current = [parameter.detach().clone() for parameter in parameters]
-        with torch.no_grad():
-            torch._foreach_copy_([parameter.data for parameter in parameters], self.weights)
-            try:
-                yield
-            finally:
-                torch._foreach_copy_([parameter.data for parameter in parameters], current)
+    def in_place_of_the_model(self) -> Iterator[None]:
+        """Within it the model has the reference's weights."""
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
+    @torch.no_grad()
+    def _exchange(self) -> None:
+        for held, parameter in zip(self.weights, self.trainer.model.parameters(), strict=True):
+            current = parameter.data.clone()
+            parameter.data.copy_(held, non_blocking=True)
+            held.copy_(current)  # on the same stream, so behind the copy that reads what this overwrites
 
     def annotate(self, batches: Sequence[PolicyBatch]) -> list[PolicyBatch]:
         """The same micro-batches with `ref_logprobs` fp32 [T], 0 at tokens that do not count in the loss (on the last
         pipeline stage, which alone needs them)."""
-        collected = _Collect(self.temperature, [])
-        with self._in_place_of_the_model():
-            self.trainer.evaluate(batches, collected)
-        if not collected.logprobs:
+        with self.in_place_of_the_model():
+            logprobs = evaluated_logprobs(self.trainer, self.temperature, batches)
+        if logprobs is None:
             return list(batches)
-        annotated, logprobs = [], torch.cat(collected.logprobs)
-        for batch in batches:
-            count = int(batch.loss_mask.sum())
-            ref = torch.zeros(batch.loss_mask.shape)
-            ref[batch.loss_mask], logprobs = logprobs[:count], logprobs[count:]
-            annotated.append(dataclasses.replace(batch, ref_logprobs=ref))
-        return annotated
+        return [dataclasses.replace(batch, ref_logprobs=ref) for batch, ref in zip(batches, logprobs, strict=True)]
 
+    def save(self, folder: Path) -> None:
+        """Write the weights to `folder`/step_N unless RL started from them or they are there; those written before are kept,
+        which the last whole checkpoint may name. All ranks take part and wait.
 
-@dataclasses.dataclass(frozen=True)
-class _Collect:
-    """A loss that keeps the log-probabilities it is given."""
+        Raises:
+            UserError: the disk is full or not writable.
+        """
+        if self.step == self._saved:
+            return
+        with self.in_place_of_the_model():
+            save_checkpoint(folder, self.step, self.trainer.model, None, self.trainer.context, {}, keep_last=2)
+        self._saved = self.step
 
-    temperature: float
-    logprobs: list[torch.Tensor]
+    def load(self, folder: Path, step: int) -> None:
+        """Become the weights that `save` wrote at `step` (0: stay as built). Later ones, left by a kill, are removed.
 
-    def __call__(self, logprobs: torch.Tensor, entropies: torch.Tensor, batch: PolicyBatch) -> LossOutput:
-        self.logprobs.append(logprobs.detach().cpu())
-        return LossOutput(logprobs.sum())
+        Raises:
+            UserError: they are not there, or damaged.
+        """
+        if self.trainer.context.is_main:
+            for later in [path for path in folder.glob("step_*") if int(path.name.removeprefix("step_")) > step]:
+                shutil.rmtree(later, ignore_errors=True)
+        if step:
+            with self.in_place_of_the_model():
+                load_checkpoint(folder / f"step_{step}", self.trainer.model, self.trainer.context)
+            self.step = self._saved = step

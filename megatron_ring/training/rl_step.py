@@ -14,14 +14,14 @@ from megatron_ring.data.sequences import PolicySequence
 from megatron_ring.data.tokenizer import RingTokenizer
 from megatron_ring.errors import UserError
 from megatron_ring.parallel.context import ParallelContext
-from megatron_ring.rl.advantages import group_advantages
-from megatron_ring.rl.budget import select_budget
-from megatron_ring.rl.grpo import grpo_token_weights
+from megatron_ring.rl.policy import Objective
 from megatron_ring.rl.records import ScoredRollout
 from megatron_ring.sampler.rollouts import sample_rollouts
 from megatron_ring.sampler.sampler import Sampler
 from megatron_ring.stage_config import RLConfig
+from megatron_ring.training.reward_kl import RewardKL
 from megatron_ring.training.rollout_rewards import RolloutScorer
+from megatron_ring.training.selection import Selection, missing, select_step
 from megatron_ring.training.trainer import StepResult
 
 
@@ -31,8 +31,7 @@ class CollectedStep:
 
     scored: list[ScoredRollout]
     answers: dict[int, StreamPrompt]
-    advantages: list[float]
-    trained: list[int]
+    selection: Selection
     budget: int | None
     rounds: int
     sample_seconds: float
@@ -44,29 +43,27 @@ class CollectedStep:
 
     @property
     def trained_tokens(self) -> int:
-        return sum(self.trained)
+        return sum(self.selection.trained)
 
 
 def collect_step(
     config: RLConfig, step: int, stream: PromptStream, sampler: Sampler, tokenizer: RingTokenizer,
-    scorer: RolloutScorer, budget: int | None,
+    scorer: RolloutScorer, budget: int | None, reward_kl: RewardKL | None = None,
 ) -> CollectedStep:  # fmt: skip
-    """Sample rounds of prompts until their responses hold `budget` tokens (one round without a budget), score them,
-    compute advantages from every response of a group, then select.
+    """Sample rounds of prompts until they hold what the step trains on (`missing` says what), score them, then select.
 
     Raises:
-        UserError: the budget is not reached within `config.budget.max_rounds` rounds; says what was sampled.
+        UserError: that is not reached within `config.budget.max_rounds` rounds; says what was sampled.
     """
     scored: list[ScoredRollout] = []
     answers: dict[int, StreamPrompt] = {}
     sample_seconds = reward_seconds = 0.0
-    rounds = tokens = 0
-    while rounds == 0 or (budget is not None and tokens < budget):
+    rounds = 0
+    while rounds == 0 or (lacks := missing(config, scored, budget)):
         if rounds == config.budget.max_rounds:
             raise UserError(
                 f"step {step + 1}: {rounds} round(s) of {config.prompts_per_step} prompts x {config.samples_per_prompt} "
-                f"samples gave {tokens:,} tokens (mean response {tokens / len(scored):.1f}) of the budget {budget:,}: "
-                f"lower --budget.tokens, or raise --prompts-per-step or --budget.max-rounds"
+                f"samples gave {lacks}"
             )
         prompts = stream.take(config.prompts_per_step)
         answers |= {prompt.position: prompt for prompt in prompts}
@@ -79,21 +76,18 @@ def collect_step(
         scored += scorer.finish(rollouts)
         sample_seconds += sampled - began
         reward_seconds += time.perf_counter() - sampled
-        tokens += sum(rollout.response_length for rollout in rollouts)
         rounds += 1
-    groups = torch.tensor([item.rollout.prompt_index for item in scored])
-    advantages = group_advantages(torch.tensor([item.reward for item in scored], dtype=torch.float64), groups)
-    lengths = [item.rollout.response_length for item in scored]
-    trained = list(lengths) if budget is None else select_budget(lengths, budget).trained
-    return CollectedStep(scored, answers, advantages.tolist(), trained, budget, rounds, sample_seconds, reward_seconds)
+    selection = select_step(config, step, scored, budget, reward_kl)
+    return CollectedStep(scored, answers, selection, budget, rounds, sample_seconds, reward_seconds)
 
 
-def pack_step(collected: CollectedStep, config: RLConfig, context: ParallelContext, pad_id: int) -> list[PolicyBatch]:
+def pack_step(
+    collected: CollectedStep, config: RLConfig, objective: Objective, context: ParallelContext, pad_id: int
+) -> list[PolicyBatch]:
     """This rank's micro-batches: the trained tokens of the step, packed, the same number on every rank."""
-    kept = [(item, a, n) for item, a, n in zip(collected.scored, collected.advantages, collected.trained, strict=True) if n]
-    weights = [1.0] * len(kept)
-    if config.objective.name == "grpo":
-        weights = grpo_token_weights([n for _, _, n in kept]).tolist()
+    chosen = collected.selection
+    kept = [(item, a, n) for item, a, n in zip(collected.scored, chosen.advantages, chosen.trained, strict=True) if n]
+    weights = objective.token_weights([n for _, _, n in kept]).tolist()
     sequences = [
         PolicySequence(
             prompt_tokens=item.rollout.prompt_tokens,
@@ -134,9 +128,8 @@ def _parts(items: list[ScoredRollout], suffix: str) -> dict[str, float]:
 
 
 def rl_metrics(collected: CollectedStep, result: StepResult) -> dict[str, Any]:
-    """The step's figures under the names of the metrics contract. Means are over trained tokens; `kl`, `clip_fraction`
-    and `mismatch/*` compare with the reference, the clip range, and the sampler."""
-    scored = collected.scored
+    """The step's figures under the names of the metrics contract; docs/c3po.md says what each means."""
+    scored, kl = collected.scored, collected.selection.kl
     domains = sorted({item.rollout.domain for item in scored})
     metrics: dict[str, Any] = _reward_and_length(scored, "") | _parts(scored, "")
     for domain in domains if len(domains) > 1 else []:
@@ -150,22 +143,24 @@ def rl_metrics(collected: CollectedStep, result: StepResult) -> dict[str, Any]:
         "tokens/budget": collected.budget or result.loss_tokens,
         "tokens/discarded_fraction": 1 - collected.trained_tokens / collected.generated_tokens,
         "sampling_rounds": collected.rounds,
+        "groups/equal_rewards_fraction": collected.selection.equal_fraction,
         "grad_norm": result.grad_norm,
         "entropy": result.mean("entropy_sum"),
-        "kl": result.mean("kl_sum"),
+        "kl": result.mean("kl_sum") if kl is None else kl,
         "clip_fraction": result.mean("clipped_tokens"),
         "loss/policy": result.mean("policy_loss_sum"),
         "loss/balance": result.balance,
         "loss/z": result.z,
         "mismatch/logprob_abs_mean": result.mean("mismatch_logprob_abs_sum"),
         "mismatch/logprob_abs_max": result.maxima["mismatch_logprob_abs_max"],
+        "mismatch/masked_fraction": result.mean("corrected_away_tokens"),
     }
 
 
 def rollout_rows(collected: CollectedStep, tokenizer: RingTokenizer) -> list[dict[str, Any]]:
     """One JSON object per response, as `rollouts/step_N.jsonl` holds them."""
     rows = []
-    for item, trained in zip(collected.scored, collected.trained, strict=True):
+    for item, trained in zip(collected.scored, collected.selection.trained, strict=True):
         rollout = item.rollout
         record = collected.answers[rollout.prompt_index].record
         prompt = record.prompt if isinstance(record.prompt, str) else [vars(message) for message in record.prompt]

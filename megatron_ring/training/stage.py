@@ -15,6 +15,7 @@ from megatron_ring.checkpoint.manifest import model_config_of
 from megatron_ring.checkpoint.weights import fill_from, initialize_weights
 from megatron_ring.config import ModelConfig, ParallelConfig, RouterLossConfig
 from megatron_ring.errors import UserError
+from megatron_ring.model.layer import Recompute
 from megatron_ring.model.layer_parts import LayerImpl
 from megatron_ring.model.ring_model import RingModel, build_model
 from megatron_ring.parallel import context as parallel_context
@@ -65,6 +66,7 @@ def start_stage(
     seed: int,
     precision: Precision,
     layer_impl: LayerImpl = "native",
+    recompute: Recompute = "none",
 ) -> Stage:
     """Set up this process and build its part of the model.
 
@@ -72,7 +74,8 @@ def start_stage(
         UserError: the layout does not fit, or the layers' implementation is not there.
     """
     context = parallel_context.initialize(parallel, shape, seed)
-    return Stage(context, build_model(shape, context, router, resolve_dtype(precision), layer_impl=layer_impl), shape)
+    model = build_model(shape, context, router, resolve_dtype(precision), recompute=recompute, layer_impl=layer_impl)
+    return Stage(context, model, shape)
 
 
 def set_first_weights(stage: Stage, source: Path | None, seed: int) -> None:

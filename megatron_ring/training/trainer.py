@@ -59,7 +59,8 @@ class Loss(Protocol):
 
 @dataclass(frozen=True)
 class StepResult:
-    """Global figures of one step, equal on every rank. `sums` and `maxima` carry the loss's names."""
+    """Global figures of one step, equal on every rank. `sums` and `maxima` carry the loss's names; `attention` names the
+    kernels that computed this rank's attention (`attention_kernels.KERNELS`), joined by "+"."""
 
     loss_tokens: int
     routed_tokens: int
@@ -67,6 +68,7 @@ class StepResult:
     maxima: dict[str, float]
     balance: float
     z: float
+    attention: str
     grad_norm: float = 0.0
 
     def mean(self, name: str) -> float:
@@ -83,7 +85,11 @@ class Trainer:
         self.optimizer_config = config
         self.ddp = DistributedDataParallel(
             config=model.config,
-            ddp_config=DistributedDataParallelConfig(use_distributed_optimizer=True, grad_reduce_in_fp32=True),
+            ddp_config=DistributedDataParallelConfig(
+                use_distributed_optimizer=True,
+                grad_reduce_in_fp32=True,
+                overlap_grad_reduce=context.device.type == "cuda" and context.data_size > 1,
+            ),
             module=model,
         )
         self.optimizer = get_megatron_optimizer(
@@ -144,10 +150,10 @@ class Trainer:
         )
         loss_tokens, routed_tokens = (int(count) for count in collectives.sum_over_data(counts))
         self.model.router_losses.start_step(loss_tokens / max(1, routed_tokens))
-        outputs = run_schedule(self.ddp, batches, loss, device, forward_only)
+        outputs, kernels = run_schedule(self.ddp, batches, loss, device, forward_only)
         sums, maxima = self._reduce(outputs)
         balance, z = self._router_means(device)
-        return StepResult(loss_tokens, routed_tokens, sums, maxima, balance, z)
+        return StepResult(loss_tokens, routed_tokens, sums, maxima, balance, z, "+".join(sorted(kernels)))
 
     def _reduce(self, outputs: list[LossOutput]) -> tuple[dict[str, float], dict[str, float]]:
         """Add up the metrics over micro-batches, data-parallel ranks, and tell every pipeline stage."""
@@ -176,9 +182,14 @@ def sequence_lengths(batch: MicroBatch) -> list[int]:
 
 def run_schedule(
     ddp: Any, batches: Sequence[MicroBatch], loss: Loss, device: torch.device, forward_only: bool
-) -> list[LossOutput]:
-    """Run megatron-core's pipeline schedule over micro-batches; the last stage returns what the loss gave, in order."""
+) -> tuple[list[LossOutput], set[str]]:
+    """Run megatron-core's pipeline schedule over micro-batches.
+
+    Returns:
+        what the loss gave, in order, on the last stage; the kernels that computed attention.
+    """
     outputs: list[LossOutput] = []
+    kernels: set[str] = set()
 
     def forward_step(iterator: Any, model: torch.nn.Module) -> tuple[torch.Tensor, Callable[..., Any]]:
         host = next(iterator)
@@ -186,6 +197,8 @@ def run_schedule(
         layout = PackedLayout(batch.positions, sequence_lengths(host))
         rows = host.loss_mask.nonzero()[:, 0].to(device)  # found on the host: no device sync
         hidden = forward_packed(model, batch.tokens, layout, padding=~batch.token_mask)
+        if layout.kernel is not None:
+            kernels.add(layout.kernel)
 
         def reduce(hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
             counted = batch.at(rows)
@@ -209,4 +222,4 @@ def run_schedule(
         micro_batch_size=1,
         forward_only=forward_only,
     )
-    return outputs
+    return outputs, kernels

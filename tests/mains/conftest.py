@@ -54,11 +54,13 @@ def sft_flags(data: Path, run_dir: Path, *more: str) -> list[str]:
             *more]  # fmt: skip
 
 
-def rl_flags(data: Path, run_dir: Path, start: Path, *more: str) -> list[str]:
+def rl_flags(data: Path, run_dir: Path, start: Path, *more: str, budget: int | None = 300) -> list[str]:
+    """Flags of a tiny RL run; a budget belongs to C3PO alone."""
+    phi = [] if budget is None else ["--budget.tokens", str(budget), "--budget.scope", "global"]
     return ["--run-dir", str(run_dir), "--init-from", str(start), "--data.prompts", str(data / "rl_prompts.jsonl"),
             "--data.tokenizer", str(data / "tokenizer"), "--data.micro-batch-tokens", "512", "--steps", "2",
-            "--prompts-per-step", "4", "--samples-per-prompt", "4", "--budget.tokens", "300", "--budget.scope", "global",
-            "--sampling.max-new-tokens", "40", "--optimizer.lr", "1e-4", "--rewards.workers", "1", *more]  # fmt: skip
+            "--prompts-per-step", "4", "--samples-per-prompt", "4", *phi, "--sampling.max-new-tokens", "40",
+            "--optimizer.lr", "1e-4", "--rewards.workers", "1", *more]  # fmt: skip
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from typing import Any, get_type_hints
 
 import pytest
 
-from megatron_ring.stage_config import EvaluateConfig, RLConfig, SFTConfig
+from megatron_ring.stage_config import EvaluateConfig, GenerateConfig, RLConfig, SFTConfig
 from tests.mains.conftest import run
 
 
@@ -23,7 +23,12 @@ def flags_of(config: Any, prefix: str = "--") -> list[str]:
 
 @pytest.mark.parametrize(
     ("module", "config"),
-    [("megatron_ring.sft", SFTConfig), ("megatron_ring.rl", RLConfig), ("megatron_ring.evaluate", EvaluateConfig)],
+    [
+        ("megatron_ring.sft", SFTConfig),
+        ("megatron_ring.rl", RLConfig),
+        ("megatron_ring.evaluate", EvaluateConfig),
+        ("megatron_ring.generate", GenerateConfig),
+    ],
 )
 def test_help(module: str, config: Any) -> None:
     done = run([sys.executable, "-X", "importtime", "-m", module, "--help"])

@@ -1,37 +1,33 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_ring.rl.advantages import group_advantages
+from megatron_ring.rl.advantages import group_advantages, groups_that_differ
+from tests.rl.transcription import advantages as by_the_formula
 
 
-def by_the_formula(rewards: list[float], groups: list[int]) -> list[float]:
-    members = defaultdict(list)
-    for reward, group in zip(rewards, groups, strict=True):
-        members[group].append(reward)
-    result = []
-    for reward, group in zip(rewards, groups, strict=True):
-        rewards_of_group = members[group]
-        mean = math.fsum(rewards_of_group) / len(rewards_of_group)
-        std = math.sqrt(math.fsum((r - mean) ** 2 for r in rewards_of_group) / len(rewards_of_group))
-        all_equal = min(rewards_of_group) == max(rewards_of_group)
-        result.append(0.0 if all_equal else (reward - mean) / std)
-    return result
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(st.sampled_from([0.0, 1.0, 0.25, -3.0]), st.sampled_from([7, -2, 10**12, 0])), max_size=40))
-def test_matches_the_formula(pairs: list[tuple[float, int]]) -> None:
+@settings(max_examples=80, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from([0.0, 1.0, 0.25, -3.0]), st.sampled_from([7, -2, 10**12, 0])), max_size=40),
+    st.booleans(),
+    st.booleans(),
+)
+def test_matches_the_formula(pairs: list[tuple[float, int]], leave_one_out: bool, std: bool) -> None:
     rewards, groups = [reward for reward, _ in pairs], [group for _, group in pairs]
-    computed = group_advantages(torch.tensor(rewards), torch.tensor(groups, dtype=torch.int64))
+    tensors = torch.tensor(rewards), torch.tensor(groups, dtype=torch.int64)
+    computed = group_advantages(*tensors, baseline="leave-one-out" if leave_one_out else "mean", divide_by_std=std)
     assert computed.dtype == torch.float64
-    torch.testing.assert_close(computed, torch.tensor(by_the_formula(rewards, groups), dtype=torch.float64))
+    wanted = torch.tensor(by_the_formula(rewards, groups, leave_one_out, std), dtype=torch.float64)
+    torch.testing.assert_close(computed, wanted)
+    if std and not leave_one_out:
+        assert group_advantages(*tensors).equal(computed)  # the report's
+    differ = [len({r for r, g in pairs if g == group}) > 1 for group in groups]
+    assert groups_that_differ(*tensors).tolist() == differ
 
 
 def test_one_correct_of_four_uses_the_population_deviation() -> None:
@@ -59,7 +55,10 @@ def test_neighbouring_half_precision_rewards_are_different() -> None:
 
 
 def test_a_group_of_one_has_no_advantage() -> None:
-    assert group_advantages(torch.tensor([1.0]), torch.tensor([5])).tolist() == [0.0]
+    for baseline in ("mean", "leave-one-out"):
+        for std in (True, False):
+            alone = group_advantages(torch.tensor([1.0]), torch.tensor([5]), baseline, std)  # type: ignore[arg-type]
+            assert alone.tolist() == [0.0]
 
 
 def test_bad_input_is_refused() -> None:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from megatron_ring.config import ParallelConfig, SamplingConfig
+from megatron_ring.errors import UserError
 from megatron_ring.presets import RING_TINY
+from tests.conftest import ROOT
 from tests.layouts import LAYOUTS
 
 EOS = 3
@@ -57,8 +65,17 @@ def generate(model: Any, here: Any, sampling: SamplingConfig, count: int, new: i
     return Sampler(model, here, sampling, EOS).generate(mine)
 
 
+def groups(samples: list[int], new: int = 16) -> list[Any]:
+    """Requests of as many prompts, each with its number of samples."""
+    from megatron_ring.sampler.requests import GenerationRequest, request_seed
+
+    asked = zip(prompts(len(samples)), samples, strict=True)
+    return [GenerationRequest(p, request_seed(9, i, k), new) for i, (p, many) in enumerate(asked) for k in range(many)]
+
+
 def greedy_and_sampled() -> dict[str, float]:
     from megatron_ring.model.logprobs import token_statistics
+    from megatron_ring.sampler.sampling import processed
 
     model, here = make(ParallelConfig())
     asked = prompts(13)
@@ -66,16 +83,25 @@ def greedy_and_sampled() -> dict[str, float]:
     wrong = 0
     logits = full_forward(model, [p + c.tokens for p, c in zip(asked, greedy, strict=True)])
     for prompt, completion, rows in zip(asked, greedy, logits, strict=True):
+        assert completion.processed_logprobs == [0.0] * len(completion.tokens)
         for i, token in enumerate(completion.tokens):
             wrong += int(rows[len(prompt) + i - 1].argmax()) != token
-    sampled = generate(model, here, SamplingConfig(temperature=0.8, max_batch=4, max_new_tokens=24), 13, 24)
+    cut = SamplingConfig(temperature=0.8, top_p=0.9, top_k=40, min_p=0.02, max_batch=4, max_new_tokens=24)
+    sampled = generate(model, here, cut, 13, 24)
     logits = full_forward(model, [p + c.tokens for p, c in zip(asked, sampled, strict=True)])
     difference = 0.0
     for prompt, completion, rows in zip(asked, sampled, logits, strict=True):
-        at = rows[len(prompt) - 1 : -1]
-        trained = token_statistics(at, torch.tensor(completion.tokens), 0, 0.8)
-        for found, wanted in ((completion.logprobs, trained.logprobs), (completion.entropies, trained.entropies)):
+        at, tokens = rows[len(prompt) - 1 : -1], torch.tensor(completion.tokens)
+        trained = token_statistics(at, tokens, 0, 0.8)
+        kept = processed(at, cut)
+        drawn_from = (kept / kept.sum(-1, keepdim=True)).gather(1, tokens[:, None])[:, 0].log()
+        for found, wanted in (
+            (completion.logprobs, trained.logprobs),
+            (completion.entropies, trained.entropies),
+            (completion.processed_logprobs, drawn_from),
+        ):
             difference = max(difference, (torch.tensor(found) - wanted).abs().max().item())
+        assert all(a <= b + 1e-6 for a, b in zip(completion.logprobs, completion.processed_logprobs, strict=True))
     stopped = sum(c.finish_reason == "stop" for c in sampled)
     assert all((c.tokens[-1] == EOS) == (c.finish_reason == "stop") for c in sampled)
     assert all(EOS not in c.tokens[:-1] for c in sampled)
@@ -90,35 +116,94 @@ def test_greedy_is_the_argmax_and_logprobs_are_the_training_forwards(run_on) -> 
     assert found["difference"] < 1e-5
 
 
-def tokens_of_batches(batches: list[int]) -> list[list[list[int]]]:
+def settings_do_not_matter() -> dict[str, int]:
+    from megatron_ring.sampler.sampler import Sampler
+
     model, here = make(ParallelConfig())
-    sampling = SamplingConfig(temperature=1.0, top_p=0.9, max_new_tokens=20)
-    return [[c.tokens for c in generate(model, here, replace(sampling, max_batch=size), 12, 20)] for size in batches]
+    samples = [3, 1, 4, 2, 1]
+    requests = groups(samples)
+    wanted = [c.tokens for c in Sampler(model, here, SamplingConfig(top_p=0.9), EOS).generate(requests)]
+    counts = {"runs": 0, "preemptions": 0}
+    longest = max(len(r.prompt_tokens) for r in requests) + 16
+
+    @settings(max_examples=40, deadline=None, database=None, derandomize=True)
+    @given(
+        batch=st.integers(1, 12), page=st.sampled_from([1, 3, 8, 64]), chunk=st.sampled_from([1, 5, 8192]),
+        more=st.integers(0, 80), order=st.permutations(range(len(requests))), kept=st.integers(1, len(requests)),
+    )  # fmt: skip
+    def check(batch: int, page: int, chunk: int, more: int, order: list[int], kept: int) -> None:
+        tokens = -(-longest // page) * page + more
+        sampling = SamplingConfig(top_p=0.9, max_batch=batch, page_size=page, prefill_tokens=chunk, kv_tokens=tokens)
+        sampler = Sampler(model, here, sampling, EOS)
+        schedulers = []
+        make_scheduler = sampler._scheduler
+        sampler._scheduler = lambda asked: schedulers.append(make_scheduler(asked)) or schedulers[0]
+        found = sampler.generate([requests[i] for i in order[:kept]])
+        assert [c.tokens for c in found] == [wanted[i] for i in order[:kept]]
+        counts["runs"] += 1
+        counts["preemptions"] += schedulers[0].preemptions
+
+    check()
+    return counts
 
 
 @pytest.mark.distributed
-def test_a_response_does_not_depend_on_its_batch(run_on) -> None:
-    ((alone, some, all_),) = run_on(1, tokens_of_batches, [1, 5, 64])
-    assert alone == some == all_
+def test_a_response_depends_on_its_seed_alone(run_on) -> None:
+    """Neither on the batch, nor on pages, chunks, order and preemption."""
+    (counts,) = run_on(1, settings_do_not_matter)
+    assert counts["runs"] >= 30 and counts["preemptions"] > 20
 
 
-def sampled_under(parallel: ParallelConfig) -> tuple[int, list[tuple[list[int], list[float]]]]:
+TIGHT = SamplingConfig(max_batch=4, page_size=4, prefill_tokens=7, kv_tokens=64)
+
+
+def sampled_under(parallel: ParallelConfig, sampling: SamplingConfig) -> tuple[int, list[Any]]:
+    from megatron_ring.sampler.sampler import Sampler
+
     model, here = make(parallel)
-    completions = generate(model, here, SamplingConfig(max_batch=4, max_new_tokens=16), 9, 16)
-    return here.data_rank, [(c.tokens, c.logprobs) for c in completions]
+    requests = groups([3, 1, 2, 2, 1])
+    return here.data_rank, Sampler(model, here, sampling, EOS).generate(requests[here.data_rank :: here.data_size])
+
+
+def sampled_alone() -> tuple[list[Any], float]:
+    """Responses with room for everything, and how far their log-probabilities are from the training forward's."""
+    from megatron_ring.model.logprobs import token_statistics
+    from megatron_ring.sampler.sampler import Sampler
+
+    model, here = make(ParallelConfig())
+    completions = Sampler(model, here, SamplingConfig(), EOS).generate(groups([3, 1, 2, 2, 1]))
+    asked = [request.prompt_tokens for request in groups([3, 1, 2, 2, 1])]
+    difference = 0.0
+    logits = full_forward(model, [p + c.tokens for p, c in zip(asked, completions, strict=True)])
+    for prompt, completion, rows in zip(asked, completions, logits, strict=True):
+        wanted = token_statistics(rows[len(prompt) - 1 : -1], torch.tensor(completion.tokens)).logprobs
+        difference = max(difference, (torch.tensor(completion.logprobs) - wanted).abs().max().item())
+    return completions, difference
+
+
+@pytest.fixture
+def alone(run_on, _once: dict[str, Any] = {}) -> list[Any]:  # noqa: B006  (computed once)
+    if not _once:
+        ((_once["completions"], difference),) = run_on(1, sampled_alone)
+        assert difference < 1e-5
+    return _once["completions"]
+
+
+MORE_LAYOUTS = {"ep2_of_4": (4, ParallelConfig(expert=2))}  # two replicas of each expert
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "one"])
-def test_every_layout_samples_the_same(run_on, layout: str) -> None:
-    processes, parallel = LAYOUTS[layout]
-    ((_, alone),) = run_on(1, sampled_under, ParallelConfig())
+@pytest.mark.parametrize("layout", [*LAYOUTS, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE_LAYOUTS)])
+def test_every_layout_samples_the_same(run_on, alone: list[Any], layout: str) -> None:
+    """In little memory, with chunks and preemption, as one process with room for all."""
+    processes, parallel = {**LAYOUTS, **MORE_LAYOUTS}[layout]
     data_size = parallel.data(processes)
-    for data_rank, found in run_on(processes, sampled_under, parallel):
+    for data_rank, found in run_on(processes, sampled_under, parallel, TIGHT):
         wanted = alone[data_rank::data_size]
-        assert [tokens for tokens, _ in found] == [tokens for tokens, _ in wanted]
-        for (_, a), (_, b) in zip(found, wanted, strict=True):
-            assert torch.allclose(torch.tensor(a), torch.tensor(b), atol=2e-5)
+        assert [(c.tokens, c.finish_reason) for c in found] == [(c.tokens, c.finish_reason) for c in wanted]
+        for a, b in zip(found, wanted, strict=True):
+            for name in ("logprobs", "processed_logprobs", "entropies"):
+                assert torch.allclose(torch.tensor(getattr(a, name)), torch.tensor(getattr(b, name)), atol=1e-5)
 
 
 def uneven_work() -> int:
@@ -135,3 +220,167 @@ def uneven_work() -> int:
 @pytest.mark.distributed
 def test_a_replica_without_work_takes_part(run_on) -> None:
     assert run_on(2, uneven_work) == [9, 0]
+
+
+def with_budgets(parallel: ParallelConfig, budget: int) -> tuple[int, list[Any], list[int]]:
+    """Calls of `budget` tokens until all is done, each in a sampler of its own; the state between goes through JSON."""
+    from megatron_ring.parallel import collectives
+    from megatron_ring.sampler.requests import GenerationRequest
+    from megatron_ring.sampler.sampler import Sampler
+
+    model, here = make(parallel)
+    state = {i: request for i, request in enumerate(groups([3, 1, 2, 2, 1])) if i % here.data_size == here.data_rank}
+    answers, sampled, version = {}, [], 0
+    while any(collectives.gather_over_world(len(state))):
+        before = sum(len(request.begun.tokens) for request in state.values())
+        completions = Sampler(model, here, TIGHT, EOS).generate(
+            list(state.values()), version=version, token_budget=budget
+        )
+        made = sum(len(c.tokens) for c in completions) - before
+        sampled.append(sum(collectives.gather_over_world(made)) * here.data_size // here.world_size)
+        for (i, request), completion in zip(list(state.items()), completions, strict=True):
+            if completion.finish_reason is None:
+                text = json.dumps(request.continued(completion).to_json())
+                state[i] = GenerationRequest.from_json(json.loads(text))
+            else:
+                answers[i] = completion
+                del state[i]
+        version += 1
+    return here.data_rank, [answers[i] for i in sorted(answers)], sampled
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("layout", ["one", "dp2", "tp2", "ep2", "pp2"])
+def test_responses_go_on_where_a_token_budget_stopped_them(run_on, alone: list[Any], layout: str) -> None:
+    processes, parallel = LAYOUTS[layout]
+    data_size = parallel.data(processes)
+    for data_rank, found, sampled in run_on(processes, with_budgets, parallel, 25):
+        assert len(sampled) > 2
+        # The budget is of all replicas together; the step that reaches it may pass it by less than its batch.
+        assert all(25 <= count < 25 + 4 * data_size for count in sampled[:-1])
+        for a, b in zip(found, alone[data_rank::data_size], strict=True):
+            assert a.tokens == b.tokens and a.finish_reason == b.finish_reason
+            assert torch.allclose(torch.tensor(a.logprobs), torch.tensor(b.logprobs), atol=1e-5)
+            assert sum(count for _, count in a.versions) == len(a.tokens) == len(a.entropies)
+        assert any(len(c.versions) > 1 for c in found)
+
+
+def failing(parallel: ParallelConfig, how: str) -> str:
+    """What every rank says when rank 1 cannot go on."""
+    from megatron_ring.sampler.requests import GenerationRequest
+    from megatron_ring.sampler.sampler import Sampler
+
+    model, here = make(parallel)
+    requests, called = groups([2, 2], new=12), {}
+    if how == "callback" and here.rank == 1:
+        called["on_token"] = lambda index, token: {}[index]
+    if how == "request" and here.rank == here.world_size - 1:
+        requests = [GenerationRequest([5] * 1020, 0, 12)]
+    if how == "memory":
+        requests = [GenerationRequest([5] * 60, 0, 12)]
+    if how == "weights" and here.last_stage:
+        with torch.no_grad():
+            model.output_layer.weight.fill_(float("nan"))
+    try:
+        Sampler(model, here, TIGHT, EOS).generate(requests, **called)
+    except (UserError, RuntimeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing"
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("layout", ["dp2", "tp2", "ep2", "pp2"])
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("callback", "RuntimeError: rank 1: KeyError: 0"),
+        ("request", "UserError: rank 1: a prompt of 1020 tokens and 12 new ones exceed the model's 1024 positions"),
+        ("memory", "UserError: rank 0: --sampling.kv-tokens 64 holds 16 pages of 4 tokens"),
+        ("weights", "UserError: rank 0: response 0, token 0: the model's logits are not finite"),
+    ],
+)
+def test_a_failing_rank_fails_all_and_is_named(run_on, layout: str, how: str, said: str) -> None:
+    found = run_on(2, failing, LAYOUTS[layout][1], how)
+    assert all(line.startswith(said) for line in found), found
+
+
+def refused() -> list[str]:
+    from megatron_ring.sampler.requests import Completion, GenerationRequest
+    from megatron_ring.sampler.sampler import Sampler
+
+    model, here = make(ParallelConfig())
+    begun = GenerationRequest([4], 0, 2).continued(Completion([5, 6], [0.0] * 2, [0.0] * 2, [0.0] * 2, [[0, 2]]))
+    found = []
+    for request in (GenerationRequest([], 0, 4), begun, GenerationRequest([4] * 50, 0, 15)):
+        with pytest.raises(UserError) as error:
+            Sampler(model, here, TIGHT, EOS).generate([request])
+        found.append(str(error.value))
+    return found
+
+
+@pytest.mark.distributed
+def test_impossible_requests_are_refused(run_on) -> None:
+    ((empty, long, large),) = run_on(1, refused)
+    assert "a prompt without tokens" in empty and "2 tokens is not to have more than 2" in long
+    assert "--sampling.kv-tokens 64 holds 16 pages of 4 tokens and the longest request needs 17: raise it to 68" in large
+
+
+def after_the_weights_moved() -> list[bool]:
+    from megatron_ring.sampler.sampler import Sampler
+
+    model, here = make(ParallelConfig())
+    requests = groups([2, 2])
+    sampler = Sampler(model, here, SamplingConfig(), EOS)
+    first = sampler.generate(requests)
+    held, memory = sampler._cache is not None, sampler._cache
+    again = sampler.generate(requests)
+    reused = sampler._cache is memory
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.3)
+    sampler.weights_changed()
+    freed = sampler._cache is None
+    return [
+        held, reused, freed, first == again, first != sampler.generate(requests),
+        sampler.generate(requests) == Sampler(model, here, SamplingConfig(), EOS).generate(requests),
+    ]  # fmt: skip
+
+
+@pytest.mark.distributed
+def test_nothing_outlives_the_weights(run_on) -> None:
+    assert run_on(1, after_the_weights_moved) == [[True] * 6]
+
+
+IN_A_FORWARD_PASS = """
+from megatron_ring.config import ParallelConfig
+from megatron_ring.errors import run_main
+from tests.sampler import test_sampler as here
+from megatron_ring.sampler.sampler import Sampler
+
+def main():
+    model, context = here.make(ParallelConfig(tensor=2))
+    if context.rank == 1:
+        def fail(*_, **__):
+            raise __import__("torch").OutOfMemoryError("no memory")
+        model.output_layer.logits = fail
+    Sampler(model, context, here.TIGHT, here.EOS).generate(here.groups([1, 1]))
+
+run_main(main)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_a_rank_that_fails_inside_a_forward_pass_ends_all(tmp_path: Path) -> None:
+    (tmp_path / "fails.py").write_text(IN_A_FORWARD_PASS)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*launcher, str(tmp_path / "fails.py")], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode != 0
+    said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert said == [
+        "error: rank 1: sampling ran out of memory: lower --sampling.kv-fraction, --sampling.prefill-tokens or "
+        "--sampling.max-batch (rank 1)"
+    ]

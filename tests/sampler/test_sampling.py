@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_ring.sampler.sampling import draw_tokens, nucleus, uniforms
+from megatron_ring.config import SamplingConfig
+from megatron_ring.sampler.sampling import draw_tokens, nucleus, processed, uniforms
 
 
 def splitmix64(seed: int, position: int) -> float:
@@ -44,21 +45,57 @@ def test_nucleus_is_the_smallest_set_that_reaches_top_p(weights: list[float], to
     assert min(kept[kept > 0]).item() >= ordered[chosen - 1] - 1e-15
 
 
+def reference(p: torch.Tensor, sampling: SamplingConfig) -> torch.Tensor:
+    """top-k, then top-p of the rest, then min-p of the rest, over a list, renormalised at each."""
+    order = sorted(range(len(p)), key=lambda i: (-p[i].item(), i))
+    kept = order[: sampling.top_k or len(order)]
+    whole, before, chosen = sum(p[i].item() for i in kept), 0.0, []
+    for i in kept:
+        if before < sampling.top_p * whole:
+            chosen.append(i)
+        before += p[i].item()
+    chosen = [i for i in chosen if p[i] >= sampling.min_p * p[chosen[0]]]
+    cut = torch.zeros_like(p)
+    cut[chosen] = p[chosen]
+    return cut / cut.sum()
+
+
+@settings(deadline=None)
+@given(
+    logits=st.lists(st.integers(-40, 40), min_size=1, max_size=12, unique=True),
+    temperature=st.sampled_from([0.5, 1.0, 3.0]),
+    top_p=st.sampled_from([0.3, 0.77, 0.95, 1.0]),
+    top_k=st.integers(0, 13),
+    min_p=st.sampled_from([0.0, 0.03, 0.3, 1.0]),
+)
+def test_cut_distributions(logits: list[int], temperature: float, top_p: float, top_k: int, min_p: float) -> None:
+    sampling = SamplingConfig(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p)
+    logits_nv = torch.tensor([logits], dtype=torch.float64) / 10
+    wanted = reference(torch.softmax(logits_nv[0] / temperature, 0), sampling)
+    found = processed(logits_nv, sampling)[0]
+    assert torch.allclose(found / found.sum(), wanted, atol=1e-12)
+    u = torch.linspace(0, 1 - 2**-53, 41, dtype=torch.float64)
+    drawn = draw_tokens(logits_nv.repeat(41, 1), u, sampling)
+    assert (wanted[drawn.ids] > 0).all()
+    assert torch.allclose(drawn.logprobs, wanted[drawn.ids].log())
+
+
 def test_draws_follow_the_distribution() -> None:
     logits = torch.tensor([[0.0, 1.0, 2.0, -30.0, 0.5]]).repeat(100_000, 1)
     u = uniforms(torch.arange(100_000), torch.zeros(100_000, dtype=torch.int64))
     for temperature, top_p in ((1.0, 1.0), (0.5, 1.0), (1.0, 0.8)):
-        p = torch.softmax(logits[0].double() / temperature, 0)
-        if top_p < 1:
-            p = nucleus(p[None], top_p)[0]
-            p = p / p.sum()
-        found = torch.bincount(draw_tokens(logits, u, temperature, top_p), minlength=5) / 100_000
+        sampling = SamplingConfig(temperature=temperature, top_p=top_p)
+        p = reference(torch.softmax(logits[0].double() / temperature, 0), sampling)
+        found = torch.bincount(draw_tokens(logits, u, sampling).ids, minlength=5) / 100_000
         assert (found - p).abs().max() < 5 * (0.25 / 100_000) ** 0.5
         assert found[p == 0].sum() == 0
 
 
 def test_edges() -> None:
-    logits = torch.tensor([[1.0, 1.0, -float("inf")]])
-    assert draw_tokens(logits, torch.tensor([1.0 - 2**-53], dtype=torch.float64), 1.0, 1.0).item() == 1
-    assert draw_tokens(logits, torch.tensor([0.0], dtype=torch.float64), 1.0, 1.0).item() == 0
-    assert draw_tokens(logits, torch.tensor([0.9], dtype=torch.float64), 0.0, 1.0).item() == 0
+    logits, one, greedy = torch.tensor([[1.0, 1.0, -float("inf")]]), SamplingConfig(), SamplingConfig(temperature=0)
+    assert draw_tokens(logits, torch.tensor([1.0 - 2**-53], dtype=torch.float64), one).ids.item() == 1
+    assert draw_tokens(logits, torch.tensor([0.0], dtype=torch.float64), one).ids.item() == 0
+    assert draw_tokens(logits, torch.tensor([0.9], dtype=torch.float64), greedy).ids.item() == 0
+    assert draw_tokens(logits, torch.tensor([0.9], dtype=torch.float64), greedy).logprobs.item() == 0
+    broken = torch.full((1, 3), float("nan"))  # said by the sampler, not by an index out of range
+    assert 0 <= draw_tokens(broken, torch.tensor([0.9], dtype=torch.float64), one).ids.item() < 3

@@ -40,7 +40,7 @@ def step_batches(step: int) -> list[MicroBatch]:
     return batches
 
 
-def train(parallel: ParallelConfig, shape: ModelConfig) -> list[dict[str, float]]:
+def train(parallel: ParallelConfig, shape: ModelConfig, recompute: Any = "none") -> list[dict[str, float]]:
     from megatron_ring.checkpoint.weights import initialize_weights
     from megatron_ring.model.ring_model import build_model
     from megatron_ring.parallel import context
@@ -48,7 +48,7 @@ def train(parallel: ParallelConfig, shape: ModelConfig) -> list[dict[str, float]
     from megatron_ring.training.trainer import Trainer
 
     here = context.initialize(parallel, shape, seed=0)
-    model = build_model(shape, here, ROUTER)
+    model = build_model(shape, here, ROUTER, recompute=recompute)
     initialize_weights(model, seed=2)
     trainer = Trainer(model, here, OPTIMIZER)
     curve = []
@@ -89,6 +89,18 @@ def test_every_layout_trains_the_same_curve(run_on, alone: dict[str, Any], name:
             assert found["loss"] == pytest.approx(wanted["loss"], rel=1e-4), (step, found, wanted)
             assert found == pytest.approx(wanted, rel=1e-2), step
     assert alone[name][-1]["loss"] < 0.9 * alone[name][0]["loss"]
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("recompute", ["experts", "full"])
+@pytest.mark.parametrize("layout", ["one", "tp2", "ep2"])
+def test_recomputing_changes_nothing(run_on, alone: dict[str, Any], recompute: str, layout: str) -> None:
+    """Bit for bit where nothing else differs, and router losses counted once."""
+    processes, parallel = LAYOUTS[layout]
+    if layout not in alone:
+        alone[layout] = run_on(processes, train, parallel, RING_TINY)[0]
+    for curve in run_on(processes, train, parallel, RING_TINY, recompute):
+        assert curve == alone[layout]
 
 
 def plain_autograd() -> dict[str, Any]:

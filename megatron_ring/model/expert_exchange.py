@@ -1,0 +1,135 @@
+"""Routed and shared experts of a layer whose experts lie on several ranks, as one differentiable operation, so that rows
+travel while shared experts (and, in the backward pass, gradients of weights) are computed.
+
+Suffixes: t tokens, k experts of a token, n rows that this rank's experts get, h hidden, f expert width, e experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from megatron_ring.model.kernels.rows import combine_rows, gather_rows, sort_by_expert
+from megatron_ring.model.kernels.swiglu import swiglu_backward, swiglu_forward
+from megatron_ring.parallel.exchange import PendingPlan, exchange_rows, expert_ranks
+
+Shared = Callable[[torch.Tensor], torch.Tensor]
+
+
+def exchanged_experts(
+    x_th: torch.Tensor,
+    weights_tk: torch.Tensor,
+    experts_tk: torch.Tensor,
+    residual_th: torch.Tensor | None,
+    gate_up_e: torch.Tensor,
+    down_e: torch.Tensor,
+    shared: Shared | None,
+    recompute: bool,
+) -> torch.Tensor:
+    """residual + shared(x) + sum over k of weight * expert(x), with experts_tk int64 [T, k] numbered over all ranks.
+
+    Args:
+        gate_up_e: [E_local, 2f, hidden]; down_e: [E_local, hidden, f]; of this rank's experts.
+        shared: [T, 1, hidden] -> the same; its parameters get their gradients in the backward pass.
+        recompute: make the first product again in the backward pass instead of keeping [N, 2f].
+    """
+    backward = torch.is_grad_enabled()  # asked here: inside a Function gradients are off
+    return _ExchangedExperts.apply(
+        x_th, weights_tk, residual_th, gate_up_e, down_e, experts_tk, shared, recompute, backward
+    )
+
+
+class _ExchangedExperts(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_th: torch.Tensor,
+        weights_tk: torch.Tensor,
+        residual_th: torch.Tensor | None,
+        gate_up_e: torch.Tensor,
+        down_e: torch.Tensor,
+        experts_tk: torch.Tensor,
+        shared: Shared | None,
+        recompute: bool,
+        backward: bool,
+    ) -> torch.Tensor:
+        local, k = gate_up_e.shape[0], experts_tk.shape[1]
+        places = sort_by_expert(experts_tk, local * expert_ranks())
+        pending = PendingPlan(places.ends)
+        x_send = gather_rows(x_th, places.order, k)
+        weights_send = weights_tk.flatten().index_select(0, places.order)
+        plan = pending.wait()
+        x_received, moving = exchange_rows(x_send, plan.send, plan.receive)
+        weights_received, moving_weights = exchange_rows(weights_send, plan.send, plan.receive)
+        plus = [] if residual_th is None else [residual_th]
+        if shared is not None:
+            with torch.set_grad_enabled(backward):
+                ctx.shared_in = x_th.detach().requires_grad_(backward)
+                ctx.shared_out = shared(ctx.shared_in[:, None])
+            plus.append(ctx.shared_out.detach().view_as(x_th))
+        here = sort_by_expert(plan.experts[:, None], local)
+        moving.wait()
+        moving_weights.wait()
+        del x_send
+        x_nh = gather_rows(x_received, here.order)
+        del x_received
+        weights_n = weights_received.index_select(0, here.order)
+        gate_up_nf = _grouped(x_nh, gate_up_e.transpose(1, 2), here.ends)
+        y_nh = _grouped(swiglu_forward(gate_up_nf, weights_n), down_e.transpose(1, 2), here.ends)
+        y_back, moving = exchange_rows(gather_rows(y_nh, here.back[:, 0]), plan.receive, plan.send)
+        moving.wait()
+        if backward:
+            ctx.places, ctx.here, ctx.plan, ctx.shared, ctx.residual = places, here, plan, shared, residual_th is not None
+            ctx.save_for_backward(x_nh, None if recompute else gate_up_nf, weights_n, gate_up_e, down_e)
+        return combine_rows(y_back, places.back, *plus)
+
+    @staticmethod
+    def backward(ctx: Any, d_th: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x_nh, gate_up_nf, weights_n, gate_up_e, down_e = ctx.saved_tensors
+        places, here, plan = ctx.places, ctx.here, ctx.plan
+        d_th = d_th.contiguous()
+        dy_send = gather_rows(d_th, places.order, places.back.shape[1])
+        dy_received, moving = exchange_rows(dy_send, plan.send, plan.receive)
+        plus = []
+        if ctx.shared is not None:
+            torch.autograd.backward(ctx.shared_out, d_th.view_as(ctx.shared_out))
+            plus.append(ctx.shared_in.grad)
+            ctx.shared_in = ctx.shared_out = None
+        if gate_up_nf is None:
+            gate_up_nf = _grouped(x_nh, gate_up_e.transpose(1, 2), here.ends)
+        moving.wait()
+        dy_nh = gather_rows(dy_received, here.order)
+        del dy_send, dy_received
+        d_activation = _grouped(dy_nh, down_e, here.ends)
+        d_gate_up_nf, d_weights, activation = swiglu_backward(d_activation, gate_up_nf, weights_n, again=True)
+        assert activation is not None and d_weights is not None
+        del d_activation
+        dx_nh = _grouped(d_gate_up_nf, gate_up_e, here.ends)
+        dx_back, moving = exchange_rows(gather_rows(dx_nh, here.back[:, 0]), plan.receive, plan.send)
+        d_weights = d_weights.index_select(0, here.back[:, 0])
+        d_weights_back, moving_weights = exchange_rows(d_weights, plan.receive, plan.send)
+        # Nothing waits for the gradients of weights: they are made while rows travel.
+        d_down = _weight_gradient(dy_nh, activation, down_e, here.ends)
+        d_gate_up = _weight_gradient(d_gate_up_nf, x_nh, gate_up_e, here.ends)
+        moving.wait()
+        moving_weights.wait()
+        dx_th = combine_rows(dx_back, places.back, *plus)
+        d_weights_tk = d_weights_back.index_select(0, places.back.flatten()).view(places.back.shape)
+        return dx_th, d_weights_tk, d_th if ctx.residual else None, d_gate_up, d_down, None, None, None, None
+
+
+def _grouped(x_na: torch.Tensor, weight_eab: torch.Tensor, ends_e: torch.Tensor) -> torch.Tensor:
+    """Each expert's rows times its matrix; there may be no rows at all."""
+    if x_na.shape[0] == 0:
+        return x_na.new_empty(0, weight_eab.shape[2])
+    return F.grouped_mm(x_na, weight_eab, offs=ends_e)
+
+
+def _weight_gradient(dy_nb: torch.Tensor, x_na: torch.Tensor, weight: torch.Tensor, ends_e: torch.Tensor) -> torch.Tensor:
+    """dy^T x of each expert's rows; 0 for an expert without any."""
+    if x_na.shape[0] == 0:
+        return torch.zeros_like(weight)
+    return F.grouped_mm(dy_nb.t(), x_na, offs=ends_e)

@@ -1,0 +1,217 @@
+"""Which tokens the next forward pass takes, and in which pages of the KV cache their keys and values go. No tensors.
+
+Continuous batching over a paged cache. A sequence is *filled* in chunks up to its last token but one, then *decoded*: its
+last token is fed and a new one sampled. Nothing is sampled while filling, so that all decoding steps look alike.
+
+- The samples of one prompt share its pages: the first fills them, the others wait for it. A page with several users is
+  copied before it is written to.
+- Older requests (lower index) go first. When pages run out the youngest running sequence gives its own back: it keeps what
+  it has sampled, and is filled again later. So the oldest always advances, and every request finishes.
+"""
+
+from __future__ import annotations
+
+import heapq
+from bisect import insort
+from collections.abc import Callable
+from collections.abc import Sequence as Sequence_
+from dataclasses import dataclass, field
+
+from megatron_ring.sampler.pages import PagePool, pages_for
+from megatron_ring.sampler.requests import FinishReason, GenerationRequest, Prefix, Sampled, Sequence
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Tokens start..start+count-1 of a sequence, to be filled."""
+
+    sequence: Sequence
+    start: int
+    count: int
+
+
+@dataclass
+class Step:
+    """One forward pass: all of `decoding` feed their last token, `chunks` are filled beside them.
+
+    Before it, pages are copied (`copies`: target -> source, all read before any is written) and the block table changes:
+    `table` holds (row, column, page).
+    """
+
+    decoding: list[Sequence] = field(default_factory=list)
+    chunks: list[Chunk] = field(default_factory=list)
+    copies: dict[int, int] = field(default_factory=dict)
+    table: list[tuple[int, int, int]] = field(default_factory=list)
+
+
+class Scheduler:
+    """The state of all requests of one call. `plan` and `advance` take turns.
+
+    Args:
+        requests: in order of age. Each must fit the pages alone.
+        pages: of the cache, the scrap page not counted.
+        page_size: tokens of a page.
+        max_batch: sequences running at once.
+        prefill_tokens: tokens filled in one step, at most.
+        stop: why a sequence ends after the token it just took; None if it does not.
+    """
+
+    def __init__(
+        self, requests: Sequence_[GenerationRequest], *, pages: int, page_size: int, max_batch: int, prefill_tokens: int,
+        stop: Callable[[Sequence], FinishReason | None],
+    ) -> None:  # fmt: skip
+        self.page_size, self.max_batch, self.prefill_tokens, self.stop = page_size, max_batch, prefill_tokens, stop
+        self.pool = PagePool(pages)
+        prefixes: dict[tuple[int, ...], Prefix] = {}
+        self.sequences: list[Sequence] = []
+        for index, request in enumerate(requests):
+            prefix = prefixes.setdefault(tuple(request.prompt_tokens), Prefix(len(request.prompt_tokens) - 1))
+            prefix.unfinished += 1
+            self.sequences.append(Sequence(index, request, prefix))
+        self._prefixes = list(prefixes.values())
+        self._waiting = [(sequence.index, sequence) for sequence in self.sequences]  # a heap: they are sorted
+        self._blocked = 0
+        self.running: list[Sequence] = []  # sorted by age
+        self._rows = list(range(max_batch - 1, -1, -1))
+        self.finished = self.generated = self.filled = self.preemptions = 0
+
+    @property
+    def has_work(self) -> bool:
+        return self.finished < len(self.sequences)
+
+    def plan(self) -> Step:
+        """The next step; it has work whenever the scheduler has."""
+        step = Step()
+        preempted = self.preemptions
+        for sequence in list(self.running):  # older ones first; those behind may be preempted meanwhile
+            if sequence.cached >= sequence.writable and sequence.row >= 0:
+                self._make_writable(sequence, step)
+        if self.preemptions == preempted:
+            self._admit(step)
+        budget = self.prefill_tokens
+        for sequence in self.running:
+            left = sequence.left_to_fill
+            if left == 0:
+                step.decoding.append(sequence)
+            elif budget:
+                count = min(left, budget)
+                step.chunks.append(Chunk(sequence, sequence.cached, count))
+                budget -= count
+        return step
+
+    def advance(self, step: Step, sampled: Sequence_[Sampled]) -> list[Sequence]:
+        """Take what `step` computed: one token for each sequence of `step.decoding`. Returns the sequences that are
+        finished by it."""
+        for chunk in step.chunks:
+            sequence, prefix = chunk.sequence, chunk.sequence.prefix
+            sequence.cached += chunk.count
+            self.filled += chunk.count
+            if prefix.filler is sequence and sequence.cached >= prefix.length:
+                prefix.pages = sequence.pages[: pages_for(prefix.length, self.page_size)]
+                self.pool.share(prefix.pages)
+                sequence.writable = 0  # its next token may go into a page that is now shared
+                self._unblock(prefix)
+        done = []
+        for sequence, drawn in zip(step.decoding, sampled, strict=True):
+            sequence.cached += 1
+            sequence.append(drawn)
+            sequence.finish_reason = self.stop(sequence)
+            if sequence.finish_reason is not None:
+                done.append(sequence)
+        self.generated += len(step.decoding)
+        for sequence in done:
+            self._stop_running(sequence)
+            self.finished += 1
+            sequence.prefix.unfinished -= 1
+            if sequence.prefix.unfinished == 0:
+                self._drop(sequence.prefix)
+        return done
+
+    def _make_writable(self, sequence: Sequence, step: Step) -> None:
+        """Give the sequence a page of its own for its next token, unless it has to give back all it has."""
+        column = sequence.cached // self.page_size
+        while True:
+            if column < len(sequence.pages) and not self.pool.is_shared(sequence.pages[column]):
+                sequence.writable = len(sequence.pages) * self.page_size
+                return
+            if self.pool.free:
+                page = self.pool.take()
+                if column < len(sequence.pages):
+                    step.copies[page] = sequence.pages[column]
+                    self.pool.release([sequence.pages[column]])
+                    sequence.pages[column] = page
+                else:
+                    sequence.pages.append(page)
+                step.table.append((sequence.row, column, page))
+                continue
+            if not self._drop_a_prefix():
+                youngest = self.running[-1]
+                self._preempt(youngest)
+                if youngest is sequence:
+                    return
+
+    def _admit(self, step: Step) -> None:
+        """Start waiting sequences, oldest first, while there are rows and pages, with a page to spare for each that runs:
+        otherwise what is admitted now would be preempted soon."""
+        while self._waiting and len(self.running) + self._blocked < self.max_batch:
+            sequence = self._waiting[0][1]
+            prefix = sequence.prefix
+            if prefix.filler is not None:
+                heapq.heappop(self._waiting)
+                prefix.blocked.append(sequence)
+                self._blocked += 1
+                continue
+            copied = bool(prefix.pages) and prefix.length % self.page_size > 0
+            needed = pages_for(sequence.length, self.page_size) - len(prefix.pages) + copied
+            if needed + len(self.running) + self._blocked > self.pool.free:
+                if self.running or not self._drop_a_prefix():
+                    return
+                continue
+            heapq.heappop(self._waiting)
+            self._start(sequence, step)
+
+    def _start(self, sequence: Sequence, step: Step) -> None:
+        prefix = sequence.prefix
+        sequence.row = self._rows.pop()
+        sequence.pages = list(prefix.pages)
+        self.pool.share(prefix.pages)
+        sequence.cached = prefix.length if prefix.pages else 0
+        while len(sequence.pages) < pages_for(sequence.length, self.page_size):
+            sequence.pages.append(self.pool.take())
+        if not prefix.pages and prefix.length and prefix.unfinished > 1:
+            prefix.filler = sequence
+        insort(self.running, sequence, key=lambda running: running.index)
+        self._make_writable(sequence, step)  # `_admit` has seen to it that there is a page
+        step.table += [(sequence.row, column, page) for column, page in enumerate(sequence.pages)]
+
+    def _stop_running(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        self.pool.release(sequence.pages)
+        self._rows.append(sequence.row)
+        sequence.pages, sequence.cached, sequence.writable, sequence.row = [], 0, 0, -1
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self._stop_running(sequence)
+        if sequence.prefix.filler is sequence:
+            self._unblock(sequence.prefix)
+        heapq.heappush(self._waiting, (sequence.index, sequence))
+        self.preemptions += 1
+
+    def _unblock(self, prefix: Prefix) -> None:
+        prefix.filler = None
+        for sequence in prefix.blocked:
+            heapq.heappush(self._waiting, (sequence.index, sequence))
+        self._blocked -= len(prefix.blocked)
+        prefix.blocked = []
+
+    def _drop(self, prefix: Prefix) -> None:
+        self.pool.release(prefix.pages)
+        prefix.pages = []
+
+    def _drop_a_prefix(self) -> bool:
+        """Let go of the youngest prompt that is held; False when none is."""
+        for prefix in reversed(self._prefixes):
+            if prefix.pages:
+                self._drop(prefix)
+                return True
+        return False

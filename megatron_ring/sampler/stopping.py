@@ -1,0 +1,60 @@
+"""When a response is over. The tokens that ended it stay in it: nothing that was sampled is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Sequence as Sequence_
+
+from megatron_ring.config import SamplingConfig
+from megatron_ring.errors import UserError
+from megatron_ring.sampler.requests import FinishReason, Sequence
+
+Decode = Callable[[Sequence_[int]], str]
+
+
+class StopConditions:
+    """The end-of-sequence token, further stop tokens, stop strings, a tail that repeats itself, the longest length; the
+    first that holds gives the reason.
+
+    Args:
+        decode: text of token ids; needed for stop strings only.
+
+    Raises:
+        UserError: stop strings without `decode`.
+    """
+
+    def __init__(self, sampling: SamplingConfig, eos_id: int, decode: Decode | None = None) -> None:
+        self.sampling, self.eos_id, self.decode = sampling, eos_id, decode
+        self.stop_tokens = frozenset(sampling.stop_token_ids)
+        # A token is at least one byte of text, and the text of a few tokens before it may depend on where decoding begins
+        # (a cut character, a leading space): so the window that must hold a stop string is its bytes and some more.
+        self.window = 8 + max((len(text.encode()) for text in sampling.stop_strings), default=0)
+        if sampling.stop_strings and decode is None:
+            raise UserError("--sampling.stop-strings: this sampler has no tokenizer to decode with")
+
+    def reason(self, sequence: Sequence) -> FinishReason | None:
+        """Why `sequence` ends with the token it just took; None when it goes on."""
+        tokens = sequence.tokens
+        if tokens[-1] == self.eos_id:
+            return "stop"
+        if tokens[-1] in self.stop_tokens:
+            return "stop_token"
+        if self.sampling.stop_strings and self.decode is not None:
+            # The decoded tail, not token ids: a stop string may begin and end inside tokens.
+            tail = self.decode(tokens[-self.window :])
+            if any(text in tail for text in self.sampling.stop_strings):
+                return "stop_string"
+        if self.sampling.repetition_tokens and self._repeats(tokens):
+            return "repetition"
+        return "length" if len(tokens) >= sequence.request.max_new_tokens else None
+
+    def _repeats(self, tokens: list[int]) -> bool:
+        """Whether the last `repetition_tokens` are one n-gram over and over, n at most `repetition_ngram`."""
+        span = self.sampling.repetition_tokens
+        if len(tokens) < span:
+            return False
+        tail = tokens[-span:]
+        return any(
+            tail[-1 - n] == tail[-1] and tail[n:] == tail[:-n]
+            for n in range(1, min(self.sampling.repetition_ngram, span // 2) + 1)
+        )

@@ -1,0 +1,73 @@
+"""Text of responses while they are sampled, one response after another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from megatron_ring.sampler.stopping import Decode
+
+_CUT = "\N{REPLACEMENT CHARACTER}"  # what decoders make of a character whose bytes are not all there
+
+
+class Detokenizer:
+    """Tokens to text as they come; each is decoded a few times, not once for every later one."""
+
+    def __init__(self, decode: Decode) -> None:
+        self._decode = decode
+        self._tokens: list[int] = []
+        self._start = self._said = 0  # tokens from _start on are decoded; those before _said are said
+
+    def feed(self, tokens: Sequence[int], last: bool = False) -> str:
+        """What `tokens` add to the text. The end of a character that is not whole is kept back, unless they are the last."""
+        self._tokens += tokens
+        before = self._decode(self._tokens[self._start : self._said])
+        text = self._decode(self._tokens[self._start :])
+        if len(text) <= len(before) or (text.endswith(_CUT) and not last):
+            return ""
+        # The last piece is decoded again with the next: what a token reads like may depend on the one before it.
+        self._start, self._said = self._said, len(self._tokens)
+        return text[len(before) :]
+
+
+class OrderedStream:
+    """Writes responses in order: the first one that is not finished as it grows, later ones when their turn comes.
+
+    Args:
+        titles: written above each response; "" for none.
+        write: takes pieces of text.
+    """
+
+    def __init__(self, titles: Sequence[str], decode: Decode, write: Callable[[str], None]) -> None:
+        self._titles, self._decode, self._write = titles, decode, write
+        self._unsaid: list[list[int]] = [[] for _ in titles]
+        self._finished = [False] * len(titles)
+        self._current = -1
+        self._next()
+
+    def token(self, index: int, token: int) -> None:
+        """Response `index` has grown by `token`."""
+        self._unsaid[index].append(token)
+        if index == self._current:
+            self._say()
+
+    def finished(self, index: int) -> None:
+        """Response `index` is whole."""
+        self._finished[index] = True
+        while self._current < len(self._titles) and self._finished[self._current]:
+            self._say(last=True)
+            self._write("\n")
+            self._next()
+
+    def _next(self) -> None:
+        self._current += 1
+        if self._current < len(self._titles):
+            self._text = Detokenizer(self._decode)
+            if self._titles[self._current]:
+                self._write(f"{self._titles[self._current]}\n")
+            self._say()
+
+    def _say(self, last: bool = False) -> None:
+        text = self._text.feed(self._unsaid[self._current], last)
+        self._unsaid[self._current] = []
+        if text:
+            self._write(text)

@@ -1,0 +1,83 @@
+"""Forward passes over a step's micro-batches before its update, whose log-probabilities the loss needs beside its own."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+
+from megatron_ring.data.packing import PolicyBatch
+from megatron_ring.parallel import collectives
+from megatron_ring.rl.gspo import sequence_log_ratios
+from megatron_ring.rl.mismatch import Correction, ratio_histogram, ratio_quantiles
+from megatron_ring.training.policy_loss import PolicyLoss
+from megatron_ring.training.trainer import LossOutput, Trainer
+
+QUANTILES = {"k_p01": 0.01, "k_p10": 0.10, "k_p50": 0.50, "k_p90": 0.90, "k_p99": 0.99}
+
+
+def evaluated_logprobs(
+    trainer: Trainer, temperature: float, batches: Sequence[PolicyBatch]
+) -> list[torch.Tensor] | None:
+    """Log-probabilities of the targets under the model's weights as they are, fp32 [T] for each micro-batch, on the host; 0
+    at tokens that do not count in the loss. None but on the last pipeline stage, which alone needs them."""
+    collected = _Collect(temperature, [])
+    trainer.evaluate(batches, collected)
+    if not trainer.context.last_stage:
+        return None
+    found, logprobs = [], torch.cat(collected.logprobs)
+    for batch in batches:
+        count = int(batch.loss_mask.sum())
+        placed = torch.zeros(batch.loss_mask.shape)
+        placed[batch.loss_mask], logprobs = logprobs[:count], logprobs[count:]
+        found.append(placed)
+    return found
+
+
+class FirstPass:
+    """Recomputes the policy's own log-probabilities where an objective or a correction asks for them."""
+
+    def __init__(self, trainer: Trainer, loss: PolicyLoss, recompute: bool, correction: Correction | None = None) -> None:
+        """`recompute`: the ratio's denominator is the recomputed log-probability instead of the sampler's; a correction
+        needs it."""
+        self.trainer, self.temperature, self.objective = trainer, loss.temperature, loss.objective
+        self.recompute, self.correction = recompute, correction
+
+    def annotate(self, batches: Sequence[PolicyBatch]) -> tuple[list[PolicyBatch], dict[str, float]]:
+        """The same micro-batches with `old_logprobs`, `sequence_log_ratio` and `corrections` as far as they are needed, and
+        quantiles of k, the trainer's probability over the sampler's, over all trained tokens of the step. All ranks take
+        part; without any need nothing is computed."""
+        if not self.recompute and not self.objective.sequence_level:
+            return list(batches), {}
+        logprobs = evaluated_logprobs(self.trainer, self.temperature, batches)
+        device = self.trainer.context.device
+        histogram = ratio_histogram(torch.zeros(0)).to(device)
+        annotated = list(batches)
+        for i, (batch, now) in enumerate(zip(batches, logprobs or [], strict=bool(logprobs))):
+            log_k = now - batch.sampler_logprobs
+            histogram += ratio_histogram(log_k[batch.loss_mask]).to(device)
+            old = now if self.recompute else batch.sampler_logprobs
+            annotated[i] = dataclasses.replace(
+                batch,
+                old_logprobs=old,
+                sequence_log_ratio=sequence_log_ratios(now - old, batch.loss_mask, batch.cu_seqlens)
+                if self.objective.sequence_level
+                else None,
+                corrections=None if self.correction is None else self.correction.weights(old, batch.sampler_logprobs),
+            )
+        collectives.broadcast_from_last_stage(collectives.sum_over_data(histogram))
+        quantiles = ratio_quantiles(histogram, list(QUANTILES.values()))
+        return annotated, {f"mismatch/{name}": value for name, value in zip(QUANTILES, quantiles, strict=True)}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Collect:
+    """A loss that keeps the log-probabilities it is given."""
+
+    temperature: float
+    logprobs: list[torch.Tensor]
+
+    def __call__(self, logprobs: torch.Tensor, entropies: torch.Tensor, batch: PolicyBatch) -> LossOutput:
+        self.logprobs.append(logprobs.detach().cpu())
+        return LossOutput(logprobs.sum())

@@ -1,0 +1,47 @@
+"""KL in the reward: how far each sampled response lies from the reference, as a penalty on its reward."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from megatron_ring.data.packing import empty_policy_batch, plan_rollouts, policy_batch, split_evenly
+from megatron_ring.data.sequences import PolicySequence
+from megatron_ring.parallel import collectives
+from megatron_ring.rl.gspo import sequence_sums
+from megatron_ring.rl.kl import KLEstimator, kl_estimate
+from megatron_ring.rl.records import Rollout
+from megatron_ring.training.reference import ReferencePolicy
+
+
+class RewardKL:
+    """Sums a KL estimate between the sampler's log-probabilities and the reference's over each whole response."""
+
+    def __init__(self, reference: ReferencePolicy, estimator: KLEstimator, capacity: int, pad_id: int) -> None:
+        """`capacity`: tokens of a micro-batch of the reference's pass."""
+        self.reference, self.estimator, self.capacity, self.pad_id = reference, estimator, capacity, pad_id
+
+    def __call__(self, rollouts: Sequence[Rollout]) -> list[float]:
+        """KL of each response in nats, the same on every rank; all ranks bring the same rollouts and take part.
+
+        Raises:
+            UserError: a rollout is longer than `capacity`.
+        """
+        context = self.reference.trainer.context
+        sequences = [
+            PolicySequence(r.prompt_tokens, r.response_tokens, r.logprobs, 0.0, 1.0, r.response_length) for r in rollouts
+        ]
+        plans = plan_rollouts(sequences, self.capacity)
+        packs = [policy_batch([sequences[i] for i in plan], self.capacity, self.pad_id) for plan in plans]
+        empty = empty_policy_batch(self.capacity, self.pad_id)
+        mine = self.reference.annotate(split_evenly(packs, context.data_size, empty)[context.data_rank])
+        found: dict[int, float] = {}
+        for plan, batch in zip(plans[context.data_rank :: context.data_size], mine, strict=False):  # behind: empty ones
+            if batch.ref_logprobs is not None:
+                kl = kl_estimate(batch.sampler_logprobs, batch.ref_logprobs, self.estimator)
+                sums = sequence_sums(kl.double(), batch.loss_mask, batch.cu_seqlens).tolist()
+                found |= dict(zip(plan, sums, strict=False))
+        everyone: dict[int, float] = {}
+        for part in collectives.gather_over_data(found):
+            everyone |= part
+        everyone = collectives.broadcast_object_from_last_stage(everyone)
+        return [everyone[i] for i in range(len(rollouts))]

@@ -1,0 +1,90 @@
+"""`generate` as a user runs it: a file of prompts, lines of standard input, and what can be wrong."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.mains.conftest import command, environment, run
+
+
+@pytest.fixture(scope="module")
+def model(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Flags of a random tiny model, a Hugging Face folder."""
+    out = tmp_path_factory.mktemp("model") / "hf"
+    done = run([sys.executable, "tools/make_random_hf.py", "--preset", "ring-tiny", "--out", str(out)])
+    assert done.returncode == 0, done.stderr
+    return ["--checkpoint", str(out), "--tokenizer", str(tiny_data / "tokenizer"), "--sampling.max-new-tokens", "9"]
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "1 + 1 = ?"}\n{"id": "b", "prompt": [{"role": "user", "content": "2 + 2?"}]}\n')
+    return path
+
+
+def rows(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_a_file_of_prompts(model: list[str], prompts: Path, tmp_path: Path) -> None:
+    flags = [*model, "--prompts", str(prompts), "--samples", "2", "--sampling.page-size", "4"]
+    done = run(command("megatron_ring.generate", *flags, "--out", str(tmp_path / "one.jsonl")))
+    assert done.returncode == 0, done.stderr
+    found = rows(tmp_path / "one.jsonl")
+    assert [(row["id"], row["sample"]) for row in found] == [("1", 0), ("1", 1), ("b", 0), ("b", 1)]
+    assert all(row["tokens"] == 9 or row["finish_reason"] == "stop" for row in found)
+    written = "".join(f"--- {row['id']}, response {row['sample'] + 1}\n{row['response']}\n" for row in found)
+    assert done.stdout == written
+    # Of two replicas the first writes its own responses; the file has all.
+    flags += ["--parallel.expert", "2", "--out", str(tmp_path / "two.jsonl")]
+    done = run(command("megatron_ring.generate", *flags, processes=2))
+    assert done.returncode == 0, done.stderr
+    again = rows(tmp_path / "two.jsonl")
+    assert [row["response"] for row in again] == [row["response"] for row in found]
+    assert done.stdout == "".join(
+        f"--- {row['id']}, response {row['sample'] + 1}\n{row['response']}\n" for row in found[::2]
+    )
+
+
+def test_lines_of_standard_input(model: list[str], tmp_path: Path) -> None:
+    flags = [*model, "--out", str(tmp_path / "out.jsonl"), "--raw", "--sampling.temperature", "0"]
+    arguments = command("megatron_ring.generate", *flags)
+    done = subprocess.run(
+        arguments, input="1 + 1\n\n 2 + 2 \n", capture_output=True, text=True, env=environment(), timeout=120, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+    found = rows(tmp_path / "out.jsonl")
+    assert [row["prompt"] for row in found] == ["1 + 1", "2 + 2"]
+    assert done.stdout == "".join(f"{row['response']}\n" for row in found)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--prompts", "nothing.jsonl"], "nothing.jsonl: no such file"),
+        (["--prompts", "BAD"], "bad.jsonl:2: 'prompt' is missing"),
+        (["--prompts", "LONG"], "the model has only 1024 positions"),
+        (["--prompts", "GOOD", "--sampling.kv-tokens", "8"], "--sampling.kv-tokens 8 holds 0 pages of 32 tokens"),
+        (["--sampling.top-p", "0"], "--sampling.top-p is 0.0, outside (0, 1]"),
+        (["--sampling.stop-strings", ""], "--sampling.stop-strings: an empty text"),
+        (["--raw", "--instruction", "x"], "drop one"),
+        (["--samples", "0"], "--samples is 0"),
+    ],
+)
+def test_bad_input(
+    fails_with: Callable[..., str], model: list[str], prompts: Path, tmp_path: Path, flags: list[str], said: str
+) -> None:
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "a"}\n{"answer": "b"}\n')
+    (tmp_path / "long.jsonl").write_text(json.dumps({"prompt": "1 2 " * 2000}) + "\n")
+    files = {"GOOD": prompts, "BAD": tmp_path / "bad.jsonl", "LONG": tmp_path / "long.jsonl"}
+    line = fails_with(command("megatron_ring.generate", *model, *(str(files.get(flag, flag)) for flag in flags)))
+    assert said in line

@@ -1,0 +1,101 @@
+"""RL settings that cannot work: refused before anything is loaded, by the flag's name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from megatron_ring.cli import parse
+from megatron_ring.errors import UserError
+from megatron_ring.objective_config import OBJECTIVE_DEFAULTS
+from megatron_ring.stage_config import RLConfig
+from tests.mains.conftest import command, rl_flags
+
+NOWHERE = Path("nowhere")
+
+
+def parsed(*flags: str, budget: int | None = 300) -> RLConfig:
+    return parse(RLConfig, "ring-rl", "", rl_flags(NOWHERE, NOWHERE, NOWHERE, *flags, budget=budget)).resolved()
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--samples-per-prompt 1", "--samples-per-prompt is 1"),
+        ("--samples-per-prompt 1 --objective.baseline leave-one-out --objective.std False", "--samples-per-prompt is 1"),
+        ("--objective.clip 1", "--objective.clip is 1.0, outside (0, 1)"),
+        ("--objective.clip 0", "--objective.clip is 0.0, outside (0, 1)"),
+        ("--objective.clip-high 0", "--objective.clip-high is 0.0"),
+        ("--objective.kl-beta -1", "--objective.kl-beta is -1.0"),
+        ("--objective.length-budget 9", "--objective.length-budget belongs to dr-grpo, --objective.name is c3po"),
+        ("--objective.name grpo", "--budget: a token budget belongs to c3po, --objective.name is grpo"),
+        ("--reference.place none", "--reference.place is none, but --objective.kl-beta 0.001 needs a reference"),
+        ("--objective.kl-beta 0 --reference.refresh-every 2", "--reference.refresh-every: there is no reference"),
+        ("--reference.refresh-every 0", "--reference.refresh-every is 0"),
+        ("--correction.name icepop", "it needs --objective.old-logprobs recomputed"),
+        ("--correction.phi 1", "--correction.phi belongs to kpop, --correction.name is none"),
+        ("--correction.name tis --correction.low 0.5", "--correction.low belongs to icepop, --correction.name is tis"),
+        ("--correction.name tis --correction.cap 0.5", "--correction.cap is 0.5, below 1"),
+        ("--correction.name icepop --correction.low 2", "--correction.low 2.0 and --correction.high 5.0"),
+        ("--correction.name icepop --correction.high 0.9", "--correction.low 0.5 and --correction.high 0.9"),
+        ("--correction.name kpop --correction.phi 0", "--correction.phi is 0.0, not a positive number"),
+        ("--budget.schedule linear", "--budget.schedule linear needs --budget.final-tokens"),
+        ("--budget.final-tokens 9", "--budget.final-tokens needs --budget.schedule"),
+        ("--budget.schedule linear --budget.final-tokens 0", "--budget.final-tokens is 0"),
+    ],
+)
+def test_settings_that_contradict_each_other(flags: str, said: str) -> None:
+    with pytest.raises(UserError) as refused:
+        parsed(*flags.split())
+    assert said in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "ranks", "said"),
+    [
+        ("", 5, "--prompts-per-step is 4, below the number of data-parallel ranks (5)"),
+        ("--budget.tokens 2561", 1, "Phi = 2,561 cannot be reached: 4 round(s) of 4 prompts x 4 samples of up to 40 tokens"),
+        ("--budget.tokens 1281 --budget.scope rank", 2, "Phi = 2,562 cannot be reached"),
+        ("--budget.schedule solve-rate --budget.final-tokens 9999", 1, "Phi = 9,999 cannot be reached"),
+        ("--budget.tokens 3 --budget.order by-group", 1, "Phi = 3 is less than one token for each of 4 prompts"),
+    ],
+)
+def test_what_depends_on_the_layout(flags: str, ranks: int, said: str) -> None:
+    parsed().check(4)
+    with pytest.raises(UserError) as refused:
+        parsed(*flags.split()).check(ranks)
+    assert said in str(refused.value)
+
+
+def test_a_main_ends_with_one_line_and_status_2(fails_with, tiny_data: Path, tmp_path: Path, sft_checkpoint: Path) -> None:
+    start = rl_flags(tiny_data, tmp_path / "r", sft_checkpoint)
+    assert "--objective.clip" in fails_with(command("megatron_ring.rl", *start, "--objective.clip", "2"))
+    assert "cannot be reached" in fails_with(command("megatron_ring.rl", *start, "--budget.tokens", "99999"))
+
+
+def test_every_objective_has_its_own_defaults_and_keeps_what_is_given() -> None:
+    for name, defaults in OBJECTIVE_DEFAULTS.items():
+        flags = ["--objective.name", name]
+        objective = parsed(*flags, budget=None).objective
+        assert {key: getattr(objective, key) for key in defaults} == defaults
+        assert objective.length_budget == (40 if name == "dr-grpo" else None)
+        flags += ["--objective.clip", "0.1", "--objective.clip-high", "0.7", "--objective.std", "False"]
+        given = parsed(*flags, budget=None).objective
+        assert (given.clip, given.clip_high, given.std) == (0.1, 0.7, False)
+    assert parsed("--objective.clip", "0.1").objective.clip_high == 0.1
+    report = parsed().objective  # the report's figures
+    assert (report.name, report.clip, report.kl_beta, report.alpha_entropy) == ("c3po", 0.2, 1e-3, 5e-4)
+    assert parsed("--objective.kl-beta", "0").reference.place == "none" and parsed().reference.place == "device"
+
+
+def test_a_configuration_written_before_these_settings_existed_still_starts_a_run(tmp_path: Path) -> None:
+    old = tmp_path / "config.yaml"
+    old.write_text(
+        "stage: rl\nrun_dir: a\ninit_from: b\ndata: {prompts: p, tokenizer: t}\n"
+        "budget: {tokens: 6144, scope: global, max_rounds: 4}\n"
+        "objective: {name: c3po, clip: 0.3, kl_beta: 0.05, alpha_entropy: 0.0005}\n"
+    )
+    config = parse(RLConfig, "ring-rl", "", ["--config", str(old), "--run-dir", "c"]).resolved()
+    assert (config.objective.clip, config.objective.clip_high, config.objective.kl_beta) == (0.3, 0.3, 0.05)
+    assert config.budget.resolve(2) == (6144, 6144) and config.reference.place == "device"

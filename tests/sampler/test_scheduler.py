@@ -1,0 +1,251 @@
+"""Scheduler and page pool, without tensors: a simulated cache holds, for every position of every page, the tokens up to it;
+what a sequence attends to must be its own tokens, whatever is shared, copied, preempted or reused."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from megatron_ring.sampler.pages import PagePool, pages_for
+from megatron_ring.sampler.requests import Completion, GenerationRequest, Sampled, Sequence, request_seed
+from megatron_ring.sampler.scheduler import Scheduler, Step
+
+EOS = 0
+
+
+def drawn(sequence: Sequence) -> Sampled:
+    """A token that depends on the request's seed and the position alone."""
+    token = random.Random(f"{sequence.request.seed} {len(sequence.tokens)}").randrange(12)
+    return Sampled(token, -0.5 * token, -0.25 * token, 0.1 * token)
+
+
+def stop(sequence: Sequence) -> str | None:
+    if sequence.tokens[-1] == EOS:
+        return "stop"
+    return "length" if len(sequence.tokens) >= sequence.request.max_new_tokens else None
+
+
+def expected(request: GenerationRequest) -> list[int]:
+    """The response alone."""
+    scheduler = Scheduler([request], pages=99, page_size=4, max_batch=1, prefill_tokens=99, stop=stop)
+    sequence = scheduler.sequences[0]
+    while scheduler.has_work:
+        step = scheduler.plan()
+        scheduler.advance(step, [drawn(sequence) for sequence in step.decoding])
+    return sequence.tokens
+
+
+class SimulatedCache:
+    """What the tensors of a cache would hold: for each slot of each page, the token there and all before it."""
+
+    def __init__(self, page_size: int) -> None:
+        self.page_size = page_size
+        self.pages: dict[int, list[tuple[int, ...]]] = {}
+        self.table: dict[tuple[int, int], int] = {}
+
+    def run(self, step: Step) -> None:
+        assert len({s.row for s in step.decoding} | {c.sequence.row for c in step.chunks}) == len(step.decoding) + len(
+            step.chunks
+        )
+        copied = {target: list(self.pages[source]) for target, source in step.copies.items()}
+        self.pages |= copied
+        for row, column, page in step.table:
+            self.table[row, column] = page
+        for chunk in step.chunks:
+            self.feed(chunk.sequence, chunk.start, chunk.sequence.slice(chunk.start, chunk.count))
+        for sequence in step.decoding:
+            self.feed(sequence, sequence.length - 1, [sequence.last_token])
+
+    def feed(self, sequence: Sequence, start: int, tokens: list[int]) -> None:
+        whole = tuple(sequence.request.prompt_tokens + sequence.tokens)
+        assert list(whole[start : start + len(tokens)]) == tokens
+        for position in range(start, start + len(tokens)):
+            column, offset = divmod(position, self.page_size)
+            page = self.table[sequence.row, column]
+            assert page > 0 and page == sequence.pages[column]
+            self.pages.setdefault(page, [()] * self.page_size)[offset] = whole[: position + 1]
+        for position in range(start + len(tokens)):  # what it attends to
+            column, offset = divmod(position, self.page_size)
+            assert self.pages[self.table[sequence.row, column]][offset] == whole[: position + 1], "foreign keys"
+
+
+limits = st.fixed_dictionaries(
+    {
+        "page_size": st.sampled_from([1, 2, 4, 8]),
+        "more_pages": st.integers(0, 25),
+        "max_batch": st.integers(1, 9),
+        "prefill_tokens": st.integers(1, 30),
+    }
+)
+
+
+class Sampling(RuleBasedStateMachine):
+    """Steps of a scheduler whose requests and limits are drawn, with interruptions: what is unfinished goes through JSON
+    into a scheduler with other limits."""
+
+    @initialize(
+        prompts=st.lists(st.tuples(st.integers(1, 14), st.integers(1, 5), st.integers(1, 9)), min_size=1, max_size=7),
+        limits=limits,
+    )
+    def start(self, prompts: list[tuple[int, int, int]], limits: dict[str, int]) -> None:
+        self.asked = [
+            GenerationRequest([50 + i] * length, request_seed(i, k), new)
+            for i, (length, samples, new) in enumerate(prompts)
+            for k in range(samples)
+        ]
+        self.answers: dict[int, Completion] = {}  # by seed
+        self.version = 0
+        self.open(self.asked, **limits)
+
+    def open(
+        self, requests: list[GenerationRequest], page_size: int, more_pages: int, max_batch: int, prefill_tokens: int
+    ) -> None:
+        longest = max((pages_for(len(r.prompt_tokens) + r.max_new_tokens, page_size) for r in requests), default=1)
+        self.pages, self.oldest_waits = longest + more_pages, 0
+        self.cache = SimulatedCache(page_size)
+        self.scheduler = Scheduler(
+            requests, pages=self.pages, page_size=page_size, max_batch=max_batch, prefill_tokens=prefill_tokens, stop=stop
+        )
+
+    @rule(count=st.integers(1, 12))
+    def steps(self, count: int) -> None:
+        for _ in range(count):
+            if self.scheduler.has_work:
+                self.step()
+
+    def step(self) -> None:
+        scheduler = self.scheduler
+        oldest = next(s for s in scheduler.sequences if s.finish_reason is None)
+        before = (oldest.length, oldest.cached)
+        held = {sequence: list(sequence.tokens) for sequence in scheduler.sequences}
+        step = scheduler.plan()
+        assert step.decoding or step.chunks
+        assert sum(chunk.count for chunk in step.chunks) <= scheduler.prefill_tokens
+        assert len(scheduler.running) <= scheduler.max_batch
+        self.cache.run(step)
+        done = scheduler.advance(step, [drawn(sequence) for sequence in step.decoding])
+        assert all(sequence.tokens[: len(tokens)] == tokens for sequence, tokens in held.items())
+        for sequence in done:
+            assert sequence.request.seed not in self.answers
+            self.answers[sequence.request.seed] = sequence.completion(self.version)
+        # The oldest advances, or waits for another sample that fills its prompt (at most 13 tokens).
+        self.oldest_waits = 0 if (oldest.length, oldest.cached) != before else self.oldest_waits + 1
+        assert self.oldest_waits <= 14
+
+    @rule(limits=limits)
+    def interrupt(self, limits: dict[str, int]) -> None:
+        left = [s.request.continued(s.completion(self.version)) for s in self.scheduler.sequences if not s.finish_reason]
+        self.version += 1
+        self.open([GenerationRequest.from_json(json.loads(json.dumps(request.to_json()))) for request in left], **limits)
+
+    @invariant()
+    def pages_are_accounted_for(self) -> None:
+        scheduler = self.scheduler
+        users = [0] * (self.pages + 1)
+        for holder in [*scheduler.running, *scheduler._prefixes]:
+            assert len(set(holder.pages)) == len(holder.pages)
+            for page in holder.pages:
+                users[page] += 1
+        assert users[0] == 0 and users == scheduler.pool._users
+        assert sorted(scheduler.pool._free) == [page for page in range(1, self.pages + 1) if users[page] == 0]
+        assert scheduler.running == sorted(scheduler.running, key=lambda sequence: sequence.index)
+        rows = [sequence.row for sequence in scheduler.running]
+        assert len(set(rows)) == len(rows) and all(0 <= row < scheduler.max_batch for row in rows)
+        assert all(s.row == -1 and not s.pages and s.cached == 0 for s in scheduler.sequences if s not in scheduler.running)
+
+    def teardown(self) -> None:
+        for _ in range(5000):
+            if not self.scheduler.has_work:
+                break
+            self.step()
+            self.pages_are_accounted_for()
+        assert self.scheduler.pool.free == self.pages and not self.scheduler.running
+        for request in self.asked:
+            answer = self.answers[request.seed]
+            assert answer.tokens == expected(request)
+            assert answer.logprobs == [-0.5 * token for token in answer.tokens]
+            assert answer.processed_logprobs == [-0.25 * token for token in answer.tokens]
+            assert answer.entropies == [0.1 * token for token in answer.tokens]
+            assert sum(count for _, count in answer.versions) == len(answer.tokens)
+            assert answer.versions == sorted(answer.versions) and answer.finish_reason is not None
+
+
+TestSampling = Sampling.TestCase
+TestSampling.settings = settings(max_examples=200, stateful_step_count=5, deadline=None)
+
+
+def run(scheduler: Scheduler) -> None:
+    cache = SimulatedCache(scheduler.page_size)
+    while scheduler.has_work:
+        step = scheduler.plan()
+        cache.run(step)
+        scheduler.advance(step, [drawn(sequence) for sequence in step.decoding])
+
+
+@pytest.mark.parametrize("samples", [2, 16])
+def test_the_samples_of_a_prompt_share_one_prefill(samples: int) -> None:
+    requests = [GenerationRequest([60 + i] * 23, request_seed(i, k), 9) for i in range(3) for k in range(samples)]
+    scheduler = Scheduler(requests, pages=400, page_size=4, max_batch=5, prefill_tokens=10, stop=stop)
+    run(scheduler)
+    assert scheduler.filled == 3 * 22 and scheduler.preemptions == 0
+
+
+def test_full_pages_are_shared_and_the_last_is_copied() -> None:
+    requests = [GenerationRequest([7] * 11, request_seed(k), 3) for k in range(4)]
+    scheduler = Scheduler(requests, pages=40, page_size=4, max_batch=4, prefill_tokens=99, stop=lambda _: None)
+    scheduler.advance(scheduler.plan(), [])
+    step = scheduler.plan()  # 10 shared tokens: two whole pages and half of a third
+    assert len(step.decoding) == 4 and len(step.copies) == 4
+    first = {tuple(sequence.pages[:2]) for sequence in step.decoding}
+    assert len(first) == 1 and len({sequence.pages[2] for sequence in step.decoding}) == 4
+    assert scheduler.pool.free == 40 - 2 - 1 - 4
+
+
+def test_the_youngest_makes_room_and_loses_nothing() -> None:
+    requests = [GenerationRequest([i + 1] * 4, request_seed(i), 12) for i in range(3)]
+    never = lambda s: "length" if len(s.tokens) >= 12 else None  # noqa: E731
+    scheduler = Scheduler(requests, pages=9, page_size=2, max_batch=3, prefill_tokens=99, stop=never)
+    order = []
+    while scheduler.has_work:
+        step = scheduler.plan()
+        before = [list(sequence.tokens) for sequence in scheduler.sequences]
+        order += [s.index for s in scheduler.advance(step, [drawn(sequence) for sequence in step.decoding])]
+        for sequence, held in zip(scheduler.sequences, before, strict=True):
+            assert sequence.tokens[: len(held)] == held
+    assert scheduler.preemptions > 0 and order == [0, 1, 2]
+    assert all(len(sequence.tokens) == 12 for sequence in scheduler.sequences)
+
+
+def test_spans_of_one_version_are_one() -> None:
+    request = GenerationRequest([1], 0, 9, Completion([5], [-1.0], [-1.0], [0.1], [[4, 1]]))
+    scheduler = Scheduler([request], pages=9, page_size=4, max_batch=1, prefill_tokens=9, stop=stop)
+    scheduler.advance(scheduler.plan(), [])
+    step = scheduler.plan()
+    scheduler.advance(step, [Sampled(7, -2.0, -2.0, 0.2)])
+    assert scheduler.sequences[0].completion(4).versions == [[4, 2]]
+    assert scheduler.sequences[0].completion(5).versions == [[4, 1], [5, 1]]
+
+
+def test_a_page_is_never_given_twice() -> None:
+    pool = PagePool(3)
+    pages = [pool.take() for _ in range(3)]
+    assert sorted(pages) == [1, 2, 3] and pool.free == 0
+    with pytest.raises(IndexError):
+        pool.take()
+    pool.share(pages[:1])
+    pool.release(pages)
+    assert pool.free == 2 and not pool.is_shared(pages[0])
+    pool.release(pages[:1])
+    with pytest.raises(AssertionError, match="free already"):
+        pool.release(pages[:1])
+
+
+def test_seeds_differ_and_are_stable() -> None:
+    seeds = {request_seed(run, prompt, sample) for run in range(3) for prompt in range(20) for sample in range(20)}
+    assert len(seeds) == 3 * 20 * 20 and all(0 <= seed < 2**63 for seed in seeds)
+    assert request_seed(1, 2, 3) == request_seed(1, 2, 3) != request_seed(1, 23)

@@ -1,0 +1,90 @@
+"""When a response ends, and that the tokens that ended it stay."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from megatron_ring.config import SamplingConfig
+from megatron_ring.data.tokenizer import RingTokenizer, train_bpe
+from megatron_ring.errors import UserError
+from megatron_ring.sampler.requests import GenerationRequest, Prefix, Sampled, Sequence
+from megatron_ring.sampler.stopping import StopConditions
+
+EOS = 3
+
+
+def feed(conditions: StopConditions, tokens: list[int], limit: int = 1000) -> tuple[int, str | None]:
+    """How many tokens are taken until it stops, and why."""
+    sequence = Sequence(0, GenerationRequest([1], 0, limit), Prefix(0))
+    for count, token in enumerate(tokens, start=1):
+        sequence.append(Sampled(token, 0.0, 0.0, 0.0))
+        reason = conditions.reason(sequence)
+        if reason is not None:
+            assert sequence.tokens == tokens[:count]
+            return count, reason
+    return len(tokens), None
+
+
+def test_tokens_and_length() -> None:
+    conditions = StopConditions(SamplingConfig(stop_token_ids=(8, 9)), EOS)
+    assert feed(conditions, [5, 6, EOS, 7]) == (3, "stop")
+    assert feed(conditions, [5, 9, EOS]) == (2, "stop_token")
+    assert feed(conditions, [5, 6, 7, 7], limit=3) == (3, "length")
+    assert feed(conditions, [5, 6, EOS], limit=3) == (3, "stop")
+    assert feed(conditions, [5, 6]) == (2, None)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> RingTokenizer:
+    """A byte-level vocabulary whose merges do not respect the borders of any stop string."""
+    path = tmp_path_factory.mktemp("tokenizer")
+    train_bpe(["the answer is 42.\n\nQuestion: what? Ünïcode </answer> end"] * 50, 320, path)
+    return RingTokenizer.load(path)
+
+
+TEXTS = ["\n\n", "</answer>", "nswer is 4", "ïc", "é", "Question:", "?", " 42"]
+
+
+@given(data=st.data(), text=st.text(alphabet=st.sampled_from("the answr4 2.\n?Uïé</>Q:"), max_size=40))
+def test_a_stop_string_ends_it_with_the_token_that_completes_it(tokenizer: RingTokenizer, data: st.DataObject, text: str):
+    wanted = data.draw(st.lists(st.sampled_from(TEXTS), min_size=1, max_size=3))
+    text += data.draw(st.sampled_from(["", *wanted])) + " and more"
+    conditions = StopConditions(SamplingConfig(stop_strings=tuple(wanted)), EOS, tokenizer.decode)
+    tokens = tokenizer.encode(text)
+    whole = [n for n in range(1, len(tokens) + 1) if any(w in tokenizer.decode(tokens[:n]) for w in wanted)]
+    assert feed(conditions, tokens) == ((whole[0], "stop_string") if whole else (len(tokens), None))
+
+
+def test_a_character_may_be_cut_by_tokens(tokenizer: RingTokenizer) -> None:
+    tokens = tokenizer.encode("漢")
+    assert len(tokens) == 3  # bytes
+    conditions = StopConditions(SamplingConfig(stop_strings=("漢",)), EOS, tokenizer.decode)
+    assert feed(conditions, [*tokenizer.encode("the"), *tokens, 5])[1] == "stop_string"
+    assert feed(conditions, tokens[:2]) == (2, None)
+
+
+def test_stop_strings_need_a_tokenizer() -> None:
+    with pytest.raises(UserError, match=r"--sampling\.stop-strings"):
+        StopConditions(SamplingConfig(stop_strings=("x",)), EOS)
+
+
+@given(
+    before=st.lists(st.integers(10, 99), max_size=9),
+    gram=st.lists(st.integers(4, 9), min_size=1, max_size=6),
+    window=st.integers(2, 14),
+    longest=st.integers(1, 6),
+)
+def test_repetition(before: list[int], gram: list[int], window: int, longest: int) -> None:
+    sampling = SamplingConfig(repetition_tokens=window, repetition_ngram=longest)
+    tokens = [*before, *gram * 15]
+
+    def repeats(tail: list[int]) -> bool:
+        return any(
+            2 * n <= window and all(tail[i] == tail[i % n] for i in range(window)) for n in range(1, longest + 1)
+        )
+
+    wanted = next((n for n in range(window, len(tokens) + 1) if repeats(tokens[n - window : n])), None)
+    found = feed(StopConditions(sampling, EOS), tokens)
+    assert found == ((wanted, "repetition") if wanted else (len(tokens), None))
