@@ -39,9 +39,7 @@ def test_against_torch(lengths: list[int], heads: int, kv_heads: int, padding: i
     found, wanted = attention(q, k, v), by_torch(q, k, v, lengths)
     assert torch.allclose(found, wanted, atol=1e-12)
     real = sum(lengths)
-    for mine, theirs in zip(
-        torch.autograd.grad(found, inputs, d), torch.autograd.grad(wanted, inputs, d), strict=True
-    ):
+    for mine, theirs in zip(torch.autograd.grad(found, inputs, d), torch.autograd.grad(wanted, inputs, d), strict=True):
         assert torch.allclose(mine[:real], theirs[:real], atol=1e-11)
         assert not mine[real:].any()
 

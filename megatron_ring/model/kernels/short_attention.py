@@ -146,4 +146,3 @@ def _add(total_bld: torch.Tensor, x_bld: torch.Tensor) -> None:
 
 def _blocks(length: int) -> list[tuple[int, int]]:
     return [(start, min(start + BLOCK, length)) for start in range(0, length, BLOCK)]
-
