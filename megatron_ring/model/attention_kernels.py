@@ -3,7 +3,8 @@
     cudnn   CUDA, 16 bit, equal lengths: cuDNN, one batch
     mixed   CUDA, 16 bit, uneven lengths: cuDNN for each long sequence, FlashAttention-2 for the short ones together
     flash   torch's FlashAttention-2 over cumulative lengths, for all
-    sdpa    everything else (CPU, fp32): torch's SDPA, over sequences padded to the longest one
+    short   CPU, up to 512 tokens: plain products over sequences of like length (kernels/short_attention.py)
+    sdpa    everything else (long ones on the CPU, fp32 on CUDA): torch's SDPA, over sequences padded to the longest one
 
 cuDNN's kernels are nearly twice as fast as FlashAttention-2 on Hopper, but torch's way to give them cumulative lengths
 computes wrong gradients (torch 2.11, cuDNN 9.19; docs/LOG.md), and cuDNN plans anew for every shape: lengths are rounded up,
@@ -20,7 +21,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-KERNELS = ("cudnn", "mixed", "flash", "sdpa")
+from megatron_ring.model.kernels.short_attention import LONGEST, Buckets, short_attention
+
+KERNELS = ("cudnn", "mixed", "flash", "short", "sdpa")
 CUDNN_MAX_HEAD = 128  # head dimension up to which cuDNN's backward pass is used
 LONG = 1536  # tokens from which a sequence alone fills the GPU
 
@@ -44,9 +47,12 @@ class PackedAttention:
         self.equal = all(length == self.longest for length in self.lengths)
         self.kernel = kernel or self._fastest(device, dtype, head_dim)
         self._cells: torch.Tensor | None = None
+        self._buckets: Buckets | None = None
         self._parts: list[_Part] | None = None
 
     def _fastest(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
+        if device.type == "cpu" and self.longest <= LONGEST and dtype in (torch.float32, torch.float64):
+            return "short"
         if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16) or head_dim % 8:
             return "sdpa"
         if head_dim > CUDNN_MAX_HEAD or self.longest < LONG:
@@ -61,6 +67,10 @@ class PackedAttention:
             if self._parts is None:
                 self._parts = list(self._split(q_thd.shape[0], self.kernel == "mixed"))
             return _Mixed.apply(q_thd, k_tgd, v_tgd, self._parts)
+        if self.kernel == "short":
+            if self._buckets is None:
+                self._buckets = Buckets(self.lengths, q_thd.shape[1], k_tgd.shape[1], q_thd.dtype)
+            return short_attention(q_thd, k_tgd, v_tgd, self._buckets)
         if self.kernel == "cudnn":
             out = _Cudnn.apply(*(self._as_batch(x) for x in (q_thd, k_tgd, v_tgd))).transpose(1, 2).flatten(0, 1)
         elif self.equal:

@@ -22,6 +22,7 @@ from megatron_ring.parallel import collectives
 TokenLoss = Callable[[torch.Tensor, torch.Tensor, slice], torch.Tensor]
 
 CHUNK_LOGITS = 1 << 28  # elements of a chunk's logits: 2,122 tokens of 126,464 classes, 0.5 GB in bf16
+CPU_CHUNK_LOGITS, CPU_CHUNK_TOKENS = 1 << 17, 256  # whichever is more: small enough for a core's cache
 
 
 class VocabularyHead(ColumnParallelLinear):
@@ -65,6 +66,14 @@ class VocabularyHead(ColumnParallelLinear):
         backward = torch.is_grad_enabled() and (hidden.requires_grad or self.weight.requires_grad)
         return _TokenLoss.apply(hidden, self.weight, self, rows, targets, temperature, token_loss, backward)
 
+    def chunk_tokens(self, on_cuda: bool) -> int:
+        """How many tokens' logits are made at a time."""
+        classes = self.weight.shape[0]
+        size = max(1, self.chunk_logits // classes)
+        if not on_cuda:
+            size = min(size, max(CPU_CHUNK_TOKENS, CPU_CHUNK_LOGITS // classes))
+        return size - size % 256 if size > 256 else size  # whole tiles of the products
+
     def _gather(self, hidden: torch.Tensor) -> torch.Tensor:
         """[T, hidden] on every tensor-parallel rank."""
         return collectives.gather_tokens_over_tensor(hidden.flatten(0, 1))
@@ -91,12 +100,11 @@ class _TokenLoss(torch.autograd.Function):
     ) -> torch.Tensor:
         hidden_nh = head._gather(hidden)
         tokens = hidden_nh.shape[0]
-        hidden_nh = hidden_nh[rows]
+        hidden_nh = hidden_nh.index_select(0, rows)
         gradient_nh = torch.empty_like(hidden_nh) if backward else None
         gradient_vh = torch.zeros_like(weight, dtype=torch.float32) if backward else None
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        size = head.chunk_logits // weight.shape[0]
-        size = max(1, size - size % 256 if size > 256 else size)  # whole tiles of the products
+        size = head.chunk_tokens(hidden.is_cuda)
         first = head.tensor_rank * weight.shape[0]
         for start in range(0, max(1, rows.numel()), size):
             part = slice(start, min(start + size, rows.numel()))
@@ -127,7 +135,7 @@ class _TokenLoss(torch.autograd.Function):
         weight_gradient = _scaled(gradient_vh, scale, gradient_nh.dtype)
         del gradient_vh
         gradient_th = gradient_nh.new_zeros(ctx.tokens, gradient_nh.shape[1])
-        gradient_th[rows] = gradient_nh
+        gradient_th.index_copy_(0, rows, gradient_nh)
         del gradient_nh
         # Each tensor-parallel rank has the part that comes from its classes, and keeps its own tokens: sequence parallelism
         # is on wherever there are several.

@@ -25,6 +25,7 @@ class TokenStatistics:
         columns: int64 [C], the target's column on this rank; any where `owned` is false.
         owned: bool [C], whether the target is one of this rank's columns.
         temperature: above 0.
+        probabilities: on the CPU [C, vocab/TP], within this rank's columns; and their share of all. None on CUDA.
     """
 
     logprobs: torch.Tensor
@@ -33,6 +34,7 @@ class TokenStatistics:
     columns: torch.Tensor
     owned: torch.Tensor
     temperature: float
+    probabilities: tuple[torch.Tensor, torch.Tensor] | None = None
 
 
 def token_statistics(
@@ -50,35 +52,41 @@ def token_statistics(
         columns = targets - first
         owned = (columns >= 0) & (columns < logits_cv.shape[1])
         columns = columns.clamp(0, logits_cv.shape[1] - 1)
-        here, total, weighted, target = _row_statistics(logits_cv, columns, owned, temperature)
+        here, total, weighted, target, p_cv = _row_statistics(logits_cv, columns, owned, temperature)
         # Everything is counted from the largest logit of all ranks.
         maximum = collectives.max_over_tensor(here.clone())
         shift = here - maximum
+        mass = total * shift.exp()
         weighted = shift.exp() * (weighted + shift * total)
         # Three sums in one message: normaliser, sum of exp * logit (for the entropy), the target's logit.
-        sums = torch.stack((total * shift.exp(), weighted, torch.where(owned, target - maximum, 0.0)))
+        sums = torch.stack((mass, weighted, torch.where(owned, target - maximum, 0.0)))
         normaliser, weighted, target = collectives.sum_over_tensor(sums)
         log_normaliser = normaliser.log()
-        entropies = log_normaliser - weighted / normaliser
-        return TokenStatistics(target - log_normaliser, entropies, log_normaliser + maximum, columns, owned, temperature)
+        logprobs, entropies = target - log_normaliser, log_normaliser - weighted / normaliser
+        probabilities = None if p_cv is None else (p_cv, mass / normaliser)
+        log_normaliser = log_normaliser + maximum
+        return TokenStatistics(logprobs, entropies, log_normaliser, columns, owned, temperature, probabilities)
 
 
 def _row_statistics(
     logits_cv: torch.Tensor, columns: torch.Tensor, owned: torch.Tensor, temperature: float
-) -> tuple[torch.Tensor, ...]:
-    """Of x = logits / temperature, fp32 [C] each: maximum m, sum exp(x - m), sum exp(x - m) (x - m), x at `columns`."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Of x = logits / temperature, fp32 [C] each: maximum m, sum exp(x - m), sum exp(x - m) (x - m), x at `columns`; and on
+    the CPU softmax(x) [C, vocab/TP]."""
     if logits_cv.is_cuda:
         from megatron_ring.model.kernels import vocabulary_triton
 
-        return vocabulary_triton.statistics(logits_cv.contiguous(), columns, owned, temperature)
+        return *vocabulary_triton.statistics(logits_cv.contiguous(), columns, owned, temperature), None
     logits = logits_cv.float()
     if temperature != 1.0:
         logits = logits / temperature
-    maximum = logits.max(dim=-1).values
+    maximum = logits.amax(dim=-1)
     target = logits.gather(1, columns[:, None])[:, 0]
     logits = logits - maximum[:, None]
-    exp = logits.exp()
-    return maximum, exp.sum(-1), torch.linalg.vecdot(exp, logits), target
+    # Softmax is faster than exp on the CPU. Its largest value is exp(0) / sum.
+    probabilities = torch.softmax(logits, dim=-1)
+    total = probabilities.amax(dim=-1).reciprocal_()
+    return maximum, total, torch.linalg.vecdot(probabilities, logits) * total, target, probabilities
 
 
 def logits_gradient(
@@ -88,7 +96,7 @@ def logits_gradient(
     by_entropy: torch.Tensor | None,
 ) -> torch.Tensor:
     """Gradient of a loss by the logits [C, vocab/TP], from its gradients by log-probability and entropy [C]. On CUDA it is
-    written over the logits, in their dtype; elsewhere it is fp32.
+    written over the logits, in their dtype; elsewhere it is fp32, in place of the statistics' probabilities.
 
     d logp/d logit_j = ([j = target] - p_j) / temperature;  dH/d logit_j = -p_j (log p_j + H) / temperature.
     """
@@ -103,16 +111,13 @@ def logits_gradient(
             logits_cv, found.columns, found.owned, found.log_normaliser, found.entropies, by_logprob, by_entropy,
             found.temperature,
         )  # fmt: skip
-    log_p = logits_cv.float()
-    if statistics.temperature != 1.0:
-        log_p = log_p / statistics.temperature
-    log_p = log_p - statistics.log_normaliser[:, None]
-    factor = torch.zeros_like(statistics.logprobs) if by_logprob is None else by_logprob
-    at_target = torch.where(statistics.owned, factor, 0.0)
-    if by_entropy is None:
-        gradient = log_p.exp_().mul_(-factor[:, None])
-    else:
-        factors = torch.addcmul((factor + by_entropy * statistics.entropies)[:, None], by_entropy[:, None], log_p)
-        gradient = log_p.exp_().mul_(factors).neg_()
-    gradient.scatter_add_(1, statistics.columns[:, None], at_target[:, None])
+    assert statistics.probabilities is not None
+    p_cv, share = statistics.probabilities
+    by_target = torch.zeros_like(share) if by_logprob is None else by_logprob
+    factor = by_target[:, None]
+    if by_entropy is not None:
+        log_p = logits_cv.float() / statistics.temperature - statistics.log_normaliser[:, None]
+        factor = torch.addcmul((by_target + by_entropy * statistics.entropies)[:, None], by_entropy[:, None], log_p)
+    gradient = p_cv.mul_(factor * -share[:, None])
+    gradient.scatter_add_(1, statistics.columns[:, None], torch.where(statistics.owned, by_target, 0.0)[:, None])
     return gradient if statistics.temperature == 1.0 else gradient.div_(statistics.temperature)

@@ -11,30 +11,31 @@ from megatron.core import parallel_state
 T = TypeVar("T")
 
 
+def _reduce(tensor: torch.Tensor, group: Any, op: Any = dist.ReduceOp.SUM) -> torch.Tensor:
+    """In place. A group of one has nothing to wait for: gloo's threads cost as much as a layer of a small model."""
+    if dist.get_world_size(group) > 1:
+        dist.all_reduce(tensor, op=op, group=group)
+    return tensor
+
+
 def sum_over_data(tensor: torch.Tensor) -> torch.Tensor:
     """Sum over data-parallel ranks, in place."""
-    dist.all_reduce(tensor, group=parallel_state.get_data_parallel_group())
-    return tensor
+    return _reduce(tensor, parallel_state.get_data_parallel_group())
 
 
 def sum_over_pipeline(tensor: torch.Tensor) -> torch.Tensor:
     """Sum over pipeline stages, in place."""
-    dist.all_reduce(tensor, group=parallel_state.get_pipeline_model_parallel_group())
-    return tensor
+    return _reduce(tensor, parallel_state.get_pipeline_model_parallel_group())
 
 
 def sum_over_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """Sum over tensor-parallel ranks, in place."""
-    if parallel_state.get_tensor_model_parallel_world_size() > 1:
-        dist.all_reduce(tensor, group=parallel_state.get_tensor_model_parallel_group())
-    return tensor
+    return _reduce(tensor, parallel_state.get_tensor_model_parallel_group())
 
 
 def max_over_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """Element-wise maximum over tensor-parallel ranks, in place."""
-    if parallel_state.get_tensor_model_parallel_world_size() > 1:
-        dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=parallel_state.get_tensor_model_parallel_group())
-    return tensor
+    return _reduce(tensor, parallel_state.get_tensor_model_parallel_group(), dist.ReduceOp.MAX)
 
 
 def max_over_data(value: int, device: torch.device) -> int:
@@ -63,6 +64,8 @@ def sum_over_processes(values: list[int], device: torch.device, of_replica: bool
 
 def gather_over_data(item: T) -> list[T]:
     """Every data-parallel rank's `item`, in rank order, on every rank. Pickles: for small host objects."""
+    if parallel_state.get_data_parallel_world_size() == 1:
+        return [item]
     items: list[Any] = [None] * parallel_state.get_data_parallel_world_size()
     dist.all_gather_object(items, item, group=parallel_state.get_data_parallel_group())
     return items

@@ -23,6 +23,8 @@ class GradientBuffers:
         if self.ours:
             for parameter in self.parameters:
                 parameter.register_hook(partial(self._take, parameter))
+        else:
+            _skip_exchanges_with_oneself(ddp)
 
     def start_step(self) -> None:
         """What the buffers hold is of no use any more."""
@@ -49,3 +51,10 @@ class GradientBuffers:
         self._untouched.discard(parameter)
         parameter.grad_added_to_main_grad = True
         return gradient
+
+
+def _skip_exchanges_with_oneself(ddp: Any) -> None:
+    """Without data parallelism each buffer is its own shard; gloo would copy both onto themselves at every step."""
+    for group in ddp.bucket_groups + ddp.expert_parallel_bucket_groups:
+        if group.intra_distributed_optimizer_instance_size == 1:
+            group.start_grad_sync = group.start_param_sync = lambda *_, **__: None

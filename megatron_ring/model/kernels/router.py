@@ -30,14 +30,16 @@ def choose_experts(logits_te: torch.Tensor, k: int, padding_t: torch.Tensor | No
 
         return router_triton.forward(logits_te, k, padding_t, losses)
     top, experts_tk = torch.topk(logits_te, k, dim=-1)
-    weights_tk = torch.softmax(top, dim=-1)
+    # Softmax over so few columns is slow on the CPU; exp of a difference is not.
+    weights_tk = (top - top[:, :1]).exp_()
+    weights_tk /= weights_tk.sum(-1, keepdim=True)
     if k > 1 and not losses:
         return weights_tk, experts_tk, logits_te.new_zeros(1)
     lse_t = torch.logsumexp(logits_te, dim=-1)
     if k == 1:
         weights_tk = (top - lse_t[:, None]).exp()
     valid_t = torch.ones_like(lse_t) if padding_t is None else (~padding_t).to(lse_t.dtype)
-    counts_e = torch.zeros_like(logits_te[0]).scatter_add_(0, experts_tk.flatten(), valid_t.repeat_interleave(k))
+    counts_e = torch.zeros_like(logits_te[0]).scatter_add_(0, experts_tk.flatten(), valid_t[:, None].expand(-1, k).flatten())
     p_sums_e = valid_t @ (logits_te - lse_t[:, None]).exp()
     return weights_tk, experts_tk, torch.cat((counts_e, p_sums_e, (lse_t.square() @ valid_t)[None], valid_t.sum()[None]))
 
@@ -73,7 +75,8 @@ def logits_gradient(
             logits_te, weights_tk, experts_tk, d_weights_tk.contiguous(), padding_t, share_e, scale, balance, z, split
         )
     alone = weights_tk.shape[1] == 1
-    p_te = torch.softmax(logits_te, dim=-1) if alone or share_e is not None else logits_te
+    lse_t = torch.logsumexp(logits_te, dim=-1, keepdim=True)
+    p_te = (logits_te - lse_t).exp_()
     weighted_tk = weights_tk * d_weights_tk
     if alone:
         out = (-weighted_tk * p_te).scatter_add_(1, experts_tk, weighted_tk)
@@ -81,8 +84,8 @@ def logits_gradient(
         by_weight = weighted_tk - weights_tk * weighted_tk.sum(-1, keepdim=True)
         out = torch.zeros_like(logits_te).scatter_(1, experts_tk, by_weight)
     if share_e is not None:
-        by_balance = balance * logits_te.shape[1] * (share_e - (p_te @ share_e)[:, None])
-        by_z = 2.0 * z * torch.logsumexp(logits_te, dim=-1, keepdim=True)
+        by_balance = (share_e - (p_te @ share_e)[:, None]).mul_(balance * logits_te.shape[1])
+        by_z = 2.0 * z * lse_t
         scale_t = scale if padding_t is None else scale * (~padding_t)[:, None]
-        out += scale_t * p_te * (by_balance + by_z)
+        out += by_balance.add_(by_z).mul_(p_te).mul_(scale_t)
     return out

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
+import torch.nn.functional as F
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,7 @@ def combine_rows(y_nh: torch.Tensor, index_tk: torch.Tensor, *plus: torch.Tensor
         from megatron_ring.model.kernels import rows_triton
 
         return rows_triton.combine(y_nh.contiguous(), index_tk, tuple(other.contiguous() for other in plus))
-    tokens, k = index_tk.shape
-    out = y_nh.index_select(0, index_tk.flatten()).view(tokens, k, y_nh.shape[1]).sum(dim=1)
+    out = F.embedding_bag(index_tk, y_nh, mode="sum")
     for other in plus:
         out += other
     return out

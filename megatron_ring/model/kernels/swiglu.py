@@ -34,7 +34,8 @@ def swiglu_backward(
     gate, up = gate_up_nf.chunk(2, dim=-1)
     d_gate_up = torch.empty_like(gate_up_nf)
     d_gate, d_up = d_gate_up.chunk(2, dim=-1)
-    silu = F.silu(gate)
+    sigmoid = gate.sigmoid()
+    silu = gate * sigmoid
     product = silu * up
     d_weights = None
     if weights_n is not None:
@@ -42,8 +43,9 @@ def swiglu_backward(
         d_nf = d_nf * weights_n[:, None].to(d_nf.dtype)
         product = product.mul_(weights_n[:, None]) if again else product
     torch.mul(d_nf, silu, out=d_up)
+    # The derivative of silu is sigmoid + silu - silu * sigmoid.
     torch.mul(d_nf, up, out=d_gate)
-    d_gate.copy_(torch.ops.aten.silu_backward(d_gate, gate))
+    d_gate *= silu.addcmul_(silu - 1, sigmoid, value=-1)
     return d_gate_up, d_weights, product if again else None
 
 
