@@ -211,7 +211,7 @@ class OptimizerConfig:
     clip_grad: float = 1.0
     """Global gradient-norm limit (L2)."""
     moments: Literal["fp32", "bf16"] = "fp32"
-    """Adam's moments; bf16 halves their memory and traffic, at 8 bits of precision. Master weights are fp32."""
+    """Adam's moments; bf16 (CUDA) halves their memory and traffic, at 8 bits of precision. Master weights are fp32."""
 
     def __post_init__(self) -> None:
         require(self.lr > 0 and math.isfinite(self.lr), f"--optimizer.lr is {self.lr}, it must be a positive number")

@@ -34,8 +34,6 @@ def run_on(_pools: dict[int, Workers]) -> Callable[..., list[Any]]:
 
     def run(processes: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
         if processes not in _pools or not _pools[processes].alive:
-            if processes in _pools:
-                _pools[processes].close()
             _pools[processes] = Workers(processes)
         return _pools[processes](function, *arguments)
 

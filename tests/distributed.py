@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import Any
 
 TIMEOUT = 120.0  # seconds a call may take before its workers are killed
-CALLS = 12  # of a worker's life: each leaves threads of gloo behind where something still holds its groups
 
 
 def _free_port() -> int:
@@ -49,7 +48,7 @@ class Workers:
     """`size` processes that call a function together."""
 
     def __init__(self, size: int) -> None:
-        self.size, self.calls = size, 0
+        self.size = size
         spawn = multiprocessing.get_context("spawn")
         self._connections, self._processes = [], []
         for rank in range(size):
@@ -62,7 +61,6 @@ class Workers:
 
     def __call__(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
         """`function(*arguments)` in every process; the results by rank. Raises with the first failing rank's trace."""
-        self.calls += 1
         port = _free_port()
         for connection in self._connections:
             connection.send((port, function, arguments))
@@ -82,7 +80,7 @@ class Workers:
 
     @property
     def alive(self) -> bool:
-        return self.calls < CALLS and all(process.is_alive() for process in self._processes)
+        return all(process.is_alive() for process in self._processes)
 
     def close(self) -> None:
         for process, connection in zip(self._processes, self._connections, strict=True):

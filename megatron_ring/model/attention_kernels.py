@@ -16,6 +16,7 @@ Suffixes: t tokens, s sequences, l positions in a sequence, h heads, g KV heads,
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -133,10 +134,8 @@ class _Part:
         self.starts: torch.Tensor | None = None
 
     def on(self, device: torch.device) -> _Part:
-        starts = [0]
-        for length in self.lengths:
-            starts.append(starts[-1] + length)
-        self.starts = torch.tensor(starts, dtype=torch.int32).to(device, non_blocking=True)
+        starts = torch.tensor([0, *accumulate(self.lengths)], dtype=torch.int32)
+        self.starts = starts.to(device, non_blocking=True)
         return self
 
     @property

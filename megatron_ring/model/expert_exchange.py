@@ -82,7 +82,8 @@ class _ExchangedExperts(torch.autograd.Function):
         y_back, moving = exchange_rows(gather_rows(y_nh, here.back[:, 0]), plan.receive, plan.send)
         moving.wait()
         if backward:
-            ctx.places, ctx.here, ctx.plan, ctx.shared, ctx.residual = places, here, plan, shared, residual_th is not None
+            ctx.places, ctx.here, ctx.plan = places, here, plan
+            ctx.has_shared, ctx.residual = shared is not None, residual_th is not None
             ctx.save_for_backward(x_nh, None if recompute else gate_up_nf, weights_n, gate_up_e, down_e)
         return combine_rows(y_back, places.back, *plus)
 
@@ -94,7 +95,7 @@ class _ExchangedExperts(torch.autograd.Function):
         dy_send = gather_rows(d_th, places.order, places.back.shape[1])
         dy_received, moving = exchange_rows(dy_send, plan.send, plan.receive)
         plus = []
-        if ctx.shared is not None:
+        if ctx.has_shared:
             torch.autograd.backward(ctx.shared_out, d_th.view_as(ctx.shared_out))
             plus.append(ctx.shared_in.grad)
             ctx.shared_in = ctx.shared_out = None

@@ -155,7 +155,7 @@ def _add_product(sum_vh: torch.Tensor, a_vc: torch.Tensor, b_ch: torch.Tensor) -
 
 def _scaled(x: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     if x.is_cuda:
-        from megatron_ring.model.kernels import update_triton
+        from megatron_ring.model.kernels import vocabulary_triton
 
-        return update_triton.scaled(x, scale, dtype)
+        return vocabulary_triton.scaled(x, scale, dtype)
     return (x * scale).to(dtype)

@@ -122,4 +122,6 @@ class RingMoE(MegatronModule):
         x, probs = dispatcher.token_dispatch(x, probs)
         x, counts_e, probs = dispatcher.dispatch_postprocess(x, probs)
         out = dispatcher.combine_preprocess(self.experts(x, counts_e, probs))
-        return dispatcher.combine_postprocess(dispatcher.token_combine(out))
+        out = dispatcher.combine_postprocess(dispatcher.token_combine(out))
+        dispatcher.probs = None  # its graph would hold this model, in a cycle that Python cannot see
+        return out

@@ -52,10 +52,3 @@ def rope_tables(
     angles = torch.cat((angles, angles), dim=-1)[:, None, :]
     factor = attention_factor(scaling)
     return angles.cos() * factor, angles.sin() * factor
-
-
-def apply_rope(x_thd: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotate heads x_thd [T, heads, head_dim]; computed in fp32, returned in x's dtype."""
-    x = x_thd.float()
-    first, second = x.chunk(2, dim=-1)
-    return (x * cos + torch.cat((-second, first), dim=-1) * sin).to(x_thd.dtype)

@@ -111,19 +111,19 @@ class _Route(torch.autograd.Function):
         weights_tk, experts_tk, sums = choose_experts(logits_te, router.config.moe_router_topk, padding_t, losses)
         share_e = router.share_of_slots(sums) if losses else None
         ctx.save_for_backward(hidden_th, weight_eh, logits_te, weights_tk, experts_tk, padding_t, share_e)
-        ctx.router, ctx.short = router, short
+        # Not the router: tensors that megatron-core's dispatcher keeps would hold the model through it.
+        weights, scale = router.losses.config, router.losses.gradient_scale
+        ctx.balance, ctx.z, ctx.short = weights.balance * scale, weights.z * scale, short
         ctx.mark_non_differentiable(experts_tk, logits_te)
         return weights_tk, experts_tk, logits_te
 
     @staticmethod
     def backward(ctx: Any, d_weights_tk: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
         hidden_th, weight_eh, logits_te, weights_tk, experts_tk, padding_t, share_e = ctx.saved_tensors
-        losses: RouterLosses = ctx.router.losses
         scale = MoEAuxLossAutoScaler.main_loss_backward_scale  # megatron-core's schedules set it
         scale = torch.ones(1, device=logits_te.device) if scale is None else scale.to(logits_te.device)
         d_logits = logits_gradient(
-            logits_te, (weights_tk, experts_tk), d_weights_tk, padding_t, share_e, scale,
-            losses.config.balance * losses.gradient_scale, losses.config.z * losses.gradient_scale,
+            logits_te, (weights_tk, experts_tk), d_weights_tk, padding_t, share_e, scale, ctx.balance, ctx.z,
             split=hidden_th.dtype if ctx.short else None,
         )  # fmt: skip
         if not ctx.short:

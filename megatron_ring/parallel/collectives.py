@@ -38,13 +38,6 @@ def max_over_tensor(tensor: torch.Tensor) -> torch.Tensor:
     return _reduce(tensor, parallel_state.get_tensor_model_parallel_group(), dist.ReduceOp.MAX)
 
 
-def max_over_data(value: int, device: torch.device) -> int:
-    """The largest `value` among data-parallel ranks."""
-    tensor = torch.tensor([value], dtype=torch.int64, device=device)
-    dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=parallel_state.get_data_parallel_group())
-    return int(tensor.item())
-
-
 def min_over_replica(value: int, device: torch.device) -> int:
     """The smallest `value` among the tensor- and pipeline-parallel ranks of a data-parallel replica."""
     tensor = torch.tensor([value], dtype=torch.int64, device=device)

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 
 from megatron_ring.checkpoint.pieces import optimizer_parts
+from megatron_ring.errors import UserError
+from megatron_ring.parallel.device import has_cuda
 
 MOMENT_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -50,12 +52,12 @@ class FusedAdamW(torch.optim.Optimizer):
                 self._on_host(group, parameters)
 
     def _on_cuda(self, group: dict[str, Any], parameters: list[torch.Tensor]) -> None:
-        from megatron_ring.model.kernels import update_triton
+        from megatron_ring.training import adamw_triton
 
         scale = torch.full((), self.gradient_scale, dtype=torch.float32, device=parameters[0].device)
         for parameter in parameters:
             held = self.state[parameter]
-            update_triton.adamw(
+            adamw_triton.adamw(
                 parameter, _gradient(parameter).contiguous(), held["exp_avg"], held["exp_avg_sq"], scale,
                 self.copies.get(parameter), group["lr"], group["betas"], group["eps"], group["weight_decay"],
                 int(held["step"]),
@@ -80,7 +82,13 @@ def _gradient(parameter: torch.Tensor) -> torch.Tensor:
 
 
 def install(optimizer: Any, moments: str) -> None:
-    """Put `FusedAdamW` into each distributed optimizer that megatron-core chains, and let it write the model's weights."""
+    """Put `FusedAdamW` into each distributed optimizer that megatron-core chains, and let it write the model's weights.
+
+    Raises:
+        UserError: moments in bf16 without CUDA.
+    """
+    if moments != "fp32" and not has_cuda():
+        raise UserError(f"--optimizer.moments {moments}: for CUDA devices only, leave it at fp32 here")
     for part in optimizer_parts(optimizer):
         fused = FusedAdamW(part.optimizer.param_groups, MOMENT_DTYPES[moments])
         for mains, models in (

@@ -45,9 +45,9 @@ class GradientBuffers:
 
     def _take(self, parameter: Any, gradient: torch.Tensor) -> torch.Tensor:
         """megatron-core's hook, which comes next, sees that the gradient is in its buffer."""
-        from megatron_ring.model.kernels import update_triton
+        from megatron_ring.training import adamw_triton
 
-        update_triton.accumulate(parameter.main_grad, gradient.contiguous(), parameter in self._untouched)
+        adamw_triton.accumulate(parameter.main_grad, gradient.contiguous(), parameter in self._untouched)
         self._untouched.discard(parameter)
         parameter.grad_added_to_main_grad = True
         return gradient

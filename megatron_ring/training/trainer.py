@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -109,7 +110,8 @@ class Trainer:
         )
         install(self.optimizer, config.moments)
         self.buffers = GradientBuffers(self.ddp)
-        model.config.finalize_model_grads_func = self._finalize_gradients
+        # Not a method: the configuration would hold the trainer in a cycle that Python cannot see, and with it all groups.
+        model.config.finalize_model_grads_func = partial(_finalize_gradients, self.buffers)
         model.config.no_sync_func = self.ddp.no_sync
 
     def train_step(self, batches: Sequence[MicroBatch], loss: Loss, lr: float) -> StepResult:
@@ -129,11 +131,6 @@ class Trainer:
         if not updated:
             raise FloatingPointError(f"gradient norm is {grad_norm}")
         return StepResult(**{**result.__dict__, "grad_norm": grad_norm})
-
-    def _finalize_gradients(self, model: Any, _num_tokens: Any = None, **settings: Any) -> None:
-        """megatron-core's, but for its pass over all gradients to divide them: `update` does."""
-        self.buffers.end_backward()
-        finalize_model_grads(model, None, **settings)
 
     @torch.no_grad()
     def evaluate(self, batches: Sequence[MicroBatch], loss: Loss) -> StepResult:
@@ -171,6 +168,12 @@ class Trainer:
             collectives.sum_over_tensor(sums)
         balance, z, tokens = collectives.sum_over_pipeline(sums).tolist()
         return (balance / tokens, z / tokens) if tokens else (0.0, 0.0)
+
+
+def _finalize_gradients(buffers: GradientBuffers, model: Any, _num_tokens: Any = None, **settings: Any) -> None:
+    """megatron-core's, but for its pass over all gradients to divide them: `update` does."""
+    buffers.end_backward()
+    finalize_model_grads(model, None, **settings)
 
 
 def sequence_lengths(batch: MicroBatch) -> list[int]:

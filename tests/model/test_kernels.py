@@ -20,6 +20,7 @@ from megatron_ring.model.kernels import (  # noqa: E402
     swiglu_triton,
     vocabulary_triton,
 )
+from megatron_ring.training import adamw_triton  # noqa: E402
 
 DEVICE = torch.device("cuda" if CUDA else "cpu")
 DTYPES = [torch.float32, torch.bfloat16]
@@ -191,3 +192,37 @@ def test_router(tokens: int, experts: int, k: int, padded: bool, split: torch.dt
         assert found.dtype is split
         found = found[:, :experts].double() + found[:, experts:].double()
     assert error(found, x.grad) < (5e-6 if split is None else 5e-5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("count", [1, 5000])
+def test_accumulating_and_scaling(count: int, dtype: torch.dtype) -> None:
+    total, x = draw(count), draw(count, dtype=dtype, seed=1)
+    wanted = total + x.float()
+    adamw_triton.accumulate(total, x)
+    assert torch.equal(total, wanted)
+    adamw_triton.accumulate(total, x, first=True)
+    assert torch.equal(total, x.float())
+    found = vocabulary_triton.scaled(draw(count), torch.full((), 0.3, device=DEVICE), dtype)
+    assert found.dtype is dtype
+    assert error(found, draw(count).double() * 0.3) < allowed(dtype)
+
+
+@pytest.mark.parametrize("copies", [False, True])
+def test_adamw(copies: bool) -> None:
+    """Three updates against torch's in float64, gradients halved as by clipping, moments in fp32."""
+    settings = {"lr": 1e-2, "betas": (0.9, 0.95), "eps": 1e-8}
+    start = draw(5000)
+    exact = start.double().requires_grad_()
+    theirs = torch.optim.AdamW([exact], **settings, weight_decay=0.1)
+    mine, first, second = start.clone(), torch.zeros_like(start), torch.zeros_like(start)
+    copy = torch.zeros_like(start, dtype=torch.bfloat16) if copies else None
+    for step in range(1, 4):
+        gradient = draw(5000, seed=step)
+        exact.grad = gradient.double() * 0.5
+        theirs.step()
+        scale = torch.full((), 0.5, device=DEVICE)
+        adamw_triton.adamw(mine, gradient, first, second, scale, copy, **settings, decay=0.1, step=step)
+    assert error(mine - start, exact - start.double()) < 1e-5
+    if copy is not None:
+        assert error(copy, mine) < allowed(torch.bfloat16)

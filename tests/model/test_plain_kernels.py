@@ -11,7 +11,7 @@ from megatron_ring.model.kernels.rope import split_and_rotate
 from megatron_ring.model.kernels.router import choose_experts, logits_gradient
 from megatron_ring.model.kernels.rows import combine_rows, gather_rows, sort_by_expert
 from megatron_ring.model.kernels.swiglu import swiglu_backward, swiglu_forward
-from megatron_ring.model.rope import apply_rope, rope_tables
+from megatron_ring.model.rope import rope_tables
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -34,6 +34,12 @@ def test_norm_of_sixteen_bit_is_computed_in_fp32() -> None:
     found = norm_and_pass(x, weight, 1e-6)[0]
     assert found.dtype is torch.bfloat16
     assert torch.equal(found, wanted)
+
+
+def apply_rope(x_thd: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """As the public modelling code writes it: x cos + rotate_half(x) sin."""
+    first, second = x_thd.float().chunk(2, dim=-1)
+    return (x_thd.float() * cos + torch.cat((-second, first), dim=-1) * sin).to(x_thd.dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])

@@ -40,7 +40,9 @@ def step_batches(step: int) -> list[MicroBatch]:
     return batches
 
 
-def train(parallel: ParallelConfig, shape: ModelConfig, recompute: Any = "none") -> list[dict[str, float]]:
+def train(
+    parallel: ParallelConfig, shape: ModelConfig, recompute: Any = "none", steps: int = STEPS
+) -> list[dict[str, float]]:
     from megatron_ring.checkpoint.weights import initialize_weights
     from megatron_ring.model.ring_model import build_model
     from megatron_ring.parallel import context
@@ -52,7 +54,7 @@ def train(parallel: ParallelConfig, shape: ModelConfig, recompute: Any = "none")
     initialize_weights(model, seed=2)
     trainer = Trainer(model, here, OPTIMIZER)
     curve = []
-    for step in range(STEPS):
+    for step in range(steps):
         batches = step_batches(step)[here.data_rank :: here.data_size]
         result = trainer.train_step(batches, SFTLoss(), OPTIMIZER.lr_at(step, STEPS))
         curve.append(
@@ -170,3 +172,43 @@ def test_the_step_equals_plain_autograd_and_adamw(run_on) -> None:
         # Adam divides by the gradient's size, so where a gradient is nearly zero rounding decides its sign.
         moved = (weight - wanted["first"][name]).norm()
         assert (found["weights"][name] - weight).norm() < 0.01 * moved, name
+
+
+def left_behind(parallel: ParallelConfig) -> int:
+    """Models of earlier calls that are still in this process's memory, before one more is made."""
+    import gc
+
+    from megatron_ring.model.ring_model import RingModel
+
+    left = sum(type(held) is RingModel for held in gc.get_objects())
+    train(parallel, RING_TINY, steps=1)
+    return left
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("layout", ["dp2", "ep2", "tp2_etp2"])
+def test_a_trainer_goes_with_its_groups(run_on, layout: str) -> None:
+    """Every process group of gloo has threads of its own: what holds a model after the shutdown holds them."""
+    _, parallel = LAYOUTS[layout]
+    before = run_on(2, left_behind, parallel)  # whatever other tests left
+    assert run_on(2, left_behind, parallel) == before
+
+
+def with_short_moments() -> str:
+    from megatron_ring.errors import UserError
+    from megatron_ring.model.ring_model import build_model
+    from megatron_ring.parallel import context
+    from megatron_ring.training.trainer import Trainer
+
+    here = context.initialize(ParallelConfig(), RING_TINY, seed=0)
+    try:
+        Trainer(build_model(RING_TINY, here, ROUTER), here, replace(OPTIMIZER, moments="bf16"))
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.distributed
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA has them")
+def test_short_moments_are_refused_on_a_cpu(run_on) -> None:
+    assert run_on(1, with_short_moments)[0].startswith("--optimizer.moments bf16: for CUDA devices only")

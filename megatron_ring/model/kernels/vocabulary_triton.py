@@ -72,6 +72,14 @@ def _cross_entropy_gradient(  # type: ignore[no-untyped-def]
     tl.store(at, gradient.to(logits_ptr.dtype.element_ty), mask=inside)
 
 
+@triton.jit
+def _cross_entropy_scale(x_ptr, scale_ptr, out_ptr, count, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < count
+    x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32) * tl.load(scale_ptr)
+    tl.store(out_ptr + at, x.to(out_ptr.dtype.element_ty), mask=inside)
+
+
 def statistics(
     logits_cv: torch.Tensor, columns: torch.Tensor, owned: torch.Tensor, temperature: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -107,3 +115,11 @@ def gradient_in_place(
             ENTROPY=by_entropy is not None, BLOCK=BLOCK, num_warps=WARPS,
         )  # fmt: skip
     return logits_cv
+
+
+def scaled(x: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """x * scale in `dtype`; x contiguous, scale one element."""
+    out = torch.empty_like(x, dtype=dtype)
+    if x.numel():
+        _cross_entropy_scale[(triton.cdiv(x.numel(), BLOCK),)](x, scale, out, x.numel(), BLOCK=BLOCK, num_warps=WARPS)
+    return out

@@ -1,4 +1,4 @@
-"""AdamW of one tensor in one pass, and sums into fp32 buffers."""
+"""The optimizer's kernels: AdamW of one tensor in one pass, and sums into fp32 gradient buffers."""
 
 from __future__ import annotations
 
@@ -41,14 +41,6 @@ def _gradient_accumulate(sum_ptr, x_ptr, count, FIRST: tl.constexpr, BLOCK: tl.c
     tl.store(sum_ptr + at, x, mask=inside)
 
 
-@triton.jit
-def _gradient_scale(x_ptr, scale_ptr, out_ptr, count, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = at < count
-    x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32) * tl.load(scale_ptr)
-    tl.store(out_ptr + at, x.to(out_ptr.dtype.element_ty), mask=inside)
-
-
 def adamw(
     parameter: torch.Tensor, gradient: torch.Tensor, first: torch.Tensor, second: torch.Tensor, scale: torch.Tensor,
     copy: torch.Tensor | None, lr: float, betas: tuple[float, float], eps: float, decay: float, step: int,
@@ -69,11 +61,3 @@ def accumulate(total: torch.Tensor, x: torch.Tensor, first: bool = False) -> Non
     count = total.numel()
     if count:
         _gradient_accumulate[(triton.cdiv(count, BLOCK),)](total, x, count, FIRST=first, BLOCK=BLOCK, num_warps=WARPS)
-
-
-def scaled(x: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """x * scale in `dtype`; x contiguous, scale one element."""
-    out = torch.empty_like(x, dtype=dtype)
-    if x.numel():
-        _gradient_scale[(triton.cdiv(x.numel(), BLOCK),)](x, scale, out, x.numel(), BLOCK=BLOCK, num_warps=WARPS)
-    return out
