@@ -143,8 +143,8 @@ def disk() -> Iterator[Finding]:
     yield Finding("Disk here", f"{free / GIB:.1f} GiB free", "broken" if full else "ok", hint)
 
 
-def accelerator(name: str, distribution: str, module: str, hint: str, aside: str = "", flag: str = "") -> Finding:
-    """An optional library; `aside` is what else takes it up when it is there, `flag` what asks for it."""
+def accelerator(name: str, distribution: str, module: str, hint: str, flag: str = "") -> Finding:
+    """An optional library; `flag` is what asks for it."""
     top = module.split(".")[0]
     used = imported_by_code(top)
     note = "" if used else "; not used yet"
@@ -155,14 +155,13 @@ def accelerator(name: str, distribution: str, module: str, hint: str, aside: str
     _, wrong = ask(python_command("-c", f"import torch, {module}"), 120.0)  # its libraries come through torch
     if wrong:
         return Finding(name, f"{version}, but `import {module}` fails: {wrong}", "broken", hint)
-    return Finding(name, f"{version}{note}{aside}", "ok" if used else "unused")
+    return Finding(name, f"{version}{note}", "ok" if used else "unused")
 
 
 def extras() -> Iterator[Finding]:
     hint = "pip install --no-build-isolation -e '.[{}]'"
-    aside = ", but megatron-core takes its fused Adam by itself"
     module, flag = "transformer_engine.pytorch", "--layer-impl te"
-    yield accelerator("Transformer Engine", "transformer-engine", module, hint.format("te"), aside, flag)
+    yield accelerator("Transformer Engine", "transformer-engine", module, hint.format("te"), flag)
     yield accelerator("flash-attn", "flash-attn", "flash_attn", hint.format("flash-attn"))
 
 
@@ -175,8 +174,7 @@ def apex() -> Iterator[Finding]:
         value = "another project of that name (PyPI's): it has no apex.optimizers, and amp_C is not there"
         yield Finding("NVIDIA Apex", value, "broken", f"pip uninstall apex  (to have NVIDIA's: {source})")
         return
-    aside = ", but megatron-core takes its fused Adam by itself where Transformer Engine is absent"
-    yield accelerator("NVIDIA Apex", "apex", "apex.optimizers", source, aside)
+    yield accelerator("NVIDIA Apex", "apex", "apex.optimizers", source)
 
 
 def tool(command: str, flag: str, debian: str, purpose: str, used: bool) -> Finding:
