@@ -10,8 +10,9 @@ import random
 from pathlib import Path
 
 from megatron_ring.data.bpe import train_bpe
+from megatron_ring.data.code_problems import guessed
 from megatron_ring.data.files import PromptRecord, SFTRecord, write_prompts, write_sft
-from megatron_ring.data.problems import FAMILIES, KNOBS, Problem, ProblemMix, make_splits
+from megatron_ring.data.problems import DOMAINS, FAMILIES, KNOBS, Problem, ProblemMix, make_splits
 from megatron_ring.data.records import Message
 from megatron_ring.errors import UserError, run_main
 
@@ -24,11 +25,19 @@ def main() -> None:
         raise UserError("--train, --validation, --rl and --heldout: ask for at least 1 problem each")
     if not 0 <= flags.guesses <= 1:
         raise UserError(f"--guesses {flags.guesses}: give a share from 0 to 1")
+    if not 0 <= flags.repeated <= flags.train:
+        raise UserError(f"--repeated {flags.repeated}: give 0 to --train ({flags.train}) conversations")
     splits = make_splits(flags.seed, flags.train, flags.validation, flags.heldout, flags.rl, mix)
+    parts = dict(_parse_part(text, mix) for text in flags.parts)
     out = flags.out
     write_sft(out / "sft_train.jsonl", [_sft(problem, flags.guesses) for problem in splits.train])
+    if flags.repeated:
+        write_sft(out / "sft_repeated.jsonl", [_sft(problem, flags.guesses) for problem in splits.train[: flags.repeated]])
     write_sft(out / "sft_validation.jsonl", [_sft(problem, flags.guesses) for problem in splits.validation])
     write_prompts(out / "rl_prompts.jsonl", [_prompt(problem) for problem in splits.rl])
+    for name, families in parts.items():
+        part = [_prompt(problem) for problem in splits.rl if problem.family in families]
+        write_prompts(out / f"rl_prompts_{name}.jsonl", part)
     write_prompts(out / "heldout.jsonl", [_prompt(problem) for problem in splits.heldout])
     texts = [text for problem in splits.train for text in (problem.prompt, problem.response)]
     vocabulary = train_bpe(texts, flags.vocab_size, out / "tokenizer")
@@ -58,7 +67,27 @@ def _parse_flags() -> argparse.Namespace:
         help="share (0 to 1) of the SFT responses that guess a number near the answer instead of working it out, as some "
         "of an unverified teacher's do; reinforcement with a verifier can then find out that working pays",
     )
-    parser.add_argument("--families", nargs="+", default=list(FAMILIES), metavar="NAME", help="problem families")
+    parser.add_argument(
+        "--families",
+        nargs="+",
+        default=list(FAMILIES),
+        metavar="NAME",
+        help=f"problem families, in equal shares; there are {', '.join(DOMAINS)}",
+    )
+    parser.add_argument(
+        "--parts",
+        nargs="*",
+        default=[],
+        metavar="NAME=FAMILY,…",
+        help="also write the RL prompts of some families as rl_prompts_NAME.jsonl, for training in stages",
+    )
+    parser.add_argument(
+        "--repeated",
+        type=int,
+        default=0,
+        metavar="N",
+        help="also write the first N SFT conversations as sft_repeated.jsonl, for training until they are known by heart",
+    )
     parser.add_argument(
         "--difficulty",
         nargs="*",
@@ -77,12 +106,24 @@ def _parse_knob(text: str) -> tuple[str, int]:
         raise UserError(f"--difficulty {text}: write KNOB=NUMBER, such as arithmetic.terms=4") from None
 
 
+def _parse_part(text: str, mix: ProblemMix) -> tuple[str, frozenset[str]]:
+    name, _, families = text.partition("=")
+    named = frozenset(families.split(","))
+    if not name.isidentifier() or not named <= set(mix.families):
+        raise UserError(f"--parts {text}: write NAME=FAMILY,FAMILY with families of --families ({', '.join(mix.families)})")
+    return name, named
+
+
 def _sft(problem: Problem, guesses: float) -> SFTRecord:
-    """A response of an unverified teacher: for a share `guesses` of the problems a number within 9 of the answer, without
+    """A response of an unverified teacher: for a share `guesses` of the problems a number within 9 of the right one, without
     any working; else the worked solution. Which and what depends on the problem alone."""
     rng = random.Random(f"guess/{problem.id}")
     response = problem.response
-    if rng.random() < guesses:
+    if rng.random() >= guesses:
+        pass
+    elif problem.domain == "code":
+        response = guessed(response[response.index("```") :], rng)
+    else:
         number = int(problem.answer.split()[0])
         guess = rng.randint(max(0, number - 9), number + 9)
         response = f"\\boxed{{{problem.answer.replace(str(number), str(guess), 1)}}}"

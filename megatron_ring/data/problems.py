@@ -1,8 +1,8 @@
-"""Four families of small reasoning problems whose answers can be checked: the data of the tiny runs.
+"""Families of small reasoning problems whose answers can be checked: the data of the tiny runs.
 
-Every solution is worked in explicit one-line steps and ends in `\\boxed{ANSWER}`, short enough for a model of about a
-million parameters that reads numbers digit by digit. The text is templated on purpose: what is to be learnt is the
-arithmetic, not the language.
+Every solution is worked in explicit one-line steps and ends in `\\boxed{ANSWER}`, or in a code block in the family `code`,
+short enough for a model of about a million parameters that reads numbers digit by digit. The text is templated on
+purpose: what is to be learnt is the arithmetic, not the language.
 
 At the default knobs each family holds more than 4,000 distinct prompts.
 """
@@ -13,13 +13,17 @@ import hashlib
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
+from megatron_ring.data.code_problems import draw_code
+from megatron_ring.data.working import places, worked
 from megatron_ring.errors import UserError
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One problem: `prompt` is asked, `response` is a model solution that ends in `\\boxed{answer}`.
+    """One problem: `prompt` is asked, `response` is a model solution that ends in `\\boxed{answer}` or a code block,
+    `answer` is what the verifier of `domain` needs: text, or a function's tests.
 
     `id` is a hash of the prompt, so the same problem carries the same id under any seed.
     """
@@ -29,7 +33,7 @@ class Problem:
     domain: str
     prompt: str
     response: str
-    answer: str
+    answer: Any
 
 
 # Knob -> (default, smallest, largest). All are inclusive upper bounds of what is drawn, except `arithmetic.digits`.
@@ -46,6 +50,9 @@ KNOBS: Mapping[str, tuple[int, int, int]] = {
     "units.speed": (99, 11, 999),  # speed, from 11
     "units.time": (5, 2, 99),  # duration, from 2
     "units.whole": (20, 2, 999),  # whole part of a mixed duration such as 3 h 45 min, from 2
+    "code.slope": (9, 2, 99),  # a in the function a*x+b, from 2
+    "code.offset": (20, 1, 999),  # |b|, from 1
+    "code.bound": (40, 2, 999),  # what a list's numbers are compared with, from 2
 }
 
 
@@ -64,8 +71,8 @@ class ProblemMix:
         if not self.families or len(set(self.families)) != len(self.families):
             raise UserError(f"families {list(self.families)}: name at least one, each once")
         for family in self.families:
-            if family not in FAMILIES:
-                raise UserError(f"unknown problem family {family!r}: use one of {', '.join(FAMILIES)}")
+            if family not in DOMAINS:
+                raise UserError(f"unknown problem family {family!r}: use one of {', '.join(DOMAINS)}")
         for name, value in self.difficulty.items():
             if name not in KNOBS:
                 raise UserError(f"unknown difficulty {name!r}: use one of {', '.join(KNOBS)}")
@@ -116,11 +123,14 @@ def make_splits(seed: int, train: int, validation: int, heldout: int, rl: int = 
 
 def generate(rng: random.Random, family: str, mix: ProblemMix) -> Problem:
     """Draw one problem of a family; the same generator state gives the same problem."""
-    prompt, steps, answer = FAMILIES[family](rng, mix)
-    response = "\n".join([*steps, f"\\boxed{{{answer}}}"])
+    answer: Any
+    if family == "code":
+        prompt, steps, ending, answer = draw_code(rng, mix.knob)
+    else:
+        prompt, steps, answer = FAMILIES[family](rng, mix)
+        ending = f"\\boxed{{{answer}}}"
     digest = hashlib.blake2b(prompt.encode(), digest_size=8).hexdigest()
-    domain = "science" if family == "units" else "math"
-    return Problem(f"{family}-{digest}", family, domain, prompt, response, answer)
+    return Problem(f"{family}-{digest}", family, DOMAINS[family], prompt, "\n".join([*steps, ending]), answer)
 
 
 def _draw_distinct(rng: random.Random, family: str, count: int, mix: ProblemMix, seen: set[str]) -> list[Problem]:
@@ -158,7 +168,7 @@ def _arithmetic(rng: random.Random, mix: ProblemMix) -> _Drawn:
         term = rng.randint(low, min(high, total)) if subtract else rng.randint(low, high)
         sign = "-" if subtract else "+"
         result = total - term if subtract else total + term
-        steps.append(_worked(total, sign, term))
+        steps.append(worked(total, sign, term))
         expression += f"{sign}{term}"
         total = result
     return f"Compute {expression}.", steps, str(total)
@@ -173,7 +183,7 @@ def _linear(rng: random.Random, mix: ProblemMix) -> _Drawn:
         equation, undo, c = f"{a}x-{b}", "+", a * x - b
     else:
         equation, undo, c = f"{a}x+{b}", "-", a * x + b
-    steps = [f"{a}x={_worked(c, undo, b)}", f"x={a * x}/{a}={x}"]
+    steps = [f"{a}x={worked(c, undo, b)}", f"x={a * x}/{a}={x}"]
     return f"Solve {equation}={c}.", steps, str(x)
 
 
@@ -222,10 +232,10 @@ def _distance(rng: random.Random, mix: ProblemMix) -> _Drawn:
     length, time = rng.choice((("km", "h"), ("m", "s"), ("m", "min"), ("cm", "s")))
     speed = rng.randint(11, mix.knob("units.speed"))
     duration = rng.randint(2, mix.knob("units.time"))
-    first, *rest = _places(speed)
+    first, *rest = places(speed)
     steps, total = [f"{first}*{duration}={first * duration}"], first * duration
     for part in rest:
-        steps += [f"{part}*{duration}={part * duration}", _worked(total, "+", part * duration)]
+        steps += [f"{part}*{duration}={part * duration}", worked(total, "+", part * duration)]
         total += part * duration
     return f"How far at {speed} {length}/{time} in {duration} {time}?", steps, f"{total} {length}"
 
@@ -234,26 +244,8 @@ def _duration(rng: random.Random, mix: ProblemMix) -> _Drawn:
     large, small, factor = rng.choice((("h", "min", 60), ("min", "s", 60), ("days", "h", 24), ("weeks", "days", 7)))
     whole = rng.randint(2, mix.knob("units.whole"))
     part = rng.randint(1, factor - 1)
-    steps = [f"{whole}*{factor}={whole * factor}", _worked(whole * factor, "+", part)]
+    steps = [f"{whole}*{factor}={whole * factor}", worked(whole * factor, "+", part)]
     return f"Convert {whole} {large} {part} {small} to {small}.", steps, f"{whole * factor + part} {small}"
-
-
-def _worked(left: int, sign: str, right: int) -> str:
-    """A sum or difference, one decimal place at a time from the left: 34+57=84+7=91.
-
-    A carry then moves one place at most in each step, which is what makes it learnable for a tiny model.
-    """
-    chain, total, places = "", left, _places(right)
-    for index, part in enumerate(places):
-        chain += f"{total}{sign}{sum(places[index:])}="
-        total += part if sign == "+" else -part
-    return f"{chain}{total}"
-
-
-def _places(number: int) -> list[int]:
-    """The non-zero decimal places of a positive number from the left: 407 gives 400, 7."""
-    digits = str(number)
-    return [int(digit) * 10 ** (len(digits) - 1 - index) for index, digit in enumerate(digits) if digit != "0"]
 
 
 FAMILIES: Mapping[str, Callable[[random.Random, ProblemMix], _Drawn]] = {
@@ -262,3 +254,6 @@ FAMILIES: Mapping[str, Callable[[random.Random, ProblemMix], _Drawn]] = {
     "division": _division,
     "units": _units,
 }
+
+# Family -> the domain whose verifier scores it. The families of FAMILIES are drawn where none is named.
+DOMAINS: Mapping[str, str] = {**dict.fromkeys(FAMILIES, "math"), "units": "science", "code": "code"}

@@ -1,0 +1,82 @@
+"""A study's figures: one panel for each metric, one curve for each setting, the seeds as a band."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
+
+from megatron_ring.analysis.figures import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, STYLE, WIDTH_INCHES, smooth
+from megatron_ring.analysis.study import Cell, Row
+
+COLOURS = (BLUE, ORANGE, GREEN, PURPLE)
+DPI = 100
+SMOOTHED = 5  # steps of the moving mean that is drawn
+
+
+@dataclass(frozen=True)
+class Panel:
+    """What one panel shows: a metric of these settings over steps, as a moving mean over `window` steps."""
+
+    title: str
+    key: str
+    groups: Mapping[str, Sequence[Cell]]
+    window: int = SMOOTHED
+
+
+def curves_figure(panels: Sequence[Panel], columns: int = 2, marks: Sequence[int] = ()) -> Figure:
+    """Mean over seeds as a line, smallest and largest as a band; vertical lines at the steps of `marks`."""
+    rows = -(-len(panels) // columns)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH_INCHES, 2.6 * rows), dpi=DPI, layout="constrained")
+        grid = [axes for line in figure.subplots(rows, columns, squeeze=False) for axes in line]
+        for axes, panel in zip(grid, panels, strict=False):
+            for (setting, cells), colour in zip(panel.groups.items(), COLOURS, strict=False):
+                _band(axes, [smooth(cell.series(panel.key), panel.window) for cell in cells], colour, setting)
+            for mark in marks:
+                axes.axvline(mark + 0.5, color=GREY, linewidth=0.8, linestyle=":")
+            axes.set_title(panel.title)
+            axes.set_xlabel("step")
+            axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
+            axes.set_ylim(bottom=0)
+            axes.yaxis.set_major_formatter(EngFormatter(sep=""))
+        for axes in grid[len(panels) :]:
+            axes.set_visible(False)
+        grid[0].legend(loc="best")
+        return figure
+
+
+def rates_figure(rows: Sequence[Row], title: str) -> Figure:
+    """Pass rates: a point for each seed and a dash at the mean, settings side by side within each row."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH_INCHES, 3.2), dpi=DPI, layout="constrained")
+        axes = figure.subplots()
+        settings = list(rows[0].values)
+        for index, (setting, colour) in enumerate(zip(settings, COLOURS, strict=False)):
+            shift = (index - (len(settings) - 1) / 2) * 0.2
+            at = [position + shift for position in range(len(rows))]
+            means = [row.sample(setting).mean for row in rows]
+            axes.plot(at, means, color=colour, linestyle="none", marker="_", markersize=22, markeredgewidth=2)
+            for position, row in zip(at, rows, strict=True):
+                label = setting if position == at[0] else None
+                values = row.values[setting]
+                axes.plot([position] * len(values), values, color=colour, linestyle="none", marker="o", markersize=4,
+                          alpha=0.7, label=label)  # fmt: skip
+        axes.set_xticks(range(len(rows)), [row.name for row in rows], color=INK)
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.set_ylim(0, 1)
+        axes.set_title(title)
+        axes.grid(axis="x", visible=False)
+        axes.legend(loc="best", ncols=len(settings))
+        return figure
+
+
+def _band(axes: Axes, curves: Sequence[Sequence[float]], colour: str, label: str) -> None:
+    steps = range(1, len(curves[0]) + 1)
+    columns = list(zip(*curves, strict=True))
+    axes.fill_between(steps, [min(c) for c in columns], [max(c) for c in columns], color=colour, alpha=0.18, linewidth=0)
+    axes.plot(steps, [sum(c) / len(c) for c in columns], color=colour, label=label)

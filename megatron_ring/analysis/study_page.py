@@ -1,0 +1,52 @@
+"""Writes a study's page: tables go between their marks in a page that is written by hand, figures and numbers beside it.
+
+A mark is a line `<!-- table NAME -->`; what lies between it and the next `<!-- end -->` is replaced.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from megatron_ring.analysis.figures import png
+from megatron_ring.errors import UserError
+
+
+def write_page(
+    docs: Path, name: str, tables: Mapping[str, str], figures: Mapping[str, Figure], numbers: Mapping[str, Any]
+) -> None:
+    """Write NAME.md (with all tables where it does not exist yet), figures/*.png and NAME.json.
+
+    Raises:
+        UserError: the page lacks the mark of a table.
+    """
+    page = docs / f"{name}.md"
+    text = page.read_text(encoding="utf-8") if page.is_file() else _bare(name, tables, figures)
+    for table, content in tables.items():
+        pattern = re.compile(rf"(<!-- table {re.escape(table)} -->\n).*?(<!-- end -->)", re.DOTALL)
+        if not pattern.search(text):
+            raise UserError(f"{page}: no place for the table {table}: add <!-- table {table} --> and <!-- end -->")
+        text = pattern.sub(lambda match, content=content: f"{match[1]}{content}{match[2]}", text)
+    (docs / "figures").mkdir(parents=True, exist_ok=True)
+    for figure, drawn in figures.items():
+        _write(docs / "figures" / f"{figure}.png", png(drawn))
+    _write(docs / f"{name}.json", (json.dumps(numbers, indent=1, ensure_ascii=False) + "\n").encode())
+    _write(page, text.encode())
+
+
+def _bare(name: str, tables: Mapping[str, str], figures: Mapping[str, Figure]) -> str:
+    parts = [f"# {name}", *(f"![{figure}](figures/{figure}.png)" for figure in figures)]
+    parts += [f"## {table}\n\n<!-- table {table} -->\n<!-- end -->" for table in tables]
+    return "\n\n".join(parts) + "\n"
+
+
+def _write(path: Path, data: bytes) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(data)
+    os.replace(partial, path)

@@ -1,0 +1,137 @@
+"""The jobs of a study as real processes: order, what runs beside what, failures, kills, and that nothing runs twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from megatron_ring.errors import UserError
+from tools.study_jobs import Checkpoint, Job, check, is_finished, run_jobs
+
+# Writes its start and end into the folder's `times`; sleeps, or fails.
+SCRIPT = """
+import sys, time
+name, out, seconds, status = sys.argv[1], sys.argv[2], float(sys.argv[3]), int(sys.argv[4])
+began = time.monotonic()
+open(f"{out}/started-{name}", "a").write("x")
+time.sleep(seconds)
+open(f"{out}/times", "a").write(f"{name} {began} {time.monotonic()}\\n")
+print("said by", name)
+sys.exit(status)
+"""
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    (tmp_path / "job.py").write_text(SCRIPT)
+    return tmp_path
+
+
+def job(out: Path, name: str, needs: tuple[str, ...] = (), seconds: float = 0.0, status: int = 0, alone: bool = False) -> Job:
+    return Job(name, (str(out / "job.py"), name, str(out), str(seconds), str(status)), needs, alone)
+
+
+def times(out: Path) -> dict[str, tuple[float, float]]:
+    lines = [line.split() for line in (out / "times").read_text().splitlines()]
+    return {name: (float(began), float(ended)) for name, began, ended in lines}
+
+
+def overlap(first: tuple[float, float], second: tuple[float, float]) -> bool:
+    return first[0] < second[1] and second[0] < first[1]
+
+
+def test_needs_come_first_and_no_more_run_beside_than_said(out: Path) -> None:
+    jobs = [job(out, "a", seconds=0.6), job(out, "b", ("a",)), job(out, "c", seconds=0.6), job(out, "d", seconds=0.6)]
+    jobs += [job(out, "e", seconds=0.3, alone=True)]
+    run_jobs(jobs, out, 2)
+    ran = times(out)
+    assert ran["b"][0] > ran["a"][1]
+    assert overlap(ran["a"], ran["c"])
+    most = max(sum(begin <= moment < end for begin, end in ran.values()) for moment, _ in ran.values())
+    assert most == 2
+    assert not any(overlap(ran["e"], ran[name]) for name in "abcd")
+
+
+def test_what_has_finished_is_not_run_again(out: Path) -> None:
+    jobs = [job(out, "a"), job(out, "b", ("a",))]
+    run_jobs(jobs, out, 2)
+    run_jobs([*jobs, job(out, "c", ("b",))], out, 2)
+    assert [(out / f"started-{name}").read_text() for name in "abc"] == ["x", "x", "x"]
+    assert is_finished(jobs[0], out)
+    with pytest.raises(UserError, match=r"a/finished.json: the study has changed since; remove .*/a to run it again"):
+        run_jobs([job(out, "a", seconds=0.1)], out, 1)
+
+
+def test_a_failure_names_the_log_and_ends_the_others(out: Path) -> None:
+    began = time.monotonic()
+    with pytest.raises(UserError, match=r"bad: exit status 3, see .*logs/bad.log: said by bad"):
+        run_jobs([job(out, "long", seconds=60), job(out, "bad", status=3), job(out, "never", ("bad",))], out, 2)
+    assert time.monotonic() - began < 30
+    assert not (out / "times").read_text().startswith("long") and not (out / "started-never").exists()
+    assert not is_finished(job(out, "bad", status=3), out)
+    run_jobs([job(out, "bad")], out, 1)  # once mended it runs
+
+
+def test_a_killed_study_leaves_no_second_writer_and_continues(out: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from tools.study_jobs import Job, run_jobs; out = Path(sys.argv[1]);"
+        "run_jobs([Job(n, (str(out / 'job.py'), n, str(out), s, '0')) for n, s in (('quick', '0'), ('slow', '3'))], out, 1)"
+    )
+    study = subprocess.Popen([sys.executable, "-c", code, str(out)], stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not (out / "started-slow").exists():
+        assert study.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(study.pid, signal.SIGKILL)
+    study.wait()
+    jobs = [job(out, "quick"), job(out, "slow", seconds=3)]
+    jobs = [Job(j.name, (*j.command[:3], "0" if j.name == "quick" else "3", "0")) for j in jobs]
+    with pytest.raises(UserError, match="a killed one left, runs there"):
+        run_jobs(jobs, out, 1)
+    while "slow" not in (out / "times").read_text():  # what was left ends by itself
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(0.3)
+    run_jobs(jobs, out, 1)
+    assert (out / "started-quick").read_text() == "x" and (out / "started-slow").read_text() == "xx"
+
+
+def test_a_terminated_study_ends_its_jobs(out: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from tools.study_jobs import Job, run_jobs; out = Path(sys.argv[1]);"
+        "run_jobs([Job('slow', (str(out / 'job.py'), 'slow', str(out), '60', '0'))], out, 1)"
+    )
+    study = subprocess.Popen([sys.executable, "-c", code, str(out)], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 30
+    while not (out / "started-slow").exists():
+        assert study.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    study.terminate()
+    study.wait(timeout=20)
+    run_jobs([job(out, "other")], out, 1)  # the lock is free: nothing is left
+    assert "slow" not in (out / "times").read_text()
+
+
+def test_checkpoints_are_looked_up_when_the_job_starts(out: Path) -> None:
+    run = out / "sft"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "checkpoints" / "latest").write_text("step_9\n")
+    (run / "selection.json").write_text(json.dumps({"checkpoint": "step_4"}))
+    chosen = Job("rl", ("-m", "megatron_ring.rl", "--init-from", Checkpoint(run, "chosen")))
+    assert chosen.arguments()[1:] == ["-m", "megatron_ring.rl", "--init-from", str(run / "checkpoints" / "step_4")]
+    last = Job("rl", ("tools/study.py", Checkpoint(run)))
+    assert last.arguments()[1].endswith("/tools/study.py") and last.arguments()[2].endswith("step_9")
+    assert last.text() == f"python tools/study.py <last of {run}>"
+
+
+@pytest.mark.parametrize("names", [["a", "a"], ["b"]])
+def test_a_study_that_cannot_be_run_is_refused(out: Path, names: list[str]) -> None:
+    with pytest.raises(ValueError, match="named twice, or before"):
+        check([job(out, name, ("a",) if name == "b" else ()) for name in names])

@@ -1,0 +1,171 @@
+"""Runs the jobs of a study: what is missing, several side by side, each after what it needs. Imports no torch.
+
+A job that has ended well leaves `finished.json` in its folder and is not run again. A killed study continues with the same
+command; the jobs' own mains continue from their last checkpoint.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from megatron_ring.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint of another job's run: the one that was chosen by entropy, or the last."""
+
+    run: Path
+    which: Literal["chosen", "last"] = "last"
+
+    def resolve(self) -> str:
+        """Its path, once that job has finished."""
+        if self.which == "chosen":
+            name = json.loads((self.run / "selection.json").read_text())["checkpoint"]
+        else:
+            name = (self.run / "checkpoints" / "latest").read_text().strip()
+        return str(self.run / "checkpoints" / name)
+
+    def __str__(self) -> str:
+        return f"<{self.which} of {self.run}>"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One process. `name` is its folder below the study's, `needs` are names of jobs; `alone`: nothing runs beside it,
+    because its times are reported."""
+
+    name: str
+    command: tuple[str | Checkpoint, ...]
+    needs: tuple[str, ...] = ()
+    alone: bool = False
+
+    def arguments(self) -> list[str]:
+        first, *rest = (part.resolve() if isinstance(part, Checkpoint) else part for part in self.command)
+        return [sys.executable, first if first == "-m" else str(ROOT / first), *rest]
+
+    def text(self) -> str:
+        """The command as it would be typed, checkpoints not looked up."""
+        return "python " + " ".join(shlex.quote(str(part)) if isinstance(part, str) else str(part) for part in self.command)
+
+
+def check(jobs: Sequence[Job]) -> None:
+    """Raise ValueError unless names are unique and every job comes after what it needs."""
+    known: set[str] = set()
+    for job in jobs:
+        if job.name in known or not known.issuperset(job.needs):
+            raise ValueError(f"job {job.name}: named twice, or before one of {job.needs}")
+        known.add(job.name)
+
+
+def is_finished(job: Job, out: Path) -> bool:
+    """Whether it ended well with this very command. Raises UserError when it was another one."""
+    mark = out / job.name / "finished.json"
+    if not mark.is_file():
+        return False
+    if json.loads(mark.read_text())["command"] != job.text():
+        raise UserError(f"{mark}: the study has changed since; remove {out / job.name} to run it again")
+    return True
+
+
+def run_jobs(jobs: Sequence[Job], out: Path, beside: int) -> None:
+    """Run what is not finished, `beside` processes at a time in the order given. When one fails the others are ended.
+
+    Raises:
+        UserError: a job failed; names its log.
+    """
+    check(jobs)
+    waiting = [job for job in jobs if not is_finished(job, out)]
+    finished = {job.name for job in jobs} - {job.name for job in waiting}
+    began = time.monotonic()
+    running: dict[Job, subprocess.Popen[bytes]] = {}
+    with _lock(out) as lock, _ended(running):
+        while waiting or running:
+            for job in list(waiting):
+                free = not running if job.alone else len(running) < beside and not any(other.alone for other in running)
+                if free and finished.issuperset(job.needs):
+                    waiting.remove(job)
+                    running[job] = _start(job, out, lock)
+            job = _wait_for_one(running)
+            status = running.pop(job).returncode
+            if status:
+                raise UserError(f"{job.name}: exit status {status}, see {_log(job, out)}: {_last_line(_log(job, out))}")
+            (out / job.name / "finished.json").write_text(json.dumps({"command": job.text()}) + "\n")
+            finished.add(job.name)
+            print(f"study: {len(finished)}/{len(jobs)} {job.name} ({time.monotonic() - began:.0f} s)", flush=True)
+
+
+@contextmanager
+def _lock(out: Path) -> Iterator[int]:
+    """One study at a time in `out`. Jobs inherit the lock, so one that outlives a killed study still holds it."""
+    out.mkdir(parents=True, exist_ok=True)
+    file = os.open(out / "lock", os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield file
+    except BlockingIOError:
+        raise UserError(f"{out}: a study, or a job that a killed one left, runs there; wait for it or end it") from None
+    finally:
+        os.close(file)
+
+
+@contextmanager
+def _ended(running: dict[Job, subprocess.Popen[bytes]]) -> Iterator[None]:
+    """Whatever happens short of SIGKILL, no job is left behind."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        for process in running.values():
+            os.killpg(process.pid, signal.SIGTERM)  # a session of its own: its verifiers end with it
+        for process in running.values():
+            process.wait()
+
+
+def _start(job: Job, out: Path, lock: int) -> subprocess.Popen[bytes]:
+    (out / job.name).mkdir(parents=True, exist_ok=True)
+    log = _log(job, out)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": path}
+    with log.open("ab") as stream:
+        return subprocess.Popen(
+            job.arguments(), stdout=stream, stderr=subprocess.STDOUT, env=environment, start_new_session=True,
+            pass_fds=(lock,),
+        )  # fmt: skip
+
+
+def _wait_for_one(running: dict[Job, subprocess.Popen[bytes]]) -> Job:
+    while True:
+        for job, process in running.items():
+            if process.poll() is not None:
+                return job
+        time.sleep(0.2)
+
+
+def _log(job: Job, out: Path) -> Path:
+    return out / "logs" / (job.name.replace("/", "-") + ".log")
+
+
+def _last_line(path: Path) -> str:
+    lines = path.read_text(errors="replace").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "(nothing)")

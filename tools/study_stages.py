@@ -1,0 +1,63 @@
+"""The study of two stages against one: math first, then code and units, against all three from the start, with the same
+data, steps and trained tokens. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from megatron_ring.analysis.study_stages import page
+
+if __package__:
+    from tools import study_c3po as common
+    from tools.study_jobs import Checkpoint, Job
+else:
+    import study_c3po as common
+    from study_jobs import Checkpoint, Job
+
+__all__ = ["FULL", "QUICK", "jobs", "page"]
+
+FULL = replace(common.FULL, train=6000, validation=250, rl=1750, heldout=750, repeated=0)
+QUICK = replace(common.QUICK, train=250, validation=50, rl=100, heldout=25, repeated=0, steps=5, budget=150)
+MATH, APPLIED = ("arithmetic", "linear", "division"), ("units", "code")
+
+
+def jobs(out: Path, seeds: list[int], sizes: common.Sizes) -> list[Job]:
+    """All jobs, seed by seed."""
+    return [job for seed in seeds for job in _seed_jobs(out, seed, sizes)]
+
+
+def math_steps(sizes: common.Sizes) -> int:
+    """Steps of the first stage: as large a part as its problems have among all."""
+    return round(sizes.steps * len(MATH) / len(MATH + APPLIED))
+
+
+def _seed_jobs(out: Path, seed: int, sizes: common.Sizes) -> list[Job]:
+    at = f"seed-{seed}"
+    root, data = out / at, out / at / "data"
+    start = Checkpoint(root / "sft")
+    first, second = Checkpoint(root / "math"), Checkpoint(root / "applied")
+    flags = ("--families", *MATH, *APPLIED, "--parts", f"math={','.join(MATH)}", f"applied={','.join(APPLIED)}")
+    # A constant rate: a decay would favour whichever comes last. One KL weight; each run's reference is its own start.
+    rl = ("--objective.name", "c3po", *sizes.budget_flags, "--objective.kl-beta", "0.05", "--optimizer.lr", "2e-4")
+    stages = (math_steps(sizes), sizes.steps - math_steps(sizes))
+
+    def evaluation(name: str, checkpoint: Checkpoint, needs: str) -> Job:
+        return common.evaluation_job(f"{at}/{name}", seed, data, checkpoint, sizes, out, (f"{at}/{needs}",))
+
+    def train(name: str, origin: Checkpoint, steps: int, needs: str, file: str) -> Job:
+        return common.rl_job(f"{at}/{name}", seed, data, root / name, origin, sizes, steps, sizes.prompts,
+                             (f"{at}/{needs}",), *rl, file=file)  # fmt: skip
+
+    return [
+        common.data_job(f"{at}/data", seed, sizes, out, *flags),
+        common.sft_job(f"{at}/sft", seed, data, root / "sft", sizes.epochs, "sft_train.jsonl", ("--preset", "ring-tiny"),
+                       (f"{at}/data",)),
+        evaluation("before", start, "sft"),
+        train("math", start, stages[0], "sft", "rl_prompts_math.jsonl"),
+        train("mix", start, sizes.steps, "sft", "rl_prompts.jsonl"),
+        train("applied", first, stages[1], "math", "rl_prompts_applied.jsonl"),
+        evaluation("math-after", first, "math"),
+        evaluation("applied-after", second, "applied"),
+        evaluation("mix-after", Checkpoint(root / "mix"), "mix"),
+    ]  # fmt: skip
