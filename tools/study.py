@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -21,7 +21,7 @@ from megatron_ring.cli import parse
 from megatron_ring.config import require
 from megatron_ring.errors import run_main
 
-if __package__:
+if TYPE_CHECKING or __package__:
     from tools import study_c3po, study_stages
     from tools.study_jobs import is_finished, run_jobs
 else:

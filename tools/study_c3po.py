@@ -5,10 +5,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from megatron_ring.analysis.study_c3po import COLLAPSE, STEADY, TIMED, page
 
-if __package__:
+if TYPE_CHECKING or __package__:
     from tools.study_jobs import Checkpoint, Job
 else:
     from study_jobs import Checkpoint, Job
@@ -75,6 +76,7 @@ def choice_job(name: str, run: Path, needs: tuple[str, ...]) -> Job:
 
 def rl_job(name: str, seed: int, data: Path, run: Path, start: Checkpoint, sizes: Sizes, steps: int, prompts: int,
            needs: tuple[str, ...], *more: str, file: str = "rl_prompts.jsonl", alone: bool = False) -> Job:  # fmt: skip
+    command: tuple[str | Checkpoint, ...]
     command = ("-m", "megatron_ring.rl", "--run-dir", str(run), "--init-from", start, "--seed", str(seed), "--data.prompts",
                str(data / file), "--data.tokenizer", str(data / "tokenizer"), "--data.micro-batch-tokens", "2048", "--steps",
                str(steps), "--prompts-per-step", str(prompts), "--samples-per-prompt", str(sizes.samples),

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from megatron_ring.analysis.study_stages import page
 
-if __package__:
+if TYPE_CHECKING or __package__:
     from tools import study_c3po as common
     from tools.study_jobs import Checkpoint, Job
 else:

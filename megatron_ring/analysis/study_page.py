@@ -29,10 +29,10 @@ def write_page(
     page = docs / f"{name}.md"
     text = page.read_text(encoding="utf-8") if page.is_file() else _bare(name, tables, figures)
     for table, content in tables.items():
-        pattern = re.compile(rf"(<!-- table {re.escape(table)} -->\n).*?(<!-- end -->)", re.DOTALL)
-        if not pattern.search(text):
+        found = re.search(rf"<!-- table {re.escape(table)} -->\n(.*?)<!-- end -->", text, re.DOTALL)
+        if found is None:
             raise UserError(f"{page}: no place for the table {table}: add <!-- table {table} --> and <!-- end -->")
-        text = pattern.sub(lambda match, content=content: f"{match[1]}{content}{match[2]}", text)
+        text = f"{text[: found.start(1)]}{content}{text[found.end(1) :]}"
     (docs / "figures").mkdir(parents=True, exist_ok=True)
     for figure, drawn in figures.items():
         _write(docs / "figures" / f"{figure}.png", png(drawn))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from megatron_ring.analysis.study import Row, as_json, by_setting, last_window, measure, read_cell
+from megatron_ring.analysis.study import Cell, Row, as_json, by_setting, last_window, measure, read_cell
 from megatron_ring.analysis.study_figures import Panel, curves_figure, rates_figure
 from megatron_ring.analysis.study_tables import table
 
@@ -24,21 +24,15 @@ def page(out: Path, seeds: Sequence[int]) -> Page:
     cells = []
     for seed in seeds:
         root = out / f"seed-{seed}"
-        before = {"before": root / "before"}
-        two = {**before, "after": root / "applied-after", "between": root / "math-after"}
+        start = {"before": root / "before"}
+        two = {**start, "after": root / "applied-after", "between": root / "math-after"}
         cells.append(read_cell(STAGES, seed, [root / "math", root / "applied"], two))
-        cells.append(read_cell(MIX, seed, [root / "mix"], {**before, "after": root / "mix-after"}))
+        cells.append(read_cell(MIX, seed, [root / "mix"], {**start, "after": root / "mix-after"}))
     groups = by_setting(cells)
-    between = {STAGES: groups[STAGES]}
     first_stage = len(groups[STAGES][0].runs[0].metrics)
 
-    def rates(name: str, evaluation: str, settings: dict[str, Any]) -> list[Row]:
-        titles = {domain: f"{name}, {domain or 'all'}" for domain in DOMAINS}
-        return [measure(settings, titles[domain], lambda cell, domain=domain: cell.pass_rate(evaluation, domain))
-                for domain in DOMAINS]  # fmt: skip
-
-    before, after = rates("before", "before", groups), rates("after", "after", groups)
-    middle = rates("after math", "between", between)
+    before, after = _rates("before", "before", groups), _rates("after", "after", groups)
+    middle = _rates("after math", "between", {STAGES: groups[STAGES]})
     compute = [
         measure(groups, "steps", lambda cell: float(len(cell.metrics))),
         measure(groups, "trained tokens", lambda cell: sum(cell.series("tokens/trained"))),
@@ -60,3 +54,12 @@ def page(out: Path, seeds: Sequence[int]) -> Page:
     tables = {name: table(found, (STAGES, MIX), PAIRS) for name, found in rows.items()}
     numbers = {name: as_json(found, PAIRS) for name, found in rows.items()}
     return tables, figures, {"seeds": list(seeds), "steps of the first stage": first_stage, **numbers}
+
+
+def _rates(name: str, evaluation: str, groups: Mapping[str, Sequence[Cell]]) -> list[Row]:
+    """pass@1 of one evaluation, over all problems and by domain."""
+
+    def of(domain: str | None) -> Callable[[Cell], float]:
+        return lambda cell: cell.pass_rate(evaluation, domain)
+
+    return [measure(groups, f"{name}, {domain or 'all'}", of(domain)) for domain in DOMAINS]

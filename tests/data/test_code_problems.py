@@ -36,7 +36,9 @@ def function_of(prompt: str) -> Callable[[Any], Any]:
     verb, what, which, bound = match[1], match[2], match[3], int(match[4])
 
     def function(v: list[int]) -> Any:
-        kept = [n for n in v if (n - bound > 0 if which == "above" else n - bound < 0 if which == "below" else n % bound == 0)]
+        keeps = {"above": lambda n: n - bound > 0, "below": lambda n: n - bound < 0}
+        keeps["divisible by"] = lambda n: n % bound == 0
+        kept = list(filter(keeps[which], v))
         if what:
             kept = [n**2 if what == "squares of " else n * int(what.split()[0]) for n in kept]
         return kept if verb == "list" else sum(kept)

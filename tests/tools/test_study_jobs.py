@@ -34,7 +34,7 @@ def out(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def job(out: Path, name: str, needs: tuple[str, ...] = (), seconds: float = 0.0, status: int = 0, alone: bool = False) -> Job:
+def job(out: Path, name: str, needs: tuple[str, ...] = (), seconds: float = 0, status: int = 0, alone: bool = False) -> Job:
     return Job(name, (str(out / "job.py"), name, str(out), str(seconds), str(status)), needs, alone)
 
 
