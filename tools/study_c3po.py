@@ -3,7 +3,7 @@ examples/tiny unless said otherwise. Imports no torch."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,8 +32,7 @@ class Sizes:
     epochs: int = 12
     repeated: int = 700
     repeat_epochs: int = 48
-    steps: int = 90
-    hot_steps: int = 60
+    steps: int = 60
     timed_steps: int = 30
     prompts: int = 24
     fewer_prompts: int = 17
@@ -49,7 +48,7 @@ class Sizes:
 FULL = Sizes()
 # A few steps of everything, to see that it works.
 QUICK = Sizes(train=200, validation=40, rl=60, heldout=20, epochs=2, repeated=40, repeat_epochs=2, steps=3,
-              hot_steps=3, timed_steps=3, prompts=4, fewer_prompts=3, samples=4, budget=200, new_tokens=30)  # fmt: skip
+              timed_steps=3, prompts=4, fewer_prompts=3, samples=4, budget=200, new_tokens=30)  # fmt: skip
 
 
 def data_job(name: str, seed: int, sizes: Sizes, out: Path, *more: str) -> Job:
@@ -125,11 +124,11 @@ def _seed_jobs(out: Path, seed: int, sizes: Sizes) -> list[Job]:
     ]  # fmt: skip
     for setting in (*STEADY, *COLLAPSE):
         start, needs = (over, f"{at}/over") if setting.startswith("over-") else (sft, f"{at}/choice")
-        hot = setting in COLLAPSE
-        objective, prompts = _objective(setting.removeprefix("over-").removeprefix("chosen-"), sizes)
+        of = _half(sizes) if setting in COLLAPSE else sizes
+        objective, prompts = _objective(setting.removeprefix("over-").removeprefix("chosen-"), of)
         name = f"{at}/{setting}"
-        result.append(rl_job(name, seed, data, out / name, start, sizes, sizes.hot_steps if hot else sizes.steps, prompts,
-                             (needs,), *objective, *(_hot() if hot else _calm())))  # fmt: skip
+        result.append(rl_job(name, seed, data, out / name, start, sizes, sizes.steps, prompts, (needs,), *objective,
+                             *(_hot() if setting in COLLAPSE else _calm())))  # fmt: skip
         result.append(evaluation_job(f"{name}-after", seed, data, Checkpoint(out / name), sizes, out, (name,)))
     return result
 
@@ -147,5 +146,10 @@ def _calm() -> tuple[str, ...]:
 
 
 def _hot() -> tuple[str, ...]:
-    """The report's KL weight and constant rate, a rate 2.5 times that of examples/tiny: to provoke a collapse."""
-    return ("--objective.kl-beta", "1e-3", "--optimizer.lr", "5e-4", "--optimizer.schedule", "constant")
+    """The report's KL weight and a constant rate, five times that of examples/tiny: to provoke a collapse."""
+    return ("--objective.kl-beta", "1e-3", "--optimizer.lr", "1e-3", "--optimizer.schedule", "constant")
+
+
+def _half(sizes: Sizes) -> Sizes:
+    """Steps of half the size, whose gradient is noisier."""
+    return replace(sizes, prompts=sizes.prompts // 2, budget=sizes.budget // 2)

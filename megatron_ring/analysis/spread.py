@@ -51,16 +51,20 @@ def coefficient_of_variation(values: Sequence[float]) -> float:
     return math.sqrt(fmean((value - mean) ** 2 for value in values)) / mean
 
 
-def step_to_step_variation(values: Sequence[float]) -> float:
-    """Like the coefficient of variation, from differences of neighbours: a trend counts for nothing.
+def step_to_step_deviation(values: Sequence[float]) -> float:
+    """Like the standard deviation, from differences of neighbours: a trend counts for nothing.
 
-    sqrt(mean((x_{t+1} − x_t)²) / 2) / mean (von Neumann 1941); for independent values the two agree. Raises ValueError for
-    fewer than two values or a mean that is not positive.
+    sqrt(mean((x_{t+1} − x_t)²) / 2) (von Neumann 1941); for independent values the two agree. Raises ValueError for fewer
+    than two values.
     """
-    mean = _positive_mean(values)
     if len(values) < 2:
         raise ValueError("one value has no neighbours")
-    return math.sqrt(fmean((after - before) ** 2 for before, after in pairwise(values)) / 2) / mean
+    return math.sqrt(fmean((after - before) ** 2 for before, after in pairwise(values)) / 2)
+
+
+def step_to_step_variation(values: Sequence[float]) -> float:
+    """`step_to_step_deviation` over the mean; raises ValueError for a mean that is not positive, too."""
+    return step_to_step_deviation(values) / _positive_mean(values)
 
 
 def sample(values: Sequence[float]) -> Sample:

@@ -19,6 +19,7 @@ from megatron_ring.analysis.spread import (
     coefficient_of_variation,
     paired_seeds,
     sample,
+    step_to_step_deviation,
     step_to_step_variation,
 )
 from megatron_ring.errors import UserError
@@ -144,7 +145,7 @@ STEADINESS: Measures = {
     "gradient norm, CV": ("grad_norm", coefficient_of_variation),
     "gradient norm, step to step": ("grad_norm", step_to_step_variation),
     "gradient norm, largest over median": ("grad_norm", spike_ratio),
-    "reward, step to step": ("reward/mean", step_to_step_variation),
+    "reward, step to step (not relative)": ("reward/mean", step_to_step_deviation),
     "response length, step to step": ("response_length/mean", step_to_step_variation),
 }
 TIMES: Measures = {

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from megatron_ring.analysis.figures import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, STYLE, WIDTH_INCHES, smooth
 from megatron_ring.analysis.study import Cell, Row
@@ -43,7 +43,6 @@ def curves_figure(panels: Sequence[Panel], columns: int = 2, marks: Sequence[int
             axes.set_xlabel("step")
             axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
             axes.set_ylim(bottom=0)
-            axes.yaxis.set_major_formatter(EngFormatter(sep=""))
         for axes in grid[len(panels) :]:
             axes.set_visible(False)
         grid[0].legend(loc="best")

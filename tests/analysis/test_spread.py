@@ -17,6 +17,7 @@ from megatron_ring.analysis.spread import (
     coefficient_of_variation,
     paired_seeds,
     sample,
+    step_to_step_deviation,
     step_to_step_variation,
 )
 
@@ -47,6 +48,7 @@ def test_step_to_step_by_hand(values: list[float]) -> None:
     total = sum((b - a) ** 2 for a, b in itertools.pairwise(values)) / (len(values) - 1)
     expected = math.sqrt(total / 2) / (sum(values) / len(values))
     assert step_to_step_variation(values) == pytest.approx(expected, rel=1e-9)
+    assert step_to_step_deviation(values) == pytest.approx(math.sqrt(total / 2), rel=1e-9)
 
 
 def test_quantiles_are_students() -> None:
@@ -90,7 +92,8 @@ def test_what_one_seed_cannot_say() -> None:
     [
         lambda: coefficient_of_variation([]),
         lambda: coefficient_of_variation([-1.0, 1.0]),
-        lambda: step_to_step_variation([1.0]),
+        lambda: step_to_step_deviation([1.0]),
+        lambda: step_to_step_variation([0.0, 0.0]),
         lambda: sample([]),
         lambda: paired_seeds([1.0], [1.0, 2.0]),
         lambda: paired_seeds([1.0] * 17, [1.0] * 17),
