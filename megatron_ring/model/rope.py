@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import torch
 
@@ -43,11 +44,17 @@ def attention_factor(scaling: RopeScaling | None) -> float:
     return magnitude(scaling.mscale) / magnitude(scaling.mscale_all_dim)
 
 
+@cache
+def _frequencies_on(device: torch.device, head_dim: int, theta: float, scaling: RopeScaling | None) -> torch.Tensor:
+    """Made once: a copy to the device would wait, in each step, for all that the device still has to do."""
+    return inverse_frequencies(head_dim, theta, scaling).to(device)
+
+
 def rope_tables(
     positions: torch.Tensor, head_dim: int, theta: float, scaling: RopeScaling | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """cos and sin, fp32 [T, 1, head_dim], of positions int [T]."""
-    frequencies = inverse_frequencies(head_dim, theta, scaling).to(positions.device)
+    frequencies = _frequencies_on(positions.device, head_dim, theta, scaling)
     angles = positions.float()[:, None] * frequencies[None, :]
     angles = torch.cat((angles, angles), dim=-1)[:, None, :]
     factor = attention_factor(scaling)
