@@ -17,6 +17,7 @@ from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
 
 from megatron_ring.config import RouterLossConfig
 from megatron_ring.model.kernels.router import choose_experts, logits_gradient
+from megatron_ring.model.linear import add_product
 from megatron_ring.parallel import collectives
 from megatron_ring.parallel.device import current_device
 
@@ -67,9 +68,9 @@ class RingRouter(torch.nn.Module):
 
     def forward(
         self, hidden_th: torch.Tensor, padding_t: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """hidden [T, hidden], padding bool [T] (True: not a real token) -> weights fp32 [T, k], experts int64 [T, k],
-        logits fp32 [T, E] (without gradients)."""
+        logits fp32 [T, E] (without gradients), and hidden for the experts: see `linear_and_pass`."""
         losses = self.training and torch.is_grad_enabled()  # asked here: inside a Function gradients are off
         return _Route.apply(hidden_th, self.weight, self, padding_t, losses)
 
@@ -102,7 +103,7 @@ class _Route(torch.autograd.Function):
         router: RingRouter,
         padding_t: torch.Tensor | None,
         losses: bool,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         short = hidden_th.is_cuda and hidden_th.dtype is torch.bfloat16
         if short:
             logits_te = torch.mm(hidden_th, weight_eh.t(), out_dtype=torch.float32)
@@ -115,11 +116,16 @@ class _Route(torch.autograd.Function):
         weights, scale = router.losses.config, router.losses.gradient_scale
         ctx.balance, ctx.z, ctx.short = weights.balance * scale, weights.z * scale, short
         ctx.mark_non_differentiable(experts_tk, logits_te)
-        return weights_tk, experts_tk, logits_te
+        ctx.set_materialize_grads(False)
+        return weights_tk, experts_tk, logits_te, hidden_th
 
     @staticmethod
-    def backward(ctx: Any, d_weights_tk: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
+    def backward(
+        ctx: Any, d_weights_tk: torch.Tensor | None, _: Any, __: Any, d_hidden_th: torch.Tensor | None
+    ) -> tuple[torch.Tensor | None, ...]:
         hidden_th, weight_eh, logits_te, weights_tk, experts_tk, padding_t, share_e = ctx.saved_tensors
+        if d_weights_tk is None:
+            d_weights_tk = torch.zeros_like(weights_tk)
         scale = MoEAuxLossAutoScaler.main_loss_backward_scale  # megatron-core's schedules set it
         scale = torch.ones(1, device=logits_te.device) if scale is None else scale.to(logits_te.device)
         d_logits = logits_gradient(
@@ -127,7 +133,9 @@ class _Route(torch.autograd.Function):
             split=hidden_th.dtype if ctx.short else None,
         )  # fmt: skip
         if not ctx.short:
-            d_hidden = (d_logits @ weight_eh.float()).to(hidden_th.dtype)
+            by_router = (d_logits @ weight_eh.float()).to(hidden_th.dtype)
+            d_hidden = by_router if d_hidden_th is None else d_hidden_th.add_(by_router)
             return d_hidden, (d_logits.t() @ hidden_th.float()).to(weight_eh.dtype), None, None, None
         d_weight = torch.mm(d_logits.t(), hidden_th, out_dtype=torch.float32).view(2, *weight_eh.shape).sum(0)
-        return d_logits @ torch.cat((weight_eh, weight_eh)), d_weight.to(weight_eh.dtype), None, None, None
+        d_hidden = add_product(d_hidden_th, d_logits, torch.cat((weight_eh, weight_eh)))
+        return d_hidden, d_weight.to(weight_eh.dtype), None, None, None
