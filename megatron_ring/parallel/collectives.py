@@ -18,6 +18,11 @@ def _reduce(tensor: torch.Tensor, group: Any, op: Any = dist.ReduceOp.SUM) -> to
     return tensor
 
 
+def splits_tensors() -> bool:
+    """Whether there are several tensor-parallel ranks."""
+    return bool(parallel_state.get_tensor_model_parallel_world_size() > 1)
+
+
 def sum_over_data(tensor: torch.Tensor) -> torch.Tensor:
     """Sum over data-parallel ranks, in place."""
     return _reduce(tensor, parallel_state.get_data_parallel_group())

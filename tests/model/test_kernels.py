@@ -136,26 +136,31 @@ def test_vocabulary(width: int, temperature: float, dtype: torch.dtype) -> None:
     logits[:, width - impossible :] = -1e30
     logits[1, 0] = 60.0  # one class takes all
     columns = torch.arange(rows, device=DEVICE) % (width - impossible)
-    owned = torch.tensor([True] * (rows - 1) + [False], device=DEVICE)
-    maximum, total, weighted, target = vocabulary_triton.statistics(logits, columns, owned, temperature)
+    columns[-2], columns[-1] = width, -3  # of other ranks
+    owned = torch.tensor([True] * (rows - 2) + [False] * 2, device=DEVICE)
+    maximum, total, weighted, target = vocabulary_triton.statistics(logits, columns, temperature)
     x = (logits.double() / temperature)[1:].requires_grad_()
     top = x.detach().max(-1, keepdim=True).values
     assert torch.allclose(maximum[1:].double(), top[:, 0], rtol=1e-6)
     assert torch.isfinite(torch.stack((maximum, total, weighted, target))).all()
     assert error(total[1:], (x - top).exp().sum(-1)) < 2e-6
     assert error(weighted[1:], ((x - top).exp() * (x - top)).sum(-1)) < 2e-5
-    picked = x.gather(1, columns[1:, None])[:, 0] * owned[1:]
+    at = columns[1:, None].clamp(0, width - 1)
+    picked = x.gather(1, at)[:, 0] * owned[1:]
     assert error(target[1:], picked) < 2e-6
 
     log_p = torch.log_softmax(x, -1)
     entropy = -(log_p.exp() * log_p).sum(-1)
     by_logprob, by_entropy = draw(rows, seed=5), draw(rows, seed=6)
-    loss = (log_p.gather(1, columns[1:, None])[:, 0] * by_logprob[1:].double() * owned[1:]).sum()
+    finished = vocabulary_triton.finished_statistics(logits[:-2], columns[:-2], temperature)
+    for found, wanted in zip(finished, (log_p.gather(1, at)[:, 0], entropy, torch.logsumexp(x, -1)), strict=True):
+        assert (found[1:].double() - wanted[:-2]).abs().max() < 2e-5
+    loss = (log_p.gather(1, at)[:, 0] * by_logprob[1:].double() * owned[1:]).sum()
     # A row whose target is on another rank still has that target's gradient by the normaliser.
     loss = loss - (torch.logsumexp(x, -1) * by_logprob[1:].double() * ~owned[1:]).sum()
     (loss + (entropy * by_entropy[1:].double()).sum()).backward()
     found = vocabulary_triton.gradient_in_place(
-        logits[1:].clone(), columns[1:], owned[1:], torch.logsumexp(x.detach(), -1).float(), entropy.detach().float(),
+        logits[1:].clone(), columns[1:], torch.logsumexp(x.detach(), -1).float(), entropy.detach().float(),
         by_logprob[1:], by_entropy[1:], temperature,
     )  # fmt: skip
     assert error(found, x.grad / temperature) < allowed(dtype)
