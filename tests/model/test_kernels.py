@@ -126,6 +126,20 @@ def test_rows(tokens: int, k: int, width: int, dtype: torch.dtype) -> None:
         assert error(rows_triton.combine(y, back.view(tokens, k), plus[:count]), wanted) < allowed(dtype)
 
 
+@pytest.mark.parametrize(
+    ("slots", "experts", "used"),
+    [(0, 4, 4), (1, 1, 1), (300, 8, 8), (1030, 60, 7), (2000, 64, 1), (515, 200, 200), (66000, 2, 2)],
+)
+def test_sort(slots: int, experts: int, used: int) -> None:
+    """Experts without slots, one that has all, more blocks than one pass of the scan takes, no power of two."""
+    chosen = torch.randint(used, (slots,), generator=torch.Generator().manual_seed(1)).to(DEVICE)
+    chosen = chosen * (experts // used)
+    order, back, ends = rows_triton.sort(chosen, experts)
+    assert torch.equal(order, chosen.sort(stable=True).indices)
+    assert torch.equal(back[order], torch.arange(slots, device=DEVICE))
+    assert torch.equal(ends, torch.bincount(chosen, minlength=experts).cumsum(0).int())
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("width", [5, 511, 4096, 9001])

@@ -28,6 +28,11 @@ class Places:
 def sort_by_expert(experts_tk: torch.Tensor, num_experts: int) -> Places:
     """Sorted places of experts int64 [T, k], stable: an expert sees its tokens in their order. No host synchronisation."""
     flat = experts_tk.flatten()
+    if flat.is_cuda:
+        from megatron_ring.model.kernels import rows_triton
+
+        order, back, ends = rows_triton.sort(flat, num_experts)
+        return Places(order, back.view(experts_tk.shape), ends)
     # A short key is a short radix sort.
     ordered, order = flat.to(torch.uint8 if num_experts <= 256 else torch.int16).sort(stable=True)
     back = torch.empty_like(order).scatter_(0, order, torch.arange(order.numel(), device=order.device))
