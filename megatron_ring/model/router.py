@@ -16,7 +16,7 @@ import torch
 from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
 
 from megatron_ring.config import RouterLossConfig
-from megatron_ring.model.kernels.router import choose_experts, logits_gradient
+from megatron_ring.model.kernels.router import choose_experts, logits_gradient, share_and_figures
 from megatron_ring.model.linear import add_product
 from megatron_ring.parallel import collectives
 from megatron_ring.parallel.device import current_device
@@ -33,24 +33,22 @@ class RouterLosses:
 
     config: RouterLossConfig
     gradient_scale: float = 1.0
-    balance_sums: dict[int, torch.Tensor] = field(default_factory=dict)
-    z_sums: dict[int, torch.Tensor] = field(default_factory=dict)
-    token_sums: dict[int, torch.Tensor] = field(default_factory=dict)
+    sums: dict[int, torch.Tensor] = field(default_factory=dict)
 
     def start_step(self, gradient_scale: float) -> None:
         """Forget the last step's sums and set this one's scale."""
         self.gradient_scale = gradient_scale
-        for sums in (self.balance_sums, self.z_sums, self.token_sums):
-            sums.clear()
+        self.sums.clear()
 
-    def record(self, layer: int, balance_sum: torch.Tensor, z_sum: torch.Tensor, tokens: torch.Tensor) -> None:
-        for sums, value in ((self.balance_sums, balance_sum), (self.z_sums, z_sum), (self.token_sums, tokens)):
-            sums[layer] = sums.get(layer, 0) + value.detach()
+    def record(self, layer: int, figures: torch.Tensor) -> None:
+        """Add the sums over a micro-batch's tokens of B, of Z and of 1, fp32 [3]."""
+        self.sums[layer] = self.sums[layer] + figures if layer in self.sums else figures
 
     def local_sums(self, device: torch.device) -> torch.Tensor:
-        """fp64 [3]: sums over this rank's layers of B*tokens, Z*tokens and tokens."""
-        parts = [sum(sums.values()) if sums else 0.0 for sums in (self.balance_sums, self.z_sums, self.token_sums)]
-        return torch.tensor([float(part) for part in parts], dtype=torch.float64, device=device)
+        """fp64 [3]: sums over this rank's layers of B*tokens, Z*tokens and tokens. Does not wait for the device."""
+        if not self.sums:
+            return torch.zeros(3, dtype=torch.float64, device=device)
+        return torch.stack(list(self.sums.values())).sum(0, dtype=torch.float64)
 
 
 class RingRouter(torch.nn.Module):
@@ -77,14 +75,11 @@ class RingRouter(torch.nn.Module):
     def share_of_slots(self, sums: torch.Tensor) -> torch.Tensor:
         """Record the sums of one micro-batch (see `choose_experts`) for the metrics; the share of token-slots that each
         expert got, fp32 [E]."""
-        num_experts = self.weight.shape[0]
-        counts = torch.cat((sums[:num_experts], sums[-1:]))
+        every = sums
         if self.config.sequence_parallel:  # the micro-batch's tokens lie on several TP ranks: count them all
-            counts = collectives.sum_over_tensor(counts)
-        share_e = counts[:-1] / (counts[-1].clamp(min=1.0) * self.config.moe_router_topk)
-        # Local parts of B * tokens and Z * tokens; summed over TP ranks they give the micro-batch's.
-        balance_sum = num_experts * (share_e @ sums[num_experts:-2])
-        self.losses.record(self.layer_number, balance_sum, sums[-2], sums[-1])
+            every = collectives.sum_over_tensor(sums.clone())
+        share_e, figures = share_and_figures(every, sums, self.config.moe_router_topk)
+        self.losses.record(self.layer_number, figures)
         return share_e
 
 

@@ -202,6 +202,13 @@ def test_router(tokens: int, experts: int, k: int, padded: bool, split: torch.dt
     expected = torch.cat((counts, (p * valid[:, None]).sum(0), (lse.square() * valid).sum()[None], valid.sum()[None]))
     assert error(sums, expected) < 2e-6
 
+    every = sums * 3.0 + 1.0
+    found_share, figures = router_triton.share(every, sums, k)
+    wanted_share = every[:experts].double() / every[-1].double() / k
+    assert error(found_share, wanted_share) < 2e-6
+    wanted_balance = experts * (wanted_share @ expected[experts:-2])
+    assert error(figures, torch.stack((wanted_balance, expected[-2], expected[-1]))) < 2e-6
+
     share, d, scale = draw(experts, seed=1).abs(), draw(tokens, k, seed=2), torch.full((1,), 0.5, device=DEVICE)
     balance = experts * ((p @ share.double()) * valid).sum()
     loss = (wanted * d.double()).sum() + 0.5 * (0.3 * balance + 0.02 * (lse.square() * valid).sum())
