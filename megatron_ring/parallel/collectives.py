@@ -28,6 +28,19 @@ def sum_over_data(tensor: torch.Tensor) -> torch.Tensor:
     return _reduce(tensor, parallel_state.get_data_parallel_group())
 
 
+def max_over_data(tensor: torch.Tensor) -> torch.Tensor:
+    """Element-wise maximum over data-parallel ranks, in place."""
+    return _reduce(tensor, parallel_state.get_data_parallel_group(), dist.ReduceOp.MAX)
+
+
+def sum_counts_over_data(counts: list[int], device: torch.device) -> list[int]:
+    """Sums over data-parallel ranks of numbers that the host knows. A rank alone does not wait for its device."""
+    if parallel_state.get_data_parallel_world_size() == 1:
+        return counts
+    tensor = sum_over_data(torch.tensor(counts, dtype=torch.int64, device=device))
+    return [int(count) for count in tensor.tolist()]
+
+
 def sum_over_pipeline(tensor: torch.Tensor) -> torch.Tensor:
     """Sum over pipeline stages, in place."""
     return _reduce(tensor, parallel_state.get_pipeline_model_parallel_group())

@@ -33,6 +33,26 @@ def synchronize() -> None:
         torch.cuda.current_stream().synchronize()
 
 
+class HostCopy:
+    """A tensor of the device on its way to the host, behind what the device does now but not what it is given later."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self._event: Any = None
+        self._host = tensor
+        if tensor.is_cuda:
+            self._host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            self._host.copy_(tensor, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record()
+
+    def read(self) -> list[Any]:
+        """Its numbers."""
+        if self._event is not None:
+            self._event.synchronize()
+        numbers: list[Any] = self._host.tolist()
+        return numbers
+
+
 def random_state() -> dict[str, Any]:
     """Every random generator's state, as tensors and plain numbers."""
     version, internal, gauss = random.getstate()
