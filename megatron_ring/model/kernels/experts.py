@@ -31,7 +31,7 @@ def local_experts(
         places: of the T * k slots.
         gate_up_e: [E, 2f, hidden], down_e: [E, hidden, f].
         plus: up to two tensors [T, hidden] that are added in the same pass.
-        recompute: gather rows and make the first product again in the backward pass instead of keeping [N, hidden + 2f].
+        recompute: gather rows and make the first product again in the backward pass instead of keeping [N, hidden + 3f].
     """
     return _LocalExperts.apply(x_th, weights_tk, places, gate_up_e, down_e, recompute, *plus)
 
@@ -52,15 +52,20 @@ def _backward_rows(
     dy_nh: torch.Tensor,
     x_nh: torch.Tensor,
     gate_up_nf: torch.Tensor,
+    activation: torch.Tensor | None,
     weights_n: torch.Tensor,
     ends_e: torch.Tensor,
     gate_up_e: torch.Tensor,
     down_e: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor]:
-    """Gradients by x [N, hidden], weights [N], gate_up and down of weight * expert(x)."""
+    """Gradients by x [N, hidden], weights [N], gate_up and down of weight * expert(x); activation [N, f] is SwiGLU's result,
+    made again where it was not kept."""
     d_activation = F.grouped_mm(dy_nh, down_e, offs=ends_e)
-    d_gate_up_nf, d_weights, activation = swiglu_backward(d_activation, gate_up_nf, weights_n, again=True)
-    assert activation is not None
+    if activation is None:
+        d_gate_up_nf, d_weights, activation = swiglu_backward(d_activation, gate_up_nf, weights_n, again=True)
+        assert activation is not None
+    else:
+        d_gate_up_nf, d_weights, _ = swiglu_backward(d_activation, gate_up_nf, weights_n)
     del d_activation
     d_down = F.grouped_mm(dy_nh.t(), activation, offs=ends_e)
     del activation
@@ -84,15 +89,16 @@ class _LocalExperts(torch.autograd.Function):
         x_nh = gather_rows(x_th, places.order, k)
         gate_up_nf = F.grouped_mm(x_nh, gate_up_e.transpose(1, 2), offs=places.ends)
         weights_n = weights_tk.flatten().index_select(0, places.order)
-        y_nh = F.grouped_mm(swiglu_forward(gate_up_nf, weights_n), down_e.transpose(1, 2), offs=places.ends)
+        activation = swiglu_forward(gate_up_nf, weights_n)
+        y_nh = F.grouped_mm(activation, down_e.transpose(1, 2), offs=places.ends)
         ctx.places, ctx.plus = places, len(plus)
-        kept = (x_th, None) if recompute else (x_nh, gate_up_nf)
+        kept = (x_th, None, None) if recompute else (x_nh, gate_up_nf, activation)
         ctx.save_for_backward(*kept, weights_n, gate_up_e, down_e)
         return combine_rows(y_nh, places.back, *plus)
 
     @staticmethod
     def backward(ctx: Any, d_th: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x_nh, gate_up_nf, weights_n, gate_up_e, down_e = ctx.saved_tensors
+        x_nh, gate_up_nf, activation, weights_n, gate_up_e, down_e = ctx.saved_tensors
         places: Places = ctx.places
         k = places.back.shape[1]
         if gate_up_nf is None:
@@ -100,9 +106,9 @@ class _LocalExperts(torch.autograd.Function):
             gate_up_nf = F.grouped_mm(x_nh, gate_up_e.transpose(1, 2), offs=places.ends)
         dy_nh = gather_rows(d_th, places.order, k)
         dx_nh, d_weights, d_gate_up, d_down = _backward_rows(
-            dy_nh, x_nh, gate_up_nf, weights_n, places.ends, gate_up_e, down_e
+            dy_nh, x_nh, gate_up_nf, activation, weights_n, places.ends, gate_up_e, down_e
         )
-        del dy_nh, x_nh
+        del dy_nh, x_nh, activation
         d_weights_tk = None if d_weights is None else d_weights.index_select(0, places.back.flatten()).view(-1, k)
         return combine_rows(dx_nh, places.back), d_weights_tk, None, d_gate_up, d_down, None, *[d_th] * ctx.plus
 
@@ -129,6 +135,6 @@ class _SortedExperts(torch.autograd.Function):
         if gate_up_nf is None:
             gate_up_nf = F.grouped_mm(x_nh, gate_up_e.transpose(1, 2), offs=ends_e)
         dx, d_weights, d_gate_up, d_down = _backward_rows(
-            dy_nh.contiguous(), x_nh, gate_up_nf, weights_n, ends_e, gate_up_e, down_e
+            dy_nh.contiguous(), x_nh, gate_up_nf, None, weights_n, ends_e, gate_up_e, down_e
         )
         return dx, d_weights, None, d_gate_up, d_down, None
