@@ -115,10 +115,10 @@ def test_swiglu(rows: int, width: int, weighted: bool, dtype: torch.dtype) -> No
 def test_rows(tokens: int, k: int, width: int, dtype: torch.dtype) -> None:
     x = draw(tokens, width, dtype=dtype)
     order = torch.randperm(tokens * k, generator=torch.Generator().manual_seed(1)).to(DEVICE)
-    gathered = rows_triton.gather(x, order, k)
-    assert torch.equal(gathered, x[order // k])
+    assert torch.equal(rows_triton.gather(x, order // k), x[order // k])
     back = torch.empty_like(order)
     back[order] = torch.arange(order.numel(), device=DEVICE)
+    assert torch.equal(rows_triton.spread(x, back.view(tokens, k)), x[order // k])
     y = draw(tokens * k, width, dtype=dtype, seed=2)
     plus = (draw(tokens, width, dtype=dtype, seed=3), draw(tokens, width, dtype=dtype, seed=4))
     for count in range(3):

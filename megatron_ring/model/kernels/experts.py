@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from megatron_ring.model.kernels.rows import Places, combine_rows, gather_rows
+from megatron_ring.model.kernels.rows import Places, combine_rows, spread_rows
 from megatron_ring.model.kernels.swiglu import swiglu_backward, swiglu_forward
 
 
@@ -85,8 +85,7 @@ class _LocalExperts(torch.autograd.Function):
         recompute: bool,
         *plus: torch.Tensor,
     ) -> torch.Tensor:
-        k = weights_tk.shape[1]
-        x_nh = gather_rows(x_th, places.order, k)
+        x_nh = spread_rows(x_th, places)
         gate_up_nf = F.grouped_mm(x_nh, gate_up_e.transpose(1, 2), offs=places.ends)
         weights_n = weights_tk.flatten().index_select(0, places.order)
         activation = swiglu_forward(gate_up_nf, weights_n)
@@ -100,17 +99,17 @@ class _LocalExperts(torch.autograd.Function):
     def backward(ctx: Any, d_th: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x_nh, gate_up_nf, activation, weights_n, gate_up_e, down_e = ctx.saved_tensors
         places: Places = ctx.places
-        k = places.back.shape[1]
         if gate_up_nf is None:
-            x_nh = gather_rows(x_nh, places.order, k)
+            x_nh = spread_rows(x_nh, places)
             gate_up_nf = F.grouped_mm(x_nh, gate_up_e.transpose(1, 2), offs=places.ends)
-        dy_nh = gather_rows(d_th, places.order, k)
+        dy_nh = spread_rows(d_th, places)
         dx_nh, d_weights, d_gate_up, d_down = _backward_rows(
             dy_nh, x_nh, gate_up_nf, activation, weights_n, places.ends, gate_up_e, down_e
         )
         del dy_nh, x_nh, activation
-        d_weights_tk = None if d_weights is None else d_weights.index_select(0, places.back.flatten()).view(-1, k)
-        return combine_rows(dx_nh, places.back), d_weights_tk, None, d_gate_up, d_down, None, *[d_th] * ctx.plus
+        back_tk = places.back
+        d_weights_tk = None if d_weights is None else d_weights.index_select(0, back_tk.flatten()).view(back_tk.shape)
+        return combine_rows(dx_nh, back_tk), d_weights_tk, None, d_gate_up, d_down, None, *[d_th] * ctx.plus
 
 
 class _SortedExperts(torch.autograd.Function):

@@ -10,13 +10,25 @@ import triton.language as tl
 
 
 @triton.jit
-def _permute_gather(x_ptr, index_ptr, out_ptr, width, DIVISOR: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _permute_gather(x_ptr, index_ptr, out_ptr, width, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     row = tl.program_id(0).to(tl.int64)
-    source = tl.load(index_ptr + row).to(tl.int64) // DIVISOR
+    source = tl.load(index_ptr + row).to(tl.int64)
     for start in range(0, width, BLOCK):
         column = start + tl.arange(0, BLOCK)
         inside = column < width
         tl.store(out_ptr + row * width + column, tl.load(x_ptr + source * width + column, mask=inside), mask=inside)
+
+
+@triton.jit
+def _permute_spread(x_ptr, place_ptr, out_ptr, width, K: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    token = tl.program_id(0).to(tl.int64)
+    for start in range(0, width, BLOCK):
+        column = start + tl.arange(0, BLOCK)
+        inside = column < width
+        x = tl.load(x_ptr + token * width + column, mask=inside)
+        for k in tl.static_range(K):
+            place = tl.load(place_ptr + token * K + k).to(tl.int64)
+            tl.store(out_ptr + place * width + column, x, mask=inside)
 
 
 @triton.jit
@@ -106,11 +118,21 @@ def _launch(width: int) -> dict[str, Any]:
     return {"BLOCK": block, "num_warps": max(1, min(8, block // 256))}
 
 
-def gather(x_th: torch.Tensor, index_n: torch.Tensor, divisor: int) -> torch.Tensor:
-    """x[index // divisor], [N, hidden]."""
+def gather(x_th: torch.Tensor, index_n: torch.Tensor) -> torch.Tensor:
+    """x[index], [N, hidden]."""
     out = x_th.new_empty(index_n.shape[0], x_th.shape[1])
     if index_n.numel():
-        _permute_gather[(index_n.shape[0],)](x_th, index_n, out, x_th.shape[1], DIVISOR=divisor, **_launch(x_th.shape[1]))
+        _permute_gather[(index_n.shape[0],)](x_th, index_n, out, x_th.shape[1], **_launch(x_th.shape[1]))
+    return out
+
+
+def spread(x_th: torch.Tensor, place_tk: torch.Tensor) -> torch.Tensor:
+    """out[place[t, k]] = x[t], [T * k, hidden], every place being taken once. Reads each row once, where a gather in the
+    order of places reads it k times, each time from memory."""
+    (tokens, width), k = x_th.shape, place_tk.shape[1]
+    out = x_th.new_empty(tokens * k, width)
+    if tokens:
+        _permute_spread[(tokens,)](x_th, place_tk, out, width, K=k, **_launch(width))
     return out
 
 
