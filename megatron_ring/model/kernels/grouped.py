@@ -14,7 +14,7 @@ from megatron_ring.model.kernels.swiglu import swiglu_forward
 
 # Of "first" (with SwiGLU), "first alone", "second", "second's gradient", "first's gradient" (both by their inputs): those
 # that the persistent kernel makes, by tools/bench_grouped.py.
-PERSISTENT: frozenset[str] = frozenset()
+PERSISTENT: frozenset[str] = frozenset({"first"})
 
 
 def first_product(
