@@ -120,6 +120,11 @@ class Sequence:
         return self.length - 1 - self.cached
 
     @property
+    def limit(self) -> int:
+        """Tokens that are ever cached, at most: the last one that may be sampled is not fed."""
+        return len(self.request.prompt_tokens) + self.request.max_new_tokens - 1
+
+    @property
     def last_token(self) -> int:
         return self.tokens[-1] if self.tokens else self.request.prompt_tokens[-1]
 

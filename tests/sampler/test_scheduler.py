@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import random
+from copy import copy
 
 import pytest
 from hypothesis import settings
@@ -73,6 +74,22 @@ class SimulatedCache:
             column, offset = divmod(position, self.page_size)
             assert self.pages[self.table[sequence.row, column]][offset] == whole[: position + 1], "foreign keys"
 
+    def draw(self, step: Step) -> list[Sampled]:
+        """The tokens of all turns of a step that is being run, each fed to the next turn, those behind an end too."""
+        ahead = [copy(sequence) for sequence in step.decoding]
+        for sequence in ahead:
+            sequence.tokens, sequence.sampled = list(sequence.tokens), []
+        found: list[Sampled] = []
+        for turn in range(step.horizon):
+            for sequence in ahead:
+                if turn and sequence.length - 1 < sequence.writable:
+                    self.feed(sequence, sequence.length - 1, [sequence.last_token])
+                elif turn:
+                    assert sequence.length - 1 >= sequence.limit, "no room for a token that counts"
+                found.append(drawn(sequence))
+                sequence.append(found[-1])
+        return found
+
 
 limits = st.fixed_dictionaries(
     {
@@ -80,6 +97,7 @@ limits = st.fixed_dictionaries(
         "more_pages": st.integers(0, 25),
         "max_batch": st.integers(1, 9),
         "prefill_tokens": st.integers(1, 30),
+        "horizon": st.integers(1, 5),
     }
 )
 
@@ -103,8 +121,10 @@ class Sampling(RuleBasedStateMachine):
         self.open(self.asked, **limits)
 
     def open(
-        self, requests: list[GenerationRequest], page_size: int, more_pages: int, max_batch: int, prefill_tokens: int
-    ) -> None:
+        self, requests: list[GenerationRequest], page_size: int, more_pages: int, max_batch: int, prefill_tokens: int,
+        horizon: int,
+    ) -> None:  # fmt: skip
+        self.horizon = horizon
         longest = max((pages_for(len(r.prompt_tokens) + r.max_new_tokens, page_size) for r in requests), default=1)
         self.pages, self.oldest_waits = longest + more_pages, 0
         self.cache = SimulatedCache(page_size)
@@ -123,12 +143,13 @@ class Sampling(RuleBasedStateMachine):
         oldest = next(s for s in scheduler.sequences if s.finish_reason is None)
         before = (oldest.length, oldest.cached)
         held = {sequence: list(sequence.tokens) for sequence in scheduler.sequences}
-        step = scheduler.plan()
+        step = scheduler.plan(self.horizon)
         assert step.decoding or step.chunks
+        assert step.horizon in (1, self.horizon) and (step.horizon == 1 or not step.chunks)
         assert sum(chunk.count for chunk in step.chunks) <= scheduler.prefill_tokens
         assert len(scheduler.running) <= scheduler.max_batch
         self.cache.run(step)
-        done = scheduler.advance(step, [drawn(sequence) for sequence in step.decoding])
+        done = scheduler.advance(step, self.cache.draw(step))
         assert all(sequence.tokens[: len(tokens)] == tokens for sequence, tokens in held.items())
         for sequence in done:
             assert sequence.request.seed not in self.answers
