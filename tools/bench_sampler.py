@@ -49,9 +49,11 @@ class BenchSampler:
     new_tokens: int = 64
     """Tokens of a response, the longest one's where lengths differ."""
     lengths: Literal["equal", "long-tail"] = "equal"
-    """Responses all alike; or log-normal, a quarter of --new-tokens in the median, cut at --new-tokens."""
+    """Responses all alike; or log-normal, an eighth of --new-tokens in the median, cut at --new-tokens."""
     repeats: int = 5
     """Timed runs; the median counts."""
+    warm_up: bool = True
+    """A run before them that does not count; off: the first timed one compiles kernels and captures graphs."""
     compare: Literal["none", "transformers"] = "none"
     """Also time transformers' `generate` on the same shape (one process, equal lengths), after our weights are freed."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
@@ -144,7 +146,7 @@ class Watch:
         if step.chunks:
             synchronize()
         self.seconds[kind] += time.perf_counter() - began
-        self.decoded[kind] += len(sampled)
+        self.decoded[kind] += sum(len(drawn.tokens) for drawn in sampled)
         self.widest = max(self.widest, len(step.decoding))
         return sampled
 
@@ -163,12 +165,12 @@ class Watch:
 
 
 def measure(config: BenchSampler, sampler: Sampler, rates: dict[str, float]) -> dict[str, Any]:
-    """Medians of the timed runs, after one for warming up. A run ends on the host: it has every token."""
+    """Medians of the timed runs. A run ends on the host: it has every token."""
     from megatron_ring.parallel import collectives
 
     requests, watch, runs = requests_of(config), Watch(sampler, rates), []
     new = sum(request.max_new_tokens for request in requests)
-    for _ in range(config.repeats + 1):
+    for _ in range(config.repeats + config.warm_up):
         late: list[float] = []  # when 90 % of the requests were done, and the least that had to take until then
 
         def note(finished: int, late: list[float] = late) -> None:
@@ -193,8 +195,9 @@ def measure(config: BenchSampler, sampler: Sampler, rates: dict[str, float]) -> 
                 "seconds": whole,
             }
         )
-    medians = {name: statistics.median(run[name] for run in runs[1:]) for name in runs[0]}
-    seconds = [run["seconds"] for run in runs[1:]]
+    timed = runs[config.warm_up :]
+    medians = {name: statistics.median(run[name] for run in timed) for name in timed[0]}
+    seconds = [run["seconds"] for run in timed]
     return medians | {
         "spread": max(seconds) / min(seconds) - 1, "first_run_seconds": runs[0]["seconds"], "tokens": new,
         "decoded_together_at_most": watch.widest, "prefilled_tokens": watch.prefilled,
@@ -212,7 +215,7 @@ def requests_of(config: BenchSampler) -> list[GenerationRequest]:
     count = config.prompts * config.samples
     lengths = torch.full((count,), config.new_tokens)
     if config.lengths == "long-tail":
-        lengths = (torch.randn(count, generator=generator).exp() * config.new_tokens / 4).long().clamp(2, config.new_tokens)
+        lengths = (torch.randn(count, generator=generator).exp() * config.new_tokens / 8).long().clamp(2, config.new_tokens)
     asked = [(prompt, seed) for prompt in prompts for seed in range(config.samples)]
     return [GenerationRequest(prompt, seed, n) for (prompt, seed), n in zip(asked, lengths.tolist(), strict=True)]
 

@@ -19,7 +19,7 @@ from megatron_ring.sampler.requests import Sampled
 from megatron_ring.sampler.requests import Sequence as Response
 from megatron_ring.sampler.sampling import draw_rows
 
-HORIZON = 8  # tokens in a row: the host's work between them is shared, and at most one less is computed in vain at an end
+HORIZON = 16  # tokens in a row: they share the host's work, and at most one less is computed in vain at an end
 SPAN = 512  # a graph serves contexts up to SPAN * 2^i tokens
 
 
@@ -50,7 +50,7 @@ class DecodeLoop:
 
     @torch.no_grad()
     def run(self, sequences: Sequence[Response], turns: int) -> list[Sampled]:
-        """`turns` (at most HORIZON) tokens for each of the sequences, first one for each, then the next for each."""
+        """`turns` (at most HORIZON) tokens for each of the sequences."""
         rows = len(sequences)
         size = bucket(rows) if self.graphs else rows
         longest = max(sequence.cached for sequence in sequences) + turns
@@ -67,11 +67,9 @@ class DecodeLoop:
                 self._one_token(size, longest)
             else:
                 graph.replay()
-        return [
-            Sampled(int(token), *numbers)
-            for turn in self.drawn[:turns, :, :rows].transpose(1, 2).tolist()
-            for token, *numbers in turn
-        ]
+        drawn = self.drawn[:turns, :, :rows].permute(2, 1, 0).cpu()
+        numbers = drawn[:, 1:].tolist()
+        return [Sampled(ids, *three) for ids, three in zip(drawn[:, 0].long().tolist(), numbers, strict=True)]
 
     def _one_token(self, size: int, longest: int) -> None:
         state = self.state[:, :size]

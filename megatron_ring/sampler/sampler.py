@@ -154,6 +154,7 @@ class Sampler:
         return Scheduler(
             requests, pages=size.pages, page_size=size.page_size, max_batch=size.rows,
             prefill_tokens=sampling.prefill_tokens, stop=self.stopping.reason,
+            may_stop=self.stopping.may_end,
         )  # fmt: skip
 
     def _settle(self, failure: Exception | None) -> None:
@@ -235,20 +236,18 @@ class Sampler:
             seeds, counts = self._tensor([[s.request.seed for s in decoding], [len(s.tokens) for s in decoding]])
             drawn = draw_rows(logits_nv, seeds, counts, self.sampling, self.context.tensor_rank)
         columns = collectives.broadcast_from_last_stage(drawn).t().tolist()
-        return [Sampled(int(token), *statistics) for token, *statistics in columns]
+        return [Sampled([int(token)], *([number] for number in numbers)) for token, *numbers in columns]
 
     def _tensor(self, values: list) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.int64, device=self.context.device)
 
 
 def _check_finite(step: Step, sampled: list[Sampled]) -> None:
-    if math.isfinite(sum(drawn.logprob + drawn.entropy for drawn in sampled)):
-        return
-    for place, drawn in enumerate(sampled):
-        turn, row = divmod(place, len(step.decoding))
-        sequence = step.decoding[row]
-        if not math.isfinite(drawn.logprob + drawn.entropy):
-            raise UserError(
-                f"response {sequence.index}, token {len(sequence.tokens) + turn}: the model's logits are not finite: its "
-                f"weights are broken, go back to an earlier checkpoint"
-            )
+    for sequence, drawn in zip(step.decoding, sampled, strict=True):
+        if math.isfinite(sum(drawn.logprobs) + sum(drawn.entropies)):
+            continue
+        wrong = [not math.isfinite(a + b) for a, b in zip(drawn.logprobs, drawn.entropies, strict=True)].index(True)
+        raise UserError(
+            f"response {sequence.index}, token {len(sequence.tokens) + wrong}: the model's logits are not finite: its "
+            f"weights are broken, go back to an earlier checkpoint"
+        )

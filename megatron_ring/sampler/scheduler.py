@@ -56,13 +56,16 @@ class Scheduler:
         max_batch: sequences running at once.
         prefill_tokens: tokens filled in one step, at most.
         stop: why a sequence ends after the token it just took; None if it does not.
+        may_stop: whether it might end within these tokens that it has not taken yet; asked so that `stop` need not be.
     """
 
     def __init__(
         self, requests: Sequence_[GenerationRequest], *, pages: int, page_size: int, max_batch: int, prefill_tokens: int,
         stop: Callable[[Sequence], FinishReason | None],
+        may_stop: Callable[[Sequence, list[int]], bool] = lambda sequence, tokens: True,
     ) -> None:  # fmt: skip
-        self.page_size, self.max_batch, self.prefill_tokens, self.stop = page_size, max_batch, prefill_tokens, stop
+        self.page_size, self.max_batch, self.prefill_tokens = page_size, max_batch, prefill_tokens
+        self.stop, self.may_stop = stop, may_stop
         self.pool = PagePool(pages)
         prefixes: dict[tuple[int, ...], Prefix] = {}
         self.sequences: list[Sequence] = []
@@ -120,8 +123,8 @@ class Scheduler:
         step.horizon = horizon
 
     def advance(self, step: Step, sampled: Sequence_[Sampled]) -> list[Sequence]:
-        """Take what `step` computed: one token for each sequence of `step.decoding`, as often as its horizon says. Returns
-        the sequences that are finished by it."""
+        """Take what `step` computed: for each sequence of `step.decoding` as many tokens as its horizon says. Returns the
+        sequences that are finished by it."""
         for chunk in step.chunks:
             sequence, prefix = chunk.sequence, chunk.sequence.prefix
             sequence.cached += chunk.count
@@ -131,17 +134,17 @@ class Scheduler:
                 self.pool.share(prefix.pages)
                 sequence.writable = 0  # its next token may go into a page that is now shared
                 self._unblock(prefix)
-        done, count = [], len(step.decoding)
-        assert len(sampled) == count * step.horizon
-        for place, sequence in enumerate(step.decoding):
-            for drawn in sampled[place::count]:
-                sequence.cached += 1
-                sequence.append(drawn)
-                self.generated += 1
-                sequence.finish_reason = self.stop(sequence)
+        done = []
+        for sequence, drawn in zip(step.decoding, sampled, strict=True):
+            count = len(drawn.tokens)
+            if not self.may_stop(sequence, drawn.tokens):
+                sequence.take(drawn, 0, count)
+            else:
+                count = self._take_one_by_one(sequence, drawn)
                 if sequence.finish_reason is not None:
                     done.append(sequence)
-                    break
+            sequence.cached += count
+            self.generated += count
         for sequence in done:
             self._stop_running(sequence)
             self.finished += 1
@@ -149,6 +152,15 @@ class Scheduler:
             if sequence.prefix.unfinished == 0:
                 self._drop(sequence.prefix)
         return done
+
+    def _take_one_by_one(self, sequence: Sequence, drawn: Sampled) -> int:
+        """Take tokens up to the one that ends the sequence; how many."""
+        for place in range(len(drawn.tokens)):
+            sequence.take(drawn, place, place + 1)
+            sequence.finish_reason = self.stop(sequence)
+            if sequence.finish_reason is not None:
+                return place + 1
+        return len(drawn.tokens)
 
     def _make_writable(self, sequence: Sequence, step: Step) -> None:
         """Give the sequence a page of its own for its next token, unless it has to give back all it has."""

@@ -22,7 +22,7 @@ EOS = 0
 def drawn(sequence: Sequence) -> Sampled:
     """A token that depends on the request's seed and the position alone."""
     token = random.Random(f"{sequence.request.seed} {len(sequence.tokens)}").randrange(12)
-    return Sampled(token, -0.5 * token, -0.25 * token, 0.1 * token)
+    return Sampled([token], [-0.5 * token], [-0.25 * token], [0.1 * token])
 
 
 def stop(sequence: Sequence) -> str | None:
@@ -78,16 +78,17 @@ class SimulatedCache:
         """The tokens of all turns of a step that is being run, each fed to the next turn, those behind an end too."""
         ahead = [copy(sequence) for sequence in step.decoding]
         for sequence in ahead:
-            sequence.tokens, sequence.sampled = list(sequence.tokens), []
-        found: list[Sampled] = []
+            sequence.tokens, sequence.sampled = list(sequence.tokens), Sampled([], [], [], [])
+        found = [Sampled([], [], [], []) for _ in ahead]
         for turn in range(step.horizon):
-            for sequence in ahead:
+            for sequence, whole in zip(ahead, found, strict=True):
                 if turn and sequence.length - 1 < sequence.writable:
                     self.feed(sequence, sequence.length - 1, [sequence.last_token])
                 elif turn:
                     assert sequence.length - 1 >= sequence.limit, "no room for a token that counts"
-                found.append(drawn(sequence))
-                sequence.append(found[-1])
+                one = drawn(sequence)
+                whole.extend(one, 0, 1)
+                sequence.take(one, 0, 1)
         return found
 
 
@@ -129,8 +130,9 @@ class Sampling(RuleBasedStateMachine):
         self.pages, self.oldest_waits = longest + more_pages, 0
         self.cache = SimulatedCache(page_size)
         self.scheduler = Scheduler(
-            requests, pages=self.pages, page_size=page_size, max_batch=max_batch, prefill_tokens=prefill_tokens, stop=stop
-        )
+            requests, pages=self.pages, page_size=page_size, max_batch=max_batch, prefill_tokens=prefill_tokens, stop=stop,
+            may_stop=lambda s, tokens: EOS in tokens or len(s.tokens) + len(tokens) >= s.request.max_new_tokens,
+        )  # fmt: skip
 
     @rule(count=st.integers(1, 12))
     def steps(self, count: int) -> None:
@@ -247,7 +249,7 @@ def test_spans_of_one_version_are_one() -> None:
     scheduler = Scheduler([request], pages=9, page_size=4, max_batch=1, prefill_tokens=9, stop=stop)
     scheduler.advance(scheduler.plan(), [])
     step = scheduler.plan()
-    scheduler.advance(step, [Sampled(7, -2.0, -2.0, 0.2)])
+    scheduler.advance(step, [Sampled([7], [-2.0], [-2.0], [0.2])])
     assert scheduler.sequences[0].completion(4).versions == [[4, 2]]
     assert scheduler.sequences[0].completion(5).versions == [[4, 1], [5, 1]]
 

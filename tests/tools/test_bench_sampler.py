@@ -12,8 +12,8 @@ from tests.conftest import ROOT
 from tests.mains.conftest import environment
 
 
-def bench(*flags: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, str(ROOT / "tools" / "bench_sampler.py"), *flags], capture_output=True,
+def bench(*flags: str, tool: str = "bench_sampler.py") -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, str(ROOT / "tools" / tool), *flags], capture_output=True,
                           text=True, env=environment(), timeout=200, cwd=ROOT)  # fmt: skip
 
 
@@ -37,3 +37,11 @@ def test_bench_sampler(lengths: str) -> None:
 def test_what_cannot_be_compared_is_refused() -> None:
     done = bench("--compare", "transformers", "--lengths", "long-tail")
     assert done.returncode == 2 and "--lengths equal" in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_bench_switch() -> None:
+    done = bench("--switches", "4", "--tokens", "64", "--requests", "3", "--new-tokens", "4", tool="bench_switch.py")
+    assert done.returncode == 0, done.stderr
+    out = json.loads(done.stdout)
+    assert out["train_again"] > 0 and out["sample_again"] > 0 and out["memory_gib_late"] > 0
