@@ -59,3 +59,9 @@ def rope_tables(
     angles = torch.cat((angles, angles), dim=-1)[:, None, :]
     factor = attention_factor(scaling)
     return angles.cos() * factor, angles.sin() * factor
+
+
+@cache
+def _frequencies_on(device: torch.device, head_dim: int, theta: float, scaling: RopeScaling | None) -> torch.Tensor:
+    """Kept: a CUDA graph cannot hold a copy from the host."""
+    return inverse_frequencies(head_dim, theta, scaling).to(device)
