@@ -44,12 +44,6 @@ def attention_factor(scaling: RopeScaling | None) -> float:
     return magnitude(scaling.mscale) / magnitude(scaling.mscale_all_dim)
 
 
-@cache
-def _frequencies_on(device: torch.device, head_dim: int, theta: float, scaling: RopeScaling | None) -> torch.Tensor:
-    """Made once: a copy to the device would wait, in each step, for all that the device still has to do."""
-    return inverse_frequencies(head_dim, theta, scaling).to(device)
-
-
 def rope_tables(
     positions: torch.Tensor, head_dim: int, theta: float, scaling: RopeScaling | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -63,5 +57,5 @@ def rope_tables(
 
 @cache
 def _frequencies_on(device: torch.device, head_dim: int, theta: float, scaling: RopeScaling | None) -> torch.Tensor:
-    """Kept: a CUDA graph cannot hold a copy from the host."""
+    """Kept: a CUDA graph cannot hold a copy from the host, and a training step would wait for it behind all earlier work."""
     return inverse_frequencies(head_dim, theta, scaling).to(device)
