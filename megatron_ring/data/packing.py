@@ -57,7 +57,7 @@ class MicroBatch:
 
 def moved_to(value: Tensor, device: torch.device | str) -> Tensor:
     """`value.to(device)`; where that is another memory, without waiting for what the device still has to do."""
-    if torch.device(device).type == "cuda" and not value.is_cuda:
+    if torch.device(device).type == "cuda" and not value.is_cuda and value.numel():
         return value.pin_memory().to(device, non_blocking=True)
     return value.to(device)
 

@@ -134,7 +134,7 @@ def product(
     """Each expert's rows times its matrix: weight [E, b, a] if `transposed`, else [E, a, b] -> [N, b].
 
     Args:
-        x_na: contiguous [N, a], in 16 bit; a and b are multiples of 8, and a of the tile's depth unless `transposed`.
+        x_na: [N, a], in 16 bit; a and b are multiples of 8, and a of the tile's depth unless `transposed`.
         ends_e: int32 [E], where each expert's rows end, the last at N.
     """
     rows, inner = x_na.shape
@@ -143,7 +143,7 @@ def product(
     if rows:
         w_block = [tile.columns, tile.depth] if transposed else [tile.depth, tile.columns]
         _grouped_product[(_processors(x_na.device),)](
-            TensorDescriptor.from_tensor(x_na, [tile.rows, tile.depth]),
+            TensorDescriptor.from_tensor(x_na.contiguous(), [tile.rows, tile.depth]),
             TensorDescriptor.from_tensor(weight_e.flatten(0, 1), w_block),
             out, *_table(ends_e, rows, tile), inner, width, TRANSPOSED=transposed, **_sizes(x_na.device, tile),
         )  # fmt: skip
@@ -159,7 +159,7 @@ def product_and_swiglu(
     both, out = x_na.new_empty(rows, both_width), x_na.new_empty(rows, both_width // 2)
     if rows:
         _grouped_swiglu[(_processors(x_na.device),)](
-            TensorDescriptor.from_tensor(x_na, [tile.rows, tile.depth]),
+            TensorDescriptor.from_tensor(x_na.contiguous(), [tile.rows, tile.depth]),
             TensorDescriptor.from_tensor(gate_up_e.view(-1, both_width // 2, inner), [2, tile.columns, tile.depth]),
             both, out, weights_n, *_table(ends_e, rows, tile), inner, both_width // 2, **_sizes(x_na.device, tile),
         )  # fmt: skip
