@@ -59,7 +59,7 @@ def _backward_rows(
     down_e: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor]:
     """Gradients by x [N, hidden], weights [N], gate_up and down of weight * expert(x); activation [N, f] is SwiGLU's result,
-    made again where it was not kept."""
+    made again where it was not kept: on the CPU nearly all of it is needed anyway."""
     d_activation = rows_product("second's gradient", dy_nh, down_e, ends_e, transposed=False)
     if activation is None:
         d_gate_up_nf, d_weights, activation = swiglu_backward(d_activation, gate_up_nf, weights_n, again=True)
@@ -91,7 +91,7 @@ class _LocalExperts(torch.autograd.Function):
         gate_up_nf, activation = first_product(x_nh, gate_up_e, places.ends, weights_n)
         y_nh = rows_product("second", activation, down_e, places.ends, transposed=True)
         ctx.places, ctx.plus = places, len(plus)
-        kept = (x_th, None, None) if recompute else (x_nh, gate_up_nf, activation)
+        kept = (x_th, None, None) if recompute else (x_nh, gate_up_nf, activation if activation.is_cuda else None)
         ctx.save_for_backward(*kept, weights_n, gate_up_e, down_e)
         return combine_rows(y_nh, places.back, *plus)
 
@@ -125,7 +125,7 @@ class _SortedExperts(torch.autograd.Function):
     ) -> torch.Tensor:
         weights_n = weights_n.float()
         gate_up_nf, activation = first_product(x_nh, gate_up_e, ends_e, weights_n)
-        kept = (None, None) if recompute else (gate_up_nf, activation)
+        kept = (None, None) if recompute else (gate_up_nf, activation if activation.is_cuda else None)
         ctx.save_for_backward(x_nh, *kept, weights_n, ends_e, gate_up_e, down_e)
         return rows_product("second", activation, down_e, ends_e, transposed=True)
 

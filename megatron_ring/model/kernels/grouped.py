@@ -5,12 +5,11 @@ Suffixes: n rows sorted by expert, h hidden, f expert width, a inner and b outer
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch
 import torch.nn.functional as F
 
 from megatron_ring.model.kernels.swiglu import swiglu_forward
+from megatron_ring.parallel.device import is_hopper
 
 # Of "first" (with SwiGLU), "first alone", "second", "second's gradient", "first's gradient" (both by their inputs): those
 # that the persistent kernel makes, by tools/bench_grouped.py.
@@ -47,11 +46,6 @@ def weight_gradient(dy_nb: torch.Tensor, x_na: torch.Tensor, ends_e: torch.Tenso
 
 def _persistent(which: str, x_na: torch.Tensor, weight_e: torch.Tensor) -> bool:
     """Tiles have 128 rows: with fewer for each expert, as in decoding, they would be empty for the most part."""
-    if which not in PERSISTENT or not x_na.is_cuda or x_na.dtype is not torch.bfloat16 or not _hopper(x_na.device):
+    if which not in PERSISTENT or x_na.dtype is not torch.bfloat16 or not is_hopper(x_na.device):
         return False
     return x_na.shape[0] >= 128 * weight_e.shape[0] and all(size % 64 == 0 for size in weight_e.shape[1:])
-
-
-@cache
-def _hopper(device: torch.device) -> bool:
-    return torch.cuda.get_device_capability(device)[0] == 9

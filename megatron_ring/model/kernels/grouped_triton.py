@@ -8,13 +8,14 @@ Suffixes: n rows, a inner dimension, b outer dimension, e experts, f expert widt
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
+
+from megatron_ring.parallel.device import processors
 
 
 @dataclass(frozen=True)
@@ -121,11 +122,8 @@ def _grouped_swiglu(  # type: ignore[no-untyped-def]
         tl.store(out_ptr + rows[:, None].to(tl.int64) * width + columns[None, :], out, mask=mask)
 
 
-@cache
 def _processors(device: torch.device) -> int:
-    if device.type != "cuda":
-        return 3  # the interpreter's: several tiles for each program
-    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+    return processors(device) if device.type == "cuda" else 3  # the interpreter's: several tiles for each program
 
 
 def product(
