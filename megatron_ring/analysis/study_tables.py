@@ -34,21 +34,20 @@ def by_seed(rows: Mapping[str, Sequence[str]], seeds: Sequence[int], corner: str
 
 
 def shown(sample: Sample) -> str:
-    """Mean ± standard deviation, with the digits that its size deserves."""
-    if sample.low == sample.high == 0:
-        return "0"
+    """Mean ± standard deviation, with the digits that its size deserves; without a spread where all seeds agree."""
+    if sample.low == sample.high and sample.n > 1:
+        return f"{sample.mean:,.4g}" if sample.mean < 1000 else f"{sample.mean:,.0f}"
     spread = "" if math.isnan(sample.sd) else f" ± {_digits(sample.sd, sample.mean)}"
     return f"{_digits(sample.mean, sample.mean)}{spread}"
 
 
 def difference(found: Difference) -> str:
     """The mean difference and its 95 % interval; bold when that leaves out 0."""
-    largest = abs(found.value)
-    value = f"{'+' if found.value > 0 else ''}{_digits(found.value, largest)}"
-    if found.interval is None:
+    ends = [] if found.interval is None else [found.interval.low, found.interval.high]
+    largest = max(map(abs, [found.value, *ends]))
+    value = f"{'+' if found.value > 0 else ''}{_digits(found.value, largest)}" if largest else "0"
+    if found.interval is None or not largest:
         return value
-    largest = max(largest, abs(found.interval.low), abs(found.interval.high))
-    value = f"{'+' if found.value > 0 else ''}{_digits(found.value, largest)}"
     text = f"{value} ({_digits(found.interval.low, largest)} to {_digits(found.interval.high, largest)})"
     return f"**{text}**" if found.exceeds_spread else text
 

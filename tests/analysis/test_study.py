@@ -91,6 +91,7 @@ def test_tables_show_mean_spread_and_what_exceeds_it() -> None:
         Row("near", {"a": (0.1, 0.2, 0.3), "b": (0.2, 0.1, 0.3)}),
         Row("none", {"a": (0.0, 0.0, 0.0), "b": (2000.0, 2001.0, 2002.0)}),
         Row("of one", {"a": (30.0, 40.0, 50.0)}),
+        Row("equal", {"a": (0.5, 0.5, 0.5), "b": (0.5, 0.5, 0.5)}),
     ]
     lines = table(rows, ("a", "b"), (("a", "b"), ("b", "c")), "measure").splitlines()
     assert lines[0] == "| measure | a | b | b − a |"
@@ -98,6 +99,7 @@ def test_tables_show_mean_spread_and_what_exceeds_it() -> None:
     assert lines[3] == "| near | 0.200 ± 0.100 | 0.200 ± 0.100 | 0.000 (-0.248 to 0.248) |"
     assert lines[4] == "| none | 0 | 2,001 ± 1 | **+2,001 (1,999 to 2,003)** |"
     assert lines[5] == "| of one | 40.0 ± 10.0 |  |  |"
+    assert lines[6] == "| equal | 0.5 | 0.5 | 0 |"
     assert by_seed({"a": ["5", "none"]}, (3, 4), "step").splitlines()[2] == "| a | 5 | none |"
     found = as_json(rows, (("a", "b"),))
     assert found["far apart"]["settings"]["b"]["values"] == [1.1, 1.21, 1.29]
