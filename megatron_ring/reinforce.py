@@ -23,6 +23,10 @@ MAY_DIFFER = frozenset(
 
 
 def main(config: RLConfig) -> None:
+    if config.dry_run:
+        from megatron_ring.planning.stages import plan_rl
+
+        return plan_rl(config)
     from megatron_ring.training.stage import resolve_shape
 
     config = config.resolved()
