@@ -22,8 +22,8 @@ for argument in "$@"; do
   if [ "$argument" = --dry-run ]; then exec bash "$@"; fi
 done
 : "${SLURM_JOB_ID:?start it with sbatch, or inside salloc}"
-MASTER_ADDR="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
-export MASTER_ADDR
+hosts="$(scontrol show hostnames "$SLURM_JOB_NODELIST")"
+export MASTER_ADDR="${hosts%%$'\n'*}"
 export MASTER_PORT="${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 20000))}"
 export NODES="$SLURM_NNODES"
 export GPUS="${GPUS:-${SLURM_GPUS_ON_NODE:-8}}"

@@ -23,7 +23,7 @@ class Weight(NamedTuple):
     expert: bool
 
     @property
-    def count(self) -> int:
+    def size(self) -> int:
         return prod(self.shape)
 
 
@@ -92,7 +92,7 @@ def training_state(
     expert_data = world // (parallel.pipeline * parallel.expert * parallel.expert_tensor)
     counts, held, shares = [], 0, 0
     for expert, ranks in ((False, data), (True, expert_data)):
-        sizes = [weight.count for weight in weights if weight.expert is expert]
+        sizes = [weight.size for weight in weights if weight.expert is expert]
         counts.append(sum(sizes))
         padded = _buffer(sizes, ranks)
         held += padded if trains else sum(sizes)
@@ -104,7 +104,7 @@ def training_state(
         weights=held * itemsize,
         gradients=held * FP32 if trains else 0,
         optimizer=shares * of_a_share if trains else 0,
-        largest=max(weight.count for weight in weights) * itemsize,
+        largest=max(weight.size for weight in weights) * itemsize,
     )
 
 

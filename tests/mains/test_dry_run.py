@@ -75,7 +75,7 @@ def test_under_torchrun_one_rank_speaks(tmp_path: Path) -> None:
         ("ring-tiny", "--plan.world 2 --parallel.tensor 2 --data.micro-batch-tokens 511", "does not split over TP=2"),
         ("ring-tiny", "--sampling.max-new-tokens 1024 --data.micro-batch-tokens 2048", "exceeds the model's 1,024"),
         ("ring-lite", "", "does not fit: "),
-        ("ring-lite", "--plan.memory 320 --sampling.kv-tokens 32", "the KV cache holds 32 tokens"),
+        ("ring-lite", "--plan.memory 400 --sampling.kv-tokens 32", "the KV cache holds 32 tokens"),
         ("ring-tiny", "--plan.world 0", "--plan.world is 0"),
     ],
 )

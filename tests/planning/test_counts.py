@@ -75,7 +75,7 @@ def test_a_rank_holds_what_is_planned(run_on: Any, layout: str, shape: str, prec
     for rank in ranks:
         weights = stage_weights(model, parallel, rank["stage"])
         data, expert_data = training_state(weights, parallel, world, itemsize, 4).sharers
-        each = [weight.count / (expert_data if weight.expert else data) for weight in weights]
+        each = [weight.size / (expert_data if weight.expert else data) for weight in weights]
         once += sum(each) * (8 if precision == "fp32" else 12)
     assert copies == pytest.approx(once, rel=1e-9)
 
@@ -84,7 +84,7 @@ def test_all_ranks_of_a_model_add_up_to_it() -> None:
     for shape in PRESETS.values():
         parallel = ParallelConfig(pipeline=2, expert=8)
         stages = [stage_weights(shape, parallel, stage) for stage in range(2)]
-        total = sum(weight.count * (parallel.expert if weight.expert else 1) for stage in stages for weight in stage)
+        total = sum(weight.size * (parallel.expert if weight.expert else 1) for stage in stages for weight in stage)
         assert total == shape.parameter_counts()[0]
 
 

@@ -31,7 +31,7 @@ def test_the_measured_peak_of_a_slice() -> None:
     At that peak there are weights, all that layers keep, the head's gradient, and the backward pass of the last layer."""
     shape, one = PRESETS["ring-lite-slice-4"], ParallelConfig()
     work = MicroBatchPass(shape, one, 2 * 8192, 2, uneven=False)
-    weights = 2 * sum(weight.count for weight in stage_weights(shape, one, 0))
+    weights = 2 * sum(weight.size for weight in stage_weights(shape, one, 0))
     head = 2 * shape.vocab_size * shape.hidden_size
     peak = weights + sum(work.kept(range(4), True, True).values()) + head + work.passing_in_layer(3)
     assert peak / GIB == pytest.approx(14.5, rel=0.02)
