@@ -2,8 +2,8 @@
 
 SEED="${SEED:-1}"                       # data, weights, sampling
 OUT="${OUT:-runs/tiny-seed$SEED}"       # everything goes here
-NODES=1
-GPUS="${NPROC:-1}"                      # processes; more than one needs EXTRA with a layout
+NODES="${NODES:-1}"                     # machines
+GPUS="${NPROC:-1}"                      # processes on each; more than one needs EXTRA with a layout
 EXTRA="${EXTRA:-}"                      # more flags for every stage, such as "--parallel.tensor 2"
 PYTHON="${PYTHON:-python}"
 PRESET=ring-tiny

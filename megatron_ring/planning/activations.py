@@ -138,10 +138,13 @@ class MicroBatchPass:
 
 def passing_in_sampling(model: ModelConfig, parallel: ParallelConfig, sampling: SamplingConfig, itemsize: int) -> int:
     """Most that a step of the sampler holds beside weights and cache: a layer over a chunk of prompts, or the distribution
-    of each sequence's next token in float64, in as many copies as cutting it takes."""
+    of each sequence's next token: its logits alone where the kernel draws (nothing is cut, one rank has all classes), else in
+    float64, in as many copies as cutting it takes."""
     prompts = MicroBatchPass(model, parallel, sampling.prefill_tokens, itemsize)
     layer = sum(prompts.kept_by_layer(model.num_layers - 1).values()) + 3 * prompts.rows * model.hidden_size * itemsize
-    copies = 3 if sampling.whole_distribution else 8
+    copies = 8
+    if sampling.whole_distribution:
+        copies = 0 if parallel.tensor == 1 and sampling.temperature > 0 else 3
     logits = sampling.max_batch * model.vocab_size * (itemsize + copies * 8)
     return max(layer, logits)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.mains.conftest import environment
+from tests.mains.test_pipeline import metrics
 
 SOURCED = ("env.sh", "launch.sh")
 LAUNCHERS = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("examples/*/*.sh") if path.name not in SOURCED)
@@ -108,30 +110,59 @@ def test_a_launcher_without_the_stage_before_it_says_so(tmp_path: Path) -> None:
         assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1, done.stderr
 
 
-FAKE_SRUN = """#!/usr/bin/env bash
+# What Slurm does on its nodes, here: the task once for each, all at a time.
+SRUN = """#!/usr/bin/env bash
 [ "$1" = --kill-on-bad-exit=1 ] || exit 9
 shift
-for node in $(seq 0 $((SLURM_NNODES - 1))); do SLURM_NODEID=$node "$@" || exit; done
+tasks=()
+for node in $(seq 0 $((SLURM_NNODES - 1))); do SLURM_NODEID=$node "$@" & tasks+=($!); done
+for task in "${tasks[@]}"; do wait "$task" || exit; done
+"""
+SCONTROL = """#!/usr/bin/env bash
+echo localhost
+for number in $(seq 2 4000); do echo "node$number"; done
 """
 
 
+def slurm(folder: Path, job: int, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    """examples/slurm.sh inside an allocation of two nodes of one GPU."""
+    folder.mkdir()
+    for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    given = {**environment(), "SLURM_JOB_ID": str(job), "SLURM_JOB_NODELIST": "n[1-4000]", "SLURM_NNODES": "2",
+             "SLURM_GPUS_ON_NODE": "1", "PYTHON": sys.executable, **settings}  # fmt: skip
+    given["PATH"] = f"{folder}:{given['PATH']}"
+    start = ["bash", "examples/slurm.sh", *arguments]
+    return subprocess.run(start, capture_output=True, text=True, env=given, cwd=ROOT, timeout=300)
+
+
 def test_slurm_runs_a_launcher_on_every_node(tmp_path: Path) -> None:
-    """With srun and scontrol that do here what Slurm does on its nodes: start the task once for each."""
-    programs = tmp_path / "bin"
-    programs.mkdir()
-    for name, text in (("srun", FAKE_SRUN), ("scontrol", "#!/usr/bin/env bash\nprintf 'first\\nsecond\\n'\n")):
-        (programs / name).write_text(text)
-        (programs / name).chmod(0o755)
     launcher = tmp_path / "launcher.sh"
     launcher.write_text('echo "node $NODE_RANK of $NODES x $GPUS, $MASTER_ADDR:$MASTER_PORT, $*"\n')
-    given = {**environment(), "SLURM_JOB_ID": "41", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_NNODES": "2",
-             "SLURM_GPUS_ON_NODE": "4"}  # fmt: skip
-    given["PATH"] = f"{programs}:{given['PATH']}"
-    start = ["bash", "examples/slurm.sh", str(launcher), "--steps", "3 4"]
-    done = subprocess.run(start, capture_output=True, text=True, env=given, cwd=ROOT, timeout=60)
-    assert done.stdout.splitlines() == [f"node {node} of 2 x 4, first:20041, --steps 3 4" for node in (0, 1)], done.stderr
+    done = slurm(tmp_path / "bin", 41, str(launcher), "--steps", "3 4")
+    said = [f"node {node} of 2 x 1, localhost:20041, --steps 3 4" for node in (0, 1)]
+    assert sorted(done.stdout.splitlines()) == said and done.returncode == 0, done.stderr
     nothing = subprocess.run(["bash", "examples/slurm.sh"], capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert nothing.returncode == 2 and "name a launcher" in nothing.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_two_nodes_meet_and_train(tiny_data: Path, tmp_path: Path) -> None:
+    """torchrun's rendezvous, as launch.sh asks for it, between two launchers; the same losses as of one process."""
+    for out in ("one", "two"):
+        (tmp_path / out).mkdir()
+        (tmp_path / out / "data").symlink_to(tiny_data)
+    flags = ["examples/tiny/sft.sh", "--max-steps", "3", "--data.global-batch", "2"]
+    job = 1000 + os.getpid() % 8000  # a port that no other test has
+    two = slurm(tmp_path / "bin", job, *flags, OUT=str(tmp_path / "two"))
+    assert two.returncode == 0, two.stderr
+    given = {**environment(), "PYTHON": sys.executable, "OUT": str(tmp_path / "one")}
+    one = subprocess.run(["bash", *flags], capture_output=True, text=True, env=given, cwd=ROOT, timeout=300)
+    assert one.returncode == 0, one.stderr
+    losses = [[row["loss"] for row in metrics(tmp_path / out / "sft")] for out in ("one", "two")]
+    assert len(losses[0]) == 3 and losses[1] == pytest.approx(losses[0], rel=1e-5)
 
 
 def test_a_dry_run_through_slurm_needs_no_allocation(tmp_path: Path) -> None:
