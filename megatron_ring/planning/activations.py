@@ -137,9 +137,9 @@ class MicroBatchPass:
 
 
 def passing_in_sampling(model: ModelConfig, parallel: ParallelConfig, sampling: SamplingConfig, itemsize: int) -> int:
-    """Most that a step of the sampler holds beside weights and cache: a layer over a chunk of prompts, or the distribution
-    of each sequence's next token: its logits alone where the kernel draws (nothing is cut, one rank has all classes), else in
-    float64, in as many copies as cutting it takes."""
+    """Most that a step of the sampler holds beside weights and cache: a layer over a chunk of prompts, or what tokens are
+    drawn from: logits alone where a kernel draws (nothing is cut, one rank has all classes), else float64, in as many copies
+    as cutting takes."""
     prompts = MicroBatchPass(model, parallel, sampling.prefill_tokens, itemsize)
     layer = sum(prompts.kept_by_layer(model.num_layers - 1).values()) + 3 * prompts.rows * model.hidden_size * itemsize
     copies = 8
