@@ -16,7 +16,7 @@ RL_PROMPTS="${RL_PROMPTS:-$DATA/rl_prompts.jsonl}"
 EVALUATION="${EVALUATION:-$DATA/heldout.jsonl}"
 
 # Model and layout. INIT: a checkpoint or folder to start from, such as what tools/upcycle.py wrote; empty: random weights.
-PRESET="${PRESET:-ring-lite-slice-4}"                 # or ring-lite-slice-8: see --dry-run
+PRESET="${PRESET:-ring-lite-slice-4}"                 # or ring-lite-slice-8, which needs two GPUs
 INIT="${INIT:-}"
 LAYOUT=(--parallel.expert "$GPUS" --precision bf16)
 
