@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from megatron_ring.model.kernels.experts import local_experts
-from megatron_ring.model.kernels.rows import combine_rows, gather_rows, sort_by_expert
+from megatron_ring.model.kernels.rows import combine_rows, gather_rows, sort_by_expert, spread_rows
 from megatron_ring.model.kernels.swiglu import swiglu_backward, swiglu_forward
 from megatron_ring.parallel.exchange import (
     PendingPlan,
@@ -96,10 +96,10 @@ class _ExchangedExperts(torch.autograd.Function):
         recompute: bool,
         backward: bool,
     ) -> torch.Tensor:
-        local, k = gate_up_e.shape[0], experts_tk.shape[1]
+        local = gate_up_e.shape[0]
         places = sort_by_expert(experts_tk, local * expert_ranks())
         pending = PendingPlan(places.ends)
-        x_send = gather_rows(x_th, places.order, k)
+        x_send = spread_rows(x_th, places)
         weights_send = weights_tk.flatten().index_select(0, places.order)
         plan = pending.wait()
         x_received, moving = exchange_rows(x_send, plan.send, plan.receive)
@@ -132,7 +132,7 @@ class _ExchangedExperts(torch.autograd.Function):
         x_nh, gate_up_nf, weights_n, gate_up_e, down_e = ctx.saved_tensors
         places, here, plan = ctx.places, ctx.here, ctx.plan
         d_th = d_th.contiguous()
-        dy_send = gather_rows(d_th, places.order, places.back.shape[1])
+        dy_send = spread_rows(d_th, places)
         dy_received, moving = exchange_rows(dy_send, plan.send, plan.receive)
         plus = []
         if ctx.has_shared:

@@ -25,6 +25,7 @@ class MicroBatchPass:
         recompute: as `--recompute`.
         uneven: whether packed sequences differ in length; attention keeps its result twice then.
         row_share: rows that this rank's experts get, over those of a balanced router; above 1 where one gets more.
+        swiglu_kept: whether experts whose rows are not exchanged keep SwiGLU's result, as on CUDA.
     """
 
     model: ModelConfig
@@ -34,6 +35,7 @@ class MicroBatchPass:
     recompute: str = "none"
     uneven: bool = True
     row_share: float = 1.0
+    swiglu_kept: bool = True
 
     @property
     def local(self) -> int:
@@ -78,9 +80,8 @@ class MicroBatchPass:
     def _kept_by_experts(self, slots: int, exchanged: bool) -> int:
         m, rows = self.model, self.rows
         in_nh = rows * m.hidden_size * self.itemsize
-        product_nf = 2 * m.expert_width // self.parallel.expert_tensor * rows * self.itemsize
-        if self.recompute == "experts":
-            product_nf = 0
+        columns = 0 if self.recompute == "experts" else 3 if self.swiglu_kept and not exchanged else 2
+        product_nf = columns * m.expert_width // self.parallel.expert_tensor * rows * self.itemsize
         places = 2 * INT64 * slots
         if exchanged:
             places += (3 * INT64) * rows  # where rows go here, and whose they are

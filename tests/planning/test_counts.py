@@ -168,7 +168,7 @@ def test_a_forward_pass_keeps_what_is_planned(run_on: Any, layout: str, recomput
     found = sum(size for _, size, _ in ranks)
     plan = 0
     for stage, _, _ in ranks:
-        one = MicroBatchPass(shape, parallel, 1280, 4, recompute, uneven=False)
+        one = MicroBatchPass(shape, parallel, 1280, 4, recompute, uneven=False, swiglu_kept=False)
         layers = parallel.stage_layers(shape.num_layers, stage)
         plan += sum(one.kept(layers, stage == 0, stage == parallel.pipeline - 1).values())
     states = 40_000 * world if recompute == "full" else 0  # of random generators, for each layer that is computed again
