@@ -97,7 +97,7 @@ class RingMoE(MegatronModule):
             experts = self.experts
             out = exchanged_experts(
                 hidden_th, weights_tk, experts_tk, residual_th, experts.gate_up.flatten(1, 2), experts.down,
-                self.shared_experts, experts.recompute,
+                self.shared_experts, experts.recompute, self.config.ring_exact,
             )  # fmt: skip
             return out.view_as(hidden_states)
         plus = () if residual is None else (residual,)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Sequence
 from itertools import accumulate
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,9 @@ import torch.nn.functional as F
 from megatron_ring.model.layout import PackedLayout, TokenLayout
 from megatron_ring.sampler.cache import PagedCache
 from megatron_ring.sampler.pages import pages_for
+
+if TYPE_CHECKING:
+    from megatron_ring.model.exact_attention import Asked
 
 
 class PagedLayout(TokenLayout):
@@ -36,6 +40,7 @@ class PagedLayout(TokenLayout):
         cache: PagedCache,
     ) -> None:  # fmt: skip
         super().__init__(positions)
+        self._exactly: tuple[Asked | None, Asked | None] | None = None
         self.cache, self.real, self.chunks = cache, real, chunks
         self.slots = cache.slots(rows, positions)
         self.slots[real:] = 0  # the scrap page
@@ -54,7 +59,8 @@ class PagedLayout(TokenLayout):
     def attend(self, layer: int, q_thd: torch.Tensor, k_tgd: torch.Tensor, v_tgd: torch.Tensor) -> torch.Tensor:
         self.cache.write(layer, self.slots, k_tgd, v_tgd)
         keys, values = self.cache.of_layer(layer)
-        n, parts = self.decoding, []
+        n = self.decoding
+        parts: list[torch.Tensor] = []
         if n:
             parts.append(self.decode(q_thd[:n], keys, values))
         if self.chunks and self.fresh is not None:
@@ -62,6 +68,34 @@ class PagedLayout(TokenLayout):
         elif self.chunks:
             q_chunks = q_thd[n : self.real]
             parts.append(attend_chunks(q_chunks, keys, values, self.chunk_table, self.chunk_ends, self.chunks))
+        return self._joined(parts, q_thd)
+
+    def attend_exactly(self, layer: int, q_thd: torch.Tensor, k_tgd: torch.Tensor, v_tgd: torch.Tensor) -> torch.Tensor:
+        from megatron_ring.model.exact_attention import attend_paged
+
+        self.cache.write(layer, self.slots, k_tgd, v_tgd)
+        keys, values = self.cache.of_layer(layer)
+        n = self.decoding
+        parts: list[torch.Tensor] = []
+        decode, chunks = self._asked(q_thd.shape[1] // k_tgd.shape[1])
+        if decode is not None:
+            parts.append(attend_paged(decode, q_thd[:n], keys, values, self.decode.block_table))
+        if chunks is not None:
+            parts.append(attend_paged(chunks, q_thd[n : self.real], keys, values, self.chunk_table))
+        return self._joined(parts, q_thd)
+
+    def _asked(self, group: int) -> tuple[Asked | None, Asked | None]:
+        """What decodes, and chunks; made once for all layers."""
+        from megatron_ring.model.exact_attention import Asked
+
+        if self._exactly is None:
+            decode = Asked.of_decoding(self.decode.lengths, group) if self.decoding else None
+            chunks = Asked.of_chunks(self.chunk_ends, self.chunks, group, self.positions.device) if self.chunks else None
+            self._exactly = (decode, chunks)
+        return self._exactly
+
+    def _joined(self, parts: list[torch.Tensor], q_thd: torch.Tensor) -> torch.Tensor:
+        """The parts one after another, zeros for the padding behind them."""
         if self.real < q_thd.shape[0]:
             parts.append(torch.zeros_like(q_thd[self.real :]))
         return parts[0] if len(parts) == 1 else torch.cat(parts)

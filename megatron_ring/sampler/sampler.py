@@ -42,6 +42,7 @@ class Sampler:
     ) -> None:  # fmt: skip
         self.model, self.context, self.sampling, self.eos_id = model, context, sampling, eos_id
         self.stopping = StopConditions(sampling, eos_id, decode)
+        self.on_step: Callable[[Step], None] | None = None  # told of each forward pass before it runs
         self._cache: PagedCache | None = None
 
     def release(self) -> None:
@@ -184,6 +185,8 @@ class Sampler:
     def _forward(self, step: Step) -> list[Sampled]:
         """Run a step through all pipeline stages; one token for each sequence that decodes."""
         assert self._cache is not None
+        if self.on_step is not None:
+            self.on_step(step)
         self._cache.prepare(step)
         decoding, chunks = step.decoding, step.chunks
         tokens = [sequence.last_token for sequence in decoding]

@@ -22,6 +22,7 @@ def local_experts(
     down_e: torch.Tensor,
     plus: tuple[torch.Tensor, ...] = (),
     recompute: bool = False,
+    exact: bool = False,
 ) -> torch.Tensor:
     """sum over k of weight * expert(x) + the tensors of `plus`, all experts being here.
 
@@ -32,8 +33,9 @@ def local_experts(
         gate_up_e: [E, 2f, hidden], down_e: [E, hidden, f].
         plus: up to two tensors [T, hidden] that are added in the same pass.
         recompute: gather rows and make the first product again in the backward pass instead of keeping [N, hidden + 2f].
+        exact: the forward's products are those of --exact.
     """
-    return _LocalExperts.apply(x_th, weights_tk, places, gate_up_e, down_e, recompute, *plus)
+    return _LocalExperts.apply(x_th, weights_tk, places, gate_up_e, down_e, recompute, exact, *plus)
 
 
 def sorted_experts(
@@ -43,9 +45,21 @@ def sorted_experts(
     gate_up_e: torch.Tensor,
     down_e: torch.Tensor,
     recompute: bool = False,
+    exact: bool = False,
 ) -> torch.Tensor:
     """weight * expert(x) [N, hidden] of rows that lie sorted by expert; `ends_e` int32 [E] tells where each one's end."""
-    return _SortedExperts.apply(x_nh, weights_n, ends_e, gate_up_e, down_e, recompute)
+    return _SortedExperts.apply(x_nh, weights_n, ends_e, gate_up_e, down_e, recompute, exact)
+
+
+def grouped_product(x_nk: torch.Tensor, weight_eok: torch.Tensor, ends_e: torch.Tensor, exact: bool) -> torch.Tensor:
+    """Each expert's rows times its weight^T, [N, O]; there may be none. `exact`: each row's bits do not depend on others."""
+    if x_nk.shape[0] == 0:
+        return x_nk.new_empty(0, weight_eok.shape[1])
+    if exact:
+        from megatron_ring.model.kernels.exact_mm_triton import exact_grouped_mm
+
+        return exact_grouped_mm(x_nk, weight_eok, ends_e)
+    return F.grouped_mm(x_nk, weight_eok.transpose(1, 2), offs=ends_e)
 
 
 def _backward_rows(
@@ -78,13 +92,14 @@ class _LocalExperts(torch.autograd.Function):
         gate_up_e: torch.Tensor,
         down_e: torch.Tensor,
         recompute: bool,
+        exact: bool,
         *plus: torch.Tensor,
     ) -> torch.Tensor:
         k = weights_tk.shape[1]
         x_nh = gather_rows(x_th, places.order, k)
-        gate_up_nf = F.grouped_mm(x_nh, gate_up_e.transpose(1, 2), offs=places.ends)
+        gate_up_nf = grouped_product(x_nh, gate_up_e, places.ends, exact)
         weights_n = weights_tk.flatten().index_select(0, places.order)
-        y_nh = F.grouped_mm(swiglu_forward(gate_up_nf, weights_n), down_e.transpose(1, 2), offs=places.ends)
+        y_nh = grouped_product(swiglu_forward(gate_up_nf, weights_n), down_e, places.ends, exact)
         ctx.places, ctx.plus = places, len(plus)
         kept = (x_th, None) if recompute else (x_nh, gate_up_nf)
         ctx.save_for_backward(*kept, weights_n, gate_up_e, down_e)
@@ -104,7 +119,7 @@ class _LocalExperts(torch.autograd.Function):
         )
         del dy_nh, x_nh
         d_weights_tk = None if d_weights is None else d_weights.index_select(0, places.back.flatten()).view(-1, k)
-        return combine_rows(dx_nh, places.back), d_weights_tk, None, d_gate_up, d_down, None, *[d_th] * ctx.plus
+        return combine_rows(dx_nh, places.back), d_weights_tk, None, d_gate_up, d_down, None, None, *[d_th] * ctx.plus
 
 
 class _SortedExperts(torch.autograd.Function):
@@ -117,11 +132,12 @@ class _SortedExperts(torch.autograd.Function):
         gate_up_e: torch.Tensor,
         down_e: torch.Tensor,
         recompute: bool,
+        exact: bool,
     ) -> torch.Tensor:
         weights_n = weights_n.float()
-        gate_up_nf = F.grouped_mm(x_nh, gate_up_e.transpose(1, 2), offs=ends_e)
+        gate_up_nf = grouped_product(x_nh, gate_up_e, ends_e, exact)
         ctx.save_for_backward(x_nh, None if recompute else gate_up_nf, weights_n, ends_e, gate_up_e, down_e)
-        return F.grouped_mm(swiglu_forward(gate_up_nf, weights_n), down_e.transpose(1, 2), offs=ends_e)
+        return grouped_product(swiglu_forward(gate_up_nf, weights_n), down_e, ends_e, exact)
 
     @staticmethod
     def backward(ctx: Any, dy_nh: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -131,4 +147,4 @@ class _SortedExperts(torch.autograd.Function):
         dx, d_weights, d_gate_up, d_down = _backward_rows(
             dy_nh.contiguous(), x_nh, gate_up_nf, weights_n, ends_e, gate_up_e, down_e
         )
-        return dx, d_weights, None, d_gate_up, d_down, None
+        return dx, d_weights, None, d_gate_up, d_down, None, None
