@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,12 @@ def free_memory() -> int | None:
         return None
     unused = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
     return int(torch.cuda.mem_get_info()[0]) + unused
+
+
+@cache
+def multiprocessors(device: torch.device) -> int:
+    """Of a CUDA device; 3 elsewhere, where Triton's interpreter runs one program after another."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 3
 
 
 def synchronize() -> None:

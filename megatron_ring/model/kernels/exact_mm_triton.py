@@ -10,13 +10,14 @@ Suffixes: n rows, o columns of the result, k what is summed over, e experts.
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
+
+from megatron_ring.parallel.device import multiprocessors
 
 SUPER = 8  # tiles of rows that programs side by side share a column tile's weights over
 
@@ -94,11 +95,6 @@ def _exact_mm(  # type: ignore[no-untyped-def]
         tl.store(at, total.to(out_ptr.dtype.element_ty), mask=(row_n < row_end)[:, None] & inside[None, :])
 
 
-@cache
-def _multiprocessors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 3
-
-
 def exact_mm(
     x_nk: torch.Tensor, weight_ok: torch.Tensor, bias_o: torch.Tensor | None = None, out_dtype: torch.dtype | None = None,
     tile: Tile | None = None,
@@ -127,7 +123,7 @@ def _launch(
         return out
     tile = tile or tile_for(rows, columns, experts)
     most = (triton.cdiv(rows, tile.rows) + (experts if ends_e is not None else 0)) * triton.cdiv(columns, tile.columns)
-    programs = min(most, _multiprocessors(x_nk.device) * tile.programs)
+    programs = min(most, multiprocessors(x_nk.device) * tile.programs)
     arguments: Any = (
         TensorDescriptor.from_tensor(x_nk, [tile.rows, tile.depth]),
         TensorDescriptor.from_tensor(weight_rk, [tile.columns, tile.depth]),
