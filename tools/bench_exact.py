@@ -41,7 +41,8 @@ class BenchExact:
     parts: tuple[str, ...] = ("products", "experts", "attention")
     """Some of products, experts, attention."""
     tiles: bool = False
-    """Time every tile, not only the one that is chosen."""
+    """Time every tile, not only the one that is chosen (products: rows, columns and depth; attention: rows, warps and
+    stages)."""
 
     def __post_init__(self) -> None:
         for name in ("decode_rows", "train_rows", "context_length"):
@@ -163,6 +164,7 @@ def _attention(config: BenchExact, shape: ModelConfig) -> list[dict[str, Any]]:
 
     from megatron_ring.model.attention_kernels import PackedAttention
     from megatron_ring.model.exact_attention import Asked, attend_packed, attend_paged
+    from megatron_ring.model.kernels.exact_attention_triton import Rows
     from megatron_ring.sampler.decode_triton import attend_decode
 
     heads, groups, d, length = shape.num_attention_heads, shape.num_key_value_heads, shape.head_dim, config.context_length
@@ -176,6 +178,12 @@ def _attention(config: BenchExact, shape: ModelConfig) -> list[dict[str, Any]]:
         "packed", sum(lengths), lambda _: attend_packed(asked, usual, q, k, v), lambda _: usual(q, k, v), [None], flops, 0
     )
     packed["usual_kernel"] = usual.kernel
+    if config.tiles:
+        packed["rows_us"] = {}
+        for way in (Rows(128, 8, 2), Rows(128, 8, 3), Rows(64, 4, 2), Rows(64, 4, 3), Rows(64, 4, 4)):
+            so = Asked.of_chunks(lengths, lengths, group, q.device, way)
+            us = _microseconds([lambda so=so: attend_packed(so, usual, q, k, v)])
+            packed["rows_us"]["x".join(map(str, way))] = us
     whole = attend_packed(asked, usual, q, k, v)
 
     rows, columns = config.decode_rows, -(-length // page)

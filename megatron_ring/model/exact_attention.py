@@ -25,10 +25,12 @@ class Asked:
     rows: kernel.Rows
 
     @classmethod
-    def of_chunks(cls, ends: Sequence[int], counts: Sequence[int], group: int, device: torch.device) -> Asked:
+    def of_chunks(
+        cls, ends: Sequence[int], counts: Sequence[int], group: int, device: torch.device, rows: kernel.Rows = kernel.MANY
+    ) -> Asked:
         """The last counts[s] positions of sequences of ends[s] tokens; their queries lie one after another. `group`:
         queries of a KV head."""
-        step = kernel.positions_of(kernel.MANY, group)
+        step = kernel.positions_of(rows, group)
         tiles, sequences, row = [], [], 0
         for index, (end, count) in enumerate(zip(ends, counts, strict=True)):
             first = end - count
@@ -37,7 +39,7 @@ class Asked:
             row += count
         tiles.sort(key=lambda tile: -tile[1])  # those with the longest context first: short ones fill the gaps
         on_host = (torch.tensor(x, dtype=torch.int32).view(-1, width) for x, width in ((tiles, 2), (sequences, 3)))
-        return cls(*(x.to(device, non_blocking=True) for x in on_host), kernel.MANY)
+        return cls(*(x.to(device, non_blocking=True) for x in on_host), rows)
 
     @classmethod
     def of_decoding(cls, lengths: torch.Tensor, group: int) -> Asked:
