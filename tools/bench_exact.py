@@ -11,6 +11,7 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,7 @@ def _products(config: BenchExact, shape: ModelConfig) -> list[dict[str, Any]]:
             row["tile"] = list(tile)
             if config.tiles:
                 row["tiles_us"] = {
-                    "x".join(map(str, t[:3])): _microseconds([lambda w=w, t=t: ours(w, tile=t) for w in weights])
+                    "x".join(map(str, t[:3])): _microseconds([partial(ours, weight, tile=t) for weight in weights])
                     for t in exact.TILES
                 }
             found.append(row)
@@ -152,7 +153,7 @@ def _experts(config: BenchExact, shape: ModelConfig) -> list[dict[str, Any]]:
             row["tile"] = list(exact.tile_for(rows, columns, experts))
             if config.tiles:
                 row["tiles_us"] = {
-                    "x".join(map(str, t[:3])): _microseconds([lambda w=w, t=t: ours(w, tile=t) for w in weights])
+                    "x".join(map(str, t[:3])): _microseconds([partial(ours, weight, tile=t) for weight in weights])
                     for t in exact.TILES
                 }
             found.append(row)
@@ -182,17 +183,17 @@ def _attention(config: BenchExact, shape: ModelConfig) -> list[dict[str, Any]]:
         packed["rows_us"] = {}
         for way in (Rows(128, 8, 2), Rows(128, 8, 3), Rows(64, 4, 2), Rows(64, 4, 3), Rows(64, 4, 4)):
             so = Asked.of_chunks(lengths, lengths, group, q.device, way)
-            us = _microseconds([lambda so=so: attend_packed(so, usual, q, k, v)])
+            us = _microseconds([partial(attend_packed, so, usual, q, k, v)])
             packed["rows_us"]["x".join(map(str, way))] = us
     whole = attend_packed(asked, usual, q, k, v)
 
     rows, columns = config.decode_rows, -(-length // page)
     table = torch.randperm(rows * columns, device="cuda").view(rows, columns).int()
-    cache = _draw(2, rows * columns, page, groups, d)
+    keys, values = (_draw(rows * columns, page, groups, d) for _ in "kv")
     where = torch.arange(columns * page, device="cuda")
     for n in range(min(rows, len(lengths))):  # the packed sequences again
         pages, inside = table[n, where // page].long(), where % page
-        for pages_of, packed_of in zip(cache, (k, v), strict=True):
+        for pages_of, packed_of in ((keys, k), (values, v)):
             pages_of[pages[:length], inside[:length]] = packed_of[n * length : (n + 1) * length]
     last = _draw(rows, heads, d)
     same = min(rows, len(lengths))
@@ -202,10 +203,10 @@ def _attention(config: BenchExact, shape: ModelConfig) -> list[dict[str, Any]]:
     decoding = Asked.of_decoding(counts, group)
     moved = 2 * rows * length * groups * d * 2
     decode = _row(
-        "decode", rows, lambda _: attend_paged(decoding, last, *cache, table),
-        lambda _: attend_decode(last, *cache, table, counts, length), [None], 0.0, moved,
+        "decode", rows, lambda _: attend_paged(decoding, last, keys, values, table),
+        lambda _: attend_decode(last, keys, values, table, counts, length), [None], 0.0, moved,
     )  # fmt: skip
-    decode["bits_equal"] = torch.equal(attend_paged(decoding, last, *cache, table)[:same], whole[ends])
+    decode["bits_equal"] = torch.equal(attend_paged(decoding, last, keys, values, table)[:same], whole[ends])
     return [packed, decode]
 
 
@@ -220,7 +221,7 @@ def _row(
 ) -> dict[str, Any]:
     """Both timed on the same weights; rates by the operations or the bytes of weights or keys."""
     times = {
-        which: _microseconds([lambda w=w, work=work: work(w) for w in weights])
+        which: _microseconds([partial(work, weight) for weight in weights])
         for which, work in (("exact", ours), ("usual", usual))
     }
     row: dict[str, Any] = {"name": name, "rows": rows, **{f"{which}_us": us for which, us in times.items()}}

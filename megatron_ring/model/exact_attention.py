@@ -38,8 +38,9 @@ class Asked:
             sequences.append((row, first, end))
             row += count
         tiles.sort(key=lambda tile: -tile[1])  # those with the longest context first: short ones fill the gaps
-        on_host = (torch.tensor(x, dtype=torch.int32).view(-1, width) for x, width in ((tiles, 2), (sequences, 3)))
-        return cls(*(x.to(device, non_blocking=True) for x in on_host), rows)
+        tiles_p2 = torch.tensor(tiles, dtype=torch.int32).view(-1, 2).to(device, non_blocking=True)
+        sequences_s3 = torch.tensor(sequences, dtype=torch.int32).view(-1, 3).to(device, non_blocking=True)
+        return cls(tiles_p2, sequences_s3, rows)
 
     @classmethod
     def of_decoding(cls, lengths: torch.Tensor, group: int) -> Asked:

@@ -17,14 +17,13 @@ from megatron_ring.model.router import RingRouter
 from megatron_ring.parallel.context import ParallelContext
 from megatron_ring.sampler.requests import GenerationRequest
 from megatron_ring.sampler.sampler import Sampler
-from megatron_ring.sampler.scheduler import Step
 
 NO_TOKEN = -1  # end of sequence: none, so that every response has all its tokens
 
 
 @dataclass(frozen=True)
 class Mismatch:
-    """Over N sampled tokens and all layers with experts.
+    """Over N sampled tokens and all layers with experts, of which there is at least one.
 
     Attributes:
         differences: float64 [N], the trainer's log-probability less the sampler's, in nats; by request, in order.
@@ -40,10 +39,10 @@ class Mismatch:
 
 
 class _Choices:
-    """Experts of tokens, as routers tell them. `taken`: rows of the forward pass that are of interest."""
+    """Experts of tokens of packed forward passes. `taken`: rows that are of interest."""
 
     def __init__(self) -> None:
-        self.taken: slice | torch.Tensor = slice(0)
+        self.taken = torch.zeros(0, dtype=torch.int64)
         self.by_layer: dict[int, list[torch.Tensor]] = {}
 
     def __call__(self, layer: int, experts_tk: torch.Tensor) -> None:
@@ -52,10 +51,7 @@ class _Choices:
 
     def gathered(self, order: torch.Tensor) -> torch.Tensor:
         """int16 [layers, N, k], the token taken n-th at place order[n]."""
-        layers = [torch.cat(self.by_layer[layer]) for layer in sorted(self.by_layer)]
-        if not layers:
-            return torch.zeros(0, len(order), 1, dtype=torch.int16)
-        taken = torch.stack(layers).cpu()
+        taken = torch.stack([torch.cat(self.by_layer[layer]) for layer in sorted(self.by_layer)]).cpu()
         return torch.empty_like(taken).index_copy_(1, order, taken)
 
     @contextmanager
@@ -90,21 +86,19 @@ def measure_mismatch(
     firsts = [0]  # among all sampled tokens
     for request in requests:
         firsts.append(firsts[-1] + request.max_new_tokens)
-    sampler, sampled, order = Sampler(model, context, sampling, NO_TOKEN), _Choices(), []
-
-    def on_step(step: Step) -> None:
-        sampled.taken = slice(len(step.decoding))
-        order.extend(firsts[s.index] + s.cached - (prompts[s.index] - 1) for s in step.decoding)
-
-    sampler.on_step = on_step
-    with sampled.of(model):
-        completions = sampler.generate(requests)
+    sampler = Sampler(model, context, sampling, NO_TOKEN)
+    choices = sampler.record_choices()
+    completions = sampler.generate(requests)
+    choices.stop()
     sampler.release()
-    in_sampling = sampled.gathered(torch.tensor(order))
+    chosen = choices.of_tokens()
+    asked = [(i, p) for i, request in enumerate(requests) for p in range(request.max_new_tokens)]
+    in_sampling = torch.stack([chosen[i, prompts[i] - 1 + p] for i, p in asked], dim=1).sort(dim=2).values
 
     sequences = [[*request.prompt_tokens, *done.tokens] for request, done in zip(requests, completions, strict=True)]
     lengths = [len(sequence) for sequence in sequences]
-    trained, order, logprobs = _Choices(), [], []
+    trained, logprobs = _Choices(), []
+    order: list[int] = []
     with trained.of(model):
         for pack in plan_packs(lengths, max(train_tokens, *lengths), seed=0):
             starts = [sum(lengths[i] for i in pack[:n]) for n in range(len(pack))]

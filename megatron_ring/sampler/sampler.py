@@ -16,16 +16,17 @@ import torch
 
 from megatron_ring.config import SamplingConfig
 from megatron_ring.errors import UserError
-from megatron_ring.model.logprobs import token_statistics
 from megatron_ring.model.ring_model import RingModel, forward_all_stages
 from megatron_ring.parallel import collectives
 from megatron_ring.parallel.context import ParallelContext
 from megatron_ring.sampler.attention import PagedLayout
 from megatron_ring.sampler.cache import PagedCache, size_for
+from megatron_ring.sampler.choices import RecordedChoices
+from megatron_ring.sampler.decoding import HORIZON, DecodeLoop, bucket
 from megatron_ring.sampler.requests import Completion, GenerationRequest, Sampled
 from megatron_ring.sampler.requests import Sequence as Response
-from megatron_ring.sampler.sampling import draw_tokens, uniforms
-from megatron_ring.sampler.scheduler import Scheduler, Step
+from megatron_ring.sampler.sampling import draw_rows
+from megatron_ring.sampler.scheduler import Chunk, Scheduler, Step
 from megatron_ring.sampler.stopping import Decode, StopConditions
 
 
@@ -42,12 +43,24 @@ class Sampler:
     ) -> None:  # fmt: skip
         self.model, self.context, self.sampling, self.eos_id = model, context, sampling, eos_id
         self.stopping = StopConditions(sampling, eos_id, decode)
-        self.on_step: Callable[[Step], None] | None = None  # told of each forward pass before it runs
+        self.choices: RecordedChoices | None = None
         self._cache: PagedCache | None = None
+        self._loop: DecodeLoop | None = None
+        parallel, device = context.config, context.device
+        alone = parallel.tensor == parallel.expert == parallel.pipeline == 1
+        self.graphs = alone and device.type == "cuda" and sampling.cuda_graphs
+        # Without graphs nothing is gained by not looking at each token.
+        self.horizon = HORIZON if self.graphs else 1
+
+    def record_choices(self) -> RecordedChoices:
+        """Record the experts of every token that is decoded from now on."""
+        self.release()  # graphs that do not record
+        self.choices = RecordedChoices(self.model, bucket(self.sampling.max_batch), HORIZON)
+        return self.choices
 
     def release(self) -> None:
         """Give back the memory of the KV cache, as training wants it."""
-        self._cache = None
+        self._cache = self._loop = None
 
     def weights_changed(self) -> None:
         """The weights have moved: cached keys and values are of another model. Frees them."""
@@ -92,8 +105,12 @@ class Sampler:
         was_training = self.model.training
         self.model.eval()
         try:
-            while self._go_on(scheduler, token_budget, failure):
-                step = scheduler.plan() if scheduler.has_work else Step()
+            while True:
+                go_on, generated = self._go_on(scheduler, token_budget, failure)
+                if not go_on:
+                    break
+                horizon = 1 if on_token is not None else self._horizon(token_budget, generated)
+                step = scheduler.plan(horizon) if scheduler.has_work else Step()
                 sampled = self._run(step) if scheduler.has_work or self.context.config.expert > 1 else []
                 try:
                     _check_finite(step, sampled)
@@ -134,7 +151,7 @@ class Sampler:
         held = 0 if self._cache is None else self._cache.bytes
         size = size_for(requests, self.model, self.context, sampling, held)
         if self._cache is None or not self._cache.serves(size):
-            self._cache = None  # free before taking more
+            self.release()  # before taking more
             try:
                 self._cache = PagedCache(size, self.model, self.context)
             except RuntimeError as error:  # torch's ways to say that there is no memory, of a GPU and of a CPU
@@ -145,6 +162,7 @@ class Sampler:
         return Scheduler(
             requests, pages=size.pages, page_size=size.page_size, max_batch=size.rows,
             prefill_tokens=sampling.prefill_tokens, stop=self.stopping.reason,
+            may_stop=self.stopping.may_end,
         )  # fmt: skip
 
     def _settle(self, failure: Exception | None) -> None:
@@ -161,13 +179,14 @@ class Sampler:
                     raise UserError(f"rank {rank}: {text}") from failure
                 raise RuntimeError(f"rank {rank}: {kind}: {text}") from failure
 
-    def _go_on(self, scheduler: Scheduler, token_budget: int | None, failure: Exception | None) -> bool:
-        """Whether there is another step; the same on all ranks that depend on each other."""
+    def _go_on(self, scheduler: Scheduler, token_budget: int | None, failure: Exception | None) -> tuple[bool, int]:
+        """Whether there is another step, the same on all ranks that depend on each other; and the tokens that these have
+        sampled."""
         leads = self.context.leads_replica
         values = [int(failure is not None), int(scheduler.has_work), scheduler.generated if leads else 0]
         alone = self.context.config.expert == 1 and token_budget is None
         failures, work, generated = collectives.sum_over_processes(values, self.context.device, of_replica=alone)
-        return not failures and work > 0 and (token_budget is None or generated < token_budget)
+        return not failures and work > 0 and (token_budget is None or generated < token_budget), generated
 
     def _run(self, step: Step) -> list[Sampled]:
         """`_forward`. The others wait inside the same forward pass and cannot be told of a failure: this process ends, and
@@ -182,13 +201,34 @@ class Sampler:
         except Exception as error:
             raise RuntimeError(f"rank {self.context.rank}: {type(error).__name__}: {error}") from error
 
+    def _horizon(self, token_budget: int | None, generated: int) -> int:
+        """Tokens in a row. Near the end of a budget one at a time: it is not overshot by more than a forward pass."""
+        most = self.horizon * self.sampling.max_batch * self.context.data_size
+        return self.horizon if token_budget is None or generated + most <= token_budget else 1
+
     def _forward(self, step: Step) -> list[Sampled]:
-        """Run a step through all pipeline stages; one token for each sequence that decodes."""
+        """Run a step through all pipeline stages; as many tokens as its horizon says for each sequence that decodes."""
         assert self._cache is not None
-        if self.on_step is not None:
-            self.on_step(step)
         self._cache.prepare(step)
-        decoding, chunks = step.decoding, step.chunks
+        if step.decoding and (self.graphs or self.horizon > 1):
+            if self._loop is None:
+                self._loop = DecodeLoop(self.model, self._cache, self.sampling, self.graphs, self.choices)
+            sampled = self._loop.run(step.decoding, step.horizon)
+            self._note_choices(step)
+            if step.chunks:
+                self._forward_eagerly([], step.chunks)
+            return sampled
+        sampled = self._forward_eagerly(step.decoding, step.chunks)
+        self._note_choices(step)
+        return sampled
+
+    def _note_choices(self, step: Step) -> None:
+        if self.choices is not None:
+            self.choices.note(step)
+
+    def _forward_eagerly(self, decoding: list[Response], chunks: list[Chunk]) -> list[Sampled]:
+        assert self._cache is not None
+        chunks = sorted(chunks, key=lambda chunk: chunk.start > 0)  # stable: `PagedLayout` wants this order
         tokens = [sequence.last_token for sequence in decoding]
         positions = [sequence.cached for sequence in decoding]
         rows = [sequence.row for sequence in decoding]
@@ -203,36 +243,31 @@ class Sampler:
         tokens_t, positions_t, rows_t = self._tensor([tokens + none, positions + none, rows + none]).unbind()
         layout = PagedLayout(positions_t, rows_t, real, ends, [chunk.count for chunk in chunks], self._cache)
         sampled = torch.arange(len(decoding), device=self.context.device)
+        if self.choices is not None:
+            self.choices.size = len(decoding)
         logits_nv = forward_all_stages(self.model, tokens_t, layout, sampled)
+        if self.choices is not None:
+            self.choices.size = self.sampling.max_batch
         if not decoding:
             return []
         drawn = torch.empty(4, len(decoding), dtype=torch.float64, device=self.context.device)
         if logits_nv is not None:
-            drawn = self._draw(decoding, logits_nv)
+            seeds, counts = self._tensor([[s.request.seed for s in decoding], [len(s.tokens) for s in decoding]])
+            exact = self.model.config.ring_exact
+            drawn = draw_rows(logits_nv, seeds, counts, self.sampling, self.context.tensor_rank, exact)
         columns = collectives.broadcast_from_last_stage(drawn).t().tolist()
-        return [Sampled(int(token), *statistics) for token, *statistics in columns]
+        return [Sampled([int(token)], *([number] for number in numbers)) for token, *numbers in columns]
 
     def _tensor(self, values: list) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.int64, device=self.context.device)
 
-    def _draw(self, decoding: list[Response], logits_nv: torch.Tensor) -> torch.Tensor:
-        """float64 [4, N]: token ids, then the numbers of `Sampled`. Log-probabilities and entropies are of
-        softmax(logits / temperature) (temperature 1 for greedy decoding), what a training forward computes."""
-        seeded = self._tensor([[s.request.seed for s in decoding], [len(s.tokens) for s in decoding]])
-        drawn = draw_tokens(collectives.gather_over_tensor(logits_nv), uniforms(seeded[0], seeded[1]), self.sampling)
-        # Sums on a GPU may be in another order on the next one; schedulers that see different tokens would wait for ever.
-        collectives.broadcast_over_tensor(drawn.ids)
-        first = self.context.tensor_rank * logits_nv.shape[1]
-        found = token_statistics(logits_nv, drawn.ids, first, self.sampling.temperature or 1.0)
-        logprobs = found.logprobs.double()
-        uncut = self.sampling.whole_distribution and self.sampling.temperature > 0
-        return torch.stack((drawn.ids.double(), logprobs, logprobs if uncut else drawn.logprobs, found.entropies.double()))
-
 
 def _check_finite(step: Step, sampled: list[Sampled]) -> None:
     for sequence, drawn in zip(step.decoding, sampled, strict=True):
-        if not math.isfinite(drawn.logprob + drawn.entropy):
-            raise UserError(
-                f"response {sequence.index}, token {len(sequence.tokens)}: the model's logits are not finite: its weights "
-                f"are broken, go back to an earlier checkpoint"
-            )
+        if math.isfinite(sum(drawn.logprobs) + sum(drawn.entropies)):
+            continue
+        wrong = [not math.isfinite(a + b) for a, b in zip(drawn.logprobs, drawn.entropies, strict=True)].index(True)
+        raise UserError(
+            f"response {sequence.index}, token {len(sequence.tokens) + wrong}: the model's logits are not finite: its "
+            f"weights are broken, go back to an earlier checkpoint"
+        )

@@ -125,8 +125,10 @@ def build(exact: bool) -> tuple[Any, Any]:
     return model, here
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.6])
-def test_the_samplers_logprobs_and_experts_are_the_training_forwards(temperature: float) -> None:
+@pytest.mark.parametrize(
+    "how", [{}, {"temperature": 0.6}, {"cuda_graphs": False}, {"top_k": 50}], ids=["graphs", "0.6", "eager", "top_k"]
+)
+def test_the_samplers_logprobs_and_experts_are_the_training_forwards(how: dict[str, Any]) -> None:
     """Responses of several lengths in a small batch, prompts in chunks, preemption, samples that share a prompt."""
     from megatron_ring.sampler.mismatch import measure_mismatch
     from megatron_ring.sampler.requests import GenerationRequest, request_seed
@@ -136,7 +138,7 @@ def test_the_samplers_logprobs_and_experts_are_the_training_forwards(temperature
     requests = [
         GenerationRequest(prompt, request_seed(1, i, k), 20 + 30 * k) for i, prompt in enumerate(prompts) for k in range(4)
     ]
-    sampling = SamplingConfig(temperature=temperature, max_batch=11, prefill_tokens=300, kv_tokens=2600)
+    sampling = SamplingConfig(**how, max_batch=11, prefill_tokens=300, kv_tokens=2600)
     found = measure_mismatch(model, here, sampling, requests, train_tokens=4096)
     assert len(found.differences) == sum(request.max_new_tokens for request in requests)
     assert not found.differences.any()

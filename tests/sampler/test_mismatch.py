@@ -69,6 +69,26 @@ def test_the_mismatch_is_that_of_a_full_forward(run_on) -> None:
     assert out["entropy"] == pytest.approx(out["entropies"])
 
 
+def recorded(horizon: int) -> tuple[list[Any], dict[tuple[int, int], list]]:
+    from megatron_ring.sampler.sampler import Sampler
+
+    model, here = make(ParallelConfig())
+    requests = groups([2, 1, 3], new=11)
+    sampler = Sampler(model, here, SamplingConfig(max_batch=4, prefill_tokens=5, page_size=4, kv_tokens=200), -1)
+    sampler.horizon = horizon
+    choices = sampler.record_choices()
+    done = sampler.generate(requests)
+    fed = [(i, len(r.prompt_tokens) - 1 + p) for i, r in enumerate(requests) for p in range(11)]
+    found = choices.of_tokens()
+    return [completion.tokens for completion in done], {key: found[key].tolist() for key in fed}
+
+
+def test_choices_are_recorded_however_many_tokens_are_decoded_in_a_row(run_on) -> None:
+    one, several = (run_on(1, recorded, horizon)[0] for horizon in (1, 4))
+    assert one == several
+    assert len({str(choice) for choice in one[1].values()}) > 10
+
+
 def refused() -> str:
     from megatron_ring.sampler.mismatch import measure_mismatch
 
@@ -157,7 +177,7 @@ def test_exact_is_the_same_model(interpreting: Workers, layout: ParallelConfig, 
         assert ((gradient - usual).norm() / usual.norm()).item() < 1e-5
 
 
-def exact_sampling() -> float:
+def exact_sampling(horizon: int) -> float:
     from megatron_ring.checkpoint.weights import initialize_weights
     from megatron_ring.model.ring_model import build_model
     from megatron_ring.parallel import context
@@ -168,7 +188,9 @@ def exact_sampling() -> float:
     model = build_model(SMALL, here, exact=True)
     initialize_weights(model, seed=11)
     requests = [GenerationRequest([5, 9, 7, 8, 4][:n], n, 3) for n in (1, 5)]
-    done = Sampler(model, here, SamplingConfig(page_size=2, prefill_tokens=2), -1).generate(requests)
+    sampler = Sampler(model, here, SamplingConfig(page_size=2, prefill_tokens=2), -1)
+    sampler.horizon = horizon
+    done = sampler.generate(requests)
     worst = 0.0
     for request, completion in zip(requests, done, strict=True):
         (logits,) = full_forward(model, [request.prompt_tokens + completion.tokens])
@@ -178,6 +200,7 @@ def exact_sampling() -> float:
     return worst
 
 
-def test_the_sampler_runs_exactly(interpreting: Workers) -> None:
+@pytest.mark.parametrize("horizon", [1, 3])
+def test_the_sampler_runs_exactly(interpreting: Workers, horizon: int) -> None:
     """What is left is of the CPU's row kernels: on a GPU it is 0 (tests/gpu)."""
-    assert max(interpreting(exact_sampling)) < 1e-5
+    assert max(interpreting(exact_sampling, horizon)) < 1e-5
