@@ -23,7 +23,12 @@ from megatron_ring.model.rope import rope_tables
 
 
 class TokenLayout(PackedSeqParams, ABC):
-    """Positions of T packed tokens and the attention over them."""
+    """Positions of T packed tokens and the attention over them.
+
+    `alike`: every rank that shares experts with this one is known to bring as many tokens, few, and without gradients.
+    """
+
+    alike = False
 
     def __init__(self, positions: torch.Tensor) -> None:
         super().__init__()

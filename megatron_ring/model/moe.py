@@ -11,7 +11,7 @@ from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispatcher
 
-from megatron_ring.model.expert_exchange import exchanged_experts
+from megatron_ring.model.expert_exchange import exchanged_experts, gathered_experts
 from megatron_ring.model.kernels.swiglu import swiglu
 from megatron_ring.model.layer_parts import LayerParts
 from megatron_ring.model.linear import linear
@@ -40,7 +40,9 @@ class DenseMLP(SwiGLU):
         pg_collection = pg_collection or ProcessGroupCollection.use_mpu_process_groups()
         super().__init__(config, config.ffn_hidden_size, pg_collection)
 
-    def with_residual(self, hidden_states: torch.Tensor, residual: torch.Tensor, _padding: Any = None) -> torch.Tensor:
+    def with_residual(
+        self, hidden_states: torch.Tensor, residual: torch.Tensor, _padding: Any = None, _alike: bool = False
+    ) -> torch.Tensor:
         """residual + mlp(hidden_states), both [T_local, 1, hidden]."""
         return residual + self(hidden_states)
 
@@ -81,24 +83,27 @@ class RingMoE(MegatronModule):
         return self._run(hidden_states, padding_mask), None
 
     def with_residual(
-        self, hidden_states: torch.Tensor, residual: torch.Tensor, padding_mask: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """residual + moe(hidden_states), both [T_local, 1, hidden]."""
-        return self._run(hidden_states, padding_mask, residual)
+        self, hidden_states: torch.Tensor, residual: torch.Tensor, padding_mask: torch.Tensor | None = None,
+        alike: bool = False,
+    ) -> torch.Tensor:  # fmt: skip
+        """residual + moe(hidden_states), both [T_local, 1, hidden]. `alike`: see `TokenLayout`."""
+        return self._run(hidden_states, padding_mask, residual, alike)
 
     def _run(
-        self, hidden_states: torch.Tensor, padding_mask: torch.Tensor | None, residual: torch.Tensor | None = None
-    ) -> torch.Tensor:
+        self, hidden_states: torch.Tensor, padding_mask: torch.Tensor | None, residual: torch.Tensor | None = None,
+        alike: bool = False,
+    ) -> torch.Tensor:  # fmt: skip
         hidden_th = hidden_states.view(-1, hidden_states.shape[-1])
         padding_t = None if padding_mask is None else padding_mask.reshape(-1)
         weights_tk, experts_tk, _ = self.router(hidden_th, padding_t)
         if self.exchanges:
             residual_th = None if residual is None else residual.view_as(hidden_th)
-            experts = self.experts
-            out = exchanged_experts(
-                hidden_th, weights_tk, experts_tk, residual_th, experts.gate_up.flatten(1, 2), experts.down,
-                self.shared_experts, experts.recompute, self.config.ring_exact,
-            )  # fmt: skip
+            gate_up_e, down_e, exact = self.experts.gate_up.flatten(1, 2), self.experts.down, self.config.ring_exact
+            given = (hidden_th, weights_tk, experts_tk, residual_th, gate_up_e, down_e, self.shared_experts)
+            if alike and not exact:  # it adds up in another order
+                out = gathered_experts(*given)
+            else:
+                out = exchanged_experts(*given, self.experts.recompute, exact)
             return out.view_as(hidden_states)
         plus = () if residual is None else (residual,)
         if self.shared_experts is not None:

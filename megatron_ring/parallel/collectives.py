@@ -55,6 +55,12 @@ def sum_over_processes(values: list[int], device: torch.device, of_replica: bool
     return [int(value) for value in tensor.tolist()]
 
 
+def max_over_world(values: list[int], device: torch.device) -> list[int]:
+    """The largest of all processes, of each of `values`."""
+    tensor = torch.tensor(values, dtype=torch.int64, device=device)
+    return [int(value) for value in _reduce(tensor, None, dist.ReduceOp.MAX).tolist()]
+
+
 def gather_over_data(item: T) -> list[T]:
     """Every data-parallel rank's `item`, in rank order, on every rank. Pickles: for small host objects."""
     if parallel_state.get_data_parallel_world_size() == 1:

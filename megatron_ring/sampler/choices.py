@@ -39,12 +39,12 @@ class RecordedChoices:
         if count:
             self._kept[:, place, :count].index_copy_(0, self.turn, experts_tk[None, :count].to(torch.int16))
 
-    def note(self, step: Step) -> None:
-        """Keep what was chosen in this step, which has run."""
+    def note(self, step: Step, turns: int) -> None:
+        """Keep what was chosen in this step, which has run: so many tokens in a row."""
         count = len(step.decoding)
         if count:
             fed = [(sequence.index, sequence.cached) for sequence in step.decoding]
-            self._noted.append((fed, self._kept[: step.horizon, :, :count].to("cpu", copy=True)))
+            self._noted.append((fed, self._kept[:turns, :, :count].to("cpu", copy=True)))
 
     def of_tokens(self) -> dict[tuple[int, int], torch.Tensor]:
         """int16 [layers, k] for each token that was decoded, by (place of its request, position)."""

@@ -30,7 +30,7 @@ def _permute_combine(  # type: ignore[no-untyped-def]
         total = tl.zeros([BLOCK], dtype=tl.float32)
         for k in tl.static_range(K):
             source = tl.load(index_ptr + token * K + k).to(tl.int64)
-            total += tl.load(y_ptr + source * width + column, mask=inside, other=0.0).to(tl.float32)
+            total += tl.load(y_ptr + source * width + column, mask=inside & (source >= 0), other=0.0).to(tl.float32)
         if PLUS > 0:
             total += tl.load(first_ptr + token * width + column, mask=inside, other=0.0).to(tl.float32)
         if PLUS > 1:
@@ -51,10 +51,13 @@ def gather(x_th: torch.Tensor, index_n: torch.Tensor, divisor: int) -> torch.Ten
     return out
 
 
-def combine(y_nh: torch.Tensor, index_tk: torch.Tensor, plus: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    """The sum over k of y[index[t, k]], and of the tensors of `plus` (two at most, [T, hidden]), added up in fp32."""
+def combine(
+    y_nh: torch.Tensor, index_tk: torch.Tensor, plus: tuple[torch.Tensor, ...], dtype: torch.dtype | None = None
+) -> torch.Tensor:
+    """The sum over k of y[index[t, k]], and of the tensors of `plus` (two at most, [T, hidden]), added up in fp32; in
+    `dtype` (default: y's). A negative index stands for nothing."""
     tokens, k = index_tk.shape
-    out = y_nh.new_empty(tokens, y_nh.shape[1])
+    out = y_nh.new_empty(tokens, y_nh.shape[1], dtype=dtype)
     first, second = (*plus, y_nh, y_nh)[:2]
     if tokens:
         _permute_combine[(tokens,)](
