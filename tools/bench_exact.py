@@ -39,17 +39,19 @@ class BenchExact:
     """Tokens of a training forward pass."""
     context_length: int = 1024
     """Positions of each sequence, decoding and in training."""
-    parts: tuple[str, ...] = ("products", "experts", "attention")
-    """Some of products, experts, attention."""
+    parts: tuple[str, ...] = ("products", "experts", "attention", "forward")
+    """Some of products, experts, attention, forward (a training forward pass of --layers layers and the head)."""
+    layers: int = 4
+    """Layers of the forward pass."""
     tiles: bool = False
     """Time every tile, not only the one that is chosen (products: rows, columns and depth; attention: rows, warps and
     stages)."""
 
     def __post_init__(self) -> None:
-        for name in ("decode_rows", "train_rows", "context_length"):
+        for name in ("decode_rows", "train_rows", "context_length", "layers"):
             require(getattr(self, name) >= 1, f"--{name.replace('_', '-')} is {getattr(self, name)}, below 1")
         require(self.train_rows >= self.context_length, "--train-rows: fewer than --context-length")
-        known = {"products", "experts", "attention"}
+        known = {"products", "experts", "attention", "forward"}
         require(
             set(self.parts) <= known, f"--parts: {', '.join(sorted(set(self.parts) - known))} is none of {sorted(known)}"
         )
@@ -64,7 +66,7 @@ def main(config: BenchExact) -> None:
     torch.manual_seed(0)
     shape = get_preset(config.preset)
     out: dict[str, Any] = {"preset": config.preset, "device": torch.cuda.get_device_name()}
-    parts = {"products": _products, "experts": _experts, "attention": _attention}
+    parts = {"products": _products, "experts": _experts, "attention": _attention, "forward": _forward}
     with torch.no_grad():
         for name in config.parts:
             out[name] = parts[name](config, shape)
@@ -208,6 +210,63 @@ def _attention(config: BenchExact, shape: ModelConfig) -> list[dict[str, Any]]:
     )  # fmt: skip
     decode["bits_equal"] = torch.equal(attend_paged(decoding, last, keys, values, table)[:same], whole[ends])
     return [packed, decode]
+
+
+def _forward(config: BenchExact, shape: ModelConfig) -> list[dict[str, Any]]:
+    """The same step both ways, and how far its log-probabilities are from each other."""
+    import time
+    from dataclasses import replace
+
+    import torch
+
+    from megatron_ring.checkpoint.weights import initialize_weights
+    from megatron_ring.config import ParallelConfig, RouterLossConfig
+    from megatron_ring.model.layout import PackedLayout
+    from megatron_ring.model.ring_model import build_model, forward_packed
+    from megatron_ring.parallel import context
+
+    shape = replace(shape, num_layers=config.layers)
+    lengths = [config.context_length] * (config.train_rows // config.context_length)
+    tokens = torch.randint(shape.vocab_size, (sum(lengths),), device="cuda")
+    positions = torch.arange(config.context_length, device="cuda").repeat(len(lengths))
+    rows, found = torch.arange(len(tokens), device="cuda"), []
+    for exact in (False, True):
+        here = context.initialize(ParallelConfig(), shape, 0)
+        model = build_model(shape, here, RouterLossConfig(), torch.bfloat16, exact=exact)
+        initialize_weights(model, seed=0)
+        logprobs: list[torch.Tensor] = []
+
+        def loss(logp: Any, _entropies: Any, _part: Any, to: list[torch.Tensor] = logprobs) -> Any:
+            to.append(logp.detach())
+            return -logp.sum()
+
+        times = []
+        for _ in range(6):
+            logprobs.clear()
+            torch.cuda.synchronize()
+            began = time.perf_counter()
+            with torch.enable_grad():
+                model.router_losses.start_step(1.0)
+                hidden = forward_packed(model, tokens, PackedLayout(positions, lengths))
+                torch.cuda.synchronize()
+                layers = time.perf_counter() - began
+            model.output_layer.loss(hidden, rows, tokens.roll(-1), 1.0, loss)
+            torch.cuda.synchronize()
+            times.append((1000 * layers, 1000 * (time.perf_counter() - began)))
+            del hidden
+        both = [sorted(ms[1:])[2] for ms in zip(*times, strict=True)]
+        found.append((both, torch.cat(logprobs).double()))
+        del model
+        context.shutdown()
+        torch.cuda.empty_cache()
+    (usual, p), (mine, q) = found
+    return [
+        {
+            "name": name, "tokens": len(tokens), "exact_ms": mine[i], "usual_ms": usual[i],
+            "exact_over_usual": mine[i] / usual[i], "logprob_abs_mean": (p - q).abs().mean().item(),
+        }
+        for i, name in enumerate(("layers", "layers and head"))
+    ]  # fmt: skip
 
 
 def _row(

@@ -89,6 +89,7 @@ def test_tiles_are_chosen_for_rows_and_columns() -> None:
     assert exact_mm_triton.tile_for(16_384, 3072, 1) == exact_mm_triton.WIDE
     assert exact_mm_triton.tile_for(49_152, 2816, 64) == exact_mm_triton.WIDE
     assert exact_mm_triton.tile_for(768, 2816, 64) == exact_mm_triton.NARROW
+    assert exact_mm_triton.tile_for(128, 3072, 1) == exact_mm_triton.NARROW
     assert exact_mm_triton.tile_for(1, 3072, 1) == exact_mm_triton.THIN
 
 

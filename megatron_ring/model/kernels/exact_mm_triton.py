@@ -34,18 +34,22 @@ class Tile(NamedTuple):
 
 
 WIDE = Tile(128, 256, 64, warps=8, stages=3, programs=1)  # many rows: bound by tensor cores
-NARROW = Tile(64, 128, 64, warps=4, stages=4, programs=2)  # few rows of many experts: bound by reading weights
-THIN = Tile(64, 32, 128, warps=4, stages=4, programs=2)  # few rows of one matrix, over as many programs as can be
+NARROW = Tile(64, 128, 64, warps=4, stages=4, programs=2)  # few rows of a large matrix: bound by reading weights
+THIN = Tile(64, 32, 128, warps=4, stages=4, programs=2)  # few rows of a small one, over as many programs as can be
 TILES = (WIDE, NARROW, THIN)
+# Of an H100, for the choice between tiles: ns that a multiprocessor takes to read a 16-bit number and to multiply two.
+MULTIPROCESSORS, READ, MULTIPLY = 132, 2e-2, 4e-4
 
 
 def tile_for(rows: int, columns: int, experts: int) -> Tile:
-    """The fastest tile. Sizes are known on the host: nothing waits for the device."""
-    if columns <= THIN.columns * 2:
-        return THIN
-    if rows > 64 * experts:
-        return WIDE
-    return THIN if experts == 1 and columns <= 8192 else NARROW
+    """The fastest tile, by an estimate. Sizes are known on the host: nothing waits for the device."""
+
+    def time(tile: Tile) -> float:
+        tiles = experts * triton.cdiv(triton.cdiv(rows, experts), tile.rows) * triton.cdiv(columns, tile.columns)
+        each = max((tile.rows + tile.columns) * READ, tile.rows * tile.columns * MULTIPLY)
+        return triton.cdiv(tiles, MULTIPROCESSORS) * each
+
+    return min(TILES, key=time)
 
 
 @triton.jit(do_not_specialize=["rows"])
