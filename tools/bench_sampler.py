@@ -104,7 +104,8 @@ def main(config: BenchSampler) -> None:
     out: dict[str, Any] = {
         "preset": config.preset, "layers": shape.num_layers, "precision": str(dtype)[6:], "prompts": config.prompts,
         "samples": config.samples, "prompt_tokens": config.prompt_tokens, "new_tokens": config.new_tokens,
-        "lengths": config.lengths, "exact": config.exact, "read_gb_per_second": rates["read_gb_per_second"], "gemm_tflops": rates["gemm_tflops"],
+        "lengths": config.lengths, "exact": config.exact,
+        "read_gb_per_second": rates["read_gb_per_second"], "gemm_tflops": rates["gemm_tflops"],
     }  # fmt: skip
     out["ring"] = measure(config, Sampler(model, here, config.sampling, eos_id=-1), rates)
     if has_cuda():
