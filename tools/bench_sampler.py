@@ -114,7 +114,8 @@ def main(config: BenchSampler) -> None:
         del model
         batch = config.prompts * config.samples
         out["transformers"] = transformers_rates(shape, batch, config.prompt_tokens, config.new_tokens)
-        out["times_transformers"] = out["ring"]["tokens_per_second"] / max(out["transformers"].values())
+        for name in ("decode_tokens_per_second", "tokens_per_second") if out["transformers"] else ():
+            out[f"{name}_over_transformers"] = out["ring"][name] / max(rate[name] for rate in out["transformers"].values())
     if here.is_main:
         print(json.dumps(out), flush=True)
 
