@@ -134,6 +134,11 @@ def test_what_the_tool_refuses(flags: list[str], said: str) -> None:
     assert len(done.stderr.strip().splitlines()) == 1
 
 
+def ready() -> None:
+    import megatron_ring.model.ring_model  # noqa: F401
+    from megatron_ring.model.kernels import exact_attention_triton, exact_mm_triton  # noqa: F401
+
+
 @pytest.fixture(scope="module")
 def interpreting() -> Iterator[Workers]:
     """Two processes where Triton interprets its kernels on the CPU."""
@@ -141,6 +146,7 @@ def interpreting() -> Iterator[Workers]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "1")
         workers = Workers(2)
+        workers(ready)  # what it takes to import counts in no test's time
         yield workers
         workers.close()
 
