@@ -21,8 +21,8 @@ RIVAL_TOKENS = 24  # its rate does not change with more, and it is slow
 
 def transformers_rates(shape: ModelConfig, batch: int, prompt_tokens: int, new_tokens: int) -> dict[str, dict[str, float]]:
     """Of `generate` and of `generate_batch` (continuous batching): tokens decoded per second, from the difference between
-    responses of 2 and of RIVAL_TOKENS tokens, and tokens per second of whole responses of `new_tokens`, prefill included. One
-    that fails is left out, and says why on stderr."""
+    responses of 2 and of RIVAL_TOKENS tokens, and tokens per second of whole responses of `new_tokens`, prefill included.
+    One that fails is left out, and says why on stderr."""
     import transformers
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from megatron_ring.model.kernels.experts import grouped_product, local_experts
-from megatron_ring.model.kernels.rows import combine_rows, gather_rows, sort_by_expert
+from megatron_ring.model.kernels.experts import local_experts
+from megatron_ring.model.kernels.grouped import rows_product
+from megatron_ring.model.kernels.rows import combine_rows, gather_rows, sort_by_expert, spread_rows
 from megatron_ring.model.kernels.swiglu import swiglu_backward, swiglu_forward
 from megatron_ring.parallel.exchange import (
     PendingPlan,
@@ -99,10 +100,10 @@ class _ExchangedExperts(torch.autograd.Function):
         exact: bool,
         backward: bool,
     ) -> torch.Tensor:
-        local, k = gate_up_e.shape[0], experts_tk.shape[1]
+        local = gate_up_e.shape[0]
         places = sort_by_expert(experts_tk, local * expert_ranks())
         pending = PendingPlan(places.ends)
-        x_send = gather_rows(x_th, places.order, k)
+        x_send = spread_rows(x_th, places)
         weights_send = weights_tk.flatten().index_select(0, places.order)
         plan = pending.wait()
         x_received, moving = exchange_rows(x_send, plan.send, plan.receive)
@@ -120,8 +121,8 @@ class _ExchangedExperts(torch.autograd.Function):
         x_nh = gather_rows(x_received, here.order)
         del x_received
         weights_n = weights_received.index_select(0, here.order)
-        gate_up_nf = grouped_product(x_nh, gate_up_e, here.ends, exact)
-        y_nh = grouped_product(swiglu_forward(gate_up_nf, weights_n), down_e, here.ends, exact)
+        gate_up_nf = _grouped(x_nh, gate_up_e.transpose(1, 2), here.ends, exact)
+        y_nh = _grouped(swiglu_forward(gate_up_nf, weights_n), down_e.transpose(1, 2), here.ends, exact)
         y_back, moving = exchange_rows(gather_rows(y_nh, here.back[:, 0]), plan.receive, plan.send)
         moving.wait()
         if backward:
@@ -135,7 +136,7 @@ class _ExchangedExperts(torch.autograd.Function):
         x_nh, gate_up_nf, weights_n, gate_up_e, down_e = ctx.saved_tensors
         places, here, plan = ctx.places, ctx.here, ctx.plan
         d_th = d_th.contiguous()
-        dy_send = gather_rows(d_th, places.order, places.back.shape[1])
+        dy_send = spread_rows(d_th, places)
         dy_received, moving = exchange_rows(dy_send, plan.send, plan.receive)
         plus = []
         if ctx.has_shared:
@@ -165,10 +166,12 @@ class _ExchangedExperts(torch.autograd.Function):
         return dx_th, d_weights_tk, d_th if ctx.residual else None, d_gate_up, d_down, *[None] * 5
 
 
-def _grouped(x_na: torch.Tensor, weight_eab: torch.Tensor, ends_e: torch.Tensor) -> torch.Tensor:
+def _grouped(x_na: torch.Tensor, weight_eab: torch.Tensor, ends_e: torch.Tensor, exact: bool = False) -> torch.Tensor:
     """Each expert's rows times its matrix; there may be no rows at all."""
     if x_na.shape[0] == 0:
         return x_na.new_empty(0, weight_eab.shape[2])
+    if exact:
+        return rows_product("second", x_na, weight_eab.transpose(1, 2), ends_e, transposed=True, exact=True)
     return F.grouped_mm(x_na, weight_eab, offs=ends_e)
 
 

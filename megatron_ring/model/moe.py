@@ -14,7 +14,7 @@ from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispa
 from megatron_ring.model.expert_exchange import exchanged_experts, gathered_experts
 from megatron_ring.model.kernels.swiglu import swiglu
 from megatron_ring.model.layer_parts import LayerParts
-from megatron_ring.model.linear import linear
+from megatron_ring.model.linear import linear, linear_and_pass
 from megatron_ring.model.router import RingRouter, RouterLosses
 
 
@@ -31,6 +31,11 @@ class SwiGLU(MLP):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """[T_local, 1, hidden] -> the same shape."""
         return linear(self.linear_fc2, swiglu(linear(self.linear_fc1, hidden_states)))
+
+    def and_pass(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(forward's result, hidden_states): see `linear_and_pass`."""
+        gate_up, passed = linear_and_pass(self.linear_fc1, hidden_states)
+        return linear(self.linear_fc2, swiglu(gate_up)), passed
 
 
 class DenseMLP(SwiGLU):
@@ -95,7 +100,7 @@ class RingMoE(MegatronModule):
     ) -> torch.Tensor:  # fmt: skip
         hidden_th = hidden_states.view(-1, hidden_states.shape[-1])
         padding_t = None if padding_mask is None else padding_mask.reshape(-1)
-        weights_tk, experts_tk, _ = self.router(hidden_th, padding_t)
+        weights_tk, experts_tk, _, hidden_th = self.router(hidden_th, padding_t)
         if self.exchanges:
             residual_th = None if residual is None else residual.view_as(hidden_th)
             gate_up_e, down_e, exact = self.experts.gate_up.flatten(1, 2), self.experts.down, self.config.ring_exact
@@ -107,7 +112,8 @@ class RingMoE(MegatronModule):
             return out.view_as(hidden_states)
         plus = () if residual is None else (residual,)
         if self.shared_experts is not None:
-            plus = (*plus, self.shared_experts(hidden_states))
+            shared, passed = self.shared_experts.and_pass(hidden_th.view_as(hidden_states))
+            plus, hidden_th = (*plus, shared), passed.view_as(hidden_th)
         others = tuple(other.view_as(hidden_th) for other in plus)
         if self.dispatcher is None:
             out = self.experts.route_locally(hidden_th, weights_tk, experts_tk, others)

@@ -159,7 +159,7 @@ def test_kernels_that_go_row_by_row(dtype: torch.dtype) -> None:
     logits, scale = draw(rows, experts, seed=3), draw(rows, seed=4)
     qkv, angle = draw(rows, 2, 4, 16, dtype=dtype, seed=5), draw(rows, 1, 16, seed=6)
     index = torch.randint(rows, (rows, 3), generator=torch.Generator().manual_seed(7)).to(DEVICE)
-    columns, owned = index[:, 0].contiguous(), torch.ones(rows, dtype=torch.bool, device=DEVICE)
+    columns = index[:, 0].contiguous()
     both, wide = (x.repeat(1, 2), r.repeat(1, 25))
 
     def forward(part: slice, training: bool) -> list[torch.Tensor]:
@@ -171,7 +171,7 @@ def test_kernels_that_go_row_by_row(dtype: torch.dtype) -> None:
             router_triton.forward(logits[part], 1, None, training)[0],
             swiglu_triton.forward(both[part], scale[part]), swiglu_triton.forward(both[part], None),
             rows_triton.combine(x, index[part], (r[part], x[part])), q, k, v,
-            *vocabulary_triton.statistics(wide[part], columns[part], owned[part], 0.7),
+            *vocabulary_triton.statistics(wide[part], columns[part], 0.7),
         ]  # fmt: skip
 
     together = forward(slice(0, rows), True)
