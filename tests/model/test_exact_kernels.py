@@ -172,6 +172,7 @@ def test_kernels_that_go_row_by_row(dtype: torch.dtype) -> None:
             swiglu_triton.forward(both[part], scale[part]), swiglu_triton.forward(both[part], None),
             rows_triton.combine(x, index[part], (r[part], x[part])), q, k, v,
             *vocabulary_triton.statistics(wide[part], columns[part], 0.7),
+            *vocabulary_triton.finished_statistics(wide[part], columns[part], 0.7),
         ]  # fmt: skip
 
     together = forward(slice(0, rows), True)
