@@ -40,7 +40,7 @@ def main(config: EvaluateConfig) -> None:
     )
     prompts = [StreamPrompt(position, record) for position, record in enumerate(read_prompts(config.prompts))]
     losses = RouterLossConfig(0.0, 0.0)
-    stage = start_stage(shape, config.parallel, losses, config.seed, config.precision, config.layer_impl)
+    stage = start_stage(shape, config.parallel, losses, config.seed, config.precision, config.layer_impl, exact=config.exact)
     set_first_weights(stage, config.checkpoint, config.seed)
     began = time.perf_counter()
     sampler = Sampler(stage.model, stage.context, config.sampling, tokenizer.eos_id, tokenizer.decode)

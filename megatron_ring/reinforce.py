@@ -17,7 +17,7 @@ from megatron_ring.stage_config import RLConfig
 
 MEMORY_AND_SPEED = ("max_batch", "prefill_tokens", "page_size", "kv_tokens", "kv_fraction", "cuda_graphs")
 MAY_DIFFER = frozenset(
-    {"run_dir", "steps", "save_every", "keep_last", "async_save", "layer_impl", "recompute", "rewards.workers"}
+    {"run_dir", "steps", "save_every", "keep_last", "async_save", "layer_impl", "recompute", "exact", "rewards.workers"}
     | {f"sampling.{name}" for name in MEMORY_AND_SPEED}
     | {"reference.place"}
 )
@@ -60,7 +60,7 @@ def main(config: RLConfig) -> None:
 
     stage = start_stage(
         shape, config.parallel, config.router, config.seed, config.precision, config.layer_impl,
-        config.recompute,
+        config.recompute, config.exact,
     )  # fmt: skip
     context = stage.context
     run = RunDirectory(config.run_dir, writes=context.is_main)

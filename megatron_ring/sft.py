@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # rooms that import torch load when a run starts, so that --h
     from megatron_ring.data.sft_data import SFTDataset
     from megatron_ring.training.trainer import StepResult
 
-MAY_DIFFER = frozenset({"run_dir", "max_steps", "save_every", "keep_last", "async_save", "layer_impl", "recompute"})
+MAY_DIFFER = frozenset({"run_dir", "max_steps", "save_every", "keep_last", "async_save", "layer_impl", "recompute", "exact"})
 
 
 def main(config: SFTConfig) -> None:
@@ -44,7 +44,7 @@ def main(config: SFTConfig) -> None:
     train, validation = load_data(config, shape)
     stage = start_stage(
         shape, config.parallel, config.router, config.seed, config.precision, config.layer_impl,
-        config.recompute,
+        config.recompute, config.exact,
     )  # fmt: skip
     context = stage.context
     config.check(context.data_size)

@@ -62,6 +62,9 @@ class SFTConfig(DryRun):
     """What the backward pass computes again instead of keeping it: experts' first product, or whole layers."""
     layer_impl: Literal["native", "te"] = "native"
     """Layers: torch's and our own kernels, or Transformer Engine's modules with the same parameters (CUDA, bf16)."""
+    exact: bool = False
+    """Kernels that give a token the same bits whatever its batch: the sampler's log-probabilities and expert choices are
+    those of the training forward pass (CUDA, bf16, TP=1)."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     router: RouterLossConfig = field(default_factory=RouterLossConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
@@ -151,6 +154,9 @@ class RLConfig(DryRun):
     """What the backward pass computes again instead of keeping it: experts' first product, or whole layers."""
     layer_impl: Literal["native", "te"] = "native"
     """Layers: torch's and our own kernels, or Transformer Engine's modules with the same parameters (CUDA, bf16)."""
+    exact: bool = False
+    """Kernels that give a token the same bits whatever its batch: the sampler's log-probabilities and expert choices are
+    those of the training forward pass (CUDA, bf16, TP=1)."""
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     correction: CorrectionConfig = field(default_factory=CorrectionConfig)
@@ -257,6 +263,9 @@ class GenerateConfig:
     """Parameters' dtype; auto: bf16 on CUDA, fp32 on the CPU."""
     layer_impl: Literal["native", "te"] = "native"
     """Layers: torch's and our own kernels, or Transformer Engine's modules with the same parameters (CUDA, bf16)."""
+    exact: bool = False
+    """Kernels that give a token the same bits whatever its batch: the sampler's log-probabilities and expert choices are
+    those of the training forward pass (CUDA, bf16, TP=1)."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
@@ -287,6 +296,9 @@ class EvaluateConfig(DryRun):
     """Parameters' dtype; auto: bf16 on CUDA, fp32 on the CPU."""
     layer_impl: Literal["native", "te"] = "native"
     """Layers: torch's and our own kernels, or Transformer Engine's modules with the same parameters (CUDA, bf16)."""
+    exact: bool = False
+    """Kernels that give a token the same bits whatever its batch: the sampler's log-probabilities and expert choices are
+    those of the training forward pass (CUDA, bf16, TP=1)."""
     sampling: SamplingConfig = field(default_factory=_evaluation_sampling)
     rewards: RewardConfig = field(default_factory=RewardConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)

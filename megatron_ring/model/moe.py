@@ -103,9 +103,12 @@ class RingMoE(MegatronModule):
         weights_tk, experts_tk, _, hidden_th = self.router(hidden_th, padding_t)
         if self.exchanges:
             residual_th = None if residual is None else residual.view_as(hidden_th)
-            gate_up_e, down_e = self.experts.gate_up.flatten(1, 2), self.experts.down
+            gate_up_e, down_e, exact = self.experts.gate_up.flatten(1, 2), self.experts.down, self.config.ring_exact
             given = (hidden_th, weights_tk, experts_tk, residual_th, gate_up_e, down_e, self.shared_experts)
-            out = gathered_experts(*given) if alike else exchanged_experts(*given, self.experts.recompute)
+            if alike and not exact:  # it adds up in another order
+                out = gathered_experts(*given)
+            else:
+                out = exchanged_experts(*given, self.experts.recompute, exact)
             return out.view_as(hidden_states)
         plus = () if residual is None else (residual,)
         if self.shared_experts is not None:

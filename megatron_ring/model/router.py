@@ -9,6 +9,7 @@ are means over routed (non-padding) tokens, summed over layers:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,13 +53,15 @@ class RouterLosses:
 
 
 class RingRouter(torch.nn.Module):
-    """Chooses `experts_per_token` of `num_experts` experts for each token."""
+    """Chooses `experts_per_token` of `num_experts` experts for each token. `on_choice`, where set, is told of every choice:
+    (1-based layer, experts int64 [T, k])."""
 
     def __init__(self, config: Any, losses: RouterLosses) -> None:
         super().__init__()
         self.config = config
         self.losses = losses
         self.layer_number = 0
+        self.on_choice: Callable[[int, torch.Tensor], None] | None = None
         self.weight = torch.nn.Parameter(
             torch.empty(config.num_moe_experts, config.hidden_size, dtype=config.params_dtype, device=current_device())
         )
@@ -70,7 +73,10 @@ class RingRouter(torch.nn.Module):
         """hidden [T, hidden], padding bool [T] (True: not a real token) -> weights fp32 [T, k], experts int64 [T, k],
         logits fp32 [T, E] (without gradients), and hidden for the experts: see `linear_and_pass`."""
         losses = self.training and torch.is_grad_enabled()  # asked here: inside a Function gradients are off
-        return _Route.apply(hidden_th, self.weight, self, padding_t, losses)
+        weights_tk, experts_tk, logits_te, passed_th = _Route.apply(hidden_th, self.weight, self, padding_t, losses)
+        if self.on_choice is not None:
+            self.on_choice(self.layer_number, experts_tk)
+        return weights_tk, experts_tk, logits_te, passed_th
 
     def share_of_slots(self, sums: torch.Tensor) -> torch.Tensor:
         """Record the sums of one micro-batch (see `choose_experts`) for the metrics; the share of token-slots that each
@@ -100,7 +106,11 @@ class _Route(torch.autograd.Function):
         losses: bool,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         short = hidden_th.is_cuda and hidden_th.dtype is torch.bfloat16
-        if short:
+        if router.config.ring_exact:
+            from megatron_ring.model.kernels.exact_mm_triton import exact_mm
+
+            logits_te = exact_mm(hidden_th, weight_eh, out_dtype=torch.float32)
+        elif short:
             logits_te = torch.mm(hidden_th, weight_eh.t(), out_dtype=torch.float32)
         else:
             logits_te = hidden_th.float() @ weight_eh.float().t()

@@ -40,6 +40,12 @@ def free_memory() -> int | None:
     return int(torch.cuda.mem_get_info()[0]) + unused
 
 
+@cache
+def multiprocessors(device: torch.device) -> int:
+    """Of a CUDA device; 3 elsewhere, where Triton's interpreter runs one program after another."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 3
+
+
 def synchronize() -> None:
     """Wait until the device has done what was asked of it on the current stream."""
     if has_cuda():

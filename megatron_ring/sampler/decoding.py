@@ -17,6 +17,7 @@ from megatron_ring.model.ring_model import RingModel, forward_all_stages
 from megatron_ring.parallel.graphs import Graphs
 from megatron_ring.sampler.attention import DecodeLayout
 from megatron_ring.sampler.cache import PagedCache
+from megatron_ring.sampler.choices import RecordedChoices
 from megatron_ring.sampler.requests import Sampled
 from megatron_ring.sampler.requests import Sequence as Response
 from megatron_ring.sampler.sampling import draw_rows
@@ -39,14 +40,20 @@ class DecodeLoop:
 
     Args:
         graphs: run forward passes as CUDA graphs.
+        choices: told of the experts that are chosen.
     """
 
-    def __init__(self, model: RingModel, cache: PagedCache, sampling: SamplingConfig, graphs: bool) -> None:
+    def __init__(
+        self, model: RingModel, cache: PagedCache, sampling: SamplingConfig, graphs: bool,
+        choices: RecordedChoices | None = None,
+    ) -> None:  # fmt: skip
         self.model, self.cache, self.sampling, self.graphs = model, cache, sampling, graphs
         device, most = cache.keys.device, self.size(sampling.max_batch)
         # Of each row: token to feed, its position, row of the block table, end of what it may write, seed, tokens it has.
         self.state = torch.zeros(6, most, dtype=torch.int64, device=device)
         self.turn = torch.zeros(1, dtype=torch.int64, device=device)
+        if choices is not None:
+            choices.turn = self.turn
         self.drawn = torch.zeros(HORIZON, 4, most, dtype=torch.float64, device=device)
         self._graphs = Graphs() if graphs else None
         self._captured: dict[tuple[int, int], Callable[[], None]] = {}
@@ -84,7 +91,8 @@ class DecodeLoop:
         layout = DecodeLayout(positions, rows, writable, longest, self.cache)
         logits_nv = forward_all_stages(self.model, tokens, layout)
         assert logits_nv is not None
-        drawn = draw_rows(logits_nv, seeds, counts, self.sampling, self.model.tensor_rank)
+        exact = self.model.config.ring_exact
+        drawn = draw_rows(logits_nv, seeds, counts, self.sampling, self.model.tensor_rank, exact)
         self.drawn[:, :, :size].index_copy_(0, self.turn, drawn[None])
         tokens.copy_(drawn[0])
         positions += 1

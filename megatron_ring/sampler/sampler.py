@@ -21,7 +21,8 @@ from megatron_ring.parallel import collectives
 from megatron_ring.parallel.context import ParallelContext
 from megatron_ring.sampler.attention import PagedLayout
 from megatron_ring.sampler.cache import PagedCache, size_for
-from megatron_ring.sampler.decoding import HORIZON, DecodeLoop
+from megatron_ring.sampler.choices import RecordedChoices
+from megatron_ring.sampler.decoding import HORIZON, DecodeLoop, bucket
 from megatron_ring.sampler.requests import Completion, GenerationRequest, Sampled
 from megatron_ring.sampler.requests import Sequence as Response
 from megatron_ring.sampler.sampling import draw_rows
@@ -42,14 +43,22 @@ class Sampler:
     ) -> None:  # fmt: skip
         self.model, self.context, self.sampling, self.eos_id = model, context, sampling, eos_id
         self.stopping = StopConditions(sampling, eos_id, decode)
+        self.choices: RecordedChoices | None = None
         self._cache: PagedCache | None = None
         self._loop: DecodeLoop | None = None
         parallel, device = context.config, context.device
         # One pass through a pipeline cannot feed itself; megatron-core's dispatcher waits for the device.
         able = parallel.pipeline == parallel.expert_tensor == 1
+        able = able and not (model.config.ring_exact and parallel.expert > 1)  # rows are exchanged, which waits as well
         self.graphs = able and device.type == "cuda" and sampling.cuda_graphs
         # Without graphs nothing is gained by not looking at each token.
         self.horizon = HORIZON if self.graphs else 1
+
+    def record_choices(self) -> RecordedChoices:
+        """Record the experts of every token that is decoded from now on."""
+        self.release()  # graphs that do not record
+        self.choices = RecordedChoices(self.model, bucket(self.sampling.max_batch), HORIZON)
+        return self.choices
 
     def release(self) -> None:
         """Give back the memory of the KV cache, as training wants it."""
@@ -206,21 +215,28 @@ class Sampler:
         assert self._cache is not None
         self._cache.prepare(step)
         if not self.graphs and self.horizon == 1:
-            return self._forward_eagerly(step.decoding, step.chunks)
+            sampled = self._forward_eagerly(step.decoding, step.chunks)
+            self._note_choices(step, 1)
+            return sampled
         rows, longest, fills, turns = len(step.decoding), 0, bool(step.chunks), step.horizon
         if rows:
             longest = max(sequence.cached for sequence in step.decoding) + turns
         if self.context.config.expert > 1:
             rows, longest, some, less = collectives.max_over_world([rows, longest, fills, -turns], self.context.device)
             fills, turns = some > 0, -less
-        sampled: list[Sampled] = []
+        sampled = []
         if rows:
             if self._loop is None:
-                self._loop = DecodeLoop(self.model, self._cache, self.sampling, self.graphs)
+                self._loop = DecodeLoop(self.model, self._cache, self.sampling, self.graphs, self.choices)
             sampled = self._loop.run(step.decoding, turns, rows, longest)
+        self._note_choices(step, turns)
         if fills:
             self._forward_eagerly([], step.chunks)
         return sampled
+
+    def _note_choices(self, step: Step, turns: int) -> None:
+        if self.choices is not None:
+            self.choices.note(step, turns)
 
     def _forward_eagerly(self, decoding: list[Response], chunks: list[Chunk]) -> list[Sampled]:
         assert self._cache is not None
@@ -239,13 +255,18 @@ class Sampler:
         tokens_t, positions_t, rows_t = self._tensor([tokens + none, positions + none, rows + none]).unbind()
         layout = PagedLayout(positions_t, rows_t, real, ends, [chunk.count for chunk in chunks], self._cache)
         sampled = torch.arange(len(decoding), device=self.context.device)
+        if self.choices is not None:
+            self.choices.size = len(decoding)
         logits_nv = forward_all_stages(self.model, tokens_t, layout, sampled)
+        if self.choices is not None:
+            self.choices.size = self.sampling.max_batch
         if not decoding:
             return []
         drawn = torch.empty(4, len(decoding), dtype=torch.float64, device=self.context.device)
         if logits_nv is not None:
             seeds, counts = self._tensor([[s.request.seed for s in decoding], [len(s.tokens) for s in decoding]])
-            drawn = draw_rows(logits_nv, seeds, counts, self.sampling, self.context.tensor_rank)
+            exact = self.model.config.ring_exact
+            drawn = draw_rows(logits_nv, seeds, counts, self.sampling, self.context.tensor_rank, exact)
         columns = collectives.broadcast_from_last_stage(drawn).t().tolist()
         return [Sampled([int(token)], *([number] for number in numbers)) for token, *numbers in columns]
 
