@@ -29,6 +29,4 @@ def check_exact(parallel: ParallelConfig, dtype: torch.dtype, layer_impl: str) -
         "tools/check_sampler.py)",
     )
     require(importlib.util.find_spec("triton") is not None, "--exact: its kernels want Triton: pip install triton")
-    require(layer_impl == "native", f"--exact: --layer-impl {layer_impl} brings products of its own, leave it native")
-    said = f"TP={parallel.tensor} ETP={parallel.expert_tensor}: sums over ranks are in NCCL's order, set both to 1"
-    require(parallel.tensor == 1 and parallel.expert_tensor == 1, f"--exact: {said}")
+    parallel.check_exact(layer_impl)

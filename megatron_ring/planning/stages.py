@@ -100,6 +100,9 @@ def _report(
     lines: list[arithmetic.Line], work: Work, checks: Checks,
 ) -> None:  # fmt: skip
     """Print, then refuse what does not fit."""
+    if config.exact:
+        config.parallel.check_exact(config.layer_impl)
+        require(config.precision != "fp32", "--exact: its kernels want --precision bf16")
     limit = int(config.plan.memory * 1e9)
     itemsize = 4 if config.precision == "fp32" else 2
     memory = plan_memory(shape, config.parallel, world, itemsize, work, limit)

@@ -77,6 +77,8 @@ def test_under_torchrun_one_rank_speaks(tmp_path: Path) -> None:
         ("ring-lite", "", "does not fit: "),
         ("ring-lite", "--plan.memory 400 --sampling.kv-tokens 32", "the KV cache holds 32 tokens"),
         ("ring-tiny", "--plan.world 0", "--plan.world is 0"),
+        ("ring-tiny", "--exact --plan.world 2 --parallel.tensor 2", "--exact: TP=2 ETP=1"),
+        ("ring-tiny", "--exact --precision fp32", "--exact: its kernels want --precision bf16"),
     ],
 )
 def test_what_cannot_run_is_said_in_one_line(tmp_path: Path, fails_with: Fails, preset: str, flags: str, said: str) -> None:
