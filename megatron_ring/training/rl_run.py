@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 from megatron_ring.checkpoint.loading import load_checkpoint
+from megatron_ring.checkpoint.manifest import read_file
 from megatron_ring.checkpoint.saving import CheckpointSaver, latest_checkpoint
 from megatron_ring.config import require
 from megatron_ring.data.files import read_prompts
@@ -17,11 +18,14 @@ from megatron_ring.sampler.sampler import Sampler
 from megatron_ring.stage_config import RLConfig
 from megatron_ring.training.policy_update import PolicyUpdate
 from megatron_ring.training.rl_metrics import rl_metrics, rollout_rows
-from megatron_ring.training.rl_step import collect_step, pack_step
+from megatron_ring.training.rl_step import Collector, pack_step
+from megatron_ring.training.rollout_pool import RolloutPool
 from megatron_ring.training.rollout_rewards import RolloutScorer
 from megatron_ring.training.run_dir import RunDirectory
 from megatron_ring.training.stage import resolve_shape, set_first_weights, start_stage
 from megatron_ring.training.trainer import Trainer
+
+UNFINISHED = "unfinished.safetensors"  # file of a checkpoint: responses that the next step continues
 
 
 class RLRun:
@@ -56,6 +60,7 @@ class RLRun:
         self.policy = PolicyUpdate(config, self.trainer, self.tokenizer.pad_id, self.directory.path / "reference")
         self.schedule = BudgetSchedule(config.budget.schedule, *config.budget.resolve(self.context.data_size))
         self.sampler = Sampler(model, self.context, config.sampling, self.tokenizer.eos_id, self.tokenizer.decode)
+        self.collector = Collector(config, self.stream, self.sampler, self.tokenizer, self.policy.reward_kl)
 
     def restore(self) -> int:
         """Go on from the last whole checkpoint, if there is one; the steps done, 0 without one."""
@@ -66,6 +71,8 @@ class RLRun:
             self.stream.load_state_dict(extra["prompts"])
             self.schedule.load_state_dict(extra["budget"])
             self.policy.load(extra["policy"])
+            if (unfinished := read_file(checkpoint, UNFINISHED)) is not None:
+                self.collector.pool = RolloutPool.from_bytes(unfinished, self.stream, self.collector.open)
         self.directory.start_logging(start)
         return start
 
@@ -76,9 +83,7 @@ class RLRun:
     def step(self, step: int, scorer: RolloutScorer) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """One update, the 0-based `step`: its metrics and a row for each of its responses."""
         config, policy, began = self.config, self.policy, time.perf_counter()
-        collected = collect_step(
-            config, step, self.stream, self.sampler, self.tokenizer, scorer, self.budget(step), policy.reward_kl
-        )
+        collected = self.collector.collect(step, scorer, self.budget(step))
         batches = pack_step(collected, config, policy.loss.objective, self.context, self.tokenizer.pad_id)
         started_training = time.perf_counter()
         batches, measured = policy.annotate(batches)
@@ -106,4 +111,6 @@ class RLRun:
         """Save the state after `steps` steps."""
         saver.wait()  # before `policy.save`: until it is whole the one before it counts
         extra = {"prompts": self.stream.state_dict(), "budget": self.schedule.state_dict(), "policy": self.policy.save()}
-        saver.save(steps, self.stage.model, self.trainer.optimizer, extra)
+        pool = self.collector.pool
+        files = {UNFINISHED: pool.to_bytes()} if pool and self.context.is_main else {}
+        saver.save(steps, self.stage.model, self.trainer.optimizer, extra, files=files)
