@@ -69,6 +69,7 @@ class PolicyBatch(MicroBatch):
     ref_logprobs: Tensor | None = None  # fp32 [T]
     sequence_log_ratio: Tensor | None = None  # fp32 [T], the same for all trained tokens of a response
     corrections: Tensor | None = None  # fp32 [T], weight of the surrogate for the sampler/trainer mismatch
+    routes: Tensor | None = None  # uint8 or int16 [T, MoE layers of the stage, k], the sampler's experts where loss_mask
 
 
 def plan_packs(lengths: Sequence[int], capacity: int, seed: int) -> list[list[int]]:
@@ -171,16 +172,22 @@ def policy_batch(items: Sequence[PolicySequence], capacity: int, pad_id: int) ->
         for item in items
     ]
     policy = torch.zeros(3, capacity, dtype=torch.float32)  # sampler log-probs, advantages, weights
-    start = 0
+    start, routes = 0, None
+    if items and items[0].routes is not None:
+        routes = items[0].routes.new_zeros(capacity, *items[0].routes.shape[1:])
     for item in items:
         first = start + len(item.prompt_tokens) - 1  # the last prompt token predicts the first response token
         last = first + item.trained
         policy[0, first:last] = torch.as_tensor(item.sampler_logprobs[: item.trained], dtype=torch.float32)
         policy[1, first:last] = item.advantage
         policy[2, first:last] = item.weight
+        if routes is not None and item.routes is not None:
+            routes[first:last] = item.routes[: item.trained]
         start += item.length
     base = pack_sequences(sequences, capacity, pad_id)
-    return PolicyBatch(**dict(_fields(base)), sampler_logprobs=policy[0], advantages=policy[1], weights=policy[2])
+    return PolicyBatch(
+        **dict(_fields(base)), sampler_logprobs=policy[0], advantages=policy[1], weights=policy[2], routes=routes
+    )
 
 
 def empty_microbatch(capacity: int, pad_id: int) -> MicroBatch:

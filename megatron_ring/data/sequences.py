@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from torch import Tensor
+
 
 class TokenSequence(NamedTuple):
     """Tokens of one sequence and, for each, whether predicting it counts in the loss (true or 1: it does)."""
@@ -20,7 +22,7 @@ class PolicySequence:
 
     `sampler_logprobs` (natural log) has one value per response token. The first `trained` response tokens carry loss;
     the rest were cut by the token budget. `advantage` and `weight` hold for every trained token. Raises `ValueError`
-    when the lengths do not agree.
+    when the lengths do not agree. `routes`: the experts of each response token, [tokens, L, k], or None.
     """
 
     prompt_tokens: Sequence[int]
@@ -29,6 +31,7 @@ class PolicySequence:
     advantage: float
     weight: float
     trained: int
+    routes: Tensor | None = None
 
     def __post_init__(self) -> None:
         if not len(self.prompt_tokens):

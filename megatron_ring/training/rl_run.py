@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import torch
+
 from megatron_ring.checkpoint.loading import load_checkpoint
 from megatron_ring.checkpoint.manifest import read_file
 from megatron_ring.checkpoint.saving import CheckpointSaver, latest_checkpoint
@@ -12,6 +14,8 @@ from megatron_ring.config import require
 from megatron_ring.data.files import read_prompts
 from megatron_ring.data.prompts import PromptStream
 from megatron_ring.data.tokenizer import RingTokenizer
+from megatron_ring.model.routes import route_bytes
+from megatron_ring.parallel import collectives
 from megatron_ring.parallel.context import world_size_from_environment
 from megatron_ring.rl.budget_schedule import BudgetSchedule
 from megatron_ring.sampler.sampler import Sampler
@@ -45,6 +49,9 @@ class RLRun:
             self.tokenizer.vocab_size <= shape.vocab_size,
             f"--data.tokenizer: {self.tokenizer.vocab_size} tokens, the model has only {shape.vocab_size}",
         )
+        has_router = shape.first_dense_layers < shape.num_layers and shape.num_experts > 1
+        said = f"--correction.routes {config.correction.routes}: {config.init_from} has no mixture of experts"
+        require(has_router or config.correction.routes == "ignore", said)
         prompts = read_prompts(config.data.prompts)
         self.domains = {prompt.domain for prompt in prompts}
         self.stream = PromptStream(prompts, config.seed)
@@ -59,7 +66,11 @@ class RLRun:
         # Copies the weights as the reference: before any later ones.
         self.policy = PolicyUpdate(config, self.trainer, self.tokenizer.pad_id, self.directory.path / "reference")
         self.schedule = BudgetSchedule(config.budget.schedule, *config.budget.resolve(self.context.data_size))
-        self.sampler = Sampler(model, self.context, config.sampling, self.tokenizer.eos_id, self.tokenizer.decode)
+        self.sampler = Sampler(
+            model, self.context, config.sampling, self.tokenizer.eos_id, self.tokenizer.decode,
+            note_routes=config.correction.routes != "ignore",
+        )  # fmt: skip
+        model.router_losses.replay = config.correction.routes == "replay"
         self.collector = Collector(config, self.stream, self.sampler, self.tokenizer, self.policy.reward_kl)
 
     def restore(self) -> int:
@@ -72,7 +83,9 @@ class RLRun:
             self.schedule.load_state_dict(extra["budget"])
             self.policy.load(extra["policy"])
             if (unfinished := read_file(checkpoint, UNFINISHED)) is not None:
-                self.collector.pool = RolloutPool.from_bytes(unfinished, self.stream, self.collector.open)
+                self.collector.pool = RolloutPool.from_bytes(
+                    unfinished, self.stream, self.collector.open, route_bytes(self.stage.model)
+                )
         self.directory.start_logging(start)
         return start
 
@@ -84,7 +97,7 @@ class RLRun:
         """One update, the 0-based `step`: its metrics and a row for each of its responses."""
         config, policy, began = self.config, self.policy, time.perf_counter()
         collected = self.collector.collect(step, scorer, self.budget(step))
-        batches = pack_step(collected, config, policy.loss.objective, self.context, self.tokenizer.pad_id)
+        batches = pack_step(collected, config, policy.loss.objective, self.stage.model, self.context, self.tokenizer.pad_id)
         started_training = time.perf_counter()
         batches, measured = policy.annotate(batches)
         lr = config.optimizer.lr_at(step, config.steps)
@@ -111,6 +124,15 @@ class RLRun:
         """Save the state after `steps` steps."""
         saver.wait()  # before `policy.save`: until it is whole the one before it counts
         extra = {"prompts": self.stream.state_dict(), "budget": self.schedule.state_dict(), "policy": self.policy.save()}
-        pool = self.collector.pool
-        files = {UNFINISHED: pool.to_bytes()} if pool and self.context.is_main else {}
-        saver.save(steps, self.stage.model, self.trainer.optimizer, extra, files=files)
+        saver.save(steps, self.stage.model, self.trainer.optimizer, extra, files=self._unfinished())
+
+    def _unfinished(self) -> dict[str, bytes]:
+        """The file of the pool, on the main process; all take part."""
+        pool, context = self.collector.pool, self.context
+        if not pool:
+            return {}
+        one_of_stage = context.tensor_rank == 0 and context.data_rank == 0
+        stages = collectives.gather_to_main(pool.routes() if one_of_stage else None)
+        if stages is None:
+            return {}
+        return {UNFINISHED: pool.to_bytes(torch.cat([routes for routes in stages if routes is not None], dim=1))}

@@ -6,11 +6,16 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 from megatron_ring.data.packing import PolicyBatch, empty_policy_batch, pack_rollouts, split_evenly
 from megatron_ring.data.prompts import PromptStream, StreamPrompt
 from megatron_ring.data.sequences import PolicySequence
 from megatron_ring.data.tokenizer import RingTokenizer
 from megatron_ring.errors import UserError
+from megatron_ring.model.ring_model import RingModel
+from megatron_ring.model.routes import route_dtype
 from megatron_ring.parallel.context import ParallelContext
 from megatron_ring.rl.policy import Objective
 from megatron_ring.rl.records import Rollout, ScoredRollout
@@ -137,8 +142,16 @@ class Collector:
                 "tokens": sum(lengths), "waiting": len(self.pool.finished)}  # fmt: skip
 
 
+def routes_of(rollout: Rollout, model: RingModel) -> Tensor | None:
+    """The experts that the sampler noted, [tokens, MoE layers of this stage, k]."""
+    if not rollout.routes:
+        return None
+    found = torch.frombuffer(bytearray(rollout.routes), dtype=route_dtype(model.ring_config))
+    return found.view(rollout.response_length, len(model.route_layers), model.ring_config.experts_per_token)
+
+
 def pack_step(
-    collected: CollectedStep, config: RLConfig, objective: Objective, context: ParallelContext, pad_id: int
+    collected: CollectedStep, config: RLConfig, objective: Objective, model: RingModel, context: ParallelContext, pad_id: int
 ) -> list[PolicyBatch]:
     """This rank's micro-batches: the trained tokens of the step, packed, the same number on every rank."""
     chosen = collected.selection
@@ -152,6 +165,7 @@ def pack_step(
             advantage=advantage,
             weight=weight,
             trained=count,
+            routes=routes_of(item.rollout, model),
         )
         for (item, advantage, count), weight in zip(kept, weights, strict=True)
     ]
