@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from megatron_ring.data.packing import PolicyBatch, empty_policy_batch, pack_rollouts, split_evenly
+from megatron_ring.data.packing import PolicyBatch, pack_rollouts
 from megatron_ring.data.prompts import PromptStream, StreamPrompt
 from megatron_ring.data.sequences import PolicySequence
 from megatron_ring.data.tokenizer import RingTokenizer
@@ -142,10 +143,8 @@ class Collector:
                 "tokens": sum(lengths), "waiting": len(self.pool.finished)}  # fmt: skip
 
 
-def routes_of(rollout: Rollout, model: RingModel) -> Tensor | None:
+def routes_of(rollout: Rollout, model: RingModel) -> Tensor:
     """The experts that the sampler noted, [tokens, MoE layers of this stage, k]."""
-    if not rollout.routes:
-        return None
     found = torch.frombuffer(bytearray(rollout.routes), dtype=route_dtype(model.ring_config))
     return found.view(rollout.response_length, len(model.route_layers), model.ring_config.experts_per_token)
 
@@ -165,10 +164,9 @@ def pack_step(
             advantage=advantage,
             weight=weight,
             trained=count,
-            routes=routes_of(item.rollout, model),
+            routes=partial(routes_of, item.rollout, model) if item.rollout.routes else None,
         )
         for (item, advantage, count), weight in zip(kept, weights, strict=True)
     ]
     capacity = config.data.micro_batch_tokens
-    packs = pack_rollouts(sequences, capacity, pad_id, config.seed)
-    return split_evenly(packs, context.data_size, empty_policy_batch(capacity, pad_id))[context.data_rank]
+    return pack_rollouts(sequences, capacity, pad_id, config.seed, context.data_rank, context.data_size)
