@@ -11,8 +11,9 @@ from megatron_ring.data.packing import PolicyBatch
 from megatron_ring.parallel import collectives
 from megatron_ring.rl.gspo import sequence_log_ratios
 from megatron_ring.rl.mismatch import Correction, ratio_histogram, ratio_quantiles
+from megatron_ring.training.figures import LossOutput
 from megatron_ring.training.policy_loss import PolicyLoss
-from megatron_ring.training.trainer import LossOutput, Trainer
+from megatron_ring.training.trainer import Trainer
 
 QUANTILES = {"k_p01": 0.01, "k_p10": 0.10, "k_p50": 0.50, "k_p90": 0.90, "k_p99": 0.99}
 

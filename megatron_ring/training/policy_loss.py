@@ -10,7 +10,7 @@ from megatron_ring.rl.mismatch import Correction, IcePop, KPop, TruncatedImporta
 from megatron_ring.rl.objectives import make_objective
 from megatron_ring.rl.policy import LossSettings, Objective, PolicyTokens
 from megatron_ring.stage_config import RLConfig
-from megatron_ring.training.trainer import LossOutput
+from megatron_ring.training.figures import LossOutput
 
 
 class PolicyLoss:
