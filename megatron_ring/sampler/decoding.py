@@ -7,13 +7,15 @@ of weights and cache: it lasts as long as the cache does. New weights are writte
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 
 from megatron_ring.config import SamplingConfig
 from megatron_ring.model.ring_model import RingModel, forward_all_stages
 from megatron_ring.model.routes import NotedRoutes, new_routes, routes_as_bytes
+from megatron_ring.parallel.graphs import Graphs
 from megatron_ring.sampler.attention import DecodeLayout
 from megatron_ring.sampler.cache import PagedCache
 from megatron_ring.sampler.requests import Sampled
@@ -52,8 +54,8 @@ class DecodeLoop:
         self.drawn = torch.zeros(HORIZON, 4, most, dtype=torch.float64, device=device)
         self.noted = new_routes(model, most) if note_routes else None  # of one turn
         self.routes = None if self.noted is None else torch.stack([self.noted] * HORIZON)
-        self._captured: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}
-        self._pool = torch.cuda.graph_pool_handle() if graphs else None
+        self._graphs = Graphs() if graphs else None
+        self._captured: dict[tuple[int, int], Callable[[], None]] = {}
 
     def size(self, rows: int) -> int:
         """Rows that are computed for so many sequences; as many for every tensor-parallel rank."""
@@ -71,16 +73,13 @@ class DecodeLoop:
         size, count, span = self.size(rows), len(sequences), SPAN
         while span < longest:
             span *= 2
-        graph = self._graph(size, span) if self.graphs else None
+        turn = self._captured_turn(size, span) if self.graphs else partial(self._one_token, size, longest)
         columns = [(s.last_token, s.cached, s.row, s.writable, s.request.seed, len(s.tokens)) for s in sequences]
         columns += [(0,) * 6] * (size - count)
         self.state[:, :size].copy_(torch.tensor(columns, dtype=torch.int64).t())
         self.turn.zero_()
         for _ in range(turns):
-            if graph is None:
-                self._one_token(size, longest)
-            else:
-                graph.replay()
+            turn()
         drawn = self.drawn[:turns, :, :count].permute(2, 1, 0).cpu()
         numbers = drawn[:, 1:].tolist()
         routes = [()] * count if self.routes is None else routes_as_bytes(self.routes[:turns, :count])
@@ -104,16 +103,12 @@ class DecodeLoop:
         counts += 1
         self.turn += 1
 
-    def _graph(self, size: int, span: int) -> torch.cuda.CUDAGraph:
-        graph = self._captured.get((size, span))
-        if graph is None:
+    def _captured_turn(self, size: int, span: int) -> Callable[[], None]:
+        assert self._graphs is not None
+        turn = self._captured.get((size, span))
+        if turn is None:
             self.state.zero_()  # no row is a sequence: what the first run writes is scrap
             self.turn.zero_()
             self._one_token(size, span)  # compiles what is new
-            self.turn.zero_()
-            graph = torch.cuda.CUDAGraph()
-            # NCCL's watchdog asks for events meanwhile: only this thread must not.
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-                self._one_token(size, span)
-            self._captured[size, span] = graph
-        return graph
+            turn = self._captured[size, span] = self._graphs.capture(partial(self._one_token, size, span))
+        return turn

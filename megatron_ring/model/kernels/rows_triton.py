@@ -42,7 +42,8 @@ def _permute_combine(  # type: ignore[no-untyped-def]
         total = tl.zeros([BLOCK], dtype=tl.float32)
         for k in tl.static_range(K):
             source = tl.load(index_ptr + token * K + k).to(tl.int64)
-            total += tl.load(y_ptr + source * width + column, mask=inside & (source >= 0), other=0.0).to(tl.float32)
+            real = column < tl.where(source >= 0, width, 0)
+            total += tl.load(y_ptr + source * width + column, mask=real, other=0.0).to(tl.float32)
         if PLUS > 0:
             total += tl.load(first_ptr + token * width + column, mask=inside, other=0.0).to(tl.float32)
         if PLUS > 1:
