@@ -23,7 +23,7 @@ def main(config: EvaluateConfig) -> None:
     from megatron_ring.data.files import read_prompts, write_atomically
     from megatron_ring.data.prompts import StreamPrompt
     from megatron_ring.data.tokenizer import RingTokenizer
-    from megatron_ring.sampler.rollouts import sample_rollouts
+    from megatron_ring.sampler.rollouts import open_rollouts, sample_rollouts
     from megatron_ring.sampler.sampler import Sampler
     from megatron_ring.training.progress import Progress
     from megatron_ring.training.rollout_rewards import open_scorer
@@ -45,10 +45,11 @@ def main(config: EvaluateConfig) -> None:
         open_scorer(config.rewards, {prompt.record.domain for prompt in prompts}, tokenizer, stage.context) as scorer,
         Progress("evaluate", mine, 0, stage.context.is_main, unit="response") as progress,
     ):
-        rollouts = sample_rollouts(
-            sampler, prompts, tokenizer, samples=config.samples_per_problem, seed=config.seed, version=0,
-            instruction=config.instruction, on_progress=progress.update, on_rollout=scorer.submit,
+        asked = open_rollouts(
+            prompts, tokenizer, samples=config.samples_per_problem, seed=config.seed,
+            max_new_tokens=config.sampling.max_new_tokens, instruction=config.instruction,
         )  # fmt: skip
+        rollouts, _ = sample_rollouts(sampler, asked, version=0, on_progress=progress.update, on_rollout=scorer.submit)
         scored = scorer.finish(rollouts)
     answers = {prompt.position: prompt for prompt in prompts}
     if not stage.context.is_main:

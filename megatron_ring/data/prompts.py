@@ -41,7 +41,11 @@ class PromptStream:
         """The next `count` prompts; a step may cross the border of an epoch."""
         places = range(self._position, self._position + count)
         self._position += len(places)
-        return [StreamPrompt(place, self._records[self._index(place)]) for place in places]
+        return [self.at(place) for place in places]
+
+    def at(self, position: int) -> StreamPrompt:
+        """The prompt at a place of the stream, taken or not."""
+        return StreamPrompt(position, self._records[self._index(position)])
 
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` needs, in types that JSON can hold."""
