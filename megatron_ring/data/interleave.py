@@ -1,9 +1,9 @@
 """Shares of several sources kept without chance: which source comes next, from how often each has come.
 
-Tijdeman's rule for the chairman assignment problem (Discrete Mathematics 32, 1980): with k sources of shares w_i, after any n
-draws each has come n w_i times to within 1 - 1/(2k - 2), which no rule can better for all shares. So any number of draws from
-the start is right to within one; a window anywhere is right to within one for two sources, and within less than two for
-more (sequences right to within one in every window exist for a few shares only).
+Tijdeman's rule for the chairman assignment problem (Discrete Mathematics 32, 1980): with k sources of shares w_i, after any
+n draws each has come n w_i times to within 1 - 1/(2k - 2), which no rule can better for all shares. So any number of draws
+from the start is right to within one; a window anywhere is right to within one for two sources, and within less than two
+for more (sequences right to within one in every window exist for a few shares only).
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """What responses have shown of each prompt, and which prompts are worth sampling again.
 
 Two settings, both decided when a prompt's turn comes in its shuffled epoch, so that what comes next depends on the state
-alone: a prompt is dropped once N of its groups in a row had all rewards equal (all right or all wrong: no gradient); and with
-a curriculum it is taken with probability max(floor, 4 r (1 - r)), r its running solve rate: the variance of a right-or-wrong
-reward, relative to its largest.
+alone: a prompt is dropped once N of its groups in a row had all rewards equal (all right or all wrong: no gradient); and
+with a curriculum it is taken with probability max(floor, 4 r (1 - r)), r its running solve rate: the variance of a
+right-or-wrong reward, relative to its largest.
 """
 
 from __future__ import annotations

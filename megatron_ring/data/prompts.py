@@ -23,8 +23,8 @@ class StreamPrompt(NamedTuple):
 
 
 class PromptStream:
-    """Prompts by a schedule. Every epoch of a source holds each of its prompts once, or at most once when prompts are dropped
-    or a curriculum chooses (see `outcomes`). What comes next depends on the seed and the state alone.
+    """Prompts by a schedule. Every epoch of a source holds each of its prompts once, or at most once when prompts are
+    dropped or a curriculum chooses (see `outcomes`). What comes next depends on the seed and the state alone.
 
     Args:
         drop_after, curriculum_floor: as in `Outcomes`.

@@ -10,9 +10,9 @@ A stage file is YAML or JSON. Files are looked for beside it; the last stage run
           - {file: code.jsonl, weight: 0.8}
           - {file: mixed.jsonl, domain: science, weight: 0.2}
 
-`domain` takes only that domain's prompts of a file. Weights are shares of the prompts of a step; a stage without any draws from
-its files as if they were one, in proportion to their numbers of prompts. A file that two stages name goes on where the
-earlier left off.
+`domain` takes only that domain's prompts of a file. Weights are shares of the prompts of a step; a stage without any draws
+from its files as if they were one, in proportion to their numbers of prompts. A file that two stages name goes on where
+the earlier left off.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ class _Reader:
         for entry in entries:
             _only(entry, {"file", "domain", "weight"}, where)
             file, domain, weight = entry.get("file"), entry.get("domain"), entry.get("weight")
-            require(isinstance(file, str) and file, f"{where}: an entry of 'prompts' has no 'file'")
+            require(isinstance(file, str) and file != "", f"{where}: an entry of 'prompts' has no 'file'")
             require(domain is None or isinstance(domain, str), f"{where}: {file}: 'domain' is {domain!r}: make it text")
             positive = isinstance(weight, int | float) and not isinstance(weight, bool) and 0 < weight < math.inf
             require(weight is None or positive, f"{where}: {file}: 'weight' is {weight!r}: make it a positive number")
@@ -161,7 +161,7 @@ class _Reader:
             places.append(place)
             weights.append(weight)
         given = [weight for weight in weights if weight is not None]
-        require(len(given) in (0, len(weights)), f"{where}: some prompts have a weight and some have none: weigh all or none")
+        require(len(given) in (0, len(weights)), f"{where}: some prompts have a weight, some have none: weigh all or none")
         shares = whole_shares(given or [len(self.sources[place].records) for place in places])
         return DataStage(first_step, tuple(places), tuple(shares))
 
@@ -207,5 +207,6 @@ class _Reader:
 def solve_rate(record: PromptRecord) -> float | None:
     """The share of earlier responses that solved the prompt, `metadata.solve_rate`; None where it is not there."""
     rate = record.metadata.get("solve_rate")
-    number = isinstance(rate, int | float) and not isinstance(rate, bool)
-    return float(rate) if number and 0 <= rate <= 1 else None
+    if not isinstance(rate, int | float) or isinstance(rate, bool):
+        return None
+    return float(rate) if 0 <= rate <= 1 else None

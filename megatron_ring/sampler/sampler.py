@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from megatron_ring.config import SamplingConfig
-from megatron_ring.errors import UserError
+from megatron_ring.errors import NotFiniteError, UserError
 from megatron_ring.model.logprobs import token_statistics
 from megatron_ring.model.ring_model import RingModel, forward_all_stages
 from megatron_ring.parallel import collectives
@@ -157,7 +157,8 @@ class Sampler:
             if found is not None:
                 by_user, text, kind = found
                 if by_user:
-                    raise UserError(f"rank {rank}: {text}") from failure
+                    broken = kind == NotFiniteError.__name__
+                    raise (NotFiniteError if broken else UserError)(f"rank {rank}: {text}") from failure
                 raise RuntimeError(f"rank {rank}: {kind}: {text}") from failure
 
     def _go_on(self, scheduler: Scheduler, token_budget: int | None, failure: Exception | None) -> bool:
@@ -229,7 +230,7 @@ class Sampler:
 def _check_finite(step: Step, sampled: list[Sampled]) -> None:
     for sequence, drawn in zip(step.decoding, sampled, strict=True):
         if not math.isfinite(drawn.logprob + drawn.entropy):
-            raise UserError(
+            raise NotFiniteError(
                 f"response {sequence.index}, token {len(sequence.tokens)}: the model's logits are not finite: its weights "
                 f"are broken, go back to an earlier checkpoint"
             )

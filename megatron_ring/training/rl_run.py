@@ -8,8 +8,8 @@ from typing import Any
 from megatron_ring.checkpoint.loading import load_checkpoint
 from megatron_ring.checkpoint.saving import CheckpointSaver, latest_checkpoint
 from megatron_ring.config import require
-from megatron_ring.data.files import read_prompts
 from megatron_ring.data.prompts import PromptStream
+from megatron_ring.data.schedule import read_schedule
 from megatron_ring.data.tokenizer import RingTokenizer
 from megatron_ring.parallel.context import world_size_from_environment
 from megatron_ring.rl.budget_schedule import BudgetSchedule
@@ -18,7 +18,7 @@ from megatron_ring.stage_config import RLConfig
 from megatron_ring.training.policy_update import PolicyUpdate
 from megatron_ring.training.rl_metrics import rl_metrics, rollout_rows
 from megatron_ring.training.rl_step import collect_step, pack_step
-from megatron_ring.training.rollout_rewards import RolloutScorer
+from megatron_ring.training.rollout_rewards import RolloutScorer, check_domains
 from megatron_ring.training.run_dir import RunDirectory
 from megatron_ring.training.stage import resolve_shape, set_first_weights, start_stage
 from megatron_ring.training.trainer import Trainer
@@ -41,9 +41,12 @@ class RLRun:
             self.tokenizer.vocab_size <= shape.vocab_size,
             f"--data.tokenizer: {self.tokenizer.vocab_size} tokens, the model has only {shape.vocab_size}",
         )
-        prompts = read_prompts(config.data.prompts)
-        self.domains = {prompt.domain for prompt in prompts}
-        self.stream = PromptStream(prompts, config.seed)
+        data = config.data
+        prompts = read_schedule(data.prompts, data.min_solve_rate, data.max_solve_rate)
+        check_domains(prompts.sources, config.rewards)
+        self.domains = prompts.domains
+        floor = None if data.curriculum == "none" else data.curriculum_floor
+        self.stream = PromptStream(prompts, config.seed, data.drop_after, floor)
         self.stage = start_stage(
             shape, config.parallel, config.router, config.seed, config.precision, config.layer_impl, config.recompute
         )
@@ -86,12 +89,14 @@ class RLRun:
         result = self.trainer.train_step(batches, policy.loss, lr)
         self.sampler.weights_changed()
         self.schedule.observe([item.reward for item in collected.scored])
+        self.stream.observe(collected.groups)
         policy.finish(step + 1)
         ended = time.perf_counter()
         metrics = {
             "step": step + 1,
             **rl_metrics(collected, result),
             **measured,
+            **self.stream.figures(step),
             "solve_rate": self.schedule.solve_rate,
             "lr": lr,
             "time/step": ended - began,

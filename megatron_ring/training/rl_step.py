@@ -38,6 +38,15 @@ class CollectedStep:
         return sum(item.rollout.response_length for item in self.scored)
 
     @property
+    def groups(self) -> list[tuple[str, str, list[float]]]:
+        """Domain and id of the prompt and the rewards of each group, in order."""
+        found: dict[int, tuple[str, str, list[float]]] = {}
+        for item in self.scored:
+            rollout = item.rollout
+            found.setdefault(rollout.prompt_index, (rollout.domain, rollout.prompt_id, []))[2].append(item.reward)
+        return list(found.values())
+
+    @property
     def trained_tokens(self) -> int:
         return sum(self.selection.trained)
 
@@ -61,7 +70,7 @@ def collect_step(
                 f"step {step + 1}: {rounds} round(s) of {config.prompts_per_step} prompts x {config.samples_per_prompt} "
                 f"samples gave {lacks}"
             )
-        prompts = stream.take(config.prompts_per_step)
+        prompts = stream.take(config.prompts_per_step, step)
         answers |= {prompt.position: prompt for prompt in prompts}
         began = time.perf_counter()
         rollouts = sample_rollouts(

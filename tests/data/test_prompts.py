@@ -34,7 +34,8 @@ def go(stream: PromptStream, sizes: list[int], first: int = 0) -> list[StreamPro
     taken = []
     for step, size in enumerate(sizes, start=first):
         prompts = stream.take(size, step)
-        stream.observe((p.record.domain, p.record.id, [float(p.position % 3 == 0), float(p.position % 5 == 0)]) for p in prompts)
+        for position, record in prompts:
+            stream.observe([(record.domain, record.id, [float(position % 3 == 0), float(position % 5 == 0)])])
         taken += prompts
     return taken
 

@@ -68,9 +68,9 @@ def test_solve_rates_choose_prompts(folder: Path) -> None:
     assert [record.id for record in kept] == [f"math{i}" for i in range(3, 16)]
     assert len(read_schedule(folder / "math.jsonl", None, 0.5).sources[0].records) == 16
     assert len(read_schedule(folder / "math.jsonl", 0.5).sources[0].records) == 15
-    with pytest.raises(UserError, match="none of 3 prompts has a solve rate from 0.9 to 1.0"):
+    with pytest.raises(UserError, match=r"none of 3 prompts has a solve rate from 0\.9 to 1\.0"):
         read_schedule(folder / "sub" / "math.jsonl", 0.9)
-    with pytest.raises(UserError, match="prompt 'b' has no metadata.solve_rate"):
+    with pytest.raises(UserError, match="prompt 'b' has no metadata"):
         read_schedule(folder / "bare.jsonl", 0.1)
 
 
@@ -91,7 +91,7 @@ def test_solve_rates_choose_prompts(folder: Path) -> None:
         ([{"prompts": [{**MATH, "weight": 0}]}], "'weight' is 0: make it a positive number"),
         ([{"prompts": [{**MATH, "weight": float("inf")}]}], "'weight' is inf"),
         ([{"prompts": [{**MATH, "weight": "1"}]}], "'weight' is '1'"),
-        ([{"prompts": [{**MATH, "weight": 1}, MIXED]}], "some prompts have a weight and some have none"),
+        ([{"prompts": [{**MATH, "weight": 1}, MIXED]}], "some prompts have a weight, some have none"),
         ([{"prompts": [MATH, MATH]}], "math is named twice"),
         ([{"prompts": [{**MATH, "domain": "code"}]}], "has no prompts of domain 'code'"),
         ([{"prompts": [MATH, {"file": "sub/math.jsonl"}]}], "have the same name: rename one"),
@@ -106,7 +106,8 @@ def test_what_cannot_be_is_refused(folder: Path, described: list[dict[str, Any]]
 
 
 def test_files_that_are_no_stage_files(folder: Path) -> None:
-    for text, said in {"a: [": "cannot be read as yaml", "[]": "expected an object", "stage: []": "unknown key stage"}.items():
+    refused = {"a: [": "cannot be read as yaml", "[]": "expected an object", "stage: []": "unknown key stage"}
+    for text, said in refused.items():
         (folder / "s.yaml").write_text(text)
         with pytest.raises(UserError, match=said):
             read_schedule(folder / "s.yaml")
