@@ -83,6 +83,6 @@ class HeldOut:
         )  # fmt: skip
         held.release()
         found = summarize(scored)
-        by_domain = found.pop("by_domain")
+        by_domain, _ = found.pop("by_domain"), found.pop("problems")
         figures = {f"evaluation/{name}": value for name, value in found.items()}
         return figures | {f"evaluation/pass_at_1/{name}": part["pass_at_1"] for name, part in by_domain.items()}

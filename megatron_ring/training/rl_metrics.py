@@ -35,9 +35,9 @@ def _parts(items: list[ScoredRollout], suffix: str) -> dict[str, float]:
     return {name + suffix: sum(found) / len(found) for name, found in values.items()}
 
 
-def rl_metrics(collected: CollectedStep, result: StepResult) -> dict[str, Any]:
-    """The step's figures under the names of the metrics contract; docs/c3po.md says what each means."""
-    scored, kl = collected.scored, collected.selection.kl
+def sampling_metrics(collected: CollectedStep) -> dict[str, Any]:
+    """The figures of a step's responses under the names of the metrics contract; docs/c3po.md says what each means."""
+    scored = collected.scored
     domains = sorted({item.rollout.domain for item in scored})
     metrics: dict[str, Any] = _reward_and_length(scored, "") | _parts(scored, "")
     for domain in domains if len(domains) > 1 else []:
@@ -47,11 +47,18 @@ def rl_metrics(collected: CollectedStep, result: StepResult) -> dict[str, Any]:
     return metrics | {
         "response_length/truncated_fraction": truncated / len(scored),
         "tokens/generated": collected.generated_tokens,
-        "tokens/trained": result.loss_tokens,
-        "tokens/budget": collected.budget or result.loss_tokens,
         "tokens/discarded_fraction": 1 - collected.trained_tokens / collected.generated_tokens,
         "sampling_rounds": collected.rounds,
         "groups/equal_rewards_fraction": collected.selection.equal_fraction,
+    }
+
+
+def update_metrics(collected: CollectedStep, result: StepResult) -> dict[str, Any]:
+    """The figures of a step's update, likewise."""
+    kl = collected.selection.kl
+    return {
+        "tokens/trained": result.loss_tokens,
+        "tokens/budget": collected.budget or result.loss_tokens,
         "grad_norm": result.grad_norm,
         "entropy": result.mean("entropy_sum"),
         "kl": result.mean("kl_sum") if kl is None else kl,

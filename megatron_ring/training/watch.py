@@ -10,7 +10,7 @@ from typing import Any, Literal
 from megatron_ring.operations_config import AlarmConfig
 from megatron_ring.training.alarms import Alarm, Alarms
 
-Verdict = Literal["go on", "roll back", "stop"]
+Verdict = Literal["go on", "rollback", "stop"]
 
 
 class Watch:
@@ -32,13 +32,14 @@ class Watch:
         """
         verdict: Verdict = "go on"
         if alarms and self.config.action == "rollback" and checkpoint and self.rollbacks < self.config.max_rollbacks:
-            verdict = "roll back"
+            verdict = "rollback"
         elif alarms and (self.config.action != "warn" or not can_go_on):
             verdict = "stop"
         if verdict == "go on":
             self._say([alarm for alarm in alarms if alarm.metric not in self._before], "going on")
         self._before = {alarm.metric for alarm in alarms}
-        self._records += [alarm.to_json() | {"action": verdict} for alarm in alarms]
+        action = "warn" if verdict == "go on" else verdict
+        self._records += [alarm.to_json() | {"action": action} for alarm in alarms]
         return verdict
 
     def take_records(self) -> dict[str, Any]:
