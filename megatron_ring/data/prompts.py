@@ -39,6 +39,7 @@ class PromptStream:
         self._turns = [0 for _ in schedule.sources]  # prompts of each source whose turn has come, skipped ones too
         self._drawn = [[0 for _ in stage.sources] for stage in schedule.stages]
         self._orders: dict[int, tuple[int, list[int]]] = {}
+        self._by_id: dict[tuple[str, str], PromptRecord] = {}
         self._outcomes = [
             Outcomes(source.records, f"{seed}/{source.name}", drop_after, curriculum_floor) for source in schedule.sources
         ]
@@ -67,6 +68,15 @@ class PromptStream:
             taken.append(StreamPrompt(self._position, self._next_of(stage.sources[chosen])))
             self._position += 1
         return taken
+
+    def find(self, domain: str, prompt_id: str) -> PromptRecord:
+        """The prompt of this domain and id. Raises `UserError` when there is none."""
+        if not self._by_id:
+            records = (record for source in self._schedule.sources for record in source.records)
+            self._by_id = {(record.domain, record.id): record for record in records}
+        if (domain, prompt_id) not in self._by_id:
+            raise UserError(f"the prompts have none of domain {domain!r} with id {prompt_id!r}: resume with the same files")
+        return self._by_id[domain, prompt_id]
 
     def observe(self, groups: Iterable[tuple[str, str, Sequence[float]]]) -> None:
         """Learn from groups of responses: domain and id of the prompt, and the group's rewards."""

@@ -80,9 +80,7 @@ def single_source(records: Sequence[PromptRecord], path: Path = Path("prompts"))
     return PromptSchedule((PromptSource(path.stem, path, tuple(records)),), (DataStage(0, (0,), (1,)),))
 
 
-def read_schedule(
-    path: Path, min_solve_rate: float | None = None, max_solve_rate: float | None = None
-) -> PromptSchedule:
+def read_schedule(path: Path, min_solve_rate: float | None = None, max_solve_rate: float | None = None) -> PromptSchedule:
     """Read a prompt file (.jsonl, .parquet) or a stage file (.yaml, .yml, .json) with its prompt files.
 
     Args:

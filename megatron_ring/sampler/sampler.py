@@ -59,6 +59,7 @@ class Sampler:
         *,
         version: int = 0,
         token_budget: int | None = None,
+        counted: Callable[[], int] | None = None,
         on_progress: Callable[[int], None] | None = None,
         on_finished: Callable[[int, Completion], None] | None = None,
         on_token: Callable[[int, int], None] | None = None,
@@ -71,6 +72,7 @@ class Sampler:
             version: of the weights, for `Completion.versions`.
             token_budget: stop as soon as all replicas together have sampled so many tokens in this call; what is not
                 finished then has no finish reason, and `request.continued` takes it up in a later call.
+            counted: this replica's tokens that count towards the budget, asked before each step (default: all).
             on_progress: told the number of finished requests after each step.
             on_finished: given each completion when it is done, with its place among the requests.
             on_token: given each sampled token, with the place of its request.
@@ -91,7 +93,7 @@ class Sampler:
         was_training = self.model.training
         self.model.eval()
         try:
-            while self._go_on(scheduler, token_budget, failure):
+            while self._go_on(scheduler, token_budget, counted, failure):
                 step = scheduler.plan() if scheduler.has_work else Step()
                 sampled = self._run(step) if scheduler.has_work or self.context.config.expert > 1 else []
                 try:
@@ -161,10 +163,14 @@ class Sampler:
                     raise (NotFiniteError if broken else UserError)(f"rank {rank}: {text}") from failure
                 raise RuntimeError(f"rank {rank}: {kind}: {text}") from failure
 
-    def _go_on(self, scheduler: Scheduler, token_budget: int | None, failure: Exception | None) -> bool:
+    def _go_on(
+        self, scheduler: Scheduler, token_budget: int | None, counted: Callable[[], int] | None, failure: Exception | None
+    ) -> bool:
         """Whether there is another step; the same on all ranks that depend on each other."""
-        leads = self.context.leads_replica
-        values = [int(failure is not None), int(scheduler.has_work), scheduler.generated if leads else 0]
+        tokens = 0
+        if self.context.leads_replica:
+            tokens = scheduler.generated if counted is None else counted()
+        values = [int(failure is not None), int(scheduler.has_work), tokens]
         alone = self.context.config.expert == 1 and token_budget is None
         failures, work, generated = collectives.sum_over_processes(values, self.context.device, of_replica=alone)
         return not failures and work > 0 and (token_budget is None or generated < token_budget)

@@ -12,7 +12,7 @@ from megatron_ring.data.schedule import PromptSource
 from megatron_ring.data.tokenizer import RingTokenizer
 from megatron_ring.operations_config import HeldOutConfig
 from megatron_ring.rl.records import ScoredRollout
-from megatron_ring.sampler.rollouts import sample_rollouts
+from megatron_ring.sampler.rollouts import open_rollouts, sample_rollouts
 from megatron_ring.sampler.sampler import Sampler
 from megatron_ring.stage_config import RLConfig
 from megatron_ring.training.rollout_rewards import RolloutScorer, check_domains
@@ -23,10 +23,11 @@ def evaluate_prompts(
     samples: int, seed: int, instruction: str | None, on_progress: Callable[[int], None] | None = None,
 ) -> list[ScoredRollout]:  # fmt: skip
     """`samples` scored responses to each prompt, ordered, on every rank."""
-    rollouts = sample_rollouts(
-        sampler, prompts, tokenizer, samples=samples, seed=seed, version=0, instruction=instruction,
-        on_progress=on_progress, on_rollout=scorer.submit,
+    asked = open_rollouts(
+        prompts, tokenizer, samples=samples, seed=seed, max_new_tokens=sampler.sampling.max_new_tokens,
+        instruction=instruction,
     )  # fmt: skip
+    rollouts, _ = sample_rollouts(sampler, asked, version=0, on_progress=on_progress, on_rollout=scorer.submit)
     return scorer.finish(rollouts)
 
 

@@ -55,7 +55,6 @@ class PolicyLoss:
         maxima = {"mismatch_logprob_abs_max": figures.pop("mismatch_logprob_abs_max")}
         return LossOutput(loss, sums=figures, maxima=maxima)
 
-
     def take_ratios(self, device: torch.device) -> dict[str, Any]:
         """k over the trained tokens of all ranks since the last call: its quantiles, and log k as a histogram. All ranks
         take part."""

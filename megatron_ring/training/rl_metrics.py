@@ -47,9 +47,11 @@ def sampling_metrics(collected: CollectedStep) -> dict[str, Any]:
     return metrics | {
         "response_length/truncated_fraction": truncated / len(scored),
         "tokens/generated": collected.generated_tokens,
-        "tokens/discarded_fraction": 1 - collected.trained_tokens / collected.generated_tokens,
+        "tokens/discarded_fraction": 1 - collected.trained_tokens / sum(item.rollout.response_length for item in scored),
         "sampling_rounds": collected.rounds,
         "groups/equal_rewards_fraction": collected.selection.equal_fraction,
+        **(_staleness(collected) if collected.unfinished else {}),
+        **{f"unfinished/{name}": count for name, count in collected.unfinished.items()},
     }
 
 
@@ -69,6 +71,21 @@ def update_metrics(collected: CollectedStep, result: StepResult) -> dict[str, An
         "mismatch/logprob_abs_mean": result.mean("mismatch_logprob_abs_sum"),
         "mismatch/logprob_abs_max": result.maxima["mismatch_logprob_abs_max"],
         "mismatch/masked_fraction": result.mean("corrected_away_tokens"),
+    }
+
+
+def _staleness(collected: CollectedStep) -> dict[str, float]:
+    """By how many updates the trained tokens are older than this step's weights."""
+    ages: dict[int, int] = {}  # age -> tokens
+    for item, left in zip(collected.scored, collected.selection.trained, strict=True):
+        for version, count in item.rollout.versions:
+            ages[collected.step - version] = ages.get(collected.step - version, 0) + min(count, left)
+            left -= min(count, left)
+    tokens = sum(ages.values())
+    return {
+        "staleness/mean": sum(age * count for age, count in ages.items()) / tokens,
+        "staleness/max": max(age for age, count in ages.items() if count),
+        "staleness/older_fraction": 1 - ages.get(0, 0) / tokens,
     }
 
 
@@ -92,6 +109,7 @@ def rollout_rows(collected: CollectedStep, tokenizer: RingTokenizer) -> list[dic
                 "tokens": rollout.response_length,
                 "trained_tokens": trained,
                 "finish_reason": rollout.finish_reason,
+                "versions": rollout.versions,
                 **({"detail": dict(item.detail)} if item.detail else {}),
             }
         )

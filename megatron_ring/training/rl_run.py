@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from megatron_ring.checkpoint.loading import load_checkpoint
+from megatron_ring.checkpoint.manifest import read_file
 from megatron_ring.checkpoint.saving import CheckpointSaver, latest_checkpoint
 from megatron_ring.config import require
 from megatron_ring.data.prompts import PromptStream
@@ -21,7 +22,8 @@ from megatron_ring.training.evaluation import HeldOut
 from megatron_ring.training.phases import Phases
 from megatron_ring.training.policy_update import PolicyUpdate
 from megatron_ring.training.rl_metrics import rollout_rows, sampling_metrics, update_metrics
-from megatron_ring.training.rl_step import collect_step, pack_step
+from megatron_ring.training.rl_step import Collector, pack_step
+from megatron_ring.training.rollout_pool import RolloutPool
 from megatron_ring.training.rollout_rewards import RolloutScorer, check_domains
 from megatron_ring.training.run_dir import RunDirectory, plain
 from megatron_ring.training.stage import resolve_shape, set_first_weights, start_stage
@@ -45,6 +47,9 @@ class StepOutcome:
     rows: list[dict[str, Any]] = field(default_factory=list)
     alarms: list[Alarm] = field(default_factory=list)
     can_go_on: bool = True
+
+
+UNFINISHED = "unfinished.safetensors"  # file of a checkpoint: responses that the next step continues
 
 
 class RLRun:
@@ -86,6 +91,7 @@ class RLRun:
         self.policy = PolicyUpdate(config, self.trainer, self.tokenizer.pad_id, self.directory.path / "reference")
         self.schedule = BudgetSchedule(config.budget.schedule, *config.budget.resolve(self.context.data_size))
         self.sampler = Sampler(model, self.context, config.sampling, self.tokenizer.eos_id, self.tokenizer.decode)
+        self.collector = Collector(config, self.stream, self.sampler, self.tokenizer, self.policy.reward_kl)
 
     def restore(self) -> int:
         """Go on from the last whole checkpoint, if there is one; the steps done, 0 without one."""
@@ -98,6 +104,9 @@ class RLRun:
         """Go back to the last whole checkpoint, on with prompts that no step has seen; the steps done there. What is being
         saved must be whole."""
         self.sampler.weights_changed()
+        if self.policy.reference is not None and self.policy.reference.step:  # the checkpoint may be from before that
+            set_first_weights(self.stage, self.config.init_from, self.config.seed)
+            self.policy.reference.start_over()
         return self._load(alarms)
 
     def _load(self, rolled_back_for: list[Alarm] | None = None) -> int:
@@ -108,10 +117,13 @@ class RLRun:
             self.stream.load_state_dict(extra["prompts"], keep_place=rolled_back_for is not None)
             self.schedule.load_state_dict(extra["budget"])
             self.policy.load(extra["policy"])
-            if rolled_back_for is None:
-                self.watch.load_state_dict(extra["watch"])
-            else:
+            self.collector.pool = RolloutPool()  # what the rolled-back steps were sampling is not taken up again
+            if rolled_back_for is not None:
                 self.watch.rolled_back(rolled_back_for, extra["watch"], start)
+            else:
+                self.watch.load_state_dict(extra["watch"])
+                if (unfinished := read_file(checkpoint, UNFINISHED)) is not None:
+                    self.collector.pool = RolloutPool.from_bytes(unfinished, self.stream, self.collector.open)
         self.directory.start_logging(start)
         return start
 
@@ -124,9 +136,7 @@ class RLRun:
         config, policy, phases = self.config, self.policy, self.phases
         try:
             with phases("sample"):
-                collected = collect_step(
-                    config, step, self.stream, self.sampler, self.tokenizer, scorer, self.budget(step), policy.reward_kl
-                )
+                collected = self.collector.collect(step, scorer, self.budget(step))
         except NotFiniteError as error:
             broken = Alarm(step + 1, "sampling", None, None, f"failed: {error}")
             return StepOutcome({"step": step + 1}, alarms=[broken], can_go_on=False)

@@ -18,6 +18,7 @@ from megatron_ring.errors import UserError
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """math 30, mixed (code 20, science 10), each prompt with a solve rate of its place over the number of its file."""
+
     def rows(domain: str, count: int, of: int) -> list[PromptRecord]:
         return [PromptRecord(f"{domain}{i}", domain, "?", "1", {"solve_rate": i / of}) for i in range(count)]
 

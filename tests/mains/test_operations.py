@@ -1,4 +1,4 @@
-"""What watches over an RL run, as a user meets it: stages of data, alarms, rollbacks, held-out evaluation, where time goes."""
+"""What watches over an RL run, as a user meets it: stages of data, alarms, rollbacks, held-out evaluation, times."""
 
 from __future__ import annotations
 
@@ -68,7 +68,8 @@ def test_a_domain_without_a_verifier_is_refused_before_anything_starts(
 ) -> None:
     rows = [{"id": "1", "domain": "poetry", "prompt": "?", "answer": "!"}]
     (tmp_path / "poetry.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    stages = [{"steps": 9, "prompts": [{"file": str(tiny_data / "rl_prompts.jsonl")}]}, {"prompts": [{"file": "poetry.jsonl"}]}]
+    first = {"steps": 9, "prompts": [{"file": str(tiny_data / "rl_prompts.jsonl")}]}
+    stages = [first, {"prompts": [{"file": "poetry.jsonl"}]}]
     (tmp_path / "stages.json").write_text(json.dumps({"stages": stages}))
     flags = rl_flags(tiny_data, tmp_path / "run", sft_checkpoint)
     said = fails_with(command("megatron_ring.rl", *flags, "--data.prompts", str(tmp_path / "stages.json")))
@@ -118,9 +119,7 @@ def test_times_add_up_and_held_out_evaluation_is_that_of_the_checkpoint(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("lr", "processes", "metric", "step"), [("1e3", 1, "grad_norm", 3), ("1e10", 2, "sampling", 2)]
-)
+@pytest.mark.parametrize(("lr", "processes", "metric", "step"), [("1e3", 1, "grad_norm", 3), ("1e10", 2, "sampling", 2)])
 def test_a_broken_update_stops_the_run(
     tiny_data: Path, tmp_path: Path, sft_checkpoint: Path, lr: str, processes: int, metric: str, step: int
 ) -> None:
@@ -232,7 +231,7 @@ def test_wandb_offline(monkeypatch: pytest.MonkeyPatch, tiny_data: Path, tmp_pat
         ("--data.drop-after 0", "--data.drop-after is 0"),
         ("--data.curriculum-floor 0", "--data.curriculum-floor is 0.0"),
         ("--evaluation.every 0", "--evaluation.every is 0"),
-        ("--evaluation.samples-per-problem 2 --evaluation.temperature 0", "at --evaluation.temperature 0 all would be the same"),
+        ("--evaluation.samples-per-problem 2 --evaluation.temperature 0", "at --evaluation.temperature 0 all would"),
         ("--evaluation.top-p 0", "--evaluation.top-p is 0.0"),
         ("--evaluation.max-new-tokens 0", "--evaluation.max-new-tokens is 0"),
         ("--wandb.name n", "--wandb.name needs --wandb.project"),
