@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ class WandbLog:
         """`folder`: the run directory, which keeps the run's id. `settings`: the resolved configuration."""
         wandb = importlib.import_module("wandb")
         known = folder / "wandb.json"
-        run_id = json.loads(known.read_text())["id"] if known.exists() else wandb.util.generate_id()
+        run_id = json.loads(known.read_text())["id"] if known.exists() else secrets.token_hex(4)
         write_atomically(known, (json.dumps({"id": run_id}) + "\n").encode())
         self._run = wandb.init(
             project=config.project, name=config.name or folder.resolve().name, id=run_id, resume="allow",
