@@ -16,9 +16,10 @@ from megatron_ring.errors import StoppedByAlarm, run_main
 from megatron_ring.operations_config import AlarmConfig, HeldOutConfig
 from megatron_ring.stage_config import RLConfig
 
+MEMORY_AND_SPEED = ("max_batch", "prefill_tokens", "page_size", "kv_tokens", "kv_fraction", "cuda_graphs")
 MAY_DIFFER = frozenset(
     {"run_dir", "steps", "save_every", "keep_last", "async_save", "layer_impl", "recompute", "rewards.workers"}
-    | {f"sampling.{name}" for name in ("max_batch", "prefill_tokens", "page_size", "kv_tokens", "kv_fraction")}
+    | {f"sampling.{name}" for name in MEMORY_AND_SPEED}
     | {"reference.place", "wandb.project", "wandb.name"}
     | {f"alarms.{field.name}" for field in dataclasses.fields(AlarmConfig)}
     | {f"evaluation.{field.name}" for field in dataclasses.fields(HeldOutConfig)}

@@ -195,6 +195,28 @@ def _mcore_loss(model: torch.nn.Module, inputs: McoreInputs, total: int) -> torc
     return inputs.loss_sum(model(**inputs.arguments)) / total
 
 
+def transformers_model(shape: ModelConfig, device: torch.device, dtype: torch.dtype) -> Any:
+    """transformers' Ernie 4.5 MoE, which has the same parts, with random weights: grouped products for experts, SDPA."""
+    import transformers
+
+    config = transformers.Ernie4_5_MoeConfig(
+        vocab_size=shape.vocab_size, hidden_size=shape.hidden_size, intermediate_size=shape.dense_width,
+        num_hidden_layers=shape.num_layers, num_attention_heads=shape.num_attention_heads,
+        num_key_value_heads=shape.num_key_value_heads, max_position_embeddings=shape.max_positions,
+        rms_norm_eps=shape.norm_eps, initializer_range=shape.init_std, tie_word_embeddings=False,
+        rope_parameters={"rope_type": "default", "rope_theta": shape.rope_theta}, moe_k=shape.experts_per_token,
+        moe_intermediate_size=shape.expert_width, moe_num_experts=shape.num_experts,
+        moe_num_shared_experts=shape.num_shared_experts, moe_layer_start_index=shape.first_dense_layers,
+        pad_token_id=0, bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+    with device:
+        model = transformers.AutoModelForCausalLM.from_config(
+            config, dtype=dtype, attn_implementation="sdpa", experts_implementation="grouped_mm"
+        )
+    fill_with_noise(model, shape.init_std)
+    return model
+
+
 def build_transformers(
     shape: ModelConfig,
     context: ParallelContext,
@@ -203,27 +225,10 @@ def build_transformers(
     optimizer: bool,
     recompute: str,
 ) -> PlainStep:
-    """transformers' Ernie 4.5 MoE, which has the same parts: grouped products for experts, SDPA (cuDNN first) for attention,
-    torch's fused AdamW on the weights as they are."""
-    import transformers
-
+    """`transformers_model` with cuDNN first for attention and torch's fused AdamW on the weights as they are."""
     if context.world_size > 1 or recompute == "experts":
         raise UserError("transformers: one process here, and --recompute none or full")
-    config = transformers.Ernie4_5_MoeConfig(
-        vocab_size=shape.vocab_size, hidden_size=shape.hidden_size, intermediate_size=shape.dense_width,
-        num_hidden_layers=shape.num_layers, num_attention_heads=shape.num_attention_heads,
-        num_key_value_heads=shape.num_key_value_heads, max_position_embeddings=shape.max_positions,
-        rms_norm_eps=shape.norm_eps, initializer_range=shape.init_std, tie_word_embeddings=False, use_cache=False,
-        rope_parameters={"rope_type": "default", "rope_theta": shape.rope_theta}, moe_k=shape.experts_per_token,
-        moe_intermediate_size=shape.expert_width, moe_num_experts=shape.num_experts,
-        moe_num_shared_experts=shape.num_shared_experts, moe_layer_start_index=shape.first_dense_layers,
-        pad_token_id=0, bos_token_id=None, eos_token_id=None,
-    )  # fmt: skip
-    with context.device:
-        model = transformers.AutoModelForCausalLM.from_config(
-            config, dtype=dtype, attn_implementation="sdpa", experts_implementation="grouped_mm"
-        )
-    fill_with_noise(model, shape.init_std)
+    model = transformers_model(shape, context.device, dtype)
     model.train()
     if recompute == "full":
         model.gradient_checkpointing_enable()

@@ -9,7 +9,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from megatron.core.tensor_parallel import set_tensor_model_parallel_attributes
 
 from megatron_ring.model.kernels.experts import local_experts, sorted_experts
-from megatron_ring.model.kernels.rows import sort_by_expert
+from megatron_ring.model.kernels.rows import combine_rows, sort_by_expert
 from megatron_ring.parallel.device import current_device
 
 
@@ -59,6 +59,14 @@ class GroupedExperts(torch.nn.Module):
     ) -> torch.Tensor:
         """Where all experts are here: sum over each token's k of weight * expert(x), plus the tensors of `plus`; x and they
         [T, hidden], weights fp32 [T, k], experts int64 [T, k] -> [T, hidden]."""
+        if x_th.is_cuda and not torch.is_grad_enabled():
+            from megatron_ring.model.kernels import few_tokens_triton
+
+            if 0 < x_th.shape[0] <= few_tokens_triton.MOST_TOKENS:
+                y_nh, back_tk = few_tokens_triton.sorted_outputs(
+                    x_th, weights_tk, experts_tk, self.gate_up.flatten(1, 2), self.down
+                )
+                return combine_rows(y_nh, back_tk, *plus)
         places = sort_by_expert(experts_tk, self.num_local_experts)
         return local_experts(x_th, weights_tk, places, self.gate_up.flatten(1, 2), self.down, plus, self.recompute)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import torch
 
@@ -47,8 +48,14 @@ def rope_tables(
     positions: torch.Tensor, head_dim: int, theta: float, scaling: RopeScaling | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """cos and sin, fp32 [T, 1, head_dim], of positions int [T]."""
-    frequencies = inverse_frequencies(head_dim, theta, scaling).to(positions.device)
+    frequencies = _frequencies_on(positions.device, head_dim, theta, scaling)
     angles = positions.float()[:, None] * frequencies[None, :]
     angles = torch.cat((angles, angles), dim=-1)[:, None, :]
     factor = attention_factor(scaling)
     return angles.cos() * factor, angles.sin() * factor
+
+
+@cache
+def _frequencies_on(device: torch.device, head_dim: int, theta: float, scaling: RopeScaling | None) -> torch.Tensor:
+    """Kept: a CUDA graph cannot hold a copy from the host."""
+    return inverse_frequencies(head_dim, theta, scaling).to(device)

@@ -1,7 +1,7 @@
 """Attention over the paged KV cache, and the layout through which the model uses it.
 
-`DecodeAttention` and `attend_chunks` are the two seams where kernels go. Decoding has one in Triton, for CUDA; otherwise
-torch's SDPA gets gathered pages.
+`DecodeAttention` and `ChunkAttention` are the two seams where kernels go. On CUDA decoding has one in Triton and chunks take
+FlashAttention; otherwise torch's SDPA gets gathered pages.
 
 Suffixes: n sequences, t tokens, h query heads, g KV heads, q queries, l positions, d head dimension.
 """
@@ -21,7 +21,8 @@ from megatron_ring.sampler.pages import pages_for
 
 
 class PagedLayout(TokenLayout):
-    """A step of the sampler: first one token for each of the sequences that decode, then chunks of prompts, then padding.
+    """A step of the sampler: first one token for each of the sequences that decode, then chunks of prompts (those that begin
+    their sequences before the others), then padding.
 
     Args:
         positions: int64 [T].
@@ -44,27 +45,61 @@ class PagedLayout(TokenLayout):
             longest = max(ends[:n])
             table = cache.table[rows[:n], : pages_for(longest, cache.page_size)]
             self.decode = DecodeAttention(table, positions[:n] + 1, longest)
-        if chunks:
-            self.chunk_ends = ends[n:]
-            # Chunks that begin their sequences need no cache: they attend as in training.
-            self.fresh = PackedLayout(positions[n:real], chunks) if list(chunks) == list(self.chunk_ends) else None
-            first = [n + before for before in accumulate(chunks[:-1], initial=0)]
-            self.chunk_table = cache.table[rows[first], : pages_for(max(self.chunk_ends), cache.page_size)]
+        # Chunks that begin their sequences need no cache: they attend as in training.
+        fresh = sum(count == end for count, end in zip(chunks, ends[n:], strict=True))
+        self.fresh_end = n + sum(chunks[:fresh])
+        self.fresh = self.later = None
+        if fresh:
+            # FlashAttention on CUDA: cuDNN plans anew for every shape, and a sampler's are many.
+            kernel = "flash" if positions.is_cuda and cache.keys.dtype.itemsize == 2 else None
+            self.fresh = PackedLayout(positions[n : self.fresh_end], chunks[:fresh], kernel)
+        if fresh < len(chunks):
+            counts = chunks[fresh:]
+            first = [self.fresh_end + before for before in accumulate(counts[:-1], initial=0)]
+            table = cache.table[rows[first], : pages_for(max(ends[n + fresh :]), cache.page_size)]
+            self.later = ChunkAttention(table, ends[n + fresh :], counts)
 
     def attend(self, layer: int, q_thd: torch.Tensor, k_tgd: torch.Tensor, v_tgd: torch.Tensor) -> torch.Tensor:
         self.cache.write(layer, self.slots, k_tgd, v_tgd)
         keys, values = self.cache.of_layer(layer)
-        n, parts = self.decoding, []
+        n, end, parts = self.decoding, self.fresh_end, []
         if n:
             parts.append(self.decode(q_thd[:n], keys, values))
-        if self.chunks and self.fresh is not None:
-            parts.append(self.fresh.attend(layer, *(x[n : self.real] for x in (q_thd, k_tgd, v_tgd))))
-        elif self.chunks:
-            q_chunks = q_thd[n : self.real]
-            parts.append(attend_chunks(q_chunks, keys, values, self.chunk_table, self.chunk_ends, self.chunks))
+        if self.fresh is not None:
+            parts.append(self.fresh.attend(layer, *(x[n:end] for x in (q_thd, k_tgd, v_tgd))))
+        if self.later is not None:
+            parts.append(self.later(q_thd[end : self.real], keys, values))
         if self.real < q_thd.shape[0]:
             parts.append(torch.zeros_like(q_thd[self.real :]))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+class DecodeLayout(TokenLayout):
+    """One token for each of N rows of the block table; nothing here waits for the device or depends on its numbers, so that
+    a CUDA graph can hold it.
+
+    Args:
+        positions: int64 [N].
+        rows: int64 [N], of the block table.
+        writable: int64 [N], positions from here on are nobody's: what is computed there is scrap. 0: not a sequence.
+        longest: no position that counts is as large.
+    """
+
+    def __init__(
+        self, positions: torch.Tensor, rows: torch.Tensor, writable: torch.Tensor, longest: int, cache: PagedCache
+    ) -> None:
+        super().__init__(positions)
+        self.cache = cache
+        columns = min(pages_for(longest, cache.page_size), cache.table.shape[1])
+        table = cache.table.index_select(0, rows)[:, :columns]
+        column = (positions // cache.page_size).clamp_max(columns - 1)
+        slots = table.gather(1, column[:, None])[:, 0] * cache.page_size + positions % cache.page_size
+        self.slots = torch.where(positions < writable, slots, 0).long()
+        self.decode = DecodeAttention(table, torch.minimum(positions + 1, writable), min(longest, columns * cache.page_size))
+
+    def attend(self, layer: int, q_thd: torch.Tensor, k_tgd: torch.Tensor, v_tgd: torch.Tensor) -> torch.Tensor:
+        self.cache.write(layer, self.slots, k_tgd, v_tgd)
+        return self.decode(q_thd, *self.cache.of_layer(layer))
 
 
 class DecodeAttention:
@@ -97,36 +132,52 @@ class DecodeAttention:
         return F.scaled_dot_product_attention(q_ngqd, k_ngld, v_ngld, attn_mask=self._mask).flatten(1, 2)
 
 
-def attend_chunks(
-    q_thd: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, block_table: torch.Tensor, ends: Sequence[int],
-    counts: Sequence[int],
-) -> torch.Tensor:  # fmt: skip
-    """The last counts[n] positions of each sequence, causally.
+class ChunkAttention:
+    """The last counts[n] positions of each sequence, causally. For all layers of a step.
 
     Args:
-        q_thd: [T, heads, d], the queries of the sequences one after another.
-        keys, values: [pages, page_size, KV heads, d], these tokens included.
         block_table: int32 [N, columns].
-        ends: tokens of each sequence.
-        counts: of them those that ask, T together.
-
-    Returns:
-        [T, heads, d].
+        ends: tokens of each sequence, those that ask included.
+        counts: of them those that ask.
     """
-    out, start = [], 0
-    for row, end, count in zip(block_table, ends, counts, strict=True):
-        rows_ngl = _rows_of(row[None], keys.shape[1], keys.shape[2], end)
-        k_ngld, v_ngld = _gather(keys, rows_ngl), _gather(values, rows_ngl)
-        q_hqd = q_thd[start : start + count].transpose(0, 1)
-        mask = None
-        if count < end:
-            mask = torch.ones(count, end, dtype=torch.bool, device=q_thd.device).tril(end - count)
-        attended = F.scaled_dot_product_attention(
-            q_hqd[None], k_ngld, v_ngld, attn_mask=mask, is_causal=mask is None, enable_gqa=True
-        )
-        out.append(attended[0].transpose(0, 1))
-        start += count
-    return torch.cat(out)
+
+    def __init__(self, block_table: torch.Tensor, ends: Sequence[int], counts: Sequence[int]) -> None:
+        self.block_table, self.ends, self.counts = block_table, ends, counts
+        self._bounds: torch.Tensor | None = None
+
+    def __call__(self, q_thd: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        """q [T, heads, d], the queries of the sequences one after another; keys and values [pages, page_size, KV heads, d],
+        these tokens included -> [T, heads, d]."""
+        if q_thd.is_cuda and q_thd.dtype.itemsize == 2:
+            return self._flash(q_thd, keys, values)
+        out, start = [], 0
+        for row, end, count in zip(self.block_table, self.ends, self.counts, strict=True):
+            rows_ngl = _rows_of(row[None], keys.shape[1], keys.shape[2], end)
+            k_ngld, v_ngld = _gather(keys, rows_ngl), _gather(values, rows_ngl)
+            q_hqd = q_thd[start : start + count].transpose(0, 1)
+            mask = None
+            if count < end:
+                mask = torch.ones(count, end, dtype=torch.bool, device=q_thd.device).tril(end - count)
+            attended = F.scaled_dot_product_attention(
+                q_hqd[None], k_ngld, v_ngld, attn_mask=mask, is_causal=mask is None, enable_gqa=True
+            )
+            out.append(attended[0].transpose(0, 1))
+            start += count
+        return torch.cat(out)
+
+    def _flash(self, q_thd: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        """FlashAttention-2 over the sequences' keys and values, copied one after another; their ends are aligned."""
+        if self._bounds is None:
+            device, size = q_thd.device, keys.shape[1]
+            bounds = torch.tensor([[0, *accumulate(self.counts)], [0, *accumulate(self.ends)]], dtype=torch.int32)
+            self._bounds = bounds.to(device)
+            where = torch.cat([torch.arange(end) + n * self.block_table.shape[1] * size for n, end in enumerate(self.ends)])
+            where = where.to(device)
+            self._slots = self.block_table.flatten()[where // size].long() * size + where % size
+        k_lgd, v_lgd = (x.flatten(0, 1).index_select(0, self._slots) for x in (keys, values))
+        return torch.ops.aten._flash_attention_forward(
+            q_thd, k_lgd, v_lgd, self._bounds[0], self._bounds[1], max(self.counts), max(self.ends), 0.0, True, False
+        )[0]
 
 
 def _rows_of(block_table: torch.Tensor, page_size: int, heads: int, longest: int) -> torch.Tensor:

@@ -80,6 +80,11 @@ class PagedCache:
     def write(self, layer: int, slots: torch.Tensor, k_tgd: torch.Tensor, v_tgd: torch.Tensor) -> None:
         """Store keys and values of the 1-based global `layer`."""
         keys, values = self.of_layer(layer)
+        if keys.is_cuda:
+            from megatron_ring.sampler import decode_triton
+
+            decode_triton.write(keys, values, slots, k_tgd, v_tgd)
+            return
         keys.flatten(0, 1).index_copy_(0, slots, k_tgd)
         values.flatten(0, 1).index_copy_(0, slots, v_tgd)
 

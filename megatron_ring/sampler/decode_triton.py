@@ -84,6 +84,26 @@ def _join_parts(  # type: ignore[no-untyped-def]
     tl.store(out_ptr + at * D + column, result.to(out_ptr.dtype.element_ty), mask=column < D)
 
 
+@triton.jit
+def _write_token(k_ptr, v_ptr, slots_ptr, keys_ptr, values_ptr, WIDTH: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    token = tl.program_id(0).to(tl.int64)
+    slot = tl.load(slots_ptr + token)
+    column = tl.arange(0, BLOCK)
+    inside = column < WIDTH
+    tl.store(keys_ptr + slot * WIDTH + column, tl.load(k_ptr + token * WIDTH + column, mask=inside), mask=inside)
+    tl.store(values_ptr + slot * WIDTH + column, tl.load(v_ptr + token * WIDTH + column, mask=inside), mask=inside)
+
+
+def write(
+    keys: torch.Tensor, values: torch.Tensor, slots: torch.Tensor, k_tgd: torch.Tensor, v_tgd: torch.Tensor
+) -> None:
+    """Put k and v [T, KV heads, d] at int64 [T] slots of the contiguous keys and values [pages, page_size, KV heads, d]."""
+    width = k_tgd[0].numel()
+    _write_token[(k_tgd.shape[0],)](
+        k_tgd.contiguous(), v_tgd.contiguous(), slots, keys, values, WIDTH=width, BLOCK=triton.next_power_of_2(width)
+    )
+
+
 def attend_decode(
     q_nhd: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, block_table: torch.Tensor, lengths: torch.Tensor,
     longest: int,

@@ -92,12 +92,19 @@ class Prefix:
 
 
 class Sampled(NamedTuple):
-    """One drawn token, as `Completion` describes its numbers."""
+    """Tokens drawn in a row for one sequence, as `Completion` describes their numbers."""
 
-    token: int
-    logprob: float
-    processed_logprob: float
-    entropy: float
+    tokens: list[int]
+    logprobs: list[float]
+    processed_logprobs: list[float]
+    entropies: list[float]
+
+    def extend(self, other: Sampled, start: int, end: int) -> None:
+        """Take other's tokens start..end-1."""
+        self.tokens.extend(other.tokens[start:end])
+        self.logprobs.extend(other.logprobs[start:end])
+        self.processed_logprobs.extend(other.processed_logprobs[start:end])
+        self.entropies.extend(other.entropies[start:end])
 
 
 class Sequence:
@@ -106,7 +113,7 @@ class Sequence:
     def __init__(self, index: int, request: GenerationRequest, prefix: Prefix) -> None:
         self.index, self.request, self.prefix = index, request, prefix
         self.tokens = list(request.begun.tokens)
-        self.sampled: list[Sampled] = []  # in this call
+        self.sampled = Sampled([], [], [], [])  # in this call
         self.finish_reason: FinishReason | None = None
         self.length = len(request.prompt_tokens) + len(self.tokens)
         self.row = -1  # of the block table; -1: not running
@@ -120,6 +127,11 @@ class Sequence:
         return self.length - 1 - self.cached
 
     @property
+    def limit(self) -> int:
+        """Tokens that are ever cached, at most: the last one that may be sampled is not fed."""
+        return len(self.request.prompt_tokens) + self.request.max_new_tokens - 1
+
+    @property
     def last_token(self) -> int:
         return self.tokens[-1] if self.tokens else self.request.prompt_tokens[-1]
 
@@ -129,25 +141,25 @@ class Sequence:
         end = start + count
         return prompt[start:end] + self.tokens[max(0, start - len(prompt)) : max(0, end - len(prompt))]
 
-    def append(self, drawn: Sampled) -> None:
-        """Take one sampled token."""
-        self.tokens.append(drawn.token)
-        self.sampled.append(drawn)
-        self.length += 1
+    def take(self, drawn: Sampled, start: int, end: int) -> None:
+        """Take drawn tokens start..end-1."""
+        self.tokens += drawn.tokens[start:end]
+        self.sampled.extend(drawn, start, end)
+        self.length += end - start
 
     def completion(self, version: int) -> Completion:
         """What there is, where `version` are the weights of this call."""
         begun, new = self.request.begun, self.sampled
         versions = [list(span) for span in begun.versions]
         if versions and versions[-1][0] == version:
-            versions[-1][1] += len(new)
-        elif new:
-            versions.append([version, len(new)])
+            versions[-1][1] += len(new.tokens)
+        elif new.tokens:
+            versions.append([version, len(new.tokens)])
         return Completion(
             tokens=list(self.tokens),
-            logprobs=begun.logprobs + [drawn.logprob for drawn in new],
-            processed_logprobs=begun.processed_logprobs + [drawn.processed_logprob for drawn in new],
-            entropies=begun.entropies + [drawn.entropy for drawn in new],
+            logprobs=begun.logprobs + new.logprobs,
+            processed_logprobs=begun.processed_logprobs + new.processed_logprobs,
+            entropies=begun.entropies + new.entropies,
             versions=versions,
             finish_reason=self.finish_reason,
         )

@@ -16,16 +16,16 @@ import torch
 
 from megatron_ring.config import SamplingConfig
 from megatron_ring.errors import NotFiniteError, UserError
-from megatron_ring.model.logprobs import token_statistics
 from megatron_ring.model.ring_model import RingModel, forward_all_stages
 from megatron_ring.parallel import collectives
 from megatron_ring.parallel.context import ParallelContext
 from megatron_ring.sampler.attention import PagedLayout
 from megatron_ring.sampler.cache import PagedCache, size_for
+from megatron_ring.sampler.decoding import HORIZON, DecodeLoop
 from megatron_ring.sampler.requests import Completion, GenerationRequest, Sampled
 from megatron_ring.sampler.requests import Sequence as Response
-from megatron_ring.sampler.sampling import draw_tokens, uniforms
-from megatron_ring.sampler.scheduler import Scheduler, Step
+from megatron_ring.sampler.sampling import draw_rows
+from megatron_ring.sampler.scheduler import Chunk, Scheduler, Step
 from megatron_ring.sampler.stopping import Decode, StopConditions
 
 
@@ -43,10 +43,16 @@ class Sampler:
         self.model, self.context, self.sampling, self.eos_id = model, context, sampling, eos_id
         self.stopping = StopConditions(sampling, eos_id, decode)
         self._cache: PagedCache | None = None
+        self._loop: DecodeLoop | None = None
+        parallel, device = context.config, context.device
+        alone = parallel.tensor == parallel.expert == parallel.pipeline == 1
+        self.graphs = alone and device.type == "cuda" and sampling.cuda_graphs
+        # Without graphs nothing is gained by not looking at each token.
+        self.horizon = HORIZON if self.graphs else 1
 
     def release(self) -> None:
         """Give back the memory of the KV cache, as training wants it."""
-        self._cache = None
+        self._cache = self._loop = None
 
     def weights_changed(self) -> None:
         """The weights have moved: cached keys and values are of another model. Frees them."""
@@ -93,8 +99,13 @@ class Sampler:
         was_training = self.model.training
         self.model.eval()
         try:
-            while self._go_on(scheduler, token_budget, counted, failure):
-                step = scheduler.plan() if scheduler.has_work else Step()
+            while True:
+                go_on, tokens = self._go_on(scheduler, token_budget, counted, failure)
+                if not go_on:
+                    break
+                # What is not counted is not lost: no need for short steps near the end of such a budget.
+                horizon = self.horizon if counted is not None else self._horizon(token_budget, tokens)
+                step = scheduler.plan(1 if on_token is not None else horizon) if scheduler.has_work else Step()
                 sampled = self._run(step) if scheduler.has_work or self.context.config.expert > 1 else []
                 try:
                     _check_finite(step, sampled)
@@ -135,7 +146,7 @@ class Sampler:
         held = 0 if self._cache is None else self._cache.bytes
         size = size_for(requests, self.model, self.context, sampling, held)
         if self._cache is None or not self._cache.serves(size):
-            self._cache = None  # free before taking more
+            self.release()  # before taking more
             try:
                 self._cache = PagedCache(size, self.model, self.context)
             except RuntimeError as error:  # torch's ways to say that there is no memory, of a GPU and of a CPU
@@ -146,6 +157,7 @@ class Sampler:
         return Scheduler(
             requests, pages=size.pages, page_size=size.page_size, max_batch=size.rows,
             prefill_tokens=sampling.prefill_tokens, stop=self.stopping.reason,
+            may_stop=self.stopping.may_end,
         )  # fmt: skip
 
     def _settle(self, failure: Exception | None) -> None:
@@ -165,15 +177,16 @@ class Sampler:
 
     def _go_on(
         self, scheduler: Scheduler, token_budget: int | None, counted: Callable[[], int] | None, failure: Exception | None
-    ) -> bool:
-        """Whether there is another step; the same on all ranks that depend on each other."""
+    ) -> tuple[bool, int]:
+        """Whether there is another step, the same on all ranks that depend on each other; and the tokens of these that
+        count towards the budget."""
         tokens = 0
         if self.context.leads_replica:
             tokens = scheduler.generated if counted is None else counted()
         values = [int(failure is not None), int(scheduler.has_work), tokens]
         alone = self.context.config.expert == 1 and token_budget is None
         failures, work, generated = collectives.sum_over_processes(values, self.context.device, of_replica=alone)
-        return not failures and work > 0 and (token_budget is None or generated < token_budget)
+        return not failures and work > 0 and (token_budget is None or generated < token_budget), generated
 
     def _run(self, step: Step) -> list[Sampled]:
         """`_forward`. The others wait inside the same forward pass and cannot be told of a failure: this process ends, and
@@ -188,11 +201,27 @@ class Sampler:
         except Exception as error:
             raise RuntimeError(f"rank {self.context.rank}: {type(error).__name__}: {error}") from error
 
+    def _horizon(self, token_budget: int | None, generated: int) -> int:
+        """Tokens in a row. Near the end of a budget one at a time: it is not overshot by more than a forward pass."""
+        most = self.horizon * self.sampling.max_batch * self.context.data_size
+        return self.horizon if token_budget is None or generated + most <= token_budget else 1
+
     def _forward(self, step: Step) -> list[Sampled]:
-        """Run a step through all pipeline stages; one token for each sequence that decodes."""
+        """Run a step through all pipeline stages; as many tokens as its horizon says for each sequence that decodes."""
         assert self._cache is not None
         self._cache.prepare(step)
-        decoding, chunks = step.decoding, step.chunks
+        if step.decoding and (self.graphs or self.horizon > 1):
+            if self._loop is None:
+                self._loop = DecodeLoop(self.model, self._cache, self.sampling, self.graphs)
+            sampled = self._loop.run(step.decoding, step.horizon)
+            if step.chunks:
+                self._forward_eagerly([], step.chunks)
+            return sampled
+        return self._forward_eagerly(step.decoding, step.chunks)
+
+    def _forward_eagerly(self, decoding: list[Response], chunks: list[Chunk]) -> list[Sampled]:
+        assert self._cache is not None
+        chunks = sorted(chunks, key=lambda chunk: chunk.start > 0)  # stable: `PagedLayout` wants this order
         tokens = [sequence.last_token for sequence in decoding]
         positions = [sequence.cached for sequence in decoding]
         rows = [sequence.row for sequence in decoding]
@@ -212,31 +241,21 @@ class Sampler:
             return []
         drawn = torch.empty(4, len(decoding), dtype=torch.float64, device=self.context.device)
         if logits_nv is not None:
-            drawn = self._draw(decoding, logits_nv)
+            seeds, counts = self._tensor([[s.request.seed for s in decoding], [len(s.tokens) for s in decoding]])
+            drawn = draw_rows(logits_nv, seeds, counts, self.sampling, self.context.tensor_rank)
         columns = collectives.broadcast_from_last_stage(drawn).t().tolist()
-        return [Sampled(int(token), *statistics) for token, *statistics in columns]
+        return [Sampled([int(token)], *([number] for number in numbers)) for token, *numbers in columns]
 
     def _tensor(self, values: list) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.int64, device=self.context.device)
 
-    def _draw(self, decoding: list[Response], logits_nv: torch.Tensor) -> torch.Tensor:
-        """float64 [4, N]: token ids, then the numbers of `Sampled`. Log-probabilities and entropies are of
-        softmax(logits / temperature) (temperature 1 for greedy decoding), what a training forward computes."""
-        seeded = self._tensor([[s.request.seed for s in decoding], [len(s.tokens) for s in decoding]])
-        drawn = draw_tokens(collectives.gather_over_tensor(logits_nv), uniforms(seeded[0], seeded[1]), self.sampling)
-        # Sums on a GPU may be in another order on the next one; schedulers that see different tokens would wait for ever.
-        collectives.broadcast_over_tensor(drawn.ids)
-        first = self.context.tensor_rank * logits_nv.shape[1]
-        found = token_statistics(logits_nv, drawn.ids, first, self.sampling.temperature or 1.0)
-        logprobs = found.logprobs.double()
-        uncut = self.sampling.whole_distribution and self.sampling.temperature > 0
-        return torch.stack((drawn.ids.double(), logprobs, logprobs if uncut else drawn.logprobs, found.entropies.double()))
-
 
 def _check_finite(step: Step, sampled: list[Sampled]) -> None:
     for sequence, drawn in zip(step.decoding, sampled, strict=True):
-        if not math.isfinite(drawn.logprob + drawn.entropy):
-            raise NotFiniteError(
-                f"response {sequence.index}, token {len(sequence.tokens)}: the model's logits are not finite: its weights "
-                f"are broken, go back to an earlier checkpoint"
-            )
+        if math.isfinite(sum(drawn.logprobs) + sum(drawn.entropies)):
+            continue
+        wrong = [not math.isfinite(a + b) for a, b in zip(drawn.logprobs, drawn.entropies, strict=True)].index(True)
+        raise NotFiniteError(
+            f"response {sequence.index}, token {len(sequence.tokens) + wrong}: the model's logits are not finite: its "
+            f"weights are broken, go back to an earlier checkpoint"
+        )

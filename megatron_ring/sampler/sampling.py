@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 
 from megatron_ring.config import SamplingConfig
+from megatron_ring.model.logprobs import token_statistics
+from megatron_ring.parallel import collectives
 
 _GOLDEN, _MIX1, _MIX2 = -7046029254386353131, -4658895280553007687, -7723592293110705685  # splitmix64, as signed 64-bit
 
@@ -68,3 +70,28 @@ def draw_tokens(logits_nv: torch.Tensor, uniforms_n: torch.Tensor, sampling: Sam
     last = torch.searchsorted(cumulative, whole, right=False)
     ids = torch.minimum(drawn, last).clamp_max(probabilities.shape[1] - 1)
     return Drawn(ids[:, 0].contiguous(), (probabilities.gather(1, ids) / whole).log()[:, 0])
+
+
+def draw_rows(
+    logits_nv: torch.Tensor, seeds: torch.Tensor, positions: torch.Tensor, sampling: SamplingConfig, tensor_rank: int = 0
+) -> torch.Tensor:
+    """A token for each row with its numbers, float64 [4, N]: token ids, then the numbers of `Sampled`. Log-probabilities and
+    entropies are of softmax(logits / temperature) (temperature 1 for greedy decoding), what a training forward computes.
+
+    Args:
+        logits_nv: [N, vocab/TP].
+        seeds, positions: int64 [N], for `uniforms`.
+    """
+    uncut = sampling.whole_distribution and sampling.temperature > 0
+    whole_nv = collectives.gather_over_tensor(logits_nv)
+    if uncut and logits_nv.is_cuda and whole_nv is logits_nv:
+        from megatron_ring.sampler import draw_triton
+
+        ids, logprobs, entropies = draw_triton.draw(logits_nv.contiguous(), seeds, positions, sampling.temperature)
+        return torch.stack((ids, logprobs, logprobs, entropies))
+    drawn = draw_tokens(whole_nv, uniforms(seeds, positions), sampling)
+    # Sums on a GPU may be in another order on the next one; schedulers that see different tokens would wait for ever.
+    collectives.broadcast_over_tensor(drawn.ids)
+    found = token_statistics(logits_nv, drawn.ids, tensor_rank * logits_nv.shape[1], sampling.temperature or 1.0)
+    logprobs = found.logprobs.double()
+    return torch.stack((drawn.ids.double(), logprobs, logprobs if uncut else drawn.logprobs, found.entropies.double()))

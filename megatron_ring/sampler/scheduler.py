@@ -35,13 +35,15 @@ class Step:
     """One forward pass: all of `decoding` feed their last token, `chunks` are filled beside them.
 
     Before it, pages are copied (`copies`: target -> source, all read before any is written) and the block table changes:
-    `table` holds (row, column, page).
+    `table` holds (row, column, page). With a `horizon` above 1 it is so many forward passes without a look between them;
+    a sequence that ends on the way goes on to no effect.
     """
 
     decoding: list[Sequence] = field(default_factory=list)
     chunks: list[Chunk] = field(default_factory=list)
     copies: dict[int, int] = field(default_factory=dict)
     table: list[tuple[int, int, int]] = field(default_factory=list)
+    horizon: int = 1
 
 
 class Scheduler:
@@ -54,13 +56,16 @@ class Scheduler:
         max_batch: sequences running at once.
         prefill_tokens: tokens filled in one step, at most.
         stop: why a sequence ends after the token it just took; None if it does not.
+        may_stop: whether it might end within these tokens that it has not taken yet; asked so that `stop` need not be.
     """
 
     def __init__(
         self, requests: Sequence_[GenerationRequest], *, pages: int, page_size: int, max_batch: int, prefill_tokens: int,
         stop: Callable[[Sequence], FinishReason | None],
+        may_stop: Callable[[Sequence, list[int]], bool] = lambda sequence, tokens: True,
     ) -> None:  # fmt: skip
-        self.page_size, self.max_batch, self.prefill_tokens, self.stop = page_size, max_batch, prefill_tokens, stop
+        self.page_size, self.max_batch, self.prefill_tokens = page_size, max_batch, prefill_tokens
+        self.stop, self.may_stop = stop, may_stop
         self.pool = PagePool(pages)
         prefixes: dict[tuple[int, ...], Prefix] = {}
         self.sequences: list[Sequence] = []
@@ -79,8 +84,9 @@ class Scheduler:
     def has_work(self) -> bool:
         return self.finished < len(self.sequences)
 
-    def plan(self) -> Step:
-        """The next step; it has work whenever the scheduler has."""
+    def plan(self, horizon: int = 1) -> Step:
+        """The next step; it has work whenever the scheduler has. Where nothing is filled and pages suffice, its horizon is
+        the one asked for."""
         step = Step()
         preempted = self.preemptions
         for sequence in list(self.running):  # older ones first; those behind may be preempted meanwhile
@@ -93,15 +99,32 @@ class Scheduler:
             left = sequence.left_to_fill
             if left == 0:
                 step.decoding.append(sequence)
-            elif budget:
+            elif left <= budget or (not step.chunks and budget):
+                # In pieces only if it must: a whole prompt is attended to as in training, without the cache.
                 count = min(left, budget)
                 step.chunks.append(Chunk(sequence, sequence.cached, count))
                 budget -= count
+        if horizon > 1 and not step.chunks:
+            self._look_ahead(step, horizon)
         return step
 
+    def _look_ahead(self, step: Step, horizon: int) -> None:
+        """Give every sequence the pages for `horizon` tokens, if there are so many."""
+        wanted = [pages_for(min(sequence.cached + horizon, sequence.limit), self.page_size) for sequence in step.decoding]
+        more = [count - len(sequence.pages) for sequence, count in zip(step.decoding, wanted, strict=True)]
+        if sum(count for count in more if count > 0) > self.pool.free:
+            return
+        for sequence, count in zip(step.decoding, more, strict=True):
+            for _ in range(count):
+                page = self.pool.take()
+                step.table.append((sequence.row, len(sequence.pages), page))
+                sequence.pages.append(page)
+            sequence.writable = len(sequence.pages) * self.page_size
+        step.horizon = horizon
+
     def advance(self, step: Step, sampled: Sequence_[Sampled]) -> list[Sequence]:
-        """Take what `step` computed: one token for each sequence of `step.decoding`. Returns the sequences that are
-        finished by it."""
+        """Take what `step` computed: for each sequence of `step.decoding` as many tokens as its horizon says. Returns the
+        sequences that are finished by it."""
         for chunk in step.chunks:
             sequence, prefix = chunk.sequence, chunk.sequence.prefix
             sequence.cached += chunk.count
@@ -113,12 +136,15 @@ class Scheduler:
                 self._unblock(prefix)
         done = []
         for sequence, drawn in zip(step.decoding, sampled, strict=True):
-            sequence.cached += 1
-            sequence.append(drawn)
-            sequence.finish_reason = self.stop(sequence)
-            if sequence.finish_reason is not None:
-                done.append(sequence)
-        self.generated += len(step.decoding)
+            count = len(drawn.tokens)
+            if not self.may_stop(sequence, drawn.tokens):
+                sequence.take(drawn, 0, count)
+            else:
+                count = self._take_one_by_one(sequence, drawn)
+                if sequence.finish_reason is not None:
+                    done.append(sequence)
+            sequence.cached += count
+            self.generated += count
         for sequence in done:
             self._stop_running(sequence)
             self.finished += 1
@@ -126,6 +152,15 @@ class Scheduler:
             if sequence.prefix.unfinished == 0:
                 self._drop(sequence.prefix)
         return done
+
+    def _take_one_by_one(self, sequence: Sequence, drawn: Sampled) -> int:
+        """Take tokens up to the one that ends the sequence; how many."""
+        for place in range(len(drawn.tokens)):
+            sequence.take(drawn, place, place + 1)
+            sequence.finish_reason = self.stop(sequence)
+            if sequence.finish_reason is not None:
+                return place + 1
+        return len(drawn.tokens)
 
     def _make_writable(self, sequence: Sequence, step: Step) -> None:
         """Give the sequence a page of its own for its next token, unless it has to give back all it has."""

@@ -137,12 +137,12 @@ def test_the_kernel_takes_rows_without_a_sequence_and_strided_inputs(interpreted
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_chunks(shape: tuple) -> None:
-    from megatron_ring.sampler.attention import attend_chunks
+    from megatron_ring.sampler.attention import ChunkAttention
 
     ends, page_size, heads, groups, d = shape
     counts = [max(1, end // 3) if i % 2 else end for i, end in enumerate(ends)]
     keys, values, table = pages_of(ends, page_size, groups, d, torch.float32, seed=6)
     q = torch.randn(sum(counts), heads, d, generator=torch.Generator().manual_seed(7))
-    parts = attend_chunks(q, keys, values, table, ends, counts).split(counts)
+    parts = ChunkAttention(table, ends, counts)(q, keys, values).split(counts)
     for row, (part, q_qhd, end) in enumerate(zip(parts, q.split(counts), ends, strict=True)):
         assert (part - plain(q_qhd, keys, values, table[row], end)).abs().max() < 1e-5

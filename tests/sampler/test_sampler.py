@@ -130,11 +130,13 @@ def settings_do_not_matter() -> dict[str, int]:
     @given(
         batch=st.integers(1, 12), page=st.sampled_from([1, 3, 8, 64]), chunk=st.sampled_from([1, 5, 8192]),
         more=st.integers(0, 80), order=st.permutations(range(len(requests))), kept=st.integers(1, len(requests)),
+        horizon=st.sampled_from([1, 3, 8]),
     )  # fmt: skip
-    def check(batch: int, page: int, chunk: int, more: int, order: list[int], kept: int) -> None:
+    def check(batch: int, page: int, chunk: int, more: int, order: list[int], kept: int, horizon: int) -> None:
         tokens = -(-longest // page) * page + more
         sampling = SamplingConfig(top_p=0.9, max_batch=batch, page_size=page, prefill_tokens=chunk, kv_tokens=tokens)
         sampler = Sampler(model, here, sampling, EOS)
+        sampler.horizon = horizon
         schedulers = []
         make_scheduler = sampler._scheduler
         sampler._scheduler = lambda asked: schedulers.append(make_scheduler(asked)) or schedulers[0]
@@ -149,7 +151,7 @@ def settings_do_not_matter() -> dict[str, int]:
 
 @pytest.mark.distributed
 def test_a_response_depends_on_its_seed_alone(run_on) -> None:
-    """Neither on the batch, nor on pages, chunks, order and preemption."""
+    """Neither on the batch, nor on pages, chunks, order and preemption, nor on how many tokens are decoded in a row."""
     (counts,) = run_on(1, settings_do_not_matter)
     assert counts["runs"] >= 30 and counts["preemptions"] > 20
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import random
+from copy import copy
 
 import pytest
 from hypothesis import settings
@@ -21,7 +22,7 @@ EOS = 0
 def drawn(sequence: Sequence) -> Sampled:
     """A token that depends on the request's seed and the position alone."""
     token = random.Random(f"{sequence.request.seed} {len(sequence.tokens)}").randrange(12)
-    return Sampled(token, -0.5 * token, -0.25 * token, 0.1 * token)
+    return Sampled([token], [-0.5 * token], [-0.25 * token], [0.1 * token])
 
 
 def stop(sequence: Sequence) -> str | None:
@@ -73,6 +74,23 @@ class SimulatedCache:
             column, offset = divmod(position, self.page_size)
             assert self.pages[self.table[sequence.row, column]][offset] == whole[: position + 1], "foreign keys"
 
+    def draw(self, step: Step) -> list[Sampled]:
+        """The tokens of all turns of a step that is being run, each fed to the next turn, those behind an end too."""
+        ahead = [copy(sequence) for sequence in step.decoding]
+        for sequence in ahead:
+            sequence.tokens, sequence.sampled = list(sequence.tokens), Sampled([], [], [], [])
+        found = [Sampled([], [], [], []) for _ in ahead]
+        for turn in range(step.horizon):
+            for sequence, whole in zip(ahead, found, strict=True):
+                if turn and sequence.length - 1 < sequence.writable:
+                    self.feed(sequence, sequence.length - 1, [sequence.last_token])
+                elif turn:
+                    assert sequence.length - 1 >= sequence.limit, "no room for a token that counts"
+                one = drawn(sequence)
+                whole.extend(one, 0, 1)
+                sequence.take(one, 0, 1)
+        return found
+
 
 limits = st.fixed_dictionaries(
     {
@@ -80,6 +98,7 @@ limits = st.fixed_dictionaries(
         "more_pages": st.integers(0, 25),
         "max_batch": st.integers(1, 9),
         "prefill_tokens": st.integers(1, 30),
+        "horizon": st.integers(1, 5),
     }
 )
 
@@ -103,14 +122,17 @@ class Sampling(RuleBasedStateMachine):
         self.open(self.asked, **limits)
 
     def open(
-        self, requests: list[GenerationRequest], page_size: int, more_pages: int, max_batch: int, prefill_tokens: int
-    ) -> None:
+        self, requests: list[GenerationRequest], page_size: int, more_pages: int, max_batch: int, prefill_tokens: int,
+        horizon: int,
+    ) -> None:  # fmt: skip
+        self.horizon = horizon
         longest = max((pages_for(len(r.prompt_tokens) + r.max_new_tokens, page_size) for r in requests), default=1)
         self.pages, self.oldest_waits = longest + more_pages, 0
         self.cache = SimulatedCache(page_size)
         self.scheduler = Scheduler(
-            requests, pages=self.pages, page_size=page_size, max_batch=max_batch, prefill_tokens=prefill_tokens, stop=stop
-        )
+            requests, pages=self.pages, page_size=page_size, max_batch=max_batch, prefill_tokens=prefill_tokens, stop=stop,
+            may_stop=lambda s, tokens: EOS in tokens or len(s.tokens) + len(tokens) >= s.request.max_new_tokens,
+        )  # fmt: skip
 
     @rule(count=st.integers(1, 12))
     def steps(self, count: int) -> None:
@@ -123,12 +145,13 @@ class Sampling(RuleBasedStateMachine):
         oldest = next(s for s in scheduler.sequences if s.finish_reason is None)
         before = (oldest.length, oldest.cached)
         held = {sequence: list(sequence.tokens) for sequence in scheduler.sequences}
-        step = scheduler.plan()
+        step = scheduler.plan(self.horizon)
         assert step.decoding or step.chunks
+        assert step.horizon in (1, self.horizon) and (step.horizon == 1 or not step.chunks)
         assert sum(chunk.count for chunk in step.chunks) <= scheduler.prefill_tokens
         assert len(scheduler.running) <= scheduler.max_batch
         self.cache.run(step)
-        done = scheduler.advance(step, [drawn(sequence) for sequence in step.decoding])
+        done = scheduler.advance(step, self.cache.draw(step))
         assert all(sequence.tokens[: len(tokens)] == tokens for sequence, tokens in held.items())
         for sequence in done:
             assert sequence.request.seed not in self.answers
@@ -226,7 +249,7 @@ def test_spans_of_one_version_are_one() -> None:
     scheduler = Scheduler([request], pages=9, page_size=4, max_batch=1, prefill_tokens=9, stop=stop)
     scheduler.advance(scheduler.plan(), [])
     step = scheduler.plan()
-    scheduler.advance(step, [Sampled(7, -2.0, -2.0, 0.2)])
+    scheduler.advance(step, [Sampled([7], [-2.0], [-2.0], [0.2])])
     assert scheduler.sequences[0].completion(4).versions == [[4, 2]]
     assert scheduler.sequences[0].completion(5).versions == [[4, 1], [5, 1]]
 

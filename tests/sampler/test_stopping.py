@@ -18,10 +18,12 @@ EOS = 3
 def feed(conditions: StopConditions, tokens: list[int], limit: int = 1000) -> tuple[int, str | None]:
     """How many tokens are taken until it stops, and why."""
     sequence = Sequence(0, GenerationRequest([1], 0, limit), Prefix(0))
+    may_end = conditions.may_end(sequence, tokens)
     for count, token in enumerate(tokens, start=1):
-        sequence.append(Sampled(token, 0.0, 0.0, 0.0))
+        sequence.take(Sampled([token], [0.0], [0.0], [0.0]), 0, 1)
         reason = conditions.reason(sequence)
         if reason is not None:
+            assert may_end  # it is asked before the tokens are taken
             assert sequence.tokens == tokens[:count]
             return count, reason
     return len(tokens), None
@@ -34,6 +36,7 @@ def test_tokens_and_length() -> None:
     assert feed(conditions, [5, 6, 7, 7], limit=3) == (3, "length")
     assert feed(conditions, [5, 6, EOS], limit=3) == (3, "stop")
     assert feed(conditions, [5, 6]) == (2, None)
+    assert not conditions.may_end(Sequence(0, GenerationRequest([1], 0, 9), Prefix(0)), [5, 6])
 
 
 @pytest.fixture(scope="module")

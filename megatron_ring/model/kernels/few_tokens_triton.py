@@ -1,0 +1,144 @@
+"""Routed experts for the few tokens of a decoding step, where time is what it takes to read the weights.
+
+Each program streams one tile of one expert's weights past all rows of that expert; experts without rows are not read.
+Rows are found through an index, so nothing is gathered first, and SwiGLU with the router's weight is applied to sums that
+are still in registers. No host synchronisation, no shape that depends on the routing: a CUDA graph can hold it.
+
+Suffixes: t tokens, k experts of a token, n token-slots sorted by expert, h hidden, f expert width, e experts.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+MOST_TOKENS = 1024  # beyond, products over gathered rows are faster
+
+
+class Tile(NamedTuple):
+    """Weight rows and columns that a program has at a time, and how deep it reads ahead."""
+
+    rows: int
+    columns: int
+    stages: int
+    warps: int
+
+
+GATE_UP, DOWN = Tile(32, 128, 4, 4), Tile(64, 128, 4, 4)
+
+
+@triton.jit
+def _sort_slots(experts_ptr, order_ptr, back_ptr, ends_ptr, slots, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    expert = tl.program_id(0)
+    slot = tl.arange(0, BLOCK)
+    chosen = tl.load(experts_ptr + slot, mask=slot < slots, other=2147483647).to(tl.int32)
+    here = chosen == expert
+    before = tl.sum((chosen < expert).to(tl.int32), 0)
+    place = before + tl.cumsum(here.to(tl.int32), 0) - 1
+    tl.store(order_ptr + place, slot, mask=here)
+    tl.store(back_ptr + slot, place, mask=here)
+    tl.store(ends_ptr + expert, before + tl.sum(here.to(tl.int32), 0))
+
+
+@triton.jit
+def _few_gate_up(  # type: ignore[no-untyped-def]
+    x_ptr, order_ptr, ends_ptr, weights_ptr, w_ptr, out_ptr, hidden, width,
+    K: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    expert = tl.program_id(1)
+    end = tl.load(ends_ptr + expert)
+    start = tl.load(ends_ptr + expert - 1, mask=expert > 0, other=0)
+    f = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    column = tl.arange(0, DEPTH)
+    gate_at = w_ptr + (expert.to(tl.int64) * (2 * width) + f[:, None]) * hidden + column[None, :]
+    up_at = gate_at + width.to(tl.int64) * hidden
+    for first in range(start, end, ROWS):
+        row = first + tl.arange(0, ROWS)
+        real = row < end
+        slot = tl.load(order_ptr + row, mask=real, other=0)
+        x_at = x_ptr + (slot // K).to(tl.int64)[None, :] * hidden + column[:, None]
+        gate = tl.zeros([TILE, ROWS], tl.float32)
+        up = tl.zeros([TILE, ROWS], tl.float32)
+        for depth in range(0, hidden, DEPTH):
+            inside = column < hidden - depth
+            x = tl.load(x_at + depth, mask=real[None, :] & inside[:, None], other=0.0)
+            wanted = (f < width)[:, None] & inside[None, :]
+            g = tl.load(gate_at + depth, mask=wanted, other=0.0)
+            u = tl.load(up_at + depth, mask=wanted, other=0.0)
+            gate = tl.dot(g, x, gate, input_precision="ieee")
+            up = tl.dot(u, x, up, input_precision="ieee")
+        # As in training, where the products are rounded before SwiGLU reads them.
+        gate = gate.to(x_ptr.dtype.element_ty).to(tl.float32)
+        up = up.to(x_ptr.dtype.element_ty).to(tl.float32)
+        weight = tl.load(weights_ptr + slot, mask=real, other=0.0)
+        out = gate * tl.sigmoid(gate) * up * weight[None, :]
+        out_at = out_ptr + row.to(tl.int64)[None, :] * width + f[:, None]
+        tl.store(out_at, out.to(out_ptr.dtype.element_ty), mask=real[None, :] & (f < width)[:, None])
+
+
+@triton.jit
+def _few_down(  # type: ignore[no-untyped-def]
+    x_ptr, ends_ptr, w_ptr, out_ptr, hidden, width, ROWS: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr
+):
+    expert = tl.program_id(1)
+    end = tl.load(ends_ptr + expert)
+    start = tl.load(ends_ptr + expert - 1, mask=expert > 0, other=0)
+    h = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    column = tl.arange(0, DEPTH)
+    w_at = w_ptr + (expert.to(tl.int64) * hidden + h[:, None]) * width + column[None, :]
+    for first in range(start, end, ROWS):
+        row = first + tl.arange(0, ROWS)
+        real = row < end
+        x_at = x_ptr + row.to(tl.int64)[None, :] * width + column[:, None]
+        total = tl.zeros([TILE, ROWS], tl.float32)
+        for depth in range(0, width, DEPTH):
+            inside = column < width - depth
+            x = tl.load(x_at + depth, mask=real[None, :] & inside[:, None], other=0.0)
+            w = tl.load(w_at + depth, mask=(h < hidden)[:, None] & inside[None, :], other=0.0)
+            total = tl.dot(w, x, total, input_precision="ieee")
+        out_at = out_ptr + row.to(tl.int64)[None, :] * hidden + h[:, None]
+        tl.store(out_at, total.to(out_ptr.dtype.element_ty), mask=real[None, :] & (h < hidden)[:, None])
+
+
+def sort_slots(experts_tk: torch.Tensor, num_experts: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of experts int64 [T, k], stable: int32 slot at each sorted place [N], place of each slot [T, k], and where each
+    expert's rows end [E]."""
+    slots = experts_tk.numel()
+    device = experts_tk.device
+    order = torch.empty(slots, dtype=torch.int32, device=device)
+    back = torch.empty(experts_tk.shape, dtype=torch.int32, device=device)
+    ends = torch.empty(num_experts, dtype=torch.int32, device=device)
+    _sort_slots[(num_experts,)](experts_tk, order, back, ends, slots, BLOCK=triton.next_power_of_2(slots), num_warps=4)
+    return order, back, ends
+
+
+def sorted_outputs(
+    x_th: torch.Tensor, weights_tk: torch.Tensor, experts_tk: torch.Tensor, gate_up_e: torch.Tensor, down_e: torch.Tensor,
+    tiles: tuple[Tile, Tile] = (GATE_UP, DOWN),
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """weight * expert(x) of each token-slot, sorted by expert, [N, hidden]; and int32 [T, k], where each slot's row is.
+
+    Args:
+        x_th: [T, hidden], contiguous; T at least 1.
+        weights_tk: fp32 [T, k], contiguous; experts_tk: int64 [T, k], contiguous.
+        gate_up_e: [E, 2f, hidden], down_e: [E, hidden, f], contiguous.
+    """
+    tokens, k = experts_tk.shape
+    num_experts, hidden, width = down_e.shape
+    order, back, ends = sort_slots(experts_tk, num_experts)
+    act_nf, y_nh = x_th.new_empty(tokens * k, width), x_th.new_empty(tokens * k, hidden)
+    # Rows in registers: half as many again as an expert has in the mean; an expert with more takes several rounds.
+    rows = max(16, min(64, triton.next_power_of_2(triton.cdiv(3 * tokens * k, 2 * num_experts))))
+    up, down = tiles
+    _few_gate_up[(triton.cdiv(width, up.rows), num_experts)](
+        x_th, order, ends, weights_tk, gate_up_e, act_nf, hidden, width, K=k, ROWS=rows, TILE=up.rows, DEPTH=up.columns,
+        num_stages=up.stages, num_warps=up.warps,
+    )  # fmt: skip
+    _few_down[(triton.cdiv(hidden, down.rows), num_experts)](
+        act_nf, ends, down_e, y_nh, hidden, width, ROWS=rows, TILE=down.rows, DEPTH=down.columns,
+        num_stages=down.stages, num_warps=down.warps,
+    )  # fmt: skip
+    return y_nh, back

@@ -1,0 +1,98 @@
+"""Decoding several tokens in a row without a look at them from the host: each is fed to the next forward pass on the
+device.
+
+On CUDA a forward pass with its draw is one CUDA graph, made when a batch of its size first comes. A graph names the memory
+of weights and cache: it lasts as long as the cache does. New weights are written where the old ones were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from megatron_ring.config import SamplingConfig
+from megatron_ring.model.ring_model import RingModel, forward_all_stages
+from megatron_ring.sampler.attention import DecodeLayout
+from megatron_ring.sampler.cache import PagedCache
+from megatron_ring.sampler.requests import Sampled
+from megatron_ring.sampler.requests import Sequence as Response
+from megatron_ring.sampler.sampling import draw_rows
+
+HORIZON = 16  # tokens in a row: they share the host's work, and at most one less is computed in vain at an end
+SPAN = 512  # a graph serves contexts up to SPAN * 2^i tokens
+
+
+def bucket(rows: int) -> int:
+    """The batch that `rows` sequences are decoded in: 1, 2, 4, 8, 16, then also one and a half times these."""
+    size = 1
+    while size < rows:
+        size *= 2
+    return size // 4 * 3 if size >= 32 and size // 4 * 3 >= rows else size
+
+
+class DecodeLoop:
+    """Decodes rows of `cache`, for a model whose layers and experts are all in this process.
+
+    Args:
+        graphs: run forward passes as CUDA graphs.
+    """
+
+    def __init__(self, model: RingModel, cache: PagedCache, sampling: SamplingConfig, graphs: bool) -> None:
+        self.model, self.cache, self.sampling, self.graphs = model, cache, sampling, graphs
+        device, most = cache.keys.device, bucket(cache.size.rows)
+        # Of each row: token to feed, its position, row of the block table, end of what it may write, seed, tokens it has.
+        self.state = torch.zeros(6, most, dtype=torch.int64, device=device)
+        self.turn = torch.zeros(1, dtype=torch.int64, device=device)
+        self.drawn = torch.zeros(HORIZON, 4, most, dtype=torch.float64, device=device)
+        self._captured: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}
+        self._pool = torch.cuda.graph_pool_handle() if graphs else None
+
+    @torch.no_grad()
+    def run(self, sequences: Sequence[Response], turns: int) -> list[Sampled]:
+        """`turns` (at most HORIZON) tokens for each of the sequences."""
+        rows = len(sequences)
+        size = bucket(rows) if self.graphs else rows
+        longest = max(sequence.cached for sequence in sequences) + turns
+        span = SPAN
+        while span < longest:
+            span *= 2
+        graph = self._graph(size, span) if self.graphs else None
+        columns = [(s.last_token, s.cached, s.row, s.writable, s.request.seed, len(s.tokens)) for s in sequences]
+        columns += [(0,) * 6] * (size - rows)
+        self.state[:, :size].copy_(torch.tensor(columns, dtype=torch.int64).t())
+        self.turn.zero_()
+        for _ in range(turns):
+            if graph is None:
+                self._one_token(size, longest)
+            else:
+                graph.replay()
+        drawn = self.drawn[:turns, :, :rows].permute(2, 1, 0).cpu()
+        numbers = drawn[:, 1:].tolist()
+        return [Sampled(ids, *three) for ids, three in zip(drawn[:, 0].long().tolist(), numbers, strict=True)]
+
+    def _one_token(self, size: int, longest: int) -> None:
+        state = self.state[:, :size]
+        tokens, positions, rows, writable, seeds, counts = state.unbind()
+        layout = DecodeLayout(positions, rows, writable, longest, self.cache)
+        logits_nv = forward_all_stages(self.model, tokens, layout)
+        assert logits_nv is not None
+        drawn = draw_rows(logits_nv, seeds, counts, self.sampling)
+        self.drawn[:, :, :size].index_copy_(0, self.turn, drawn[None])
+        tokens.copy_(drawn[0])
+        positions += 1
+        counts += 1
+        self.turn += 1
+
+    def _graph(self, size: int, span: int) -> torch.cuda.CUDAGraph:
+        graph = self._captured.get((size, span))
+        if graph is None:
+            self.state.zero_()  # no row is a sequence: what the first run writes is scrap
+            self.turn.zero_()
+            self._one_token(size, span)  # compiles what is new
+            self.turn.zero_()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=self._pool):
+                self._one_token(size, span)
+            self._captured[size, span] = graph
+        return graph

@@ -1,0 +1,117 @@
+"""The decoding step's Triton kernels against float64 and against the CPU's own way, on the GPU where there is one and in
+Triton's interpreter elsewhere."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+CUDA = torch.cuda.is_available()
+if not CUDA:
+    os.environ["TRITON_INTERPRET"] = "1"  # before the kernels are defined; only these tests call them on CPU tensors
+pytest.importorskip("triton", reason="Triton is not installed")
+
+from megatron_ring.config import SamplingConfig  # noqa: E402
+from megatron_ring.model.kernels import few_tokens_triton  # noqa: E402
+from megatron_ring.model.kernels.rows import sort_by_expert  # noqa: E402
+from megatron_ring.sampler import draw_triton  # noqa: E402
+from megatron_ring.sampler.sampling import processed, uniforms  # noqa: E402
+
+DEVICE = torch.device("cuda" if CUDA else "cpu")
+
+
+def chosen_experts(tokens: int, k: int, experts: int, seed: int, only: int | None = None) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.rand(tokens, experts, generator=generator)
+    if only is not None:  # everything goes to few experts
+        scores[:, only:] = -1.0
+    return scores.topk(k, dim=1).indices.to(DEVICE)
+
+
+@given(st.integers(1, 70), st.integers(1, 4), st.integers(0, 1000))
+@settings(max_examples=20, deadline=None)
+def test_slots_are_sorted_like_the_trainer_sorts_them(tokens: int, k: int, seed: int) -> None:
+    experts_tk = chosen_experts(tokens, k, 8, seed)
+    order, back, ends = few_tokens_triton.sort_slots(experts_tk, 8)
+    wanted = sort_by_expert(experts_tk, 8)
+    assert torch.equal(order.long(), wanted.order)
+    assert torch.equal(back.long(), wanted.back)
+    assert torch.equal(ends, wanted.ends)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16] if CUDA else [torch.float32])
+@pytest.mark.parametrize(
+    ("tokens", "k", "hidden", "width", "only"),
+    [(1, 2, 64, 32, None), (5, 1, 96, 40, None), (70, 3, 160, 96, None), (90, 2, 64, 48, 2)],  # `only`: 2 experts have all
+)
+def test_experts_against_float64(tokens: int, k: int, hidden: int, width: int, only: int | None, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(tokens)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator).to(DEVICE, dtype)
+
+    x, gate_up, down = draw(tokens, hidden), draw(8, 2 * width, hidden) / hidden**0.5, draw(8, hidden, width) / width**0.5
+    weights = torch.rand(tokens, k, generator=generator).to(DEVICE)
+    experts_tk = chosen_experts(tokens, k, 8, seed=tokens, only=only)
+    tile = few_tokens_triton.Tile(32, 64, 2, 4)
+    y_nh, back = few_tokens_triton.sorted_outputs(x, weights, experts_tk, gate_up, down, (tile, tile))
+    gates, ups = torch.einsum("th,tkfh->tkf", x.double(), gate_up.double()[experts_tk]).chunk(2, dim=-1)
+    act = torch.nn.functional.silu(gates) * ups * weights.double()[..., None]
+    wanted = torch.einsum("tkf,tkhf->tkh", act, down.double()[experts_tk])
+    found = y_nh[back.long()].double()
+    assert (found - wanted).norm() / wanted.norm() < (2e-6 if dtype is torch.float32 else 1e-2)
+
+
+def in_its_interval(logits_nv: torch.Tensor, ids: torch.Tensor, u: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Whether the distribution function passes u at each id, up to fp32's rounding."""
+    p = processed(logits_nv, SamplingConfig(temperature=temperature))
+    upper = p.cumsum(-1).gather(1, ids[:, None])[:, 0]
+    lower = upper - p.gather(1, ids[:, None])[:, 0]
+    return (lower - 2e-6 <= u) & (u <= upper + 2e-6)
+
+
+@pytest.mark.parametrize("width", [7, 512, 4096, 4097, 20_000])
+@pytest.mark.parametrize("temperature", [1.0, 0.5, 3.0])
+@pytest.mark.parametrize("scale", [0.1, 4.0, 60.0])
+def test_drawing_is_inversion_of_the_distribution_function(width: int, temperature: float, scale: float) -> None:
+    generator = torch.Generator().manual_seed(width)
+    logits = (torch.randn(9, width, generator=generator) * scale).to(DEVICE)
+    logits[:, width // 2] = -1e30  # impossible
+    seeds = torch.randint(2**62, (9,), generator=generator).to(DEVICE)
+    positions = torch.arange(9, device=DEVICE)
+    ids, logprobs, entropies = draw_triton.draw(logits, seeds, positions, temperature)
+    found = ids.long()
+    log_p = torch.log_softmax(logits.double() / temperature, dim=-1)
+    assert in_its_interval(logits, found, uniforms(seeds, positions), temperature).all()
+    assert torch.allclose(logprobs, log_p.gather(1, found[:, None])[:, 0], atol=5e-5, rtol=1e-6)
+    assert torch.allclose(entropies, -(log_p.exp() * log_p).sum(-1), atol=5e-5, rtol=1e-5)
+
+
+def test_a_row_does_not_depend_on_the_others() -> None:
+    logits = torch.randn(6, 9000, generator=torch.Generator().manual_seed(1)).to(DEVICE)
+    seeds, positions = torch.arange(6, device=DEVICE) * 977, torch.arange(6, device=DEVICE)
+    together = torch.stack(draw_triton.draw(logits, seeds, positions, 1.0))
+    alone = [torch.stack(draw_triton.draw(logits[i : i + 1], seeds[i : i + 1], positions[i : i + 1], 1.0)) for i in range(6)]
+    assert torch.equal(together, torch.cat(alone, dim=1))
+
+
+def test_frequencies_are_the_probabilities() -> None:
+    rows = 20_000 if CUDA else 400
+    logits = torch.tensor([0.0, 1.0, -2.0, 0.5, 3.0]).expand(rows, 5).contiguous().to(DEVICE)
+    seeds = torch.arange(rows, device=DEVICE)
+    ids, _, _ = draw_triton.draw(logits, seeds, torch.zeros_like(seeds), 1.0)
+    found = torch.bincount(ids.long(), minlength=5) / rows
+    assert (found - torch.softmax(logits[0], 0)).abs().max() < 2 / rows**0.5  # four standard deviations at most
+
+
+def test_logits_that_are_not_finite_are_seen() -> None:
+    logits = torch.zeros(3, 100, device=DEVICE)
+    logits[0, 3], logits[1, 4] = float("nan"), float("inf")
+    seeds = torch.arange(3, device=DEVICE)
+    ids, logprobs, entropies = draw_triton.draw(logits, seeds, seeds, 1.0)
+    assert not torch.isfinite(logprobs + entropies)[:2].any() and torch.isfinite(logprobs + entropies)[2]
+    assert ((ids >= 0) & (ids < 100)).all()

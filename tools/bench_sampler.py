@@ -1,0 +1,224 @@
+#!/usr/bin/env python
+"""Speed of the sampler on random weights: prefill and decoding, beside what memory's bandwidth and the matrix product's rate
+allow, both measured in the same run. Prints one JSON object.
+
+    python tools/bench_sampler.py --preset ring-lite --prompts 128 --samples 1 --prompt-tokens 512 --new-tokens 128
+    python tools/bench_sampler.py --preset ring-lite --prompts 64 --samples 16 --new-tokens 8192 --lengths long-tail
+
+The floor counts what every step must read (weights once, the embedding aside, and the keys and values of its sequences) and
+what prefill must multiply; a better sampler could not be faster on this machine.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from megatron_ring.cli import parse
+from megatron_ring.config import ModelConfig, ParallelConfig, SamplingConfig, require
+from megatron_ring.errors import run_main
+from megatron_ring.presets import get_preset
+
+if TYPE_CHECKING:
+    from megatron_ring.sampler.requests import GenerationRequest
+    from megatron_ring.sampler.sampler import Sampler
+    from megatron_ring.sampler.scheduler import Step
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchSampler:
+    """What is measured: every response has all its tokens, nothing stops one early."""
+
+    preset: str = "ring-tiny"
+    """Model shape."""
+    layers: int | None = None
+    """Only so many layers (default: all of the preset)."""
+    prompts: int = 16
+    """Prompts of one data-parallel rank."""
+    samples: int = 4
+    """Responses to each prompt; they share its prefill."""
+    prompt_tokens: int = 40
+    """Tokens of a prompt."""
+    new_tokens: int = 64
+    """Tokens of a response, the longest one's where lengths differ."""
+    lengths: Literal["equal", "long-tail"] = "equal"
+    """Responses all alike; or log-normal, an eighth of --new-tokens in the median, cut at --new-tokens."""
+    repeats: int = 5
+    """Timed runs; the median counts."""
+    warm_up: bool = True
+    """A run before them that does not count; off: the first timed one compiles kernels and captures graphs."""
+    compare: Literal["none", "transformers"] = "none"
+    """Also time transformers' `generate` on the same shape (one process, equal lengths), after our weights are freed."""
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("prompts", "samples", "prompt_tokens", "repeats"):
+            require(getattr(self, name) >= 1, f"--{name.replace('_', '-')} is {getattr(self, name)}, below 1")
+        require(self.new_tokens >= 2, f"--new-tokens is {self.new_tokens}, below 2")
+        require(
+            self.compare == "none" or (self.lengths == "equal" and self.parallel == ParallelConfig()),
+            "--compare transformers: one process, and --lengths equal",
+        )
+
+    def shape(self) -> ModelConfig:
+        shape = get_preset(self.preset)
+        return replace(shape, num_layers=self.layers or shape.num_layers)
+
+
+def main(config: BenchSampler) -> None:
+    import torch
+
+    from megatron_ring.model.ring_model import build_model
+    from megatron_ring.parallel import context
+    from megatron_ring.parallel.device import has_cuda
+    from megatron_ring.sampler.sampler import Sampler
+
+    if TYPE_CHECKING:  # `tools` may be a package of someone else's; a script's own folder is on the path
+        from tools.bench_sampler_rival import transformers_rates
+        from tools.bench_train_measure import ceilings
+    else:
+        from bench_sampler_rival import transformers_rates
+        from bench_train_measure import ceilings
+
+    shape = config.shape()
+    here = context.initialize(config.parallel, shape, 0)
+    dtype = torch.bfloat16 if has_cuda() else torch.float32
+    rates = ceilings(here.device, dtype)
+    model = build_model(shape, here, dtype=dtype)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0.0, 0.02)
+    out: dict[str, Any] = {
+        "preset": config.preset, "layers": shape.num_layers, "precision": str(dtype)[6:], "prompts": config.prompts,
+        "samples": config.samples, "prompt_tokens": config.prompt_tokens, "new_tokens": config.new_tokens,
+        "lengths": config.lengths, "read_gb_per_second": rates["read_gb_per_second"], "gemm_tflops": rates["gemm_tflops"],
+    }  # fmt: skip
+    out["ring"] = measure(config, Sampler(model, here, config.sampling, eos_id=-1), rates)
+    if has_cuda():
+        out["ring"]["peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+    if config.compare == "transformers":
+        del model
+        batch = config.prompts * config.samples
+        out["transformers"] = transformers_rates(shape, batch, config.prompt_tokens, config.new_tokens)
+        out["times_transformers"] = out["ring"]["tokens_per_second"] / max(out["transformers"].values())
+    if here.is_main:
+        print(json.dumps(out), flush=True)
+
+
+class Watch:
+    """Times the steps of a sampler, and adds up the least time that they could take."""
+
+    def __init__(self, sampler: Sampler, rates: dict[str, float]) -> None:
+        self.model, self.rates = sampler.model, rates
+        shape, tensor = sampler.model.ring_config, sampler.context.config.tensor
+        self.weights = sum(p.nbytes for name, p in self.model.named_parameters() if not name.startswith("embedding"))
+        heads, itemsize = shape.num_key_value_heads // tensor, next(self.model.parameters()).itemsize
+        self.token_bytes = 2 * len(self.model.local_layers) * heads * shape.head_dim * itemsize
+        self.run, sampler._forward = sampler._forward, self.step  # type: ignore[method-assign]
+        self.start()
+
+    def start(self) -> None:
+        self.seconds = {"decode": 0.0, "prefill": 0.0}  # steps that only decode, and the others
+        self.floor = {"decode": 0.0, "prefill": 0.0}
+        self.decoded = {"decode": 0, "prefill": 0}
+        self.prefilled = self.widest = 0
+        self.began = time.perf_counter()
+
+    def step(self, step: Step) -> Any:
+        from megatron_ring.parallel.device import synchronize
+
+        kind = "prefill" if step.chunks else "decode"
+        began = time.perf_counter()
+        for turn in range(step.horizon if step.decoding else 0):
+            held = sum(sequence.cached + 1 + turn for sequence in step.decoding)
+            self.floor[kind] += (self.weights + held * self.token_bytes) / self.rates["read_gb_per_second"] / 1e9
+        self.floor[kind] += sum(self.prefill_flops(c.start, c.count) for c in step.chunks) / self.rates["gemm_tflops"] / 1e12
+        self.prefilled += sum(chunk.count for chunk in step.chunks)
+        sampled = self.run(step)
+        if step.chunks:
+            synchronize()
+        self.seconds[kind] += time.perf_counter() - began
+        self.decoded[kind] += sum(len(drawn.tokens) for drawn in sampled)
+        self.widest = max(self.widest, len(step.decoding))
+        return sampled
+
+    def prefill_flops(self, start: int, count: int) -> float:
+        """Of the layers for `count` tokens from position `start`; no logits are made."""
+        if TYPE_CHECKING:
+            from tools.bench_train_work import training_flops
+        else:
+            from bench_train_work import training_flops
+        shape = self.model.ring_config
+
+        def up_to(tokens: int) -> float:
+            return training_flops(shape, [tokens]) / 3 - 2.0 * tokens * shape.hidden_size * shape.vocab_size
+
+        return up_to(start + count) - up_to(start)
+
+
+def measure(config: BenchSampler, sampler: Sampler, rates: dict[str, float]) -> dict[str, Any]:
+    """Medians of the timed runs. A run ends on the host: it has every token."""
+    from megatron_ring.parallel import collectives
+
+    requests, watch, runs = requests_of(config), Watch(sampler, rates), []
+    new = sum(request.max_new_tokens for request in requests)
+    for _ in range(config.repeats + config.warm_up):
+        late: list[float] = []  # when 90 % of the requests were done, and the least that had to take until then
+
+        def note(finished: int, late: list[float] = late) -> None:
+            if not late and finished >= 0.9 * len(requests):
+                late += [time.perf_counter() - watch.began, sum(watch.floor.values())]
+
+        collectives.barrier()
+        watch.start()
+        sampler.generate(requests, on_progress=note)
+        whole = time.perf_counter() - watch.began
+        runs.append(
+            {
+                "tokens_per_second": new / whole,
+                "of_floor": sum(watch.floor.values()) / whole,
+                "of_floor_until_90_percent_are_done": late[1] / late[0],
+                "decode_tokens_per_second": watch.decoded["decode"] / watch.seconds["decode"],
+                "decode_floor_tokens_per_second": watch.decoded["decode"] / watch.floor["decode"],
+                "decode_of_floor": watch.floor["decode"] / watch.seconds["decode"],
+                "prefill_tokens_per_second": watch.prefilled / watch.seconds["prefill"],
+                "prefill_of_floor": watch.floor["prefill"] / watch.seconds["prefill"],
+                "host_share": 1 - sum(watch.seconds.values()) / whole,
+                "seconds": whole,
+            }
+        )
+    timed = runs[config.warm_up :]
+    medians = {name: statistics.median(run[name] for run in timed) for name in timed[0]}
+    seconds = [run["seconds"] for run in timed]
+    return medians | {
+        "spread": max(seconds) / min(seconds) - 1, "first_run_seconds": runs[0]["seconds"], "tokens": new,
+        "decoded_together_at_most": watch.widest, "prefilled_tokens": watch.prefilled,
+        "tokens_of_prompts": config.prompts * config.prompt_tokens, "graphs": sampler.graphs,
+    }  # fmt: skip
+
+
+def requests_of(config: BenchSampler) -> list[GenerationRequest]:
+    import torch
+
+    from megatron_ring.sampler.requests import GenerationRequest
+
+    generator = torch.Generator().manual_seed(0)
+    prompts = torch.randint(config.shape().vocab_size, (config.prompts, config.prompt_tokens), generator=generator).tolist()
+    count = config.prompts * config.samples
+    lengths = torch.full((count,), config.new_tokens)
+    if config.lengths == "long-tail":
+        lengths = (torch.randn(count, generator=generator).exp() * config.new_tokens / 8).long().clamp(2, config.new_tokens)
+    asked = [(prompt, seed) for prompt in prompts for seed in range(config.samples)]
+    return [GenerationRequest(prompt, seed, n) for (prompt, seed), n in zip(asked, lengths.tolist(), strict=True)]
+
+
+if __name__ == "__main__":
+    run_main(lambda: main(parse(BenchSampler, "bench_sampler", "Speed of the sampler on random weights.")))

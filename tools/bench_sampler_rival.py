@@ -1,0 +1,50 @@
+"""What bench_sampler.py compares with: transformers' two generators on a model of the same shape."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from megatron_ring.config import ModelConfig
+
+if TYPE_CHECKING:  # see bench_train_measure
+    from tools.bench_train_rivals import transformers_model
+else:
+    from bench_train_rivals import transformers_model
+
+
+def transformers_rates(shape: ModelConfig, batch: int, prompt_tokens: int, new_tokens: int) -> dict[str, float]:
+    """Tokens per second of `generate` and of `generate_batch` (continuous batching), prefill included, after a short run for
+    warming up; every response has `new_tokens`. One that fails is left out, and says why on stderr."""
+    import sys
+
+    import transformers
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.cuda.empty_cache()
+    model = transformers_model(shape, device, torch.bfloat16 if device.type == "cuda" else torch.float32)
+    model.eval()
+    prompts = torch.randint(shape.vocab_size, (batch, prompt_tokens), generator=torch.Generator().manual_seed(0))
+    settings: dict[str, Any] = {"do_sample": True, "temperature": 1.0, "top_k": 0, "eos_token_id": -1, "pad_token_id": 0}
+
+    def generate(new: int) -> None:
+        whole = prompts.to(device)
+        model.generate(whole, attention_mask=torch.ones_like(whole), min_new_tokens=new, max_new_tokens=new, **settings)
+
+    def generate_batch(new: int) -> None:
+        chosen = transformers.GenerationConfig(max_new_tokens=new, **settings)
+        model.generate_batch(inputs=prompts.tolist(), generation_config=chosen, progress_bar=False)
+
+    rates = {}
+    for run in (generate, generate_batch):
+        try:
+            with torch.no_grad():
+                run(4)
+                began = time.perf_counter()
+                run(new_tokens)
+                rates[run.__name__] = batch * new_tokens / (time.perf_counter() - began)
+        except Exception as error:  # whatever another library raises: the other generator still counts
+            print(f"bench_sampler: transformers {run.__name__}: {type(error).__name__}: {error}", file=sys.stderr)
+    return rates
