@@ -35,12 +35,13 @@ def _parts(items: list[ScoredRollout], suffix: str) -> dict[str, float]:
     return {name + suffix: sum(found) / len(found) for name, found in values.items()}
 
 
-def sampling_metrics(collected: CollectedStep) -> dict[str, Any]:
-    """The figures of a step's responses under the names of the metrics contract; docs/c3po.md says what each means."""
+def sampling_metrics(collected: CollectedStep, by_domain: bool) -> dict[str, Any]:
+    """The figures of a step's responses under the names of the metrics contract; docs/c3po.md says what each means.
+    `by_domain`: those of each domain, too."""
     scored = collected.scored
     domains = sorted({item.rollout.domain for item in scored})
     metrics: dict[str, Any] = _reward_and_length(scored, "") | _parts(scored, "")
-    for domain in domains if len(domains) > 1 else []:
+    for domain in domains if by_domain else []:
         items = [item for item in scored if item.rollout.domain == domain]
         metrics |= _reward_and_length(items, f"/{domain}") | _parts(items, f"/{domain}")
     truncated = sum(item.rollout.finish_reason == "length" for item in scored)

@@ -13,6 +13,7 @@ from megatron_ring.data.prompts import PromptStream
 from megatron_ring.data.schedule import read_schedule
 from megatron_ring.data.tokenizer import RingTokenizer
 from megatron_ring.errors import NotFiniteError
+from megatron_ring.parallel import collectives
 from megatron_ring.parallel.context import world_size_from_environment
 from megatron_ring.rl.budget_schedule import BudgetSchedule
 from megatron_ring.sampler.sampler import Sampler
@@ -74,7 +75,7 @@ class RLRun:
         check_domains(prompts.sources, config.rewards)
         self.held_out = HeldOut(config, self.tokenizer)
         check_wandb(config.wandb)
-        self.domains = prompts.domains | self.held_out.domains
+        self.domains, self.several_domains = prompts.domains | self.held_out.domains, len(prompts.domains) > 1
         floor = None if data.curriculum == "none" else data.curriculum_floor
         self.stream = PromptStream(prompts, config.seed, data.drop_after, floor)
         self.stage = start_stage(
@@ -162,14 +163,16 @@ class RLRun:
                 update |= self.held_out.measure(self.sampler, scorer)
         metrics = {
             "step": step + 1,
-            **sampling_metrics(collected),
+            **sampling_metrics(collected, by_domain=self.several_domains),
             **update,
             **self.stream.figures(step),
             "solve_rate": self.schedule.solve_rate,
             "lr": lr,
             "throughput/tokens_per_second": collected.generated_tokens,
         }
-        return StepOutcome(metrics, rollout_rows(collected, self.tokenizer), alarms or self.watch.rules.check(metrics))
+        alarms = alarms or self.watch.rules.check(metrics)
+        alarms = collectives.gather_over_world(alarms)[0]  # one verdict, whatever rounding may tell the ranks
+        return StepOutcome(metrics, rollout_rows(collected, self.tokenizer), alarms)
 
     def timed(self, outcome: StepOutcome) -> dict[str, Any]:
         """The metrics of a step that ends here, with its times, its memory and the alarms that no line has yet."""
