@@ -139,6 +139,9 @@ class CorrectionConfig:
     """Largest k that icepop keeps, above 1 (default: 5)."""
     phi: float | None = None
     """Largest binary KL that kpop keeps (nats; default: 2)."""
+    routes: Literal["ignore", "measure", "replay"] = "ignore"
+    """The experts that the sampler chose for response tokens: ignored; compared with the trainer's own choice; or replayed
+    in the trainer's passes in its place."""
 
     def __post_init__(self) -> None:
         for owner, defaults in CORRECTION_DEFAULTS.items():

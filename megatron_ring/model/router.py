@@ -16,7 +16,7 @@ import torch
 from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
 
 from megatron_ring.config import RouterLossConfig
-from megatron_ring.model.kernels.router import choose_experts, logits_gradient
+from megatron_ring.model.kernels.router import choose_experts, logits_gradient, weigh_experts
 from megatron_ring.parallel import collectives
 from megatron_ring.parallel.device import current_device
 
@@ -28,6 +28,8 @@ class RouterLosses:
     `gradient_scale` is (tokens that the step's loss divides by) / (tokens that the step routes), set by the training step
     before its first micro-batch. Gradients are divided once by the former at the end of the step (megatron-core's
     `calculate_per_token_loss`), so that the router losses come out as means over routed tokens.
+
+    `replay`: experts that a layout gives take the place of the router's own choice; otherwise they are compared only.
     """
 
     config: RouterLossConfig
@@ -35,20 +37,30 @@ class RouterLosses:
     balance_sums: dict[int, torch.Tensor] = field(default_factory=dict)
     z_sums: dict[int, torch.Tensor] = field(default_factory=dict)
     token_sums: dict[int, torch.Tensor] = field(default_factory=dict)
+    replay: bool = False
+    others: torch.Tensor | None = None  # [2]: slots of tokens with given experts, whose expert differs; all of them
 
     def start_step(self, gradient_scale: float) -> None:
         """Forget the last step's sums and set this one's scale."""
         self.gradient_scale = gradient_scale
         for sums in (self.balance_sums, self.z_sums, self.token_sums):
             sums.clear()
+        self.others = None
 
     def record(self, layer: int, balance_sum: torch.Tensor, z_sum: torch.Tensor, tokens: torch.Tensor) -> None:
         for sums, value in ((self.balance_sums, balance_sum), (self.z_sums, z_sum), (self.token_sums, tokens)):
             sums[layer] = sums.get(layer, 0) + value.detach()
 
+    def compare(self, experts_tk: torch.Tensor, given_tk: torch.Tensor, known_t: torch.Tensor) -> None:
+        """Count, for the metrics, the given experts that are not among the router's own."""
+        differ_tk = ~(given_tk[:, :, None] == experts_tk[:, None, :]).any(-1) & known_t[:, None]
+        counts = torch.stack((differ_tk.sum(), known_t.sum() * given_tk.shape[1]))
+        self.others = counts if self.others is None else self.others + counts
+
     def local_sums(self, device: torch.device) -> torch.Tensor:
-        """fp64 [3]: sums over this rank's layers of B*tokens, Z*tokens and tokens."""
+        """fp64 [5]: sums over this rank's layers of B*tokens, Z*tokens, tokens, and what `compare` counted."""
         parts = [sum(sums.values()) if sums else 0.0 for sums in (self.balance_sums, self.z_sums, self.token_sums)]
+        parts += [0, 0] if self.others is None else self.others.tolist()
         return torch.tensor([float(part) for part in parts], dtype=torch.float64, device=device)
 
 
@@ -66,12 +78,12 @@ class RingRouter(torch.nn.Module):
         setattr(self.weight, "sequence_parallel", config.sequence_parallel)  # noqa: B010
 
     def forward(
-        self, hidden_th: torch.Tensor, padding_t: torch.Tensor | None
+        self, hidden_th: torch.Tensor, padding_t: torch.Tensor | None, given: tuple[torch.Tensor, ...] | None = None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """hidden [T, hidden], padding bool [T] (True: not a real token) -> weights fp32 [T, k], experts int64 [T, k],
-        logits fp32 [T, E] (without gradients)."""
+        """hidden [T, hidden], padding bool [T] (True: not a real token), given as of `Routes` -> weights fp32 [T, k],
+        experts int64 [T, k], logits fp32 [T, E] (without gradients)."""
         losses = self.training and torch.is_grad_enabled()  # asked here: inside a Function gradients are off
-        return _Route.apply(hidden_th, self.weight, self, padding_t, losses)
+        return _Route.apply(hidden_th, self.weight, self, padding_t, losses, given)
 
     def share_of_slots(self, sums: torch.Tensor) -> torch.Tensor:
         """Record the sums of one micro-batch (see `choose_experts`) for the metrics; the share of token-slots that each
@@ -102,6 +114,7 @@ class _Route(torch.autograd.Function):
         router: RingRouter,
         padding_t: torch.Tensor | None,
         losses: bool,
+        given: tuple[torch.Tensor, torch.Tensor] | None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         short = hidden_th.is_cuda and hidden_th.dtype is torch.bfloat16
         if short:
@@ -109,6 +122,11 @@ class _Route(torch.autograd.Function):
         else:
             logits_te = hidden_th.float() @ weight_eh.float().t()
         weights_tk, experts_tk, sums = choose_experts(logits_te, router.config.moe_router_topk, padding_t, losses)
+        if given is not None and losses:
+            router.losses.compare(experts_tk, *given)
+        if given is not None and router.losses.replay:
+            experts_tk = torch.where(given[1][:, None], given[0].long(), experts_tk)
+            weights_tk, experts_tk, sums = weigh_experts(logits_te, experts_tk, padding_t)
         share_e = router.share_of_slots(sums) if losses else None
         ctx.save_for_backward(hidden_th, weight_eh, logits_te, weights_tk, experts_tk, padding_t, share_e)
         # Not the router: tensors that megatron-core's dispatcher keeps would hold the model through it.
@@ -128,6 +146,6 @@ class _Route(torch.autograd.Function):
         )  # fmt: skip
         if not ctx.short:
             d_hidden = (d_logits @ weight_eh.float()).to(hidden_th.dtype)
-            return d_hidden, (d_logits.t() @ hidden_th.float()).to(weight_eh.dtype), None, None, None
+            return d_hidden, (d_logits.t() @ hidden_th.float()).to(weight_eh.dtype), None, None, None, None
         d_weight = torch.mm(d_logits.t(), hidden_th, out_dtype=torch.float32).view(2, *weight_eh.shape).sum(0)
-        return d_logits @ torch.cat((weight_eh, weight_eh)), d_weight.to(weight_eh.dtype), None, None, None
+        return d_logits @ torch.cat((weight_eh, weight_eh)), d_weight.to(weight_eh.dtype), None, None, None, None

@@ -26,6 +26,8 @@ class Rollout:
         finish_reason: "stop" at an end-of-sequence token, "length" when the length limit cut it, or what else ended it.
         versions: spans [weights version, tokens sampled under it], in order; a version is the number of updates before.
         seed: seed of the random numbers that sampled it.
+        routes: the experts that drew each token, as the sampler noted them (`sampler.requests.Completion`); of this
+            process's pipeline stage.
 
     Raises:
         ValueError: an empty response, lists whose lengths differ, a negative index or an unknown finish reason.
@@ -42,6 +44,7 @@ class Rollout:
     finish_reason: FinishReason
     versions: list[list[int]]
     seed: int
+    routes: bytes = b""
 
     def __post_init__(self) -> None:
         where = f"rollout of prompt {self.prompt_id!r}, sample {self.sample}"

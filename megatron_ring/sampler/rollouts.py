@@ -50,6 +50,7 @@ class OpenRollout:
             finish_reason=completion.finish_reason,
             versions=completion.versions,
             seed=self.request.seed,
+            routes=completion.routes,
         )
 
 

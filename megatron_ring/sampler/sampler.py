@@ -17,6 +17,7 @@ import torch
 from megatron_ring.config import SamplingConfig
 from megatron_ring.errors import NotFiniteError, UserError
 from megatron_ring.model.ring_model import RingModel, forward_all_stages
+from megatron_ring.model.routes import NotedRoutes, new_routes, routes_as_bytes
 from megatron_ring.parallel import collectives
 from megatron_ring.parallel.context import ParallelContext
 from megatron_ring.sampler.attention import PagedLayout
@@ -34,14 +35,16 @@ class Sampler:
 
     Args:
         decode: text of token ids; needed for stop strings only.
+        note_routes: note the experts of each token for `Completion.routes`.
     """
 
     def __init__(
         self, model: RingModel, context: ParallelContext, sampling: SamplingConfig, eos_id: int,
-        decode: Decode | None = None,
+        decode: Decode | None = None, note_routes: bool = False,
     ) -> None:  # fmt: skip
         self.model, self.context, self.sampling, self.eos_id = model, context, sampling, eos_id
         self.stopping = StopConditions(sampling, eos_id, decode)
+        self.note_routes = note_routes
         self._cache: PagedCache | None = None
         self._loop: DecodeLoop | None = None
         parallel, device = context.config, context.device
@@ -212,7 +215,7 @@ class Sampler:
         self._cache.prepare(step)
         if step.decoding and (self.graphs or self.horizon > 1):
             if self._loop is None:
-                self._loop = DecodeLoop(self.model, self._cache, self.sampling, self.graphs)
+                self._loop = DecodeLoop(self.model, self._cache, self.sampling, self.graphs, self.note_routes)
             sampled = self._loop.run(step.decoding, step.horizon)
             if step.chunks:
                 self._forward_eagerly([], step.chunks)
@@ -235,6 +238,9 @@ class Sampler:
         none = [0] * padding
         tokens_t, positions_t, rows_t = self._tensor([tokens + none, positions + none, rows + none]).unbind()
         layout = PagedLayout(positions_t, rows_t, real, ends, [chunk.count for chunk in chunks], self._cache)
+        noted = new_routes(self.model, len(tokens_t)) if self.note_routes else None
+        if noted is not None:
+            layout.routes = NotedRoutes(noted, self.model.route_layers.start)
         sampled = torch.arange(len(decoding), device=self.context.device)
         logits_nv = forward_all_stages(self.model, tokens_t, layout, sampled)
         if not decoding:
@@ -244,7 +250,11 @@ class Sampler:
             seeds, counts = self._tensor([[s.request.seed for s in decoding], [len(s.tokens) for s in decoding]])
             drawn = draw_rows(logits_nv, seeds, counts, self.sampling, self.context.tensor_rank)
         columns = collectives.broadcast_from_last_stage(drawn).t().tolist()
-        return [Sampled([int(token)], *([number] for number in numbers)) for token, *numbers in columns]
+        routes = [()] * len(decoding) if noted is None else routes_as_bytes(noted[None, : len(decoding)])
+        return [
+            Sampled([int(token)], [logprob], [processed], [entropy], chosen)
+            for (token, logprob, processed, entropy), chosen in zip(columns, routes, strict=True)
+        ]
 
     def _tensor(self, values: list) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.int64, device=self.context.device)

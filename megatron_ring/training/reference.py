@@ -67,8 +67,9 @@ class ReferencePolicy:
     def annotate(self, batches: Sequence[PolicyBatch]) -> list[PolicyBatch]:
         """The same micro-batches with `ref_logprobs` fp32 [T], 0 at tokens that do not count in the loss (on the last
         pipeline stage, which alone needs them)."""
+        own = [dataclasses.replace(batch, routes=None) for batch in batches]  # other weights route for themselves
         with self.in_place_of_the_model():
-            logprobs = evaluated_logprobs(self.trainer, self.temperature, batches)
+            logprobs = evaluated_logprobs(self.trainer, self.temperature, own)
         if logprobs is None:
             return list(batches)
         return [dataclasses.replace(batch, ref_logprobs=ref) for batch, ref in zip(batches, logprobs, strict=True)]

@@ -72,6 +72,7 @@ def update_metrics(collected: CollectedStep, result: StepResult) -> dict[str, An
         "mismatch/logprob_abs_mean": result.mean("mismatch_logprob_abs_sum"),
         "mismatch/logprob_abs_max": result.maxima["mismatch_logprob_abs_max"],
         "mismatch/masked_fraction": result.mean("corrected_away_tokens"),
+        **({} if result.router_disagreement is None else {"mismatch/router_disagreement": result.router_disagreement}),
     }
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from megatron_ring.checkpoint.loading import load_checkpoint
 from megatron_ring.checkpoint.manifest import read_file
 from megatron_ring.checkpoint.saving import CheckpointSaver, latest_checkpoint
@@ -13,6 +15,7 @@ from megatron_ring.data.prompts import PromptStream
 from megatron_ring.data.schedule import read_schedule
 from megatron_ring.data.tokenizer import RingTokenizer
 from megatron_ring.errors import NotFiniteError
+from megatron_ring.model.routes import route_bytes
 from megatron_ring.parallel import collectives
 from megatron_ring.parallel.context import world_size_from_environment
 from megatron_ring.rl.budget_schedule import BudgetSchedule
@@ -70,6 +73,9 @@ class RLRun:
             self.tokenizer.vocab_size <= shape.vocab_size,
             f"--data.tokenizer: {self.tokenizer.vocab_size} tokens, the model has only {shape.vocab_size}",
         )
+        has_router = shape.first_dense_layers < shape.num_layers and shape.num_experts > 1
+        said = f"--correction.routes {config.correction.routes}: {config.init_from} has no mixture of experts"
+        require(has_router or config.correction.routes == "ignore", said)
         data = config.data
         prompts = read_schedule(data.prompts, data.min_solve_rate, data.max_solve_rate)
         check_domains(prompts.sources, config.rewards)
@@ -91,7 +97,11 @@ class RLRun:
         # Copies the weights as the reference: before any later ones.
         self.policy = PolicyUpdate(config, self.trainer, self.tokenizer.pad_id, self.directory.path / "reference")
         self.schedule = BudgetSchedule(config.budget.schedule, *config.budget.resolve(self.context.data_size))
-        self.sampler = Sampler(model, self.context, config.sampling, self.tokenizer.eos_id, self.tokenizer.decode)
+        self.sampler = Sampler(
+            model, self.context, config.sampling, self.tokenizer.eos_id, self.tokenizer.decode,
+            note_routes=config.correction.routes != "ignore",
+        )  # fmt: skip
+        model.router_losses.replay = config.correction.routes == "replay"
         self.collector = Collector(config, self.stream, self.sampler, self.tokenizer, self.policy.reward_kl)
 
     def restore(self) -> int:
@@ -124,7 +134,9 @@ class RLRun:
             else:
                 self.watch.load_state_dict(extra["watch"])
                 if (unfinished := read_file(checkpoint, UNFINISHED)) is not None:
-                    self.collector.pool = RolloutPool.from_bytes(unfinished, self.stream, self.collector.open)
+                    self.collector.pool = RolloutPool.from_bytes(
+                        unfinished, self.stream, self.collector.open, route_bytes(self.stage.model)
+                    )
         self.directory.start_logging(start)
         return start
 
@@ -134,7 +146,7 @@ class RLRun:
 
     def step(self, step: int, scorer: RolloutScorer) -> StepOutcome:
         """One update, the 0-based `step`, and what the alarms say of it."""
-        config, policy, phases = self.config, self.policy, self.phases
+        config, policy, phases, model = self.config, self.policy, self.phases, self.stage.model
         try:
             with phases("sample"):
                 collected = self.collector.collect(step, scorer, self.budget(step))
@@ -143,7 +155,7 @@ class RLRun:
             return StepOutcome({"step": step + 1}, alarms=[broken], can_go_on=False)
         phases.split("sample", {"sample": collected.sample_seconds, "reward": collected.reward_seconds}, rest="select")
         with phases("pack"):
-            batches = pack_step(collected, config, policy.loss.objective, self.context, self.tokenizer.pad_id)
+            batches = pack_step(collected, config, policy.loss.objective, model, self.context, self.tokenizer.pad_id)
         with phases("first_pass"):
             batches = policy.annotate(batches)
         lr = config.optimizer.lr_at(step, config.steps)
@@ -190,4 +202,15 @@ class RLRun:
             "policy": self.policy.save(),
             "watch": self.watch.state_dict(),
         }
-        saver.save(steps, self.stage.model, self.trainer.optimizer, extra)
+        saver.save(steps, self.stage.model, self.trainer.optimizer, extra, files=self._unfinished())
+
+    def _unfinished(self) -> dict[str, bytes]:
+        """The file of the pool, on the main process; all take part."""
+        pool, context = self.collector.pool, self.context
+        if not pool:
+            return {}
+        one_of_stage = context.tensor_rank == 0 and context.data_rank == 0
+        stages = collectives.gather_to_main(pool.routes() if one_of_stage else None)
+        if stages is None:
+            return {}
+        return {UNFINISHED: pool.to_bytes(torch.cat([routes for routes in stages if routes is not None], dim=1))}

@@ -5,12 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
-from megatron_ring.data.packing import PolicyBatch, empty_policy_batch, pack_rollouts, split_evenly
+import torch
+from torch import Tensor
+
+from megatron_ring.data.packing import PolicyBatch, pack_rollouts
 from megatron_ring.data.prompts import PromptStream, StreamPrompt
 from megatron_ring.data.sequences import PolicySequence
 from megatron_ring.data.tokenizer import RingTokenizer
 from megatron_ring.errors import UserError
+from megatron_ring.model.ring_model import RingModel
+from megatron_ring.model.routes import route_dtype
 from megatron_ring.parallel.context import ParallelContext
 from megatron_ring.rl.policy import Objective
 from megatron_ring.rl.records import Rollout, ScoredRollout
@@ -146,8 +152,14 @@ class Collector:
                 "tokens": sum(lengths), "waiting": len(self.pool.finished)}  # fmt: skip
 
 
+def routes_of(rollout: Rollout, model: RingModel) -> Tensor:
+    """The experts that the sampler noted, [tokens, MoE layers of this stage, k]."""
+    found = torch.frombuffer(bytearray(rollout.routes), dtype=route_dtype(model.ring_config))
+    return found.view(rollout.response_length, len(model.route_layers), model.ring_config.experts_per_token)
+
+
 def pack_step(
-    collected: CollectedStep, config: RLConfig, objective: Objective, context: ParallelContext, pad_id: int
+    collected: CollectedStep, config: RLConfig, objective: Objective, model: RingModel, context: ParallelContext, pad_id: int
 ) -> list[PolicyBatch]:
     """This rank's micro-batches: the trained tokens of the step, packed, the same number on every rank."""
     chosen = collected.selection
@@ -161,9 +173,9 @@ def pack_step(
             advantage=advantage,
             weight=weight,
             trained=count,
+            routes=partial(routes_of, item.rollout, model) if item.rollout.routes else None,
         )
         for (item, advantage, count), weight in zip(kept, weights, strict=True)
     ]
     capacity = config.data.micro_batch_tokens
-    packs = pack_rollouts(sequences, capacity, pad_id, config.seed)
-    return split_evenly(packs, context.data_size, empty_policy_batch(capacity, pad_id))[context.data_rank]
+    return pack_rollouts(sequences, capacity, pad_id, config.seed, context.data_rank, context.data_size)

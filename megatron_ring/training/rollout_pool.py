@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load, save
+from torch import Tensor
 
 from megatron_ring.data.prompts import PromptStream, StreamPrompt
 from megatron_ring.rl.records import ScoredRollout
@@ -89,8 +90,17 @@ class RolloutPool:
                 del self.groups[position]
         return len(dropped), sum(dropped)
 
-    def to_bytes(self) -> bytes:
-        """Everything but the prompts, as safetensors: three values for each sampled token, and an index of the responses."""
+    def routes(self) -> Tensor:
+        """The experts of all tokens, those of `open` first, as this process has them: uint8 [tokens, bytes of a token]."""
+        parts = [item.request.begun.routes for item in self.open] + [item.rollout.routes for item in self.finished]
+        tokens = sum(item.length for item in self.open) + sum(item.rollout.response_length for item in self.finished)
+        joined = bytearray(b"".join(parts))
+        found = torch.frombuffer(joined, dtype=torch.uint8) if joined else torch.zeros(0, dtype=torch.uint8)
+        return found.view(tokens, len(joined) // max(1, tokens))
+
+    def to_bytes(self, routes: Tensor | None = None) -> bytes:
+        """Everything but the prompts, as safetensors: three values for each sampled token, and an index of the responses;
+        `routes`: the experts of all pipeline stages, side by side."""
         index: list[dict[str, Any]] = []
         tokens: list[int] = []
         columns: tuple[list[float], ...] = ([], [], [])  # log-probs, processed log-probs, entropies
@@ -117,13 +127,16 @@ class RolloutPool:
             "index": torch.frombuffer(bytearray(json.dumps(index).encode()), dtype=torch.uint8),
             "tokens": torch.tensor(tokens, dtype=torch.int32),
             "values": torch.tensor(columns, dtype=torch.float64),
+            "routes": self.routes() if routes is None else routes.contiguous(),
         })  # fmt: skip
 
     @classmethod
     def from_bytes(
-        cls, data: bytes, stream: PromptStream, opened: Callable[[list[StreamPrompt]], list[OpenRollout]]
-    ) -> RolloutPool:
-        """Undo `to_bytes`. `opened`: from prompts to their responses before anything is sampled, as `add` got them."""
+        cls, data: bytes, stream: PromptStream, opened: Callable[[list[StreamPrompt]], list[OpenRollout]],
+        stage: slice = slice(None),
+    ) -> RolloutPool:  # fmt: skip
+        """Undo `to_bytes`. `opened`: from prompts to their responses before anything is sampled, as `add` got them. `stage`:
+        which of the bytes of a token's routes this process wants."""
         held = load(data)
         index = json.loads(bytes(held["index"].tolist()))
         names = {entry["position"]: (entry["domain"], entry["prompt_id"]) for entry in index}
@@ -136,7 +149,8 @@ class RolloutPool:
             tokens, values = held["tokens"][start:end].tolist(), held["values"][:, start:end].tolist()
             item, group = new[entry["position"], entry["sample"]], pool.groups[entry["position"]]
             logprobs, processed, entropies = values
-            begun = Completion(tokens, logprobs, processed, entropies, entry["versions"], entry.get("finish_reason"))
+            routes = held["routes"][start:end, stage].contiguous().numpy().tobytes()
+            begun = Completion(tokens, logprobs, processed, entropies, entry["versions"], entry.get("finish_reason"), routes)
             if begun.finish_reason is None:
                 group.open.append(dataclasses.replace(item, request=item.request.continued(begun), cuts=entry["cuts"]))
             else:

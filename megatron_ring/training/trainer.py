@@ -26,6 +26,7 @@ from megatron_ring.config import OptimizerConfig
 from megatron_ring.data.packing import MicroBatch
 from megatron_ring.model.layout import PackedLayout
 from megatron_ring.model.ring_model import RingModel, forward_packed
+from megatron_ring.model.routes import GivenRoutes
 from megatron_ring.parallel import collectives
 from megatron_ring.parallel.context import ParallelContext
 from megatron_ring.training.adamw import install, update
@@ -61,7 +62,8 @@ class Loss(Protocol):
 @dataclass(frozen=True)
 class StepResult:
     """Global figures of one step, equal on every rank. `sums` and `maxima` carry the loss's names; `attention` names the
-    kernels that computed this rank's attention (`attention_kernels.KERNELS`), joined by "+"."""
+    kernels that computed this rank's attention (`attention_kernels.KERNELS`), joined by "+"; `router_disagreement` is the
+    share of given experts (`PolicyBatch.routes`) that the routers would not have chosen, None where none were given."""
 
     loss_tokens: int
     routed_tokens: int
@@ -69,6 +71,7 @@ class StepResult:
     maxima: dict[str, float]
     balance: float
     z: float
+    router_disagreement: float | None
     attention: str
     grad_norm: float = 0.0
 
@@ -149,8 +152,7 @@ class Trainer:
         self.model.router_losses.start_step(loss_tokens / max(1, routed_tokens))
         outputs, kernels = run_schedule(self.ddp, batches, loss, device, forward_only)
         sums, maxima = self._reduce(outputs)
-        balance, z = self._router_means(device)
-        return StepResult(loss_tokens, routed_tokens, sums, maxima, balance, z, "+".join(sorted(kernels)))
+        return StepResult(loss_tokens, routed_tokens, sums, maxima, *self._router_means(device), "+".join(sorted(kernels)))
 
     def _reduce(self, outputs: list[LossOutput]) -> tuple[dict[str, float], dict[str, float]]:
         """Add up the metrics over micro-batches, data-parallel ranks, and tell every pipeline stage."""
@@ -161,13 +163,13 @@ class Trainer:
         maxima = {name: max(m[name] for _, m in everyone) for name in maxima}
         return collectives.broadcast_object_from_last_stage((sums, maxima))
 
-    def _router_means(self, device: torch.device) -> tuple[float, float]:
-        """Means over tokens and MoE layers of the balance and z-losses."""
+    def _router_means(self, device: torch.device) -> tuple[float, float, float | None]:
+        """Means over tokens and MoE layers of the balance and z-losses; the disagreement with given experts."""
         sums = collectives.sum_over_data(self.model.router_losses.local_sums(device))
         if self.model.config.sequence_parallel:
             collectives.sum_over_tensor(sums)
-        balance, z, tokens = collectives.sum_over_pipeline(sums).tolist()
-        return (balance / tokens, z / tokens) if tokens else (0.0, 0.0)
+        balance, z, tokens, others, given = collectives.sum_over_pipeline(sums).tolist()
+        return balance / max(tokens, 1), z / max(tokens, 1), others / given if given else None
 
 
 def _finalize_gradients(buffers: GradientBuffers, model: Any, _num_tokens: Any = None, **settings: Any) -> None:
@@ -198,6 +200,9 @@ def run_schedule(
         host = next(iterator)
         batch = host.to(device)
         layout = PackedLayout(batch.positions, sequence_lengths(host))
+        routes = getattr(batch, "routes", None)
+        if routes is not None:
+            layout.routes = GivenRoutes(routes, batch.loss_mask, ddp.module.route_layers.start)
         rows = host.loss_mask.nonzero()[:, 0].to(device)  # found on the host: no device sync
         hidden = forward_packed(model, batch.tokens, layout, padding=~batch.token_mask)
         if layout.kernel is not None:

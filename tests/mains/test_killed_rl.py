@@ -52,7 +52,10 @@ def kill_within(arguments: list[str], phase: str, step: int, marker: Path) -> No
 @pytest.mark.distributed
 @pytest.mark.parametrize(
     ("processes", "flags"),
-    [(1, "--no-async-save"), (2, "--budget.max-cuts 2 --prompts-per-step 8 --sampling.max-batch 4")],
+    [
+        (1, "--no-async-save"),
+        (2, "--budget.max-cuts 2 --prompts-per-step 8 --sampling.max-batch 4 --correction.routes replay"),
+    ],
     ids=["whole", "partial"],
 )
 def test_killed_in_every_phase(tiny_data: Path, tmp_path: Path, sft_checkpoint: Path, processes: int, flags: str) -> None:

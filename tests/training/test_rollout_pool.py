@@ -30,7 +30,8 @@ def opened(prompts: list[StreamPrompt]) -> list[OpenRollout]:
 
 def completion(length: int, versions: list[list[int]], reason: Any = None) -> Completion:
     numbers = [[-(i + 1) / 3 * scale for i in range(length)] for scale in (1.0, 1.1, -0.7)]
-    return Completion([7 + i for i in range(length)], *numbers, versions, reason)  # type: ignore[call-arg]
+    routes = bytes(i % 251 for i in range(6 * length))  # six of a token: two layers of three experts
+    return Completion([7 + i for i in range(length)], *numbers, versions, reason, routes)  # type: ignore[call-arg]
 
 
 def begin(item: OpenRollout, length: int, cuts: int = 0) -> OpenRollout:
@@ -84,3 +85,5 @@ def test_through_bytes_it_is_the_same_token_for_token(chosen: list[tuple[str, in
     again = RolloutPool.from_bytes(pool.to_bytes(), stream(), opened)
     assert again.open == pool.open and again.finished == pool.finished
     assert [group for group in again.groups.values()] == [g for g in pool.groups.values() if g.open or g.finished]
+    second = RolloutPool.from_bytes(pool.to_bytes(), stream(), opened, slice(3, 6))  # of a pipeline stage
+    assert second.routes().tolist() == pool.routes()[:, 3:6].tolist()
