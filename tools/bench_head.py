@@ -30,9 +30,12 @@ class BenchHead:
     """Timed calls of each."""
     entropy: bool = False
     """Give the entropies a gradient, too, as an entropy bonus does."""
+    chunk_tokens: int | None = None
+    """Tokens whose logits are made at a time; default: the head's own choice."""
 
     def __post_init__(self) -> None:
         require(self.tokens >= 1, f"--tokens is {self.tokens}, below 1")
+        require(self.chunk_tokens is None or self.chunk_tokens >= 1, f"--chunk-tokens is {self.chunk_tokens}, below 1")
         require(self.repeats >= 1, f"--repeats is {self.repeats}, below 1")
 
 
@@ -47,6 +50,8 @@ def main(config: BenchHead) -> None:
     here = context.initialize(ParallelConfig(), shape, 0)
     dtype = torch.bfloat16 if has_cuda() else torch.float32
     head = build_model(shape, here, dtype=dtype).output_layer
+    if config.chunk_tokens is not None:
+        head.chunk_logits = config.chunk_tokens * head.weight.shape[0]
     device = here.device
     hidden = torch.randn(config.tokens, 1, shape.hidden_size, device=device).to(dtype).requires_grad_()
     with torch.no_grad():
@@ -91,7 +96,7 @@ def main(config: BenchHead) -> None:
     rates = {f"{name}_tflops": flops / ms / 1e9 for name, ms in times.items()}
     out = {
         "tokens": config.tokens, "hidden": shape.hidden_size, "vocabulary": shape.vocab_size, "precision": str(dtype)[6:],
-        "entropy_gradient": config.entropy, "milliseconds": times, **rates,
+        "entropy_gradient": config.entropy, "chunk_tokens": head.chunk_tokens(has_cuda()), "milliseconds": times, **rates,
         "head_over_products": times["head"] / times["products"], "memory_growth_gb": grown,
     }  # fmt: skip
     print(json.dumps(out), flush=True)

@@ -108,7 +108,8 @@ def main(config: BenchSampler) -> None:
         del model
         batch = config.prompts * config.samples
         out["transformers"] = transformers_rates(shape, batch, config.prompt_tokens, config.new_tokens)
-        out["times_transformers"] = out["ring"]["tokens_per_second"] / max(out["transformers"].values())
+        for name in ("decode_tokens_per_second", "tokens_per_second") if out["transformers"] else ():
+            out[f"{name}_over_transformers"] = out["ring"][name] / max(rate[name] for rate in out["transformers"].values())
     if here.is_main:
         print(json.dumps(out), flush=True)
 
@@ -119,7 +120,10 @@ class Watch:
     def __init__(self, sampler: Sampler, rates: dict[str, float]) -> None:
         self.model, self.rates = sampler.model, rates
         shape, tensor = sampler.model.ring_config, sampler.context.config.tensor
-        self.weights = sum(p.nbytes for name, p in self.model.named_parameters() if not name.startswith("embedding"))
+        self.expert_ranks = sampler.context.config.expert
+        sizes = {name: p.nbytes for name, p in self.model.named_parameters() if not name.startswith("embedding")}
+        self.experts = sum(size for name, size in sizes.items() if ".experts." in name and ".shared_experts." not in name)
+        self.others = sum(sizes.values()) - self.experts
         heads, itemsize = shape.num_key_value_heads // tensor, next(self.model.parameters()).itemsize
         self.token_bytes = 2 * len(self.model.local_layers) * heads * shape.head_dim * itemsize
         self.run, sampler._forward = sampler._forward, self.step  # type: ignore[method-assign]
@@ -139,7 +143,8 @@ class Watch:
         began = time.perf_counter()
         for turn in range(step.horizon if step.decoding else 0):
             held = sum(sequence.cached + 1 + turn for sequence in step.decoding)
-            self.floor[kind] += (self.weights + held * self.token_bytes) / self.rates["read_gb_per_second"] / 1e9
+            read = self.others + self.chosen(len(step.decoding)) * self.experts + held * self.token_bytes
+            self.floor[kind] += read / self.rates["read_gb_per_second"] / 1e9
         self.floor[kind] += sum(self.prefill_flops(c.start, c.count) for c in step.chunks) / self.rates["gemm_tflops"] / 1e12
         self.prefilled += sum(chunk.count for chunk in step.chunks)
         sampled = self.run(step)
@@ -149,6 +154,11 @@ class Watch:
         self.decoded[kind] += sum(len(drawn.tokens) for drawn in sampled)
         self.widest = max(self.widest, len(step.decoding))
         return sampled
+
+    def chosen(self, tokens: int) -> float:
+        """The share of the experts that so many tokens of each rank choose, were every choice as likely."""
+        shape, ranks = self.model.ring_config, self.expert_ranks
+        return 1 - (1 - shape.experts_per_token / shape.num_experts) ** (tokens * ranks)
 
     def prefill_flops(self, start: int, count: int) -> float:
         """Of the layers for `count` tokens from position `start`; no logits are made."""

@@ -50,10 +50,17 @@ class MicroBatch:
 
     def to(self: _Batch, device: torch.device | str) -> _Batch:
         """The same micro-batch on a device."""
-        fields: dict[str, Any] = {name: value if value is None else value.to(device) for name, value in _fields(self)}
+        fields: dict[str, Any] = {name: value if value is None else moved_to(value, device) for name, value in _fields(self)}
         moved = type(self)(**fields)
         moved.__dict__["max_seqlen"] = self.max_seqlen
         return moved
+
+
+def moved_to(value: Tensor, device: torch.device | str) -> Tensor:
+    """`value.to(device)`; where that is another memory, without waiting for what the device still has to do."""
+    if torch.device(device).type == "cuda" and not value.is_cuda and value.numel():
+        return value.pin_memory().to(device, non_blocking=True)
+    return value.to(device)
 
 
 @dataclass(frozen=True, eq=False)

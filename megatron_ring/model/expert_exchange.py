@@ -12,9 +12,17 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from megatron_ring.model.kernels.rows import combine_rows, gather_rows, sort_by_expert
+from megatron_ring.model.kernels.experts import local_experts
+from megatron_ring.model.kernels.rows import combine_rows, gather_rows, sort_by_expert, spread_rows
 from megatron_ring.model.kernels.swiglu import swiglu_backward, swiglu_forward
-from megatron_ring.parallel.exchange import PendingPlan, exchange_rows, expert_ranks
+from megatron_ring.parallel.exchange import (
+    PendingPlan,
+    exchange_rows,
+    expert_rank,
+    expert_ranks,
+    gather_over_experts,
+    scatter_sum_over_experts,
+)
 
 Shared = Callable[[torch.Tensor], torch.Tensor]
 
@@ -42,6 +50,38 @@ def exchanged_experts(
     )
 
 
+def gathered_experts(
+    x_th: torch.Tensor,
+    weights_tk: torch.Tensor,
+    experts_tk: torch.Tensor,
+    residual_th: torch.Tensor | None,
+    gate_up_e: torch.Tensor,
+    down_e: torch.Tensor,
+    shared: Shared | None,
+) -> torch.Tensor:
+    """What `exchanged_experts` computes, without gradients, for few tokens and the same number on every rank: each rank sees
+    all ranks' tokens, and their parts are added up. No shape depends on the routing, so that a CUDA graph can hold it."""
+    ranks, local, k = expert_ranks(), gate_up_e.shape[0], experts_tk.shape[1]
+    x_all = gather_over_experts(x_th.contiguous())
+    routing = gather_over_experts(torch.cat((weights_tk, experts_tk.to(weights_tk.dtype)), dim=1))
+    weights_all, experts_all = routing[:, :k].contiguous(), routing[:, k:].long() - expert_rank() * local
+    if x_th.is_cuda:
+        from megatron_ring.model.kernels import few_tokens_triton, rows_triton
+
+        y_nh, back = few_tokens_triton.sorted_outputs(x_all, weights_all, experts_all, gate_up_e, down_e, share=1 / ranks)
+        parts = rows_triton.combine(y_nh, back, (), torch.float32)
+    else:
+        here = (experts_all >= 0) & (experts_all < local)
+        places = sort_by_expert(torch.where(here, experts_all, 0), local)
+        parts = local_experts(x_all, torch.where(here, weights_all, 0.0), places, gate_up_e, down_e)
+    out = scatter_sum_over_experts(parts)
+    if shared is not None:
+        out += shared(x_th[:, None]).view_as(x_th)
+    if residual_th is not None:
+        out += residual_th
+    return out.to(x_th.dtype)
+
+
 class _ExchangedExperts(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -56,10 +96,10 @@ class _ExchangedExperts(torch.autograd.Function):
         recompute: bool,
         backward: bool,
     ) -> torch.Tensor:
-        local, k = gate_up_e.shape[0], experts_tk.shape[1]
+        local = gate_up_e.shape[0]
         places = sort_by_expert(experts_tk, local * expert_ranks())
         pending = PendingPlan(places.ends)
-        x_send = gather_rows(x_th, places.order, k)
+        x_send = spread_rows(x_th, places)
         weights_send = weights_tk.flatten().index_select(0, places.order)
         plan = pending.wait()
         x_received, moving = exchange_rows(x_send, plan.send, plan.receive)
@@ -92,7 +132,7 @@ class _ExchangedExperts(torch.autograd.Function):
         x_nh, gate_up_nf, weights_n, gate_up_e, down_e = ctx.saved_tensors
         places, here, plan = ctx.places, ctx.here, ctx.plan
         d_th = d_th.contiguous()
-        dy_send = gather_rows(d_th, places.order, places.back.shape[1])
+        dy_send = spread_rows(d_th, places)
         dy_received, moving = exchange_rows(dy_send, plan.send, plan.receive)
         plus = []
         if ctx.has_shared:

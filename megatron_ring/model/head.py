@@ -54,7 +54,8 @@ class VocabularyHead(ColumnParallelLinear):
 
         Args:
             hidden: [T or T/TP, 1, hidden], the last layer's output.
-            rows: int64 [n], the tokens that count in the loss, the same on every tensor-parallel rank; may be empty.
+            rows: int64 [n], the tokens that count in the loss, ascending, the same on every tensor-parallel rank; may be
+                empty.
             targets: int64 [n], their global token ids.
             temperature: softmax temperature, above 0.
             token_loss: called once for each chunk, in order; also where there are no gradients. Log-probabilities are of
@@ -100,9 +101,11 @@ class _TokenLoss(torch.autograd.Function):
     ) -> torch.Tensor:
         hidden_nh = head._gather(hidden)
         tokens = hidden_nh.shape[0]
-        hidden_nh = hidden_nh.index_select(0, rows)
+        every = rows.numel() == tokens
+        if not every:
+            hidden_nh = hidden_nh.index_select(0, rows)
         gradient_nh = torch.empty_like(hidden_nh) if backward else None
-        gradient_vh = torch.zeros_like(weight, dtype=torch.float32) if backward else None
+        gradient_vh: torch.Tensor | None = None
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         size = head.chunk_tokens(hidden.is_cuda)
         first = head.tensor_rank * weight.shape[0]
@@ -114,15 +117,17 @@ class _TokenLoss(torch.autograd.Function):
             with torch.set_grad_enabled(backward):
                 loss = token_loss(logprobs, entropies, part)
             total += loss.detach()
-            if gradient_nh is None or gradient_vh is None or part.stop == part.start:
+            if gradient_nh is None or part.stop == part.start:
                 continue
             by_logprob, by_entropy = torch.autograd.grad(loss, (logprobs, entropies), allow_unused=True)
             gradient_cv = logits_gradient(logits_cv, statistics, by_logprob, by_entropy).to(weight.dtype)
             torch.mm(gradient_cv, weight, out=gradient_nh[part])
-            _add_product(gradient_vh, gradient_cv.t(), hidden_nh[part])
+            gradient_vh = _add_product(gradient_vh, gradient_cv.t(), hidden_nh[part])
             del logits_cv, gradient_cv  # before the next chunk's
         if backward:
-            ctx.save_for_backward(rows)
+            if gradient_vh is None:
+                gradient_vh = torch.zeros_like(weight, dtype=torch.float32)
+            ctx.save_for_backward(None if every else rows)
             ctx.held = [gradient_vh, gradient_nh]  # let go one by one: they are the step's peak of memory
             ctx.shape, ctx.tokens = hidden.shape, tokens
         return total
@@ -134,8 +139,10 @@ class _TokenLoss(torch.autograd.Function):
         gradient_vh = ctx.held.pop()
         weight_gradient = _scaled(gradient_vh, scale, gradient_nh.dtype)
         del gradient_vh
-        gradient_th = gradient_nh.new_zeros(ctx.tokens, gradient_nh.shape[1])
-        gradient_th.index_copy_(0, rows, gradient_nh)
+        gradient_th = gradient_nh
+        if rows is not None:
+            gradient_th = gradient_nh.new_zeros(ctx.tokens, gradient_nh.shape[1])
+            gradient_th.index_copy_(0, rows, gradient_nh)
         del gradient_nh
         # Each tensor-parallel rank has the part that comes from its classes, and keeps its own tokens: sequence parallelism
         # is on wherever there are several.
@@ -143,14 +150,16 @@ class _TokenLoss(torch.autograd.Function):
         return gradient_th.view(ctx.shape), weight_gradient, None, None, None, None, None, None
 
 
-def _add_product(sum_vh: torch.Tensor, a_vc: torch.Tensor, b_ch: torch.Tensor) -> None:
-    """sum += a @ b, in fp32 whatever the factors."""
+def _add_product(sum_vh: torch.Tensor | None, a_vc: torch.Tensor, b_ch: torch.Tensor) -> torch.Tensor:
+    """sum + a @ b in fp32 whatever the factors, over `sum_vh` where there is one."""
     if a_vc.dtype == torch.float32:
-        sum_vh.addmm_(a_vc, b_ch)
-    elif a_vc.is_cuda:
-        torch.addmm(sum_vh, a_vc, b_ch, out_dtype=torch.float32, out=sum_vh)
-    else:
-        sum_vh += a_vc @ b_ch
+        return torch.mm(a_vc, b_ch) if sum_vh is None else sum_vh.addmm_(a_vc, b_ch)
+    if not a_vc.is_cuda:
+        product = (a_vc @ b_ch).float()
+        return product if sum_vh is None else sum_vh.add_(product)
+    if sum_vh is None:
+        return torch.mm(a_vc, b_ch, out_dtype=torch.float32)
+    return torch.addmm(sum_vh, a_vc, b_ch, out_dtype=torch.float32, out=sum_vh)
 
 
 def _scaled(x: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

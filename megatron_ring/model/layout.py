@@ -23,7 +23,13 @@ from megatron_ring.model.routes import Routes
 
 
 class TokenLayout(PackedSeqParams, ABC):
-    """Positions of T packed tokens and the attention over them; `routes`, if somebody wants or knows their experts."""
+    """Positions of T packed tokens and the attention over them.
+
+    `alike`: every rank that shares experts with this one is known to bring as many tokens, few, and without gradients.
+    `routes`: set where somebody wants or knows the tokens' experts.
+    """
+
+    alike = False
 
     def __init__(self, positions: torch.Tensor) -> None:
         super().__init__()

@@ -22,8 +22,7 @@ class TokenStatistics:
         logprobs: fp32 [C], of the target, in nats.
         entropies: fp32 [C], in nats.
         log_normaliser: fp32 [C], so that log p_j = logit_j / temperature - log_normaliser.
-        columns: int64 [C], the target's column on this rank; any where `owned` is false.
-        owned: bool [C], whether the target is one of this rank's columns.
+        columns: int64 [C], the target's column, counted from this rank's first; it may be another rank's.
         temperature: above 0.
         probabilities: on the CPU [C, vocab/TP], within this rank's columns; and their share of all. None on CUDA.
     """
@@ -32,7 +31,6 @@ class TokenStatistics:
     entropies: torch.Tensor
     log_normaliser: torch.Tensor
     columns: torch.Tensor
-    owned: torch.Tensor
     temperature: float
     probabilities: tuple[torch.Tensor, torch.Tensor] | None = None
 
@@ -49,10 +47,16 @@ def token_statistics(
         temperature: softmax temperature, above 0.
     """
     with torch.no_grad():
-        columns = targets - first
-        owned = (columns >= 0) & (columns < logits_cv.shape[1])
-        columns = columns.clamp(0, logits_cv.shape[1] - 1)
-        here, total, weighted, target, p_cv = _row_statistics(logits_cv, columns, owned, temperature)
+        columns = targets - first if first else targets
+        if logits_cv.is_cuda and not collectives.splits_tensors():
+            from megatron_ring.model.kernels import vocabulary_triton
+
+            logprobs, entropies, log_normaliser = vocabulary_triton.finished_statistics(
+                logits_cv.contiguous(), columns, temperature
+            )
+            return TokenStatistics(logprobs, entropies, log_normaliser, columns, temperature)
+        owned = _owned(columns, logits_cv)
+        here, total, weighted, target, p_cv = _row_statistics(logits_cv, columns, temperature)
         # Everything is counted from the largest logit of all ranks.
         maximum = collectives.max_over_tensor(here.clone())
         shift = here - maximum
@@ -65,23 +69,34 @@ def token_statistics(
         logprobs, entropies = target - log_normaliser, log_normaliser - weighted / normaliser
         probabilities = None if p_cv is None else (p_cv, mass / normaliser)
         log_normaliser = log_normaliser + maximum
-        return TokenStatistics(logprobs, entropies, log_normaliser, columns, owned, temperature, probabilities)
+        return TokenStatistics(logprobs, entropies, log_normaliser, columns, temperature, probabilities)
+
+
+def _owned(columns: torch.Tensor, logits_cv: torch.Tensor) -> torch.Tensor:
+    """bool [C]: whether the target is one of this rank's columns."""
+    return (columns >= 0) & (columns < logits_cv.shape[1])
+
+
+def _on_rank(columns: torch.Tensor, logits_cv: torch.Tensor) -> torch.Tensor:
+    """Columns of this rank: any where the target is another's."""
+    return columns.clamp(0, logits_cv.shape[1] - 1)
 
 
 def _row_statistics(
-    logits_cv: torch.Tensor, columns: torch.Tensor, owned: torch.Tensor, temperature: float
+    logits_cv: torch.Tensor, columns: torch.Tensor, temperature: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """Of x = logits / temperature, fp32 [C] each: maximum m, sum exp(x - m), sum exp(x - m) (x - m), x at `columns`; and on
     the CPU softmax(x) [C, vocab/TP]."""
     if logits_cv.is_cuda:
         from megatron_ring.model.kernels import vocabulary_triton
 
-        return *vocabulary_triton.statistics(logits_cv.contiguous(), columns, owned, temperature), None
+        maximum, total, weighted, target = vocabulary_triton.statistics(logits_cv.contiguous(), columns, temperature)
+        return maximum, total, weighted, target, None
     logits = logits_cv.float()
     if temperature != 1.0:
         logits = logits / temperature
     maximum = logits.amax(dim=-1)
-    target = logits.gather(1, columns[:, None])[:, 0]
+    target = logits.gather(1, _on_rank(columns, logits_cv)[:, None])[:, 0]
     logits = logits - maximum[:, None]
     # Softmax is faster than exp on the CPU. Its largest value is exp(0) / sum.
     probabilities = torch.softmax(logits, dim=-1)
@@ -108,7 +123,7 @@ def logits_gradient(
         by_logprob = torch.zeros_like(found.logprobs) if by_logprob is None else by_logprob.contiguous()
         by_entropy = None if by_entropy is None else by_entropy.contiguous()
         return vocabulary_triton.gradient_in_place(
-            logits_cv, found.columns, found.owned, found.log_normaliser, found.entropies, by_logprob, by_entropy,
+            logits_cv, found.columns, found.log_normaliser, found.entropies, by_logprob, by_entropy,
             found.temperature,
         )  # fmt: skip
     assert statistics.probabilities is not None
@@ -119,5 +134,6 @@ def logits_gradient(
         log_p = logits_cv.float() / statistics.temperature - statistics.log_normaliser[:, None]
         factor = torch.addcmul((by_target + by_entropy * statistics.entropies)[:, None], by_entropy[:, None], log_p)
     gradient = p_cv.mul_(factor * -share[:, None])
-    gradient.scatter_add_(1, statistics.columns[:, None], torch.where(statistics.owned, by_target, 0.0)[:, None])
+    by_target = torch.where(_owned(statistics.columns, logits_cv), by_target, 0.0)
+    gradient.scatter_add_(1, _on_rank(statistics.columns, logits_cv)[:, None], by_target[:, None])
     return gradient if statistics.temperature == 1.0 else gradient.div_(statistics.temperature)

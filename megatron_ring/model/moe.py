@@ -11,11 +11,11 @@ from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispatcher
 
-from megatron_ring.model.expert_exchange import exchanged_experts
+from megatron_ring.model.expert_exchange import exchanged_experts, gathered_experts
 from megatron_ring.model.kernels.swiglu import swiglu
 from megatron_ring.model.layer_parts import LayerParts
 from megatron_ring.model.layout import TokenLayout
-from megatron_ring.model.linear import linear
+from megatron_ring.model.linear import linear, linear_and_pass
 from megatron_ring.model.router import RingRouter, RouterLosses
 from megatron_ring.model.routes import Routes
 
@@ -33,6 +33,11 @@ class SwiGLU(MLP):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """[T_local, 1, hidden] -> the same shape."""
         return linear(self.linear_fc2, swiglu(linear(self.linear_fc1, hidden_states)))
+
+    def and_pass(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(forward's result, hidden_states): see `linear_and_pass`."""
+        gate_up, passed = linear_and_pass(self.linear_fc1, hidden_states)
+        return linear(self.linear_fc2, swiglu(gate_up)), passed
 
 
 class DenseMLP(SwiGLU):
@@ -88,28 +93,29 @@ class RingMoE(MegatronModule):
         layout: TokenLayout | None = None,
     ) -> torch.Tensor:  # fmt: skip
         """residual + moe(hidden_states), both [T_local, 1, hidden]."""
-        return self._run(hidden_states, padding_mask, residual, None if layout is None else layout.routes)
+        return self._run(hidden_states, padding_mask, residual, layout)
 
     def _run(
         self, hidden_states: torch.Tensor, padding_mask: torch.Tensor | None, residual: torch.Tensor | None = None,
-        routes: Routes | None = None,
+        layout: TokenLayout | None = None,
     ) -> torch.Tensor:  # fmt: skip
         hidden_th = hidden_states.view(-1, hidden_states.shape[-1])
         padding_t = None if padding_mask is None else padding_mask.reshape(-1)
-        weights_tk, experts_tk, _ = self.router(hidden_th, padding_t, self._given(routes))
+        routes = None if layout is None else layout.routes
+        weights_tk, experts_tk, _, hidden_th = self.router(hidden_th, padding_t, self._given(routes))
         if routes is not None:
             routes.note(self.router.layer_number, experts_tk)
         if self.exchanges:
             residual_th = None if residual is None else residual.view_as(hidden_th)
-            experts = self.experts
-            out = exchanged_experts(
-                hidden_th, weights_tk, experts_tk, residual_th, experts.gate_up.flatten(1, 2), experts.down,
-                self.shared_experts, experts.recompute,
-            )  # fmt: skip
+            gate_up_e, down_e = self.experts.gate_up.flatten(1, 2), self.experts.down
+            given = (hidden_th, weights_tk, experts_tk, residual_th, gate_up_e, down_e, self.shared_experts)
+            alike = layout is not None and layout.alike
+            out = gathered_experts(*given) if alike else exchanged_experts(*given, self.experts.recompute)
             return out.view_as(hidden_states)
         plus = () if residual is None else (residual,)
         if self.shared_experts is not None:
-            plus = (*plus, self.shared_experts(hidden_states))
+            shared, passed = self.shared_experts.and_pass(hidden_th.view_as(hidden_states))
+            plus, hidden_th = (*plus, shared), passed.view_as(hidden_th)
         others = tuple(other.view_as(hidden_th) for other in plus)
         if self.dispatcher is None:
             out = self.experts.route_locally(hidden_th, weights_tk, experts_tk, others)

@@ -57,5 +57,5 @@ def rope_tables(
 
 @cache
 def _frequencies_on(device: torch.device, head_dim: int, theta: float, scaling: RopeScaling | None) -> torch.Tensor:
-    """Kept: a CUDA graph cannot hold a copy from the host."""
+    """Kept: a CUDA graph cannot hold a copy from the host, and a training step would wait for it behind all earlier work."""
     return inverse_frequencies(head_dim, theta, scaling).to(device)

@@ -16,7 +16,8 @@ import torch
 from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
 
 from megatron_ring.config import RouterLossConfig
-from megatron_ring.model.kernels.router import choose_experts, logits_gradient, weigh_experts
+from megatron_ring.model.kernels.router import choose_experts, logits_gradient, share_and_figures, weigh_experts
+from megatron_ring.model.linear import add_product
 from megatron_ring.parallel import collectives
 from megatron_ring.parallel.device import current_device
 
@@ -34,22 +35,19 @@ class RouterLosses:
 
     config: RouterLossConfig
     gradient_scale: float = 1.0
-    balance_sums: dict[int, torch.Tensor] = field(default_factory=dict)
-    z_sums: dict[int, torch.Tensor] = field(default_factory=dict)
-    token_sums: dict[int, torch.Tensor] = field(default_factory=dict)
+    sums: dict[int, torch.Tensor] = field(default_factory=dict)
     replay: bool = False
     others: torch.Tensor | None = None  # [2]: slots of tokens with given experts, whose expert differs; all of them
 
     def start_step(self, gradient_scale: float) -> None:
         """Forget the last step's sums and set this one's scale."""
         self.gradient_scale = gradient_scale
-        for sums in (self.balance_sums, self.z_sums, self.token_sums):
-            sums.clear()
+        self.sums.clear()
         self.others = None
 
-    def record(self, layer: int, balance_sum: torch.Tensor, z_sum: torch.Tensor, tokens: torch.Tensor) -> None:
-        for sums, value in ((self.balance_sums, balance_sum), (self.z_sums, z_sum), (self.token_sums, tokens)):
-            sums[layer] = sums.get(layer, 0) + value.detach()
+    def record(self, layer: int, figures: torch.Tensor) -> None:
+        """Add the sums over a micro-batch's tokens of B, of Z and of 1, fp32 [3]."""
+        self.sums[layer] = self.sums[layer] + figures if layer in self.sums else figures
 
     def compare(self, experts_tk: torch.Tensor, given_tk: torch.Tensor, known_t: torch.Tensor) -> None:
         """Count, for the metrics, the given experts that are not among the router's own."""
@@ -58,10 +56,14 @@ class RouterLosses:
         self.others = counts if self.others is None else self.others + counts
 
     def local_sums(self, device: torch.device) -> torch.Tensor:
-        """fp64 [5]: sums over this rank's layers of B*tokens, Z*tokens, tokens, and what `compare` counted."""
-        parts = [sum(sums.values()) if sums else 0.0 for sums in (self.balance_sums, self.z_sums, self.token_sums)]
-        parts += [0, 0] if self.others is None else self.others.tolist()
-        return torch.tensor([float(part) for part in parts], dtype=torch.float64, device=device)
+        """fp64 [5]: sums over this rank's layers of B*tokens, Z*tokens and tokens, and what `compare` counted. Does not wait
+        for the device."""
+        found = torch.zeros(5, dtype=torch.float64, device=device)
+        if self.sums:
+            found[:3] = torch.stack(list(self.sums.values())).sum(0, dtype=torch.float64)
+        if self.others is not None:
+            found[3:] = self.others
+        return found
 
 
 class RingRouter(torch.nn.Module):
@@ -79,23 +81,20 @@ class RingRouter(torch.nn.Module):
 
     def forward(
         self, hidden_th: torch.Tensor, padding_t: torch.Tensor | None, given: tuple[torch.Tensor, ...] | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """hidden [T, hidden], padding bool [T] (True: not a real token), given as of `Routes` -> weights fp32 [T, k],
-        experts int64 [T, k], logits fp32 [T, E] (without gradients)."""
+        experts int64 [T, k], logits fp32 [T, E] (without gradients), and hidden for the experts: see `linear_and_pass`."""
         losses = self.training and torch.is_grad_enabled()  # asked here: inside a Function gradients are off
         return _Route.apply(hidden_th, self.weight, self, padding_t, losses, given)
 
     def share_of_slots(self, sums: torch.Tensor) -> torch.Tensor:
         """Record the sums of one micro-batch (see `choose_experts`) for the metrics; the share of token-slots that each
         expert got, fp32 [E]."""
-        num_experts = self.weight.shape[0]
-        counts = torch.cat((sums[:num_experts], sums[-1:]))
+        every = sums
         if self.config.sequence_parallel:  # the micro-batch's tokens lie on several TP ranks: count them all
-            counts = collectives.sum_over_tensor(counts)
-        share_e = counts[:-1] / (counts[-1].clamp(min=1.0) * self.config.moe_router_topk)
-        # Local parts of B * tokens and Z * tokens; summed over TP ranks they give the micro-batch's.
-        balance_sum = num_experts * (share_e @ sums[num_experts:-2])
-        self.losses.record(self.layer_number, balance_sum, sums[-2], sums[-1])
+            every = collectives.sum_over_tensor(sums.clone())
+        share_e, figures = share_and_figures(every, sums, self.config.moe_router_topk)
+        self.losses.record(self.layer_number, figures)
         return share_e
 
 
@@ -115,7 +114,7 @@ class _Route(torch.autograd.Function):
         padding_t: torch.Tensor | None,
         losses: bool,
         given: tuple[torch.Tensor, torch.Tensor] | None,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         short = hidden_th.is_cuda and hidden_th.dtype is torch.bfloat16
         if short:
             logits_te = torch.mm(hidden_th, weight_eh.t(), out_dtype=torch.float32)
@@ -133,11 +132,16 @@ class _Route(torch.autograd.Function):
         weights, scale = router.losses.config, router.losses.gradient_scale
         ctx.balance, ctx.z, ctx.short = weights.balance * scale, weights.z * scale, short
         ctx.mark_non_differentiable(experts_tk, logits_te)
-        return weights_tk, experts_tk, logits_te
+        ctx.set_materialize_grads(False)
+        return weights_tk, experts_tk, logits_te, hidden_th
 
     @staticmethod
-    def backward(ctx: Any, d_weights_tk: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
+    def backward(
+        ctx: Any, d_weights_tk: torch.Tensor | None, _: Any, __: Any, d_hidden_th: torch.Tensor | None
+    ) -> tuple[torch.Tensor | None, ...]:
         hidden_th, weight_eh, logits_te, weights_tk, experts_tk, padding_t, share_e = ctx.saved_tensors
+        if d_weights_tk is None:
+            d_weights_tk = torch.zeros_like(weights_tk)
         scale = MoEAuxLossAutoScaler.main_loss_backward_scale  # megatron-core's schedules set it
         scale = torch.ones(1, device=logits_te.device) if scale is None else scale.to(logits_te.device)
         d_logits = logits_gradient(
@@ -145,7 +149,9 @@ class _Route(torch.autograd.Function):
             split=hidden_th.dtype if ctx.short else None,
         )  # fmt: skip
         if not ctx.short:
-            d_hidden = (d_logits @ weight_eh.float()).to(hidden_th.dtype)
+            by_router = (d_logits @ weight_eh.float()).to(hidden_th.dtype)
+            d_hidden = by_router if d_hidden_th is None else d_hidden_th.add_(by_router)
             return d_hidden, (d_logits.t() @ hidden_th.float()).to(weight_eh.dtype), None, None, None, None
         d_weight = torch.mm(d_logits.t(), hidden_th, out_dtype=torch.float32).view(2, *weight_eh.shape).sum(0)
-        return d_logits @ torch.cat((weight_eh, weight_eh)), d_weight.to(weight_eh.dtype), None, None, None, None
+        d_hidden = add_product(d_hidden_th, d_logits, torch.cat((weight_eh, weight_eh)))
+        return d_hidden, d_weight.to(weight_eh.dtype), None, None, None, None

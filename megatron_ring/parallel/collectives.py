@@ -18,9 +18,27 @@ def _reduce(tensor: torch.Tensor, group: Any, op: Any = dist.ReduceOp.SUM) -> to
     return tensor
 
 
+def splits_tensors() -> bool:
+    """Whether there are several tensor-parallel ranks."""
+    return bool(parallel_state.get_tensor_model_parallel_world_size() > 1)
+
+
 def sum_over_data(tensor: torch.Tensor) -> torch.Tensor:
     """Sum over data-parallel ranks, in place."""
     return _reduce(tensor, parallel_state.get_data_parallel_group())
+
+
+def max_over_data(tensor: torch.Tensor) -> torch.Tensor:
+    """Element-wise maximum over data-parallel ranks, in place."""
+    return _reduce(tensor, parallel_state.get_data_parallel_group(), dist.ReduceOp.MAX)
+
+
+def sum_counts_over_data(counts: list[int], device: torch.device) -> list[int]:
+    """Sums over data-parallel ranks of numbers that the host knows. A rank alone does not wait for its device."""
+    if parallel_state.get_data_parallel_world_size() == 1:
+        return counts
+    tensor = sum_over_data(torch.tensor(counts, dtype=torch.int64, device=device))
+    return [int(count) for count in tensor.tolist()]
 
 
 def sum_over_pipeline(tensor: torch.Tensor) -> torch.Tensor:
@@ -53,6 +71,12 @@ def sum_over_processes(values: list[int], device: torch.device, of_replica: bool
     tensor = torch.tensor(values, dtype=torch.int64, device=device)
     dist.all_reduce(tensor, group=group)
     return [int(value) for value in tensor.tolist()]
+
+
+def max_over_world(values: list[int], device: torch.device) -> list[int]:
+    """The largest of all processes, of each of `values`."""
+    tensor = torch.tensor(values, dtype=torch.int64, device=device)
+    return [int(value) for value in _reduce(tensor, None, dist.ReduceOp.MAX).tolist()]
 
 
 def gather_over_data(item: T) -> list[T]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import resource
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,18 @@ def current_device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if has_cuda() else torch.device("cpu")
 
 
+@cache
+def is_hopper(device: torch.device) -> bool:
+    """Whether it is a GPU of compute capability 9."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
+
+
+@cache
+def processors(device: torch.device) -> int:
+    """Streaming multiprocessors of a GPU."""
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
 def free_memory() -> int | None:
     """Bytes that can still be allocated on the current CUDA device, what torch keeps unused included; None on a CPU."""
     if not has_cuda():
@@ -32,6 +45,26 @@ def synchronize() -> None:
     """Wait until the device has done what was asked of it on the current stream."""
     if has_cuda():
         torch.cuda.current_stream().synchronize()
+
+
+class HostCopy:
+    """A tensor of the device on its way to the host, behind what the device does now but not what it is given later."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self._event: Any = None
+        self._host = tensor
+        if tensor.is_cuda:
+            self._host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            self._host.copy_(tensor, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record()
+
+    def read(self) -> list[Any]:
+        """Its numbers."""
+        if self._event is not None:
+            self._event.synchronize()
+        numbers: list[Any] = self._host.tolist()
+        return numbers
 
 
 def random_state() -> dict[str, Any]:

@@ -30,6 +30,25 @@ def expert_ranks() -> int:
     return int(parallel_state.get_expert_model_parallel_world_size())
 
 
+def expert_rank() -> int:
+    """This process's place among them."""
+    return int(parallel_state.get_expert_model_parallel_rank())
+
+
+def gather_over_experts(x: torch.Tensor) -> torch.Tensor:
+    """Contiguous x [T, …] of all ranks that share experts, one after another; each has as many rows."""
+    whole = x.new_empty(expert_ranks() * x.shape[0], *x.shape[1:])
+    dist.all_gather_into_tensor(whole, x, group=parallel_state.get_expert_model_parallel_group())
+    return whole
+
+
+def scatter_sum_over_experts(x: torch.Tensor) -> torch.Tensor:
+    """Undo `gather_over_experts`: the sum over the ranks of contiguous x, of it this rank's rows."""
+    mine = x.new_empty(x.shape[0] // expert_ranks(), *x.shape[1:])
+    dist.reduce_scatter_tensor(mine, x, group=parallel_state.get_expert_model_parallel_group())
+    return mine
+
+
 class PendingPlan:
     """The exchange of counts, under way. What is given to the device before `wait` keeps it busy while the host waits.
 

@@ -85,6 +85,8 @@ class DecodeLayout(TokenLayout):
         longest: no position that counts is as large.
     """
 
+    alike = True
+
     def __init__(
         self, positions: torch.Tensor, rows: torch.Tensor, writable: torch.Tensor, longest: int, cache: PagedCache
     ) -> None:

@@ -33,7 +33,8 @@ def bucket(rows: int) -> int:
 
 
 class DecodeLoop:
-    """Decodes rows of `cache`, for a model whose layers and experts are all in this process.
+    """Decodes rows of `cache`, for a model whose layers are all in this process. Ranks that share experts, or a replica,
+    call it together, with the same turns, rows and longest.
 
     Args:
         graphs: run forward passes as CUDA graphs.
@@ -44,7 +45,7 @@ class DecodeLoop:
         self, model: RingModel, cache: PagedCache, sampling: SamplingConfig, graphs: bool, note_routes: bool = False
     ) -> None:
         self.model, self.cache, self.sampling, self.graphs = model, cache, sampling, graphs
-        device, most = cache.keys.device, bucket(cache.size.rows)
+        device, most = cache.keys.device, self.size(sampling.max_batch)
         # Of each row: token to feed, its position, row of the block table, end of what it may write, seed, tokens it has.
         self.state = torch.zeros(6, most, dtype=torch.int64, device=device)
         self.turn = torch.zeros(1, dtype=torch.int64, device=device)
@@ -54,18 +55,25 @@ class DecodeLoop:
         self._captured: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}
         self._pool = torch.cuda.graph_pool_handle() if graphs else None
 
+    def size(self, rows: int) -> int:
+        """Rows that are computed for so many sequences; as many for every tensor-parallel rank."""
+        wanted, tensor = bucket(rows) if self.graphs else rows, self.model.tensor_size
+        return -(-wanted // tensor) * tensor
+
     @torch.no_grad()
-    def run(self, sequences: Sequence[Response], turns: int) -> list[Sampled]:
-        """`turns` (at most HORIZON) tokens for each of the sequences."""
-        rows = len(sequences)
-        size = bucket(rows) if self.graphs else rows
-        longest = max(sequence.cached for sequence in sequences) + turns
-        span = SPAN
+    def run(self, sequences: Sequence[Response], turns: int, rows: int, longest: int) -> list[Sampled]:
+        """`turns` (at most HORIZON) tokens for each of the sequences.
+
+        Args:
+            rows: at least as many as sequences on any rank that calls this now.
+            longest: no sequence becomes longer in these turns.
+        """
+        size, count, span = self.size(rows), len(sequences), SPAN
         while span < longest:
             span *= 2
         graph = self._graph(size, span) if self.graphs else None
         columns = [(s.last_token, s.cached, s.row, s.writable, s.request.seed, len(s.tokens)) for s in sequences]
-        columns += [(0,) * 6] * (size - rows)
+        columns += [(0,) * 6] * (size - count)
         self.state[:, :size].copy_(torch.tensor(columns, dtype=torch.int64).t())
         self.turn.zero_()
         for _ in range(turns):
@@ -73,9 +81,9 @@ class DecodeLoop:
                 self._one_token(size, longest)
             else:
                 graph.replay()
-        drawn = self.drawn[:turns, :, :rows].permute(2, 1, 0).cpu()
+        drawn = self.drawn[:turns, :, :count].permute(2, 1, 0).cpu()
         numbers = drawn[:, 1:].tolist()
-        routes = [()] * rows if self.routes is None else routes_as_bytes(self.routes[:turns, :rows])
+        routes = [()] * count if self.routes is None else routes_as_bytes(self.routes[:turns, :count])
         ids = drawn[:, 0].long().tolist()
         return [Sampled(*found) for found in zip(ids, *zip(*numbers, strict=True), routes, strict=True)]
 
@@ -87,7 +95,7 @@ class DecodeLoop:
             layout.routes = NotedRoutes(self.noted[:size], self.model.route_layers.start)
         logits_nv = forward_all_stages(self.model, tokens, layout)
         assert logits_nv is not None
-        drawn = draw_rows(logits_nv, seeds, counts, self.sampling)
+        drawn = draw_rows(logits_nv, seeds, counts, self.sampling, self.model.tensor_rank)
         self.drawn[:, :, :size].index_copy_(0, self.turn, drawn[None])
         if self.routes is not None and self.noted is not None:
             self.routes.index_copy_(0, self.turn, self.noted[None])
@@ -104,7 +112,8 @@ class DecodeLoop:
             self._one_token(size, span)  # compiles what is new
             self.turn.zero_()
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool):
+            # NCCL's watchdog asks for events meanwhile: only this thread must not.
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 self._one_token(size, span)
             self._captured[size, span] = graph
         return graph

@@ -48,8 +48,9 @@ class Sampler:
         self._cache: PagedCache | None = None
         self._loop: DecodeLoop | None = None
         parallel, device = context.config, context.device
-        alone = parallel.tensor == parallel.expert == parallel.pipeline == 1
-        self.graphs = alone and device.type == "cuda" and sampling.cuda_graphs
+        # One pass through a pipeline cannot feed itself; megatron-core's dispatcher waits for the device.
+        able = parallel.pipeline == parallel.expert_tensor == 1
+        self.graphs = able and device.type == "cuda" and sampling.cuda_graphs
         # Without graphs nothing is gained by not looking at each token.
         self.horizon = HORIZON if self.graphs else 1
 
@@ -98,6 +99,8 @@ class Sampler:
             problem = error
         self._settle(problem)
         assert scheduler is not None
+        if self.context.config.expert > 1 and any(collectives.max_over_world([self._loop is None], self.context.device)):
+            self._loop = None  # ranks that share experts capture graphs together, or not at all
         failure: Exception | None = None
         was_training = self.model.training
         self.model.eval()
@@ -108,7 +111,8 @@ class Sampler:
                     break
                 # What is not counted is not lost: no need for short steps near the end of such a budget.
                 horizon = self.horizon if counted is not None else self._horizon(token_budget, tokens)
-                step = scheduler.plan(1 if on_token is not None else horizon) if scheduler.has_work else Step()
+                horizon = 1 if on_token is not None else horizon
+                step = scheduler.plan(horizon) if scheduler.has_work else Step(horizon=horizon)
                 sampled = self._run(step) if scheduler.has_work or self.context.config.expert > 1 else []
                 try:
                     _check_finite(step, sampled)
@@ -213,14 +217,22 @@ class Sampler:
         """Run a step through all pipeline stages; as many tokens as its horizon says for each sequence that decodes."""
         assert self._cache is not None
         self._cache.prepare(step)
-        if step.decoding and (self.graphs or self.horizon > 1):
+        if not self.graphs and self.horizon == 1:
+            return self._forward_eagerly(step.decoding, step.chunks)
+        rows, longest, fills, turns = len(step.decoding), 0, bool(step.chunks), step.horizon
+        if rows:
+            longest = max(sequence.cached for sequence in step.decoding) + turns
+        if self.context.config.expert > 1:
+            rows, longest, some, less = collectives.max_over_world([rows, longest, fills, -turns], self.context.device)
+            fills, turns = some > 0, -less
+        sampled: list[Sampled] = []
+        if rows:
             if self._loop is None:
                 self._loop = DecodeLoop(self.model, self._cache, self.sampling, self.graphs, self.note_routes)
-            sampled = self._loop.run(step.decoding, step.horizon)
-            if step.chunks:
-                self._forward_eagerly([], step.chunks)
-            return sampled
-        return self._forward_eagerly(step.decoding, step.chunks)
+            sampled = self._loop.run(step.decoding, turns, rows, longest)
+        if fills:
+            self._forward_eagerly([], step.chunks)
+        return sampled
 
     def _forward_eagerly(self, decoding: list[Response], chunks: list[Chunk]) -> list[Sampled]:
         assert self._cache is not None

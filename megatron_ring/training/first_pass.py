@@ -10,8 +10,9 @@ import torch
 from megatron_ring.data.packing import PolicyBatch
 from megatron_ring.rl.gspo import sequence_log_ratios
 from megatron_ring.rl.mismatch import Correction
+from megatron_ring.training.figures import LossOutput
 from megatron_ring.training.policy_loss import PolicyLoss
-from megatron_ring.training.trainer import LossOutput, Trainer
+from megatron_ring.training.trainer import Trainer
 
 
 def evaluated_logprobs(

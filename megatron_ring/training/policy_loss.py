@@ -22,8 +22,8 @@ from megatron_ring.rl.mismatch import (
 from megatron_ring.rl.objectives import make_objective
 from megatron_ring.rl.policy import LossSettings, Objective, PolicyTokens
 from megatron_ring.stage_config import RLConfig
+from megatron_ring.training.figures import LossOutput
 from megatron_ring.training.run_dir import Histogram
-from megatron_ring.training.trainer import LossOutput
 
 QUANTILES = {"k_p01": 0.01, "k_p10": 0.10, "k_p50": 0.50, "k_p90": 0.90, "k_p99": 0.99}
 

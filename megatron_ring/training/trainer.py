@@ -7,7 +7,7 @@ tokens of the whole step, over all micro-batches and data-parallel ranks.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from typing import Any, Protocol
@@ -23,27 +23,15 @@ from megatron.core.optimizer import get_megatron_optimizer
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from megatron_ring.config import OptimizerConfig
-from megatron_ring.data.packing import MicroBatch
+from megatron_ring.data.packing import MicroBatch, moved_to
 from megatron_ring.model.layout import PackedLayout
 from megatron_ring.model.ring_model import RingModel, forward_packed
 from megatron_ring.model.routes import GivenRoutes
 from megatron_ring.parallel import collectives
 from megatron_ring.parallel.context import ParallelContext
 from megatron_ring.training.adamw import install, update
+from megatron_ring.training.figures import LossOutput, PendingFigures
 from megatron_ring.training.gradient_buffers import GradientBuffers
-
-
-@dataclass(frozen=True)
-class LossOutput:
-    """What a loss makes of some tokens, all scalars.
-
-    loss: a sum over the tokens, differentiable in their log-probabilities and entropies. sums, maxima: metrics to be added
-    up or maximised over calls, micro-batches and ranks.
-    """
-
-    loss: torch.Tensor
-    sums: dict[str, torch.Tensor] = field(default_factory=dict)
-    maxima: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 class Loss(Protocol):
@@ -129,47 +117,43 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_mult", 1.0)
             group["weight_decay"] = self.optimizer_config.weight_decay * group.get("wd_mult", 1.0)
-        result = self._run(batches, loss, forward_only=False)
-        updated, grad_norm = update(self.optimizer, self.optimizer_config.clip_grad, max(1, result.loss_tokens))
+        found = self._run(batches, loss, forward_only=False)
+        # The norm is read by the host: the figures have come by then.
+        updated, grad_norm = update(self.optimizer, self.optimizer_config.clip_grad, max(1, found.loss_tokens))
         if not updated:
             raise FloatingPointError(f"gradient norm is {grad_norm}")
-        return StepResult(**{**result.__dict__, "grad_norm": grad_norm})
+        return found.result(grad_norm)
 
     @torch.no_grad()
     def evaluate(self, batches: Sequence[MicroBatch], loss: Loss) -> StepResult:
         """Figures of `loss` over this rank's micro-batches and all others', without training."""
         self.model.eval()
-        return self._run(batches, loss, forward_only=True)
+        return self._run(batches, loss, forward_only=True).result(0.0)
 
-    def _run(self, batches: Sequence[MicroBatch], loss: Loss, forward_only: bool) -> StepResult:
-        device = self.context.device
-        counts = torch.tensor(
-            [sum(int(b.loss_mask.sum()) for b in batches), sum(int(b.token_mask.sum()) for b in batches)],
-            dtype=torch.int64,
-            device=device,
-        )
-        loss_tokens, routed_tokens = (int(count) for count in collectives.sum_over_data(counts))
-        self.model.router_losses.start_step(loss_tokens / max(1, routed_tokens))
+    def _run(self, batches: Sequence[MicroBatch], loss: Loss, forward_only: bool) -> _Ran:
+        device, losses = self.context.device, self.model.router_losses
+        counts = [sum(int(b.loss_mask.sum()) for b in batches), sum(int(b.token_mask.sum()) for b in batches)]
+        loss_tokens, routed_tokens = collectives.sum_counts_over_data(counts, device)
+        losses.start_step(loss_tokens / max(1, routed_tokens))
         outputs, kernels = run_schedule(self.ddp, batches, loss, device, forward_only)
-        sums, maxima = self._reduce(outputs)
-        return StepResult(loss_tokens, routed_tokens, sums, maxima, *self._router_means(device), "+".join(sorted(kernels)))
-
-    def _reduce(self, outputs: list[LossOutput]) -> tuple[dict[str, float], dict[str, float]]:
-        """Add up the metrics over micro-batches, data-parallel ranks, and tell every pipeline stage."""
-        sums = {name: sum(float(o.sums[name]) for o in outputs) for name in (outputs[0].sums if outputs else {})}
-        maxima = {name: max(float(o.maxima[name]) for o in outputs) for name in (outputs[0].maxima if outputs else {})}
-        everyone = collectives.gather_over_data((sums, maxima))
-        sums = {name: sum(s[name] for s, _ in everyone) for name in sums}
-        maxima = {name: max(m[name] for _, m in everyone) for name in maxima}
-        return collectives.broadcast_object_from_last_stage((sums, maxima))
-
-    def _router_means(self, device: torch.device) -> tuple[float, float, float | None]:
-        """Means over tokens and MoE layers of the balance and z-losses; the disagreement with given experts."""
-        sums = collectives.sum_over_data(self.model.router_losses.local_sums(device))
+        sums = collectives.sum_over_data(losses.local_sums(device))
         if self.model.config.sequence_parallel:
             collectives.sum_over_tensor(sums)
-        balance, z, tokens, others, given = collectives.sum_over_pipeline(sums).tolist()
-        return balance / max(tokens, 1), z / max(tokens, 1), others / given if given else None
+        figures = PendingFigures(outputs, collectives.sum_over_pipeline(sums))
+        return _Ran(loss_tokens, routed_tokens, "+".join(sorted(kernels)), figures)
+
+
+@dataclass(frozen=True)
+class _Ran:
+    """A step's passes, given to the device."""
+
+    loss_tokens: int
+    routed_tokens: int
+    attention: str
+    figures: PendingFigures
+
+    def result(self, grad_norm: float) -> StepResult:
+        return StepResult(self.loss_tokens, self.routed_tokens, *self.figures.read(), self.attention, grad_norm)
 
 
 def _finalize_gradients(buffers: GradientBuffers, model: Any, _num_tokens: Any = None, **settings: Any) -> None:
@@ -203,7 +187,7 @@ def run_schedule(
         routes = getattr(batch, "routes", None)
         if routes is not None:
             layout.routes = GivenRoutes(routes, batch.loss_mask, ddp.module.route_layers.start)
-        rows = host.loss_mask.nonzero()[:, 0].to(device)  # found on the host: no device sync
+        rows = moved_to(host.loss_mask.nonzero()[:, 0], device)  # found on the host: no device sync
         hidden = forward_packed(model, batch.tokens, layout, padding=~batch.token_mask)
         if layout.kernel is not None:
             kernels.add(layout.kernel)
@@ -217,7 +201,7 @@ def run_schedule(
                 return output.loss
 
             total = ddp.module.output_layer.loss(hidden, rows, counted.targets, loss.temperature, token_loss)
-            return total, torch.tensor(rows.numel(), dtype=torch.int, device=device), {}
+            return total, torch.full((), rows.numel(), dtype=torch.int, device=device), {}
 
         return hidden, reduce
 

@@ -10,6 +10,7 @@ import torch
 
 from megatron_ring.config import ParallelConfig, SamplingConfig
 from megatron_ring.presets import RING_LITE
+from tests.layouts import LAYOUTS
 
 if not torch.cuda.is_available():
     pytest.skip("no CUDA device", allow_module_level=True)
@@ -57,27 +58,34 @@ def test_chunks_that_go_on() -> None:
         start += count
 
 
-def sampled(settings: dict[str, Any]) -> tuple[list[list[int]], list[list[float]], list[list[float]], float]:
-    """Tokens and log-probabilities of the sampler, the latter by the trainer's forward too, and the memory that is left
-    taken, in bytes."""
+def model_and_requests(parallel: ParallelConfig, dtype: torch.dtype) -> tuple[Any, Any, list[Any]]:
     from megatron_ring.checkpoint.weights import initialize_weights
-    from megatron_ring.model.layout import PackedLayout
-    from megatron_ring.model.ring_model import build_model, forward_all_stages
+    from megatron_ring.model.ring_model import build_model
     from megatron_ring.parallel import context
     from megatron_ring.sampler.requests import GenerationRequest, request_seed
-    from megatron_ring.sampler.sampler import Sampler
 
-    here = context.initialize(ParallelConfig(), SHAPE, seed=0)
-    model = build_model(SHAPE, here, dtype=torch.bfloat16)
+    here = context.initialize(parallel, SHAPE, seed=0)
+    model = build_model(SHAPE, here, dtype=dtype)
     initialize_weights(model, seed=11)
     generator = torch.Generator().manual_seed(5)
     prompts = [torch.randint(4, 16_000, (5 + 77 * i % 600,), generator=generator).tolist() for i in range(12)]
     requests = [GenerationRequest(p, request_seed(i, k), 40 + 50 * k) for i, p in enumerate(prompts) for k in range(3)]
+    return model, here, requests
+
+
+def sampled(settings: dict[str, Any]) -> tuple[list[list[int]], list[list[float]], list[list[float]], float]:
+    """Tokens and log-probabilities of the sampler, the latter by the trainer's forward too, and the memory that is left
+    taken, in bytes."""
+    from megatron_ring.model.layout import PackedLayout
+    from megatron_ring.model.ring_model import forward_all_stages
+    from megatron_ring.sampler.sampler import Sampler
+
+    model, here, requests = model_and_requests(ParallelConfig(), torch.bfloat16)
     sampler = Sampler(model, here, SamplingConfig(**settings), eos_id=-1)
     found = sampler.generate(requests)
     sampler.release()
     held = []
-    for _ in range(5):
+    for _ in range(4):
         torch.cuda.synchronize()
         held.append(torch.cuda.memory_allocated())
         assert [c.tokens for c in sampler.generate(requests)] == [c.tokens for c in found]
@@ -88,29 +96,50 @@ def sampled(settings: dict[str, Any]) -> tuple[list[list[int]], list[list[float]
         tokens = torch.tensor(whole, device="cuda")
         logits = forward_all_stages(model, tokens, PackedLayout(torch.arange(len(whole), device="cuda"), [len(whole)]))
         assert logits is not None
-        log_p = torch.log_softmax(logits.float(), -1)[len(request.prompt_tokens) - 1 : -1]
+        log_p = torch.log_softmax(logits.float() / (settings.get("temperature") or 1.0), -1)
+        log_p = log_p[len(request.prompt_tokens) - 1 : -1]
         trained.append(log_p.gather(1, tokens[len(request.prompt_tokens) :, None])[:, 0].tolist())
     return [c.tokens for c in found], [c.logprobs for c in found], trained, float(max(held) - min(held))
 
 
+def alike(a: list[list[int]], b: list[list[int]]) -> float:
+    """The share of tokens that are the same, in the mean of the responses: one drawn otherwise changes all that follow."""
+    shares = [sum(x == y for x, y in zip(one, other, strict=True)) / len(one) for one, other in zip(a, b, strict=True)]
+    return sum(shares) / len(shares)
+
+
 @pytest.mark.distributed
-def test_graphs_are_what_single_launches_are(run_on) -> None:
-    tokens, logprobs, trained, left = run_on(1, sampled, {"max_batch": 20})[0]
+@pytest.mark.parametrize(
+    "settings", [{}, {"top_p": 0.9, "top_k": 50, "min_p": 0.01}, {"temperature": 0.0}, {"stop_token_ids": (7,)}]
+)
+def test_graphs_are_what_single_launches_are(run_on, settings: dict[str, Any]) -> None:
+    settings = {"max_batch": 20, **settings}
+    tokens, logprobs, trained, left = run_on(1, sampled, settings)[0]
     assert left == 0
-    plain = run_on(1, sampled, {"max_batch": 20, "cuda_graphs": False})[0]
-    # bf16 rounds otherwise in a batch of another size, and a token drawn otherwise changes all that follow.
-    alike = [sum(a == b for a, b in zip(x, y, strict=True)) / len(x) for x, y in zip(tokens, plain[0], strict=True)]
-    assert sum(alike) / len(alike) > 0.7
     gaps = torch.tensor([abs(a - b) for x, y in zip(logprobs, trained, strict=True) for a, b in zip(x, y, strict=True)])
-    print(f"sampler and trainer: {gaps.mean():.2e} nats apart in the mean, {gaps.max():.2e} at most")
+    print(f"{settings}: sampler and trainer {gaps.mean():.2e} nats apart in the mean, {gaps.max():.2e} at most")
     assert gaps.mean() < 0.02
+    plain = run_on(1, sampled, {**settings, "cuda_graphs": False})[0]
+    if "stop_token_ids" not in settings:
+        assert all(len(response) in (40, 90, 140) for response in tokens)
+        assert alike(tokens, plain[0]) > 0.7  # bf16 rounds otherwise in a batch of another size
 
 
-def drawn_with(settings: dict[str, Any]) -> int:
-    return sum(len(tokens) for tokens in sampled(settings)[0])
+def responses(parallel: ParallelConfig) -> tuple[int, list[list[int]]]:
+    from megatron_ring.sampler.sampler import Sampler
+
+    model, here, requests = model_and_requests(parallel, torch.float32)
+    sampler = Sampler(model, here, SamplingConfig(max_batch=20), eos_id=-1)
+    assert sampler.graphs
+    return here.data_rank, [c.tokens for c in sampler.generate(requests[here.data_rank :: here.data_size])]
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("settings", [{"top_p": 0.9, "top_k": 50, "min_p": 0.01}, {"temperature": 0.0}])
-def test_cut_distributions_run_in_graphs(run_on, settings: dict[str, Any]) -> None:
-    assert run_on(1, drawn_with, settings)[0] == 12 * (40 + 90 + 140)
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two CUDA devices")
+@pytest.mark.parametrize("layout", ["tp2", "ep2", "dp2"])
+def test_layouts_agree_with_one_gpu(run_on, layout: str) -> None:
+    """In fp32, by graphs that hold NCCL's collectives."""
+    processes, parallel = LAYOUTS[layout]
+    alone = run_on(1, responses, ParallelConfig())[0][1]
+    for data_rank, found in run_on(processes, responses, parallel):
+        assert alike(found, alone[data_rank :: parallel.data(processes)]) > 0.95

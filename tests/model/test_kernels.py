@@ -115,15 +115,29 @@ def test_swiglu(rows: int, width: int, weighted: bool, dtype: torch.dtype) -> No
 def test_rows(tokens: int, k: int, width: int, dtype: torch.dtype) -> None:
     x = draw(tokens, width, dtype=dtype)
     order = torch.randperm(tokens * k, generator=torch.Generator().manual_seed(1)).to(DEVICE)
-    gathered = rows_triton.gather(x, order, k)
-    assert torch.equal(gathered, x[order // k])
+    assert torch.equal(rows_triton.gather(x, order // k), x[order // k])
     back = torch.empty_like(order)
     back[order] = torch.arange(order.numel(), device=DEVICE)
+    assert torch.equal(rows_triton.spread(x, back.view(tokens, k)), x[order // k])
     y = draw(tokens * k, width, dtype=dtype, seed=2)
     plus = (draw(tokens, width, dtype=dtype, seed=3), draw(tokens, width, dtype=dtype, seed=4))
     for count in range(3):
         wanted = y.double()[back].view(tokens, k, width).sum(1) + sum(p.double() for p in plus[:count])
         assert error(rows_triton.combine(y, back.view(tokens, k), plus[:count]), wanted) < allowed(dtype)
+
+
+@pytest.mark.parametrize(
+    ("slots", "experts", "used"),
+    [(0, 4, 4), (1, 1, 1), (300, 8, 8), (1030, 60, 7), (2000, 64, 1), (515, 200, 200), (66000, 2, 2)],
+)
+def test_sort(slots: int, experts: int, used: int) -> None:
+    """Experts without slots, one that has all, more blocks than one pass of the scan takes, no power of two."""
+    chosen = torch.randint(used, (slots,), generator=torch.Generator().manual_seed(1)).to(DEVICE)
+    chosen = chosen * (experts // used)
+    order, back, ends = rows_triton.sort(chosen, experts)
+    assert torch.equal(order, chosen.sort(stable=True).indices)
+    assert torch.equal(back[order], torch.arange(slots, device=DEVICE))
+    assert torch.equal(ends, torch.bincount(chosen, minlength=experts).cumsum(0).int())
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -136,26 +150,31 @@ def test_vocabulary(width: int, temperature: float, dtype: torch.dtype) -> None:
     logits[:, width - impossible :] = -1e30
     logits[1, 0] = 60.0  # one class takes all
     columns = torch.arange(rows, device=DEVICE) % (width - impossible)
-    owned = torch.tensor([True] * (rows - 1) + [False], device=DEVICE)
-    maximum, total, weighted, target = vocabulary_triton.statistics(logits, columns, owned, temperature)
+    columns[-2], columns[-1] = width, -3  # of other ranks
+    owned = torch.tensor([True] * (rows - 2) + [False] * 2, device=DEVICE)
+    maximum, total, weighted, target = vocabulary_triton.statistics(logits, columns, temperature)
     x = (logits.double() / temperature)[1:].requires_grad_()
     top = x.detach().max(-1, keepdim=True).values
     assert torch.allclose(maximum[1:].double(), top[:, 0], rtol=1e-6)
     assert torch.isfinite(torch.stack((maximum, total, weighted, target))).all()
     assert error(total[1:], (x - top).exp().sum(-1)) < 2e-6
     assert error(weighted[1:], ((x - top).exp() * (x - top)).sum(-1)) < 2e-5
-    picked = x.gather(1, columns[1:, None])[:, 0] * owned[1:]
+    at = columns[1:, None].clamp(0, width - 1)
+    picked = x.gather(1, at)[:, 0] * owned[1:]
     assert error(target[1:], picked) < 2e-6
 
     log_p = torch.log_softmax(x, -1)
     entropy = -(log_p.exp() * log_p).sum(-1)
     by_logprob, by_entropy = draw(rows, seed=5), draw(rows, seed=6)
-    loss = (log_p.gather(1, columns[1:, None])[:, 0] * by_logprob[1:].double() * owned[1:]).sum()
+    finished = vocabulary_triton.finished_statistics(logits[:-2], columns[:-2], temperature)
+    for found, wanted in zip(finished, (log_p.gather(1, at)[:, 0], entropy, torch.logsumexp(x, -1)), strict=True):
+        assert (found[1:].double() - wanted[:-2]).abs().max() < 2e-5
+    loss = (log_p.gather(1, at)[:, 0] * by_logprob[1:].double() * owned[1:]).sum()
     # A row whose target is on another rank still has that target's gradient by the normaliser.
     loss = loss - (torch.logsumexp(x, -1) * by_logprob[1:].double() * ~owned[1:]).sum()
     (loss + (entropy * by_entropy[1:].double()).sum()).backward()
     found = vocabulary_triton.gradient_in_place(
-        logits[1:].clone(), columns[1:], owned[1:], torch.logsumexp(x.detach(), -1).float(), entropy.detach().float(),
+        logits[1:].clone(), columns[1:], torch.logsumexp(x.detach(), -1).float(), entropy.detach().float(),
         by_logprob[1:], by_entropy[1:], temperature,
     )  # fmt: skip
     assert error(found, x.grad / temperature) < allowed(dtype)
@@ -182,6 +201,13 @@ def test_router(tokens: int, experts: int, k: int, padded: bool, split: torch.dt
     lse = torch.logsumexp(x, -1)
     expected = torch.cat((counts, (p * valid[:, None]).sum(0), (lse.square() * valid).sum()[None], valid.sum()[None]))
     assert error(sums, expected) < 2e-6
+
+    every = sums * 3.0 + 1.0
+    found_share, figures = router_triton.share(every, sums, k)
+    wanted_share = every[:experts].double() / every[-1].double() / k
+    assert error(found_share, wanted_share) < 2e-6
+    wanted_balance = experts * (wanted_share @ expected[experts:-2])
+    assert error(figures, torch.stack((wanted_balance, expected[-2], expected[-1]))) < 2e-6
 
     share, d, scale = draw(experts, seed=1).abs(), draw(tokens, k, seed=2), torch.full((1,), 0.5, device=DEVICE)
     balance = experts * ((p @ share.double()) * valid).sum()

@@ -105,9 +105,10 @@ def differences(parallel: ParallelConfig, temperature: float, scale: float, chun
 @pytest.mark.distributed
 @pytest.mark.parametrize("tensor", [1, 2])
 @pytest.mark.parametrize(("temperature", "scale", "chunk"), [(1.0, 1.0, 100), (0.7, 1.0, 7), (1.0, 8.0, 20), (0.7, 8.0, 1)])
-def test_agree_with_float64(run_on, tensor: int, temperature: float, scale: float, chunk: int) -> None:
-    for found in run_on(tensor, differences, ParallelConfig(tensor=tensor), temperature, scale, chunk, 41):
-        assert found.pop("calls") == -(-41 // chunk)
+@pytest.mark.parametrize("counted", [41, TOKENS])
+def test_agree_with_float64(run_on, tensor: int, temperature: float, scale: float, chunk: int, counted: int) -> None:
+    for found in run_on(tensor, differences, ParallelConfig(tensor=tensor), temperature, scale, chunk, counted):
+        assert found.pop("calls") == -(-counted // chunk)
         # Nothing is as large as a chunk's logits, but for what has the size of the weight.
         assert found.pop("largest") <= max(chunk * VOCABULARY // tensor, VOCABULARY * HIDDEN // tensor, TOKENS * HIDDEN)
         assert max(found.values()) < 2e-5, found

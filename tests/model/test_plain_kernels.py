@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from megatron_ring.model.kernels.norm import add_and_norm, norm_and_pass
 from megatron_ring.model.kernels.rope import split_and_rotate
 from megatron_ring.model.kernels.router import choose_experts, logits_gradient
-from megatron_ring.model.kernels.rows import combine_rows, gather_rows, sort_by_expert
+from megatron_ring.model.kernels.rows import combine_rows, gather_rows, sort_by_expert, spread_rows
 from megatron_ring.model.kernels.swiglu import swiglu_backward, swiglu_forward
 from megatron_ring.model.rope import rope_tables
 
@@ -97,7 +97,8 @@ def test_router(experts: int, k: int, padded: bool) -> None:
 def test_rows_there_and_back() -> None:
     x, chosen = draw(9, 6), torch.randint(5, (9, 3), generator=torch.Generator().manual_seed(0))
     places = sort_by_expert(chosen, 5)
-    gathered = gather_rows(x, places.order, 3)
+    gathered = spread_rows(x, places)
+    assert torch.equal(gathered, x[places.order // 3]) and torch.equal(gather_rows(x, chosen[:, 0]), x[chosen[:, 0]])
     assert chosen.flatten()[places.order].diff().min() >= 0
     other = draw(9, 6, seed=1)
     assert torch.allclose(combine_rows(gathered, places.back, other), 3 * x + other)

@@ -159,12 +159,14 @@ def test_a_response_depends_on_its_seed_alone(run_on) -> None:
 TIGHT = SamplingConfig(max_batch=4, page_size=4, prefill_tokens=7, kv_tokens=64)
 
 
-def sampled_under(parallel: ParallelConfig, sampling: SamplingConfig) -> tuple[int, list[Any]]:
+def sampled_under(parallel: ParallelConfig, sampling: SamplingConfig, horizon: int = 1) -> tuple[int, list[Any]]:
     from megatron_ring.sampler.sampler import Sampler
 
     model, here = make(parallel)
     requests = groups([3, 1, 2, 2, 1])
-    return here.data_rank, Sampler(model, here, sampling, EOS).generate(requests[here.data_rank :: here.data_size])
+    sampler = Sampler(model, here, sampling, EOS)
+    sampler.horizon = horizon
+    return here.data_rank, sampler.generate(requests[here.data_rank :: here.data_size])
 
 
 def sampled_alone() -> tuple[list[Any], float]:
@@ -198,9 +200,21 @@ MORE_LAYOUTS = {"ep2_of_4": (4, ParallelConfig(expert=2))}  # two replicas of ea
 @pytest.mark.parametrize("layout", [*LAYOUTS, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE_LAYOUTS)])
 def test_every_layout_samples_the_same(run_on, alone: list[Any], layout: str) -> None:
     """In little memory, with chunks and preemption, as one process with room for all."""
+    same_as_alone(run_on, alone, layout, horizon=1)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("layout", ["dp2", "tp2", "ep2", pytest.param("tp2_ep2", marks=pytest.mark.slow),
+                                    pytest.param("ep2_of_4", marks=pytest.mark.slow)])  # fmt: skip
+def test_several_tokens_in_a_row_are_the_same(run_on, alone: list[Any], layout: str) -> None:
+    """What CUDA graphs hold, without the graphs: ranks that share experts see each other's tokens."""
+    same_as_alone(run_on, alone, layout, horizon=5)
+
+
+def same_as_alone(run_on, alone: list[Any], layout: str, horizon: int) -> None:
     processes, parallel = {**LAYOUTS, **MORE_LAYOUTS}[layout]
     data_size = parallel.data(processes)
-    for data_rank, found in run_on(processes, sampled_under, parallel, TIGHT):
+    for data_rank, found in run_on(processes, sampled_under, parallel, TIGHT, horizon):
         wanted = alone[data_rank::data_size]
         assert [(c.tokens, c.finish_reason) for c in found] == [(c.tokens, c.finish_reason) for c in wanted]
         for a, b in zip(found, wanted, strict=True):
@@ -208,20 +222,22 @@ def test_every_layout_samples_the_same(run_on, alone: list[Any], layout: str) ->
                 assert torch.allclose(torch.tensor(getattr(a, name)), torch.tensor(getattr(b, name)), atol=1e-5)
 
 
-def uneven_work() -> int:
+def uneven_work(horizon: int) -> int:
     """EP=2 with nine prompts on rank 0's side and none on the other: both must finish."""
     from megatron_ring.sampler.requests import GenerationRequest
     from megatron_ring.sampler.sampler import Sampler
 
     model, here = make(ParallelConfig(expert=2))
     sampler = Sampler(model, here, SamplingConfig(max_batch=4, max_new_tokens=8), EOS)
+    sampler.horizon = horizon
     requests = [GenerationRequest(p, i, 8) for i, p in enumerate(prompts(9))] if here.data_rank == 0 else []
     return len(sampler.generate(requests))
 
 
 @pytest.mark.distributed
-def test_a_replica_without_work_takes_part(run_on) -> None:
-    assert run_on(2, uneven_work) == [9, 0]
+@pytest.mark.parametrize("horizon", [1, 3])
+def test_a_replica_without_work_takes_part(run_on, horizon: int) -> None:
+    assert run_on(2, uneven_work, horizon) == [9, 0]
 
 
 def with_budgets(parallel: ParallelConfig, budget: int) -> tuple[int, list[Any], list[int]]:

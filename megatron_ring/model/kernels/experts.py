@@ -8,10 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
-from megatron_ring.model.kernels.rows import Places, combine_rows, gather_rows
-from megatron_ring.model.kernels.swiglu import swiglu_backward, swiglu_forward
+from megatron_ring.model.kernels.grouped import first_product, rows_product, weight_gradient
+from megatron_ring.model.kernels.rows import Places, combine_rows, spread_rows
+from megatron_ring.model.kernels.swiglu import swiglu_backward
 
 
 def local_experts(
@@ -31,7 +31,7 @@ def local_experts(
         places: of the T * k slots.
         gate_up_e: [E, 2f, hidden], down_e: [E, hidden, f].
         plus: up to two tensors [T, hidden] that are added in the same pass.
-        recompute: gather rows and make the first product again in the backward pass instead of keeping [N, hidden + 2f].
+        recompute: gather rows and make the first product again in the backward pass instead of keeping [N, hidden + 3f].
     """
     return _LocalExperts.apply(x_th, weights_tk, places, gate_up_e, down_e, recompute, *plus)
 
@@ -52,20 +52,26 @@ def _backward_rows(
     dy_nh: torch.Tensor,
     x_nh: torch.Tensor,
     gate_up_nf: torch.Tensor,
+    activation: torch.Tensor | None,
     weights_n: torch.Tensor,
     ends_e: torch.Tensor,
     gate_up_e: torch.Tensor,
     down_e: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor]:
-    """Gradients by x [N, hidden], weights [N], gate_up and down of weight * expert(x)."""
-    d_activation = F.grouped_mm(dy_nh, down_e, offs=ends_e)
-    d_gate_up_nf, d_weights, activation = swiglu_backward(d_activation, gate_up_nf, weights_n, again=True)
-    assert activation is not None
+    """Gradients by x [N, hidden], weights [N], gate_up and down of weight * expert(x); activation [N, f] is SwiGLU's result,
+    made again where it was not kept: on the CPU nearly all of it is needed anyway."""
+    d_activation = rows_product("second's gradient", dy_nh, down_e, ends_e, transposed=False)
+    if activation is None:
+        d_gate_up_nf, d_weights, activation = swiglu_backward(d_activation, gate_up_nf, weights_n, again=True)
+        assert activation is not None
+    else:
+        d_gate_up_nf, d_weights, _ = swiglu_backward(d_activation, gate_up_nf, weights_n)
     del d_activation
-    d_down = F.grouped_mm(dy_nh.t(), activation, offs=ends_e)
+    d_down = weight_gradient(dy_nh, activation, ends_e)
     del activation
-    d_gate_up = F.grouped_mm(d_gate_up_nf.t(), x_nh, offs=ends_e)
-    return F.grouped_mm(d_gate_up_nf, gate_up_e, offs=ends_e), d_weights, d_gate_up, d_down
+    d_gate_up = weight_gradient(d_gate_up_nf, x_nh, ends_e)
+    dx_nh = rows_product("first's gradient", d_gate_up_nf, gate_up_e, ends_e, transposed=False)
+    return dx_nh, d_weights, d_gate_up, d_down
 
 
 class _LocalExperts(torch.autograd.Function):
@@ -80,31 +86,30 @@ class _LocalExperts(torch.autograd.Function):
         recompute: bool,
         *plus: torch.Tensor,
     ) -> torch.Tensor:
-        k = weights_tk.shape[1]
-        x_nh = gather_rows(x_th, places.order, k)
-        gate_up_nf = F.grouped_mm(x_nh, gate_up_e.transpose(1, 2), offs=places.ends)
+        x_nh = spread_rows(x_th, places)
         weights_n = weights_tk.flatten().index_select(0, places.order)
-        y_nh = F.grouped_mm(swiglu_forward(gate_up_nf, weights_n), down_e.transpose(1, 2), offs=places.ends)
+        gate_up_nf, activation = first_product(x_nh, gate_up_e, places.ends, weights_n)
+        y_nh = rows_product("second", activation, down_e, places.ends, transposed=True)
         ctx.places, ctx.plus = places, len(plus)
-        kept = (x_th, None) if recompute else (x_nh, gate_up_nf)
+        kept = (x_th, None, None) if recompute else (x_nh, gate_up_nf, activation if activation.is_cuda else None)
         ctx.save_for_backward(*kept, weights_n, gate_up_e, down_e)
         return combine_rows(y_nh, places.back, *plus)
 
     @staticmethod
     def backward(ctx: Any, d_th: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x_nh, gate_up_nf, weights_n, gate_up_e, down_e = ctx.saved_tensors
+        x_nh, gate_up_nf, activation, weights_n, gate_up_e, down_e = ctx.saved_tensors
         places: Places = ctx.places
-        k = places.back.shape[1]
         if gate_up_nf is None:
-            x_nh = gather_rows(x_nh, places.order, k)
-            gate_up_nf = F.grouped_mm(x_nh, gate_up_e.transpose(1, 2), offs=places.ends)
-        dy_nh = gather_rows(d_th, places.order, k)
+            x_nh = spread_rows(x_nh, places)
+            gate_up_nf = rows_product("first alone", x_nh, gate_up_e, places.ends, transposed=True)
+        dy_nh = spread_rows(d_th, places)
         dx_nh, d_weights, d_gate_up, d_down = _backward_rows(
-            dy_nh, x_nh, gate_up_nf, weights_n, places.ends, gate_up_e, down_e
+            dy_nh, x_nh, gate_up_nf, activation, weights_n, places.ends, gate_up_e, down_e
         )
-        del dy_nh, x_nh
-        d_weights_tk = None if d_weights is None else d_weights.index_select(0, places.back.flatten()).view(-1, k)
-        return combine_rows(dx_nh, places.back), d_weights_tk, None, d_gate_up, d_down, None, *[d_th] * ctx.plus
+        del dy_nh, x_nh, activation
+        back_tk = places.back
+        d_weights_tk = None if d_weights is None else d_weights.index_select(0, back_tk.flatten()).view(back_tk.shape)
+        return combine_rows(dx_nh, back_tk), d_weights_tk, None, d_gate_up, d_down, None, *[d_th] * ctx.plus
 
 
 class _SortedExperts(torch.autograd.Function):
@@ -119,16 +124,17 @@ class _SortedExperts(torch.autograd.Function):
         recompute: bool,
     ) -> torch.Tensor:
         weights_n = weights_n.float()
-        gate_up_nf = F.grouped_mm(x_nh, gate_up_e.transpose(1, 2), offs=ends_e)
-        ctx.save_for_backward(x_nh, None if recompute else gate_up_nf, weights_n, ends_e, gate_up_e, down_e)
-        return F.grouped_mm(swiglu_forward(gate_up_nf, weights_n), down_e.transpose(1, 2), offs=ends_e)
+        gate_up_nf, activation = first_product(x_nh, gate_up_e, ends_e, weights_n)
+        kept = (None, None) if recompute else (gate_up_nf, activation if activation.is_cuda else None)
+        ctx.save_for_backward(x_nh, *kept, weights_n, ends_e, gate_up_e, down_e)
+        return rows_product("second", activation, down_e, ends_e, transposed=True)
 
     @staticmethod
     def backward(ctx: Any, dy_nh: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x_nh, gate_up_nf, weights_n, ends_e, gate_up_e, down_e = ctx.saved_tensors
+        x_nh, gate_up_nf, activation, weights_n, ends_e, gate_up_e, down_e = ctx.saved_tensors
         if gate_up_nf is None:
-            gate_up_nf = F.grouped_mm(x_nh, gate_up_e.transpose(1, 2), offs=ends_e)
+            gate_up_nf = rows_product("first alone", x_nh, gate_up_e, ends_e, transposed=True)
         dx, d_weights, d_gate_up, d_down = _backward_rows(
-            dy_nh.contiguous(), x_nh, gate_up_nf, weights_n, ends_e, gate_up_e, down_e
+            dy_nh.contiguous(), x_nh, gate_up_nf, activation, weights_n, ends_e, gate_up_e, down_e
         )
         return dx, d_weights, None, d_gate_up, d_down, None

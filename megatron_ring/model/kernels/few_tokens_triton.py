@@ -9,6 +9,7 @@ Suffixes: t tokens, k experts of a token, n token-slots sorted by expert, h hidd
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -36,11 +37,13 @@ def _sort_slots(experts_ptr, order_ptr, back_ptr, ends_ptr, slots, BLOCK: tl.con
     slot = tl.arange(0, BLOCK)
     chosen = tl.load(experts_ptr + slot, mask=slot < slots, other=2147483647).to(tl.int32)
     here = chosen == expert
-    before = tl.sum((chosen < expert).to(tl.int32), 0)
+    before = tl.sum(((chosen >= 0) & (chosen < expert)).to(tl.int32), 0)
     place = before + tl.cumsum(here.to(tl.int32), 0) - 1
     tl.store(order_ptr + place, slot, mask=here)
     tl.store(back_ptr + slot, place, mask=here)
     tl.store(ends_ptr + expert, before + tl.sum(here.to(tl.int32), 0))
+    if expert == 0:  # slots of experts that are not here
+        tl.store(back_ptr + slot, -1, mask=(slot < slots) & ((chosen < 0) | (chosen >= tl.num_programs(0))))
 
 
 @triton.jit
@@ -104,8 +107,8 @@ def _few_down(  # type: ignore[no-untyped-def]
 
 
 def sort_slots(experts_tk: torch.Tensor, num_experts: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Of experts int64 [T, k], stable: int32 slot at each sorted place [N], place of each slot [T, k], and where each
-    expert's rows end [E]."""
+    """Of experts int64 [T, k], stable: int32 slot at each sorted place [N], place of each slot [T, k] (-1 for an expert that
+    is none of 0..E-1), and where each expert's rows end [E]."""
     slots = experts_tk.numel()
     device = experts_tk.device
     order = torch.empty(slots, dtype=torch.int32, device=device)
@@ -117,21 +120,22 @@ def sort_slots(experts_tk: torch.Tensor, num_experts: int) -> tuple[torch.Tensor
 
 def sorted_outputs(
     x_th: torch.Tensor, weights_tk: torch.Tensor, experts_tk: torch.Tensor, gate_up_e: torch.Tensor, down_e: torch.Tensor,
-    tiles: tuple[Tile, Tile] = (GATE_UP, DOWN),
+    tiles: tuple[Tile, Tile] = (GATE_UP, DOWN), share: float = 1.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """weight * expert(x) of each token-slot, sorted by expert, [N, hidden]; and int32 [T, k], where each slot's row is.
 
     Args:
         x_th: [T, hidden], contiguous; T at least 1.
-        weights_tk: fp32 [T, k], contiguous; experts_tk: int64 [T, k], contiguous.
+        weights_tk: fp32 [T, k], contiguous; experts_tk: int64 [T, k], contiguous; those outside 0..E-1 are not computed.
         gate_up_e: [E, 2f, hidden], down_e: [E, hidden, f], contiguous.
+        share: of the slots that are computed, about; for speed alone.
     """
     tokens, k = experts_tk.shape
     num_experts, hidden, width = down_e.shape
     order, back, ends = sort_slots(experts_tk, num_experts)
     act_nf, y_nh = x_th.new_empty(tokens * k, width), x_th.new_empty(tokens * k, hidden)
     # Rows in registers: half as many again as an expert has in the mean; an expert with more takes several rounds.
-    rows = max(16, min(64, triton.next_power_of_2(triton.cdiv(3 * tokens * k, 2 * num_experts))))
+    rows = max(16, min(64, triton.next_power_of_2(math.ceil(1.5 * share * tokens * k / num_experts))))
     up, down = tiles
     _few_gate_up[(triton.cdiv(width, up.rows), num_experts)](
         x_th, order, ends, weights_tk, gate_up_e, act_nf, hidden, width, K=k, ROWS=rows, TILE=up.rows, DEPTH=up.columns,

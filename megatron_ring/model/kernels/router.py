@@ -59,6 +59,18 @@ def _sums(
     return torch.cat((counts_e, p_sums_e, (lse_t.square() @ valid_t)[None], valid_t.sum()[None]))
 
 
+def share_and_figures(every: torch.Tensor, here: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The share of token-slots that each expert got, fp32 [E], and the sums over this rank's tokens of B, of Z and of 1,
+    fp32 [3], from `choose_experts`' sums over the micro-batch's tokens on all ranks and on this one."""
+    if here.is_cuda:
+        from megatron_ring.model.kernels import router_triton
+
+        return router_triton.share(every, here, k)
+    experts = here.numel() // 2 - 1
+    share_e = every[:experts] / (every[-1].clamp(min=1.0) * k)
+    return share_e, torch.stack((experts * (share_e @ here[experts:-2]), here[-2], here[-1]))
+
+
 def logits_gradient(
     logits_te: torch.Tensor,
     chosen: tuple[torch.Tensor, torch.Tensor],

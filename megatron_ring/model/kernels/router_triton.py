@@ -103,6 +103,28 @@ def _route_backward(  # type: ignore[no-untyped-def]
         tl.store(out_ptr + token[:, None].to(tl.int64) * E + expert[None, :], d, mask=real)
 
 
+@triton.jit
+def _route_share(every_ptr, here_ptr, share_ptr, figures_ptr, E: tl.constexpr, K: tl.constexpr, E_BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    expert = tl.arange(0, E_BLOCK)
+    counts = tl.load(every_ptr + expert, mask=expert < E, other=0.0)
+    share = counts / (tl.maximum(tl.load(every_ptr + 2 * E + 1), 1.0) * K)
+    p_sums = tl.load(here_ptr + E + expert, mask=expert < E, other=0.0)
+    tl.store(share_ptr + expert, share, mask=expert < E)
+    tl.store(figures_ptr, E * tl.sum(share * p_sums, axis=0))
+    tl.store(figures_ptr + 1, tl.load(here_ptr + 2 * E))
+    tl.store(figures_ptr + 2, tl.load(here_ptr + 2 * E + 1))
+
+
+def share(every: torch.Tensor, here: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """See `kernels.router.share_and_figures`."""
+    experts = here.numel() // 2 - 1
+    share_e, figures = here.new_empty(experts), here.new_empty(3)
+    _route_share[(1,)](
+        every, here, share_e, figures, E=experts, K=k, E_BLOCK=triton.next_power_of_2(experts), num_warps=1
+    )
+    return share_e, figures
+
+
 def forward(
     logits_te: torch.Tensor, k: int, padding_t: torch.Tensor | None, losses: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

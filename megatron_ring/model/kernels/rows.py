@@ -28,6 +28,11 @@ class Places:
 def sort_by_expert(experts_tk: torch.Tensor, num_experts: int) -> Places:
     """Sorted places of experts int64 [T, k], stable: an expert sees its tokens in their order. No host synchronisation."""
     flat = experts_tk.flatten()
+    if flat.is_cuda:
+        from megatron_ring.model.kernels import rows_triton
+
+        order, back, ends = rows_triton.sort(flat, num_experts)
+        return Places(order, back.view(experts_tk.shape), ends)
     # A short key is a short radix sort.
     ordered, order = flat.to(torch.uint8 if num_experts <= 256 else torch.int16).sort(stable=True)
     back = torch.empty_like(order).scatter_(0, order, torch.arange(order.numel(), device=order.device))
@@ -40,13 +45,22 @@ def _numbers(count: int, dtype: torch.dtype, device: torch.device) -> torch.Tens
     return torch.arange(count, dtype=dtype, device=device)
 
 
-def gather_rows(x_th: torch.Tensor, index_n: torch.Tensor, divisor: int = 1) -> torch.Tensor:
-    """x[index // divisor] for x [T, hidden] and index int64 [N] -> [N, hidden]."""
+def gather_rows(x_th: torch.Tensor, index_n: torch.Tensor) -> torch.Tensor:
+    """x[index] for x [T, hidden] and index int64 [N] -> [N, hidden]."""
     if x_th.is_cuda:
         from megatron_ring.model.kernels import rows_triton
 
-        return rows_triton.gather(x_th.contiguous(), index_n, divisor)
-    return x_th.index_select(0, index_n // divisor if divisor > 1 else index_n)
+        return rows_triton.gather(x_th.contiguous(), index_n)
+    return x_th.index_select(0, index_n)
+
+
+def spread_rows(x_th: torch.Tensor, places: Places) -> torch.Tensor:
+    """Each row of x [T, hidden] at the sorted places of its token's slots -> [T * k, hidden]."""
+    if x_th.is_cuda:
+        from megatron_ring.model.kernels import rows_triton
+
+        return rows_triton.spread(x_th.contiguous(), places.back)
+    return x_th.index_select(0, places.order // places.back.shape[1])
 
 
 def combine_rows(y_nh: torch.Tensor, index_tk: torch.Tensor, *plus: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ STATISTICS_BLOCK, BLOCK, WARPS = 1024, 4096, 8
 
 @triton.jit
 def _cross_entropy_statistics(  # type: ignore[no-untyped-def]
-    logits_ptr, column_ptr, owned_ptr, out_ptr, rows, width, inverse_temperature, BLOCK: tl.constexpr
+    logits_ptr, column_ptr, out_ptr, rows, width, inverse_temperature, FINISH: tl.constexpr, BLOCK: tl.constexpr
 ):
     row = tl.program_id(0).to(tl.int64)
     start_of_row = logits_ptr + row * width
@@ -44,16 +44,24 @@ def _cross_entropy_statistics(  # type: ignore[no-untyped-def]
     shrink = tl.exp(shift)
     weighted = tl.sum(shrink * (weighted + shift * total), axis=0)
     total = tl.sum(total * shrink, axis=0)
-    target = tl.load(start_of_row + tl.load(column_ptr + row)).to(tl.float32) * inverse_temperature
-    tl.store(out_ptr + row, largest)
-    tl.store(out_ptr + rows + row, total)
-    tl.store(out_ptr + 2 * rows + row, weighted)
-    tl.store(out_ptr + 3 * rows + row, tl.where(tl.load(owned_ptr + row), target, 0.0))
+    column = tl.load(column_ptr + row)
+    owned = (column >= 0) & (column < width)
+    target = tl.load(start_of_row + column, mask=owned, other=0.0).to(tl.float32) * inverse_temperature
+    if FINISH:
+        log_total = tl.log(total)
+        tl.store(out_ptr + row, target - largest - log_total)
+        tl.store(out_ptr + rows + row, log_total - weighted / total)
+        tl.store(out_ptr + 2 * rows + row, largest + log_total)
+    else:
+        tl.store(out_ptr + row, largest)
+        tl.store(out_ptr + rows + row, total)
+        tl.store(out_ptr + 2 * rows + row, weighted)
+        tl.store(out_ptr + 3 * rows + row, target)
 
 
 @triton.jit
 def _cross_entropy_gradient(  # type: ignore[no-untyped-def]
-    logits_ptr, column_ptr, owned_ptr, normaliser_ptr, entropy_ptr, by_logprob_ptr, by_entropy_ptr, width,
+    logits_ptr, column_ptr, normaliser_ptr, entropy_ptr, by_logprob_ptr, by_entropy_ptr, width,
     inverse_temperature, ENTROPY: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
@@ -67,7 +75,7 @@ def _cross_entropy_gradient(  # type: ignore[no-untyped-def]
     factor = tl.zeros([BLOCK], dtype=tl.float32) + by_logprob
     if ENTROPY:
         factor += tl.load(by_entropy_ptr + row) * (tl.load(entropy_ptr + row) + log_p)
-    hit = (column == tl.load(column_ptr + row)) & tl.load(owned_ptr + row)
+    hit = column == tl.load(column_ptr + row)
     gradient = (tl.where(hit, by_logprob, 0.0) - tl.where(p > 0.0, p * factor, 0.0)) * inverse_temperature
     tl.store(at, gradient.to(logits_ptr.dtype.element_ty), mask=inside)
 
@@ -80,37 +88,45 @@ def _cross_entropy_scale(x_ptr, scale_ptr, out_ptr, count, BLOCK: tl.constexpr):
     tl.store(out_ptr + at, x.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-def statistics(
-    logits_cv: torch.Tensor, columns: torch.Tensor, owned: torch.Tensor, temperature: float
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+def statistics(logits_cv: torch.Tensor, columns: torch.Tensor, temperature: float) -> tuple[torch.Tensor, ...]:
     """fp32 [C] each, of x = logits / temperature: the maximum m, sum of exp(x - m), sum of exp(x - m) (x - m), and x at
-    `columns` int64 [C] (0 where not `owned`)."""
+    `columns` int64 [C] (0 where that is none of the row's)."""
+    return tuple(_statistics(logits_cv, columns, temperature, 4))
+
+
+def finished_statistics(
+    logits_cv: torch.Tensor, columns: torch.Tensor, temperature: float
+) -> tuple[torch.Tensor, ...]:
+    """fp32 [C] each, where the row has all classes: log-probability of `columns`, entropy, logsumexp of
+    logits / temperature."""
+    return tuple(_statistics(logits_cv, columns, temperature, 3))
+
+
+def _statistics(logits_cv: torch.Tensor, columns: torch.Tensor, temperature: float, results: int) -> torch.Tensor:
     rows, width = logits_cv.shape
-    out = torch.empty(4, rows, dtype=torch.float32, device=logits_cv.device)
+    out = torch.empty(results, rows, dtype=torch.float32, device=logits_cv.device)
     if rows:
         _cross_entropy_statistics[(rows,)](
-            logits_cv, columns, owned, out, rows, width, 1.0 / temperature, BLOCK=STATISTICS_BLOCK,
+            logits_cv, columns, out, rows, width, 1.0 / temperature, FINISH=results == 3, BLOCK=STATISTICS_BLOCK,
             num_warps=4,
         )  # fmt: skip
-    maximum, total, weighted, target = out
-    return maximum, total, weighted, target
+    return out
 
 
 def gradient_in_place(
     logits_cv: torch.Tensor,
     columns: torch.Tensor,
-    owned: torch.Tensor,
     log_normaliser: torch.Tensor,
     entropies: torch.Tensor,
     by_logprob: torch.Tensor,
     by_entropy: torch.Tensor | None,
     temperature: float,
 ) -> torch.Tensor:
-    """Overwrites the logits with the gradient by them; per-row values fp32 [C]."""
+    """Overwrites the logits with the gradient by them; per-row values fp32 [C], columns as in `statistics`."""
     rows, width = logits_cv.shape
     if rows:
         _cross_entropy_gradient[(rows, triton.cdiv(width, BLOCK))](
-            logits_cv, columns, owned, log_normaliser, entropies, by_logprob,
+            logits_cv, columns, log_normaliser, entropies, by_logprob,
             by_logprob if by_entropy is None else by_entropy, width, 1.0 / temperature,
             ENTROPY=by_entropy is not None, BLOCK=BLOCK, num_warps=WARPS,
         )  # fmt: skip
