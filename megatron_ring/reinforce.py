@@ -2,25 +2,32 @@
 
     torchrun --nproc-per-node 8 -m megatron_ring.rl --run-dir runs/rl --init-from CKPT --data.prompts FILE …
 
-The same command continues a run that was stopped.
+The same command continues a run that was stopped. Exit status: 0 when the run is done, 2 for a mistake, 3 when an alarm
+stopped it (torchrun turns either into 1 of its own).
 """
 
 from __future__ import annotations
 
+import dataclasses
+import math
+
 from megatron_ring.cli import parse
-from megatron_ring.errors import run_main
+from megatron_ring.errors import StoppedByAlarm, run_main
+from megatron_ring.operations_config import AlarmConfig, HeldOutConfig
 from megatron_ring.stage_config import RLConfig
 
 MEMORY_AND_SPEED = ("max_batch", "prefill_tokens", "page_size", "kv_tokens", "kv_fraction", "cuda_graphs")
 MAY_DIFFER = frozenset(
     {"run_dir", "steps", "save_every", "keep_last", "async_save", "layer_impl", "recompute", "exact", "rewards.workers"}
     | {f"sampling.{name}" for name in MEMORY_AND_SPEED}
-    | {"reference.place"}
+    | {"reference.place", "wandb.project", "wandb.name"}
+    | {f"alarms.{field.name}" for field in dataclasses.fields(AlarmConfig)}
+    | {f"evaluation.{field.name}" for field in dataclasses.fields(HeldOutConfig)}
 )
 
 
 def main(config: RLConfig) -> None:
-    from megatron_ring.checkpoint.saving import CheckpointSaver
+    from megatron_ring.checkpoint.saving import CheckpointSaver, latest_checkpoint
     from megatron_ring.training.progress import Progress
     from megatron_ring.training.rl_run import RLRun
     from megatron_ring.training.rollout_rewards import open_scorer
@@ -40,17 +47,32 @@ def main(config: RLConfig) -> None:
         CheckpointSaver(directory.checkpoints, context, config.keep_last, config.async_save) as saver,
         Progress("rl", config.steps, start, context.is_main) as progress,
     ):
-        for step in range(start, config.steps):
-            metrics, rows = run.step(step, scorer)
-            saves = (step + 1) % config.save_every == 0 or step + 1 == config.steps
+        run.phases.finish()  # what came before belongs to no step
+        step = start
+        while step < config.steps:
+            outcome = run.step(step, scorer)
+            if outcome.alarms:
+                saver.wait()  # all ranks see the same last checkpoint
+            last = latest_checkpoint(directory.checkpoints) if outcome.alarms else None
+            verdict = run.watch.judge(outcome.alarms, last, outcome.can_go_on)
+            if verdict == "rollback":
+                step = run.roll_back(outcome.alarms)
+                continue
+            step += 1
+            saves = verdict == "go on" and (step % config.save_every == 0 or step == config.steps)
             if saves:
-                metrics["checkpoint"] = f"step_{step + 1}"
-            directory.write_rollouts(step + 1, rows)
+                outcome.metrics["checkpoint"] = f"step_{step}"
+            directory.write_rollouts(step, outcome.rows)
+            metrics = run.timed(outcome)
             directory.log(metrics)  # before the save: a run continued from this checkpoint finds its own line
+            if verdict == "stop":
+                directory.close()
+                raise StoppedByAlarm(run.watch.last_words(outcome.alarms, last))
             if saves:
-                run.save(saver, step + 1)
+                with run.phases("save_wait"):
+                    run.save(saver, step)
             saver.check()
-            progress.update(step + 1, f"reward {metrics['reward/mean']:.3f} entropy {metrics['entropy']:.3f}")
+            progress.update(step, f"reward {metrics['reward/mean']:.3f} entropy {metrics.get('entropy', math.nan):.3f}")
     directory.close()
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from megatron_ring.config import SamplingConfig
-from megatron_ring.errors import UserError
+from megatron_ring.errors import NotFiniteError, UserError
 from megatron_ring.model.ring_model import RingModel, forward_all_stages
 from megatron_ring.model.routes import NotedRoutes, new_routes, routes_as_bytes
 from megatron_ring.parallel import collectives
@@ -179,7 +179,8 @@ class Sampler:
             if found is not None:
                 by_user, text, kind = found
                 if by_user:
-                    raise UserError(f"rank {rank}: {text}") from failure
+                    broken = kind == NotFiniteError.__name__
+                    raise (NotFiniteError if broken else UserError)(f"rank {rank}: {text}") from failure
                 raise RuntimeError(f"rank {rank}: {kind}: {text}") from failure
 
     def _go_on(
@@ -278,7 +279,7 @@ def _check_finite(step: Step, sampled: list[Sampled]) -> None:
         if math.isfinite(sum(drawn.logprobs) + sum(drawn.entropies)):
             continue
         wrong = [not math.isfinite(a + b) for a, b in zip(drawn.logprobs, drawn.entropies, strict=True)].index(True)
-        raise UserError(
+        raise NotFiniteError(
             f"response {sequence.index}, token {len(sequence.tokens) + wrong}: the model's logits are not finite: its "
             f"weights are broken, go back to an earlier checkpoint"
         )

@@ -43,6 +43,11 @@ class ReferencePolicy:
             held.copy_(parameter.data)
         self.step = step
 
+    def start_over(self) -> None:
+        """Take the model's weights, those that RL starts from, as if nothing had been saved."""
+        self.refresh(0)
+        self._saved = 0
+
     @contextmanager
     def in_place_of_the_model(self) -> Iterator[None]:
         """Within it the model has the reference's weights."""

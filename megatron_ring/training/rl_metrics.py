@@ -35,23 +35,33 @@ def _parts(items: list[ScoredRollout], suffix: str) -> dict[str, float]:
     return {name + suffix: sum(found) / len(found) for name, found in values.items()}
 
 
-def rl_metrics(collected: CollectedStep, result: StepResult) -> dict[str, Any]:
-    """The step's figures under the names of the metrics contract; docs/c3po.md says what each means."""
-    scored, kl = collected.scored, collected.selection.kl
+def sampling_metrics(collected: CollectedStep, by_domain: bool) -> dict[str, Any]:
+    """The figures of a step's responses under the names of the metrics contract; docs/c3po.md says what each means.
+    `by_domain`: those of each domain, too."""
+    scored = collected.scored
     domains = sorted({item.rollout.domain for item in scored})
     metrics: dict[str, Any] = _reward_and_length(scored, "") | _parts(scored, "")
-    for domain in domains if len(domains) > 1 else []:
+    for domain in domains if by_domain else []:
         items = [item for item in scored if item.rollout.domain == domain]
         metrics |= _reward_and_length(items, f"/{domain}") | _parts(items, f"/{domain}")
     truncated = sum(item.rollout.finish_reason == "length" for item in scored)
     return metrics | {
         "response_length/truncated_fraction": truncated / len(scored),
         "tokens/generated": collected.generated_tokens,
-        "tokens/trained": result.loss_tokens,
-        "tokens/budget": collected.budget or result.loss_tokens,
         "tokens/discarded_fraction": 1 - collected.trained_tokens / sum(item.rollout.response_length for item in scored),
         "sampling_rounds": collected.rounds,
         "groups/equal_rewards_fraction": collected.selection.equal_fraction,
+        **(_staleness(collected) if collected.unfinished else {}),
+        **{f"unfinished/{name}": count for name, count in collected.unfinished.items()},
+    }
+
+
+def update_metrics(collected: CollectedStep, result: StepResult) -> dict[str, Any]:
+    """The figures of a step's update, likewise."""
+    kl = collected.selection.kl
+    return {
+        "tokens/trained": result.loss_tokens,
+        "tokens/budget": collected.budget or result.loss_tokens,
         "grad_norm": result.grad_norm,
         "entropy": result.mean("entropy_sum"),
         "kl": result.mean("kl_sum") if kl is None else kl,
@@ -63,8 +73,6 @@ def rl_metrics(collected: CollectedStep, result: StepResult) -> dict[str, Any]:
         "mismatch/logprob_abs_max": result.maxima["mismatch_logprob_abs_max"],
         "mismatch/masked_fraction": result.mean("corrected_away_tokens"),
         **({} if result.router_disagreement is None else {"mismatch/router_disagreement": result.router_disagreement}),
-        **(_staleness(collected) if collected.unfinished else {}),
-        **{f"unfinished/{name}": count for name, count in collected.unfinished.items()},
     }
 
 

@@ -51,6 +51,15 @@ class CollectedStep:
     reward_seconds: float
 
     @property
+    def groups(self) -> list[tuple[str, str, list[float]]]:
+        """Domain and id of the prompt and the rewards of each group, in order."""
+        found: dict[int, tuple[str, str, list[float]]] = {}
+        for item in self.scored:
+            rollout = item.rollout
+            found.setdefault(rollout.prompt_index, (rollout.domain, rollout.prompt_id, []))[2].append(item.reward)
+        return list(found.values())
+
+    @property
     def trained_tokens(self) -> int:
         return sum(self.selection.trained)
 
@@ -96,7 +105,7 @@ class Collector:
                     f"step {step + 1}: {rounds} round(s) of {config.prompts_per_step} prompts x "
                     f"{config.samples_per_prompt} samples gave {lacks}"
                 )
-            pool.add(self.open(self.stream.take(config.prompts_per_step - len(pool))))
+            pool.add(self.open(self.stream.take(config.prompts_per_step - len(pool), step)))
             began = time.perf_counter()
             rollouts, tokens = self._sample(step, scorer, scored, budget)
             sampled = time.perf_counter()

@@ -113,11 +113,13 @@ class RolloutPool:
 
         for item in self.open:
             begun = item.request.begun
-            about = {"position": item.prompt.position, "sample": item.sample, "versions": begun.versions, "cuts": item.cuts}
+            about = {"position": item.prompt.position, "sample": item.sample, "versions": begun.versions, "cuts": item.cuts,
+                     "domain": item.prompt.record.domain, "prompt_id": item.prompt.record.id}  # fmt: skip
             add(about, begun.tokens, begun.logprobs, begun.processed_logprobs, begun.entropies)
         for scored in self.finished:
             done = scored.rollout
             about = {"position": done.prompt_index, "sample": done.sample, "versions": done.versions,
+                     "domain": done.domain, "prompt_id": done.prompt_id,
                      "finish_reason": done.finish_reason, "reward": scored.reward, "reason": scored.reason,
                      "detail": dict(scored.detail)}  # fmt: skip
             add(about, done.response_tokens, done.logprobs, done.logprobs, done.entropies)
@@ -137,7 +139,8 @@ class RolloutPool:
         which of the bytes of a token's routes this process wants."""
         held = load(data)
         index = json.loads(bytes(held["index"].tolist()))
-        prompts = {place: stream.at(place) for place in sorted({entry["position"] for entry in index})}
+        names = {entry["position"]: (entry["domain"], entry["prompt_id"]) for entry in index}
+        prompts = {place: StreamPrompt(place, stream.find(*name)) for place, name in sorted(names.items())}
         new = {(item.prompt.position, item.sample): item for item in opened(list(prompts.values()))}
         pool, start = cls(), 0
         pool.groups = {place: Group(prompt) for place, prompt in prompts.items()}

@@ -36,6 +36,7 @@ def collected(data: Path, parallel: ParallelConfig, through_bytes: bool) -> dict
     from megatron_ring.checkpoint.weights import initialize_weights
     from megatron_ring.data.files import read_prompts
     from megatron_ring.data.prompts import PromptStream
+    from megatron_ring.data.schedule import single_source
     from megatron_ring.data.tokenizer import RingTokenizer
     from megatron_ring.model.ring_model import build_model
     from megatron_ring.parallel import context
@@ -50,7 +51,7 @@ def collected(data: Path, parallel: ParallelConfig, through_bytes: bool) -> dict
     tokenizer = RingTokenizer.load(config.data.tokenizer)
     prompts = read_prompts(config.data.prompts)
     sampler = Sampler(model, here, config.sampling, tokenizer.eos_id)
-    collector = Collector(config, PromptStream(prompts, 3), sampler, tokenizer)
+    collector = Collector(config, PromptStream(single_source(prompts), 3), sampler, tokenizer)
     steps = []
     with open_scorer(config.rewards, {prompt.domain for prompt in prompts}, tokenizer, here) as scorer:
         for step in range(STEPS):
@@ -58,7 +59,7 @@ def collected(data: Path, parallel: ParallelConfig, through_bytes: bool) -> dict
             steps.append(collector.collect(step, scorer, PHI))
             if through_bytes:
                 data_ = collector.pool.to_bytes()
-                collector.pool = RolloutPool.from_bytes(data_, PromptStream(prompts, 3), collector.open)
+                collector.pool = RolloutPool.from_bytes(data_, PromptStream(single_source(prompts), 3), collector.open)
     taken = collector.stream.state_dict()["position"]
     largest = _largest_difference(model, steps) if here.world_size == 1 else 0.0
     return {"steps": steps, "open": collector.pool.open, "finished": collector.pool.finished, "taken": taken,

@@ -134,9 +134,10 @@ def through_the_trainer(
     mine = pack_rollouts(sequences, capacity, 0, part=here.data_rank, parts=here.data_size)
     steps = []
     for _ in range(2):
-        batches, measured = policy.annotate(mine)
-        result = trainer.train_step(batches, policy.loss, 1e-3)
-        figures = {name: result.mean(name) for name in result.sums} | measured
+        result = trainer.train_step(policy.annotate(mine), policy.loss, 1e-3)
+        ratios = policy.loss.take_ratios(here.device)
+        assert sum(ratios.pop("mismatch/log_k").counts) == result.loss_tokens
+        figures = {name: result.mean(name) for name in result.sums} | ratios
         steps.append(figures | result.maxima | {"grad_norm": result.grad_norm})
     return steps
 

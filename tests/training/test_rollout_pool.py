@@ -10,6 +10,7 @@ from hypothesis import given
 
 from megatron_ring.data.prompts import PromptStream, StreamPrompt
 from megatron_ring.data.records import PromptRecord
+from megatron_ring.data.schedule import single_source
 from megatron_ring.rl.records import ScoredRollout
 from megatron_ring.sampler.requests import Completion, GenerationRequest
 from megatron_ring.sampler.rollouts import OpenRollout
@@ -19,7 +20,7 @@ RECORDS = [PromptRecord(id=f"p{i}", domain="math", prompt=f"{i}?", answer=str(i)
 
 
 def stream() -> PromptStream:
-    return PromptStream(RECORDS, seed=4)
+    return PromptStream(single_source(RECORDS), seed=4)
 
 
 def opened(prompts: list[StreamPrompt]) -> list[OpenRollout]:
