@@ -15,6 +15,10 @@ from megatron_ring.stage_config import EvaluateConfig
 
 
 def main(config: EvaluateConfig) -> None:
+    if config.dry_run:
+        from megatron_ring.planning.stages import plan_evaluate
+
+        return plan_evaluate(config)
     from megatron_ring.training.stage import resolve_shape
 
     shape = resolve_shape(None, config.checkpoint)

@@ -27,6 +27,10 @@ MAY_DIFFER = frozenset(
 
 
 def main(config: RLConfig) -> None:
+    if config.dry_run:
+        from megatron_ring.planning.stages import plan_rl
+
+        return plan_rl(config)
     from megatron_ring.checkpoint.saving import CheckpointSaver, latest_checkpoint
     from megatron_ring.training.progress import Progress
     from megatron_ring.training.rl_run import RLRun

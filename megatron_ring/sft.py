@@ -25,6 +25,10 @@ MAY_DIFFER = frozenset({"run_dir", "max_steps", "save_every", "keep_last", "asyn
 
 
 def main(config: SFTConfig) -> None:
+    if config.dry_run:
+        from megatron_ring.planning.stages import plan_sft
+
+        return plan_sft(config, load_data)
     from megatron_ring.training.stage import resolve_shape
 
     shape = resolve_shape(config.preset, config.init_from)
@@ -43,10 +47,7 @@ def main(config: SFTConfig) -> None:
         config.recompute, config.exact,
     )  # fmt: skip
     context = stage.context
-    require(
-        config.data.global_batch % context.data_size == 0,
-        f"--data.global-batch {config.data.global_batch} does not split over {context.data_size} data-parallel rank(s)",
-    )
+    config.check(context.data_size)
     run = RunDirectory(config.run_dir, writes=context.is_main)
     run.open("sft", config, MAY_DIFFER)
     set_first_weights(stage, config.init_from, config.seed)

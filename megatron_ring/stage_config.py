@@ -9,6 +9,7 @@ from typing import Literal
 from megatron_ring.config import OptimizerConfig, ParallelConfig, RouterLossConfig, SamplingConfig, require
 from megatron_ring.objective_config import BudgetConfig, CorrectionConfig, ObjectiveConfig, ReferenceConfig
 from megatron_ring.operations_config import AlarmConfig, HeldOutConfig, WandbConfig
+from megatron_ring.plan_config import DryRun
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,7 @@ class SFTDataConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SFTConfig:
+class SFTConfig(DryRun):
     """One SFT run. Defaults are the Ring-lite report's."""
 
     run_dir: Path
@@ -74,6 +75,15 @@ class SFTConfig:
         for name in ("max_steps", "save_every", "keep_last"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"--{name.replace('_', '-')} is {value}, below 1")
+
+    def check(self, data_size: int) -> None:
+        """Raise `UserError` when a step cannot be split over so many data-parallel ranks."""
+        batch, context, tensor = self.data.global_batch, self.data.context_length, self.parallel.tensor
+        require(
+            batch % data_size == 0,
+            f"--data.global-batch {batch} does not split over {data_size} data-parallel rank(s)",
+        )
+        require(context % tensor == 0, f"--data.context-length {context} does not split over TP={tensor} ranks")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,12 +138,16 @@ class RewardConfig:
         require(0 < self.time_limit < float("inf"), f"--rewards.time-limit is {self.time_limit}, not a number of seconds")
 
 
+def _rl_sampling() -> SamplingConfig:
+    return SamplingConfig(max_new_tokens=22_528)  # of the report's 24,576, 2,048 are for the prompt
+
+
 def _rl_optimizer() -> OptimizerConfig:
     return OptimizerConfig(lr=3e-6, schedule="constant", warmup_fraction=0.01)
 
 
 @dataclass(frozen=True, kw_only=True)
-class RLConfig:
+class RLConfig(DryRun):
     """One RL stage. Defaults are the Ring-lite report's."""
 
     run_dir: Path
@@ -168,7 +182,7 @@ class RLConfig:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     correction: CorrectionConfig = field(default_factory=CorrectionConfig)
     reference: ReferenceConfig = field(default_factory=ReferenceConfig)
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    sampling: SamplingConfig = field(default_factory=_rl_sampling)
     rewards: RewardConfig = field(default_factory=RewardConfig)
     optimizer: OptimizerConfig = field(default_factory=_rl_optimizer)
     router: RouterLossConfig = field(default_factory=RouterLossConfig)
@@ -217,9 +231,21 @@ class RLConfig:
         prompts, samples, longest = self.prompts_per_step, self.samples_per_prompt, self.sampling.max_new_tokens
         said = f"--prompts-per-step is {prompts}, below the number of data-parallel ranks ({data_size})"
         require(prompts >= data_size, f"{said}: some would have nothing to sample")
+        tokens, tensor = self.data.micro_batch_tokens, self.parallel.tensor
+        require(tokens % tensor == 0, f"--data.micro-batch-tokens {tokens} does not split over TP={tensor} ranks")
+        require(
+            longest < tokens,
+            f"--data.micro-batch-tokens {tokens:,} holds no prompt beside --sampling.max-new-tokens {longest:,}",
+        )
         if self.objective.name != "c3po":
             return
         budgets, rounds = self.budget.resolve(data_size), self.budget.max_rounds
+        for budget in budgets:
+            require(
+                budget % data_size == 0,
+                f"--budget.tokens: Phi = {budget:,} does not divide over {data_size} data-parallel ranks; "
+                f"{max(1, budget // data_size) * data_size:,} would",
+            )
         most = rounds * prompts * samples * longest
         require(
             max(budgets) <= most,
@@ -273,7 +299,7 @@ class GenerateConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
+class EvaluateConfig(DryRun):
     """One evaluation. Sampling defaults are the Ring-lite report's."""
 
     checkpoint: Path

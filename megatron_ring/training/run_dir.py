@@ -19,9 +19,10 @@ from megatron_ring.errors import UserError
 
 
 def plain(value: Any) -> Any:
-    """A configuration as plain YAML/JSON values."""
+    """A configuration as plain YAML/JSON values, without the settings that say that they are not to be recorded."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        recorded = [field.name for field in dataclasses.fields(value) if field.metadata.get("recorded", True)]
+        return {name: plain(getattr(value, name)) for name in recorded}
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, (list, tuple)):
