@@ -8,6 +8,7 @@ from typing import Literal
 
 from megatron_ring.config import OptimizerConfig, ParallelConfig, RouterLossConfig, SamplingConfig, require
 from megatron_ring.objective_config import BudgetConfig, CorrectionConfig, ObjectiveConfig, ReferenceConfig
+from megatron_ring.operations_config import AlarmConfig, HeldOutConfig, WandbConfig
 from megatron_ring.plan_config import DryRun
 
 
@@ -90,13 +91,33 @@ class RLDataConfig:
     """Prompts and how training packs their responses."""
 
     prompts: Path
-    """Prompt file (JSONL or parquet): `id, domain, prompt, answer` per line."""
+    """Prompt file (JSONL or parquet: `id, domain, prompt, answer` per line), or stage file (YAML or JSON) that names several
+    with their weights, stage by stage (see docs/data.md)."""
     tokenizer: Path
     """Tokenizer directory in Hugging Face layout, chat template included."""
     instruction: str | None = None
     """Text added to every user message, such as the report's request for a boxed answer."""
+    min_solve_rate: float | None = None
+    """Leave out prompts whose `metadata.solve_rate` is below this (default: none)."""
+    max_solve_rate: float | None = None
+    """Leave out prompts whose `metadata.solve_rate` is above this (default: none)."""
+    drop_after: int | None = None
+    """Drop a prompt once so many of its groups in a row had all rewards equal: all right or all wrong (default: never)."""
+    curriculum: Literal["none", "solve-rate"] = "none"
+    """solve-rate: in each epoch take a prompt with probability 4 r (1 - r), r its running solve rate."""
+    curriculum_floor: float = 0.1
+    """Least probability of a prompt under a curriculum."""
     micro_batch_tokens: int = 24_576
     """Length of a packed training micro-batch (tokens); at least the longest prompt and response together."""
+
+    def __post_init__(self) -> None:
+        low, high = self.min_solve_rate, self.max_solve_rate
+        for name, rate in (("min", low), ("max", high)):
+            require(rate is None or 0 <= rate <= 1, f"--data.{name}-solve-rate is {rate}, outside 0..1")
+        if low is not None and high is not None:
+            require(low <= high, f"--data.min-solve-rate {low} is above --data.max-solve-rate {high}")
+        require(self.drop_after is None or self.drop_after >= 1, f"--data.drop-after is {self.drop_after}, below 1")
+        require(0.01 <= self.curriculum_floor <= 1, f"--data.curriculum-floor is {self.curriculum_floor}, outside 0.01..1")
 
 
 @dataclass(frozen=True)
@@ -166,6 +187,9 @@ class RLConfig(DryRun):
     optimizer: OptimizerConfig = field(default_factory=_rl_optimizer)
     router: RouterLossConfig = field(default_factory=RouterLossConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    alarms: AlarmConfig = field(default_factory=AlarmConfig)
+    evaluation: HeldOutConfig = field(default_factory=HeldOutConfig)
+    wandb: WandbConfig = field(default_factory=WandbConfig)
 
     def __post_init__(self) -> None:
         for name in ("steps", "prompts_per_step", "samples_per_prompt", "save_every"):

@@ -20,12 +20,14 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from megatron_ring.config import ModelConfig
 from megatron_ring.model.attention_kernels import PackedAttention
 from megatron_ring.model.rope import rope_tables
+from megatron_ring.model.routes import Routes
 
 
 class TokenLayout(PackedSeqParams, ABC):
     """Positions of T packed tokens and the attention over them.
 
     `alike`: every rank that shares experts with this one is known to bring as many tokens, few, and without gradients.
+    `routes`: set where somebody wants or knows the tokens' experts.
     """
 
     alike = False
@@ -33,6 +35,7 @@ class TokenLayout(PackedSeqParams, ABC):
     def __init__(self, positions: torch.Tensor) -> None:
         super().__init__()
         self.positions = positions
+        self.routes: Routes | None = None
         self._rope: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def rope(self, model: ModelConfig) -> tuple[torch.Tensor, torch.Tensor]:

@@ -26,6 +26,7 @@ from megatron_ring.model.layer_parts import LayerImpl, LayerParts, layer_parts
 from megatron_ring.model.layout import TokenLayout
 from megatron_ring.model.moe import DenseMLP, RingMoE
 from megatron_ring.model.router import RouterLosses
+from megatron_ring.model.routes import moe_layers
 from megatron_ring.parallel import collectives
 from megatron_ring.parallel.context import ParallelContext
 
@@ -161,6 +162,7 @@ class RingModel(GPTModel):
         self.router_losses = self_losses
         self.tensor_rank, self.tensor_size = context.tensor_rank, context.config.tensor
         self.local_layers = layers
+        self.route_layers = moe_layers(model, layers)
         self.first_stage, self.last_stage = context.first_stage, context.last_stage
 
     def _head(self, model: ModelConfig, context: ParallelContext) -> VocabularyHead:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import resource
 from functools import cache
 from typing import Any
 
@@ -95,3 +96,17 @@ def set_random_state(state: dict[str, Any]) -> None:
     np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
     if "cuda" in state and has_cuda():
         torch.cuda.set_rng_state(state["cuda"])
+
+
+def reset_peak_memory() -> None:
+    """Let `peak_memory` look from now on; a CPU's process cannot."""
+    if has_cuda():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peak_memory() -> dict[str, int]:
+    """Bytes at the peak: `allocated` to tensors and `reserved` by torch on the current CUDA device since
+    `reset_peak_memory`; on a CPU `rss`, resident in this process since it began."""
+    if has_cuda():
+        return {"allocated": torch.cuda.max_memory_allocated(), "reserved": torch.cuda.max_memory_reserved()}
+    return {"rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}

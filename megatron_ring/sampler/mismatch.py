@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +12,7 @@ from megatron_ring.data.packing import plan_packs
 from megatron_ring.errors import UserError
 from megatron_ring.model.layout import PackedLayout
 from megatron_ring.model.ring_model import RingModel, forward_packed
-from megatron_ring.model.router import RingRouter
+from megatron_ring.model.routes import NotedRoutes, new_routes
 from megatron_ring.parallel.context import ParallelContext
 from megatron_ring.sampler.requests import GenerationRequest
 from megatron_ring.sampler.sampler import Sampler
@@ -38,35 +37,6 @@ class Mismatch:
     mean_entropy: float
 
 
-class _Choices:
-    """Experts of tokens of packed forward passes. `taken`: rows that are of interest."""
-
-    def __init__(self) -> None:
-        self.taken = torch.zeros(0, dtype=torch.int64)
-        self.by_layer: dict[int, list[torch.Tensor]] = {}
-
-    def __call__(self, layer: int, experts_tk: torch.Tensor) -> None:
-        sets = experts_tk[self.taken].sort(dim=1).values.to(torch.int16)
-        self.by_layer.setdefault(layer, []).append(sets)
-
-    def gathered(self, order: torch.Tensor) -> torch.Tensor:
-        """int16 [layers, N, k], the token taken n-th at place order[n]."""
-        taken = torch.stack([torch.cat(self.by_layer[layer]) for layer in sorted(self.by_layer)]).cpu()
-        return torch.empty_like(taken).index_copy_(1, order, taken)
-
-    @contextmanager
-    def of(self, model: RingModel) -> Iterator[None]:
-        """Listen to the model's routers."""
-        routers = [module for module in model.modules() if isinstance(module, RingRouter)]
-        for router in routers:
-            router.on_choice = self
-        try:
-            yield
-        finally:
-            for router in routers:
-                router.on_choice = None
-
-
 def measure_mismatch(
     model: RingModel, context: ParallelContext, sampling: SamplingConfig, requests: Sequence[GenerationRequest],
     train_tokens: int = 8192,
@@ -86,42 +56,43 @@ def measure_mismatch(
     firsts = [0]  # among all sampled tokens
     for request in requests:
         firsts.append(firsts[-1] + request.max_new_tokens)
-    sampler = Sampler(model, context, sampling, NO_TOKEN)
-    choices = sampler.record_choices()
+    sampler = Sampler(model, context, sampling, NO_TOKEN, note_routes=True)
     completions = sampler.generate(requests)
-    choices.stop()
     sampler.release()
-    chosen = choices.of_tokens()
-    asked = [(i, p) for i, request in enumerate(requests) for p in range(request.max_new_tokens)]
-    in_sampling = torch.stack([chosen[i, prompts[i] - 1 + p] for i, p in asked], dim=1).sort(dim=2).values
-
     sequences = [[*request.prompt_tokens, *done.tokens] for request, done in zip(requests, completions, strict=True)]
     lengths = [len(sequence) for sequence in sequences]
-    trained, logprobs = _Choices(), []
     order: list[int] = []
-    with trained.of(model):
-        for pack in plan_packs(lengths, max(train_tokens, *lengths), seed=0):
-            starts = [sum(lengths[i] for i in pack[:n]) for n in range(len(pack))]
-            rows = [s + p for s, i in zip(starts, pack, strict=True) for p in range(prompts[i] - 1, lengths[i] - 1)]
-            order += [place for i in pack for place in range(firsts[i], firsts[i + 1])]
-            logprobs.append(_trained_logprobs(model, context, [sequences[i] for i in pack], rows, sampling, trained))
-    in_training = trained.gathered(torch.tensor(order))
+    logprobs, routes = [], []
+    for pack in plan_packs(lengths, max(train_tokens, *lengths), seed=0):
+        starts = [sum(lengths[i] for i in pack[:n]) for n in range(len(pack))]
+        rows = [s + p for s, i in zip(starts, pack, strict=True) for p in range(prompts[i] - 1, lengths[i] - 1)]
+        order += [place for i in pack for place in range(firsts[i], firsts[i + 1])]
+        found = _trained(model, context, [sequences[i] for i in pack], rows, sampling)
+        logprobs.append(found[0].double().cpu())
+        routes.append(found[1].cpu())
+    in_training = torch.cat(routes)  # [N, L, k]
+    in_training = torch.empty_like(in_training).index_copy_(0, torch.tensor(order), in_training)
+    noted = bytearray(b"".join(done.routes for done in completions))
+    in_sampling = torch.frombuffer(noted, dtype=in_training.dtype).view_as(in_training)
     mine = torch.tensor([value for done in completions for value in done.logprobs], dtype=torch.float64)
-    theirs = torch.empty_like(mine).index_copy_(0, torch.tensor(order), torch.cat(logprobs).double().cpu())
-    differs = (in_sampling != in_training).any(dim=2)
+    theirs = torch.empty_like(mine).index_copy_(0, torch.tensor(order), torch.cat(logprobs))
+    differs = (in_sampling.sort(dim=2).values != in_training.sort(dim=2).values).any(dim=2)
     entropies = [value for done in completions for value in done.entropies]
     return Mismatch(theirs - mine, differs.numel(), int(differs.sum()), sum(entropies) / len(entropies))
 
 
-def _trained_logprobs(
-    model: RingModel, context: ParallelContext, sequences: list[list[int]], rows: list[int], sampling: SamplingConfig,
-    choices: _Choices,
-) -> torch.Tensor:  # fmt: skip
-    """fp32 [R]: log-probability of the token behind each of `rows` of the packed sequences, as the loss is told it."""
+def _trained(
+    model: RingModel, context: ParallelContext, sequences: list[list[int]], rows: list[int], sampling: SamplingConfig
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of each of `rows` of the packed sequences: log-probability of the token behind it, as the loss is told it, fp32 [R];
+    and experts [R, L, k]."""
     device = context.device
     tokens = torch.tensor([token for sequence in sequences for token in sequence], device=device)
     positions = torch.tensor([place for sequence in sequences for place in range(len(sequence))], device=device)
-    rows_r = choices.taken = torch.tensor(rows, device=device)
+    rows_r = torch.tensor(rows, device=device)
+    layout = PackedLayout(positions, [len(sequence) for sequence in sequences])
+    noted = new_routes(model, len(tokens))
+    layout.routes = NotedRoutes(noted, model.route_layers.start)
     found = []
 
     def token_loss(logprobs: torch.Tensor, entropies: torch.Tensor, _part: slice) -> torch.Tensor:
@@ -131,7 +102,7 @@ def _trained_logprobs(
     was_training = model.training
     model.train()
     model.router_losses.start_step(1.0)
-    hidden = forward_packed(model, tokens, PackedLayout(positions, [len(sequence) for sequence in sequences]))
+    hidden = forward_packed(model, tokens, layout)
     model.output_layer.loss(hidden, rows_r, tokens[rows_r + 1], sampling.temperature or 1.0, token_loss)
     model.train(was_training)
-    return torch.cat(found)
+    return torch.cat(found), noted[rows_r]
