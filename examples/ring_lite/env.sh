@@ -14,7 +14,7 @@ DATA="${DATA:-data}"
 SFT_TRAIN="${SFT_TRAIN:-$DATA/long_cot_train.jsonl}"  # math 64.5 %, code 25.5 %, science 9.2 %, rest other
 SFT_VALIDATION="${SFT_VALIDATION:-$DATA/long_cot_validation.jsonl}"
 MATH_PROMPTS="${MATH_PROMPTS:-$DATA/rl_math.jsonl}"                        # the report has 73k
-CODE_SCIENCE_PROMPTS="${CODE_SCIENCE_PROMPTS:-$DATA/rl_code_science.jsonl}" # 14k code and 3,833 science
+CODE_SCIENCE_PROMPTS="${CODE_SCIENCE_PROMPTS:-$DATA/rl_code_science.jsonl}" # 14k code, 3,833 science; or a stage file
 GENERAL_TRAIN="${GENERAL_TRAIN:-$DATA/general_train.jsonl}"
 EVALUATION="${EVALUATION:-$DATA/aime.jsonl}"
 

@@ -58,31 +58,35 @@ class Checks:
         self.done.append(f"{flag} {path}: {known:,} tokens of the model's {shape.vocab_size:,}")
         return tokenizer
 
-    def prompts(self, path: Path, flag: str, rewards: RewardConfig) -> list[PromptRecord] | None:
-        """The prompts, each of whose domains has a verifier; None where the file is not there.
+    def prompts(
+        self, path: Path, flag: str, rewards: RewardConfig, solve_rates: tuple[float | None, float | None] = (None, None)
+    ) -> list[PromptRecord] | None:
+        """The prompts of a prompt file, or of all files of a stage file, whose solve rates lie within `solve_rates`; each of
+        their domains has a verifier. None where the file is not there.
 
         Raises:
-            UserError: a malformed file, or a domain that nothing scores.
+            UserError: a malformed file, one that a stage file names and is not there, or a domain that nothing scores.
         """
         if not path.exists():
             self.left.append(f"{flag} {path}: not there")
             return None
-        from megatron_ring.data.files import read_prompts
+        from megatron_ring.data.schedule import read_schedule
         from megatron_ring.rewards.composition import read_compositions
-        from megatron_ring.rewards.registry import verifier_for
+        from megatron_ring.rewards.scorer import verifiers_of
 
-        records = read_prompts(path)
+        schedule = read_schedule(path, *solve_rates)
         composed = {} if rewards.compositions is None else read_compositions(rewards.compositions)
-        counts: dict[str, int] = {}
-        for record in records:
-            counts[record.domain] = counts.get(record.domain, 0) + 1
-        for domain in counts.keys() - composed.keys():
-            try:
-                verifier_for(domain)
-            except UserError as error:
-                raise UserError(f"{flag} {path}: {error}") from None
-        told = ", ".join(f"{count:,} {domain}" for domain, count in sorted(counts.items()))
-        self.done.append(f"{flag} {path}: {len(records):,} prompts ({told}), each with a verifier")
+        for source in schedule.sources:
+            for domain in source.domains:
+                try:
+                    verifiers_of(domain, composed)
+                except UserError as error:
+                    raise UserError(f"{flag} {source.path}: {error}") from None
+        records = [record for source in schedule.sources for record in source.records]
+        counts = {domain: sum(record.domain == domain for record in records) for domain in sorted(schedule.domains)}
+        told = ", ".join(f"{count:,} {domain}" for domain, count in counts.items())
+        stages = f" in {len(schedule.stages)} stages" if len(schedule.stages) > 1 else ""
+        self.done.append(f"{flag} {path}: {len(records):,} prompts{stages} ({told}), each with a verifier")
         return records
 
     def longest_prompt(
@@ -92,10 +96,10 @@ class Checks:
         if not records or tokenizer is None:
             self.left.append("whether prompts and longest responses fit together: prompts or tokenizer are not there")
             return 1
-        lengths = {record.id: len(tokenizer.prompt_tokens(record.prompt, instruction)) for record in records}
-        longest = max(lengths, key=lambda name: lengths[name])
-        self.done.append(f"the longest prompt has {lengths[longest]:,} tokens ({longest!r})")
-        return lengths[longest]
+        lengths = [(len(tokenizer.prompt_tokens(record.prompt, instruction)), record.id) for record in records]
+        longest, name = max(lengths)
+        self.done.append(f"the longest prompt has {longest:,} tokens ({name!r})")
+        return longest
 
     def positions(self, shape: ModelConfig, prompt: int, new: int) -> None:
         """Raises `UserError` where a prompt of so many tokens and `new` ones exceed the model's positions."""

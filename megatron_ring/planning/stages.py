@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from megatron_ring.config import ModelConfig, ParallelConfig, require
+from megatron_ring.data.schedule import STAGE_FILES
 from megatron_ring.errors import UserError
 from megatron_ring.planning import arithmetic
 from megatron_ring.planning.checks import Checks
@@ -26,8 +27,11 @@ def plan_rl(config: RLConfig) -> None:
     data = _data_ranks(config.parallel, shape, world)
     config.check(data)
     tokenizer = checks.tokenizer(config.data.tokenizer, "--data.tokenizer", shape)
-    prompts = checks.prompts(config.data.prompts, "--data.prompts", config.rewards)
+    rates = (config.data.min_solve_rate, config.data.max_solve_rate)
+    prompts = checks.prompts(config.data.prompts, "--data.prompts", config.rewards, rates)
     prompt = checks.longest_prompt(prompts, tokenizer, config.data.instruction)
+    if config.evaluation.prompts is not None:
+        checks.prompts(config.evaluation.prompts, "--evaluation.prompts", config.rewards)
     longest = prompt + config.sampling.max_new_tokens
     checks.positions(shape, prompt, config.sampling.max_new_tokens)
     capacity = config.data.micro_batch_tokens
@@ -39,7 +43,8 @@ def plan_rl(config: RLConfig) -> None:
         sampling=config.sampling, requests=-(-config.prompts_per_step // data) * config.samples_per_prompt,
         longest=max(longest, min(capacity, shape.max_positions)) if prompt == 1 else longest,
     )  # fmt: skip
-    lines = arithmetic.rl_lines(config, data, world, len(prompts) if prompts else None)
+    epoch = len(prompts) if prompts and config.data.prompts.suffix not in STAGE_FILES else None
+    lines = arithmetic.rl_lines(config, data, world, epoch)
     _report("rl", config, shape, world, lines, work, checks)
 
 

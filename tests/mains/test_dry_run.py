@@ -109,6 +109,23 @@ def unverifiable(tmp_path: Path) -> Path:
     return path
 
 
+def test_stages_of_data_and_held_out_prompts(tiny_data: Path, tmp_path: Path, fails_with: Fails) -> None:
+    files = {name: str(tiny_data / f"{name}.jsonl") for name in ("rl_prompts", "heldout")}
+    stages = tmp_path / "stages.yaml"
+    one, two = ([{"file": files["rl_prompts"], "domain": domain}] for domain in ("math", "science"))
+    stages.write_text(json.dumps({"stages": [{"steps": 1, "prompts": one}, {"prompts": two}]}))
+    start = rl_flags(tiny_data, tmp_path / "r", NOWHERE, *PLAN, "--data.prompts", str(stages))
+    done = run(command("megatron_ring.rl", *start, "--evaluation.prompts", files["heldout"]))
+    assert done.returncode == 0, done.stderr
+    assert "stages.yaml: 60 prompts in 2 stages (" in done.stdout and "heldout.jsonl: 24 prompts" in done.stdout
+    assert "8 prompts at a round a step\n" in done.stdout  # no epochs: files have shares of their own
+    line = fails_with(command("megatron_ring.rl", *start, "--evaluation.prompts", str(unverifiable(tmp_path))))
+    assert "--evaluation.prompts" in line and "unknown domain 'poetry'" in line
+    two[0]["file"] = "missing.jsonl"
+    stages.write_text(json.dumps({"stages": [{"steps": 1, "prompts": one}, {"prompts": two}]}))
+    assert "missing.jsonl" in fails_with(command("megatron_ring.rl", *start))
+
+
 def test_a_domain_without_a_verifier_in_a_dry_run(tiny_data: Path, tmp_path: Path, fails_with: Fails) -> None:
     flags = [*rl_flags(tiny_data, tmp_path / "r", NOWHERE, *PLAN), "--data.prompts", str(unverifiable(tmp_path))]
     line = fails_with(command("megatron_ring.rl", *flags))
