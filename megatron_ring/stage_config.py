@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from megatron_ring.config import OptimizerConfig, ParallelConfig, RouterLossConfig, SamplingConfig, require
+from megatron_ring.config import ModelConfig, OptimizerConfig, ParallelConfig, RouterLossConfig, SamplingConfig, require
 from megatron_ring.objective_config import BudgetConfig, CorrectionConfig, ObjectiveConfig, ReferenceConfig
 from megatron_ring.operations_config import AlarmConfig, HeldOutConfig, WandbConfig
 from megatron_ring.plan_config import DryRun
@@ -225,6 +225,12 @@ class RLConfig(DryRun):
         objective = self.objective.resolved(self.sampling.max_new_tokens)
         reference = self.reference.resolved(objective.kl_beta)
         return replace(self, objective=objective, correction=self.correction.resolved(), reference=reference)
+
+    def check_model(self, model: ModelConfig) -> None:
+        """Raise `UserError` for settings that such a model has no use for."""
+        has_router = model.first_dense_layers < model.num_layers and model.num_experts > 1
+        said = f"--correction.routes {self.correction.routes}: {self.init_from} has no mixture of experts"
+        require(has_router or self.correction.routes == "ignore", said)
 
     def check(self, data_size: int) -> None:
         """Raise `UserError` when a step cannot work on so many data-parallel ranks."""

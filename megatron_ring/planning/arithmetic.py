@@ -79,7 +79,10 @@ def _budget_lines(config: RLConfig, data: int, world: int, responses: int) -> li
         said += f"; {config.budget.schedule} to {final:,}"
     least = micro_batches(config, data)
     micro = f"{capacity:,} tokens; at least {least} on each rank a step, as prompts and padding are packed besides"
-    return [("token budget", f"{said}, {config.budget.order}"), ("micro-batches", micro)]
+    said += f", {config.budget.order}"
+    if config.budget.max_cuts is not None:
+        said += f"; sampling stops there, responses cut more than {config.budget.max_cuts} times are dropped"
+    return [("token budget", said), ("micro-batches", micro)]
 
 
 def micro_batches(config: RLConfig, data: int) -> int:
@@ -96,7 +99,8 @@ def _objective(config: RLConfig) -> str:
     more = f", groups without a signal replaced, up to {config.budget.max_rounds} rounds" if o.dynamic_sampling else ""
     return (
         f"{o.name}, clip {o.clip:g} below and {o.clip_high:g} above, {kl}, alpha_entropy {o.alpha_entropy:g}; advantages "
-        f"against the {o.baseline}, {std}; old log-probs {o.old_logprobs}, correction {correction}{more}"
+        f"against the {o.baseline}, {std}; old log-probs {o.old_logprobs}, correction {correction}, sampler's "
+        f"experts: {config.correction.routes}{more}"
     )
 
 

@@ -26,6 +26,7 @@ def plan_rl(config: RLConfig) -> None:
     shape = checks.shape(None, config.init_from, "--init-from", config.plan.preset)
     data = _data_ranks(config.parallel, shape, world)
     config.check(data)
+    config.check_model(shape)
     tokenizer = checks.tokenizer(config.data.tokenizer, "--data.tokenizer", shape)
     rates = (config.data.min_solve_rate, config.data.max_solve_rate)
     prompts = checks.prompts(config.data.prompts, "--data.prompts", config.rewards, rates)

@@ -73,9 +73,7 @@ class RLRun:
             self.tokenizer.vocab_size <= shape.vocab_size,
             f"--data.tokenizer: {self.tokenizer.vocab_size} tokens, the model has only {shape.vocab_size}",
         )
-        has_router = shape.first_dense_layers < shape.num_layers and shape.num_experts > 1
-        said = f"--correction.routes {config.correction.routes}: {config.init_from} has no mixture of experts"
-        require(has_router or config.correction.routes == "ignore", said)
+        config.check_model(shape)
         data = config.data
         prompts = read_schedule(data.prompts, data.min_solve_rate, data.max_solve_rate)
         check_domains(prompts.sources, config.rewards)

@@ -61,3 +61,4 @@ def test_replay_without_experts_is_refused(fails_with: Any, tiny_data: Path, tmp
     (tmp_path / "dense" / "config.json").write_text(json.dumps(config_json(dense, torch.float32, 1, 0)))
     flags = rl_flags(tiny_data, tmp_path / "r", tmp_path / "dense", "--correction.routes", "replay")
     assert "has no mixture of experts" in fails_with(command("megatron_ring.rl", *flags))
+    assert "has no mixture of experts" in fails_with(command("megatron_ring.rl", *flags, "--dry-run"))
