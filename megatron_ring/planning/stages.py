@@ -26,7 +26,9 @@ def plan_rl(config: RLConfig) -> None:
     data = _data_ranks(config.parallel, shape, world)
     config.check(data)
     tokenizer = checks.tokenizer(config.data.tokenizer, "--data.tokenizer", shape)
-    prompts = checks.prompts(config.data.prompts, "--data.prompts", config.rewards)
+    prompts = checks.prompts(config.data.prompts, "--data.prompts", config.rewards, config.data)
+    if config.evaluation.prompts is not None:
+        checks.prompts(config.evaluation.prompts, "--evaluation.prompts", config.rewards)
     prompt = checks.longest_prompt(prompts, tokenizer, config.data.instruction)
     longest = prompt + config.sampling.max_new_tokens
     checks.positions(shape, prompt, config.sampling.max_new_tokens)
