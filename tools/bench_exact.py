@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -219,11 +219,15 @@ def _forward(config: BenchExact, shape: ModelConfig) -> list[dict[str, Any]]:
 
     import torch
 
-    from megatron_ring.checkpoint.weights import initialize_weights
     from megatron_ring.config import ParallelConfig, RouterLossConfig
     from megatron_ring.model.layout import PackedLayout
     from megatron_ring.model.ring_model import build_model, forward_packed
     from megatron_ring.parallel import context
+
+    if TYPE_CHECKING:  # `tools` may be a package of someone else's; a script's own folder is on the path
+        from tools.bench_train_work import fill_with_noise
+    else:
+        from bench_train_work import fill_with_noise
 
     shape = replace(shape, num_layers=config.layers)
     lengths = [config.context_length] * (config.train_rows // config.context_length)
@@ -233,7 +237,9 @@ def _forward(config: BenchExact, shape: ModelConfig) -> list[dict[str, Any]]:
     for exact in (False, True):
         here = context.initialize(ParallelConfig(), shape, 0)
         model = build_model(shape, here, RouterLossConfig(), torch.bfloat16, exact=exact)
-        initialize_weights(model, seed=0)
+        with torch.no_grad():
+            torch.manual_seed(0)
+            fill_with_noise(model, shape.init_std)
         logprobs: list[torch.Tensor] = []
 
         def loss(logp: Any, _entropies: Any, _part: Any, to: list[torch.Tensor] = logprobs) -> Any:

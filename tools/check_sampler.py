@@ -82,14 +82,23 @@ def main(config: CheckSampler) -> None:
     from megatron_ring.sampler.requests import GenerationRequest, request_seed
     from megatron_ring.training.stage import resolve_shape, set_first_weights, start_stage
 
+    if TYPE_CHECKING:  # `tools` may be a package of someone else's; a script's own folder is on the path
+        from tools.bench_train_work import fill_with_noise
+    else:
+        from bench_train_work import fill_with_noise
+
     shape = resolve_shape(config.preset, config.checkpoint)
     shape = replace(shape, num_layers=config.layers or shape.num_layers)
     stage = start_stage(
         shape, ParallelConfig(), RouterLossConfig(), config.seed, config.precision, config.layer_impl, exact=config.exact
     )
-    set_first_weights(stage, config.checkpoint, config.seed)
-    with torch.no_grad():
-        stage.model.output_layer.weight.mul_(config.sharpness)
+    if config.checkpoint is not None:
+        set_first_weights(stage, config.checkpoint, config.seed)
+    else:
+        with torch.no_grad():  # on the device: drawing 16.8 B numbers on the host takes minutes
+            torch.manual_seed(config.seed)
+            fill_with_noise(stage.model, shape.init_std)
+            stage.model.output_layer.weight.mul_(config.sharpness)
     generator = torch.Generator().manual_seed(config.seed)
     requests = []
     for i in range(config.prompts):
