@@ -13,7 +13,7 @@ from megatron_ring.presets import get_preset
 if TYPE_CHECKING:
     from megatron_ring.data.records import PromptRecord
     from megatron_ring.data.tokenizer import RingTokenizer
-    from megatron_ring.stage_config import RewardConfig
+    from megatron_ring.stage_config import RewardConfig, RLDataConfig
 
 
 @dataclass
@@ -59,34 +59,42 @@ class Checks:
         return tokenizer
 
     def prompts(
-        self, path: Path, flag: str, rewards: RewardConfig, solve_rates: tuple[float | None, float | None] = (None, None)
+        self, path: Path, flag: str, rewards: RewardConfig, training: RLDataConfig | None = None
     ) -> list[PromptRecord] | None:
-        """The prompts of a prompt file, or of all files of a stage file, whose solve rates lie within `solve_rates`; each of
-        their domains has a verifier. None where the file is not there.
+        """The prompts, each of whose domains has a verifier; None where the file is not there.
+
+        Args:
+            training: of a run that trains on them, which may take a stage file, and choose by solve rate.
 
         Raises:
-            UserError: a malformed file, one that a stage file names and is not there, or a domain that nothing scores.
+            UserError: a malformed file, or a domain that nothing scores.
         """
         if not path.exists():
             self.left.append(f"{flag} {path}: not there")
             return None
-        from megatron_ring.data.schedule import read_schedule
+        from megatron_ring.data.files import read_prompts
+        from megatron_ring.data.schedule import read_schedule, single_source
         from megatron_ring.rewards.composition import read_compositions
         from megatron_ring.rewards.scorer import verifiers_of
 
-        schedule = read_schedule(path, *solve_rates)
+        if training is None:
+            schedule = single_source(read_prompts(path), path)
+        else:
+            schedule = read_schedule(path, training.min_solve_rate, training.max_solve_rate)
+        records = [record for source in schedule.sources for record in source.records]
         composed = {} if rewards.compositions is None else read_compositions(rewards.compositions)
+        counts: dict[str, int] = {}
+        for record in records:
+            counts[record.domain] = counts.get(record.domain, 0) + 1
         for source in schedule.sources:
             for domain in source.domains:
                 try:
                     verifiers_of(domain, composed)
                 except UserError as error:
                     raise UserError(f"{flag} {source.path}: {error}") from None
-        records = [record for source in schedule.sources for record in source.records]
-        counts = {domain: sum(record.domain == domain for record in records) for domain in sorted(schedule.domains)}
-        told = ", ".join(f"{count:,} {domain}" for domain, count in counts.items())
+        told = ", ".join(f"{count:,} {domain}" for domain, count in sorted(counts.items()))
         stages = f" in {len(schedule.stages)} stages" if len(schedule.stages) > 1 else ""
-        self.done.append(f"{flag} {path}: {len(records):,} prompts{stages} ({told}), each with a verifier")
+        self.done.append(f"{flag} {path}: {len(records):,} prompts ({told}){stages}, each with a verifier")
         return records
 
     def longest_prompt(
@@ -96,10 +104,10 @@ class Checks:
         if not records or tokenizer is None:
             self.left.append("whether prompts and longest responses fit together: prompts or tokenizer are not there")
             return 1
-        lengths = [(len(tokenizer.prompt_tokens(record.prompt, instruction)), record.id) for record in records]
-        longest, name = max(lengths)
-        self.done.append(f"the longest prompt has {longest:,} tokens ({name!r})")
-        return longest
+        lengths = [len(tokenizer.prompt_tokens(record.prompt, instruction)) for record in records]
+        longest = max(range(len(lengths)), key=lengths.__getitem__)
+        self.done.append(f"the longest prompt has {lengths[longest]:,} tokens ({records[longest].id!r})")
+        return lengths[longest]
 
     def positions(self, shape: ModelConfig, prompt: int, new: int) -> None:
         """Raises `UserError` where a prompt of so many tokens and `new` ones exceed the model's positions."""

@@ -28,8 +28,7 @@ def plan_rl(config: RLConfig) -> None:
     config.check(data)
     config.check_model(shape)
     tokenizer = checks.tokenizer(config.data.tokenizer, "--data.tokenizer", shape)
-    rates = (config.data.min_solve_rate, config.data.max_solve_rate)
-    prompts = checks.prompts(config.data.prompts, "--data.prompts", config.rewards, rates)
+    prompts = checks.prompts(config.data.prompts, "--data.prompts", config.rewards, config.data)
     prompt = checks.longest_prompt(prompts, tokenizer, config.data.instruction)
     if config.evaluation.prompts is not None:
         checks.prompts(config.evaluation.prompts, "--evaluation.prompts", config.rewards)

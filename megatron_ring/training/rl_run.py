@@ -187,7 +187,7 @@ class RLRun:
 
     def timed(self, outcome: StepOutcome) -> dict[str, Any]:
         """The metrics of a step that ends here, with its times, its memory and the alarms that no line has yet."""
-        metrics = outcome.metrics | self.phases.finish() | self.watch.take_records()
+        metrics = outcome.metrics | self.phases.finish() | self.watch.take_records(outcome.metrics["step"])
         if "throughput/tokens_per_second" in metrics:
             metrics["throughput/tokens_per_second"] /= metrics["time/step"]
         return metrics

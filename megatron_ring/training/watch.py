@@ -22,6 +22,7 @@ class Watch:
         self.rollbacks = 0
         self._before: set[str] = set()  # metrics in alarm at the step before, which need no second warning
         self._records: list[dict[str, Any]] = []
+        self._written: list[tuple[int, dict[str, Any]]] = []
 
     def judge(self, alarms: Sequence[Alarm], checkpoint: Path | None, can_go_on: bool) -> Verdict:
         """What is to be done about the alarms of a step.
@@ -42,9 +43,10 @@ class Watch:
         self._records += [alarm.to_json() | {"action": action} for alarm in alarms]
         return verdict
 
-    def take_records(self) -> dict[str, Any]:
-        """For the next line of metrics.jsonl: the alarms that no line has yet, those of steps that were rolled back too."""
+    def take_records(self, step: int) -> dict[str, Any]:
+        """For the line of `step` (from 1) in metrics.jsonl: the alarms that no line has, those of rolled-back steps too."""
         records, self._records = self._records, []
+        self._written += [(step, record) for record in records]
         return {"alarms": records} if records else {}
 
     def rolled_back(self, alarms: Sequence[Alarm], state: dict[str, Any], step: int) -> None:
@@ -54,6 +56,8 @@ class Watch:
         self.rollbacks = rollbacks
         for record in self._records:
             record.setdefault("rolled_back_to", step)
+        self._records = [record for line, record in self._written if line > step] + self._records  # those lines are gone
+        self._written = [(line, record) for line, record in self._written if line <= step]
         count = f"rollback {rollbacks} of at most {self.config.max_rollbacks}"
         self._say(alarms, f"going back to step {step}, on with other prompts ({count})")
 

@@ -104,7 +104,7 @@ def test_what_follows_an_alarm(capsys: pytest.CaptureFixture[str]) -> None:
     warns = Watch(AlarmConfig(action="warn"), speaks=True)
     assert warns.judge([ALARM], HERE, True) == warns.judge([ALARM], HERE, True) == "go on"
     assert capsys.readouterr().err == f"{ALARM}; going on\n"  # once for an alarm that lasts
-    assert len(warns.take_records()["alarms"]) == 2 and warns.take_records() == {}
+    assert len(warns.take_records(8)["alarms"]) == 2 and warns.take_records(9) == {}
     assert warns.judge([ALARM], HERE, can_go_on=False) == "stop"
 
 
@@ -118,7 +118,9 @@ def test_rollbacks_are_counted_over_restarts_and_recorded_in_the_next_line() -> 
         assert watch.judge([ALARM], HERE, True) == "rollback"
         watch.rolled_back([ALARM], saved, 5)
         assert watch.rollbacks == count
-    records = watch.take_records()["alarms"]
+        if count == 1:  # step 6 goes well this time; the second rollback drops its line, not what it said of the first
+            assert len(watch.take_records(6)["alarms"]) == 1
+    records = watch.take_records(6)["alarms"]
     assert [(r["step"], r["action"], r["rolled_back_to"]) for r in records] == [(7, "rollback", 5)] * 2
     continued = Watch(config, speaks=False)
     continued.load_state_dict(json.loads(json.dumps(watch.state_dict())))
