@@ -109,7 +109,7 @@ def _products(config: BenchExact, shape: ModelConfig) -> list[dict[str, Any]]:
                     return torch.mm(x[:rows], weight.t(), out_dtype=kind)
                 return torch.mm(x[:rows], weight.t())
 
-            tile = exact.tile_for(rows, columns, 1)
+            tile = exact.tile_for(rows, columns, 1, whole.itemsize)
             row = _row(name, rows, ours, usual, weights, 2.0 * rows * columns * depth, 2 * columns * depth)
             row["bits_equal"] = torch.equal(ours(weights[0]), whole[:rows])
             row["tile"] = list(tile)
@@ -117,6 +117,7 @@ def _products(config: BenchExact, shape: ModelConfig) -> list[dict[str, Any]]:
                 row["tiles_us"] = {
                     "x".join(map(str, t[:3])): _microseconds([partial(ours, weight, tile=t) for weight in weights])
                     for t in exact.TILES
+                    if exact.fits(t, whole.itemsize)
                 }
             found.append(row)
         del weights, x, whole
@@ -152,7 +153,7 @@ def _experts(config: BenchExact, shape: ModelConfig) -> list[dict[str, Any]]:
             row["bits_equal"] = all(
                 torch.equal(exact.exact_mm(x[a:b], weights[0][e]), grouped[a:b]) for e, (a, b) in enumerate(pairwise(starts))
             )
-            row["tile"] = list(exact.tile_for(rows, columns, experts))
+            row["tile"] = list(exact.tile_for(rows, columns, experts, x.itemsize))
             if config.tiles:
                 row["tiles_us"] = {
                     "x".join(map(str, t[:3])): _microseconds([partial(ours, weight, tile=t) for weight in weights])

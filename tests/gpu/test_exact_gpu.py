@@ -46,14 +46,15 @@ draw = partial(torch.randn, device="cuda", dtype=torch.bfloat16)
     ],
 )
 def test_a_row_has_the_same_bits_in_every_tile_and_company(columns: int, depth: int, kind: torch.dtype | None) -> None:
-    from megatron_ring.model.kernels.exact_mm_triton import TILES, exact_mm
+    from megatron_ring.model.kernels.exact_mm_triton import TILES, exact_mm, fits
 
     x, w, b = draw(MANY, depth), draw(columns, depth), draw(columns)
     whole = exact_mm(x, w, b, kind)
     wanted = x[:300].double() @ w.double().t() + b.double()
     assert ((whole[:300].double() - wanted).norm() / wanted.norm()).item() < (1e-5 if kind else 3e-3)
     for tile in TILES:
-        assert torch.equal(exact_mm(x, w, b, kind, tile), whole), tile
+        if fits(tile, whole.itemsize):
+            assert torch.equal(exact_mm(x, w, b, kind, tile), whole), tile
     for rows in range(1, 301):
         start = 37 * rows % (MANY - rows)
         assert torch.equal(exact_mm(x[start : start + rows], w, b, kind), whole[start : start + rows]), rows

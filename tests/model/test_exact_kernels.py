@@ -86,11 +86,12 @@ def test_grouped_product(counts: list[int], dtype: torch.dtype) -> None:
 
 
 def test_tiles_are_chosen_for_rows_and_columns() -> None:
-    assert exact_mm_triton.tile_for(16_384, 3072, 1) == exact_mm_triton.WIDE
-    assert exact_mm_triton.tile_for(49_152, 2816, 64) == exact_mm_triton.WIDE
-    assert exact_mm_triton.tile_for(768, 2816, 64) == exact_mm_triton.NARROW
-    assert exact_mm_triton.tile_for(128, 3072, 1) == exact_mm_triton.NARROW
-    assert exact_mm_triton.tile_for(1, 3072, 1) == exact_mm_triton.THIN
+    assert exact_mm_triton.tile_for(16_384, 3072, 1, 2) == exact_mm_triton.WIDE
+    assert exact_mm_triton.tile_for(49_152, 2816, 64, 2) == exact_mm_triton.WIDE
+    assert exact_mm_triton.tile_for(768, 2816, 64, 2) == exact_mm_triton.NARROW
+    assert exact_mm_triton.tile_for(128, 3072, 1, 2) == exact_mm_triton.NARROW
+    assert exact_mm_triton.tile_for(1, 3072, 1, 2) == exact_mm_triton.THIN
+    assert exact_mm_triton.tile_for(16_384, 3072, 1, 4) != exact_mm_triton.WIDE  # its results would not fit in fp32
 
 
 def packed_of(pages: torch.Tensor, table: torch.Tensor, lengths: list[int]) -> torch.Tensor:

@@ -37,19 +37,26 @@ WIDE = Tile(128, 256, 64, warps=8, stages=3, programs=1)  # many rows: bound by 
 NARROW = Tile(64, 128, 64, warps=4, stages=4, programs=2)  # few rows of a large matrix: bound by reading weights
 THIN = Tile(64, 32, 128, warps=4, stages=4, programs=2)  # few rows of a small one, over as many programs as can be
 TILES = (WIDE, NARROW, THIN)
+SHARED = 232_448  # bytes of shared memory that a program may have on Hopper
 # Of an H100, for the choice between tiles: ns that a multiprocessor takes to read a 16-bit number and to multiply two.
 MULTIPROCESSORS, READ, MULTIPLY = 132, 2e-2, 4e-4
 
 
-def tile_for(rows: int, columns: int, experts: int) -> Tile:
-    """The fastest tile, by an estimate. Sizes are known on the host: nothing waits for the device."""
+def fits(tile: Tile, itemsize: int) -> bool:
+    """Whether shared memory holds the pipeline of bf16 factors and a tile of results of `itemsize` bytes."""
+    factors = 2 * tile.stages * (tile.rows + tile.columns) * tile.depth
+    return factors + tile.rows * tile.columns * itemsize <= SHARED
+
+
+def tile_for(rows: int, columns: int, experts: int, itemsize: int) -> Tile:
+    """The fastest tile that fits, by an estimate. Sizes are known on the host: nothing waits for the device."""
 
     def time(tile: Tile) -> float:
         tiles = experts * triton.cdiv(triton.cdiv(rows, experts), tile.rows) * triton.cdiv(columns, tile.columns)
         each = max((tile.rows + tile.columns) * READ, tile.rows * tile.columns * MULTIPLY)
         return triton.cdiv(tiles, MULTIPROCESSORS) * each
 
-    return min(TILES, key=time)
+    return min((tile for tile in TILES if fits(tile, itemsize)), key=time)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -125,7 +132,7 @@ def _launch(
     out = x_nk.new_empty(rows, columns, dtype=out_dtype or x_nk.dtype)
     if rows == 0:
         return out
-    tile = tile or tile_for(rows, columns, experts)
+    tile = tile or tile_for(rows, columns, experts, out.itemsize)
     most = (triton.cdiv(rows, tile.rows) + (experts if ends_e is not None else 0)) * triton.cdiv(columns, tile.columns)
     programs = min(most, multiprocessors(x_nk.device) * tile.programs)
     arguments: Any = (
