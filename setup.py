@@ -43,6 +43,7 @@ setup(
         "te": ["transformer-engine[pytorch]>=2.20"],
         "flash-attn": ["flash-attn>=2.7.3"],
         "parquet": ["pyarrow"],
+        "wandb": ["wandb"],
         "gguf": ["gguf>=0.17"],
         "reasoning-gym": ["reasoning-gym>=0.1.25"],
         "dev": [

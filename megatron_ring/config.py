@@ -187,6 +187,12 @@ class ParallelConfig:
         for name, width in (("shared-expert", model.shared_width), ("dense", model.dense_width)):
             require(width % tp == 0, f"layout {said}: {name} width {width} does not split over TP={tp}")
 
+    def check_exact(self, layer_impl: str) -> None:
+        """Raise `UserError` where neither the layout nor the layers' implementation allows --exact."""
+        require(layer_impl == "native", f"--exact: --layer-impl {layer_impl} brings products of its own, leave it native")
+        said = f"TP={self.tensor} ETP={self.expert_tensor}: sums over ranks are in NCCL's order, set both to 1"
+        require(self.tensor == 1 and self.expert_tensor == 1, f"--exact: {said}")
+
 
 @dataclass(frozen=True)
 class OptimizerConfig:

@@ -17,6 +17,17 @@ class UserError(Exception):
     """A mistake in flags, files or data. The message is one line: it names the file, line or flag and the mend."""
 
 
+class NotFiniteError(UserError):
+    """The model's weights are broken: what it computes is not finite."""
+
+
+class StoppedByAlarm(Exception):
+    """A run that ended itself because an alarm went off. The message is one line."""
+
+
+STOPPED_BY_ALARM = 3
+
+
 def _leave_process_group() -> None:
     """Take down the process group that a main may have set up, without importing torch for it."""
     context = sys.modules.get("megatron_ring.parallel.context")
@@ -47,13 +58,17 @@ def _say_once(message: str) -> None:
 
 
 def run_main(main: Callable[[], None]) -> None:
-    """Run a main; turn `UserError` into one line on stderr and exit status 2, Ctrl-C into status 130."""
+    """Run a main; turn `UserError` into one line on stderr and exit status 2, an alarm into one and status 3, Ctrl-C into
+    status 130."""
     try:
         main()
         _leave_process_group()
     except UserError as error:
         _say_once(" ".join(str(error).split()))
         raise SystemExit(2) from None
+    except StoppedByAlarm as error:
+        _say_once(" ".join(str(error).split()))
+        raise SystemExit(STOPPED_BY_ALARM) from None
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

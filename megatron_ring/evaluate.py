@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import time
-from typing import Any
 
 from megatron_ring.cli import parse
 from megatron_ring.config import RouterLossConfig, require
@@ -16,6 +15,10 @@ from megatron_ring.stage_config import EvaluateConfig
 
 
 def main(config: EvaluateConfig) -> None:
+    if config.dry_run:
+        from megatron_ring.planning.stages import plan_evaluate
+
+        return plan_evaluate(config)
     from megatron_ring.training.stage import resolve_shape
 
     shape = resolve_shape(None, config.checkpoint)
@@ -23,8 +26,8 @@ def main(config: EvaluateConfig) -> None:
     from megatron_ring.data.files import read_prompts, write_atomically
     from megatron_ring.data.prompts import StreamPrompt
     from megatron_ring.data.tokenizer import RingTokenizer
-    from megatron_ring.sampler.rollouts import sample_rollouts
     from megatron_ring.sampler.sampler import Sampler
+    from megatron_ring.training.evaluation import evaluate_prompts, summarize
     from megatron_ring.training.progress import Progress
     from megatron_ring.training.rollout_rewards import open_scorer
     from megatron_ring.training.stage import set_first_weights, start_stage
@@ -36,7 +39,7 @@ def main(config: EvaluateConfig) -> None:
     )
     prompts = [StreamPrompt(position, record) for position, record in enumerate(read_prompts(config.prompts))]
     losses = RouterLossConfig(0.0, 0.0)
-    stage = start_stage(shape, config.parallel, losses, config.seed, config.precision, config.layer_impl)
+    stage = start_stage(shape, config.parallel, losses, config.seed, config.precision, config.layer_impl, exact=config.exact)
     set_first_weights(stage, config.checkpoint, config.seed)
     began = time.perf_counter()
     sampler = Sampler(stage.model, stage.context, config.sampling, tokenizer.eos_id, tokenizer.decode)
@@ -45,11 +48,10 @@ def main(config: EvaluateConfig) -> None:
         open_scorer(config.rewards, {prompt.record.domain for prompt in prompts}, tokenizer, stage.context) as scorer,
         Progress("evaluate", mine, 0, stage.context.is_main, unit="response") as progress,
     ):
-        rollouts = sample_rollouts(
-            sampler, prompts, tokenizer, samples=config.samples_per_problem, seed=config.seed, version=0,
-            instruction=config.instruction, on_progress=progress.update, on_rollout=scorer.submit,
+        scored = evaluate_prompts(
+            prompts, sampler, tokenizer, scorer, samples=config.samples_per_problem, seed=config.seed,
+            instruction=config.instruction, on_progress=progress.update,
         )  # fmt: skip
-        scored = scorer.finish(rollouts)
     answers = {prompt.position: prompt for prompt in prompts}
     if not stage.context.is_main:
         return
@@ -69,21 +71,7 @@ def main(config: EvaluateConfig) -> None:
         }
         for item in scored
     ]
-    result = summarize(rows, config, time.perf_counter() - began)
-    write_atomically(config.out / "samples.jsonl", "".join(json.dumps(r, default=vars) + "\n" for r in rows).encode())
-    write_atomically(config.out / "result.json", (json.dumps(result, indent=1) + "\n").encode())
-    print(f"evaluate: pass@1 {result['pass_at_1']:.3f} on {result['problems']} problems -> {config.out}/result.json")
-
-
-def summarize(rows: list[dict[str, Any]], config: EvaluateConfig, seconds: float) -> dict[str, Any]:
-    """pass@1 (mean reward) over all and by domain, with what was run."""
-
-    def part(selected: list[dict[str, Any]]) -> dict[str, Any]:
-        mean = sum(row["reward"] for row in selected) / len(selected)
-        return {"problems": len({row["id"] for row in selected}), "pass_at_1": mean}
-
-    domains = sorted({row["domain"] for row in rows})
-    return {
+    result = {
         "checkpoint": str(config.checkpoint),
         "prompts": str(config.prompts),
         "temperature": config.sampling.temperature,
@@ -91,12 +79,12 @@ def summarize(rows: list[dict[str, Any]], config: EvaluateConfig, seconds: float
         "max_new_tokens": config.sampling.max_new_tokens,
         "seed": config.seed,
         "samples_per_problem": config.samples_per_problem,
-        **part(rows),
-        "by_domain": {domain: part([row for row in rows if row["domain"] == domain]) for domain in domains},
-        "response_length_mean": sum(row["tokens"] for row in rows) / len(rows),
-        "truncated_fraction": sum(row["finish_reason"] == "length" for row in rows) / len(rows),
-        "seconds": seconds,
+        **summarize(scored),
+        "seconds": time.perf_counter() - began,
     }
+    write_atomically(config.out / "samples.jsonl", "".join(json.dumps(r, default=vars) + "\n" for r in rows).encode())
+    write_atomically(config.out / "result.json", (json.dumps(result, indent=1) + "\n").encode())
+    print(f"evaluate: pass@1 {result['pass_at_1']:.3f} on {result['problems']} problems -> {config.out}/result.json")
 
 
 def cli() -> None:

@@ -41,7 +41,7 @@ def main(config: GenerateConfig) -> None:
     )
     questions = None if config.prompts is None else read_questions(config.prompts)
     losses = RouterLossConfig(0.0, 0.0)
-    stage = start_stage(shape, config.parallel, losses, config.seed, config.precision, config.layer_impl)
+    stage = start_stage(shape, config.parallel, losses, config.seed, config.precision, config.layer_impl, exact=config.exact)
     set_first_weights(stage, config.checkpoint, config.seed)
     sampler = Sampler(stage.model, stage.context, config.sampling, tokenizer.eos_id, tokenizer.decode)
     rows = []

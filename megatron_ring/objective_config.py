@@ -42,6 +42,9 @@ class BudgetConfig:
     max_rounds: int = 4
     """Rounds of `prompts_per_step` prompts that a step may sample to reach Phi (or, with dynamic sampling, enough groups)
     before the run stops and says why."""
+    max_cuts: int | None = None
+    """C3PO++: sampling stops as soon as whole groups hold Phi; unfinished responses go on in the next step, and are dropped
+    once more than so many updates have cut them (default: none are left unfinished)."""
     order: Literal["in-order", "random", "by-group", "by-advantage", "shortest-first", "longest-first"] = "in-order"
     """Which responses fill the budget first; in-order is the report's."""
     schedule: Literal["constant", "linear", "solve-rate"] = "constant"
@@ -53,6 +56,7 @@ class BudgetConfig:
     def __post_init__(self) -> None:
         require(self.tokens >= 1, f"--budget.tokens is {self.tokens}, below 1")
         require(self.max_rounds >= 1, f"--budget.max-rounds is {self.max_rounds}, below 1")
+        require(self.max_cuts is None or self.max_cuts >= 1, f"--budget.max-cuts is {self.max_cuts}, below 1")
         if self.schedule == "constant":
             require(self.final_tokens is None, "--budget.final-tokens needs --budget.schedule linear or solve-rate")
         else:
@@ -135,6 +139,9 @@ class CorrectionConfig:
     """Largest k that icepop keeps, above 1 (default: 5)."""
     phi: float | None = None
     """Largest binary KL that kpop keeps (nats; default: 2)."""
+    routes: Literal["ignore", "measure", "replay"] = "ignore"
+    """The experts that the sampler chose for response tokens: ignored; compared with the trainer's own choice; or replayed
+    in the trainer's passes in its place."""
 
     def __post_init__(self) -> None:
         for owner, defaults in CORRECTION_DEFAULTS.items():

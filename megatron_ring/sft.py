@@ -21,10 +21,14 @@ if TYPE_CHECKING:  # rooms that import torch load when a run starts, so that --h
     from megatron_ring.data.sft_data import SFTDataset
     from megatron_ring.training.trainer import StepResult
 
-MAY_DIFFER = frozenset({"run_dir", "max_steps", "save_every", "keep_last", "async_save", "layer_impl", "recompute"})
+MAY_DIFFER = frozenset({"run_dir", "max_steps", "save_every", "keep_last", "async_save", "layer_impl", "recompute", "exact"})
 
 
 def main(config: SFTConfig) -> None:
+    if config.dry_run:
+        from megatron_ring.planning.stages import plan_sft
+
+        return plan_sft(config, load_data)
     from megatron_ring.training.stage import resolve_shape
 
     shape = resolve_shape(config.preset, config.init_from)
@@ -40,13 +44,10 @@ def main(config: SFTConfig) -> None:
     train, validation = load_data(config, shape)
     stage = start_stage(
         shape, config.parallel, config.router, config.seed, config.precision, config.layer_impl,
-        config.recompute,
+        config.recompute, config.exact,
     )  # fmt: skip
     context = stage.context
-    require(
-        config.data.global_batch % context.data_size == 0,
-        f"--data.global-batch {config.data.global_batch} does not split over {context.data_size} data-parallel rank(s)",
-    )
+    config.check(context.data_size)
     run = RunDirectory(config.run_dir, writes=context.is_main)
     run.open("sft", config, MAY_DIFFER)
     set_first_weights(stage, config.init_from, config.seed)

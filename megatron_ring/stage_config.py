@@ -6,8 +6,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from megatron_ring.config import OptimizerConfig, ParallelConfig, RouterLossConfig, SamplingConfig, require
+from megatron_ring.config import ModelConfig, OptimizerConfig, ParallelConfig, RouterLossConfig, SamplingConfig, require
 from megatron_ring.objective_config import BudgetConfig, CorrectionConfig, ObjectiveConfig, ReferenceConfig
+from megatron_ring.operations_config import AlarmConfig, HeldOutConfig, WandbConfig
+from megatron_ring.plan_config import DryRun
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +35,7 @@ class SFTDataConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SFTConfig:
+class SFTConfig(DryRun):
     """One SFT run. Defaults are the Ring-lite report's."""
 
     run_dir: Path
@@ -61,6 +63,9 @@ class SFTConfig:
     """What the backward pass computes again instead of keeping it: experts' first product, or whole layers."""
     layer_impl: Literal["native", "te"] = "native"
     """Layers: torch's and our own kernels, or Transformer Engine's modules with the same parameters (CUDA, bf16)."""
+    exact: bool = False
+    """Kernels that give a token the same bits whatever its batch: the sampler's log-probabilities and expert choices are
+    those of the training forward pass (CUDA, bf16, TP=1)."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     router: RouterLossConfig = field(default_factory=RouterLossConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
@@ -71,19 +76,48 @@ class SFTConfig:
             value = getattr(self, name)
             require(value is None or value >= 1, f"--{name.replace('_', '-')} is {value}, below 1")
 
+    def check(self, data_size: int) -> None:
+        """Raise `UserError` when a step cannot be split over so many data-parallel ranks."""
+        batch, context, tensor = self.data.global_batch, self.data.context_length, self.parallel.tensor
+        require(
+            batch % data_size == 0,
+            f"--data.global-batch {batch} does not split over {data_size} data-parallel rank(s)",
+        )
+        require(context % tensor == 0, f"--data.context-length {context} does not split over TP={tensor} ranks")
+
 
 @dataclass(frozen=True, kw_only=True)
 class RLDataConfig:
     """Prompts and how training packs their responses."""
 
     prompts: Path
-    """Prompt file (JSONL or parquet): `id, domain, prompt, answer` per line."""
+    """Prompt file (JSONL or parquet: `id, domain, prompt, answer` per line), or stage file (YAML or JSON) that names several
+    with their weights, stage by stage (see docs/data.md)."""
     tokenizer: Path
     """Tokenizer directory in Hugging Face layout, chat template included."""
     instruction: str | None = None
     """Text added to every user message, such as the report's request for a boxed answer."""
+    min_solve_rate: float | None = None
+    """Leave out prompts whose `metadata.solve_rate` is below this (default: none)."""
+    max_solve_rate: float | None = None
+    """Leave out prompts whose `metadata.solve_rate` is above this (default: none)."""
+    drop_after: int | None = None
+    """Drop a prompt once so many of its groups in a row had all rewards equal: all right or all wrong (default: never)."""
+    curriculum: Literal["none", "solve-rate"] = "none"
+    """solve-rate: in each epoch take a prompt with probability 4 r (1 - r), r its running solve rate."""
+    curriculum_floor: float = 0.1
+    """Least probability of a prompt under a curriculum."""
     micro_batch_tokens: int = 24_576
     """Length of a packed training micro-batch (tokens); at least the longest prompt and response together."""
+
+    def __post_init__(self) -> None:
+        low, high = self.min_solve_rate, self.max_solve_rate
+        for name, rate in (("min", low), ("max", high)):
+            require(rate is None or 0 <= rate <= 1, f"--data.{name}-solve-rate is {rate}, outside 0..1")
+        if low is not None and high is not None:
+            require(low <= high, f"--data.min-solve-rate {low} is above --data.max-solve-rate {high}")
+        require(self.drop_after is None or self.drop_after >= 1, f"--data.drop-after is {self.drop_after}, below 1")
+        require(0.01 <= self.curriculum_floor <= 1, f"--data.curriculum-floor is {self.curriculum_floor}, outside 0.01..1")
 
 
 @dataclass(frozen=True)
@@ -104,12 +138,16 @@ class RewardConfig:
         require(0 < self.time_limit < float("inf"), f"--rewards.time-limit is {self.time_limit}, not a number of seconds")
 
 
+def _rl_sampling() -> SamplingConfig:
+    return SamplingConfig(max_new_tokens=22_528)  # of the report's 24,576, 2,048 are for the prompt
+
+
 def _rl_optimizer() -> OptimizerConfig:
     return OptimizerConfig(lr=3e-6, schedule="constant", warmup_fraction=0.01)
 
 
 @dataclass(frozen=True, kw_only=True)
-class RLConfig:
+class RLConfig(DryRun):
     """One RL stage. Defaults are the Ring-lite report's."""
 
     run_dir: Path
@@ -137,15 +175,21 @@ class RLConfig:
     """What the backward pass computes again instead of keeping it: experts' first product, or whole layers."""
     layer_impl: Literal["native", "te"] = "native"
     """Layers: torch's and our own kernels, or Transformer Engine's modules with the same parameters (CUDA, bf16)."""
+    exact: bool = False
+    """Kernels that give a token the same bits whatever its batch: the sampler's log-probabilities and expert choices are
+    those of the training forward pass (CUDA, bf16, TP=1)."""
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     correction: CorrectionConfig = field(default_factory=CorrectionConfig)
     reference: ReferenceConfig = field(default_factory=ReferenceConfig)
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    sampling: SamplingConfig = field(default_factory=_rl_sampling)
     rewards: RewardConfig = field(default_factory=RewardConfig)
     optimizer: OptimizerConfig = field(default_factory=_rl_optimizer)
     router: RouterLossConfig = field(default_factory=RouterLossConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    alarms: AlarmConfig = field(default_factory=AlarmConfig)
+    evaluation: HeldOutConfig = field(default_factory=HeldOutConfig)
+    wandb: WandbConfig = field(default_factory=WandbConfig)
 
     def __post_init__(self) -> None:
         for name in ("steps", "prompts_per_step", "samples_per_prompt", "save_every"):
@@ -182,14 +226,32 @@ class RLConfig:
         reference = self.reference.resolved(objective.kl_beta)
         return replace(self, objective=objective, correction=self.correction.resolved(), reference=reference)
 
+    def check_model(self, model: ModelConfig) -> None:
+        """Raise `UserError` for settings that such a model has no use for."""
+        has_router = model.first_dense_layers < model.num_layers and model.num_experts > 1
+        said = f"--correction.routes {self.correction.routes}: {self.init_from} has no mixture of experts"
+        require(has_router or self.correction.routes == "ignore", said)
+
     def check(self, data_size: int) -> None:
         """Raise `UserError` when a step cannot work on so many data-parallel ranks."""
         prompts, samples, longest = self.prompts_per_step, self.samples_per_prompt, self.sampling.max_new_tokens
         said = f"--prompts-per-step is {prompts}, below the number of data-parallel ranks ({data_size})"
         require(prompts >= data_size, f"{said}: some would have nothing to sample")
+        tokens, tensor = self.data.micro_batch_tokens, self.parallel.tensor
+        require(tokens % tensor == 0, f"--data.micro-batch-tokens {tokens} does not split over TP={tensor} ranks")
+        require(
+            longest < tokens,
+            f"--data.micro-batch-tokens {tokens:,} holds no prompt beside --sampling.max-new-tokens {longest:,}",
+        )
         if self.objective.name != "c3po":
             return
         budgets, rounds = self.budget.resolve(data_size), self.budget.max_rounds
+        for budget in budgets:
+            require(
+                budget % data_size == 0,
+                f"--budget.tokens: Phi = {budget:,} does not divide over {data_size} data-parallel ranks; "
+                f"{max(1, budget // data_size) * data_size:,} would",
+            )
         most = rounds * prompts * samples * longest
         require(
             max(budgets) <= most,
@@ -231,6 +293,9 @@ class GenerateConfig:
     """Parameters' dtype; auto: bf16 on CUDA, fp32 on the CPU."""
     layer_impl: Literal["native", "te"] = "native"
     """Layers: torch's and our own kernels, or Transformer Engine's modules with the same parameters (CUDA, bf16)."""
+    exact: bool = False
+    """Kernels that give a token the same bits whatever its batch: the sampler's log-probabilities and expert choices are
+    those of the training forward pass (CUDA, bf16, TP=1)."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
@@ -240,7 +305,7 @@ class GenerateConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
+class EvaluateConfig(DryRun):
     """One evaluation. Sampling defaults are the Ring-lite report's."""
 
     checkpoint: Path
@@ -261,6 +326,9 @@ class EvaluateConfig:
     """Parameters' dtype; auto: bf16 on CUDA, fp32 on the CPU."""
     layer_impl: Literal["native", "te"] = "native"
     """Layers: torch's and our own kernels, or Transformer Engine's modules with the same parameters (CUDA, bf16)."""
+    exact: bool = False
+    """Kernels that give a token the same bits whatever its batch: the sampler's log-probabilities and expert choices are
+    those of the training forward pass (CUDA, bf16, TP=1)."""
     sampling: SamplingConfig = field(default_factory=_evaluation_sampling)
     rewards: RewardConfig = field(default_factory=RewardConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)

@@ -18,7 +18,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "megatron_ring"
-LIGHT = ("config", "objective_config", "stage_config", "presets", "errors", "cli")
+LIGHT = ("config", "objective_config", "operations_config", "plan_config", "stage_config", "presets", "errors", "cli")
 HEAVY = ("torch", "megatron", "transformers")
 DEVICE = ("torch.distributed", "torch.cuda", "megatron.core.parallel_state", "megatron.core.mpu")
 # Room → the only rooms and top-level modules of the package that it may import besides itself.
@@ -36,7 +36,7 @@ LEVELS = {
     "parallel": 1,
     "model": 2,
     "checkpoint": 3,
-    **dict.fromkeys(("training", "sampler", "rewards", "rl", "data", "curation", "analysis"), 4),
+    **dict.fromkeys(("training", "sampler", "rewards", "rl", "data", "curation", "analysis", "planning"), 4),
 }
 MAIN_LEVEL = 5
 # Assembled, so that this file does not hold what it looks for.

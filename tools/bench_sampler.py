@@ -54,6 +54,8 @@ class BenchSampler:
     """Timed runs; the median counts."""
     warm_up: bool = True
     """A run before them that does not count; off: the first timed one compiles kernels and captures graphs."""
+    exact: bool = False
+    """Kernels that give a token the same bits whatever its batch (CUDA, bf16)."""
     compare: Literal["none", "transformers"] = "none"
     """Also time transformers' `generate` on the same shape (one process, equal lengths), after our weights are freed."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
@@ -76,6 +78,7 @@ class BenchSampler:
 def main(config: BenchSampler) -> None:
     import torch
 
+    from megatron_ring.model.exact import check_exact
     from megatron_ring.model.ring_model import build_model
     from megatron_ring.parallel import context
     from megatron_ring.parallel.device import has_cuda
@@ -91,15 +94,18 @@ def main(config: BenchSampler) -> None:
     shape = config.shape()
     here = context.initialize(config.parallel, shape, 0)
     dtype = torch.bfloat16 if has_cuda() else torch.float32
+    if config.exact:
+        check_exact(config.parallel, dtype, "native")
     rates = ceilings(here.device, dtype)
-    model = build_model(shape, here, dtype=dtype)
+    model = build_model(shape, here, dtype=dtype, exact=config.exact)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0.0, 0.02)
     out: dict[str, Any] = {
         "preset": config.preset, "layers": shape.num_layers, "precision": str(dtype)[6:], "prompts": config.prompts,
         "samples": config.samples, "prompt_tokens": config.prompt_tokens, "new_tokens": config.new_tokens,
-        "lengths": config.lengths, "read_gb_per_second": rates["read_gb_per_second"], "gemm_tflops": rates["gemm_tflops"],
+        "lengths": config.lengths, "exact": config.exact,
+        "read_gb_per_second": rates["read_gb_per_second"], "gemm_tflops": rates["gemm_tflops"],
     }  # fmt: skip
     out["ring"] = measure(config, Sampler(model, here, config.sampling, eos_id=-1), rates)
     if has_cuda():

@@ -32,11 +32,17 @@ def parse_args() -> argparse.Namespace:
     exporting.add_argument("--tokenizer", type=Path, help="folder whose tokenizer is taken (instead of that of --like)")
     exporting.add_argument("--dtype", choices=DTYPES, default="keep", help="dtype of tensors (default: the checkpoint's)")
     exporting.add_argument("--shard-gb", type=float, default=5.0, help="largest file (GB = 10^9 bytes; default: 5)")
+    for command in (importing, exporting):
+        command.add_argument("--dry-run", action="store_true", help="check what is there, and write nothing")
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
+    source = args.hf if args.command == "import" else args.checkpoint
+    if args.dry_run and not source.is_dir():
+        print(f"dry run of {args.command}: {source} -> {args.out}\nnot checked: {source}: not there")
+        return
     import torch
 
     from megatron_ring.checkpoint import convert
@@ -46,6 +52,10 @@ def main() -> None:
     dtype = {"keep": None, "fp32": torch.float32, "bf16": torch.bfloat16}[args.dtype]
     if args.out.exists():
         raise UserError(f"--out {args.out}: exists already; remove it or choose another folder")
+    if args.dry_run:
+        size = convert.bytes_to_import(source) if args.command == "import" else convert.bytes_to_export(source, dtype)
+        print(f"dry run of {args.command}: {source} -> {args.out}\nchecked: {source}: {size / 1e9:,.2f} GB of tensors")
+        return
     if args.command == "import":
         with Progress("import", convert.bytes_to_import(args.hf), unit="byte") as progress:
             model = convert.import_folder(args.hf, args.out, dtype, progress.advance)

@@ -29,6 +29,8 @@ class Flags:
     """Lower end of the band, nats per token: below it RL explores too little."""
     entropy_high: float = PAPER_BAND[1]
     """Upper end of the band, nats per token: above it RL learns slowly."""
+    dry_run: bool = False
+    """Choose from what is there already, and write nothing."""
 
 
 def table(epochs: list[Epoch], choice: Choice, band: tuple[float, float], missing: set[str]) -> str:
@@ -48,6 +50,11 @@ def table(epochs: list[Epoch], choice: Choice, band: tuple[float, float], missin
 
 def main(flags: Flags) -> None:
     """Choose, tell and record; raises UserError when nothing can be chosen."""
+    if flags.dry_run and not (flags.run / "metrics.jsonl").exists():
+        print(f"dry run of select: entropy {flags.entropy_low:g} to {flags.entropy_high:g} nats", file=sys.stderr)
+        print(f"not checked: --run {flags.run}: not there", file=sys.stderr)
+        print(flags.run / "checkpoints" / "step_N")
+        return
     run = read_run(flags.run)
     band = (flags.entropy_low, flags.entropy_high)
     epochs = epoch_checkpoints(run)
@@ -67,9 +74,10 @@ def main(flags: Flags) -> None:
         "epochs": [asdict(epoch) for epoch in epochs],
         "missing": sorted(missing),
     }
-    partial = flags.run / "selection.json.partial"
-    partial.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, flags.run / "selection.json")
+    if not flags.dry_run:
+        partial = flags.run / "selection.json.partial"
+        partial.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(partial, flags.run / "selection.json")
     print(flags.run / "checkpoints" / choice.checkpoint)
 
 

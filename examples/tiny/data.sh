@@ -3,7 +3,7 @@
 # The SFT responses are those of an unverified teacher: two in five guess instead of working. The verifier of
 # reinforcement tells which answers are right.
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
-"$PYTHON" "$ROOT/tools/make_tiny_data.py" --out "$DATA" --seed "$SEED" \
+plain "$PYTHON" "$ROOT/tools/make_tiny_data.py" --out "$DATA" --seed "$SEED" \
   --train 5600 --validation 200 --rl 1400 --heldout 600 --guesses 0.4 \
   --difficulty arithmetic.terms=3 linear.solution=9 linear.constant=20 division.dividend=499 division.gcd=99 \
-  units.speed=49 units.whole=12
+  units.speed=49 units.whole=12 "$@"

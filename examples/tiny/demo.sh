@@ -19,9 +19,10 @@ say "4/7 held-out problems before reinforcement -> $OUT/before"
 say "5/7 reinforcement with C3PO -> $OUT/rl"
 bash "$HERE/rl.sh"
 say "6/7 held-out problems after reinforcement -> $OUT/after"
-bash "$HERE/evaluate.sh" "$OUT/rl/checkpoints/$(cat "$OUT/rl/checkpoints/latest")" after
+FINAL="$(latest "$OUT/rl")"
+bash "$HERE/evaluate.sh" "$FINAL" after
 say "7/7 export -> $OUT/hf, report -> $OUT/report.html"
 bash "$HERE/export.sh"
-"$PYTHON" "$ROOT/tools/report.py" --sft "$OUT/sft" --rl "$OUT/rl" --before "$OUT/before" --after "$OUT/after" \
+plain "$PYTHON" "$ROOT/tools/report.py" --sft "$OUT/sft" --rl "$OUT/rl" --before "$OUT/before" --after "$OUT/after" \
   --export "$OUT/hf" --out "$OUT" --title "Ring-tiny, seed $SEED"
 printf '\npipeline: %d s\n' "$(($(date +%s) - began))"

@@ -1,12 +1,12 @@
 # Settings of the tiny pipeline, sourced by every launcher here. Override them in the environment: SEED=2 examples/tiny/sft.sh
-set -euo pipefail
 
 SEED="${SEED:-1}"                       # data, weights, sampling
 OUT="${OUT:-runs/tiny-seed$SEED}"       # everything goes here
-NPROC="${NPROC:-1}"                     # processes; more than one needs EXTRA with a layout
+NODES="${NODES:-1}"                     # machines
+GPUS="${NPROC:-1}"                      # processes on each; more than one needs EXTRA with a layout
 EXTRA="${EXTRA:-}"                      # more flags for every stage, such as "--parallel.tensor 2"
 PYTHON="${PYTHON:-python}"
-ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
+PRESET=ring-tiny
 
 DATA="$OUT/data"
 TOKENIZER="$DATA/tokenizer"
@@ -18,17 +18,18 @@ ENTROPY_HIGH=0.30
 
 # Matrices this small run faster on one thread than on two.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
 
-# launch MODULE FLAGS…: one process, or torchrun over $NPROC
-launch() {
-  local module="$1"
-  shift
-  if [ "$NPROC" -gt 1 ]; then
-    # shellcheck disable=SC2086
-    torchrun --standalone --nproc-per-node "$NPROC" -m "$module" "$@" $EXTRA
-  else
-    # shellcheck disable=SC2086
-    "$PYTHON" -m "$module" "$@" $EXTRA
-  fi
+. "$(dirname "${BASH_SOURCE[0]}")/../launch.sh"
+
+# reinforce RUN START FLAGS…: what the RL runs of this folder have in common -> $OUT/RUN
+reinforce() {
+  local run="$1" start="$2"
+  shift 2
+  # shellcheck disable=SC2086
+  launch megatron_ring.rl --run-dir "$OUT/$run" --init-from "$start" --seed "$SEED" \
+    --data.prompts "$DATA/rl_prompts.jsonl" --data.tokenizer "$TOKENIZER" --data.micro-batch-tokens 2048 \
+    --steps "${STEPS:-90}" --prompts-per-step 24 --samples-per-prompt 16 \
+    --sampling.max-new-tokens "$MAX_NEW_TOKENS" --objective.kl-beta 0.05 \
+    --optimizer.lr 2e-4 --optimizer.schedule cosine --optimizer.beta2 0.99 --router.balance 1e-2 --router.z 1e-4 \
+    --rewards.workers 1 "$@" $EXTRA
 }

@@ -4,12 +4,12 @@
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 [ -f "$TOKENIZER/tokenizer.json" ] || bash "$(dirname "${BASH_SOURCE[0]}")/data.sh"
 runs="$OUT/layouts"
-rm -rf "$runs"
+[ -n "$DRY_RUN" ] || rm -rf "$runs"
 
 # train NAME PROCESSES FLAGS…
 train() {
   local name="$1"
-  NPROC="$2"
+  GPUS="$2"
   shift 2
   launch megatron_ring.sft --run-dir "$runs/$name" --preset ring-tiny --precision fp32 --seed "$SEED" \
     --data.train "$DATA/sft_train.jsonl" --data.tokenizer "$TOKENIZER" --data.context-length 512 --data.global-batch 4 \
@@ -21,4 +21,4 @@ train tp2 2 --parallel.tensor 2
 train ep2 2 --parallel.expert 2
 train pp2 2 --parallel.pipeline 2
 train dp2 2
-"$PYTHON" "$ROOT/tools/compare_runs.py" "$runs"/{one,tp2,ep2,pp2,dp2} --tolerance 1e-4
+plain "$PYTHON" "$ROOT/tools/compare_runs.py" "$runs"/{one,tp2,ep2,pp2,dp2} --tolerance 1e-4

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
 # Choose the SFT checkpoint by entropy; prints its path.
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
-"$PYTHON" "$ROOT/tools/select_checkpoint.py" --run "$OUT/sft" \
+tool select_checkpoint.py --run "$OUT/sft" \
   --entropy-low "$ENTROPY_LOW" --entropy-high "$ENTROPY_HIGH"

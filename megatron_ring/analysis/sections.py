@@ -186,13 +186,16 @@ def rl(material: Material, add: AddFigure) -> Html:
     return page.section(title, add("rl", png(rl_figure(run)), caption), summary, time_note(run))
 
 
+PHASES = ("sample", "reward", "select", "pack", "first_pass", "train", "evaluation", "save_wait", "other")
+
+
 def time_note(run: Run) -> Html:
     """Where the time of the steps went."""
     total = sum(run.series("time/step")[1])
-    shares = [(name, sum(run.series(f"time/{name}")[1])) for name in ("sample", "reward", "train")]
+    shares = [(name.replace("_", " "), sum(run.series(f"time/{name}")[1])) for name in PHASES]
     if not total > 0:
         return page.note("The run records no step times.")
-    split = ", ".join(f"{name} {percent(seconds / total)}" for name, seconds in shares if seconds > 0)
+    split = ", ".join(f"{name} {percent(seconds / total)}" for name, seconds in shares if seconds > 0.005 * total)
     return page.note(f"Time in {len(run.metrics)} steps: {duration(total)}{f' ({split})' if split else ''}.")
 
 

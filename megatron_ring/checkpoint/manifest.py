@@ -85,6 +85,20 @@ def damaged(folder: Path, names: Sequence[str]) -> UserError:
     return UserError(f"{folder}: damaged (the content is not what was saved): {', '.join(names)}")
 
 
+def read_file(folder: Path, name: str) -> bytes | None:
+    """One of the `files` that a checkpoint was saved with; None when it has none of this name.
+
+    Raises:
+        UserError: it is damaged, or `folder` is not a whole checkpoint.
+    """
+    manifest = read_manifest(folder)
+    if name not in manifest["files"]:
+        return None
+    if is_damaged(folder, manifest, name):
+        raise damaged(folder, [name])
+    return (folder / name).read_bytes()
+
+
 def model_config_of(folder: Path) -> ModelConfig:
     """Shape of the model that a checkpoint holds."""
     try:

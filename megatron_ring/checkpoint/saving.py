@@ -16,6 +16,7 @@ import pickle
 import shutil
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -114,13 +115,15 @@ class CheckpointSaver:
             self._thread.join(SECONDS_AFTER_FAILURE)
 
     def save(
-        self, step: int, model: RingModel, optimizer: Any, extra: dict[str, Any], name: str | None = None
-    ) -> Path:
+        self, step: int, model: RingModel, optimizer: Any, extra: dict[str, Any], name: str | None = None,
+        files: Mapping[str, bytes] | None = None,
+    ) -> Path:  # fmt: skip
         """Save as `step_<step>` (or `name`); all ranks take part. Weights may change as soon as this returns.
 
         Args:
             optimizer: None saves weights alone.
             extra: plain JSON values equal on all ranks (data position, …), returned by `load_checkpoint`.
+            files: what else the checkpoint is to hold, by file name (the main process's count), for `read_file`.
 
         Raises:
             UserError: this or the save before it failed (the disk is full or not writable).
@@ -137,6 +140,8 @@ class CheckpointSaver:
             collectives.barrier()
             staged = self._staging.stage(_pieces(model, optimizer), work, with_optimizer=optimizer is not None)
             torch.save(random_state(), work / random_file(self.context.rank))
+            for file, data in (files or {}).items() if self.context.is_main else ():
+                (work / file).write_bytes(data)
         except FAILURES as error:
             problem = _plainly(error)
         self._fail_together(work, target, problem)

@@ -24,6 +24,7 @@ from megatron_ring.data.sequences import PolicySequence, TokenSequence
 from megatron_ring.errors import UserError
 
 _Batch = TypeVar("_Batch", bound="MicroBatch")
+_Pack = TypeVar("_Pack")
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +77,7 @@ class PolicyBatch(MicroBatch):
     ref_logprobs: Tensor | None = None  # fp32 [T]
     sequence_log_ratio: Tensor | None = None  # fp32 [T], the same for all trained tokens of a response
     corrections: Tensor | None = None  # fp32 [T], weight of the surrogate for the sampler/trainer mismatch
+    routes: Tensor | None = None  # uint8 or int16 [T, MoE layers of the stage, k], the sampler's experts where loss_mask
 
 
 def plan_packs(lengths: Sequence[int], capacity: int, seed: int) -> list[list[int]]:
@@ -146,14 +148,17 @@ def pack_sequences(sequences: Sequence[TokenSequence], capacity: int, pad_id: in
     return MicroBatch(tokens, targets, loss_mask, place - starts, cu_seqlens, place < used)
 
 
-def pack_rollouts(items: Sequence[PolicySequence], capacity: int, pad_id: int, seed: int = 0) -> list[PolicyBatch]:
-    """Pack rollouts into micro-batches for the policy loss, as few as `plan_packs` finds.
+def pack_rollouts(
+    items: Sequence[PolicySequence], capacity: int, pad_id: int, seed: int = 0, part: int = 0, parts: int = 1
+) -> list[PolicyBatch]:
+    """Pack rollouts into micro-batches for the policy loss, as few as `plan_packs` finds, dealt to `parts` ranks as
+    `split_evenly` does; those of rank `part` alone are made.
 
     Only the first `trained` response tokens of an item are kept and carry loss; an item without any is left out.
     Raises `UserError` when a rollout is longer than `capacity` tokens.
     """
     items = [item for item in items if item.trained]
-    plans = plan_rollouts(items, capacity, seed)
+    plans = split_evenly(plan_rollouts(items, capacity, seed), parts, [])[part]
     return [policy_batch([items[index] for index in plan], capacity, pad_id) for plan in plans]
 
 
@@ -178,16 +183,23 @@ def policy_batch(items: Sequence[PolicySequence], capacity: int, pad_id: int) ->
         for item in items
     ]
     policy = torch.zeros(3, capacity, dtype=torch.float32)  # sampler log-probs, advantages, weights
-    start = 0
+    start, routes = 0, None
+    if items and items[0].routes is not None:
+        example = items[0].routes()
+        routes = example.new_zeros(capacity, *example.shape[1:])
     for item in items:
         first = start + len(item.prompt_tokens) - 1  # the last prompt token predicts the first response token
         last = first + item.trained
         policy[0, first:last] = torch.as_tensor(item.sampler_logprobs[: item.trained], dtype=torch.float32)
         policy[1, first:last] = item.advantage
         policy[2, first:last] = item.weight
+        if routes is not None and item.routes is not None:
+            routes[first:last] = item.routes()[: item.trained]
         start += item.length
     base = pack_sequences(sequences, capacity, pad_id)
-    return PolicyBatch(**dict(_fields(base)), sampler_logprobs=policy[0], advantages=policy[1], weights=policy[2])
+    return PolicyBatch(
+        **dict(_fields(base)), sampler_logprobs=policy[0], advantages=policy[1], weights=policy[2], routes=routes
+    )
 
 
 def empty_microbatch(capacity: int, pad_id: int) -> MicroBatch:
@@ -200,7 +212,7 @@ def empty_policy_batch(capacity: int, pad_id: int) -> PolicyBatch:
     return policy_batch([], capacity, pad_id)
 
 
-def split_evenly(packs: Sequence[_Batch], parts: int, empty: _Batch) -> list[list[_Batch]]:
+def split_evenly(packs: Sequence[_Pack], parts: int, empty: _Pack) -> list[list[_Pack]]:
     """Deal packs to `parts` ranks in turn; every rank gets the same number, one at least, filled up with `empty`."""
     if parts < 1:
         raise ValueError(f"cannot split packs into {parts} parts")

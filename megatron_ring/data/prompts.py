@@ -1,14 +1,17 @@
-"""An endless stream of prompts, shuffled anew each epoch, that resumes where it stopped."""
+"""The endless stream of a run's prompts: sources in fixed shares, each shuffled anew every epoch, resumed exactly."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from megatron_ring.data.interleave import next_source
+from megatron_ring.data.outcomes import Outcomes
 from megatron_ring.data.records import PromptRecord, prompt_to_json
+from megatron_ring.data.schedule import PromptSchedule
 from megatron_ring.errors import UserError
 
 
@@ -20,62 +23,130 @@ class StreamPrompt(NamedTuple):
 
 
 class PromptStream:
-    """Prompts in seeded order; every epoch holds each record once. What comes next depends on the position alone."""
+    """Prompts by a schedule. Every epoch of a source holds each of its prompts once, or at most once when prompts are
+    dropped or a curriculum chooses (see `outcomes`). What comes next depends on the seed and the state alone.
 
-    def __init__(self, records: Sequence[PromptRecord], seed: int) -> None:
-        """Start at the beginning of the first epoch. Raises `UserError` when there are no records."""
-        if not records:
-            raise UserError("the prompt stream has no prompts: give a prompt file with at least one")
-        self._records = list(records)
-        self._seed = seed
+    Args:
+        drop_after, curriculum_floor: as in `Outcomes`.
+    """
+
+    def __init__(
+        self, schedule: PromptSchedule, seed: int, drop_after: int | None = None, curriculum_floor: float | None = None
+    ) -> None:
+        self._schedule, self._seed = schedule, seed
+        self._fingerprint = fingerprint(schedule)
         self._position = 0
-        self._shuffled: tuple[int, list[int]] = (-1, [])
-        self._fingerprint = fingerprint(self._records)
+        self._turns = [0 for _ in schedule.sources]  # prompts of each source whose turn has come, skipped ones too
+        self._drawn = [[0 for _ in stage.sources] for stage in schedule.stages]
+        self._orders: dict[int, tuple[int, list[int]]] = {}
+        self._by_id: dict[tuple[str, str], PromptRecord] = {}
+        self._outcomes = [
+            Outcomes(source.records, f"{seed}/{source.name}", drop_after, curriculum_floor) for source in schedule.sources
+        ]
 
     @property
-    def epoch(self) -> float:
-        """Epochs taken so far, as a fraction."""
-        return self._position / len(self._records)
+    def epochs(self) -> dict[str, float]:
+        """Epochs of each source so far, as fractions, by its name."""
+        sources = zip(self._schedule.sources, self._turns, strict=True)
+        return {source.name: turns / len(source.records) for source, turns in sources}
 
-    def take(self, count: int) -> list[StreamPrompt]:
-        """The next `count` prompts; a step may cross the border of an epoch."""
-        places = range(self._position, self._position + count)
-        self._position += len(places)
-        return [StreamPrompt(place, self._records[self._index(place)]) for place in places]
+    def figures(self, step: int) -> dict[str, float]:
+        """For the metrics of the 0-based `step`: its stage (from 1), epochs of each source, the share that is dropped."""
+        found: dict[str, float] = {"data/stage": self._schedule.stage_at(step) + 1}
+        found |= {f"data/epoch/{name}": epoch for name, epoch in self.epochs.items()}
+        dropped = sum(outcomes.dropped for outcomes in self._outcomes)
+        return found | {"data/dropped_fraction": dropped / sum(len(source.records) for source in self._schedule.sources)}
+
+    def take(self, count: int, step: int = 0) -> list[StreamPrompt]:
+        """The next `count` prompts of the stage that the 0-based `step` belongs to."""
+        number = self._schedule.stage_at(step)
+        stage, drawn = self._schedule.stages[number], self._drawn[number]
+        taken = []
+        for _ in range(count):
+            chosen = next_source(stage.shares, drawn)
+            drawn[chosen] += 1
+            taken.append(StreamPrompt(self._position, self._next_of(stage.sources[chosen])))
+            self._position += 1
+        return taken
+
+    def find(self, domain: str, prompt_id: str) -> PromptRecord:
+        """The prompt of this domain and id. Raises `UserError` when there is none."""
+        if not self._by_id:
+            records = (record for source in self._schedule.sources for record in source.records)
+            self._by_id = {(record.domain, record.id): record for record in records}
+        if (domain, prompt_id) not in self._by_id:
+            raise UserError(f"the prompts have none of domain {domain!r} with id {prompt_id!r}: resume with the same files")
+        return self._by_id[domain, prompt_id]
+
+    def observe(self, groups: Iterable[tuple[str, str, Sequence[float]]]) -> None:
+        """Learn from groups of responses: domain and id of the prompt, and the group's rewards."""
+        for domain, prompt_id, rewards in groups:
+            for outcomes in self._outcomes:
+                outcomes.observe(domain, prompt_id, rewards)
 
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` needs, in types that JSON can hold."""
-        return {"position": self._position, "seed": self._seed, "fingerprint": self._fingerprint}
+        return {
+            "seed": self._seed,
+            "fingerprint": self._fingerprint,
+            "position": self._position,
+            "turns": list(self._turns),
+            "drawn": [list(counts) for counts in self._drawn],
+            "outcomes": [outcomes.state_dict() for outcomes in self._outcomes],
+        }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where the stream that wrote `state` stopped. Raises `UserError` on other data or another seed."""
-        position = state.get("position")
-        if not isinstance(position, int) or position < 0:
+    def load_state_dict(self, state: Mapping[str, Any], keep_place: bool = False) -> None:
+        """Go on where the stream that wrote `state` stopped.
+
+        Args:
+            keep_place: know of the prompts what `state` knew, but take those that come next here: a run that goes back to an
+                earlier checkpoint is to see other prompts than those after which it went back.
+
+        Raises:
+            UserError: other data or another seed.
+        """
+        if not {"position", "turns", "drawn", "outcomes"} <= state.keys():
             raise UserError("the saved state of the prompt stream has no position: resume from another checkpoint")
         if state.get("fingerprint") != self._fingerprint:
             raise UserError(
-                f"the prompts are not those of the checkpoint (fingerprint {self._fingerprint}, saved "
-                f"{state.get('fingerprint')}): resume with the same prompt files, or start a new run"
+                f"the prompts or their stages are not those of the checkpoint (fingerprint {self._fingerprint}, saved "
+                f"{state.get('fingerprint')}): resume with the same prompt and stage files, or start a new run"
             )
         if state.get("seed") != self._seed:
             raise UserError(
                 f"the prompt seed is {self._seed}, the checkpoint has {state.get('seed')}: resume with the same seed"
             )
-        self._position = position
+        for outcomes, known in zip(self._outcomes, state["outcomes"], strict=True):
+            outcomes.load_state_dict(known)
+        if not keep_place:
+            self._position, self._turns = state["position"], list(state["turns"])
+            self._drawn = [list(counts) for counts in state["drawn"]]
 
-    def _index(self, place: int) -> int:
-        epoch, offset = divmod(place, len(self._records))
-        if self._shuffled[0] != epoch:
-            order = list(range(len(self._records)))
+    def _next_of(self, source: int) -> PromptRecord:
+        records, outcomes = self._schedule.sources[source].records, self._outcomes[source]
+        outcomes.restore_if_all_dropped()
+        while True:
+            epoch, offset = divmod(self._turns[source], len(records))
+            self._turns[source] += 1
+            place = self._order(source, epoch)[offset]
+            if outcomes.admits(place, epoch):
+                return records[place]
+
+    def _order(self, source: int, epoch: int) -> list[int]:
+        if self._orders.get(source, (-1, []))[0] != epoch:
+            order = list(range(len(self._schedule.sources[source].records)))
             random.Random(f"{self._seed}/{epoch}").shuffle(order)
-            self._shuffled = (epoch, order)
-        return self._shuffled[1][offset]
+            self._orders[source] = (epoch, order)
+        return self._orders[source][1]
 
 
-def fingerprint(records: Sequence[PromptRecord]) -> str:
-    """A hash (32 hex digits) of the records, their order included."""
+def fingerprint(schedule: PromptSchedule) -> str:
+    """A hash (32 hex digits) of the prompts, their order included, and of the stages."""
     digest = hashlib.blake2b(digest_size=16)
-    for record in records:
-        digest.update(json.dumps(prompt_to_json(record), sort_keys=True).encode())
-        digest.update(b"\n")
+    for source in schedule.sources:
+        for record in source.records:
+            digest.update(json.dumps(prompt_to_json(record), sort_keys=True).encode())
+            digest.update(b"\n")
+        digest.update(b"\0")
+    digest.update(repr([(stage.first_step, stage.sources, stage.shares) for stage in schedule.stages]).encode())
     return digest.hexdigest()

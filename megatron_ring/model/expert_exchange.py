@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from megatron_ring.model.kernels.experts import local_experts
+from megatron_ring.model.kernels.grouped import rows_product
 from megatron_ring.model.kernels.rows import combine_rows, gather_rows, sort_by_expert, spread_rows
 from megatron_ring.model.kernels.swiglu import swiglu_backward, swiglu_forward
 from megatron_ring.parallel.exchange import (
@@ -36,6 +37,7 @@ def exchanged_experts(
     down_e: torch.Tensor,
     shared: Shared | None,
     recompute: bool,
+    exact: bool,
 ) -> torch.Tensor:
     """residual + shared(x) + sum over k of weight * expert(x), with experts_tk int64 [T, k] numbered over all ranks.
 
@@ -43,10 +45,11 @@ def exchanged_experts(
         gate_up_e: [E_local, 2f, hidden]; down_e: [E_local, hidden, f]; of this rank's experts.
         shared: [T, 1, hidden] -> the same; its parameters get their gradients in the backward pass.
         recompute: make the first product again in the backward pass instead of keeping [N, 2f].
+        exact: the forward's products are those of --exact.
     """
     backward = torch.is_grad_enabled()  # asked here: inside a Function gradients are off
     return _ExchangedExperts.apply(
-        x_th, weights_tk, residual_th, gate_up_e, down_e, experts_tk, shared, recompute, backward
+        x_th, weights_tk, residual_th, gate_up_e, down_e, experts_tk, shared, recompute, exact, backward
     )
 
 
@@ -94,6 +97,7 @@ class _ExchangedExperts(torch.autograd.Function):
         experts_tk: torch.Tensor,
         shared: Shared | None,
         recompute: bool,
+        exact: bool,
         backward: bool,
     ) -> torch.Tensor:
         local = gate_up_e.shape[0]
@@ -117,8 +121,8 @@ class _ExchangedExperts(torch.autograd.Function):
         x_nh = gather_rows(x_received, here.order)
         del x_received
         weights_n = weights_received.index_select(0, here.order)
-        gate_up_nf = _grouped(x_nh, gate_up_e.transpose(1, 2), here.ends)
-        y_nh = _grouped(swiglu_forward(gate_up_nf, weights_n), down_e.transpose(1, 2), here.ends)
+        gate_up_nf = _grouped(x_nh, gate_up_e.transpose(1, 2), here.ends, exact)
+        y_nh = _grouped(swiglu_forward(gate_up_nf, weights_n), down_e.transpose(1, 2), here.ends, exact)
         y_back, moving = exchange_rows(gather_rows(y_nh, here.back[:, 0]), plan.receive, plan.send)
         moving.wait()
         if backward:
@@ -159,13 +163,15 @@ class _ExchangedExperts(torch.autograd.Function):
         moving_weights.wait()
         dx_th = combine_rows(dx_back, places.back, *plus)
         d_weights_tk = d_weights_back.index_select(0, places.back.flatten()).view(places.back.shape)
-        return dx_th, d_weights_tk, d_th if ctx.residual else None, d_gate_up, d_down, None, None, None, None
+        return dx_th, d_weights_tk, d_th if ctx.residual else None, d_gate_up, d_down, *[None] * 5
 
 
-def _grouped(x_na: torch.Tensor, weight_eab: torch.Tensor, ends_e: torch.Tensor) -> torch.Tensor:
+def _grouped(x_na: torch.Tensor, weight_eab: torch.Tensor, ends_e: torch.Tensor, exact: bool = False) -> torch.Tensor:
     """Each expert's rows times its matrix; there may be no rows at all."""
     if x_na.shape[0] == 0:
         return x_na.new_empty(0, weight_eab.shape[2])
+    if exact:
+        return rows_product("second", x_na, weight_eab.transpose(1, 2), ends_e, transposed=True, exact=True)
     return F.grouped_mm(x_na, weight_eab, offs=ends_e)
 
 

@@ -26,6 +26,7 @@ class GroupedExperts(torch.nn.Module):
         super().__init__()
         self.num_local_experts = num_local_experts
         self.recompute = config.ring_recompute == "experts"
+        self.exact = config.ring_exact
         self.ranks = {
             "ep": pg_collection.ep.rank(),
             "etp": pg_collection.expt_tp.rank(),
@@ -52,14 +53,14 @@ class GroupedExperts(torch.nn.Module):
             nothing = self.gate_up.sum() + self.down.sum() + weights_n.sum()
             return x_nh + (0.0 * nothing).to(x_nh.dtype)
         ends_e = counts_e.to(device=x_nh.device).cumsum(0).to(torch.int32)
-        return sorted_experts(x_nh, weights_n, ends_e, self.gate_up.flatten(1, 2), self.down, self.recompute)
+        return sorted_experts(x_nh, weights_n, ends_e, self.gate_up.flatten(1, 2), self.down, self.recompute, self.exact)
 
     def route_locally(
         self, x_th: torch.Tensor, weights_tk: torch.Tensor, experts_tk: torch.Tensor, plus: tuple[torch.Tensor, ...]
     ) -> torch.Tensor:
         """Where all experts are here: sum over each token's k of weight * expert(x), plus the tensors of `plus`; x and they
         [T, hidden], weights fp32 [T, k], experts int64 [T, k] -> [T, hidden]."""
-        if x_th.is_cuda and not torch.is_grad_enabled():
+        if x_th.is_cuda and not torch.is_grad_enabled() and not self.exact:
             from megatron_ring.model.kernels import few_tokens_triton
 
             if 0 < x_th.shape[0] <= few_tokens_triton.MOST_TOKENS:
@@ -68,7 +69,9 @@ class GroupedExperts(torch.nn.Module):
                 )
                 return combine_rows(y_nh, back_tk, *plus)
         places = sort_by_expert(experts_tk, self.num_local_experts)
-        return local_experts(x_th, weights_tk, places, self.gate_up.flatten(1, 2), self.down, plus, self.recompute)
+        return local_experts(
+            x_th, weights_tk, places, self.gate_up.flatten(1, 2), self.down, plus, self.recompute, self.exact
+        )
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None

@@ -80,7 +80,12 @@ class VocabularyHead(ColumnParallelLinear):
         return collectives.gather_tokens_over_tensor(hidden.flatten(0, 1))
 
     def _logits(self, hidden_nh: torch.Tensor) -> torch.Tensor:
-        logits_nv = hidden_nh @ self.weight.t()
+        if self.config.ring_exact:
+            from megatron_ring.model.kernels.exact_mm_triton import exact_mm
+
+            logits_nv = exact_mm(hidden_nh, self.weight)
+        else:
+            logits_nv = hidden_nh @ self.weight.t()
         if self.real_columns < logits_nv.shape[1]:
             logits_nv[:, self.real_columns :] = IMPOSSIBLE
         return logits_nv

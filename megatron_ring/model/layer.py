@@ -28,7 +28,7 @@ class RingLayer(TransformerLayer):
             normed, residual = self.input_layernorm.and_pass(hidden)
             attended, _ = self.self_attention(normed, packed_seq_params=packed_seq_params)
             normed, residual = self.pre_mlp_layernorm.of_sum(attended, residual)
-            return self.mlp.with_residual(normed, residual, padding_mask, packed_seq_params.alike)
+            return self.mlp.with_residual(normed, residual, padding_mask, packed_seq_params)
 
         if self.config.ring_recompute == "full" and self.training and torch.is_grad_enabled():
             # megatron-core's runs the first time without gradients: routers count their losses once, in the second.

@@ -38,7 +38,9 @@ class LayerParts:
     attention: Callable[[Any], Attend]
 
 
-def _attend_as_the_layout_does(_config: Any) -> Attend:
+def _attend_as_the_layout_does(config: Any) -> Attend:
+    if config.ring_exact:
+        return lambda layout, layer, q_thd, k_tgd, v_tgd: layout.attend_exactly(layer, q_thd, k_tgd, v_tgd)
     return lambda layout, layer, q_thd, k_tgd, v_tgd: layout.attend(layer, q_thd, k_tgd, v_tgd)
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import accumulate
+from typing import Any
 
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
@@ -19,12 +20,14 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from megatron_ring.config import ModelConfig
 from megatron_ring.model.attention_kernels import PackedAttention
 from megatron_ring.model.rope import rope_tables
+from megatron_ring.model.routes import Routes
 
 
 class TokenLayout(PackedSeqParams, ABC):
     """Positions of T packed tokens and the attention over them.
 
     `alike`: every rank that shares experts with this one is known to bring as many tokens, few, and without gradients.
+    `routes`: set where somebody wants or knows the tokens' experts.
     """
 
     alike = False
@@ -32,6 +35,7 @@ class TokenLayout(PackedSeqParams, ABC):
     def __init__(self, positions: torch.Tensor) -> None:
         super().__init__()
         self.positions = positions
+        self.routes: Routes | None = None
         self._rope: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def rope(self, model: ModelConfig) -> tuple[torch.Tensor, torch.Tensor]:
@@ -43,6 +47,10 @@ class TokenLayout(PackedSeqParams, ABC):
     @abstractmethod
     def attend(self, layer: int, q_thd: torch.Tensor, k_tgd: torch.Tensor, v_tgd: torch.Tensor) -> torch.Tensor:
         """Causal attention of 1-based `layer`: q [T, heads, d], k and v [T, KV heads, d] -> [T, heads, d]."""
+
+    @abstractmethod
+    def attend_exactly(self, layer: int, q_thd: torch.Tensor, k_tgd: torch.Tensor, v_tgd: torch.Tensor) -> torch.Tensor:
+        """`attend` for --exact: a token's bits depend on its own sequence alone, not on how it is cut into steps."""
 
 
 class PackedLayout(TokenLayout):
@@ -60,6 +68,7 @@ class PackedLayout(TokenLayout):
         self.lengths, self.asked_kernel = lengths, kernel
         self._attention: PackedAttention | None = None
         self._starts: torch.Tensor | None = None
+        self._asked: Any = None
 
     @property
     def kernel(self) -> str | None:
@@ -74,6 +83,17 @@ class PackedLayout(TokenLayout):
         return self._starts
 
     def attend(self, layer: int, q_thd: torch.Tensor, k_tgd: torch.Tensor, v_tgd: torch.Tensor) -> torch.Tensor:
+        return self._usual(q_thd)(q_thd, k_tgd, v_tgd)
+
+    def attend_exactly(self, layer: int, q_thd: torch.Tensor, k_tgd: torch.Tensor, v_tgd: torch.Tensor) -> torch.Tensor:
+        from megatron_ring.model.exact_attention import Asked, attend_packed
+
+        if self._asked is None:
+            group = q_thd.shape[1] // k_tgd.shape[1]
+            self._asked = Asked.of_chunks(self.lengths, self.lengths, group, q_thd.device)
+        return attend_packed(self._asked, self._usual(q_thd), q_thd, k_tgd, v_tgd)
+
+    def _usual(self, q_thd: torch.Tensor) -> PackedAttention:
         if self._attention is None:
             self._attention = PackedAttention(self.lengths, q_thd.device, q_thd.dtype, q_thd.shape[2], self.asked_kernel)
-        return self._attention(q_thd, k_tgd, v_tgd)
+        return self._attention

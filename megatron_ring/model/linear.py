@@ -11,8 +11,10 @@ from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinea
 
 def linear(module: Any, x: torch.Tensor) -> torch.Tensor:
     """`module(x)[0]`. Without tensor parallelism that is torch's own product, whose host time is a fraction of theirs: on a
-    GPU a layer's forward pass is bound by the host otherwise."""
+    GPU a layer's forward pass is bound by the host otherwise. Or the one of --exact, in the forward pass."""
     if type(module) in (ColumnParallelLinear, RowParallelLinear) and module.config.tensor_model_parallel_size == 1:
+        if module.config.ring_exact:
+            return _ExactLinear.apply(x, module.weight, module.bias)
         return F.linear(x, module.weight, module.bias)
     out: torch.Tensor = module(x)[0]
     return out
@@ -22,27 +24,50 @@ def linear_and_pass(module: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.T
     """(`module(x)[0]`, x): who else needs x takes the second, and the gradients meet in the product's epilogue instead of a
     pass of their own. For one taker, whose gradient of it is a tensor of its own: it is overwritten."""
     if type(module) is ColumnParallelLinear and module.config.tensor_model_parallel_size == 1 and module.bias is None:
-        return _LinearAndPass.apply(x, module.weight)
+        return _LinearAndPass.apply(x, module.weight, module.config.ring_exact)
     return linear(module, x), x
 
 
 class _LinearAndPass(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, exact: bool) -> tuple[torch.Tensor, torch.Tensor]:
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, weight)
-        return F.linear(x, weight), x
+        return exact_product(x, weight) if exact else F.linear(x, weight), x
 
     @staticmethod
     def backward(ctx: Any, dy: torch.Tensor | None, dx: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         if dy is None:
-            return dx, None
+            return dx, None, None
         dy_rows = dy.reshape(-1, dy.shape[-1])
         total = add_product(None if dx is None else dx.reshape(-1, dx.shape[-1]), dy_rows, weight)
-        return total.view(x.shape), dy_rows.t() @ x.reshape(-1, x.shape[-1])
+        return total.view(x.shape), dy_rows.t() @ x.reshape(-1, x.shape[-1]), None
 
 
 def add_product(total: torch.Tensor | None, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """total + a @ b, all of one dtype, over `total` where there is one."""
     return a @ b if total is None else total.addmm_(a, b)
+
+
+def exact_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """x @ weight^T + bias by the kernel of --exact, without gradients."""
+    from megatron_ring.model.kernels.exact_mm_triton import exact_mm
+
+    return exact_mm(x.flatten(0, -2), weight, bias).view(*x.shape[:-1], -1)
+
+
+class _ExactLinear(torch.autograd.Function):
+    """x @ weight^T + bias, each row's bits its own; gradients as torch makes them."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.bias = bias is not None
+        return exact_product(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, d: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        rows = d.flatten(0, -2)
+        return d @ weight, rows.t() @ x.flatten(0, -2), rows.sum(0) if ctx.bias else None

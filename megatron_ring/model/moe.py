@@ -14,8 +14,10 @@ from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispa
 from megatron_ring.model.expert_exchange import exchanged_experts, gathered_experts
 from megatron_ring.model.kernels.swiglu import swiglu
 from megatron_ring.model.layer_parts import LayerParts
+from megatron_ring.model.layout import TokenLayout
 from megatron_ring.model.linear import linear, linear_and_pass
 from megatron_ring.model.router import RingRouter, RouterLosses
+from megatron_ring.model.routes import Routes
 
 
 class SwiGLU(MLP):
@@ -45,9 +47,7 @@ class DenseMLP(SwiGLU):
         pg_collection = pg_collection or ProcessGroupCollection.use_mpu_process_groups()
         super().__init__(config, config.ffn_hidden_size, pg_collection)
 
-    def with_residual(
-        self, hidden_states: torch.Tensor, residual: torch.Tensor, _padding: Any = None, _alike: bool = False
-    ) -> torch.Tensor:
+    def with_residual(self, hidden_states: torch.Tensor, residual: torch.Tensor, *_: Any) -> torch.Tensor:
         """residual + mlp(hidden_states), both [T_local, 1, hidden]."""
         return residual + self(hidden_states)
 
@@ -66,6 +66,7 @@ class RingMoE(MegatronModule):
         ep_size = config.expert_model_parallel_size
         local = config.num_moe_experts // ep_size
         self.router = RingRouter(config, losses)
+        self.tensor_group = pg_collection.tp
         self.experts = config.ring_parts.experts(local, config, pg_collection)
         self.shared_experts = None
         if config.moe_shared_expert_intermediate_size:
@@ -89,23 +90,27 @@ class RingMoE(MegatronModule):
 
     def with_residual(
         self, hidden_states: torch.Tensor, residual: torch.Tensor, padding_mask: torch.Tensor | None = None,
-        alike: bool = False,
+        layout: TokenLayout | None = None,
     ) -> torch.Tensor:  # fmt: skip
-        """residual + moe(hidden_states), both [T_local, 1, hidden]. `alike`: see `TokenLayout`."""
-        return self._run(hidden_states, padding_mask, residual, alike)
+        """residual + moe(hidden_states), both [T_local, 1, hidden]."""
+        return self._run(hidden_states, padding_mask, residual, layout)
 
     def _run(
         self, hidden_states: torch.Tensor, padding_mask: torch.Tensor | None, residual: torch.Tensor | None = None,
-        alike: bool = False,
+        layout: TokenLayout | None = None,
     ) -> torch.Tensor:  # fmt: skip
         hidden_th = hidden_states.view(-1, hidden_states.shape[-1])
         padding_t = None if padding_mask is None else padding_mask.reshape(-1)
-        weights_tk, experts_tk, _, hidden_th = self.router(hidden_th, padding_t)
+        routes = None if layout is None else layout.routes
+        weights_tk, experts_tk, _, hidden_th = self.router(hidden_th, padding_t, self._given(routes))
+        if routes is not None:
+            routes.note(self.router.layer_number, experts_tk)
         if self.exchanges:
             residual_th = None if residual is None else residual.view_as(hidden_th)
-            gate_up_e, down_e = self.experts.gate_up.flatten(1, 2), self.experts.down
+            gate_up_e, down_e, exact = self.experts.gate_up.flatten(1, 2), self.experts.down, self.config.ring_exact
             given = (hidden_th, weights_tk, experts_tk, residual_th, gate_up_e, down_e, self.shared_experts)
-            out = gathered_experts(*given) if alike else exchanged_experts(*given, self.experts.recompute)
+            alike = layout is not None and layout.alike and not exact  # `gathered_experts` adds up in another order
+            out = gathered_experts(*given) if alike else exchanged_experts(*given, self.experts.recompute, exact)
             return out.view_as(hidden_states)
         plus = () if residual is None else (residual,)
         if self.shared_experts is not None:
@@ -119,6 +124,13 @@ class RingMoE(MegatronModule):
             for other in others:
                 out = out + other
         return out.view_as(hidden_states)
+
+    def _given(self, routes: Routes | None) -> tuple[torch.Tensor, ...] | None:
+        """What is known of the experts of the tokens here: with sequence parallelism a part of all."""
+        given = None if routes is None else routes.given(self.router.layer_number)
+        if given is None or not self.config.sequence_parallel:
+            return given
+        return tuple(part.chunk(self.tensor_group.size())[self.tensor_group.rank()] for part in given)
 
     def _route_over_ranks(self, hidden_th: torch.Tensor, weights_tk: torch.Tensor, experts_tk: torch.Tensor) -> torch.Tensor:
         """Experts live on several ranks: megatron-core's dispatcher exchanges tokens and brings results back."""

@@ -26,6 +26,7 @@ from megatron_ring.model.layer_parts import LayerImpl, LayerParts, layer_parts
 from megatron_ring.model.layout import TokenLayout
 from megatron_ring.model.moe import DenseMLP, RingMoE
 from megatron_ring.model.router import RouterLosses
+from megatron_ring.model.routes import moe_layers
 from megatron_ring.parallel import collectives
 from megatron_ring.parallel.context import ParallelContext
 
@@ -47,6 +48,7 @@ def transformer_config(
     dtype: torch.dtype,
     recompute: Recompute = "none",
     layer_impl: LayerImpl = "native",
+    exact: bool = False,
 ) -> TransformerConfig:
     """megatron-core's configuration of `model` under the layout of `context`.
 
@@ -95,6 +97,7 @@ def transformer_config(
     config.ring_model = model
     config.ring_router_losses = losses
     config.ring_recompute = recompute
+    config.ring_exact = exact
     return config
 
 
@@ -134,9 +137,10 @@ class RingModel(GPTModel):
         dtype: torch.dtype,
         recompute: Recompute = "none",
         layer_impl: LayerImpl = "native",
+        exact: bool = False,
     ) -> None:
         self_losses = RouterLosses(router)
-        config = transformer_config(model, context, self_losses, dtype, recompute, layer_impl)
+        config = transformer_config(model, context, self_losses, dtype, recompute, layer_impl, exact)
         layers = context.config.stage_layers(model.num_layers, context.pipeline_rank)
         parts: LayerParts = config.ring_parts
         specs = [_layer_spec(model.is_moe_layer(layer), parts) for layer in layers]
@@ -158,6 +162,7 @@ class RingModel(GPTModel):
         self.router_losses = self_losses
         self.tensor_rank, self.tensor_size = context.tensor_rank, context.config.tensor
         self.local_layers = layers
+        self.route_layers = moe_layers(model, layers)
         self.first_stage, self.last_stage = context.first_stage, context.last_stage
 
     def _head(self, model: ModelConfig, context: ParallelContext) -> VocabularyHead:
@@ -188,13 +193,15 @@ def build_model(
     dtype: torch.dtype = torch.float32,
     recompute: Recompute = "none",
     layer_impl: LayerImpl = "native",
+    exact: bool = False,
 ) -> RingModel:
-    """This process's part of the model, on its device, in `dtype` (fp32 or bf16), weights not yet set.
+    """This process's part of the model, on its device, in `dtype` (fp32 or bf16), weights not yet set. `exact`: its forward
+    pass gives a token the same bits whatever its batch (`exact.check_exact` tells where that holds).
 
     Raises:
         UserError: the layers' implementation is not there.
     """
-    ring = RingModel(model, context, router or RouterLossConfig(0.0, 0.0), dtype, recompute, layer_impl)
+    ring = RingModel(model, context, router or RouterLossConfig(0.0, 0.0), dtype, recompute, layer_impl, exact)
     return ring.to(context.device)
 
 

@@ -16,7 +16,7 @@ import torch
 from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
 
 from megatron_ring.config import RouterLossConfig
-from megatron_ring.model.kernels.router import choose_experts, logits_gradient, share_and_figures
+from megatron_ring.model.kernels.router import choose_experts, logits_gradient, share_and_figures, weigh_experts
 from megatron_ring.model.linear import add_product
 from megatron_ring.parallel import collectives
 from megatron_ring.parallel.device import current_device
@@ -29,26 +29,41 @@ class RouterLosses:
     `gradient_scale` is (tokens that the step's loss divides by) / (tokens that the step routes), set by the training step
     before its first micro-batch. Gradients are divided once by the former at the end of the step (megatron-core's
     `calculate_per_token_loss`), so that the router losses come out as means over routed tokens.
+
+    `replay`: experts that a layout gives take the place of the router's own choice; otherwise they are compared only.
     """
 
     config: RouterLossConfig
     gradient_scale: float = 1.0
     sums: dict[int, torch.Tensor] = field(default_factory=dict)
+    replay: bool = False
+    others: torch.Tensor | None = None  # [2]: slots of tokens with given experts, whose expert differs; all of them
 
     def start_step(self, gradient_scale: float) -> None:
         """Forget the last step's sums and set this one's scale."""
         self.gradient_scale = gradient_scale
         self.sums.clear()
+        self.others = None
 
     def record(self, layer: int, figures: torch.Tensor) -> None:
         """Add the sums over a micro-batch's tokens of B, of Z and of 1, fp32 [3]."""
         self.sums[layer] = self.sums[layer] + figures if layer in self.sums else figures
 
+    def compare(self, experts_tk: torch.Tensor, given_tk: torch.Tensor, known_t: torch.Tensor) -> None:
+        """Count, for the metrics, the given experts that are not among the router's own."""
+        differ_tk = ~(given_tk[:, :, None] == experts_tk[:, None, :]).any(-1) & known_t[:, None]
+        counts = torch.stack((differ_tk.sum(), known_t.sum() * given_tk.shape[1]))
+        self.others = counts if self.others is None else self.others + counts
+
     def local_sums(self, device: torch.device) -> torch.Tensor:
-        """fp64 [3]: sums over this rank's layers of B*tokens, Z*tokens and tokens. Does not wait for the device."""
-        if not self.sums:
-            return torch.zeros(3, dtype=torch.float64, device=device)
-        return torch.stack(list(self.sums.values())).sum(0, dtype=torch.float64)
+        """fp64 [5]: sums over this rank's layers of B*tokens, Z*tokens and tokens, and what `compare` counted. Does not wait
+        for the device."""
+        found = torch.zeros(5, dtype=torch.float64, device=device)
+        if self.sums:
+            found[:3] = torch.stack(list(self.sums.values())).sum(0, dtype=torch.float64)
+        if self.others is not None:
+            found[3:] = self.others
+        return found
 
 
 class RingRouter(torch.nn.Module):
@@ -65,12 +80,12 @@ class RingRouter(torch.nn.Module):
         setattr(self.weight, "sequence_parallel", config.sequence_parallel)  # noqa: B010
 
     def forward(
-        self, hidden_th: torch.Tensor, padding_t: torch.Tensor | None
+        self, hidden_th: torch.Tensor, padding_t: torch.Tensor | None, given: tuple[torch.Tensor, ...] | None = None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """hidden [T, hidden], padding bool [T] (True: not a real token) -> weights fp32 [T, k], experts int64 [T, k],
-        logits fp32 [T, E] (without gradients), and hidden for the experts: see `linear_and_pass`."""
+        """hidden [T, hidden], padding bool [T] (True: not a real token), given as of `Routes` -> weights fp32 [T, k],
+        experts int64 [T, k], logits fp32 [T, E] (without gradients), and hidden for the experts: see `linear_and_pass`."""
         losses = self.training and torch.is_grad_enabled()  # asked here: inside a Function gradients are off
-        return _Route.apply(hidden_th, self.weight, self, padding_t, losses)
+        return _Route.apply(hidden_th, self.weight, self, padding_t, losses, given)
 
     def share_of_slots(self, sums: torch.Tensor) -> torch.Tensor:
         """Record the sums of one micro-batch (see `choose_experts`) for the metrics; the share of token-slots that each
@@ -98,13 +113,23 @@ class _Route(torch.autograd.Function):
         router: RingRouter,
         padding_t: torch.Tensor | None,
         losses: bool,
+        given: tuple[torch.Tensor, torch.Tensor] | None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         short = hidden_th.is_cuda and hidden_th.dtype is torch.bfloat16
-        if short:
+        if router.config.ring_exact:
+            from megatron_ring.model.kernels.exact_mm_triton import exact_mm
+
+            logits_te = exact_mm(hidden_th, weight_eh, out_dtype=torch.float32)
+        elif short:
             logits_te = torch.mm(hidden_th, weight_eh.t(), out_dtype=torch.float32)
         else:
             logits_te = hidden_th.float() @ weight_eh.float().t()
         weights_tk, experts_tk, sums = choose_experts(logits_te, router.config.moe_router_topk, padding_t, losses)
+        if given is not None and losses:
+            router.losses.compare(experts_tk, *given)
+        if given is not None and router.losses.replay:
+            experts_tk = torch.where(given[1][:, None], given[0].long(), experts_tk)
+            weights_tk, experts_tk, sums = weigh_experts(logits_te, experts_tk, padding_t)
         share_e = router.share_of_slots(sums) if losses else None
         ctx.save_for_backward(hidden_th, weight_eh, logits_te, weights_tk, experts_tk, padding_t, share_e)
         # Not the router: tensors that megatron-core's dispatcher keeps would hold the model through it.
@@ -130,7 +155,7 @@ class _Route(torch.autograd.Function):
         if not ctx.short:
             by_router = (d_logits @ weight_eh.float()).to(hidden_th.dtype)
             d_hidden = by_router if d_hidden_th is None else d_hidden_th.add_(by_router)
-            return d_hidden, (d_logits.t() @ hidden_th.float()).to(weight_eh.dtype), None, None, None
+            return d_hidden, (d_logits.t() @ hidden_th.float()).to(weight_eh.dtype), None, None, None, None
         d_weight = torch.mm(d_logits.t(), hidden_th, out_dtype=torch.float32).view(2, *weight_eh.shape).sum(0)
         d_hidden = add_product(d_hidden_th, d_logits, torch.cat((weight_eh, weight_eh)))
-        return d_hidden, d_weight.to(weight_eh.dtype), None, None, None
+        return d_hidden, d_weight.to(weight_eh.dtype), None, None, None, None

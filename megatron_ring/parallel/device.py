@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import resource
 from functools import cache
 from typing import Any
 
@@ -38,6 +39,12 @@ def free_memory() -> int | None:
         return None
     unused = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
     return int(torch.cuda.mem_get_info()[0]) + unused
+
+
+@cache
+def multiprocessors(device: torch.device) -> int:
+    """Of a CUDA device; 3 elsewhere, where Triton's interpreter runs one program after another."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 3
 
 
 def synchronize() -> None:
@@ -89,3 +96,17 @@ def set_random_state(state: dict[str, Any]) -> None:
     np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
     if "cuda" in state and has_cuda():
         torch.cuda.set_rng_state(state["cuda"])
+
+
+def reset_peak_memory() -> None:
+    """Let `peak_memory` look from now on; a CPU's process cannot."""
+    if has_cuda():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peak_memory() -> dict[str, int]:
+    """Bytes at the peak: `allocated` to tensors and `reserved` by torch on the current CUDA device since
+    `reset_peak_memory`; on a CPU `rss`, resident in this process since it began."""
+    if has_cuda():
+        return {"allocated": torch.cuda.max_memory_allocated(), "reserved": torch.cuda.max_memory_reserved()}
+    return {"rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}

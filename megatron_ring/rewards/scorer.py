@@ -48,11 +48,11 @@ class Scorer:
         Raises:
             UserError: an unknown domain, or what a verifier lacks on this machine.
         """
-        self._pool.start({name for domain in domains for name in self._verifiers_of(domain)})
+        self._pool.start({name for domain in domains for name in verifiers_of(domain, self._compositions)})
 
     def check(self, domain: str) -> None:
         """Raise `UserError` for a domain that has neither a composition nor a verifier."""
-        self._verifiers_of(domain)
+        verifiers_of(domain, self._compositions)
 
     def submit(self, request: ScoreRequest) -> PendingReward:
         """Start scoring. Raises what `RewardPool.submit` does, and `UserError` for an answer that lacks a part's."""
@@ -83,15 +83,17 @@ class Scorer:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _verifiers_of(self, domain: str) -> list[str]:
-        composition = self._compositions.get(domain)
-        if composition is not None:
-            return [part.domain for part in (*composition.parts, *composition.gates)]
-        if self._compositions:
-            try:
-                verifier_for(domain)
-            except UserError as error:
-                said = f"{error}, or a domain of --compositions ({', '.join(sorted(self._compositions))})"
-                raise UserError(said) from None
-        verifier_for(domain)
-        return [domain]
+
+def verifiers_of(domain: str, compositions: Mapping[str, Composition]) -> list[str]:
+    """The verifiers that score a domain. Raises `UserError` for one that has neither a composition nor a verifier."""
+    composition = compositions.get(domain)
+    if composition is not None:
+        return [part.domain for part in (*composition.parts, *composition.gates)]
+    if compositions:
+        try:
+            verifier_for(domain)
+        except UserError as error:
+            said = f"{error}, or a domain of --compositions ({', '.join(sorted(compositions))})"
+            raise UserError(said) from None
+    verifier_for(domain)
+    return [domain]

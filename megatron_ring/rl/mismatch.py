@@ -10,11 +10,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from megatron_ring.rl.kl import LOG_RATIO_LIMIT
+
+CPU = torch.device("cpu")
 
 
 class Correction(ABC):
@@ -75,21 +78,26 @@ def _ratio(train_logprobs: Tensor, sampler_logprobs: Tensor) -> Tensor:
     return (train_logprobs - sampler_logprobs).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
 
 
-def _edges() -> Tensor:
-    """Borders of the histogram's bins: |log k| from 1e-7 to 31.6, 16 bins a decade on either side, one bin around 0."""
+@lru_cache
+def ratio_edges(device: torch.device = CPU) -> Tensor:
+    """Borders [274] of the histogram's bins, float64: |log k| from 1e-7 to 31.6, 16 bins a decade on either side, one bin
+    around 0; its first and last bins have one border only."""
     magnitudes = 10 ** torch.linspace(-7, 1.5, 137, dtype=torch.float64)
-    return torch.cat([-magnitudes.flip(0), magnitudes])
+    return torch.cat([-magnitudes.flip(0), magnitudes]).to(device)
 
 
 def ratio_histogram(log_ratio: Tensor) -> Tensor:
-    """How often log k (any shape, finite) falls into each of the fixed bins: int64 [275]; several ranks' add up."""
-    edges = _edges()
-    return torch.bincount(torch.bucketize(log_ratio.detach().double().cpu().flatten(), edges), minlength=len(edges) + 1)
+    """How often log k (any shape, finite) falls into each of the fixed bins: int64 [275], on its device, without waiting for
+    it; several ranks' add up."""
+    edges = ratio_edges(log_ratio.device)
+    bins = torch.bucketize(log_ratio.detach().double().flatten(), edges)
+    counts = torch.zeros(len(edges) + 1, dtype=torch.int64, device=log_ratio.device)
+    return counts.index_add_(0, bins, torch.ones_like(bins))
 
 
 def ratio_quantiles(histogram: Tensor, quantiles: Sequence[float]) -> list[float]:
     """Quantiles of k from `ratio_histogram`, right to within 7.5 % of log k (1 for |log k| below 1e-7, and of no tokens)."""
-    edges = _edges()
+    edges = ratio_edges()
     middle = len(edges) // 2  # the bin around 0
     centres = torch.zeros(len(edges) + 1, dtype=torch.float64)
     centres[1:middle] = -(edges[: middle - 1] * edges[1:middle]).sqrt()

@@ -24,8 +24,10 @@ class Rollout:
         logprobs: the sampler's log-probability of each response token, in nats, at the sampling temperature.
         entropies: entropy of the sampler's distribution at each response token, in nats.
         finish_reason: "stop" at an end-of-sequence token, "length" when the length limit cut it, or what else ended it.
-        version: weights version, the optimizer step at which it was sampled.
+        versions: spans [weights version, tokens sampled under it], in order; a version is the number of updates before.
         seed: seed of the random numbers that sampled it.
+        routes: the experts that drew each token, as the sampler noted them (`sampler.requests.Completion`); of this
+            process's pipeline stage.
 
     Raises:
         ValueError: an empty response, lists whose lengths differ, a negative index or an unknown finish reason.
@@ -40,8 +42,9 @@ class Rollout:
     logprobs: list[float]
     entropies: list[float]
     finish_reason: FinishReason
-    version: int
+    versions: list[list[int]]
     seed: int
+    routes: bytes = b""
 
     def __post_init__(self) -> None:
         where = f"rollout of prompt {self.prompt_id!r}, sample {self.sample}"
@@ -51,7 +54,9 @@ class Rollout:
             length = len(getattr(self, name))
             if length != len(self.response_tokens):
                 raise ValueError(f"{where}: {length} {name} for {len(self.response_tokens)} response tokens")
-        for name in ("prompt_index", "sample", "version"):
+        if sum(count for _, count in self.versions) != len(self.response_tokens):
+            raise ValueError(f"{where}: versions {self.versions} for {len(self.response_tokens)} response tokens")
+        for name in ("prompt_index", "sample"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{where}: {name} is {getattr(self, name)}, must not be negative")
         if self.finish_reason not in get_args(FinishReason):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Sequence
 from itertools import accumulate
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,9 @@ import torch.nn.functional as F
 from megatron_ring.model.layout import PackedLayout, TokenLayout
 from megatron_ring.sampler.cache import PagedCache
 from megatron_ring.sampler.pages import pages_for
+
+if TYPE_CHECKING:
+    from megatron_ring.model.exact_attention import Asked
 
 
 class PagedLayout(TokenLayout):
@@ -37,10 +41,12 @@ class PagedLayout(TokenLayout):
         cache: PagedCache,
     ) -> None:  # fmt: skip
         super().__init__(positions)
-        self.cache, self.real, self.chunks = cache, real, chunks
+        self._exactly: list[tuple[slice, Asked, torch.Tensor]] = []
+        self.cache, self.rows, self.real, self.chunks = cache, rows, real, chunks
         self.slots = cache.slots(rows, positions)
         self.slots[real:] = 0  # the scrap page
         n = self.decoding = len(ends) - len(chunks)
+        self.chunk_ends = ends[n:]
         if n:
             longest = max(ends[:n])
             table = cache.table[rows[:n], : pages_for(longest, cache.page_size)]
@@ -62,13 +68,34 @@ class PagedLayout(TokenLayout):
     def attend(self, layer: int, q_thd: torch.Tensor, k_tgd: torch.Tensor, v_tgd: torch.Tensor) -> torch.Tensor:
         self.cache.write(layer, self.slots, k_tgd, v_tgd)
         keys, values = self.cache.of_layer(layer)
-        n, end, parts = self.decoding, self.fresh_end, []
+        n, end = self.decoding, self.fresh_end
+        parts: list[torch.Tensor] = []
         if n:
             parts.append(self.decode(q_thd[:n], keys, values))
         if self.fresh is not None:
             parts.append(self.fresh.attend(layer, *(x[n:end] for x in (q_thd, k_tgd, v_tgd))))
         if self.later is not None:
             parts.append(self.later(q_thd[end : self.real], keys, values))
+        return self._joined(parts, q_thd)
+
+    def attend_exactly(self, layer: int, q_thd: torch.Tensor, k_tgd: torch.Tensor, v_tgd: torch.Tensor) -> torch.Tensor:
+        from megatron_ring.model.exact_attention import Asked, attend_paged
+
+        self.cache.write(layer, self.slots, k_tgd, v_tgd)
+        keys, values = self.cache.of_layer(layer)
+        n, group = self.decoding, q_thd.shape[1] // k_tgd.shape[1]
+        if not self._exactly:  # for all layers
+            if n:
+                self._exactly.append((slice(n), Asked.of_decoding(self.decode.lengths, group), self.decode.block_table))
+            if self.chunks:
+                asked = Asked.of_chunks(self.chunk_ends, self.chunks, group, self.positions.device)
+                first = [n + before for before in accumulate(self.chunks[:-1], initial=0)]
+                self._exactly.append((slice(n, self.real), asked, self.cache.table[self.rows[first]]))
+        parts = [attend_paged(asked, q_thd[part], keys, values, table) for part, asked, table in self._exactly]
+        return self._joined(parts, q_thd)
+
+    def _joined(self, parts: list[torch.Tensor], q_thd: torch.Tensor) -> torch.Tensor:
+        """The parts one after another, zeros for the padding behind them."""
         if self.real < q_thd.shape[0]:
             parts.append(torch.zeros_like(q_thd[self.real :]))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -91,6 +118,7 @@ class DecodeLayout(TokenLayout):
         self, positions: torch.Tensor, rows: torch.Tensor, writable: torch.Tensor, longest: int, cache: PagedCache
     ) -> None:
         super().__init__(positions)
+        self._exactly: Asked | None = None
         self.cache = cache
         columns = min(pages_for(longest, cache.page_size), cache.table.shape[1])
         table = cache.table.index_select(0, rows)[:, :columns]
@@ -102,6 +130,14 @@ class DecodeLayout(TokenLayout):
     def attend(self, layer: int, q_thd: torch.Tensor, k_tgd: torch.Tensor, v_tgd: torch.Tensor) -> torch.Tensor:
         self.cache.write(layer, self.slots, k_tgd, v_tgd)
         return self.decode(q_thd, *self.cache.of_layer(layer))
+
+    def attend_exactly(self, layer: int, q_thd: torch.Tensor, k_tgd: torch.Tensor, v_tgd: torch.Tensor) -> torch.Tensor:
+        from megatron_ring.model.exact_attention import Asked, attend_paged
+
+        self.cache.write(layer, self.slots, k_tgd, v_tgd)
+        if self._exactly is None:
+            self._exactly = Asked.of_decoding(self.decode.lengths, q_thd.shape[1] // k_tgd.shape[1])
+        return attend_paged(self._exactly, q_thd, *self.cache.of_layer(layer), self.decode.block_table)
 
 
 class DecodeAttention:

@@ -14,6 +14,7 @@ import torch
 
 from megatron_ring.config import SamplingConfig
 from megatron_ring.model.ring_model import RingModel, forward_all_stages
+from megatron_ring.model.routes import NotedRoutes, new_routes, routes_as_bytes
 from megatron_ring.parallel.graphs import Graphs
 from megatron_ring.sampler.attention import DecodeLayout
 from megatron_ring.sampler.cache import PagedCache
@@ -39,15 +40,20 @@ class DecodeLoop:
 
     Args:
         graphs: run forward passes as CUDA graphs.
+        note_routes: note the experts of each token.
     """
 
-    def __init__(self, model: RingModel, cache: PagedCache, sampling: SamplingConfig, graphs: bool) -> None:
+    def __init__(
+        self, model: RingModel, cache: PagedCache, sampling: SamplingConfig, graphs: bool, note_routes: bool = False
+    ) -> None:
         self.model, self.cache, self.sampling, self.graphs = model, cache, sampling, graphs
         device, most = cache.keys.device, self.size(sampling.max_batch)
         # Of each row: token to feed, its position, row of the block table, end of what it may write, seed, tokens it has.
         self.state = torch.zeros(6, most, dtype=torch.int64, device=device)
         self.turn = torch.zeros(1, dtype=torch.int64, device=device)
         self.drawn = torch.zeros(HORIZON, 4, most, dtype=torch.float64, device=device)
+        self.noted = new_routes(model, most) if note_routes else None  # of one turn
+        self.routes = None if self.noted is None else torch.stack([self.noted] * HORIZON)
         self._graphs = Graphs() if graphs else None
         self._captured: dict[tuple[int, int], Callable[[], None]] = {}
 
@@ -76,16 +82,23 @@ class DecodeLoop:
             turn()
         drawn = self.drawn[:turns, :, :count].permute(2, 1, 0).cpu()
         numbers = drawn[:, 1:].tolist()
-        return [Sampled(ids, *three) for ids, three in zip(drawn[:, 0].long().tolist(), numbers, strict=True)]
+        routes = [()] * count if self.routes is None else routes_as_bytes(self.routes[:turns, :count])
+        ids = drawn[:, 0].long().tolist()
+        return [Sampled(*found) for found in zip(ids, *zip(*numbers, strict=True), routes, strict=True)]
 
     def _one_token(self, size: int, longest: int) -> None:
         state = self.state[:, :size]
         tokens, positions, rows, writable, seeds, counts = state.unbind()
         layout = DecodeLayout(positions, rows, writable, longest, self.cache)
+        if self.noted is not None:
+            layout.routes = NotedRoutes(self.noted[:size], self.model.route_layers.start)
         logits_nv = forward_all_stages(self.model, tokens, layout)
         assert logits_nv is not None
-        drawn = draw_rows(logits_nv, seeds, counts, self.sampling, self.model.tensor_rank)
+        exact = self.model.config.ring_exact
+        drawn = draw_rows(logits_nv, seeds, counts, self.sampling, self.model.tensor_rank, exact)
         self.drawn[:, :, :size].index_copy_(0, self.turn, drawn[None])
+        if self.routes is not None and self.noted is not None:
+            self.routes.index_copy_(0, self.turn, self.noted[None])
         tokens.copy_(drawn[0])
         positions += 1
         counts += 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Mapping
+from collections.abc import Sequence as Sequence_
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -23,6 +24,8 @@ class Completion:
         processed_logprobs: of each token under what it was drawn from: that distribution cut by top-k, top-p and min-p.
         entropies: of softmax(logits / temperature) at each token (nats).
         versions: spans [weights version, tokens sampled under it], in order.
+        routes: of each token, the experts in the pass that drew it: `model.routes.route_dtype` [tokens, L, k] as bytes, over
+            the MoE layers of this process's pipeline stage. Empty where the sampler does not note them.
         finish_reason: None where it is not finished.
     """
 
@@ -32,6 +35,7 @@ class Completion:
     entropies: list[float] = field(default_factory=list)
     versions: list[list[int]] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+    routes: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -58,12 +62,15 @@ class GenerationRequest:
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists, numbers and text, as JSON and checkpoints hold them."""
-        return dataclasses.asdict(self)
+        values = dataclasses.asdict(self)
+        values["begun"]["routes"] = self.begun.routes.hex()
+        return values
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> GenerationRequest:
         """Undo `to_json`."""
-        return cls(**{**values, "begun": Completion(**values["begun"])})
+        begun = {**values["begun"], "routes": bytes.fromhex(values["begun"].get("routes", ""))}
+        return cls(**{**values, "begun": Completion(**begun)})
 
 
 def request_seed(*parts: int) -> int:
@@ -92,12 +99,13 @@ class Prefix:
 
 
 class Sampled(NamedTuple):
-    """Tokens drawn in a row for one sequence, as `Completion` describes their numbers."""
+    """Tokens drawn in a row for one sequence, as `Completion` describes their numbers; `routes` token by token."""
 
     tokens: list[int]
     logprobs: list[float]
     processed_logprobs: list[float]
     entropies: list[float]
+    routes: Sequence_[bytes] = ()
 
     def extend(self, other: Sampled, start: int, end: int) -> None:
         """Take other's tokens start..end-1."""
@@ -114,6 +122,7 @@ class Sequence:
         self.index, self.request, self.prefix = index, request, prefix
         self.tokens = list(request.begun.tokens)
         self.sampled = Sampled([], [], [], [])  # in this call
+        self.routes: list[bytes] = []
         self.finish_reason: FinishReason | None = None
         self.length = len(request.prompt_tokens) + len(self.tokens)
         self.row = -1  # of the block table; -1: not running
@@ -145,6 +154,7 @@ class Sequence:
         """Take drawn tokens start..end-1."""
         self.tokens += drawn.tokens[start:end]
         self.sampled.extend(drawn, start, end)
+        self.routes += drawn.routes[start:end]
         self.length += end - start
 
     def completion(self, version: int) -> Completion:
@@ -162,4 +172,5 @@ class Sequence:
             entropies=begun.entropies + new.entropies,
             versions=versions,
             finish_reason=self.finish_reason,
+            routes=begun.routes + b"".join(self.routes),
         )

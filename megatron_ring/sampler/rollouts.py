@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from megatron_ring.data.prompts import StreamPrompt
 from megatron_ring.data.records import PromptRecord
@@ -13,56 +16,120 @@ from megatron_ring.sampler.requests import Completion, GenerationRequest, reques
 from megatron_ring.sampler.sampler import Sampler
 
 
-def sample_rollouts(
-    sampler: Sampler,
-    prompts: Sequence[StreamPrompt],
-    tokenizer: RingTokenizer,
-    *,
-    samples: int,
-    seed: int,
-    version: int,
-    instruction: str | None = None,
-    on_progress: Callable[[int], None] | None = None,
-    on_rollout: Callable[[Rollout, PromptRecord], None] | None = None,
-) -> list[Rollout]:
-    """`samples` responses to each prompt, on every rank, ordered by prompt and sample.
+@dataclass(frozen=True)
+class OpenRollout:
+    """A response that is not finished: not begun, or as far as `request.begun` holds it.
 
-    A response's seed comes from (seed, prompt's position in the stream, sample): the rollouts do not depend on the number
-    of replicas. Each replica takes every data-size-th prompt, all its samples. `on_rollout` is given each of this replica's
-    own rollouts as soon as it is whole, while others are still being sampled.
+    Attributes:
+        sample: which of the prompt's responses this is, from 0.
+        cuts: updates of the weights since its first token.
     """
-    context = sampler.context
-    mine = prompts[context.data_rank :: context.data_size]
-    tokens = [tokenizer.prompt_tokens(prompt.record.prompt, instruction) for prompt in mine]
-    asked = [(i, k) for i in range(len(mine)) for k in range(samples)]
-    seeds = [request_seed(seed, mine[i].position, k) for i, k in asked]
-    requests = [
-        GenerationRequest(tokens[i], number, sampler.sampling.max_new_tokens)
-        for (i, _), number in zip(asked, seeds, strict=True)
-    ]
 
-    def rollout(index: int, completion: Completion) -> Rollout:
-        i, k = asked[index]
+    prompt: StreamPrompt
+    sample: int
+    request: GenerationRequest
+    cuts: int = 0
+
+    @property
+    def length(self) -> int:
+        """Tokens sampled so far."""
+        return len(self.request.begun.tokens)
+
+    def rollout(self, completion: Completion) -> Rollout:
+        """The response that `completion`, which is finished, makes of it."""
         assert completion.finish_reason is not None
         return Rollout(
-            prompt_index=mine[i].position,
-            sample=k,
-            prompt_id=mine[i].record.id,
-            domain=mine[i].record.domain,
-            prompt_tokens=tokens[i],
+            prompt_index=self.prompt.position,
+            sample=self.sample,
+            prompt_id=self.prompt.record.id,
+            domain=self.prompt.record.domain,
+            prompt_tokens=self.request.prompt_tokens,
             response_tokens=completion.tokens,
             logprobs=completion.logprobs,
             entropies=completion.entropies,
             finish_reason=completion.finish_reason,
-            version=version,
-            seed=seeds[index],
+            versions=completion.versions,
+            seed=self.request.seed,
+            routes=completion.routes,
         )
 
-    def finished(index: int, completion: Completion) -> None:
-        if on_rollout is not None:
-            on_rollout(rollout(index, completion), mine[asked[index][0]].record)
 
-    completions = sampler.generate(requests, version=version, on_progress=on_progress, on_finished=finished)
-    rollouts = [rollout(index, completion) for index, completion in enumerate(completions)]
-    everyone = [rollout for part in collectives.gather_over_data(rollouts) for rollout in part]
-    return sorted(everyone, key=lambda rollout: (rollout.prompt_index, rollout.sample))
+def open_rollouts(
+    prompts: Sequence[StreamPrompt], tokenizer: RingTokenizer, *, samples: int, seed: int, max_new_tokens: int,
+    instruction: str | None = None,
+) -> list[OpenRollout]:  # fmt: skip
+    """`samples` responses to each prompt, to be sampled. A response's seed comes from (seed, prompt's position in the
+    stream, sample): its tokens do not depend on what is sampled beside it."""
+    opened = []
+    for prompt in prompts:
+        tokens = tokenizer.prompt_tokens(prompt.record.prompt, instruction)
+        for sample in range(samples):
+            request = GenerationRequest(tokens, request_seed(seed, prompt.position, sample), max_new_tokens)
+            opened.append(OpenRollout(prompt, sample, request))
+    return opened
+
+
+def sample_rollouts(
+    sampler: Sampler,
+    asked: Sequence[OpenRollout],
+    *,
+    version: int,
+    token_budget: int | None = None,
+    held_tokens: Mapping[int, int] | None = None,
+    on_progress: Callable[[int], None] | None = None,
+    on_rollout: Callable[[Rollout, PromptRecord], None] | None = None,
+) -> tuple[list[Rollout], list[OpenRollout]]:
+    """Sample what is open; on every rank the finished responses and those still open, ordered by prompt and sample.
+
+    Each replica takes every data-size-th prompt, all its responses.
+
+    Args:
+        asked: ordered by prompt: earlier ones go first.
+        version: of the weights.
+        token_budget: stop as soon as the groups whose responses are all finished hold so many tokens, over all replicas
+            (None: finish all).
+        held_tokens: by prompt position, tokens of a group's responses that were finished before.
+        on_progress: told the number of this replica's finished responses.
+        on_rollout: given each of this replica's own rollouts as soon as it is whole, while others are being sampled.
+    """
+    context = sampler.context
+    place = {position: i for i, position in enumerate(dict.fromkeys(item.prompt.position for item in asked))}
+    mine = [item for item in asked if place[item.prompt.position] % context.data_size == context.data_rank]
+    whole = _WholeGroups(mine, held_tokens or {})
+
+    def finished(index: int, completion: Completion) -> None:
+        item = mine[index]
+        whole.add(item.prompt.position, len(completion.tokens))
+        if on_rollout is not None:
+            on_rollout(item.rollout(completion), item.prompt.record)
+
+    completions = sampler.generate(
+        [item.request for item in mine], version=version, token_budget=token_budget, counted=lambda: whole.tokens,
+        on_progress=on_progress, on_finished=finished,
+    )  # fmt: skip
+    done, still = [], []
+    for item, completion in zip(mine, completions, strict=True):
+        if completion.finish_reason is not None:
+            done.append(item.rollout(completion))
+        else:
+            still.append(dataclasses.replace(item, request=item.request.continued(completion)))
+    everyone = collectives.gather_over_data((done, still))
+    rollouts = [rollout for part, _ in everyone for rollout in part]
+    unfinished = [item for _, part in everyone for item in part]
+    rollouts.sort(key=lambda rollout: (rollout.prompt_index, rollout.sample))
+    return rollouts, sorted(unfinished, key=lambda item: (item.prompt.position, item.sample))
+
+
+class _WholeGroups:
+    """Counts the tokens of groups whose responses are all finished."""
+
+    def __init__(self, asked: Sequence[OpenRollout], held_tokens: Mapping[int, int]) -> None:
+        self.tokens = 0
+        self._open = Counter(item.prompt.position for item in asked)
+        self._tokens = Counter(held_tokens)
+
+    def add(self, position: int, length: int) -> None:
+        self._tokens[position] += length
+        self._open[position] -= 1
+        if not self._open[position]:
+            self.tokens += self._tokens[position]

@@ -15,8 +15,9 @@ from collections.abc import Callable, Sequence
 import torch
 
 from megatron_ring.config import SamplingConfig
-from megatron_ring.errors import UserError
+from megatron_ring.errors import NotFiniteError, UserError
 from megatron_ring.model.ring_model import RingModel, forward_all_stages
+from megatron_ring.model.routes import NotedRoutes, new_routes, routes_as_bytes
 from megatron_ring.parallel import collectives
 from megatron_ring.parallel.context import ParallelContext
 from megatron_ring.sampler.attention import PagedLayout
@@ -34,19 +35,22 @@ class Sampler:
 
     Args:
         decode: text of token ids; needed for stop strings only.
+        note_routes: note the experts of each token for `Completion.routes`.
     """
 
     def __init__(
         self, model: RingModel, context: ParallelContext, sampling: SamplingConfig, eos_id: int,
-        decode: Decode | None = None,
+        decode: Decode | None = None, note_routes: bool = False,
     ) -> None:  # fmt: skip
         self.model, self.context, self.sampling, self.eos_id = model, context, sampling, eos_id
         self.stopping = StopConditions(sampling, eos_id, decode)
+        self.note_routes = note_routes
         self._cache: PagedCache | None = None
         self._loop: DecodeLoop | None = None
         parallel, device = context.config, context.device
         # One pass through a pipeline cannot feed itself; megatron-core's dispatcher waits for the device.
         able = parallel.pipeline == parallel.expert_tensor == 1
+        able = able and not (model.config.ring_exact and parallel.expert > 1)  # rows are exchanged, which waits as well
         self.graphs = able and device.type == "cuda" and sampling.cuda_graphs
         # Without graphs nothing is gained by not looking at each token.
         self.horizon = HORIZON if self.graphs else 1
@@ -66,6 +70,7 @@ class Sampler:
         *,
         version: int = 0,
         token_budget: int | None = None,
+        counted: Callable[[], int] | None = None,
         on_progress: Callable[[int], None] | None = None,
         on_finished: Callable[[int, Completion], None] | None = None,
         on_token: Callable[[int, int], None] | None = None,
@@ -78,6 +83,7 @@ class Sampler:
             version: of the weights, for `Completion.versions`.
             token_budget: stop as soon as all replicas together have sampled so many tokens in this call; what is not
                 finished then has no finish reason, and `request.continued` takes it up in a later call.
+            counted: this replica's tokens that count towards the budget, asked before each step (default: all).
             on_progress: told the number of finished requests after each step.
             on_finished: given each completion when it is done, with its place among the requests.
             on_token: given each sampled token, with the place of its request.
@@ -101,10 +107,12 @@ class Sampler:
         self.model.eval()
         try:
             while True:
-                go_on, generated = self._go_on(scheduler, token_budget, failure)
+                go_on, tokens = self._go_on(scheduler, token_budget, counted, failure)
                 if not go_on:
                     break
-                horizon = 1 if on_token is not None else self._horizon(token_budget, generated)
+                # What is not counted is not lost: no need for short steps near the end of such a budget.
+                horizon = self.horizon if counted is not None else self._horizon(token_budget, tokens)
+                horizon = 1 if on_token is not None else horizon
                 step = scheduler.plan(horizon) if scheduler.has_work else Step(horizon=horizon)
                 sampled = self._run(step) if scheduler.has_work or self.context.config.expert > 1 else []
                 try:
@@ -171,14 +179,19 @@ class Sampler:
             if found is not None:
                 by_user, text, kind = found
                 if by_user:
-                    raise UserError(f"rank {rank}: {text}") from failure
+                    broken = kind == NotFiniteError.__name__
+                    raise (NotFiniteError if broken else UserError)(f"rank {rank}: {text}") from failure
                 raise RuntimeError(f"rank {rank}: {kind}: {text}") from failure
 
-    def _go_on(self, scheduler: Scheduler, token_budget: int | None, failure: Exception | None) -> tuple[bool, int]:
-        """Whether there is another step, the same on all ranks that depend on each other; and the tokens that these have
-        sampled."""
-        leads = self.context.leads_replica
-        values = [int(failure is not None), int(scheduler.has_work), scheduler.generated if leads else 0]
+    def _go_on(
+        self, scheduler: Scheduler, token_budget: int | None, counted: Callable[[], int] | None, failure: Exception | None
+    ) -> tuple[bool, int]:
+        """Whether there is another step, the same on all ranks that depend on each other; and the tokens of these that
+        count towards the budget."""
+        tokens = 0
+        if self.context.leads_replica:
+            tokens = scheduler.generated if counted is None else counted()
+        values = [int(failure is not None), int(scheduler.has_work), tokens]
         alone = self.context.config.expert == 1 and token_budget is None
         failures, work, generated = collectives.sum_over_processes(values, self.context.device, of_replica=alone)
         return not failures and work > 0 and (token_budget is None or generated < token_budget), generated
@@ -213,10 +226,10 @@ class Sampler:
         if self.context.config.expert > 1:
             rows, longest, some, less = collectives.max_over_world([rows, longest, fills, -turns], self.context.device)
             fills, turns = some > 0, -less
-        sampled: list[Sampled] = []
+        sampled = []
         if rows:
             if self._loop is None:
-                self._loop = DecodeLoop(self.model, self._cache, self.sampling, self.graphs)
+                self._loop = DecodeLoop(self.model, self._cache, self.sampling, self.graphs, self.note_routes)
             sampled = self._loop.run(step.decoding, turns, rows, longest)
         if fills:
             self._forward_eagerly([], step.chunks)
@@ -238,6 +251,9 @@ class Sampler:
         none = [0] * padding
         tokens_t, positions_t, rows_t = self._tensor([tokens + none, positions + none, rows + none]).unbind()
         layout = PagedLayout(positions_t, rows_t, real, ends, [chunk.count for chunk in chunks], self._cache)
+        noted = new_routes(self.model, len(tokens_t)) if self.note_routes else None
+        if noted is not None:
+            layout.routes = NotedRoutes(noted, self.model.route_layers.start)
         sampled = torch.arange(len(decoding), device=self.context.device)
         logits_nv = forward_all_stages(self.model, tokens_t, layout, sampled)
         if not decoding:
@@ -245,9 +261,14 @@ class Sampler:
         drawn = torch.empty(4, len(decoding), dtype=torch.float64, device=self.context.device)
         if logits_nv is not None:
             seeds, counts = self._tensor([[s.request.seed for s in decoding], [len(s.tokens) for s in decoding]])
-            drawn = draw_rows(logits_nv, seeds, counts, self.sampling, self.context.tensor_rank)
+            exact = self.model.config.ring_exact
+            drawn = draw_rows(logits_nv, seeds, counts, self.sampling, self.context.tensor_rank, exact)
         columns = collectives.broadcast_from_last_stage(drawn).t().tolist()
-        return [Sampled([int(token)], *([number] for number in numbers)) for token, *numbers in columns]
+        routes = [()] * len(decoding) if noted is None else routes_as_bytes(noted[None, : len(decoding)])
+        return [
+            Sampled([int(token)], [logprob], [processed], [entropy], chosen)
+            for (token, logprob, processed, entropy), chosen in zip(columns, routes, strict=True)
+        ]
 
     def _tensor(self, values: list) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.int64, device=self.context.device)
@@ -258,7 +279,7 @@ def _check_finite(step: Step, sampled: list[Sampled]) -> None:
         if math.isfinite(sum(drawn.logprobs) + sum(drawn.entropies)):
             continue
         wrong = [not math.isfinite(a + b) for a, b in zip(drawn.logprobs, drawn.entropies, strict=True)].index(True)
-        raise UserError(
+        raise NotFiniteError(
             f"response {sequence.index}, token {len(sequence.tokens) + wrong}: the model's logits are not finite: its "
             f"weights are broken, go back to an earlier checkpoint"
         )

@@ -73,7 +73,12 @@ def draw_tokens(logits_nv: torch.Tensor, uniforms_n: torch.Tensor, sampling: Sam
 
 
 def draw_rows(
-    logits_nv: torch.Tensor, seeds: torch.Tensor, positions: torch.Tensor, sampling: SamplingConfig, tensor_rank: int = 0
+    logits_nv: torch.Tensor,
+    seeds: torch.Tensor,
+    positions: torch.Tensor,
+    sampling: SamplingConfig,
+    tensor_rank: int = 0,
+    exact: bool = False,
 ) -> torch.Tensor:
     """A token for each row with its numbers, float64 [4, N]: token ids, then the numbers of `Sampled`. Log-probabilities and
     entropies are of softmax(logits / temperature) (temperature 1 for greedy decoding), what a training forward computes.
@@ -81,6 +86,7 @@ def draw_rows(
     Args:
         logits_nv: [N, vocab/TP].
         seeds, positions: int64 [N], for `uniforms`.
+        exact: the numbers come out of the training forward's own kernels.
     """
     uncut = sampling.whole_distribution and sampling.temperature > 0
     whole_nv = collectives.gather_over_tensor(logits_nv)
@@ -88,6 +94,9 @@ def draw_rows(
         from megatron_ring.sampler import draw_triton
 
         ids, logprobs, entropies = draw_triton.draw(logits_nv.contiguous(), seeds, positions, sampling.temperature)
+        if exact:
+            found = token_statistics(logits_nv, ids.long(), 0, sampling.temperature)
+            logprobs, entropies = found.logprobs.double(), found.entropies.double()
         return torch.stack((ids, logprobs, logprobs, entropies))
     drawn = draw_tokens(whole_nv, uniforms(seeds, positions), sampling)
     # Sums on a GPU may be in another order on the next one; schedulers that see different tokens would wait for ever.

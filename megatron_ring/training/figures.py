@@ -29,7 +29,7 @@ class PendingFigures:
 
     Args:
         outputs: what the loss gave; on the last pipeline stage, none on others.
-        router: fp64 [3] on the device, this stage's sums of balance loss, z-loss and tokens over all ranks.
+        router: fp64 [5] on the device, `RouterLosses.local_sums` over all ranks and stages.
     """
 
     def __init__(self, outputs: Sequence[LossOutput], router: torch.Tensor) -> None:
@@ -46,11 +46,13 @@ class PendingFigures:
             parts.append(collectives.max_over_data(largest))
         self._copy = HostCopy(torch.cat(parts))
 
-    def read(self) -> tuple[dict[str, float], dict[str, float], float, float]:
+    def read(self) -> tuple[dict[str, float], dict[str, float], float, float, float | None]:
         """Sums and maxima by name, equal on every pipeline stage; means over tokens and MoE layers of the router's balance
-        and z-losses. Waits for what the device did up to these figures."""
-        balance, z, tokens, *values = self._copy.read()
+        and z-losses; the share of given experts that the routers would not have chosen, None where none were given. Waits
+        for what the device did up to these figures."""
+        balance, z, tokens, others, given, *values = self._copy.read()
         sums = dict(zip(self.sums, values, strict=False))
         maxima = dict(zip(self.maxima, values[len(sums) :], strict=True))
         sums, maxima = collectives.broadcast_object_from_last_stage((sums, maxima))
-        return sums, maxima, balance / tokens if tokens else 0.0, z / tokens if tokens else 0.0
+        disagreement = others / given if given else None
+        return sums, maxima, balance / tokens if tokens else 0.0, z / tokens if tokens else 0.0, disagreement

@@ -8,14 +8,11 @@ from collections.abc import Sequence
 import torch
 
 from megatron_ring.data.packing import PolicyBatch
-from megatron_ring.parallel import collectives
 from megatron_ring.rl.gspo import sequence_log_ratios
-from megatron_ring.rl.mismatch import Correction, ratio_histogram, ratio_quantiles
+from megatron_ring.rl.mismatch import Correction
 from megatron_ring.training.figures import LossOutput
 from megatron_ring.training.policy_loss import PolicyLoss
 from megatron_ring.training.trainer import Trainer
-
-QUANTILES = {"k_p01": 0.01, "k_p10": 0.10, "k_p50": 0.50, "k_p90": 0.90, "k_p99": 0.99}
 
 
 def evaluated_logprobs(
@@ -45,19 +42,14 @@ class FirstPass:
         self.trainer, self.temperature, self.objective = trainer, loss.temperature, loss.objective
         self.recompute, self.correction = recompute, correction
 
-    def annotate(self, batches: Sequence[PolicyBatch]) -> tuple[list[PolicyBatch], dict[str, float]]:
-        """The same micro-batches with `old_logprobs`, `sequence_log_ratio` and `corrections` as far as they are needed, and
-        quantiles of k, the trainer's probability over the sampler's, over all trained tokens of the step. All ranks take
-        part; without any need nothing is computed."""
+    def annotate(self, batches: Sequence[PolicyBatch]) -> list[PolicyBatch]:
+        """The same micro-batches with `old_logprobs`, `sequence_log_ratio` and `corrections` as far as they are needed. All
+        ranks take part; without any need nothing is computed."""
         if not self.recompute and not self.objective.sequence_level:
-            return list(batches), {}
+            return list(batches)
         logprobs = evaluated_logprobs(self.trainer, self.temperature, batches)
-        device = self.trainer.context.device
-        histogram = ratio_histogram(torch.zeros(0)).to(device)
         annotated = list(batches)
         for i, (batch, now) in enumerate(zip(batches, logprobs or [], strict=bool(logprobs))):
-            log_k = now - batch.sampler_logprobs
-            histogram += ratio_histogram(log_k[batch.loss_mask]).to(device)
             old = now if self.recompute else batch.sampler_logprobs
             annotated[i] = dataclasses.replace(
                 batch,
@@ -67,9 +59,7 @@ class FirstPass:
                 else None,
                 corrections=None if self.correction is None else self.correction.weights(old, batch.sampler_logprobs),
             )
-        collectives.broadcast_from_last_stage(collectives.sum_over_data(histogram))
-        quantiles = ratio_quantiles(histogram, list(QUANTILES.values()))
-        return annotated, {f"mismatch/{name}": value for name, value in zip(QUANTILES, quantiles, strict=True)}
+        return annotated
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
 
 from megatron_ring.data.packing import PolicyBatch
 from megatron_ring.objective_config import CorrectionConfig
-from megatron_ring.rl.mismatch import Correction, IcePop, KPop, TruncatedImportance
+from megatron_ring.parallel import collectives
+from megatron_ring.rl.mismatch import (
+    Correction,
+    IcePop,
+    KPop,
+    TruncatedImportance,
+    ratio_edges,
+    ratio_histogram,
+    ratio_quantiles,
+)
 from megatron_ring.rl.objectives import make_objective
 from megatron_ring.rl.policy import LossSettings, Objective, PolicyTokens
 from megatron_ring.stage_config import RLConfig
 from megatron_ring.training.figures import LossOutput
+from megatron_ring.training.run_dir import Histogram
+
+QUANTILES = {"k_p01": 0.01, "k_p10": 0.10, "k_p50": 0.50, "k_p90": 0.90, "k_p99": 0.99}
 
 
 class PolicyLoss:
-    """An objective's loss; figures are sums over trained tokens."""
+    """An objective's loss; figures are sums over trained tokens. It also counts how often each k, the model's probability
+    of a token over the sampler's, comes before it."""
 
     def __init__(self, objective: Objective, settings: LossSettings, temperature: float) -> None:
         self.objective, self.settings, self.temperature = objective, settings, temperature
+        self._ratios: torch.Tensor | None = None
 
     def __call__(self, logprobs: torch.Tensor, entropies: torch.Tensor, batch: PolicyBatch) -> LossOutput:
         tokens = PolicyTokens(
@@ -32,9 +49,21 @@ class PolicyLoss:
             sequence_log_ratio=batch.sequence_log_ratio,
             corrections=batch.corrections,
         )
+        ratios = ratio_histogram(logprobs.detach() - batch.sampler_logprobs)
+        self._ratios = ratios if self._ratios is None else self._ratios + ratios
         loss, figures = self.objective.loss(tokens, self.settings)
         maxima = {"mismatch_logprob_abs_max": figures.pop("mismatch_logprob_abs_max")}
         return LossOutput(loss, sums=figures, maxima=maxima)
+
+    def take_ratios(self, device: torch.device) -> dict[str, Any]:
+        """k over the trained tokens of all ranks since the last call: its quantiles, and log k as a histogram. All ranks
+        take part."""
+        counts = torch.zeros(len(ratio_edges()) + 1, dtype=torch.int64) if self._ratios is None else self._ratios
+        self._ratios = None
+        counts = collectives.broadcast_from_last_stage(collectives.sum_over_data(counts.to(device)))
+        found: dict[str, Any] = dict(zip(QUANTILES, ratio_quantiles(counts, list(QUANTILES.values())), strict=True))
+        found["log_k"] = Histogram([-math.inf, *ratio_edges().tolist(), math.inf], counts.tolist())
+        return {f"mismatch/{name}": value for name, value in found.items()}
 
 
 def make_policy_loss(config: RLConfig) -> PolicyLoss:

@@ -31,12 +31,12 @@ class PolicyUpdate:
             if objective.kl_place == "reward":
                 self.reward_kl = RewardKL(self.reference, objective.kl_estimator, config.data.micro_batch_tokens, pad_id)
 
-    def annotate(self, batches: Sequence[PolicyBatch]) -> tuple[list[PolicyBatch], dict[str, float]]:
-        """The micro-batches with all log-probabilities that the loss needs beside its own, and figures of the mismatch."""
-        annotated, figures = self._first_pass.annotate(batches)
+    def annotate(self, batches: Sequence[PolicyBatch]) -> list[PolicyBatch]:
+        """The micro-batches with all log-probabilities that the loss needs beside its own."""
+        annotated = self._first_pass.annotate(batches)
         if self.reference is not None and self.reward_kl is None:
             annotated = self.reference.annotate(annotated)
-        return annotated, figures
+        return annotated
 
     def finish(self, step: int) -> None:
         """Refresh the reference when its time has come; `step` updates have been made."""

@@ -43,6 +43,11 @@ class ReferencePolicy:
             held.copy_(parameter.data)
         self.step = step
 
+    def start_over(self) -> None:
+        """Take the model's weights, those that RL starts from, as if nothing had been saved."""
+        self.refresh(0)
+        self._saved = 0
+
     @contextmanager
     def in_place_of_the_model(self) -> Iterator[None]:
         """Within it the model has the reference's weights."""
@@ -62,8 +67,9 @@ class ReferencePolicy:
     def annotate(self, batches: Sequence[PolicyBatch]) -> list[PolicyBatch]:
         """The same micro-batches with `ref_logprobs` fp32 [T], 0 at tokens that do not count in the loss (on the last
         pipeline stage, which alone needs them)."""
+        own = [dataclasses.replace(batch, routes=None) for batch in batches]  # other weights route for themselves
         with self.in_place_of_the_model():
-            logprobs = evaluated_logprobs(self.trainer, self.temperature, batches)
+            logprobs = evaluated_logprobs(self.trainer, self.temperature, own)
         if logprobs is None:
             return list(batches)
         return [dataclasses.replace(batch, ref_logprobs=ref) for batch, ref in zip(batches, logprobs, strict=True)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from megatron_ring.data.packing import empty_policy_batch, plan_rollouts, policy_batch, split_evenly
+from megatron_ring.data.packing import plan_rollouts, policy_batch, split_evenly
 from megatron_ring.data.sequences import PolicySequence
 from megatron_ring.parallel import collectives
 from megatron_ring.rl.gspo import sequence_sums
@@ -31,11 +31,10 @@ class RewardKL:
             PolicySequence(r.prompt_tokens, r.response_tokens, r.logprobs, 0.0, 1.0, r.response_length) for r in rollouts
         ]
         plans = plan_rollouts(sequences, self.capacity)
-        packs = [policy_batch([sequences[i] for i in plan], self.capacity, self.pad_id) for plan in plans]
-        empty = empty_policy_batch(self.capacity, self.pad_id)
-        mine = self.reference.annotate(split_evenly(packs, context.data_size, empty)[context.data_rank])
+        mine = split_evenly(plans, context.data_size, [])[context.data_rank]
+        packs = [policy_batch([sequences[i] for i in plan], self.capacity, self.pad_id) for plan in mine]
         found: dict[int, float] = {}
-        for plan, batch in zip(plans[context.data_rank :: context.data_size], mine, strict=False):  # behind: empty ones
+        for plan, batch in zip(mine, self.reference.annotate(packs), strict=True):
             if batch.ref_logprobs is not None:
                 kl = kl_estimate(batch.sampler_logprobs, batch.ref_logprobs, self.estimator)
                 sums = sequence_sums(kl.double(), batch.loss_mask, batch.cu_seqlens).tolist()

@@ -3,87 +3,163 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import torch
+from torch import Tensor
 
-from megatron_ring.data.packing import PolicyBatch, empty_policy_batch, pack_rollouts, split_evenly
+from megatron_ring.data.packing import PolicyBatch, pack_rollouts
 from megatron_ring.data.prompts import PromptStream, StreamPrompt
 from megatron_ring.data.sequences import PolicySequence
 from megatron_ring.data.tokenizer import RingTokenizer
 from megatron_ring.errors import UserError
+from megatron_ring.model.ring_model import RingModel
+from megatron_ring.model.routes import route_dtype
 from megatron_ring.parallel.context import ParallelContext
 from megatron_ring.rl.policy import Objective
-from megatron_ring.rl.records import ScoredRollout
-from megatron_ring.sampler.rollouts import sample_rollouts
+from megatron_ring.rl.records import Rollout, ScoredRollout
+from megatron_ring.sampler.rollouts import OpenRollout, open_rollouts, sample_rollouts
 from megatron_ring.sampler.sampler import Sampler
 from megatron_ring.stage_config import RLConfig
 from megatron_ring.training.reward_kl import RewardKL
+from megatron_ring.training.rollout_pool import RolloutPool
 from megatron_ring.training.rollout_rewards import RolloutScorer
-from megatron_ring.training.selection import Selection, missing, select_step
-from megatron_ring.training.trainer import StepResult
+from megatron_ring.training.selection import Selection, missing, select_step, usable_tokens
 
 
 @dataclass(frozen=True)
 class CollectedStep:
-    """A step's scored responses, equal on every rank, and what of each is trained (tokens; 0: not at all)."""
+    """A step's scored responses, equal on every rank, and what of each is trained (tokens; 0: not at all).
 
+    Attributes:
+        step: 0-based; the version of the weights.
+        generated_tokens: sampled in this step, also for responses that are not finished.
+        unfinished: figures of the responses that C3PO++ carries over; empty without it.
+    """
+
+    step: int
     scored: list[ScoredRollout]
     answers: dict[int, StreamPrompt]
     selection: Selection
     budget: int | None
     rounds: int
+    generated_tokens: int
+    unfinished: dict[str, int]
     sample_seconds: float
     reward_seconds: float
 
     @property
-    def generated_tokens(self) -> int:
-        return sum(item.rollout.response_length for item in self.scored)
+    def groups(self) -> list[tuple[str, str, list[float]]]:
+        """Domain and id of the prompt and the rewards of each group, in order."""
+        found: dict[int, tuple[str, str, list[float]]] = {}
+        for item in self.scored:
+            rollout = item.rollout
+            found.setdefault(rollout.prompt_index, (rollout.domain, rollout.prompt_id, []))[2].append(item.reward)
+        return list(found.values())
 
     @property
     def trained_tokens(self) -> int:
         return sum(self.selection.trained)
 
 
-def collect_step(
-    config: RLConfig, step: int, stream: PromptStream, sampler: Sampler, tokenizer: RingTokenizer,
-    scorer: RolloutScorer, budget: int | None, reward_kl: RewardKL | None = None,
-) -> CollectedStep:  # fmt: skip
-    """Sample rounds of prompts until they hold what the step trains on (`missing` says what), score them, then select.
+class Collector:
+    """Collects the responses of one step after another. `pool` holds what C3PO++ leaves for later steps."""
 
-    Raises:
-        UserError: that is not reached within `config.budget.max_rounds` rounds; says what was sampled.
-    """
-    scored: list[ScoredRollout] = []
-    answers: dict[int, StreamPrompt] = {}
-    sample_seconds = reward_seconds = 0.0
-    rounds = 0
-    while rounds == 0 or (lacks := missing(config, scored, budget)):
-        if rounds == config.budget.max_rounds:
-            raise UserError(
-                f"step {step + 1}: {rounds} round(s) of {config.prompts_per_step} prompts x {config.samples_per_prompt} "
-                f"samples gave {lacks}"
-            )
-        prompts = stream.take(config.prompts_per_step)
-        answers |= {prompt.position: prompt for prompt in prompts}
-        began = time.perf_counter()
-        rollouts = sample_rollouts(
-            sampler, prompts, tokenizer, samples=config.samples_per_prompt, seed=config.seed, version=step,
-            instruction=config.data.instruction, on_rollout=scorer.submit,
+    def __init__(
+        self, config: RLConfig, stream: PromptStream, sampler: Sampler, tokenizer: RingTokenizer,
+        reward_kl: RewardKL | None = None,
+    ) -> None:  # fmt: skip
+        self.config, self.stream, self.sampler, self.tokenizer = config, stream, sampler, tokenizer
+        self.reward_kl = reward_kl
+        self.pool = RolloutPool()
+
+    def open(self, prompts: Sequence[StreamPrompt]) -> list[OpenRollout]:
+        """The responses to prompts, before anything of them is sampled."""
+        config = self.config
+        return open_rollouts(
+            prompts, self.tokenizer, samples=config.samples_per_prompt, seed=config.seed,
+            max_new_tokens=config.sampling.max_new_tokens, instruction=config.data.instruction,
         )  # fmt: skip
-        sampled = time.perf_counter()
-        scored += scorer.finish(rollouts)
-        sample_seconds += sampled - began
-        reward_seconds += time.perf_counter() - sampled
-        rounds += 1
-    sampler.release()  # what follows passes through the model without the cache
-    selection = select_step(config, step, scored, budget, reward_kl)
-    return CollectedStep(scored, answers, selection, budget, rounds, sample_seconds, reward_seconds)
+
+    def collect(self, step: int, scorer: RolloutScorer, budget: int | None) -> CollectedStep:
+        """Sample rounds until whole groups hold what the 0-based `step` trains on (`missing` says what), score, select.
+
+        A round has `prompts_per_step` prompts under way, new ones in the place of whole groups. With `max_cuts` it ends as
+        soon as whole groups hold the budget, and what is unfinished stays in the pool.
+
+        Raises:
+            UserError: `config.budget.max_rounds` rounds of new prompts do not suffice; says what was sampled.
+        """
+        config, pool = self.config, self.pool
+        continued = sum(item.length > 0 for item in pool.open)
+        groups = pool.take_whole()
+        scored = [item for group in groups for item in group.finished]
+        rounds = generated = new_prompts = 0
+        sample_seconds = reward_seconds = 0.0
+        while rounds == 0 or (lacks := missing(config, scored, budget)):
+            new_prompts += config.prompts_per_step - len(pool)
+            if new_prompts > config.budget.max_rounds * config.prompts_per_step:
+                raise UserError(
+                    f"step {step + 1}: {rounds} round(s) of {config.prompts_per_step} prompts x "
+                    f"{config.samples_per_prompt} samples gave {lacks}"
+                )
+            pool.add(self.open(self.stream.take(config.prompts_per_step - len(pool), step)))
+            began = time.perf_counter()
+            rollouts, tokens = self._sample(step, scorer, scored, budget)
+            sampled = time.perf_counter()
+            pool.finish(scorer.finish(rollouts))
+            whole = pool.take_whole()
+            groups += whole
+            scored += [item for group in whole for item in group.finished]
+            generated += tokens
+            sample_seconds += sampled - began
+            reward_seconds += time.perf_counter() - sampled
+            rounds += 1
+        self.sampler.release()  # what follows passes through the model without the cache
+        scored.sort(key=lambda item: (item.rollout.prompt_index, item.rollout.sample))
+        selection = select_step(config, step, scored, budget, self.reward_kl)
+        answers = {group.prompt.position: group.prompt for group in groups}
+        return CollectedStep(
+            step, scored, answers, selection, budget, rounds, generated, self._age(continued), sample_seconds, reward_seconds
+        )
+
+    def _sample(
+        self, step: int, scorer: RolloutScorer, scored: list[ScoredRollout], budget: int | None
+    ) -> tuple[list[Rollout], int]:
+        """Sample the pool's open responses, where `scored` are those of whole groups so far: the responses that are finished
+        by it, and the number of tokens sampled."""
+        pool, wanted = self.pool, None
+        if budget is not None and self.config.budget.max_cuts is not None:
+            wanted = budget - usable_tokens(self.config, scored, budget)
+        before = sum(item.length for item in pool.open)
+        rollouts, pool_open = sample_rollouts(
+            self.sampler, pool.open, version=step, token_budget=wanted, held_tokens=pool.held_tokens(),
+            on_rollout=scorer.submit,
+        )  # fmt: skip
+        pool.set_open(pool_open)
+        after = sum(item.length for item in pool_open) + sum(rollout.response_length for rollout in rollouts)
+        return rollouts, after - before
+
+    def _age(self, continued: int) -> dict[str, int]:
+        """End the step for the pool; its figures."""
+        if self.config.budget.max_cuts is None:
+            return {}
+        dropped, dropped_tokens = self.pool.age(self.config.budget.max_cuts)
+        lengths = [item.length for item in self.pool.open if item.length]
+        return {"continued": continued, "dropped": dropped, "dropped_tokens": dropped_tokens, "responses": len(lengths),
+                "tokens": sum(lengths), "waiting": len(self.pool.finished)}  # fmt: skip
+
+
+def routes_of(rollout: Rollout, model: RingModel) -> Tensor:
+    """The experts that the sampler noted, [tokens, MoE layers of this stage, k]."""
+    found = torch.frombuffer(bytearray(rollout.routes), dtype=route_dtype(model.ring_config))
+    return found.view(rollout.response_length, len(model.route_layers), model.ring_config.experts_per_token)
 
 
 def pack_step(
-    collected: CollectedStep, config: RLConfig, objective: Objective, context: ParallelContext, pad_id: int
+    collected: CollectedStep, config: RLConfig, objective: Objective, model: RingModel, context: ParallelContext, pad_id: int
 ) -> list[PolicyBatch]:
     """This rank's micro-batches: the trained tokens of the step, packed, the same number on every rank."""
     chosen = collected.selection
@@ -97,88 +173,9 @@ def pack_step(
             advantage=advantage,
             weight=weight,
             trained=count,
+            routes=partial(routes_of, item.rollout, model) if item.rollout.routes else None,
         )
         for (item, advantage, count), weight in zip(kept, weights, strict=True)
     ]
     capacity = config.data.micro_batch_tokens
-    packs = pack_rollouts(sequences, capacity, pad_id, config.seed)
-    return split_evenly(packs, context.data_size, empty_policy_batch(capacity, pad_id))[context.data_rank]
-
-
-def _reward_and_length(items: list[ScoredRollout], suffix: str) -> dict[str, float]:
-    rewards = torch.tensor([item.reward for item in items], dtype=torch.float64)
-    lengths = [item.rollout.response_length for item in items]
-    return {
-        f"reward/mean{suffix}": rewards.mean().item(),
-        f"reward/std{suffix}": rewards.std(correction=0).item(),
-        f"response_length/mean{suffix}": sum(lengths) / len(lengths),
-        f"response_length/max{suffix}": max(lengths),
-    }
-
-
-def _parts(items: list[ScoredRollout], suffix: str) -> dict[str, float]:
-    """Mean of each part, gate and length penalty of composed rewards, over the responses that have it."""
-    values: dict[str, list[float]] = {}
-    for item in items:
-        for group in ("parts", "gates"):
-            for name, (value, _) in item.detail.get(group, {}).items():
-                values.setdefault(f"reward_{group}/{name}", []).append(value)
-        if "length_penalty" in item.detail:
-            values.setdefault("reward_length_penalty", []).append(item.detail["length_penalty"])
-    return {name + suffix: sum(found) / len(found) for name, found in values.items()}
-
-
-def rl_metrics(collected: CollectedStep, result: StepResult) -> dict[str, Any]:
-    """The step's figures under the names of the metrics contract; docs/c3po.md says what each means."""
-    scored, kl = collected.scored, collected.selection.kl
-    domains = sorted({item.rollout.domain for item in scored})
-    metrics: dict[str, Any] = _reward_and_length(scored, "") | _parts(scored, "")
-    for domain in domains if len(domains) > 1 else []:
-        items = [item for item in scored if item.rollout.domain == domain]
-        metrics |= _reward_and_length(items, f"/{domain}") | _parts(items, f"/{domain}")
-    truncated = sum(item.rollout.finish_reason == "length" for item in scored)
-    return metrics | {
-        "response_length/truncated_fraction": truncated / len(scored),
-        "tokens/generated": collected.generated_tokens,
-        "tokens/trained": result.loss_tokens,
-        "tokens/budget": collected.budget or result.loss_tokens,
-        "tokens/discarded_fraction": 1 - collected.trained_tokens / collected.generated_tokens,
-        "sampling_rounds": collected.rounds,
-        "groups/equal_rewards_fraction": collected.selection.equal_fraction,
-        "grad_norm": result.grad_norm,
-        "entropy": result.mean("entropy_sum"),
-        "kl": result.mean("kl_sum") if kl is None else kl,
-        "clip_fraction": result.mean("clipped_tokens"),
-        "loss/policy": result.mean("policy_loss_sum"),
-        "loss/balance": result.balance,
-        "loss/z": result.z,
-        "mismatch/logprob_abs_mean": result.mean("mismatch_logprob_abs_sum"),
-        "mismatch/logprob_abs_max": result.maxima["mismatch_logprob_abs_max"],
-        "mismatch/masked_fraction": result.mean("corrected_away_tokens"),
-    }
-
-
-def rollout_rows(collected: CollectedStep, tokenizer: RingTokenizer) -> list[dict[str, Any]]:
-    """One JSON object per response, as `rollouts/step_N.jsonl` holds them."""
-    rows = []
-    for item, trained in zip(collected.scored, collected.selection.trained, strict=True):
-        rollout = item.rollout
-        record = collected.answers[rollout.prompt_index].record
-        prompt = record.prompt if isinstance(record.prompt, str) else [vars(message) for message in record.prompt]
-        rows.append(
-            {
-                "prompt_id": rollout.prompt_id,
-                "domain": rollout.domain,
-                "sample": rollout.sample,
-                "prompt": prompt,
-                "response": tokenizer.decode(rollout.response_tokens),
-                "answer": record.answer,
-                "reward": item.reward,
-                "reason": item.reason,
-                "tokens": rollout.response_length,
-                "trained_tokens": trained,
-                "finish_reason": rollout.finish_reason,
-                **({"detail": dict(item.detail)} if item.detail else {}),
-            }
-        )
-    return rows
+    return pack_rollouts(sequences, capacity, pad_id, config.seed, context.data_rank, context.data_size)

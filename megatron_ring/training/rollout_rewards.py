@@ -6,16 +6,29 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from megatron_ring.data.records import PromptRecord
+from megatron_ring.data.schedule import PromptSource
 from megatron_ring.data.tokenizer import RingTokenizer
 from megatron_ring.errors import UserError
 from megatron_ring.parallel import collectives
 from megatron_ring.parallel.context import ParallelContext
 from megatron_ring.rewards import Reward, RewardPool, Scorer, ScoreRequest
-from megatron_ring.rewards.scorer import PendingReward
+from megatron_ring.rewards.composition import read_compositions
+from megatron_ring.rewards.scorer import PendingReward, verifiers_of
 from megatron_ring.rl.records import Rollout, ScoredRollout
 from megatron_ring.stage_config import RewardConfig
 
 _Key = tuple[int, int]  # prompt's position in the stream, sample
+
+
+def check_domains(sources: Iterable[PromptSource], config: RewardConfig) -> None:
+    """Raise `UserError`, naming the prompt file, for a domain that has neither a verifier nor a composition."""
+    compositions = {} if config.compositions is None else read_compositions(config.compositions)
+    for source in sources:
+        for domain in source.domains:
+            try:
+                verifiers_of(domain, compositions)
+            except UserError as error:
+                raise UserError(f"{source.path}: {error}") from None
 
 
 class RolloutScorer:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import yaml
 
@@ -18,9 +19,10 @@ from megatron_ring.errors import UserError
 
 
 def plain(value: Any) -> Any:
-    """A configuration as plain YAML/JSON values."""
+    """A configuration as plain YAML/JSON values, without the settings that say that they are not to be recorded."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        recorded = [field.name for field in dataclasses.fields(value) if field.metadata.get("recorded", True)]
+        return {name: plain(getattr(value, name)) for name in recorded}
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, (list, tuple)):
@@ -36,6 +38,23 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+@dataclasses.dataclass(frozen=True)
+class Histogram:
+    """Counts of a metric's values: `counts[i]` lie from `edges[i]` to `edges[i + 1]`; the outer edges may be infinite. For
+    TensorBoard alone."""
+
+    edges: list[float]
+    counts: list[int]
+
+
+class Log(Protocol):
+    """Another place for metrics."""
+
+    def log(self, metrics: dict[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
+
+
 class RunDirectory:
     """`runs/NAME/`. Only the main process writes; the others hold it to find checkpoints."""
 
@@ -46,6 +65,7 @@ class RunDirectory:
         self.rollouts = path / "rollouts"
         self._metrics = path / "metrics.jsonl"
         self._tensorboard: Any = None
+        self.more_logs: list[Log] = []  # only where this process writes
 
     def open(self, stage: str, config: Any, may_differ: frozenset[str] = frozenset()) -> None:
         """Create the directory, or check that it belongs to the same configuration.
@@ -87,9 +107,12 @@ class RunDirectory:
             raise UserError(f"--run-dir {self.path}: {said}; choose another --run-dir")
 
     def start_logging(self, first_step: int) -> None:
-        """Drop what was recorded at or after `first_step` (0-based steps count from 1 in the metrics) and open the logs."""
+        """Drop what was recorded at or after `first_step` (0-based steps count from 1 in the metrics) and open the logs, at
+        the start of a run or when it goes back."""
         if not self.writes:
             return
+        if self._tensorboard is not None:
+            self._tensorboard.close()
         from torch.utils.tensorboard import SummaryWriter
 
         kept = [line for line in self._lines() if json.loads(line)["step"] <= first_step]
@@ -111,14 +134,29 @@ class RunDirectory:
         return lines
 
     def log(self, metrics: dict[str, Any]) -> None:
-        """Append one step's metrics (`step` among them) to metrics.jsonl and TensorBoard."""
+        """Append one step's metrics (`step` among them) to metrics.jsonl and TensorBoard, histograms to the latter only."""
         if not self.writes:
             return
+        numbers = {name: value for name, value in metrics.items() if not isinstance(value, Histogram)}
         with open(self._metrics, "a") as file:
-            file.write(json.dumps(metrics) + "\n")
+            file.write(json.dumps(numbers) + "\n")
         for name, value in metrics.items():
-            if isinstance(value, (int, float)) and name != "step":
+            if isinstance(value, Histogram):
+                self._add_histogram(name, value, metrics["step"])
+            elif isinstance(value, (int, float)) and name != "step":
                 self._tensorboard.add_scalar(name, value, metrics["step"])
+        for log in self.more_logs:
+            log.log(numbers)
+
+    def _add_histogram(self, name: str, histogram: Histogram, step: int) -> None:
+        edges = [histogram.edges[1], *histogram.edges[1:-1], histogram.edges[-2]]  # an open bin is at its one border
+        pairs = [((low + high) / 2, n) for (low, high), n in zip(pairwise(edges), histogram.counts, strict=True) if n]
+        if pairs:
+            self._tensorboard.add_histogram_raw(
+                name, min=pairs[0][0], max=pairs[-1][0], num=sum(histogram.counts), sum=sum(x * n for x, n in pairs),
+                sum_squares=sum(x * x * n for x, n in pairs), bucket_limits=edges[1:], bucket_counts=histogram.counts,
+                global_step=step,
+            )  # fmt: skip
 
     def write_rollouts(self, step: int, rows: list[dict[str, Any]]) -> None:
         """Record the sampled responses of a step, with rewards and reasons."""
@@ -128,5 +166,7 @@ class RunDirectory:
 
     def close(self) -> None:
         """Flush the logs."""
+        for log in self.more_logs:
+            log.close()
         if self._tensorboard is not None:
             self._tensorboard.close()

@@ -51,16 +51,20 @@ def _kept(config: RLConfig, scored: Sequence[ScoredRollout], budget: int | None)
     return [i for i in kept if scored[i].rollout.prompt_index in set(first)]
 
 
+def usable_tokens(config: RLConfig, scored: Sequence[ScoredRollout], budget: int) -> int:
+    """Response tokens among which the budget may choose."""
+    return sum(scored[i].rollout.response_length for i in _kept(config, scored, budget))
+
+
 def missing(config: RLConfig, scored: Sequence[ScoredRollout], budget: int | None) -> str:
     """What keeps these responses from being a step, with the mend; empty when nothing does. Without a budget and dynamic
     sampling any responses will do."""
-    kept = _kept(config, scored, budget)
     if budget is not None:
-        tokens = sum(scored[i].rollout.response_length for i in kept)
+        tokens = usable_tokens(config, scored, budget)
         mean = sum(item.rollout.response_length for item in scored) / max(1, len(scored))
         lacks = f"{tokens:,} tokens (mean response {mean:.1f}) of the budget {budget:,}: lower --budget.tokens, or raise"
         return f"{lacks} --prompts-per-step or --budget.max-rounds" if tokens < budget else ""
-    groups = len({scored[i].rollout.prompt_index for i in kept})
+    groups = len({scored[i].rollout.prompt_index for i in _kept(config, scored, budget)})
     if not config.objective.dynamic_sampling or groups >= config.prompts_per_step:
         return ""
     lacks = f"{groups} groups whose rewards differ, of {config.prompts_per_step}"

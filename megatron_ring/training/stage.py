@@ -15,6 +15,7 @@ from megatron_ring.checkpoint.manifest import model_config_of
 from megatron_ring.checkpoint.weights import fill_from, initialize_weights
 from megatron_ring.config import ModelConfig, ParallelConfig, RouterLossConfig
 from megatron_ring.errors import UserError
+from megatron_ring.model.exact import check_exact
 from megatron_ring.model.layer import Recompute
 from megatron_ring.model.layer_parts import LayerImpl
 from megatron_ring.model.ring_model import RingModel, build_model
@@ -67,14 +68,18 @@ def start_stage(
     precision: Precision,
     layer_impl: LayerImpl = "native",
     recompute: Recompute = "none",
+    exact: bool = False,
 ) -> Stage:
     """Set up this process and build its part of the model.
 
     Raises:
-        UserError: the layout does not fit, or the layers' implementation is not there.
+        UserError: the layout does not fit, the layers' implementation is not there, or `exact` cannot be had.
     """
+    dtype = resolve_dtype(precision)
+    if exact:
+        check_exact(parallel, dtype, layer_impl)
     context = parallel_context.initialize(parallel, shape, seed)
-    model = build_model(shape, context, router, resolve_dtype(precision), recompute=recompute, layer_impl=layer_impl)
+    model = build_model(shape, context, router, dtype, recompute=recompute, layer_impl=layer_impl, exact=exact)
     return Stage(context, model, shape)
 
 

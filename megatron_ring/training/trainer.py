@@ -26,6 +26,7 @@ from megatron_ring.config import OptimizerConfig
 from megatron_ring.data.packing import MicroBatch, moved_to
 from megatron_ring.model.layout import PackedLayout
 from megatron_ring.model.ring_model import RingModel, forward_packed
+from megatron_ring.model.routes import GivenRoutes
 from megatron_ring.parallel import collectives
 from megatron_ring.parallel.context import ParallelContext
 from megatron_ring.training.adamw import install, update
@@ -49,7 +50,8 @@ class Loss(Protocol):
 @dataclass(frozen=True)
 class StepResult:
     """Global figures of one step, equal on every rank. `sums` and `maxima` carry the loss's names; `attention` names the
-    kernels that computed this rank's attention (`attention_kernels.KERNELS`), joined by "+"."""
+    kernels that computed this rank's attention (`attention_kernels.KERNELS`), joined by "+"; `router_disagreement` is the
+    share of given experts (`PolicyBatch.routes`) that the routers would not have chosen, None where none were given."""
 
     loss_tokens: int
     routed_tokens: int
@@ -57,6 +59,7 @@ class StepResult:
     maxima: dict[str, float]
     balance: float
     z: float
+    router_disagreement: float | None
     attention: str
     grad_norm: float = 0.0
 
@@ -150,10 +153,7 @@ class _Ran:
     figures: PendingFigures
 
     def result(self, grad_norm: float) -> StepResult:
-        sums, maxima, balance, z = self.figures.read()
-        return StepResult(
-            self.loss_tokens, self.routed_tokens, sums, maxima, balance, z, self.attention, grad_norm
-        )
+        return StepResult(self.loss_tokens, self.routed_tokens, *self.figures.read(), self.attention, grad_norm)
 
 
 def _finalize_gradients(buffers: GradientBuffers, model: Any, _num_tokens: Any = None, **settings: Any) -> None:
@@ -184,6 +184,9 @@ def run_schedule(
         host = next(iterator)
         batch = host.to(device)
         layout = PackedLayout(batch.positions, sequence_lengths(host))
+        routes = getattr(batch, "routes", None)
+        if routes is not None:
+            layout.routes = GivenRoutes(routes, batch.loss_mask, ddp.module.route_layers.start)
         rows = moved_to(host.loss_mask.nonzero()[:, 0], device)  # found on the host: no device sync
         hidden = forward_packed(model, batch.tokens, layout, padding=~batch.token_mask)
         if layout.kernel is not None:

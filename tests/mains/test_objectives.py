@@ -41,7 +41,7 @@ def test_every_objective_runs(
     done = run(command("megatron_ring.rl", *flags))
     assert done.returncode == 0 and f"samples, {name}, " in done.stdout, done.stderr
     rows = metrics(tmp_path)
-    always = {key for key in RL_KEYS if key.count("/") < 2}  # a step of one domain has no figures by domain
+    always = {key for key in RL_KEYS if key.count("/") < 2}  # a step may have prompts of one domain only
     assert len(rows) == 2 and all(row.keys() >= always for row in rows)
     assert [row["tokens/budget"] for row in rows] == [row["tokens/trained"] for row in rows]
     assert all(row["grad_norm"] > 0 for row in rows)
@@ -59,8 +59,7 @@ def test_every_objective_runs(
         assert len(kept) == 4 and all(len(rewards) > 1 for rewards in kept.values())
     else:
         assert discarded == 0
-    assert ("mismatch/k_p50" in rows[0]) == (name in ("dapo", "dr-grpo", "gspo"))
-    assert rows[0].get("mismatch/k_p99", 1.0) == pytest.approx(1, abs=1e-4) and rows[0]["mismatch/masked_fraction"] == 0
+    assert rows[0]["mismatch/k_p99"] == pytest.approx(1, abs=1e-4) and rows[0]["mismatch/masked_fraction"] == 0
     assert (rows[1]["kl"] == 0) == (name == "gspo")
 
 

@@ -30,6 +30,7 @@ def parsed(*flags: str, budget: int | None = 300) -> RLConfig:
         ("--objective.kl-beta -1", "--objective.kl-beta is -1.0"),
         ("--objective.length-budget 9", "--objective.length-budget belongs to dr-grpo, --objective.name is c3po"),
         ("--objective.name grpo", "--budget: a token budget belongs to c3po, --objective.name is grpo"),
+        ("--budget.max-cuts 0", "--budget.max-cuts is 0, below 1"),
         ("--reference.place none", "--reference.place is none, but --objective.kl-beta 0.001 needs a reference"),
         ("--objective.kl-beta 0 --reference.refresh-every 2", "--reference.refresh-every: there is no reference"),
         ("--reference.refresh-every 0", "--reference.refresh-every is 0"),
@@ -66,6 +67,12 @@ def test_what_depends_on_the_layout(flags: str, ranks: int, said: str) -> None:
     with pytest.raises(UserError) as refused:
         parsed(*flags.split()).check(ranks)
     assert said in str(refused.value)
+
+
+def test_unfinished_responses_belong_to_the_token_budget() -> None:
+    with pytest.raises(UserError) as refused:
+        parsed("--objective.name", "dapo", "--budget.max-cuts", "2", budget=None)
+    assert "--budget: a token budget belongs to c3po, --objective.name is dapo" in str(refused.value)
 
 
 def test_a_main_ends_with_one_line_and_status_2(fails_with, tiny_data: Path, tmp_path: Path, sft_checkpoint: Path) -> None:

@@ -19,7 +19,7 @@ def rollout(**changes: Any) -> Rollout:
         "logprobs": [-0.1, -0.2, -0.3],
         "entropies": [0.1, 0.2, 0.3],
         "finish_reason": "stop",
-        "version": 4,
+        "versions": [[4, 2], [5, 1]],
         "seed": 9,
     }
     return Rollout(**(fields | changes))
@@ -29,7 +29,7 @@ def test_a_rollout_is_frozen_and_knows_its_length() -> None:
     record = rollout()
     assert record.response_length == 3
     with pytest.raises(dataclasses.FrozenInstanceError):
-        record.version = 5  # type: ignore[misc]
+        record.seed = 5  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_a_rollout_is_frozen_and_knows_its_length() -> None:
         ({"logprobs": [-0.1]}, "1 logprobs for 3"),
         ({"entropies": [0.1] * 4}, "4 entropies for 3"),
         ({"sample": -1}, "sample is -1"),
-        ({"version": -1}, "version is -1"),
+        ({"versions": [[4, 2]]}, "versions .* for 3 response tokens"),
         ({"finish_reason": "abort"}, "abort"),
     ],
 )

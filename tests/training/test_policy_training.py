@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from megatron_ring.config import OptimizerConfig, ParallelConfig, RouterLossConfig, SamplingConfig
-from megatron_ring.data.packing import empty_policy_batch, pack_rollouts, pack_sequences, split_evenly
+from megatron_ring.data.packing import empty_policy_batch, pack_rollouts, pack_sequences
 from megatron_ring.data.sequences import PolicySequence, TokenSequence
 from megatron_ring.objective_config import CorrectionConfig, ObjectiveConfig
 from megatron_ring.presets import RING_TINY
@@ -131,13 +131,13 @@ def through_the_trainer(
     here, trainer, policy = prepared(parallel, name, correction)
     if chunk is not None and here.last_stage:
         trainer.model.output_layer.chunk_logits = chunk * trainer.model.output_layer.weight.shape[0]
-    packs = pack_rollouts(sequences, capacity, 0)
-    mine = split_evenly(packs, here.data_size, empty_policy_batch(capacity, 0))[here.data_rank]
+    mine = pack_rollouts(sequences, capacity, 0, part=here.data_rank, parts=here.data_size)
     steps = []
     for _ in range(2):
-        batches, measured = policy.annotate(mine)
-        result = trainer.train_step(batches, policy.loss, 1e-3)
-        figures = {name: result.mean(name) for name in result.sums} | measured
+        result = trainer.train_step(policy.annotate(mine), policy.loss, 1e-3)
+        ratios = policy.loss.take_ratios(here.device)
+        assert sum(ratios.pop("mismatch/log_k").counts) == result.loss_tokens
+        figures = {name: result.mean(name) for name in result.sums} | ratios
         steps.append(figures | result.maxima | {"grad_norm": result.grad_norm})
     return steps
 

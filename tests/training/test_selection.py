@@ -24,7 +24,8 @@ def scored(rewards: dict[int, list[float]], lengths: list[int] | None = None) ->
             n = 5 if lengths is None else lengths[len(made)]
             tokens = [(7 * len(made) + 3 * t) % 300 for t in range(n)]
             logprobs = [-0.5 - 0.1 * t for t in range(n)]
-            rollout = Rollout(prompt, sample, str(prompt), "math", [1, prompt], tokens, logprobs, [0.0] * n, "stop", 0, 0)
+            names = (prompt, sample, str(prompt), "math", [1, prompt])
+            rollout = Rollout(*names, tokens, logprobs, [0.0] * n, "stop", [[0, n]], 0)
             made.append(ScoredRollout(rollout, reward, ""))
     return made
 

@@ -22,6 +22,7 @@ def local_experts(
     down_e: torch.Tensor,
     plus: tuple[torch.Tensor, ...] = (),
     recompute: bool = False,
+    exact: bool = False,
 ) -> torch.Tensor:
     """sum over k of weight * expert(x) + the tensors of `plus`, all experts being here.
 
@@ -32,8 +33,9 @@ def local_experts(
         gate_up_e: [E, 2f, hidden], down_e: [E, hidden, f].
         plus: up to two tensors [T, hidden] that are added in the same pass.
         recompute: gather rows and make the first product again in the backward pass instead of keeping [N, hidden + 3f].
+        exact: the forward's products are those of --exact.
     """
-    return _LocalExperts.apply(x_th, weights_tk, places, gate_up_e, down_e, recompute, *plus)
+    return _LocalExperts.apply(x_th, weights_tk, places, gate_up_e, down_e, recompute, exact, *plus)
 
 
 def sorted_experts(
@@ -43,9 +45,10 @@ def sorted_experts(
     gate_up_e: torch.Tensor,
     down_e: torch.Tensor,
     recompute: bool = False,
+    exact: bool = False,
 ) -> torch.Tensor:
     """weight * expert(x) [N, hidden] of rows that lie sorted by expert; `ends_e` int32 [E] tells where each one's end."""
-    return _SortedExperts.apply(x_nh, weights_n, ends_e, gate_up_e, down_e, recompute)
+    return _SortedExperts.apply(x_nh, weights_n, ends_e, gate_up_e, down_e, recompute, exact)
 
 
 def _backward_rows(
@@ -84,12 +87,13 @@ class _LocalExperts(torch.autograd.Function):
         gate_up_e: torch.Tensor,
         down_e: torch.Tensor,
         recompute: bool,
+        exact: bool,
         *plus: torch.Tensor,
     ) -> torch.Tensor:
         x_nh = spread_rows(x_th, places)
         weights_n = weights_tk.flatten().index_select(0, places.order)
-        gate_up_nf, activation = first_product(x_nh, gate_up_e, places.ends, weights_n)
-        y_nh = rows_product("second", activation, down_e, places.ends, transposed=True)
+        gate_up_nf, activation = first_product(x_nh, gate_up_e, places.ends, weights_n, exact)
+        y_nh = rows_product("second", activation, down_e, places.ends, transposed=True, exact=exact)
         ctx.places, ctx.plus = places, len(plus)
         kept = (x_th, None, None) if recompute else (x_nh, gate_up_nf, activation if activation.is_cuda else None)
         ctx.save_for_backward(*kept, weights_n, gate_up_e, down_e)
@@ -109,7 +113,7 @@ class _LocalExperts(torch.autograd.Function):
         del dy_nh, x_nh, activation
         back_tk = places.back
         d_weights_tk = None if d_weights is None else d_weights.index_select(0, back_tk.flatten()).view(back_tk.shape)
-        return combine_rows(dx_nh, back_tk), d_weights_tk, None, d_gate_up, d_down, None, *[d_th] * ctx.plus
+        return combine_rows(dx_nh, back_tk), d_weights_tk, None, d_gate_up, d_down, None, None, *[d_th] * ctx.plus
 
 
 class _SortedExperts(torch.autograd.Function):
@@ -122,12 +126,13 @@ class _SortedExperts(torch.autograd.Function):
         gate_up_e: torch.Tensor,
         down_e: torch.Tensor,
         recompute: bool,
+        exact: bool,
     ) -> torch.Tensor:
         weights_n = weights_n.float()
-        gate_up_nf, activation = first_product(x_nh, gate_up_e, ends_e, weights_n)
+        gate_up_nf, activation = first_product(x_nh, gate_up_e, ends_e, weights_n, exact)
         kept = (None, None) if recompute else (gate_up_nf, activation if activation.is_cuda else None)
         ctx.save_for_backward(x_nh, *kept, weights_n, ends_e, gate_up_e, down_e)
-        return rows_product("second", activation, down_e, ends_e, transposed=True)
+        return rows_product("second", activation, down_e, ends_e, transposed=True, exact=exact)
 
     @staticmethod
     def backward(ctx: Any, dy_nh: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -137,4 +142,4 @@ class _SortedExperts(torch.autograd.Function):
         dx, d_weights, d_gate_up, d_down = _backward_rows(
             dy_nh.contiguous(), x_nh, gate_up_nf, activation, weights_n, ends_e, gate_up_e, down_e
         )
-        return dx, d_weights, None, d_gate_up, d_down, None
+        return dx, d_weights, None, d_gate_up, d_down, None, None

@@ -17,21 +17,26 @@ PERSISTENT: frozenset[str] = frozenset({"first"})
 
 
 def first_product(
-    x_nh: torch.Tensor, gate_up_e: torch.Tensor, ends_e: torch.Tensor, weights_n: torch.Tensor
+    x_nh: torch.Tensor, gate_up_e: torch.Tensor, ends_e: torch.Tensor, weights_n: torch.Tensor, exact: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(gates and ups [N, 2f], weight * silu(gate) * up [N, f]); gate_up [E, 2f, hidden], row weights fp32 [N]."""
-    if _persistent("first", x_nh, gate_up_e):
+    if not exact and _persistent("first", x_nh, gate_up_e):
         from megatron_ring.model.kernels import grouped_triton
 
         return grouped_triton.product_and_swiglu(x_nh, gate_up_e, ends_e, weights_n)
-    gate_up_nf = F.grouped_mm(x_nh, gate_up_e.transpose(1, 2), offs=ends_e)
+    gate_up_nf = rows_product("torch's", x_nh, gate_up_e, ends_e, transposed=True, exact=exact)
     return gate_up_nf, swiglu_forward(gate_up_nf, weights_n)
 
 
 def rows_product(
-    which: str, x_na: torch.Tensor, weight_e: torch.Tensor, ends_e: torch.Tensor, transposed: bool
+    which: str, x_na: torch.Tensor, weight_e: torch.Tensor, ends_e: torch.Tensor, transposed: bool, exact: bool = False
 ) -> torch.Tensor:
-    """Each expert's rows times its matrix: weight [E, b, a] if `transposed`, else [E, a, b] -> [N, b]."""
+    """Each expert's rows times its matrix: weight [E, b, a] if `transposed`, else [E, a, b] -> [N, b]. `exact`: by --exact's
+    kernel, which wants `transposed`."""
+    if exact:
+        from megatron_ring.model.kernels.exact_mm_triton import exact_grouped_mm
+
+        return exact_grouped_mm(x_na, weight_e, ends_e)
     if _persistent(which, x_na, weight_e):
         from megatron_ring.model.kernels import grouped_triton
 

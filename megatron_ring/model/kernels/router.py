@@ -38,10 +38,25 @@ def choose_experts(logits_te: torch.Tensor, k: int, padding_t: torch.Tensor | No
     lse_t = torch.logsumexp(logits_te, dim=-1)
     if k == 1:
         weights_tk = (top - lse_t[:, None]).exp()
+    return weights_tk, experts_tk, _sums(logits_te, lse_t, experts_tk, padding_t)
+
+
+def weigh_experts(logits_te: torch.Tensor, experts_tk: torch.Tensor, padding_t: torch.Tensor | None) -> Chosen:
+    """As `choose_experts`, for experts that something else has chosen."""
+    lse_t = torch.logsumexp(logits_te, dim=-1)
+    chosen_tk = logits_te.gather(1, experts_tk)
+    weights_tk = (chosen_tk - lse_t[:, None]).exp() if experts_tk.shape[1] == 1 else torch.softmax(chosen_tk, dim=-1)
+    return weights_tk, experts_tk, _sums(logits_te, lse_t, experts_tk, padding_t)
+
+
+def _sums(
+    logits_te: torch.Tensor, lse_t: torch.Tensor, experts_tk: torch.Tensor, padding_t: torch.Tensor | None
+) -> torch.Tensor:
+    k = experts_tk.shape[1]
     valid_t = torch.ones_like(lse_t) if padding_t is None else (~padding_t).to(lse_t.dtype)
     counts_e = torch.zeros_like(logits_te[0]).scatter_add_(0, experts_tk.flatten(), valid_t[:, None].expand(-1, k).flatten())
     p_sums_e = valid_t @ (logits_te - lse_t[:, None]).exp()
-    return weights_tk, experts_tk, torch.cat((counts_e, p_sums_e, (lse_t.square() @ valid_t)[None], valid_t.sum()[None]))
+    return torch.cat((counts_e, p_sums_e, (lse_t.square() @ valid_t)[None], valid_t.sum()[None]))
 
 
 def share_and_figures(every: torch.Tensor, here: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:

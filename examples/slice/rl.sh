@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# C3PO from the last checkpoint of SFT, 64 prompts x 16 samples a step -> $OUT/rl
+. "$(dirname "${BASH_SOURCE[0]}")/env.sh"
+START="$(latest "$OUT/sft")"
+launch megatron_ring.rl --run-dir "$OUT/rl" --init-from "$START" --seed "$SEED" --data.prompts "$RL_PROMPTS" \
+  --data.tokenizer "$TOKENIZER" --data.micro-batch-tokens 8192 --steps "$STEPS" --save-every "$STEPS" \
+  --prompts-per-step 64 --samples-per-prompt 16 --budget.tokens "$BUDGET" --budget.scope rank \
+  --sampling.max-new-tokens "$MAX_NEW_TOKENS" --optimizer.lr 3e-6 "${LAYOUT[@]}" "$@"

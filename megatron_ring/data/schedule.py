@@ -1,0 +1,210 @@
+"""Which prompts a run draws, when, and in what shares: one prompt file, or a stage file that names several.
+
+A stage file is YAML or JSON. Files are looked for beside it; the last stage runs to the end of the run.
+
+    stages:
+      - steps: 600
+        prompts:
+          - {file: math.jsonl}
+      - prompts:
+          - {file: code.jsonl, weight: 0.8}
+          - {file: mixed.jsonl, domain: science, weight: 0.2}
+
+`domain` takes only that domain's prompts of a file. Weights are shares of the prompts of a step; a stage without any draws
+from its files as if they were one, in proportion to their numbers of prompts. A file that two stages name goes on where
+the earlier left off.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from megatron_ring.config import require
+from megatron_ring.data.files import read_prompts
+from megatron_ring.data.interleave import whole_shares
+from megatron_ring.data.records import PromptRecord
+from megatron_ring.errors import UserError
+
+STAGE_FILES = (".yaml", ".yml", ".json")
+
+
+@dataclass(frozen=True)
+class PromptSource:
+    """Prompts that are shuffled together: a file, or one domain of it. `name` is unlike that of any other source."""
+
+    name: str
+    path: Path
+    records: tuple[PromptRecord, ...]
+
+    @property
+    def domains(self) -> list[str]:
+        """Its domains, sorted."""
+        return sorted({record.domain for record in self.records})
+
+
+@dataclass(frozen=True)
+class DataStage:
+    """Steps (0-based) from `first_step` on draw from these sources (places in the schedule) in these whole shares."""
+
+    first_step: int
+    sources: tuple[int, ...]
+    shares: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class PromptSchedule:
+    """All sources of a run and its stages, in order."""
+
+    sources: tuple[PromptSource, ...]
+    stages: tuple[DataStage, ...]
+
+    def stage_at(self, step: int) -> int:
+        """The place of the stage that the 0-based step belongs to."""
+        return max(i for i, stage in enumerate(self.stages) if stage.first_step <= step)
+
+    @property
+    def domains(self) -> set[str]:
+        """The domains of all sources."""
+        return {domain for source in self.sources for domain in source.domains}
+
+
+def single_source(records: Sequence[PromptRecord], path: Path = Path("prompts")) -> PromptSchedule:
+    """One source for the whole run."""
+    return PromptSchedule((PromptSource(path.stem, path, tuple(records)),), (DataStage(0, (0,), (1,)),))
+
+
+def read_schedule(path: Path, min_solve_rate: float | None = None, max_solve_rate: float | None = None) -> PromptSchedule:
+    """Read a prompt file (.jsonl, .parquet) or a stage file (.yaml, .yml, .json) with its prompt files.
+
+    Args:
+        min_solve_rate, max_solve_rate: keep only prompts whose `metadata.solve_rate` lies between them, both included.
+
+    Raises:
+        UserError: names the file, and the stage or line, of whatever is missing or malformed.
+    """
+    reader = _Reader(min_solve_rate, max_solve_rate)
+    if path.suffix not in STAGE_FILES:
+        reader.source(path, None, str(path))
+        return PromptSchedule(tuple(reader.sources), (DataStage(0, (0,), (1,)),))
+    stages, first_step = [], 0
+    described = _stages(path)
+    for number, stage in enumerate(described, start=1):
+        where, last = f"{path}: stage {number}", number == len(described)
+        _only(stage, {"steps", "prompts"}, where)
+        steps = stage.get("steps")
+        if last:
+            require(steps is None, f"{where}: the last stage runs to the end of the run (--steps): leave 'steps' out")
+        else:
+            require(_is_count(steps), f"{where}: 'steps' is {steps!r}: give the number of steps that it lasts")
+        stages.append(reader.stage(path.parent, stage.get("prompts"), first_step, where))
+        first_step += steps or 0
+    return PromptSchedule(tuple(reader.sources), tuple(stages))
+
+
+def _stages(path: Path) -> list[dict[str, Any]]:
+    try:
+        described = json.loads(path.read_bytes()) if path.suffix == ".json" else yaml.safe_load(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}: check the path") from None
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read as {path.suffix[1:]}: {error}") from None
+    require(isinstance(described, dict), f"{path}: expected an object with 'stages'")
+    _only(described, {"stages"}, str(path))
+    stages = described.get("stages")
+    usable = isinstance(stages, list) and bool(stages) and all(isinstance(stage, dict) for stage in stages)
+    require(usable, f"{path}: 'stages' is not a list of stages, each with 'prompts' and, but for the last, 'steps'")
+    return stages
+
+
+def _only(values: dict[str, Any], known: set[str], where: str) -> None:
+    unknown = sorted(str(key) for key in values.keys() - known)
+    require(not unknown, f"{where}: unknown key {', '.join(unknown)}: use {', '.join(sorted(known))}")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+class _Reader:
+    """Reads each prompt file once, and each source once whatever the number of stages that name it."""
+
+    def __init__(self, min_solve_rate: float | None, max_solve_rate: float | None) -> None:
+        self.sources: list[PromptSource] = []
+        self._low, self._high = min_solve_rate, max_solve_rate
+        self._files: dict[Path, list[PromptRecord]] = {}
+        self._places: dict[tuple[Path, str | None], int] = {}
+        self._ids: dict[tuple[str, str], str] = {}
+
+    def stage(self, folder: Path, entries: Any, first_step: int, where: str) -> DataStage:
+        """One stage from what its 'prompts' says."""
+        usable = isinstance(entries, list) and bool(entries) and all(isinstance(entry, dict) for entry in entries)
+        require(usable, f"{where}: 'prompts' is not a list of objects with 'file', and perhaps 'domain' and 'weight'")
+        places, weights = [], []
+        for entry in entries:
+            _only(entry, {"file", "domain", "weight"}, where)
+            file, domain, weight = entry.get("file"), entry.get("domain"), entry.get("weight")
+            require(isinstance(file, str) and file != "", f"{where}: an entry of 'prompts' has no 'file'")
+            require(domain is None or isinstance(domain, str), f"{where}: {file}: 'domain' is {domain!r}: make it text")
+            positive = isinstance(weight, int | float) and not isinstance(weight, bool) and 0 < weight < math.inf
+            require(weight is None or positive, f"{where}: {file}: 'weight' is {weight!r}: make it a positive number")
+            place = self.source(folder / file, domain, where)
+            require(place not in places, f"{where}: {self.sources[place].name} is named twice: name it once")
+            places.append(place)
+            weights.append(weight)
+        given = [weight for weight in weights if weight is not None]
+        require(len(given) in (0, len(weights)), f"{where}: some prompts have a weight, some have none: weigh all or none")
+        shares = whole_shares(given or [len(self.sources[place].records) for place in places])
+        return DataStage(first_step, tuple(places), tuple(shares))
+
+    def source(self, path: Path, domain: str | None, where: str) -> int:
+        """The place of a source, read when it is new."""
+        if (path, domain) in self._places:
+            return self._places[path, domain]
+        if path not in self._files:
+            self._files[path] = read_prompts(path)
+        records = [record for record in self._files[path] if domain in (None, record.domain)]
+        require(bool(records), f"{where}: {path} has no prompts of domain {domain!r}")
+        records = self._filtered(path, records)
+        name = path.stem + (f"-{domain.replace('/', '-')}" if domain else "")
+        taken = next((source for source in self.sources if source.name == name), None)
+        require(taken is None, f"{where}: {path} and {taken and taken.path} have the same name: rename one")
+        for record in records:
+            key = (record.domain, record.id)
+            said = f"{where}: the id {record.id!r} of domain {record.domain} is in {self._ids.get(key)} and in {name}"
+            require(key not in self._ids, f"{said}: make ids unique")
+            self._ids[key] = name
+        self.sources.append(PromptSource(name, path, tuple(records)))
+        self._places[path, domain] = len(self.sources) - 1
+        return len(self.sources) - 1
+
+    def _filtered(self, path: Path, records: list[PromptRecord]) -> list[PromptRecord]:
+        if self._low is None and self._high is None:
+            return records
+        low, high = self._low or 0.0, 1.0 if self._high is None else self._high
+        kept = []
+        for record in records:
+            rate = solve_rate(record)
+            if rate is None:
+                raise UserError(
+                    f"{path}: prompt {record.id!r} has no metadata.solve_rate from 0 to 1, which --data.min-solve-rate and "
+                    f"--data.max-solve-rate need"
+                )
+            if low <= rate <= high:
+                kept.append(record)
+        require(bool(kept), f"{path}: none of {len(records)} prompts has a solve rate from {low} to {high}")
+        return kept
+
+
+def solve_rate(record: PromptRecord) -> float | None:
+    """The share of earlier responses that solved the prompt, `metadata.solve_rate`; None where it is not there."""
+    rate = record.metadata.get("solve_rate")
+    if not isinstance(rate, int | float) or isinstance(rate, bool):
+        return None
+    return float(rate) if 0 <= rate <= 1 else None

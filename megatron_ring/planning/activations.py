@@ -1,0 +1,156 @@
+"""What forward and backward passes hold besides weights, on one rank: derived from what the layers keep for their backward
+pass (`model/layer.py`, `model/kernels/`, `model/expert_exchange.py`) and from what passes through memory beside it.
+
+Suffixes as there: t tokens, n token-slots at the experts, h hidden, f expert width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from megatron_ring.config import ModelConfig, ParallelConfig, SamplingConfig
+
+FP32 = INT32 = 4
+INT64 = 8
+CHUNK_LOGITS = 1 << 28  # as in model/head.py, which cannot be imported without torch
+
+
+@dataclass(frozen=True)
+class MicroBatchPass:
+    """One micro-batch on one rank.
+
+    Attributes:
+        tokens: of the micro-batch, T.
+        itemsize: bytes of a weight and of an activation.
+        recompute: as `--recompute`.
+        uneven: whether packed sequences differ in length; attention keeps its result twice then.
+        row_share: rows that this rank's experts get, over those of a balanced router; above 1 where one gets more.
+        swiglu_kept: whether experts whose rows are not exchanged keep SwiGLU's result, as on CUDA.
+    """
+
+    model: ModelConfig
+    parallel: ParallelConfig
+    tokens: int
+    itemsize: int
+    recompute: str = "none"
+    uneven: bool = True
+    row_share: float = 1.0
+    swiglu_kept: bool = True
+
+    @property
+    def local(self) -> int:
+        """Tokens of this tensor-parallel rank outside attention and MLPs (sequence parallelism)."""
+        return self.tokens // self.parallel.tensor
+
+    @property
+    def rows(self) -> int:
+        """Token-slots that this rank's experts compute."""
+        slots = self.local * self.model.experts_per_token * self.parallel.expert_tensor
+        return int(slots * self.row_share) if self.parallel.expert > 1 else slots
+
+    @property
+    def hidden(self) -> int:
+        """Bytes of one [T/TP, hidden]."""
+        return self.local * self.model.hidden_size * self.itemsize
+
+    def kept_by_layer(self, layer: int) -> dict[str, int]:
+        """Bytes that the 0-based layer keeps from its forward to its backward pass, by what they are."""
+        if self.recompute == "full":
+            return {"layer inputs": self.hidden}
+        m, tensor = self.model, self.parallel.tensor
+        per_head = self.tokens // tensor * m.head_dim * self.itemsize
+        results = (2 if self.uneven else 1) * m.num_attention_heads * per_head
+        found = {
+            "layer inputs": self.hidden,
+            "norms": 3 * self.hidden + 2 * self.local * FP32,  # both results, the second's input, reciprocal norms
+            "q, k, v": (m.num_attention_heads + 2 * m.num_key_value_heads) * per_head,
+            "attention": results + self.tokens * m.num_attention_heads // tensor * FP32,
+        }
+        if not m.is_moe_layer(layer):
+            return found | {"dense MLP": 3 * m.dense_width // tensor * self.tokens * self.itemsize}
+        slots = self.local * m.experts_per_token
+        found["router"] = self.local * (m.num_experts * FP32 + 1) + slots * (FP32 + INT64)
+        found["shared experts"] = 3 * m.shared_width // tensor * self.tokens * self.itemsize
+        exchanged = self.parallel.expert > 1 and self.parallel.expert_tensor == 1
+        if exchanged and m.shared_width:
+            found["shared experts"] += self.hidden  # their result, which its gradient is sent through
+        found["experts"] = self._kept_by_experts(slots, exchanged)
+        return found
+
+    def _kept_by_experts(self, slots: int, exchanged: bool) -> int:
+        m, rows = self.model, self.rows
+        in_nh = rows * m.hidden_size * self.itemsize
+        columns = 0 if self.recompute == "experts" else 3 if self.swiglu_kept and not exchanged else 2
+        product_nf = columns * m.expert_width // self.parallel.expert_tensor * rows * self.itemsize
+        places = 2 * INT64 * slots
+        if exchanged:
+            places += (3 * INT64) * rows  # where rows go here, and whose they are
+        elif self.parallel.expert_tensor > 1:
+            places = 2 * self.local * m.num_experts + INT64 * slots  # of megatron-core's dispatcher
+        elif self.recompute == "experts":
+            in_nh = 0  # gathered again from the layer's normed tokens
+        return in_nh + product_nf + rows * FP32 + places
+
+    def kept(self, layers: range, first: bool, last: bool) -> dict[str, int]:
+        """Bytes that a pipeline stage keeps of one micro-batch, by what they are."""
+        total: dict[str, int] = {}
+        for layer in layers:
+            for name, size in self.kept_by_layer(layer).items():
+                total[name] = total.get(name, 0) + size
+        # The last norm's input and result, or what goes on to the next stage.
+        total["norms"] = total.get("norms", 0) + (2 * self.hidden + self.local * FP32 if last else self.hidden)
+        total["positions"] = 2 * self.tokens * self.model.head_dim * FP32 + (self.tokens * INT64 if first else 0)
+        return {name: size for name, size in total.items() if size}
+
+    def passing_in_layer(self, layer: int) -> int:
+        """Most that is in memory at once, beside what all layers keep, while the backward pass goes through one layer:
+        gradients of its rows and of its experts' weights."""
+        m, parallel = self.model, self.parallel
+        again = 0
+        if self.recompute == "full":
+            again = sum(replace(self, recompute="none").kept_by_layer(layer).values()) - self.hidden
+        gathered = 2 * self.tokens * m.hidden_size * self.itemsize if parallel.tensor > 1 else 0
+        incoming = 2 * self.hidden
+        if not m.is_moe_layer(layer):
+            return again + gathered + incoming + 4 * m.dense_width // parallel.tensor * self.tokens * self.itemsize
+        width = m.expert_width // parallel.expert_tensor
+        by_weights = 3 * m.num_experts // parallel.expert * m.hidden_size * width * self.itemsize
+        if parallel.expert * parallel.expert_tensor == 1:
+            columns = max(m.hidden_size + 4 * width, 2 * m.hidden_size + 2 * width)
+            late = self.rows * (2 * m.hidden_size + 2 * width) * self.itemsize + by_weights
+        else:  # rows come, are sorted, are sent back
+            columns = 3 * m.hidden_size
+            late = self.rows * (4 * m.hidden_size + 3 * width) * self.itemsize + by_weights
+        if self.recompute == "experts":
+            again = self.rows * (m.hidden_size + 2 * width) * self.itemsize
+        return again + gathered + incoming + max(self.rows * columns * self.itemsize, late)
+
+    def passing_in_head(self) -> int:
+        """Most that the head holds at once: gradients of its weight (fp32) and of the hidden states, and a chunk of logits;
+        or, in its backward pass, the weight's gradient in both dtypes."""
+        classes = self.parallel.padded_vocabulary(self.model.vocab_size) // self.parallel.tensor
+        weight = classes * self.model.hidden_size
+        states = self.tokens * self.model.hidden_size * self.itemsize
+        size = max(1, CHUNK_LOGITS // classes)
+        chunk = min(size - size % 256 if size > 256 else size, self.tokens) * classes * self.itemsize
+        gathered = states if self.parallel.tensor > 1 else 0
+        return max(weight * FP32 + chunk + 2 * states + gathered, weight * (FP32 + self.itemsize) + 2 * states)
+
+
+def passing_in_sampling(model: ModelConfig, parallel: ParallelConfig, sampling: SamplingConfig, itemsize: int) -> int:
+    """Most that a step of the sampler holds beside weights and cache: a layer over a chunk of prompts, or what tokens are
+    drawn from: logits alone where a kernel draws (nothing is cut, one rank has all classes), else float64, in as many copies
+    as cutting takes."""
+    prompts = MicroBatchPass(model, parallel, sampling.prefill_tokens, itemsize)
+    layer = sum(prompts.kept_by_layer(model.num_layers - 1).values()) + 3 * prompts.rows * model.hidden_size * itemsize
+    copies = 8
+    if sampling.whole_distribution:
+        copies = 0 if parallel.tensor == 1 and sampling.temperature > 0 else 3
+    logits = sampling.max_batch * model.vocab_size * (itemsize + copies * 8)
+    return max(layer, logits)
+
+
+def cache_bytes_per_token(model: ModelConfig, parallel: ParallelConfig, stage: int, itemsize: int) -> int:
+    """Keys and values of one token on a rank of a pipeline stage."""
+    layers = len(parallel.stage_layers(model.num_layers, stage))
+    return 2 * layers * (model.num_key_value_heads // parallel.tensor) * model.head_dim * itemsize

@@ -1,0 +1,130 @@
+"""What a step is made of, in words: layout, prompts and tokens, micro-batches, coefficients, schedule; (name, text) each."""
+
+from __future__ import annotations
+
+import math
+
+from megatron_ring.config import ModelConfig, OptimizerConfig, ParallelConfig, RouterLossConfig, SamplingConfig
+from megatron_ring.stage_config import EvaluateConfig, RLConfig, SFTConfig
+
+Line = tuple[str, str]
+
+
+def layout_lines(model: ModelConfig, parallel: ParallelConfig, world: int, precision: str) -> list[Line]:
+    """The model and who holds what of it."""
+    total, activated = model.parameter_counts()
+    experts = world // (parallel.pipeline * parallel.expert * parallel.expert_tensor)
+    said = f"{world} GPU(s): TP={parallel.tensor} PP={parallel.pipeline} EP={parallel.expert} ETP={parallel.expert_tensor}"
+    size = f"{total / 1e9:.2f} B parameters, {activated / 1e9:.2f} B activated"
+    if total < 1e8:
+        size = f"{total:,} parameters, {activated:,} activated"
+    dtype = "bf16 (auto, as on GPUs)" if precision == "auto" else precision
+    return [
+        ("layout", f"{said}; {parallel.data(world)} data-parallel rank(s), {experts} for experts"),
+        ("model", f"{model.num_layers} layers, {model.num_experts} experts; {size}; {dtype}"),
+    ]
+
+
+def optimizer_lines(optimizer: OptimizerConfig, router: RouterLossConfig, steps: int | None) -> list[Line]:
+    """Learning rate and schedule; `steps` None where they depend on data that is not there."""
+    warmup = f"{optimizer.warmup_fraction:g} of all steps"
+    if steps is not None:
+        warmup = f"{math.ceil(optimizer.warmup_fraction * steps):,} of {steps:,} steps"
+    shape = f"{optimizer.schedule} after a linear warm-up over {warmup}"
+    decay = f"weight decay {optimizer.weight_decay:g}, betas {optimizer.beta1:g} and {optimizer.beta2:g}"
+    return [
+        ("optimizer", f"AdamW, lr {optimizer.lr:g}, {shape}; {decay}, gradients clipped to {optimizer.clip_grad:g}"),
+        ("router losses", f"alpha_balance {router.balance:g}, alpha_zloss {router.z:g}"),
+    ]
+
+
+def sampling_line(sampling: SamplingConfig) -> Line:
+    cut = f"top-p {sampling.top_p:g}, top-k {sampling.top_k}, min-p {sampling.min_p:g}"
+    return ("sampling", f"temperature {sampling.temperature:g}, {cut}, up to {sampling.max_new_tokens:,} new tokens")
+
+
+def rl_lines(config: RLConfig, data: int, world: int, prompts: int | None) -> list[Line]:
+    """A step of reinforcement on `data` data-parallel ranks; `prompts` of the file, where it is there. `config` is
+    resolved."""
+    asked, samples = config.prompts_per_step, config.samples_per_prompt
+    responses = asked * samples
+    share = f"{math.ceil(asked / data)} prompts = {math.ceil(asked / data) * samples} responses on each rank"
+    capacity = config.data.micro_batch_tokens
+    lines = [
+        ("prompts", f"L = {asked:,} a round x K = {samples} samples = {responses:,} responses; {share}"),
+        ("lengths", f"prompt and response within {capacity:,} tokens, responses up to {config.sampling.max_new_tokens:,}"),
+        sampling_line(config.sampling),
+        *_budget_lines(config, data, world, responses),
+        ("objective", _objective(config)),
+    ]
+    rounds = config.steps * asked
+    epochs = f", {rounds / prompts:.2f} epochs of {prompts:,} prompts" if prompts else ""
+    steps = f"{config.steps:,} steps, a checkpoint every {config.save_every}; {rounds:,} prompts at a round a step{epochs}"
+    return [*lines, ("run", steps), *optimizer_lines(config.optimizer, config.router, config.steps)]
+
+
+def _budget_lines(config: RLConfig, data: int, world: int, responses: int) -> list[Line]:
+    capacity = config.data.micro_batch_tokens
+    most = responses * config.sampling.max_new_tokens
+    if config.objective.name != "c3po":
+        fills = math.ceil(most / data / capacity)
+        micro = f"{capacity:,} tokens; as many as the responses fill, up to {fills:,} on each rank"
+        return [("token budget", f"none: all kept responses are trained, up to {most:,} tokens"), ("micro-batches", micro)]
+    total, final = config.budget.resolve(data)
+    scope = f"{config.budget.tokens:,} tokens for each of {data} data-parallel rank(s)"
+    if config.budget.scope == "global":
+        scope = f"{config.budget.tokens:,} tokens over all ranks"
+    said = f"Phi = {scope} = {total:,} a step, {total // world:,} per GPU; {total / responses:,.0f} of each response"
+    if final != total:
+        said += f"; {config.budget.schedule} to {final:,}"
+    least = micro_batches(config, data)
+    micro = f"{capacity:,} tokens; at least {least} on each rank a step, as prompts and padding are packed besides"
+    said += f", {config.budget.order}"
+    if config.budget.max_cuts is not None:
+        said += f"; sampling stops there, responses cut more than {config.budget.max_cuts} times are dropped"
+    return [("token budget", said), ("micro-batches", micro)]
+
+
+def micro_batches(config: RLConfig, data: int) -> int:
+    """Micro-batches of a step on each rank, at least."""
+    if config.objective.name != "c3po":
+        return 1
+    return math.ceil(min(config.budget.resolve(data)) / data / config.data.micro_batch_tokens)
+
+
+def _objective(config: RLConfig) -> str:
+    o, correction = config.objective, config.correction.name
+    kl = f"KL beta {o.kl_beta:g} ({o.kl_estimator}, in the {o.kl_place})" if o.kl_beta else "no KL term"
+    std = "divided by std" if o.std else "not divided by std"
+    more = f", groups without a signal replaced, up to {config.budget.max_rounds} rounds" if o.dynamic_sampling else ""
+    return (
+        f"{o.name}, clip {o.clip:g} below and {o.clip_high:g} above, {kl}, alpha_entropy {o.alpha_entropy:g}; advantages "
+        f"against the {o.baseline}, {std}; old log-probs {o.old_logprobs}, correction {correction}, sampler's "
+        f"experts: {config.correction.routes}{more}"
+    )
+
+
+def sft_lines(config: SFTConfig, data: int, steps_per_epoch: int | None) -> list[Line]:
+    """A step of fine-tuning; `steps_per_epoch` where the data is there."""
+    batch, context = config.data.global_batch, config.data.context_length
+    steps, run = None, f"{config.epochs} epochs, a checkpoint after each"
+    if steps_per_epoch is not None:
+        steps = config.epochs * steps_per_epoch
+        run += f"; {steps_per_epoch:,} steps an epoch, {steps:,} in all"
+    if config.max_steps is not None:
+        run += f"; stopped after {config.max_steps:,} steps"
+    return [
+        ("batch", f"{batch:,} packed sequences x {context:,} tokens = {batch * context:,} tokens a step"),
+        ("micro-batches", f"{context:,} tokens; {batch // data} on each of {data} data-parallel rank(s)"),
+        ("run", run),
+        *optimizer_lines(config.optimizer, config.router, steps),
+    ]
+
+
+def evaluate_lines(config: EvaluateConfig, data: int, problems: int | None) -> list[Line]:
+    """What an evaluation samples."""
+    samples = config.samples_per_problem
+    said = f"{samples} response(s) to each problem, over {data} data-parallel rank(s)"
+    if problems is not None:
+        said = f"{problems:,} problems x {samples} = {problems * samples:,} responses over {data} data-parallel rank(s)"
+    return [("responses", said), sampling_line(config.sampling)]

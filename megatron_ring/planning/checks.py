@@ -1,0 +1,125 @@
+"""What a dry run can check of the files that a run will read, and what it cannot because they are not there yet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from megatron_ring.config import ModelConfig, require
+from megatron_ring.errors import UserError
+from megatron_ring.presets import get_preset
+
+if TYPE_CHECKING:
+    from megatron_ring.data.records import PromptRecord
+    from megatron_ring.data.tokenizer import RingTokenizer
+    from megatron_ring.stage_config import RewardConfig, RLDataConfig
+
+
+@dataclass
+class Checks:
+    """Notes of both kinds, for the report."""
+
+    done: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+
+    def shape(self, preset: str | None, source: Path | None, flag: str, planned: str | None) -> ModelConfig:
+        """The model's shape, of `preset` or of the checkpoint or folder `source`; where that is not there, of `planned`.
+
+        Raises:
+            UserError: none of them tells it, or they contradict each other.
+        """
+        there = source is not None and source.is_dir()
+        if source is not None and not there:
+            self.left.append(f"{flag} {source}: not there")
+        if there:
+            assert source is not None
+            found = _shape_of(source)
+            agree = preset is None or found == get_preset(preset)
+            require(agree, f"{flag} {source}: a model of another shape than --preset")
+            self.done.append(f"{flag} {source}: the model's shape")
+            return found
+        name = preset or planned
+        if name is None:
+            said = f"{flag} {source}: not there" if source is not None else "--preset: not given"
+            raise UserError(f"{said}; --plan.preset NAME tells a dry run the model's shape")
+        return get_preset(name)
+
+    def tokenizer(self, path: Path, flag: str, shape: ModelConfig) -> RingTokenizer | None:
+        """The tokenizer, None where it is not there. Raises `UserError` when it is not one of the model's."""
+        if not path.exists():
+            self.left.append(f"{flag} {path}: not there")
+            return None
+        from megatron_ring.data.tokenizer import RingTokenizer
+
+        tokenizer = RingTokenizer.load(path)
+        known = tokenizer.vocab_size
+        require(known <= shape.vocab_size, f"{flag} {path}: {known} tokens, the model has only {shape.vocab_size}")
+        self.done.append(f"{flag} {path}: {known:,} tokens of the model's {shape.vocab_size:,}")
+        return tokenizer
+
+    def prompts(
+        self, path: Path, flag: str, rewards: RewardConfig, training: RLDataConfig | None = None
+    ) -> list[PromptRecord] | None:
+        """The prompts, each of whose domains has a verifier; None where the file is not there.
+
+        Args:
+            training: of a run that trains on them, which may take a stage file, and choose by solve rate.
+
+        Raises:
+            UserError: a malformed file, or a domain that nothing scores.
+        """
+        if not path.exists():
+            self.left.append(f"{flag} {path}: not there")
+            return None
+        from megatron_ring.data.files import read_prompts
+        from megatron_ring.data.schedule import read_schedule, single_source
+        from megatron_ring.rewards.composition import read_compositions
+        from megatron_ring.rewards.scorer import verifiers_of
+
+        if training is None:
+            schedule = single_source(read_prompts(path), path)
+        else:
+            schedule = read_schedule(path, training.min_solve_rate, training.max_solve_rate)
+        records = [record for source in schedule.sources for record in source.records]
+        composed = {} if rewards.compositions is None else read_compositions(rewards.compositions)
+        counts: dict[str, int] = {}
+        for record in records:
+            counts[record.domain] = counts.get(record.domain, 0) + 1
+        for source in schedule.sources:
+            for domain in source.domains:
+                try:
+                    verifiers_of(domain, composed)
+                except UserError as error:
+                    raise UserError(f"{flag} {source.path}: {error}") from None
+        told = ", ".join(f"{count:,} {domain}" for domain, count in sorted(counts.items()))
+        stages = f" in {len(schedule.stages)} stages" if len(schedule.stages) > 1 else ""
+        self.done.append(f"{flag} {path}: {len(records):,} prompts ({told}){stages}, each with a verifier")
+        return records
+
+    def longest_prompt(
+        self, records: list[PromptRecord] | None, tokenizer: RingTokenizer | None, instruction: str | None
+    ) -> int:
+        """Tokens of the longest prompt; 1 where that cannot be known."""
+        if not records or tokenizer is None:
+            self.left.append("whether prompts and longest responses fit together: prompts or tokenizer are not there")
+            return 1
+        lengths = [len(tokenizer.prompt_tokens(record.prompt, instruction)) for record in records]
+        longest = max(range(len(lengths)), key=lengths.__getitem__)
+        self.done.append(f"the longest prompt has {lengths[longest]:,} tokens ({records[longest].id!r})")
+        return lengths[longest]
+
+    def positions(self, shape: ModelConfig, prompt: int, new: int) -> None:
+        """Raises `UserError` where a prompt of so many tokens and `new` ones exceed the model's positions."""
+        require(
+            prompt + new <= shape.max_positions,
+            f"--sampling.max-new-tokens {new:,} after a prompt of {prompt:,} exceeds the model's {shape.max_positions:,} "
+            f"positions",
+        )
+
+
+def _shape_of(source: Path) -> ModelConfig:
+    from megatron_ring.checkpoint.hf_config import read_config
+    from megatron_ring.checkpoint.manifest import model_config_of
+
+    return model_config_of(source) if (source / "manifest.json").exists() else read_config(source)[0]

@@ -1,0 +1,159 @@
+"""A dry run of each main: everything that can be checked is, then the plan is printed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Literal
+
+from megatron_ring.config import ModelConfig, ParallelConfig, require
+from megatron_ring.data.schedule import STAGE_FILES
+from megatron_ring.errors import UserError
+from megatron_ring.planning import arithmetic
+from megatron_ring.planning.checks import Checks
+from megatron_ring.planning.memory import GIB, OUTSIDE_TORCH, Item, StageMemory, Work, plan_memory
+from megatron_ring.stage_config import EvaluateConfig, RLConfig, SFTConfig
+
+Precision = Literal["auto", "fp32", "bf16"]
+MOMENTS = {"fp32": 4, "bf16": 2}
+
+
+def plan_rl(config: RLConfig) -> None:
+    """Print the plan of a reinforcement run. Raises `UserError` where it cannot run, or would not fit."""
+    config = config.resolved()
+    checks, world = Checks(), planned_world(config)
+    shape = checks.shape(None, config.init_from, "--init-from", config.plan.preset)
+    data = _data_ranks(config.parallel, shape, world)
+    config.check(data)
+    config.check_model(shape)
+    tokenizer = checks.tokenizer(config.data.tokenizer, "--data.tokenizer", shape)
+    prompts = checks.prompts(config.data.prompts, "--data.prompts", config.rewards, config.data)
+    prompt = checks.longest_prompt(prompts, tokenizer, config.data.instruction)
+    if config.evaluation.prompts is not None:
+        checks.prompts(config.evaluation.prompts, "--evaluation.prompts", config.rewards)
+    longest = prompt + config.sampling.max_new_tokens
+    checks.positions(shape, prompt, config.sampling.max_new_tokens)
+    capacity = config.data.micro_batch_tokens
+    said = f"a prompt of {prompt:,} and --sampling.max-new-tokens {config.sampling.max_new_tokens:,}"
+    require(longest <= capacity, f"{said} exceed --data.micro-batch-tokens {capacity:,}: lower the one or raise the other")
+    work = Work(
+        tokens=capacity, micro_batches=arithmetic.micro_batches(config, data), recompute=config.recompute,
+        moment_itemsize=MOMENTS[config.optimizer.moments], reference=config.reference.place or "none",
+        sampling=config.sampling, requests=-(-config.prompts_per_step // data) * config.samples_per_prompt,
+        longest=max(longest, min(capacity, shape.max_positions)) if prompt == 1 else longest,
+    )  # fmt: skip
+    epoch = len(prompts) if prompts and config.data.prompts.suffix not in STAGE_FILES else None
+    lines = arithmetic.rl_lines(config, data, world, epoch)
+    _report("rl", config, shape, world, lines, work, checks)
+
+
+def plan_sft(config: SFTConfig, load: Callable[[SFTConfig, ModelConfig], Any]) -> None:
+    """Print the plan of a fine-tuning run. `load` gives the training and validation data, where their files are there.
+    Raises as `plan_rl`."""
+    checks, world = Checks(), planned_world(config)
+    shape = checks.shape(config.preset, config.init_from, "--init-from", config.plan.preset)
+    data = _data_ranks(config.parallel, shape, world)
+    config.check(data)
+    tokenizer = checks.tokenizer(config.data.tokenizer, "--data.tokenizer", shape)
+    steps = None
+    missing = [path for path in (config.data.train, config.data.validation) if path is not None and not path.exists()]
+    checks.left += [f"{path}: not there" for path in missing]
+    if tokenizer is not None and config.data.train not in missing:
+        readable = replace(config, data=replace(config.data, validation=None)) if missing else config
+        train, validation = load(readable, shape)
+        steps = train.steps_per_epoch
+        checks.done.append(f"--data.train {config.data.train}: {train.sequences:,} conversations of {train.tokens:,} tokens")
+        if validation is not None:
+            checks.done.append(f"--data.validation {config.data.validation}: {validation.sequences:,} conversations")
+    work = Work(
+        tokens=config.data.context_length, micro_batches=config.data.global_batch // data, recompute=config.recompute,
+        moment_itemsize=MOMENTS[config.optimizer.moments],
+    )  # fmt: skip
+    _report("sft", config, shape, world, arithmetic.sft_lines(config, data, steps), work, checks)
+
+
+def plan_evaluate(config: EvaluateConfig) -> None:
+    """Print the plan of an evaluation. Raises as `plan_rl`."""
+    checks, world = Checks(), planned_world(config)
+    shape = checks.shape(None, config.checkpoint, "--checkpoint", config.plan.preset)
+    data = _data_ranks(config.parallel, shape, world)
+    tokenizer = checks.tokenizer(config.tokenizer, "--tokenizer", shape)
+    prompts = checks.prompts(config.prompts, "--prompts", config.rewards)
+    prompt = checks.longest_prompt(prompts, tokenizer, config.instruction)
+    checks.positions(shape, prompt, config.sampling.max_new_tokens)
+    requests = config.sampling.max_batch
+    if prompts:
+        requests = -(-len(prompts) // data) * config.samples_per_problem
+    work = Work(sampling=config.sampling, requests=requests, longest=prompt + config.sampling.max_new_tokens)
+    lines = arithmetic.evaluate_lines(config, data, len(prompts) if prompts else None)
+    _report("evaluate", config, shape, world, lines, work, checks)
+
+
+def planned_world(config: RLConfig | SFTConfig | EvaluateConfig) -> int:
+    """GPUs of the planned run."""
+    return config.plan.world or int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _data_ranks(parallel: ParallelConfig, shape: ModelConfig, world: int) -> int:
+    parallel.check(shape, world)
+    return parallel.data(world)
+
+
+def _report(
+    stage: str, config: RLConfig | SFTConfig | EvaluateConfig, shape: ModelConfig, world: int,
+    lines: list[arithmetic.Line], work: Work, checks: Checks,
+) -> None:  # fmt: skip
+    """Print, then refuse what does not fit."""
+    if config.exact:
+        config.parallel.check_exact(config.layer_impl)
+        require(config.precision != "fp32", "--exact: its kernels want --precision bf16")
+    limit = int(config.plan.memory * 1e9)
+    itemsize = 4 if config.precision == "fp32" else 2
+    memory = plan_memory(shape, config.parallel, world, itemsize, work, limit)
+    if os.environ.get("RANK", "0") == "0":
+        print(f"dry run of {stage}: nothing is started")
+        for name, text in [*arithmetic.layout_lines(shape, config.parallel, world, config.precision), *lines]:
+            print(f"  {name:<15} {text}")
+        _print_memory(memory, config, limit)
+        if config.layer_impl == "te":
+            print("  (activations are those of the native layers; Transformer Engine's were larger where measured)")
+        for title, notes in (("checked", checks.done), ("not checked", checks.left)):
+            for note in notes:
+                print(f"{title}: {note}")
+    _refuse(memory, config, limit)
+
+
+def _print_memory(memory: StageMemory, config: RLConfig | SFTConfig | EvaluateConfig, limit: int) -> None:
+    dense, experts = memory.state.parameters
+    where = f"pipeline stage {memory.stage + 1} of {config.parallel.pipeline}"
+    print(f"memory of a GPU, GiB ({where}: {dense + experts:,} parameters, {experts:,} of them experts')")
+    phases = [(name, items) for name, items in (("training", memory.training), ("sampling", memory.sampling)) if items]
+    rows = [("", item) for item in memory.held] + [(f"{name}: ", item) for name, items in phases for item in items]
+    rows.append(("", Item("outside torch", OUTSIDE_TORCH, "allowance: CUDA, NCCL, workspaces, fragmentation")))
+    for prefix, item in rows:
+        print(f"  {prefix + item.name:<28} {item.size / GIB:7.2f}  {item.note}".rstrip())
+    peaks = {"training": memory.training_peak, "sampling": memory.sampling_peak}
+    for name, _ in phases:
+        print(f"  {'peak in ' + name:<28} {(peaks[name] + OUTSIDE_TORCH) / GIB:7.2f}  of {limit / GIB:.1f} "
+              f"({config.plan.memory:g} GB)")  # fmt: skip
+
+
+def _refuse(memory: StageMemory, config: RLConfig | SFTConfig | EvaluateConfig, limit: int) -> None:
+    cache = memory.cache
+    mends = ["more GPUs with a larger --parallel.expert or --parallel.tensor"]
+    if not isinstance(config, EvaluateConfig) and config.recompute != "full":
+        mends.append("--recompute full")
+    if isinstance(config, RLConfig) and config.reference.place == "device":
+        mends.append("--reference.place host")
+    given = f"--plan.memory {config.plan.memory:g} GB is {limit / GIB:.1f}"
+    require(
+        memory.needed <= limit,
+        f"does not fit: {memory.needed / GIB:.1f} GiB are needed on a GPU of pipeline stage {memory.stage + 1}, {given}: "
+        f"try {' or '.join(mends)}",
+    )
+    if cache is not None and cache.tokens < cache.longest:
+        raise UserError(
+            f"does not fit: the KV cache holds {cache.tokens:,} tokens, the longest response and its prompt are "
+            f"{cache.longest:,}: raise --sampling.kv-tokens or --sampling.kv-fraction, or try {' or '.join(mends)}"
+        )

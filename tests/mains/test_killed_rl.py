@@ -1,0 +1,81 @@
+"""An RL run killed in every phase of a step, one after another, ends with the numbers of one that was left alone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.mains.conftest import command, environment, rl_flags, run
+from tests.mains.test_pipeline import metrics, timeless, weights
+
+WATCH = Path(__file__).parent / "watch"
+# Phase and 0-based step, with a checkpoint after every second step: before the first one, twice behind one, in the second.
+KILLS = [("sampling", 1), ("scoring", 2), ("training", 3), ("saving", 4)]
+
+
+def descendants(pid: int) -> Iterator[int]:
+    """A process and all below it, the deepest first."""
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        children = []
+    for child in children:
+        yield from descendants(int(child))
+    yield pid
+
+
+def kill_within(arguments: list[str], phase: str, step: int, marker: Path) -> None:
+    """Start, wait until the first process has frozen in `phase`, kill -9 everything that was started."""
+    env = environment() | {"FREEZE": f"{phase}:{step}:{marker}"}
+    env["PYTHONPATH"] = f"{WATCH}:{env['PYTHONPATH']}"
+    process = subprocess.Popen(arguments, env=env, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    try:
+        while not marker.exists():
+            assert process.poll() is None, (phase, process.communicate()[1])
+            assert time.monotonic() < deadline, phase
+            time.sleep(0.01)
+    finally:
+        for pid in list(descendants(process.pid)):
+            os.kill(pid, signal.SIGKILL)
+        process.communicate()
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    ("processes", "flags"),
+    [
+        (1, "--no-async-save"),
+        (2, "--budget.max-cuts 2 --prompts-per-step 8 --sampling.max-batch 4 --correction.routes replay"),
+    ],
+    ids=["whole", "partial"],
+)
+def test_killed_in_every_phase(tiny_data: Path, tmp_path: Path, sft_checkpoint: Path, processes: int, flags: str) -> None:
+    more = [*flags.split(), "--steps", "5", "--save-every", "2", "--budget.tokens", "250"]
+    alone, killed = tmp_path / "alone", tmp_path / "killed"
+    done = run(command("megatron_ring.rl", *rl_flags(tiny_data, alone, sft_checkpoint, *more), processes=processes))
+    assert done.returncode == 0, done.stderr
+    arguments = command("megatron_ring.rl", *rl_flags(tiny_data, killed, sft_checkpoint, *more), processes=processes)
+    for phase, step in KILLS:
+        kill_within(arguments, phase, step, tmp_path / phase)
+    left = {path.name for path in (killed / "checkpoints").iterdir()}
+    assert left == {"latest", "step_2", ".step_4.tmp"} or "step_4" in left, left
+    done = run(arguments)
+    assert done.returncode == 0 and "continuing after step " in done.stdout, (done.stdout, done.stderr)
+    assert timeless(metrics(killed)) == timeless(metrics(alone))
+    assert weights(killed) == weights(alone)
+    for step in range(1, 6):
+        assert (killed / "rollouts" / f"step_{step}.jsonl").read_bytes() == (
+            alone / "rollouts" / f"step_{step}.jsonl"
+        ).read_bytes()
+    held = [(run_dir / "checkpoints" / "step_4" / "unfinished.safetensors") for run_dir in (alone, killed)]
+    assert all(path.exists() == (processes == 2) for path in held)
+    assert processes == 1 or held[0].read_bytes() == held[1].read_bytes()

@@ -1,0 +1,182 @@
+"""`--dry-run` of every launcher: without GPUs, checkpoints and data, each builds and checks its whole configuration."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.mains.conftest import environment
+from tests.mains.test_pipeline import metrics
+
+SOURCED = ("env.sh", "launch.sh")
+LAUNCHERS = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("examples/*/*.sh") if path.name not in SOURCED)
+# What the output of some must hold besides.
+FIGURES: dict[str, list[str]] = {
+    "ring_lite/rl_math": [
+        "256 GPU(s): TP=1 PP=1 EP=8 ETP=1; 256 data-parallel rank(s), 32 for experts",
+        "16.80 B parameters, 2.75 B activated",
+        "L = 512 a round x K = 16 samples = 8,192 responses",
+        "prompt and response within 24,576 tokens",
+        "Phi = 409,600 tokens for each of 256 data-parallel rank(s) = 104,857,600 a step, 409,600 per GPU",
+        "24,576 tokens; at least 17 on each rank a step",
+        "c3po, clip 0.2 below and 0.2 above, KL beta 0.001 (k3, in the loss), alpha_entropy 0.0005",
+        "alpha_balance 1e-05, alpha_zloss 1e-07",
+        "AdamW, lr 3e-06, constant after a linear warm-up over 2 of 150 steps",
+        "temperature 1, top-p 1",
+    ],
+    "ring_lite/rl_code_science": ["prompt and response within 32,768 tokens", "L = 512 a round x K = 16", "409,600 per GPU"],
+    "ring_lite/sft": [
+        "256 packed sequences x 32,768 tokens = 8,388,608 tokens a step",
+        "32,768 tokens; 1 on each of 256 data-parallel rank(s)",
+        "3 epochs",
+        "AdamW, lr 0.0003, cosine after a linear warm-up over 0.01 of all steps; weight decay 0.1",
+    ],
+    "ring_lite/general_sft": ["1 epochs"],
+    "ring_lite/evaluate": ["top-p 0.95", "30,720 new tokens", "16 response(s) to each problem"],
+    "ring_lite/select": ["entropy 0.3 to 0.5 nats"],
+    "slice/rl": ["1 GPU(s)", "4 layers, 64 experts; 2.84 B parameters", "L = 64 a round x K = 16 samples = 1,024 responses"],
+    "tiny/rl": ["Phi = 6,144 tokens over all ranks", "L = 24 a round x K = 16", "895,616 parameters"],
+    "tiny/objectives": ["c3po, clip 0.2", "dapo, clip 0.2 below and 0.28", "dr-grpo, clip 0.2", "gspo, clip 0.0003"],
+    "tiny/layouts": ["2 GPU(s): TP=2 PP=1 EP=1", "2 GPU(s): TP=1 PP=1 EP=2", "2 GPU(s): TP=1 PP=2 EP=1"],
+}  # fmt: skip
+WITHOUT_MAIN = {"convert", "export", "select", "data"}
+
+
+def dry_run(launcher: str, out: Path, *flags: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    given = {**environment(), "PYTHON": sys.executable, "OUT": str(out), **settings}
+    return subprocess.run(
+        ["bash", launcher, "--dry-run", *flags], capture_output=True, text=True, env=given, cwd=ROOT, timeout=300
+    )
+
+
+def peaks(text: str) -> list[tuple[float, float]]:
+    found = re.findall(r"^  peak in \w+ +([\d.]+)  of ([\d.]+)", text, re.M)
+    return [(float(peak), float(limit)) for peak, limit in found]
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_dry_run_checks_everything_and_starts_nothing(launcher: str, tmp_path: Path) -> None:
+    out = tmp_path / "nothing"
+    done = dry_run(launcher, out)
+    assert done.returncode == 0, done.stdout + done.stderr
+    text, name = done.stdout + done.stderr, Path(launcher).stem
+    assert not out.exists()
+    assert "dry run" in text
+    if name not in WITHOUT_MAIN:
+        assert "dry run of " in text and "layout  " in text
+        assert peaks(text) and all(0 < peak <= limit == 74.5 for peak, limit in peaks(text))
+    for figure in FIGURES.get(f"{Path(launcher).parent.name}/{name}", []):
+        assert figure in text, text
+
+
+def test_all_stages_have_launchers() -> None:
+    assert {f"examples/ring_lite/{stage}.sh" for stage in (
+        "convert", "sft", "select", "rl_math", "rl_code_science", "general_sft", "evaluate", "export"
+    )} <= set(LAUNCHERS)  # fmt: skip
+    stages = ("data", "sft", "rl", "evaluate", "export")
+    assert {f"examples/{folder}/{stage}.sh" for folder in ("slice", "tiny") for stage in stages} <= set(LAUNCHERS)
+
+
+@pytest.mark.parametrize("stage", ["sft", "rl_math", "rl_code_science", "evaluate"])
+def test_one_node_does_the_same_work_for_a_gpu(stage: str, tmp_path: Path) -> None:
+    done = dry_run(f"examples/ring_lite/{stage}.sh", tmp_path / "nothing", NODES="1")
+    assert done.returncode == 0 and "8 GPU(s): TP=1 PP=1 EP=8 ETP=1" in done.stdout, done.stdout + done.stderr
+    if stage.startswith("rl"):
+        assert "L = 16 a round x K = 16" in done.stdout and "409,600 per GPU" in done.stdout
+        assert "2 prompts = 32 responses on each rank" in done.stdout and "of pinned host memory" in done.stdout
+
+
+def test_flags_go_on_to_the_main_and_mistakes_end_with_status_2(tmp_path: Path) -> None:
+    done = dry_run("examples/ring_lite/rl_math.sh", tmp_path, "--steps", "7")
+    assert done.returncode == 0 and "7 steps" in done.stdout
+    done = dry_run("examples/ring_lite/rl_math.sh", tmp_path, RECOMPUTE="none")
+    assert done.returncode == 2 and "does not fit: " in done.stderr and "--recompute full" in done.stderr
+    done = dry_run("examples/ring_lite/rl_math.sh", tmp_path, "--parallel.expert", "7")
+    assert done.returncode == 2 and "EP*ETP*PP = 7 does not divide 256" in done.stderr
+
+
+def test_a_launcher_without_the_stage_before_it_says_so(tmp_path: Path) -> None:
+    given = {**environment(), "PYTHON": sys.executable, "OUT": str(tmp_path), "NODES": "1"}
+    for launcher, said in (("rl_math", "run select.sh"), ("export", "run the stage before this one")):
+        done = subprocess.run(
+            ["bash", f"examples/ring_lite/{launcher}.sh"], capture_output=True, text=True, env=given, cwd=ROOT, timeout=60
+        )
+        assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
+# What Slurm does on its nodes, here: the task once for each, all at a time.
+SRUN = """#!/usr/bin/env bash
+[ "$1" = --kill-on-bad-exit=1 ] || exit 9
+shift
+tasks=()
+for node in $(seq 0 $((SLURM_NNODES - 1))); do SLURM_NODEID=$node "$@" & tasks+=($!); done
+for task in "${tasks[@]}"; do wait "$task" || exit; done
+"""
+SCONTROL = """#!/usr/bin/env bash
+echo localhost
+for number in $(seq 2 4000); do echo "node$number"; done
+"""
+
+
+def slurm(folder: Path, job: int, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    """examples/slurm.sh inside an allocation of two nodes of one GPU."""
+    folder.mkdir()
+    for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    given = {**environment(), "SLURM_JOB_ID": str(job), "SLURM_JOB_NODELIST": "n[1-4000]", "SLURM_NNODES": "2",
+             "SLURM_GPUS_ON_NODE": "1", "PYTHON": sys.executable, **settings}  # fmt: skip
+    given["PATH"] = f"{folder}:{given['PATH']}"
+    start = ["bash", "examples/slurm.sh", *arguments]
+    return subprocess.run(start, capture_output=True, text=True, env=given, cwd=ROOT, timeout=300)
+
+
+def test_slurm_runs_a_launcher_on_every_node(tmp_path: Path) -> None:
+    launcher = tmp_path / "launcher.sh"
+    launcher.write_text('echo "node $NODE_RANK of $NODES x $GPUS, $MASTER_ADDR:$MASTER_PORT, $*"\n')
+    done = slurm(tmp_path / "bin", 41, str(launcher), "--steps", "3 4")
+    said = [f"node {node} of 2 x 1, localhost:20041, --steps 3 4" for node in (0, 1)]
+    assert sorted(done.stdout.splitlines()) == said and done.returncode == 0, done.stderr
+    nothing = subprocess.run(["bash", "examples/slurm.sh"], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert nothing.returncode == 2 and "name a launcher" in nothing.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_two_nodes_meet_and_train(tiny_data: Path, tmp_path: Path) -> None:
+    """torchrun's rendezvous, as launch.sh asks for it, between two launchers; the same losses as of one process."""
+    for out in ("one", "two"):
+        (tmp_path / out).mkdir()
+        (tmp_path / out / "data").symlink_to(tiny_data)
+    flags = ["examples/tiny/sft.sh", "--max-steps", "3", "--data.global-batch", "2"]
+    job = 1000 + os.getpid() % 8000  # a port that no other test has
+    two = slurm(tmp_path / "bin", job, *flags, OUT=str(tmp_path / "two"))
+    assert two.returncode == 0, two.stderr
+    given = {**environment(), "PYTHON": sys.executable, "OUT": str(tmp_path / "one")}
+    one = subprocess.run(["bash", *flags], capture_output=True, text=True, env=given, cwd=ROOT, timeout=300)
+    assert one.returncode == 0, one.stderr
+    losses = [[row["loss"] for row in metrics(tmp_path / out / "sft")] for out in ("one", "two")]
+    assert len(losses[0]) == 3 and losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+def test_a_dry_run_through_slurm_needs_no_allocation(tmp_path: Path) -> None:
+    given = {**environment(), "PYTHON": sys.executable, "OUT": str(tmp_path / "nothing")}
+    start = ["bash", "examples/slurm.sh", "examples/ring_lite/sft.sh", "--dry-run"]
+    done = subprocess.run(start, capture_output=True, text=True, env=given, cwd=ROOT, timeout=120)
+    assert done.returncode == 0 and "dry run of sft" in done.stdout, done.stderr
+
+
+def test_no_launcher_kills_processes_or_repeats_flags() -> None:
+    seen: dict[tuple[str, str], Path] = {}
+    for path in [*ROOT.glob("examples/*/*.sh"), *ROOT.glob("examples/*.sh")]:
+        text = path.read_text()
+        assert not re.search(r"(^|[;&|(]|exec)\s*(pkill|killall|kill)\b", text, re.M), path
+        for line in text.splitlines():
+            if line.count("--") >= 2 and not line.startswith("#"):
+                assert seen.setdefault((path.parent.name, line.strip()), path) == path, line
