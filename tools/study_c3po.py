@@ -33,7 +33,7 @@ class Sizes:
     repeated: int = 700
     repeat_epochs: int = 48
     steps: int = 60
-    timed_steps: int = 30
+    timed_steps: int = 24
     prompts: int = 24
     fewer_prompts: int = 17
     samples: int = 16
@@ -103,7 +103,7 @@ def jobs(out: Path, seeds: list[int], sizes: Sizes) -> list[Job]:
             objective, prompts = _objective(setting.removeprefix("timed-"), sizes)
             name = f"seed-{seed}/{setting}"
             result.append(rl_job(name, seed, root / "data", out / name, chosen, sizes, sizes.timed_steps, prompts, needs,
-                                 *objective, *_calm(), alone=True))  # fmt: skip
+                                 *objective, *_calm(), "--save-every", str(sizes.timed_steps), alone=True))  # fmt: skip
     return result
 
 

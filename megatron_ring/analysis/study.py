@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from megatron_ring.analysis.run_dir import Evaluation, Record, Run, number, read_evaluation, read_run
@@ -142,6 +143,7 @@ def _windows(values: Sequence[float]) -> list[float]:
 
 STEADINESS: Measures = {
     "trained tokens, CV": ("tokens/trained", coefficient_of_variation),
+    "trained tokens, step to step": ("tokens/trained", step_to_step_variation),
     "gradient norm, CV": ("grad_norm", coefficient_of_variation),
     "gradient norm, step to step": ("grad_norm", step_to_step_variation),
     "gradient norm, largest over median": ("grad_norm", spike_ratio),
@@ -149,10 +151,12 @@ STEADINESS: Measures = {
     "response length, step to step": ("response_length/mean", step_to_step_variation),
 }
 TIMES: Measures = {
-    "step time, CV": ("time/step", coefficient_of_variation),
-    "training part, CV": ("time/train", coefficient_of_variation),
-    "sampling part, CV": ("time/sample", coefficient_of_variation),
-    "throughput, CV": ("throughput/tokens_per_second", coefficient_of_variation),
+    "step, processor time, CV": ("processor/step", coefficient_of_variation),
+    "training, processor time, CV": ("processor/train", coefficient_of_variation),
+    "sampling, processor time, CV": ("processor/sample", coefficient_of_variation),
+    "step, wall time, CV": ("time/step", coefficient_of_variation),
+    "training, wall time, CV": ("time/train", coefficient_of_variation),
+    "step, mean processor time (s)": ("processor/step", fmean),
 }
 
 

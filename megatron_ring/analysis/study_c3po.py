@@ -100,7 +100,12 @@ def _collapse(groups: Groups) -> list[Row]:
         measure(groups, "entropy, first 10 steps (nats)", _of("entropy", first_window)),
         measure(groups, "entropy, last 10 steps (nats)", _of("entropy", last_window)),
         measure(groups, "largest gradient norm", _of("grad_norm", max)),
+        measure(groups, "step of the collapse (of the last step, where none)", _of("reward/mean", _collapse_or_end)),
     ]
+
+
+def _collapse_or_end(rewards: Sequence[float]) -> float:
+    return float(collapse_step(rewards) or len(rewards))
 
 
 def _collapses(groups: Groups) -> dict[str, list[str]]:

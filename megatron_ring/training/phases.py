@@ -19,16 +19,19 @@ class Phases:
     def __init__(self) -> None:
         self._began = time.perf_counter()
         self._seconds: dict[str, float] = {}
+        self._processor_began = time.process_time()
+        self._processor: dict[str, float] = {}
         self._bytes: dict[str, int] = {}
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         """What runs within belongs to this phase. On CUDA its peak of memory is taken; phases do not nest."""
         reset_peak_memory()
-        began = time.perf_counter()
+        began, processor_began = time.perf_counter(), time.process_time()
         yield
         synchronize()
         self.add(name, time.perf_counter() - began)
+        self._processor[name] = self._processor.get(name, 0.0) + time.process_time() - processor_began
         for kind, peak in peak_memory().items():
             key = f"memory/{kind}_gib" + ("" if kind == "rss" else f"/{name}")  # a process's peak cannot be reset
             self._bytes[key] = max(peak, self._bytes.get(key, 0))
@@ -44,12 +47,15 @@ class Phases:
             self.add(part, seconds)
 
     def finish(self) -> dict[str, float]:
-        """End the step: its `time/…` in seconds on this rank and `memory/…` in GiB, the largest of all ranks. All ranks take
-        part."""
+        """End the step: its `time/…` and `processor/…` (of all threads of this process) in seconds on this rank, and
+        `memory/…` in GiB, the largest of all ranks. All ranks take part."""
         now = time.perf_counter()
         total, self._began = now - self._began, now
         found = {f"time/{name}": seconds for name, seconds in self._seconds.items()}
         found = {"time/step": total, **found, "time/other": total - sum(self._seconds.values())}
+        processor, began = time.process_time(), self._processor_began
+        found |= {f"processor/{name}": seconds for name, seconds in {**self._processor, "step": processor - began}.items()}
+        self._processor, self._processor_began = {}, processor
         everyone = collectives.gather_over_world(self._bytes)
         found |= {key: max(part.get(key, 0) for part in everyone) / GIB for key in self._bytes}
         self._seconds, self._bytes = {}, {}

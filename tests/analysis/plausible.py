@@ -81,6 +81,9 @@ def rl_record(step: int, generator: random.Random, budget: int = 16_384) -> Reco
         "time/sample": 4.0,
         "time/reward": 0.2,
         "time/train": 1.8,
+        "processor/step": 5.9 + generator.gauss(0, 0.1),
+        "processor/sample": 4.0,
+        "processor/train": 1.8,
         "throughput/tokens_per_second": 3_050 + generator.gauss(0, 60),
     }
 

@@ -135,6 +135,8 @@ def test_the_page_of_c3po(tmp_path: Path) -> None:
     assert found[1] == pytest.approx(by_hand) and numbers["seeds"] == [1, 2, 3]
     result = json.loads((tmp_path / "runs/seed-3/c3po-after/result.json").read_text())
     assert numbers["outcome"]["held-out pass@1 after"]["settings"]["c3po"]["values"][2] == result["pass_at_1"]
+    collapse = numbers["collapse"]["step of the collapse (of the last step, where none)"]["settings"]["over-grpo"]["values"]
+    assert collapse == [30.0, 30.0, 30.0] and numbers["collapse steps"]["over-grpo"] == [None, None, None]
     for figure in ("study-c3po", "study-collapse"):
         image = (docs / "figures" / f"{figure}.png").read_bytes()
         assert image.startswith(b"\x89PNG") and len(image) < 200_000

@@ -16,7 +16,7 @@ import pytest
 from tests.conftest import ROOT
 from tests.mains.conftest import command, environment, rl_flags, run, sft_flags
 
-TIMES = ("time/", "throughput/", "memory/")
+TIMES = ("time/", "processor/", "throughput/", "memory/")
 SFT_KEYS = {"step", "epoch", "tokens", "loss", "entropy", "grad_norm", "lr", "time/step", "throughput/tokens_per_second"}
 RL_KEYS = set(
     [
