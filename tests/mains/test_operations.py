@@ -96,6 +96,7 @@ def test_times_add_up_and_held_out_evaluation_is_that_of_the_checkpoint(
         assert sum(times.values()) == pytest.approx(total) and all(value >= 0 for value in times.values())
         expected = phases | ({"evaluation"} if row["step"] > 1 else set()) | ({"save_wait"} if row["step"] == 3 else set())
         assert times.keys() == expected
+        assert 0 < row["processor/train"] < row["processor/step"]
         assert 0.1 < row["memory/rss_gib"] < 8 and 0 < row["mismatch/k_p01"] <= row["mismatch/k_p99"]
     assert "evaluation/pass_at_1" not in rows[0]
     done = run(command("megatron_ring.evaluate", "--checkpoint", str(out / "checkpoints" / "step_2"), "--prompts",
