@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
 
 CUDA = torch.cuda.is_available()
-if not CUDA:
-    os.environ["TRITON_INTERPRET"] = "1"  # before the kernels are defined; only these tests call them on CPU tensors
 pytest.importorskip("triton", reason="Triton is not installed")
 
 from megatron_ring.model.kernels import (  # noqa: E402
