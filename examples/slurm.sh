@@ -28,4 +28,5 @@ export MASTER_PORT="${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 20000))}"
 export NODES="$SLURM_NNODES"
 export GPUS="${GPUS:-${SLURM_GPUS_ON_NODE:-8}}"
 # Each task learns its node's number from Slurm itself.
-exec srun --kill-on-bad-exit=1 bash -c 'export NODE_RANK="$SLURM_NODEID"; exec bash "$@"' launcher "$@"
+exec srun --kill-on-bad-exit=1 --ntasks-per-node=1 ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} \
+  bash -c 'export NODE_RANK="$SLURM_NODEID"; exec bash "$@"' launcher "$@"

@@ -284,7 +284,7 @@ class SamplingConfig:
     kv_fraction: float = 0.8
     """Part of a GPU's free memory that the KV cache may take (0..1]."""
     cuda_graphs: bool = True
-    """Decode by CUDA graphs where one process holds all layers and experts; off: launch each kernel (slower, to compare)."""
+    """Decode by CUDA graphs where a process holds all layers (PP=1); off: launch each kernel (slower, to compare)."""
 
     def __post_init__(self) -> None:
         require(self.temperature >= 0, f"--sampling.temperature is {self.temperature}, below 0")

@@ -80,8 +80,8 @@ class WandbConfig:
     """Metrics in Weights & Biases, beside metrics.jsonl and TensorBoard."""
 
     project: str | None = None
-    """Project (default: nothing is sent). Needs `pip install wandb`; its account, server and mode are set by its own
-    environment variables (WANDB_API_KEY, WANDB_BASE_URL, WANDB_MODE)."""
+    """Project that figures are sent to (default: nothing is sent). Needs `pip install wandb`; its account, server and mode
+    are set by its own environment variables (WANDB_API_KEY, WANDB_BASE_URL, WANDB_MODE)."""
     name: str | None = None
     """Name of the run there (default: that of the run directory)."""
 

@@ -20,7 +20,7 @@ MEMORY_AND_SPEED = ("max_batch", "prefill_tokens", "page_size", "kv_tokens", "kv
 MAY_DIFFER = frozenset(
     {"run_dir", "steps", "save_every", "keep_last", "async_save", "layer_impl", "recompute", "exact", "rewards.workers"}
     | {f"sampling.{name}" for name in MEMORY_AND_SPEED}
-    | {"reference.place", "wandb.project", "wandb.name"}
+    | {"reference.place", "wandb.project", "wandb.name", "budget.max_rounds"}
     | {f"alarms.{field.name}" for field in dataclasses.fields(AlarmConfig)}
     | {f"evaluation.{field.name}" for field in dataclasses.fields(HeldOutConfig)}
 )

@@ -231,6 +231,8 @@ class RLConfig(DryRun):
         has_router = model.first_dense_layers < model.num_layers and model.num_experts > 1
         said = f"--correction.routes {self.correction.routes}: {self.init_from} has no mixture of experts"
         require(has_router or self.correction.routes == "ignore", said)
+        said = "--correction.routes replay: weights of replayed experts are summed in another order than --exact's, take one"
+        require(not (self.exact and self.correction.routes == "replay"), said)
 
     def check(self, data_size: int) -> None:
         """Raise `UserError` when a step cannot work on so many data-parallel ranks."""

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import hypothesis
 import pytest
+import torch
 
 from tests.distributed import Workers
+
+# Before anything imports Triton, as torch and megatron-core do: without a GPU its kernels are interpreted. Only tests of
+# kernels call them on CPU tensors.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 # The same commit gives the same verdict; `--hypothesis-profile=search` draws new cases at every run.
 hypothesis.settings.register_profile("repeatable", derandomize=True)

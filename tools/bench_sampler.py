@@ -11,6 +11,7 @@ what prefill must multiply; a better sampler could not be faster on this machine
 
 from __future__ import annotations
 
+import gc
 import json
 import statistics
 import sys
@@ -62,9 +63,13 @@ class BenchSampler:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
     def __post_init__(self) -> None:
-        for name in ("prompts", "samples", "prompt_tokens", "repeats"):
+        for name in ("prompts", "samples", "repeats"):
             require(getattr(self, name) >= 1, f"--{name.replace('_', '-')} is {getattr(self, name)}, below 1")
-        require(self.new_tokens >= 2, f"--new-tokens is {self.new_tokens}, below 2")
+        for name in ("new_tokens", "prompt_tokens"):
+            require(getattr(self, name) >= 2, f"--{name.replace('_', '-')} is {getattr(self, name)}, below 2")
+        require(self.layers is None or self.layers >= 1, f"--layers is {self.layers}, below 1")
+        stops = self.sampling.stop_token_ids or self.sampling.stop_strings or self.sampling.repetition_tokens
+        require(not stops, "--sampling.stop-…, --sampling.repetition-tokens: every response has all its tokens here")
         require(
             self.compare == "none" or (self.lengths == "equal" and self.parallel == ParallelConfig()),
             "--compare transformers: one process, and --lengths equal",
@@ -112,6 +117,7 @@ def main(config: BenchSampler) -> None:
         out["ring"]["peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
     if config.compare == "transformers":
         del model
+        gc.collect()  # the sampler and what watched it hold each other
         batch = config.prompts * config.samples
         out["transformers"] = transformers_rates(shape, batch, config.prompt_tokens, config.new_tokens)
         for name in ("decode_tokens_per_second", "tokens_per_second") if out["transformers"] else ():

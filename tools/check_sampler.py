@@ -73,6 +73,8 @@ class CheckSampler:
         for name in ("prompts", "samples", "prompt_tokens", "new_tokens", "train_tokens"):
             require(getattr(self, name) >= 1, f"--{name.replace('_', '-')} is {getattr(self, name)}, below 1")
         require(self.layers is None or self.layers >= 1, f"--layers is {self.layers}, below 1")
+        stops = self.sampling.stop_token_ids or self.sampling.stop_strings or self.sampling.repetition_tokens
+        require(not stops, "--sampling.stop-…, --sampling.repetition-tokens: every response has all its tokens here")
 
 
 def main(config: CheckSampler) -> None:

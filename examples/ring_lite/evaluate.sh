@@ -4,6 +4,6 @@
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 CHECKPOINT="${1:-$(latest "$OUT/general")}"
 launch megatron_ring.evaluate --checkpoint "$CHECKPOINT" --prompts "$EVALUATION" --tokenizer "$TOKENIZER" \
-  --out "$OUT/${2:-evaluation}" --seed "$SEED" --samples-per-problem "${SAMPLES:-16}" \
+  --out "$OUT/${2:-evaluation}" --seed "$SEED" --instruction "${INSTRUCTION-$BOXED}" --samples-per-problem "${SAMPLES:-16}" \
   --sampling.temperature 1 --sampling.top-p 0.95 --sampling.max-new-tokens "${MAX_NEW_TOKENS:-$((32768 - PROMPT_TOKENS))}" \
   "${LAYOUT[@]}" "${@:3}"

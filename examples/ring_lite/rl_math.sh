@@ -3,4 +3,4 @@
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 START="$(chosen "$OUT/sft")"
 reinforce rl_math "$START" "$MATH_PROMPTS" "$STEPS_MATH" 24576 \
-  --data.instruction 'Please reason step by step, and put your final answer within \boxed{}.' "$@"
+  --data.instruction "$BOXED" "$@"

@@ -12,6 +12,7 @@ from megatron_ring.data.interleave import next_source
 from megatron_ring.data.outcomes import Outcomes
 from megatron_ring.data.records import PromptRecord, prompt_to_json
 from megatron_ring.data.schedule import PromptSchedule
+from megatron_ring.data.tokenizer import RingTokenizer
 from megatron_ring.errors import UserError
 
 
@@ -150,3 +151,19 @@ def fingerprint(schedule: PromptSchedule) -> str:
         digest.update(b"\0")
     digest.update(repr([(stage.first_step, stage.sources, stage.shares) for stage in schedule.stages]).encode())
     return digest.hexdigest()
+
+
+def too_long(
+    records: Iterable[PromptRecord], tokenizer: RingTokenizer, instruction: str | None, room: int
+) -> str | None:
+    """What there is to say of the first prompt of more than `room` tokens; None where all fit. A token is a byte of text at
+    least: only long texts are made tokens."""
+    spare = 1024 + len((instruction or "").encode())  # for the chat template
+    for record in records:
+        texts = [record.prompt] if isinstance(record.prompt, str) else [message.content for message in record.prompt]
+        if sum(len(text.encode()) + spare for text in texts) <= room:
+            continue
+        tokens = len(tokenizer.prompt_tokens(record.prompt, instruction))
+        if tokens > room:
+            return f"prompt {record.id!r} has {tokens:,} tokens"
+    return None

@@ -18,7 +18,7 @@ import importlib.util
 import torch
 
 from megatron_ring.config import ParallelConfig, require
-from megatron_ring.parallel.device import has_cuda
+from megatron_ring.parallel.device import current_device, has_cuda, is_hopper
 
 
 def check_exact(parallel: ParallelConfig, dtype: torch.dtype, layer_impl: str) -> None:
@@ -28,5 +28,6 @@ def check_exact(parallel: ParallelConfig, dtype: torch.dtype, layer_impl: str) -
         "--exact: its kernels want a CUDA device and --precision bf16 (on a CPU, measure what is left with "
         "tools/check_sampler.py)",
     )
+    require(is_hopper(current_device()), "--exact: its kernels want a Hopper GPU (compute capability 9.0)")
     require(importlib.util.find_spec("triton") is not None, "--exact: its kernels want Triton: pip install triton")
     parallel.check_exact(layer_impl)

@@ -48,7 +48,7 @@ class Asked:
         CUDA graph can hold it."""
         step = kernel.positions_of(kernel.ONE, group)
         index, last = torch.arange(lengths.shape[0], device=lengths.device), lengths - 1
-        tiles = torch.stack((index, last // step * step), dim=1).int()
+        tiles = torch.stack((index, last.clamp(min=0) // step * step), dim=1).int()
         return cls(tiles, torch.stack((index, last, lengths), dim=1).int(), kernel.ONE)
 
 

@@ -71,6 +71,7 @@ def gathered_experts(
     if x_th.is_cuda:
         from megatron_ring.model.kernels import few_tokens_triton, rows_triton
 
+        few_tokens_triton.check_slots(experts_all.numel())
         y_nh, back = few_tokens_triton.sorted_outputs(x_all, weights_all, experts_all, gate_up_e, down_e, share=1 / ranks)
         parts = rows_triton.combine(y_nh, back, (), torch.float32)
     else:

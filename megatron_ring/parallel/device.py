@@ -27,12 +27,6 @@ def is_hopper(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
 
 
-@cache
-def processors(device: torch.device) -> int:
-    """Streaming multiprocessors of a GPU."""
-    return int(torch.cuda.get_device_properties(device).multi_processor_count)
-
-
 def free_memory() -> int | None:
     """Bytes that can still be allocated on the current CUDA device, what torch keeps unused included; None on a CPU."""
     if not has_cuda():

@@ -109,11 +109,11 @@ class Checks:
         self.done.append(f"the longest prompt has {lengths[longest]:,} tokens ({records[longest].id!r})")
         return lengths[longest]
 
-    def positions(self, shape: ModelConfig, prompt: int, new: int) -> None:
+    def positions(self, shape: ModelConfig, prompt: int, new: int, flag: str = "--sampling.max-new-tokens") -> None:
         """Raises `UserError` where a prompt of so many tokens and `new` ones exceed the model's positions."""
         require(
             prompt + new <= shape.max_positions,
-            f"--sampling.max-new-tokens {new:,} after a prompt of {prompt:,} exceeds the model's {shape.max_positions:,} "
+            f"{flag} {new:,} after a prompt of {prompt:,} exceeds the model's {shape.max_positions:,} "
             f"positions",
         )
 

@@ -31,14 +31,18 @@ def plan_rl(config: RLConfig) -> None:
     prompts = checks.prompts(config.data.prompts, "--data.prompts", config.rewards, config.data)
     prompt = checks.longest_prompt(prompts, tokenizer, config.data.instruction)
     if config.evaluation.prompts is not None:
-        checks.prompts(config.evaluation.prompts, "--evaluation.prompts", config.rewards)
+        held = checks.prompts(config.evaluation.prompts, "--evaluation.prompts", config.rewards)
+        longest = checks.longest_prompt(held, tokenizer, config.data.instruction)
+        evaluating = config.evaluation.sampling(config.sampling).max_new_tokens
+        checks.positions(shape, longest, evaluating, "--evaluation.max-new-tokens")
     longest = prompt + config.sampling.max_new_tokens
     checks.positions(shape, prompt, config.sampling.max_new_tokens)
     capacity = config.data.micro_batch_tokens
     said = f"a prompt of {prompt:,} and --sampling.max-new-tokens {config.sampling.max_new_tokens:,}"
     require(longest <= capacity, f"{said} exceed --data.micro-batch-tokens {capacity:,}: lower the one or raise the other")
     work = Work(
-        tokens=capacity, micro_batches=arithmetic.micro_batches(config, data), recompute=config.recompute,
+        # How many micro-batches there will be is known from below only: as many are alive as the pipeline is deep.
+        tokens=capacity, micro_batches=config.parallel.pipeline, recompute=config.recompute,
         moment_itemsize=MOMENTS[config.optimizer.moments], reference=config.reference.place or "none",
         sampling=config.sampling, requests=-(-config.prompts_per_step // data) * config.samples_per_prompt,
         longest=max(longest, min(capacity, shape.max_positions)) if prompt == 1 else longest,

@@ -50,7 +50,9 @@ class Sampler:
         parallel, device = context.config, context.device
         # One pass through a pipeline cannot feed itself; megatron-core's dispatcher waits for the device.
         able = parallel.pipeline == parallel.expert_tensor == 1
-        able = able and not (model.config.ring_exact and parallel.expert > 1)  # rows are exchanged, which waits as well
+        # Exactly, and by Transformer Engine's experts, rows are exchanged, which waits as well.
+        exchanges = model.config.ring_exact or not model.config.ring_parts.experts.exchanges
+        able = able and not (exchanges and parallel.expert > 1)
         self.graphs = able and device.type == "cuda" and sampling.cuda_graphs
         # Without graphs nothing is gained by not looking at each token.
         self.horizon = HORIZON if self.graphs else 1
@@ -107,12 +109,12 @@ class Sampler:
         self.model.eval()
         try:
             while True:
-                go_on, tokens = self._go_on(scheduler, token_budget, counted, failure)
+                go_on, tokens, watched = self._go_on(scheduler, token_budget, counted, failure, on_token is not None)
                 if not go_on:
                     break
                 # What is not counted is not lost: no need for short steps near the end of such a budget.
                 horizon = self.horizon if counted is not None else self._horizon(token_budget, tokens)
-                horizon = 1 if on_token is not None else horizon
+                horizon = 1 if watched else horizon
                 step = scheduler.plan(horizon) if scheduler.has_work else Step(horizon=horizon)
                 sampled = self._run(step) if scheduler.has_work or self.context.config.expert > 1 else []
                 try:
@@ -184,17 +186,19 @@ class Sampler:
                 raise RuntimeError(f"rank {rank}: {kind}: {text}") from failure
 
     def _go_on(
-        self, scheduler: Scheduler, token_budget: int | None, counted: Callable[[], int] | None, failure: Exception | None
-    ) -> tuple[bool, int]:
-        """Whether there is another step, the same on all ranks that depend on each other; and the tokens of these that
-        count towards the budget."""
+        self, scheduler: Scheduler, token_budget: int | None, counted: Callable[[], int] | None,
+        failure: Exception | None, watches: bool,
+    ) -> tuple[bool, int, bool]:  # fmt: skip
+        """Whether there is another step, the same on all ranks that depend on each other; the tokens of these that count
+        towards the budget; whether any of these watches each token."""
         tokens = 0
         if self.context.leads_replica:
             tokens = scheduler.generated if counted is None else counted()
-        values = [int(failure is not None), int(scheduler.has_work), tokens]
+        values = [int(failure is not None), int(scheduler.has_work), tokens, int(watches)]
         alone = self.context.config.expert == 1 and token_budget is None
-        failures, work, generated = collectives.sum_over_processes(values, self.context.device, of_replica=alone)
-        return not failures and work > 0 and (token_budget is None or generated < token_budget), generated
+        failures, work, generated, watching = collectives.sum_over_processes(values, self.context.device, of_replica=alone)
+        go_on = not failures and work > 0 and (token_budget is None or generated < token_budget)
+        return go_on, generated, watching > 0
 
     def _run(self, step: Step) -> list[Sampled]:
         """`_forward`. The others wait inside the same forward pass and cannot be told of a failure: this process ends, and

@@ -36,7 +36,8 @@ def summarize(scored: Sequence[ScoredRollout]) -> dict[str, Any]:
 
     def part(items: Sequence[ScoredRollout]) -> dict[str, Any]:
         mean = sum(item.reward for item in items) / len(items)
-        return {"problems": len({item.rollout.prompt_id for item in items}), "pass_at_1": mean}
+        problems = {(item.rollout.domain, item.rollout.prompt_id) for item in items}
+        return {"problems": len(problems), "pass_at_1": mean}
 
     domains = sorted({item.rollout.domain for item in scored})
     return {

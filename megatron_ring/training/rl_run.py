@@ -10,8 +10,9 @@ import torch
 from megatron_ring.checkpoint.loading import load_checkpoint
 from megatron_ring.checkpoint.manifest import read_file
 from megatron_ring.checkpoint.saving import CheckpointSaver, latest_checkpoint
-from megatron_ring.config import require
-from megatron_ring.data.prompts import PromptStream
+from megatron_ring.config import ModelConfig, require
+from megatron_ring.data.prompts import PromptStream, too_long
+from megatron_ring.data.records import PromptRecord
 from megatron_ring.data.schedule import read_schedule
 from megatron_ring.data.tokenizer import RingTokenizer
 from megatron_ring.errors import NotFiniteError
@@ -87,6 +88,7 @@ class RLRun:
             config.exact,
         )  # fmt: skip
         self.context, model = self.stage.context, self.stage.model
+        self._check_lengths([record for source in prompts.sources for record in source.records], model.ring_config)
         self.directory = RunDirectory(config.run_dir, writes=self.context.is_main)
         self.directory.open("rl", config, may_differ)
         self.watch = Watch(config.alarms, speaks=self.context.is_main)
@@ -103,6 +105,26 @@ class RLRun:
         model.router_losses.replay = config.correction.routes == "replay"
         self.collector = Collector(config, self.stream, self.sampler, self.tokenizer, self.policy.reward_kl)
 
+    def _check_lengths(self, records: list[PromptRecord], shape: ModelConfig) -> None:
+        """Raise `UserError`, on every rank, for a prompt that leaves no room for the longest response. The main process
+        reads them."""
+        problem = None
+        if self.context.is_main:
+            data, held = self.config.data, self.held_out
+            sampling, evaluating = self.config.sampling.max_new_tokens, held.sampling.max_new_tokens
+            room = min(data.micro_batch_tokens, shape.max_positions) - sampling
+            asked = [
+                ("--data.prompts", records, room, f"--sampling.max-new-tokens {sampling:,}"),
+                ("--evaluation.prompts", [prompt.record for prompt in held.prompts], shape.max_positions - evaluating,
+                 f"--evaluation.max-new-tokens {evaluating:,}"),
+            ]  # fmt: skip
+            for flag, those, left, said in asked:
+                found = problem is None and too_long(those, self.tokenizer, data.instruction, left)
+                if found:
+                    problem = f"{flag}: {found}, and {said} leave room for {max(0, left):,}"
+        problem = collectives.gather_over_world(problem)[0]
+        require(problem is None, str(problem))
+
     def restore(self) -> int:
         """Go on from the last whole checkpoint, if there is one; the steps done, 0 without one."""
         start = self._load()
@@ -117,6 +139,7 @@ class RLRun:
         if self.policy.reference is not None and self.policy.reference.step:  # the checkpoint may be from before that
             set_first_weights(self.stage, self.config.init_from, self.config.seed)
             self.policy.reference.start_over()
+        self.phases.finish()  # the time of what is undone belongs to no step
         return self._load(alarms)
 
     def _load(self, rolled_back_for: list[Alarm] | None = None) -> int:
@@ -169,9 +192,14 @@ class RLRun:
             self.schedule.observe([item.reward for item in collected.scored])
             self.stream.observe(collected.groups)
             policy.finish(step + 1)
+        can_go_on = True
         if self.held_out.due(step + 1) and not alarms:
             with phases("evaluation"):
-                update |= self.held_out.measure(self.sampler, scorer)
+                try:
+                    update |= self.held_out.measure(self.sampler, scorer)
+                except NotFiniteError as error:
+                    alarms = [Alarm(step + 1, "evaluation", None, None, f"failed: {error}")]
+                    can_go_on = False
         metrics = {
             "step": step + 1,
             **sampling_metrics(collected, by_domain=self.several_domains),
@@ -183,7 +211,7 @@ class RLRun:
         }
         alarms = alarms or self.watch.rules.check(metrics)
         alarms = collectives.gather_over_world(alarms)[0]  # one verdict, whatever rounding may tell the ranks
-        return StepOutcome(metrics, rollout_rows(collected, self.tokenizer), alarms)
+        return StepOutcome(metrics, rollout_rows(collected, self.tokenizer), alarms, can_go_on)
 
     def timed(self, outcome: StepOutcome) -> dict[str, Any]:
         """The metrics of a step that ends here, with its times, its memory and the alarms that no line has yet."""

@@ -117,7 +117,8 @@ def test_stages_of_data_and_held_out_prompts(tiny_data: Path, tmp_path: Path, fa
     start = rl_flags(tiny_data, tmp_path / "r", NOWHERE, *PLAN, "--data.prompts", str(stages))
     done = run(command("megatron_ring.rl", *start, "--evaluation.prompts", files["heldout"]))
     assert done.returncode == 0, done.stderr
-    assert "stages.yaml: 60 prompts in 2 stages (" in done.stdout and "heldout.jsonl: 24 prompts" in done.stdout
+    assert "stages.yaml: 60 prompts (" in done.stdout and ") in 2 stages" in done.stdout
+    assert "heldout.jsonl: 24 prompts" in done.stdout
     assert "8 prompts at a round a step\n" in done.stdout  # no epochs: files have shares of their own
     line = fails_with(command("megatron_ring.rl", *start, "--evaluation.prompts", str(unverifiable(tmp_path))))
     assert "--evaluation.prompts" in line and "unknown domain 'poetry'" in line

@@ -3,14 +3,10 @@ GPU where there is one (in bf16, too) and in Triton's interpreter elsewhere."""
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
 
 CUDA = torch.cuda.is_available()
-if not CUDA:
-    os.environ["TRITON_INTERPRET"] = "1"  # before the kernels are defined; only these tests call them on CPU tensors
 pytest.importorskip("triton", reason="Triton is not installed")
 
 from megatron_ring.model import exact_attention  # noqa: E402

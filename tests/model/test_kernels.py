@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
 
 CUDA = torch.cuda.is_available()
-if not CUDA:
-    os.environ["TRITON_INTERPRET"] = "1"  # before the kernels are defined; only these tests call them on CPU tensors
 pytest.importorskip("triton", reason="Triton is not installed")
 
 from megatron_ring.model.kernels import (  # noqa: E402
@@ -252,3 +248,23 @@ def test_adamw(copies: bool) -> None:
     assert error(mine - start, exact - start.double()) < 1e-5
     if copy is not None:
         assert error(copy, mine) < allowed(torch.bfloat16)
+
+
+def test_logits_that_are_not_numbers_still_choose_experts() -> None:
+    """Such a token's hidden states are none either, and what comes of them is seen; the places must be a permutation."""
+    logits = draw(8, 6)
+    logits[2], logits[5, 1] = float("nan"), float("nan")
+    _, experts, _ = router_triton.forward(logits, 2, None, False)
+    assert ((experts >= 0) & (experts < 6)).all()
+    order, _, _ = rows_triton.sort(experts.flatten(), 6)
+    assert torch.equal(order.sort().values, torch.arange(16, device=DEVICE))
+
+
+@pytest.mark.parametrize("temperature", [0.005, 0.02, 0.03])
+def test_low_temperatures_have_an_entropy(temperature: float) -> None:
+    logits = draw(3, 1000)
+    columns = torch.tensor([1, 2, 3], device=DEVICE)
+    largest, total, weighted, target = vocabulary_triton.statistics(logits, columns, temperature)
+    log_p = torch.log_softmax(logits.double() / temperature, dim=-1)
+    assert torch.allclose(total.log() - weighted / total, -(log_p.exp() * log_p).sum(-1).float(), atol=1e-4)
+    assert torch.allclose(target - largest - total.log(), log_p.gather(1, columns[:, None])[:, 0].float(), rtol=1e-5)

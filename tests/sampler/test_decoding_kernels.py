@@ -3,16 +3,12 @@ Triton's interpreter elsewhere."""
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 CUDA = torch.cuda.is_available()
-if not CUDA:
-    os.environ["TRITON_INTERPRET"] = "1"  # before the kernels are defined; only these tests call them on CPU tensors
 pytest.importorskip("triton", reason="Triton is not installed")
 
 from megatron_ring.config import SamplingConfig  # noqa: E402

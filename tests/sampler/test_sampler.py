@@ -314,7 +314,7 @@ def failing(parallel: ParallelConfig, how: str) -> str:
         ("callback", "RuntimeError: rank 1: KeyError: 0"),
         ("request", "UserError: rank 1: a prompt of 1020 tokens and 12 new ones exceed the model's 1024 positions"),
         ("memory", "UserError: rank 0: --sampling.kv-tokens 64 holds 16 pages of 4 tokens"),
-        ("weights", "UserError: rank 0: response 0, token 0: the model's logits are not finite"),
+        ("weights", "NotFiniteError: rank 0: response 0, token 0: the model's logits are not finite"),
     ],
 )
 def test_a_failing_rank_fails_all_and_is_named(run_on, layout: str, how: str, said: str) -> None:

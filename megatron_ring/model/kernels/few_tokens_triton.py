@@ -16,6 +16,9 @@ import torch
 import triton
 import triton.language as tl
 
+from megatron_ring.config import require
+
+MOST_SLOTS = 1 << 17  # that one program sorts
 MOST_TOKENS = 1024  # beyond, products over gathered rows are faster
 
 
@@ -104,6 +107,12 @@ def _few_down(  # type: ignore[no-untyped-def]
             total = tl.dot(w, x, total, input_precision="ieee")
         out_at = out_ptr + row.to(tl.int64)[None, :] * hidden + h[:, None]
         tl.store(out_at, total.to(out_ptr.dtype.element_ty), mask=real[None, :] & (h < hidden)[:, None])
+
+
+def check_slots(slots: int) -> None:
+    """Raise `UserError` for more token-slots than a program can sort."""
+    said = f"{slots} token-slots decode together over all ranks that share experts, above {MOST_SLOTS}"
+    require(slots <= MOST_SLOTS, f"{said}: lower --sampling.max-batch")
 
 
 def sort_slots(experts_tk: torch.Tensor, num_experts: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from megatron_ring.parallel.device import processors
+from megatron_ring.parallel.device import multiprocessors
 
 
 @dataclass(frozen=True)
@@ -122,10 +122,6 @@ def _grouped_swiglu(  # type: ignore[no-untyped-def]
         tl.store(out_ptr + rows[:, None].to(tl.int64) * width + columns[None, :], out, mask=mask)
 
 
-def _processors(device: torch.device) -> int:
-    return processors(device) if device.type == "cuda" else 3  # the interpreter's: several tiles for each program
-
-
 def product(
     x_na: torch.Tensor, weight_e: torch.Tensor, ends_e: torch.Tensor, transposed: bool, tile: Tile = DEFAULT
 ) -> torch.Tensor:
@@ -140,7 +136,7 @@ def product(
     out = x_na.new_empty(rows, width)
     if rows:
         w_block = [tile.columns, tile.depth] if transposed else [tile.depth, tile.columns]
-        _grouped_product[(_processors(x_na.device),)](
+        _grouped_product[(multiprocessors(x_na.device),)](
             TensorDescriptor.from_tensor(x_na.contiguous(), [tile.rows, tile.depth]),
             TensorDescriptor.from_tensor(weight_e.flatten(0, 1), w_block),
             out, *_table(ends_e, rows, tile), inner, width, TRANSPOSED=transposed, **_sizes(x_na.device, tile),
@@ -156,7 +152,7 @@ def product_and_swiglu(
     (rows, inner), both_width = x_na.shape, gate_up_e.shape[1]
     both, out = x_na.new_empty(rows, both_width), x_na.new_empty(rows, both_width // 2)
     if rows:
-        _grouped_swiglu[(_processors(x_na.device),)](
+        _grouped_swiglu[(multiprocessors(x_na.device),)](
             TensorDescriptor.from_tensor(x_na.contiguous(), [tile.rows, tile.depth]),
             TensorDescriptor.from_tensor(gate_up_e.view(-1, both_width // 2, inner), [2, tile.columns, tile.depth]),
             both, out, weights_n, *_table(ends_e, rows, tile), inner, both_width // 2, **_sizes(x_na.device, tile),
@@ -176,6 +172,6 @@ def _table(ends_e: torch.Tensor, rows: int, tile: Tile) -> tuple[torch.Tensor, i
 
 def _sizes(device: torch.device, tile: Tile) -> dict[str, Any]:
     return {
-        "ROWS": tile.rows, "COLUMNS": tile.columns, "DEPTH": tile.depth, "PROGRAMS": _processors(device),
+        "ROWS": tile.rows, "COLUMNS": tile.columns, "DEPTH": tile.depth, "PROGRAMS": multiprocessors(device),
         "FLATTEN": tile.flatten, "num_stages": tile.stages, "num_warps": tile.warps,
     }  # fmt: skip

@@ -26,7 +26,7 @@ def _route_forward(  # type: ignore[no-untyped-def]
     normaliser = tl.zeros([T], dtype=tl.float32)
     for _ in tl.static_range(K):
         best = tl.max(left, axis=1)
-        where = tl.min(tl.where(left == best[:, None], expert[None, :], E_BLOCK), axis=1)
+        where = tl.min(tl.where(left == best[:, None], expert[None, :], E - 1), axis=1)  # some expert, also of NaN
         hit = expert[None, :] == where[:, None]
         chosen = tl.where(hit, 1.0, chosen)
         left = tl.where(hit, -2e30, left)
@@ -36,7 +36,7 @@ def _route_forward(  # type: ignore[no-untyped-def]
     left = logits
     for k in tl.static_range(K):
         best = tl.max(left, axis=1)
-        where = tl.min(tl.where(left == best[:, None], expert[None, :], E_BLOCK), axis=1)
+        where = tl.min(tl.where(left == best[:, None], expert[None, :], E - 1), axis=1)  # some expert, also of NaN
         left = tl.where(expert[None, :] == where[:, None], -2e30, left)
         at = token.to(tl.int64) * K + k
         tl.store(weights_ptr + at, tl.exp(best - maximum) / normaliser, mask=token < tokens)

@@ -29,6 +29,8 @@ def _cross_entropy_statistics(  # type: ignore[no-untyped-def]
         b = tl.load(at + BLOCK, mask=lane + BLOCK < left, other=-1.0e37).to(tl.float32) * inverse_temperature
         c = tl.load(at + 2 * BLOCK, mask=lane + 2 * BLOCK < left, other=-1.0e37).to(tl.float32) * inverse_temperature
         d = tl.load(at + 3 * BLOCK, mask=lane + 3 * BLOCK < left, other=-1.0e37).to(tl.float32) * inverse_temperature
+        # A low temperature would carry what stands behind the row to -inf.
+        a, b, c, d = tl.maximum(a, -1.0e37), tl.maximum(b, -1.0e37), tl.maximum(c, -1.0e37), tl.maximum(d, -1.0e37)
         larger = tl.maximum(maximum, tl.maximum(tl.maximum(a, b), tl.maximum(c, d)))
         shift = maximum - larger
         shrink = tl.exp(shift)
