@@ -112,8 +112,8 @@ def test_a_launcher_without_the_stage_before_it_says_so(tmp_path: Path) -> None:
 
 # What Slurm does on its nodes, here: the task once for each, all at a time.
 SRUN = """#!/usr/bin/env bash
-[ "$1" = --kill-on-bad-exit=1 ] || exit 9
-shift
+[ "$1 $2 $3" = "--kill-on-bad-exit=1 --ntasks-per-node=1 --cpus-per-task=7" ] || exit 9
+shift 3
 tasks=()
 for node in $(seq 0 $((SLURM_NNODES - 1))); do SLURM_NODEID=$node "$@" & tasks+=($!); done
 for task in "${tasks[@]}"; do wait "$task" || exit; done
@@ -131,7 +131,7 @@ def slurm(folder: Path, job: int, *arguments: str, **settings: str) -> subproces
         (folder / name).write_text(text)
         (folder / name).chmod(0o755)
     given = {**environment(), "SLURM_JOB_ID": str(job), "SLURM_JOB_NODELIST": "n[1-4000]", "SLURM_NNODES": "2",
-             "SLURM_GPUS_ON_NODE": "1", "PYTHON": sys.executable, **settings}  # fmt: skip
+             "SLURM_GPUS_ON_NODE": "1", "SLURM_CPUS_PER_TASK": "7", "PYTHON": sys.executable, **settings}  # fmt: skip
     given["PATH"] = f"{folder}:{given['PATH']}"
     start = ["bash", "examples/slurm.sh", *arguments]
     return subprocess.run(start, capture_output=True, text=True, env=given, cwd=ROOT, timeout=300)
