@@ -72,7 +72,7 @@ $(TRITON): $(STAMP)
 	@touch $@
 
 test: venv $(SMOLLM2) $(TRITON) ## every test (ARGS= for pytest)
-	@echo "test: all tests on two workers, 14 minutes or so"
+	@echo "test: all tests on two workers, 15 to 20 minutes"
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 check: venv ## lint, types and the fast tests
