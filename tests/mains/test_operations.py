@@ -138,6 +138,16 @@ def test_a_broken_update_stops_the_run(
 
 
 @pytest.mark.slow
+def test_a_held_out_evaluation_sees_broken_weights_first(tiny_data: Path, tmp_path: Path, sft_checkpoint: Path) -> None:
+    flags = rl_flags(tiny_data, tmp_path, sft_checkpoint, "--optimizer.lr", "1e10", "--steps", "3", "--budget.tokens", "60",
+                     "--evaluation.prompts", str(tiny_data / "heldout.jsonl"), "--evaluation.every", "1",
+                     "--alarms.action", "warn")  # fmt: skip
+    done = run(command("megatron_ring.rl", *flags))
+    assert done.returncode == 3 and "alarm at step 1: evaluation" in done.stderr, done.stderr
+    assert [alarm["metric"] for alarm in metrics(tmp_path)[-1]["alarms"]] == ["evaluation"]
+
+
+@pytest.mark.slow
 def test_rollbacks_that_do_not_help_end_the_run(tiny_data: Path, tmp_path: Path, sft_checkpoint: Path) -> None:
     """At a rate of 1 the entropy falls to nothing within four steps, whatever the prompts."""
     flags = rl_flags(tiny_data, tmp_path, sft_checkpoint, "--optimizer.lr", "1", "--steps", "20", "--budget.tokens", "60",

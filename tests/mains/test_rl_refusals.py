@@ -106,3 +106,28 @@ def test_a_configuration_written_before_these_settings_existed_still_starts_a_ru
     config = parse(RLConfig, "ring-rl", "", ["--config", str(old), "--run-dir", "c"]).resolved()
     assert (config.objective.clip, config.objective.clip_high, config.objective.kl_beta) == (0.3, 0.3, 0.05)
     assert config.budget.resolve(2) == (6144, 6144) and config.reference.place == "device"
+
+
+def test_replay_is_not_exact() -> None:
+    from megatron_ring.presets import RING_TINY
+
+    config = parsed("--exact", "--correction.routes", "replay", "--objective.old-logprobs", "recomputed")
+    with pytest.raises(UserError, match="replay: weights of replayed experts"):
+        config.check_model(RING_TINY)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--data.micro-batch-tokens", "43"), "--data.prompts: prompt "),
+        (("--evaluation.max-new-tokens", "1020"), "--evaluation.prompts: prompt "),
+    ],
+)
+def test_prompts_that_leave_no_room_are_refused_at_the_start(
+    fails_with, tiny_data: Path, tmp_path: Path, sft_checkpoint: Path, flags: tuple[str, ...], said: str
+) -> None:
+    held_out = ["--evaluation.prompts", str(tiny_data / "heldout.jsonl")]
+    given = rl_flags(tiny_data, tmp_path / "run", sft_checkpoint, *held_out, *flags)
+    line = fails_with(command("megatron_ring.rl", *given))
+    assert said in line and "leave room for" in line and not (tmp_path / "run").exists()
