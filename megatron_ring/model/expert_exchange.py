@@ -172,7 +172,7 @@ def _grouped(x_na: torch.Tensor, weight_eab: torch.Tensor, ends_e: torch.Tensor,
     if x_na.shape[0] == 0:
         return x_na.new_empty(0, weight_eab.shape[2])
     if exact:
-        return rows_product("second", x_na, weight_eab.transpose(1, 2), ends_e, transposed=True, exact=True)
+        return rows_product(x_na, weight_eab.transpose(1, 2), ends_e, transposed=True, exact=True)
     return F.grouped_mm(x_na, weight_eab, offs=ends_e)
 
 

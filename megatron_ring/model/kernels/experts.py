@@ -63,7 +63,7 @@ def _backward_rows(
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor]:
     """Gradients by x [N, hidden], weights [N], gate_up and down of weight * expert(x); activation [N, f] is SwiGLU's result,
     made again where it was not kept: on the CPU nearly all of it is needed anyway."""
-    d_activation = rows_product("second's gradient", dy_nh, down_e, ends_e, transposed=False)
+    d_activation = rows_product(dy_nh, down_e, ends_e, transposed=False)
     if activation is None:
         d_gate_up_nf, d_weights, activation = swiglu_backward(d_activation, gate_up_nf, weights_n, again=True)
         assert activation is not None
@@ -73,7 +73,7 @@ def _backward_rows(
     d_down = weight_gradient(dy_nh, activation, ends_e)
     del activation
     d_gate_up = weight_gradient(d_gate_up_nf, x_nh, ends_e)
-    dx_nh = rows_product("first's gradient", d_gate_up_nf, gate_up_e, ends_e, transposed=False)
+    dx_nh = rows_product(d_gate_up_nf, gate_up_e, ends_e, transposed=False)
     return dx_nh, d_weights, d_gate_up, d_down
 
 
@@ -93,7 +93,7 @@ class _LocalExperts(torch.autograd.Function):
         x_nh = spread_rows(x_th, places)
         weights_n = weights_tk.flatten().index_select(0, places.order)
         gate_up_nf, activation = first_product(x_nh, gate_up_e, places.ends, weights_n, exact)
-        y_nh = rows_product("second", activation, down_e, places.ends, transposed=True, exact=exact)
+        y_nh = rows_product(activation, down_e, places.ends, transposed=True, exact=exact)
         ctx.places, ctx.plus = places, len(plus)
         kept = (x_th, None, None) if recompute else (x_nh, gate_up_nf, activation if activation.is_cuda else None)
         ctx.save_for_backward(*kept, weights_n, gate_up_e, down_e)
@@ -105,7 +105,7 @@ class _LocalExperts(torch.autograd.Function):
         places: Places = ctx.places
         if gate_up_nf is None:
             x_nh = spread_rows(x_nh, places)
-            gate_up_nf = rows_product("first alone", x_nh, gate_up_e, places.ends, transposed=True)
+            gate_up_nf = rows_product(x_nh, gate_up_e, places.ends, transposed=True)
         dy_nh = spread_rows(d_th, places)
         dx_nh, d_weights, d_gate_up, d_down = _backward_rows(
             dy_nh, x_nh, gate_up_nf, activation, weights_n, places.ends, gate_up_e, down_e
@@ -132,13 +132,13 @@ class _SortedExperts(torch.autograd.Function):
         gate_up_nf, activation = first_product(x_nh, gate_up_e, ends_e, weights_n, exact)
         kept = (None, None) if recompute else (gate_up_nf, activation if activation.is_cuda else None)
         ctx.save_for_backward(x_nh, *kept, weights_n, ends_e, gate_up_e, down_e)
-        return rows_product("second", activation, down_e, ends_e, transposed=True, exact=exact)
+        return rows_product(activation, down_e, ends_e, transposed=True, exact=exact)
 
     @staticmethod
     def backward(ctx: Any, dy_nh: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x_nh, gate_up_nf, activation, weights_n, ends_e, gate_up_e, down_e = ctx.saved_tensors
         if gate_up_nf is None:
-            gate_up_nf = rows_product("first alone", x_nh, gate_up_e, ends_e, transposed=True)
+            gate_up_nf = rows_product(x_nh, gate_up_e, ends_e, transposed=True)
         dx, d_weights, d_gate_up, d_down = _backward_rows(
             dy_nh.contiguous(), x_nh, gate_up_nf, activation, weights_n, ends_e, gate_up_e, down_e
         )

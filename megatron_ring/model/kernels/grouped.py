@@ -11,25 +11,22 @@ import torch.nn.functional as F
 from megatron_ring.model.kernels.swiglu import swiglu_forward
 from megatron_ring.parallel.device import is_hopper
 
-# Of "first" (with SwiGLU), "first alone", "second", "second's gradient", "first's gradient" (both by their inputs): those
-# that the persistent kernel makes, by tools/bench_grouped.py.
-PERSISTENT: frozenset[str] = frozenset({"first"})
-
 
 def first_product(
     x_nh: torch.Tensor, gate_up_e: torch.Tensor, ends_e: torch.Tensor, weights_n: torch.Tensor, exact: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(gates and ups [N, 2f], weight * silu(gate) * up [N, f]); gate_up [E, 2f, hidden], row weights fp32 [N]."""
-    if not exact and _persistent("first", x_nh, gate_up_e):
+    """(gates and ups [N, 2f], weight * silu(gate) * up [N, f]); gate_up [E, 2f, hidden], row weights fp32 [N]. One kernel
+    makes both on Hopper."""
+    if not exact and _persistent(x_nh, gate_up_e):
         from megatron_ring.model.kernels import grouped_triton
 
         return grouped_triton.product_and_swiglu(x_nh, gate_up_e, ends_e, weights_n)
-    gate_up_nf = rows_product("torch's", x_nh, gate_up_e, ends_e, transposed=True, exact=exact)
+    gate_up_nf = rows_product(x_nh, gate_up_e, ends_e, transposed=True, exact=exact)
     return gate_up_nf, swiglu_forward(gate_up_nf, weights_n)
 
 
 def rows_product(
-    which: str, x_na: torch.Tensor, weight_e: torch.Tensor, ends_e: torch.Tensor, transposed: bool, exact: bool = False
+    x_na: torch.Tensor, weight_e: torch.Tensor, ends_e: torch.Tensor, transposed: bool, exact: bool = False
 ) -> torch.Tensor:
     """Each expert's rows times its matrix: weight [E, b, a] if `transposed`, else [E, a, b] -> [N, b]. `exact`: by --exact's
     kernel, which wants `transposed`."""
@@ -37,10 +34,6 @@ def rows_product(
         from megatron_ring.model.kernels.exact_mm_triton import exact_grouped_mm
 
         return exact_grouped_mm(x_na, weight_e, ends_e)
-    if _persistent(which, x_na, weight_e):
-        from megatron_ring.model.kernels import grouped_triton
-
-        return grouped_triton.product(x_na, weight_e, ends_e, transposed)
     return F.grouped_mm(x_na, weight_e.transpose(1, 2) if transposed else weight_e, offs=ends_e)
 
 
@@ -49,8 +42,8 @@ def weight_gradient(dy_nb: torch.Tensor, x_na: torch.Tensor, ends_e: torch.Tenso
     return F.grouped_mm(dy_nb.t(), x_na, offs=ends_e)
 
 
-def _persistent(which: str, x_na: torch.Tensor, weight_e: torch.Tensor) -> bool:
+def _persistent(x_na: torch.Tensor, weight_e: torch.Tensor) -> bool:
     """Tiles have 128 rows: with fewer for each expert, as in decoding, they would be empty for the most part."""
-    if which not in PERSISTENT or x_na.dtype is not torch.bfloat16 or not is_hopper(x_na.device):
+    if x_na.dtype is not torch.bfloat16 or not is_hopper(x_na.device):
         return False
     return x_na.shape[0] >= 128 * weight_e.shape[0] and all(size % 64 == 0 for size in weight_e.shape[1:])

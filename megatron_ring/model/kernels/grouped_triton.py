@@ -125,7 +125,8 @@ def _grouped_swiglu(  # type: ignore[no-untyped-def]
 def product(
     x_na: torch.Tensor, weight_e: torch.Tensor, ends_e: torch.Tensor, transposed: bool, tile: Tile = DEFAULT
 ) -> torch.Tensor:
-    """Each expert's rows times its matrix: weight [E, b, a] if `transposed`, else [E, a, b] -> [N, b].
+    """Each expert's rows times its matrix: weight [E, b, a] if `transposed`, else [E, a, b] -> [N, b]. For
+    tools/bench_grouped.py: layers take torch's.
 
     Args:
         x_na: [N, a], in 16 bit; a and b are multiples of 8, and a of the tile's depth unless `transposed`.
