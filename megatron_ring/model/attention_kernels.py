@@ -83,7 +83,9 @@ class PackedAttention:
 
     def _as_batch(self, x_thd: torch.Tensor) -> torch.Tensor:
         """[S, heads, L, d], a view."""
-        return x_thd[: self.tokens].view(len(self.lengths), self.longest, *x_thd.shape[1:]).transpose(1, 2)
+        if x_thd.shape[0] > self.tokens:  # autograd copies the gradient of a slice into zeros, of one of everything too
+            x_thd = x_thd[: self.tokens]
+        return x_thd.view(len(self.lengths), self.longest, *x_thd.shape[1:]).transpose(1, 2)
 
     def _padded(self, q_thd: torch.Tensor, k_tgd: torch.Tensor, v_tgd: torch.Tensor) -> torch.Tensor:
         if self._cells is None:

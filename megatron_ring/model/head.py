@@ -21,7 +21,7 @@ from megatron_ring.parallel import collectives
 # (log-probabilities fp32 [c], entropies fp32 [c], which of the n tokens they are) -> a scalar, differentiable in both
 TokenLoss = Callable[[torch.Tensor, torch.Tensor, slice], torch.Tensor]
 
-CHUNK_LOGITS = 1 << 28  # elements of a chunk's logits: 2,122 tokens of 126,464 classes, 0.5 GB in bf16
+CHUNK_LOGITS = 3 << 27  # elements of a chunk's logits: 3,072 tokens of 126,464 classes, 0.8 GB in bf16
 CPU_CHUNK_LOGITS, CPU_CHUNK_TOKENS = 1 << 17, 256  # whichever is more: small enough for a core's cache
 
 

@@ -12,7 +12,7 @@ from megatron_ring.config import ModelConfig, ParallelConfig, SamplingConfig
 
 FP32 = INT32 = 4
 INT64 = 8
-CHUNK_LOGITS = 1 << 28  # as in model/head.py, which cannot be imported without torch
+CHUNK_LOGITS = 3 << 27  # as in model/head.py, which cannot be imported without torch
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,10 @@ def rows_product(
         from megatron_ring.model.kernels.exact_mm_triton import exact_grouped_mm
 
         return exact_grouped_mm(x_na, weight_e, ends_e)
+    if not transposed and _persistent(x_na, weight_e):  # of `transposed` ones torch's is as fast (tools/bench_grouped.py)
+        from megatron_ring.model.kernels import grouped_triton
+
+        return grouped_triton.product(x_na, weight_e, ends_e, transposed)
     return F.grouped_mm(x_na, weight_e.transpose(1, 2) if transposed else weight_e, offs=ends_e)
 
 

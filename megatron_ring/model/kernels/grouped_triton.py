@@ -31,8 +31,8 @@ class Tile:
     flatten: bool = True
 
 
-DEFAULT = Tile()
-WITH_SWIGLU = Tile(columns=128, stages=4)  # columns of the gates, and as many of the ups
+WIDE, NARROW = Tile(stages=4), Tile(columns=128, stages=4)
+WITH_SWIGLU = NARROW  # columns of the gates, and as many of the ups
 
 
 @triton.jit
@@ -123,17 +123,19 @@ def _grouped_swiglu(  # type: ignore[no-untyped-def]
 
 
 def product(
-    x_na: torch.Tensor, weight_e: torch.Tensor, ends_e: torch.Tensor, transposed: bool, tile: Tile = DEFAULT
+    x_na: torch.Tensor, weight_e: torch.Tensor, ends_e: torch.Tensor, transposed: bool, tile: Tile | None = None
 ) -> torch.Tensor:
-    """Each expert's rows times its matrix: weight [E, b, a] if `transposed`, else [E, a, b] -> [N, b]. For
-    tools/bench_grouped.py: layers take torch's.
+    """Each expert's rows times its matrix: weight [E, b, a] if `transposed`, else [E, a, b] -> [N, b].
 
     Args:
         x_na: [N, a], in 16 bit; a and b are multiples of 8, and a of the tile's depth unless `transposed`.
         ends_e: int32 [E], where each expert's rows end, the last at N.
+        tile: default: the widest that b fills.
     """
     rows, inner = x_na.shape
     width = weight_e.shape[1 if transposed else 2]
+    if tile is None:
+        tile = NARROW if width % WIDE.columns else WIDE
     out = x_na.new_empty(rows, width)
     if rows:
         w_block = [tile.columns, tile.depth] if transposed else [tile.depth, tile.columns]
