@@ -20,7 +20,7 @@ GIB = 1 << 30
 KERNELS = {name: re.compile(pattern, re.IGNORECASE) for name, pattern in {
     "NCCL": r"nccl|allreduce|all_reduce|all_gather|reduce_scatter|c10d::",
     "optimizer": r"adam|multi_tensor|multi_?tensor_apply|l2norm|lpnorm|foreach",
-    "grouped GEMM": r"group(ed)?_?(gemm|mm|problem)|GroupProblemShape|moe_gemm",
+    "grouped GEMM": r"group(ed)?_?(gemm|mm|problem|product|swiglu)|GroupProblemShape|moe_gemm",
     "attention": r"sdpa|fmha|flash|attention|attn|mha_",
     "dense GEMM": r"gemm|nvjet|cutlass|xmma|cublas|gemv|splitk|aten::(addmm|mm|bmm|matmul|linear)\b|aten::addmm_",
     "softmax, cross-entropy": r"softmax|cross_?entropy|nll_loss|logsumexp|logprob|entropy|token_stat|logits",
