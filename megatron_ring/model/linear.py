@@ -1,4 +1,4 @@
-"""megatron-core's tensor-parallel linear layers, past their machinery where there is nothing to exchange."""
+"""megatron-core's tensor-parallel linear layers, past their machinery where there is nothing to exchange, or no gradient."""
 
 from __future__ import annotations
 
@@ -8,16 +8,35 @@ import torch
 import torch.nn.functional as F
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 
+from megatron_ring.parallel import collectives
+
 
 def linear(module: Any, x: torch.Tensor) -> torch.Tensor:
     """`module(x)[0]`. Without tensor parallelism that is torch's own product, whose host time is a fraction of theirs: on a
-    GPU a layer's forward pass is bound by the host otherwise. Or the one of --exact, in the forward pass."""
-    if type(module) in (ColumnParallelLinear, RowParallelLinear) and module.config.tensor_model_parallel_size == 1:
-        if module.config.ring_exact:
-            return _ExactLinear.apply(x, module.weight, module.bias)
-        return F.linear(x, module.weight, module.bias)
+    GPU a layer's forward pass is bound by the host otherwise. Or the one of --exact, in the forward pass.
+
+    Without gradients tensor-parallel layers, too, are products and collectives of our own: megatron-core's gather into a
+    buffer that all of them share and that moves when it must grow, while CUDA graphs would go on with where it was."""
+    if type(module) in (ColumnParallelLinear, RowParallelLinear):
+        if module.config.tensor_model_parallel_size == 1:
+            if module.config.ring_exact:
+                return _ExactLinear.apply(x, module.weight, module.bias)
+            return F.linear(x, module.weight, module.bias)
+        if module.config.sequence_parallel and not torch.is_grad_enabled():
+            return _column(module, x) if type(module) is ColumnParallelLinear else _row(module, x)
     out: torch.Tensor = module(x)[0]
     return out
+
+
+def _column(module: ColumnParallelLinear, x: torch.Tensor) -> torch.Tensor:
+    """[T/TP, 1, in] -> [T, 1, out/TP]."""
+    return F.linear(collectives.gather_tokens_over_tensor(x), module.weight, module.bias)
+
+
+def _row(module: RowParallelLinear, x: torch.Tensor) -> torch.Tensor:
+    """[T, 1, in/TP] -> [T/TP, 1, out]."""
+    out = collectives.scatter_sum_of_tokens_over_tensor(F.linear(x, module.weight))
+    return out if module.bias is None else out + module.bias
 
 
 def linear_and_pass(module: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

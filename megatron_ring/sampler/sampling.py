@@ -90,10 +90,10 @@ def draw_rows(
     """
     uncut = sampling.whole_distribution and sampling.temperature > 0
     whole_nv = collectives.gather_over_tensor(logits_nv)
-    if uncut and logits_nv.is_cuda and whole_nv is logits_nv:
+    if uncut and logits_nv.is_cuda:  # tensor-parallel ranks draw from the same logits in the same order
         from megatron_ring.sampler import draw_triton
 
-        ids, logprobs, entropies = draw_triton.draw(logits_nv.contiguous(), seeds, positions, sampling.temperature)
+        ids, logprobs, entropies = draw_triton.draw(whole_nv.contiguous(), seeds, positions, sampling.temperature)
         if exact:
             found = token_statistics(logits_nv, ids.long(), 0, sampling.temperature)
             logprobs, entropies = found.logprobs.double(), found.entropies.double()

@@ -240,6 +240,56 @@ def test_a_replica_without_work_takes_part(run_on, horizon: int) -> None:
     assert run_on(2, uneven_work, horizon) == [9, 0]
 
 
+def moving_memory() -> tuple[int, int]:
+    """Tensors in the buffer that megatron-core's layers share, after sampling and after a forward pass with gradients."""
+    from megatron.core.parallel_state import get_global_memory_buffer
+
+    from megatron_ring.model.layout import PackedLayout
+    from megatron_ring.model.ring_model import forward_packed
+
+    model, here = make(ParallelConfig(tensor=2))
+    get_global_memory_buffer().buffer.clear()
+    generate(model, here, SamplingConfig(max_batch=4), count=3, new=4)
+    sampling = len(get_global_memory_buffer().buffer)
+    forward_packed(model, torch.arange(8), PackedLayout(torch.arange(8), [8]))
+    return sampling, len(get_global_memory_buffer().buffer)
+
+
+@pytest.mark.distributed
+def test_sampling_leaves_the_shared_buffer_alone(run_on) -> None:
+    """It is allocated anew when it must grow: a CUDA graph that names it would read and write what is no longer its own."""
+    for sampling, training in run_on(2, moving_memory):
+        assert sampling == 0
+        assert training > 0
+
+
+def refused_by_a_capture() -> None:
+    """A forward pass while the random state cannot be set, as while a CUDA graph is captured."""
+    from megatron.core.tensor_parallel import random
+
+    from megatron_ring.model.layout import PackedLayout
+    from megatron_ring.model.ring_model import forward_all_stages
+    from megatron_ring.parallel.graphs import steady_random_state
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise RuntimeError("the random state during a capture")
+
+    model, _ = make(ParallelConfig(tensor=2))
+    work = torch.arange(8), PackedLayout(torch.arange(8), [8])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(random, "_set_cuda_rng_state", refuse)
+        with pytest.raises(RuntimeError, match="during a capture"):
+            forward_all_stages(model, *work)
+        with steady_random_state():
+            forward_all_stages(model, *work)
+    forward_all_stages(model, *work)
+
+
+@pytest.mark.distributed
+def test_a_capture_does_not_touch_the_random_state(run_on) -> None:
+    run_on(2, refused_by_a_capture)
+
+
 def with_budgets(parallel: ParallelConfig, budget: int) -> tuple[int, list[Any], list[int]]:
     """Calls of `budget` tokens until all is done, each in a sampler of its own; the state between goes through JSON."""
     from megatron_ring.parallel import collectives
