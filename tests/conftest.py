@@ -35,9 +35,10 @@ def _pools() -> Iterator[dict[int, Workers]]:
         pool.close()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def run_on(_pools: dict[int, Workers]) -> Callable[..., list[Any]]:
-    """`run_on(processes, function, *arguments)`: call it in that many real processes over gloo; results by rank."""
+    """`run_on(processes, function, *arguments)`: call it in that many real processes over gloo (NCCL where there are
+    GPUs); results by rank."""
 
     def run(processes: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
         if processes not in _pools or not _pools[processes].alive:

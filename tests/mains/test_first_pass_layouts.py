@@ -18,13 +18,9 @@ LAYOUTS = {"tp2": ["--parallel.tensor", "2"], "ep2": ["--parallel.expert", "2"],
 
 
 @pytest.fixture(scope="module")
-def alone(_pools: dict[int, Any], tiny_data: Path, sft_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    from tests.distributed import Workers
-
+def alone(run_on: Any, tiny_data: Path, sft_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     out = tmp_path_factory.mktemp("first_pass") / "alone"
-    if 1 not in _pools or not _pools[1].alive:
-        _pools[1] = Workers(1)
-    _pools[1](train_here, rl_flags(tiny_data, out, sft_checkpoint, *MORE))
+    run_on(1, train_here, rl_flags(tiny_data, out, sft_checkpoint, *MORE))
     return metrics(out)
 
 

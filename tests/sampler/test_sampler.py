@@ -185,12 +185,11 @@ def sampled_alone() -> tuple[list[Any], float]:
     return completions, difference
 
 
-@pytest.fixture
-def alone(run_on, _once: dict[str, Any] = {}) -> list[Any]:  # noqa: B006  (computed once)
-    if not _once:
-        ((_once["completions"], difference),) = run_on(1, sampled_alone)
-        assert difference < 1e-5
-    return _once["completions"]
+@pytest.fixture(scope="module")
+def alone(run_on) -> list[Any]:
+    ((completions, difference),) = run_on(1, sampled_alone)
+    assert difference < 1e-5
+    return completions
 
 
 MORE_LAYOUTS = {"ep2_of_4": (4, ParallelConfig(expert=2))}  # two replicas of each expert
