@@ -18,9 +18,9 @@ from megatron_ring.stage_config import RLConfig
 
 MEMORY_AND_SPEED = ("max_batch", "prefill_tokens", "page_size", "kv_tokens", "kv_fraction", "cuda_graphs")
 MAY_DIFFER = frozenset(
-    {"run_dir", "steps", "save_every", "keep_last", "async_save", "layer_impl", "recompute", "exact", "rewards.workers"}
+    {"run_dir", "steps", "save_every", "keep_last", "async_save", "layer_impl", "recompute", "exact", "offload_optimizer"}
     | {f"sampling.{name}" for name in MEMORY_AND_SPEED}
-    | {"reference.place", "wandb.project", "wandb.name", "budget.max_rounds"}
+    | {"rewards.workers", "reference.place", "wandb.project", "wandb.name", "budget.max_rounds"}
     | {f"alarms.{field.name}" for field in dataclasses.fields(AlarmConfig)}
     | {f"evaluation.{field.name}" for field in dataclasses.fields(HeldOutConfig)}
 )
@@ -73,8 +73,7 @@ def main(config: RLConfig) -> None:
                 directory.close()
                 raise StoppedByAlarm(run.watch.last_words(outcome.alarms, last))
             if saves:
-                with run.phases("save_wait"):
-                    run.save(saver, step)
+                run.save(saver, step)
             saver.check()
             progress.update(step, f"reward {metrics['reward/mean']:.3f} entropy {metrics.get('entropy', math.nan):.3f}")
     directory.close()

@@ -178,6 +178,9 @@ class RLConfig(DryRun):
     exact: bool = False
     """Kernels that give a token the same bits whatever its batch: the sampler's log-probabilities and expert choices are
     those of the training forward pass (CUDA, bf16, TP=1)."""
+    offload_optimizer: bool = False
+    """While responses are sampled, keep the optimizer's state in host memory and give up the gradient buffers: the KV cache
+    gets that much more. Changes no result."""
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     correction: CorrectionConfig = field(default_factory=CorrectionConfig)

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# C3PO from the last checkpoint of SFT, 64 prompts x 16 samples a step -> $OUT/rl
+# C3PO from the last checkpoint of SFT, 64 prompts x 16 samples a step -> $OUT/rl. On one GPU 42 of its GiB are optimizer and
+# gradients: for long responses (MAX_NEW_TOKENS), `rl.sh --offload-optimizer` leaves them to the KV cache while sampling.
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 START="$(latest "$OUT/sft")"
 launch megatron_ring.rl --run-dir "$OUT/rl" --init-from "$START" --seed "$SEED" --data.prompts "$RL_PROMPTS" \

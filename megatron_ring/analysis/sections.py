@@ -186,7 +186,8 @@ def rl(material: Material, add: AddFigure) -> Html:
     return page.section(title, add("rl", png(rl_figure(run)), caption), summary, time_note(run))
 
 
-PHASES = ("sample", "reward", "select", "pack", "first_pass", "train", "evaluation", "save_wait", "other")
+PHASES = ("offload", "sample", "reward", "select", "return", "pack", "first_pass", "train", "evaluation", "save_wait",
+          "other")  # fmt: skip
 
 
 def time_note(run: Run) -> Html:

@@ -45,7 +45,8 @@ SECONDS_AFTER_FAILURE = 60.0  # how long a run that failed waits for a save unde
 
 
 def allocate_moments(optimizer: Any) -> None:
-    """Give every parameter of a distributed optimizer that has not stepped yet its (zero) state."""
+    """Give every parameter of a distributed optimizer that has not stepped yet its (zero) state. State that was sent to host
+    memory is back afterwards."""
     for part in optimizer_parts(optimizer):
         for group in part.optimizer.param_groups:
             for parameter in group["params"]:

@@ -35,6 +35,12 @@ def free_memory() -> int | None:
     return int(torch.cuda.mem_get_info()[0]) + unused
 
 
+def return_unused_memory() -> None:
+    """Give what torch keeps unused back to the CUDA device, where the next large tensor may come to lie in one piece."""
+    if has_cuda():
+        torch.cuda.empty_cache()
+
+
 @cache
 def multiprocessors(device: torch.device) -> int:
     """Of a CUDA device; 3 elsewhere, where Triton's interpreter runs one program after another."""

@@ -13,6 +13,10 @@ OUTSIDE_TORCH = 4 * GIB
 """Allowance for the CUDA context, NCCL's buffers, workspaces of products, and what the allocator cannot hand out."""
 UNEVEN_EXPERTS = 1.25
 """Rows that the fullest expert-parallel rank is planned to get, over those of a balanced router."""
+HOST_LINK = 25e9
+"""Bytes a second between a GPU and page-locked host memory, as PCIe 4 x16 gives; newer links are faster."""
+NODE = 8
+"""GPUs of a node, which share its host memory."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,7 @@ class Work:
         tokens: of a training micro-batch; None where nothing is trained.
         micro_batches: of a step on one rank, at least.
         reference: where a second set of weights lies ("device", "host" or "none").
+        offload: whether optimizer and gradient buffers are off the device while responses are sampled.
         sampling: None where nothing is sampled.
         requests: responses that one data-parallel rank has to sample at a time.
         longest: prompt and response of the longest request (tokens).
@@ -33,6 +38,7 @@ class Work:
     recompute: str = "none"
     moment_itemsize: int = FP32
     reference: str = "none"
+    offload: bool = False
     sampling: SamplingConfig | None = None
     requests: int = 0
     longest: int = 0
@@ -108,20 +114,32 @@ def stage_memory(
     state = training_state(
         stage_weights(model, parallel, stage), parallel, world, itemsize, work.moment_itemsize, work.tokens is not None
     )
-    held = [Item("weights", state.weights, {2: "bf16", 4: "fp32"}[itemsize])]
+    held, updating = [Item("weights", state.weights, {2: "bf16", 4: "fp32"}[itemsize])], []
     if work.tokens is not None:
         master = "fp32 master weights and " if itemsize != FP32 else ""
         moments = "fp32" if work.moment_itemsize == FP32 else "bf16"
         shared = f"dense over {state.sharers[0]} rank(s), experts over {state.sharers[1]}"
-        held.append(Item("gradient buffers", state.gradients, "fp32"))
-        held.append(Item("optimizer", state.optimizer, f"{master}{moments} moments; {shared}"))
+        updating.append(Item("gradient buffers", state.gradients, "fp32"))
+        updating.append(Item("optimizer", state.optimizer, f"{master}{moments} moments; {shared}"))
+    if not work.offload:
+        held += updating
     if work.reference == "device":
         held.append(Item("reference policy", sum(state.parameters) * itemsize, "on the device"))
     elif work.reference == "host":
         held.append(Item("reference policy", 0, f"{sum(state.parameters) * itemsize / GIB:.1f} GiB of pinned host memory"))
     training = _training(model, parallel, itemsize, work, stage)
     sampling, cache = _sampling(model, parallel, itemsize, work, stage, limit - _sum(held))
+    if work.offload:
+        training = [*updating, *training]
+        sampling.append(Item("optimizer", 0, _on_the_host(state.optimizer, world)))
     return StageMemory(stage, state, held, training, sampling, cache)
+
+
+def _on_the_host(size: int, world: int) -> str:
+    node = min(world, NODE)
+    several = f", {node * size / GIB:.1f} for {node} GPUs of a node" if node > 1 else ""
+    seconds = f"some {size / HOST_LINK:.1f} s each way at {HOST_LINK / 1e9:.0f} GB/s"
+    return f"{size / GIB:.1f} GiB of pinned host memory{several}; {seconds}"
 
 
 def _training(model: ModelConfig, parallel: ParallelConfig, itemsize: int, work: Work, stage: int) -> list[Item]:

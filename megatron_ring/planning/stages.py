@@ -44,7 +44,8 @@ def plan_rl(config: RLConfig) -> None:
         # How many micro-batches there will be is known from below only: as many are alive as the pipeline is deep.
         tokens=capacity, micro_batches=config.parallel.pipeline, recompute=config.recompute,
         moment_itemsize=MOMENTS[config.optimizer.moments], reference=config.reference.place or "none",
-        sampling=config.sampling, requests=-(-config.prompts_per_step // data) * config.samples_per_prompt,
+        offload=config.offload_optimizer, sampling=config.sampling,
+        requests=-(-config.prompts_per_step // data) * config.samples_per_prompt,
         longest=max(longest, min(capacity, shape.max_positions)) if prompt == 1 else longest,
     )  # fmt: skip
     epoch = len(prompts) if prompts and config.data.prompts.suffix not in STAGE_FILES else None
@@ -150,6 +151,8 @@ def _refuse(memory: StageMemory, config: RLConfig | SFTConfig | EvaluateConfig, 
         mends.append("--recompute full")
     if isinstance(config, RLConfig) and config.reference.place == "device":
         mends.append("--reference.place host")
+    if isinstance(config, RLConfig) and not config.offload_optimizer and memory.training_peak + OUTSIDE_TORCH <= limit:
+        mends.append("--offload-optimizer")
     given = f"--plan.memory {config.plan.memory:g} GB is {limit / GIB:.1f}"
     require(
         memory.needed <= limit,

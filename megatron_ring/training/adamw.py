@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
-from megatron_ring.checkpoint.pieces import optimizer_parts
+from megatron_ring.checkpoint.pieces import MOMENTS, optimizer_parts
 from megatron_ring.errors import UserError
 from megatron_ring.parallel.device import has_cuda
+from megatron_ring.parallel.host_store import HostStore
 
 MOMENT_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -21,6 +22,8 @@ class FusedAdamW(torch.optim.Optimizer):
     Attributes:
         gradient_scale: what gradients are multiplied with in the next step.
         copies: by parameter, a tensor of its shape that gets the updated value in its own dtype.
+        store: where parameters that have a copy, and all moments, are between `send_away` and `bring_back`. `step` and
+            `state_of` bring them back.
     """
 
     def __init__(self, groups: list[dict[str, Any]], moments: torch.dtype) -> None:
@@ -29,9 +32,21 @@ class FusedAdamW(torch.optim.Optimizer):
         self.moments = moments
         self.gradient_scale = 1.0
         self.copies: dict[torch.Tensor, torch.Tensor] = {}
+        self.store = HostStore()
+
+    def send_away(self) -> None:
+        """Free the device of everything that only updates use: of parameters without a copy the model computes with them."""
+        if not self.store.away:
+            moments = (held[name] for held in self.state.values() for name in MOMENTS)
+            self.store.send([*self.copies, *moments])
+
+    def bring_back(self) -> None:
+        """Undo `send_away`, if it was."""
+        self.store.bring_back()
 
     def state_of(self, parameter: torch.Tensor) -> dict[str, torch.Tensor]:
         """`step` (fp32 scalar on the host), `exp_avg`, `exp_avg_sq`; zeros before the first update."""
+        self.bring_back()
         held = self.state[parameter]
         if not held:
             held["step"] = torch.zeros((), dtype=torch.float32)
@@ -42,6 +57,7 @@ class FusedAdamW(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """One update of every parameter that has a gradient."""
+        self.bring_back()
         for group in self.param_groups:
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
             for parameter in parameters:

@@ -12,7 +12,11 @@ import torch
 class GradientBuffers:
     """The buffers of a megatron-core DistributedDataParallel `ddp`. On the CPU they are cleared and filled by its own hooks.
 
-    Between `start_step` and `end_backward` run the forward and backward passes of all micro-batches.
+    Between `start_step` and `end_backward` run the forward and backward passes of all micro-batches. From one step to the
+    next the buffers can give their memory away.
+
+    Attributes:
+        away: whether they have.
     """
 
     def __init__(self, ddp: Any) -> None:
@@ -20,14 +24,33 @@ class GradientBuffers:
         self.parameters = [parameter for parameter in ddp.parameters() if parameter.requires_grad]
         self.ours = all(p.is_cuda and p.main_grad.dtype is torch.float32 for p in self.parameters)
         self._untouched: set[torch.Tensor] = set()
+        self.away = False
         if self.ours:
             for parameter in self.parameters:
                 parameter.register_hook(partial(self._take, parameter))
         else:
             _skip_exchanges_with_oneself(ddp)
 
+    @property
+    def bytes(self) -> int:
+        """Of the buffers when they have their memory."""
+        return sum(int(buffer.grad_data.nbytes) for buffer in self.ddp.buffers + self.ddp.expert_parallel_buffers)
+
+    def release(self) -> None:
+        """Give the memory away until `take_back`, or `start_step`. The device is not waited for: its stream reuses the
+        memory behind what it still does with it."""
+        self.ddp.offload_grad_buffers(synchronize=False, empty_cache=False)  # does nothing a second time
+        self.away = True
+
+    def take_back(self) -> None:
+        """Take memory again if it was given away; it holds zeros."""
+        if self.away:
+            self.ddp.restore_grad_buffers(synchronize=False)
+            self.away = False
+
     def start_step(self) -> None:
         """What the buffers hold is of no use any more."""
+        self.take_back()
         if not self.ours:
             self.ddp.zero_grad_buffer()
             return

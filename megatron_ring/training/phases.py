@@ -40,6 +40,11 @@ class Phases:
         """Count seconds that were measured elsewhere."""
         self._seconds[name] = self._seconds.get(name, 0.0) + seconds
 
+    def hold(self, name: str, size: int) -> None:
+        """Note `size` bytes as `memory/NAME_gib` of the step, its largest if noted more than once."""
+        key = f"memory/{name}_gib"
+        self._bytes[key] = max(size, self._bytes.get(key, 0))
+
     def split(self, name: str, parts: dict[str, float], rest: str) -> None:
         """Give the seconds of a phase to its parts, which were measured within it, and what they leave to `rest`."""
         self.add(rest, self._seconds.pop(name) - sum(parts.values()))

@@ -136,6 +136,7 @@ class RLRun:
         """Go back to the last whole checkpoint, on with prompts that no step has seen; the steps done there. What is being
         saved must be whole."""
         self.sampler.weights_changed()
+        self._bring_back()
         if self.policy.reference is not None and self.policy.reference.step:  # the checkpoint may be from before that
             set_first_weights(self.stage, self.config.init_from, self.config.seed)
             self.policy.reference.start_over()
@@ -162,6 +163,21 @@ class RLRun:
         self.directory.start_logging(start)
         return start
 
+    def _make_room(self) -> None:
+        """Before responses are sampled."""
+        if self.config.offload_optimizer:
+            offload = self.trainer.offload
+            with self.phases("offload"):
+                offload.send_away()
+            self.phases.hold("offloaded", offload.host_bytes)
+            self.phases.hold("freed", offload.freed_bytes)
+
+    def _bring_back(self) -> None:
+        """Undo `_make_room`. The sampler's cache must be gone."""
+        if self.config.offload_optimizer:
+            with self.phases("return"):
+                self.trainer.offload.bring_back()
+
     def budget(self, step: int) -> int | None:
         """Phi of the 0-based `step` (tokens of all ranks), for objectives that have one."""
         return self.schedule.tokens(step, self.config.steps) if self.config.objective.name == "c3po" else None
@@ -170,12 +186,14 @@ class RLRun:
         """One update, the 0-based `step`, and what the alarms say of it."""
         config, policy, phases, model = self.config, self.policy, self.phases, self.stage.model
         try:
+            self._make_room()
             with phases("sample"):
                 collected = self.collector.collect(step, scorer, self.budget(step))
         except NotFiniteError as error:
             broken = Alarm(step + 1, "sampling", None, None, f"failed: {error}")
             return StepOutcome({"step": step + 1}, alarms=[broken], can_go_on=False)
         phases.split("sample", {"sample": collected.sample_seconds, "reward": collected.reward_seconds}, rest="select")
+        self._bring_back()
         with phases("pack"):
             batches = pack_step(collected, config, policy.loss.objective, model, self.context, self.tokenizer.pad_id)
         with phases("first_pass"):
@@ -194,6 +212,7 @@ class RLRun:
             policy.finish(step + 1)
         can_go_on = True
         if self.held_out.due(step + 1) and not alarms:
+            self._make_room()
             with phases("evaluation"):
                 try:
                     update |= self.held_out.measure(self.sampler, scorer)
@@ -222,14 +241,16 @@ class RLRun:
 
     def save(self, saver: CheckpointSaver, steps: int) -> None:
         """Save the state after `steps` steps."""
-        saver.wait()  # before `policy.save`: until it is whole the one before it counts
-        extra = {
-            "prompts": self.stream.state_dict(),
-            "budget": self.schedule.state_dict(),
-            "policy": self.policy.save(),
-            "watch": self.watch.state_dict(),
-        }
-        saver.save(steps, self.stage.model, self.trainer.optimizer, extra, files=self._unfinished())
+        self._bring_back()  # an evaluation leaves it away for the next step's sampling
+        with self.phases("save_wait"):
+            saver.wait()  # before `policy.save`: until it is whole the one before it counts
+            extra = {
+                "prompts": self.stream.state_dict(),
+                "budget": self.schedule.state_dict(),
+                "policy": self.policy.save(),
+                "watch": self.watch.state_dict(),
+            }
+            saver.save(steps, self.stage.model, self.trainer.optimizer, extra, files=self._unfinished())
 
     def _unfinished(self) -> dict[str, bytes]:
         """The file of the pool, on the main process; all take part."""

@@ -32,6 +32,7 @@ from megatron_ring.parallel.context import ParallelContext
 from megatron_ring.training.adamw import install, update
 from megatron_ring.training.figures import LossOutput, PendingFigures
 from megatron_ring.training.gradient_buffers import GradientBuffers
+from megatron_ring.training.offload import StateOffload
 
 
 class Loss(Protocol):
@@ -101,6 +102,7 @@ class Trainer:
         )
         install(self.optimizer, config.moments)
         self.buffers = GradientBuffers(self.ddp)
+        self.offload = StateOffload(self.optimizer, self.buffers)
         # Not a method: the configuration would hold the trainer in a cycle that Python cannot see, and with it all groups.
         model.config.finalize_model_grads_func = partial(_finalize_gradients, self.buffers)
         model.config.no_sync_func = self.ddp.no_sync

@@ -95,6 +95,21 @@ def test_needed_memory_is_named(tmp_path: Path, fails_with: Fails) -> None:
     assert "--parallel.expert" in line and "--recompute full" in line and "--reference.place host" in line
 
 
+def test_offloading_is_named_where_it_helps(tmp_path: Path, fails_with: Fails) -> None:
+    """An optimizer that fills the GPU: training fits, but the small part of the rest that is given to the cache does not
+    hold the longest response."""
+    flags = rl_flags(NOWHERE, tmp_path / "r", NOWHERE, "--dry-run", "--plan.preset", "ring-lite-slice-4", "--plan.memory",
+                     "66", "--recompute", "full", "--reference.place", "host", "--sampling.kv-fraction", "0.02",
+                     "--sampling.max-new-tokens", "30000", "--data.micro-batch-tokens", "30720")  # fmt: skip
+    line = fails_with(command("megatron_ring.rl", *flags))
+    assert "the KV cache holds " in line and line.endswith("or --offload-optimizer"), line
+    done = run(command("megatron_ring.rl", *flags, "--offload-optimizer"))
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"training: optimizer +31\.79 ", done.stdout) and "31.8 GiB of pinned host memory; " in done.stdout
+    line = fails_with(command("megatron_ring.rl", *flags, "--plan.memory", "50"))  # not even training fits
+    assert "--offload-optimizer" not in line, line
+
+
 def test_a_batch_that_does_not_split(tmp_path: Path, fails_with: Fails) -> None:
     flags = [*sft_flags(NOWHERE, tmp_path / "r", "--dry-run"), "--plan.world", "4"]
     said = "--data.global-batch 2 does not split over 4 data-parallel rank(s)"

@@ -91,6 +91,21 @@ def test_the_cache_takes_what_is_left_and_a_run_needs_room_for_its_longest_respo
     assert [item.size for item in stated.sampling if item.name == "KV cache"] == [100_000 * each]
 
 
+def test_what_is_off_the_device_while_sampling_goes_to_the_cache() -> None:
+    """8 GPUs, 12 bytes a parameter of optimizer: 23.5 GiB a rank, 1 s at 25 GB/s; and 4 bytes of gradient."""
+    here, away = plan(8), plan(8, offload=True)
+    assert away.training_peak == here.training_peak and held(away).keys() == {"weights", "reference policy"}
+    assert away.cache is not None and here.cache is not None and here.cache.tokens < here.cache.wanted
+    free = H100 - sum(held(away).values()) - OUTSIDE_TORCH
+    assert away.cache.tokens == min(here.cache.wanted, int(free * 0.8) // 57_344) > here.cache.tokens
+    (note,) = (item.note for item in away.sampling if item.name == "optimizer")
+    size = held(here)["optimizer"]
+    assert size / GIB == pytest.approx(23.5, abs=0.05) and 8 * size / GIB == pytest.approx(187.8, abs=0.05)
+    assert note == "23.5 GiB of pinned host memory, 187.8 for 8 GPUs of a node; some 1.0 s each way at 25 GB/s"
+    (many,) = (item.note for item in plan(256, offload=True).sampling if item.name == "optimizer")
+    assert "for 8 GPUs of a node" in many
+
+
 def test_an_evaluation_trains_nothing() -> None:
     memory = plan(tokens=None, reference="none")
     assert list(held(memory)) == ["weights"] and memory.training == []

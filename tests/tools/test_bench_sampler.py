@@ -44,4 +44,19 @@ def test_bench_switch() -> None:
     done = bench("--switches", "4", "--tokens", "64", "--requests", "3", "--new-tokens", "4", tool="bench_switch.py")
     assert done.returncode == 0, done.stderr
     out = json.loads(done.stdout)
-    assert out["train_again"] > 0 and out["sample_again"] > 0 and out["memory_gib_late"] > 0
+    assert out["train_again"] > 0 and out["sample_again"] > 0 and out["memory_gib_late"] > 0 and "offload" not in out
+
+
+@pytest.mark.slow
+def test_bench_switch_with_offloading() -> None:
+    done = bench("--switches", "4", "--tokens", "64", "--requests", "3", "--new-tokens", "4", "--offload-optimizer",
+                 tool="bench_switch.py")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    out = json.loads(done.stdout)
+    told, parameters = out["offload"], 895_616
+    assert told["moved_gb"] == pytest.approx(8e-9 * parameters, rel=0.01)  # both moments; weights are fp32 here
+    assert told["freed_gb"] == pytest.approx(12e-9 * parameters, rel=0.01)  # and gradients
+    assert told["to_host_gb_per_second"] == pytest.approx(told["moved_gb"] / out["send_away"])
+    assert told["to_device_of_copy"] == pytest.approx(
+        told["moved_gb"] / out["bring_back"] / told["copy_to_device_gb_per_second"]
+    )
