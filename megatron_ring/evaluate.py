@@ -60,7 +60,7 @@ def main(config: EvaluateConfig) -> None:
             "id": item.rollout.prompt_id,
             "domain": item.rollout.domain,
             "prompt": answers[item.rollout.prompt_index].record.prompt,
-            "response": tokenizer.decode(item.rollout.response_tokens),
+            "response": tokenizer.decode(item.rollout.completion.tokens),
             "answer": answers[item.rollout.prompt_index].record.answer,
             "reward": item.reward,
             "reason": item.reason,

@@ -11,8 +11,8 @@ from megatron_ring.data.prompts import StreamPrompt
 from megatron_ring.data.records import PromptRecord
 from megatron_ring.data.tokenizer import RingTokenizer
 from megatron_ring.parallel import collectives
-from megatron_ring.rl.records import Rollout
-from megatron_ring.sampler.requests import Completion, GenerationRequest, request_seed
+from megatron_ring.rl.records import Completion, Rollout
+from megatron_ring.sampler.requests import GenerationRequest, request_seed
 from megatron_ring.sampler.sampler import Sampler
 
 
@@ -33,24 +33,18 @@ class OpenRollout:
     @property
     def length(self) -> int:
         """Tokens sampled so far."""
-        return len(self.request.begun.tokens)
+        return self.request.begun.length
 
     def rollout(self, completion: Completion) -> Rollout:
         """The response that `completion`, which is finished, makes of it."""
-        assert completion.finish_reason is not None
         return Rollout(
             prompt_index=self.prompt.position,
             sample=self.sample,
             prompt_id=self.prompt.record.id,
             domain=self.prompt.record.domain,
             prompt_tokens=self.request.prompt_tokens,
-            response_tokens=completion.tokens,
-            logprobs=completion.logprobs,
-            entropies=completion.entropies,
-            finish_reason=completion.finish_reason,
-            versions=completion.versions,
             seed=self.request.seed,
-            routes=completion.routes,
+            completion=completion,
         )
 
 

@@ -28,7 +28,8 @@ class RewardKL:
         """
         context = self.reference.trainer.context
         sequences = [
-            PolicySequence(r.prompt_tokens, r.response_tokens, r.logprobs, 0.0, 1.0, r.response_length) for r in rollouts
+            PolicySequence(r.prompt_tokens, r.completion.tokens, r.completion.logprobs, 0.0, 1.0, r.response_length)
+            for r in rollouts
         ]
         plans = plan_rollouts(sequences, self.capacity)
         mine = split_evenly(plans, context.data_size, [])[context.data_rank]

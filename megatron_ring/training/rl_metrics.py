@@ -80,7 +80,7 @@ def _staleness(collected: CollectedStep) -> dict[str, float]:
     """By how many updates the trained tokens are older than this step's weights."""
     ages: dict[int, int] = {}  # age -> tokens
     for item, left in zip(collected.scored, collected.selection.trained, strict=True):
-        for version, count in item.rollout.versions:
+        for version, count in item.rollout.completion.versions:
             ages[collected.step - version] = ages.get(collected.step - version, 0) + min(count, left)
             left -= min(count, left)
     tokens = sum(ages.values())
@@ -104,14 +104,14 @@ def rollout_rows(collected: CollectedStep, tokenizer: RingTokenizer) -> list[dic
                 "domain": rollout.domain,
                 "sample": rollout.sample,
                 "prompt": prompt,
-                "response": tokenizer.decode(rollout.response_tokens),
+                "response": tokenizer.decode(rollout.completion.tokens),
                 "answer": record.answer,
                 "reward": item.reward,
                 "reason": item.reason,
                 "tokens": rollout.response_length,
                 "trained_tokens": trained,
                 "finish_reason": rollout.finish_reason,
-                "versions": rollout.versions,
+                "versions": rollout.completion.versions,
                 **({"detail": dict(item.detail)} if item.detail else {}),
             }
         )

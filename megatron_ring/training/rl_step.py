@@ -154,7 +154,7 @@ class Collector:
 
 def routes_of(rollout: Rollout, model: RingModel) -> Tensor:
     """The experts that the sampler noted, [tokens, MoE layers of this stage, k]."""
-    found = torch.frombuffer(bytearray(rollout.routes), dtype=route_dtype(model.ring_config))
+    found = torch.frombuffer(bytearray(rollout.completion.routes), dtype=route_dtype(model.ring_config))
     return found.view(rollout.response_length, len(model.route_layers), model.ring_config.experts_per_token)
 
 
@@ -168,12 +168,12 @@ def pack_step(
     sequences = [
         PolicySequence(
             prompt_tokens=item.rollout.prompt_tokens,
-            response_tokens=item.rollout.response_tokens,
-            sampler_logprobs=item.rollout.logprobs,
+            response_tokens=item.rollout.completion.tokens,
+            sampler_logprobs=item.rollout.completion.logprobs,
             advantage=advantage,
             weight=weight,
             trained=count,
-            routes=partial(routes_of, item.rollout, model) if item.rollout.routes else None,
+            routes=partial(routes_of, item.rollout, model) if item.rollout.completion.routes else None,
         )
         for (item, advantage, count), weight in zip(kept, weights, strict=True)
     ]

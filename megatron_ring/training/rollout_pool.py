@@ -13,8 +13,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from megatron_ring.data.prompts import PromptStream, StreamPrompt
-from megatron_ring.rl.records import ScoredRollout
-from megatron_ring.sampler.requests import Completion
+from megatron_ring.rl.records import NUMBERS, Completion, ScoredRollout, number_array, token_array
 from megatron_ring.sampler.rollouts import OpenRollout
 
 
@@ -92,9 +91,9 @@ class RolloutPool:
 
     def routes(self) -> Tensor:
         """The experts of all tokens, those of `open` first, as this process has them: uint8 [tokens, bytes of a token]."""
-        parts = [item.request.begun.routes for item in self.open] + [item.rollout.routes for item in self.finished]
-        tokens = sum(item.length for item in self.open) + sum(item.rollout.response_length for item in self.finished)
-        joined = bytearray(b"".join(parts))
+        held = [item.request.begun for item in self.open] + [item.rollout.completion for item in self.finished]
+        tokens = sum(completion.length for completion in held)
+        joined = bytearray(b"".join(completion.routes for completion in held))
         found = torch.frombuffer(joined, dtype=torch.uint8) if joined else torch.zeros(0, dtype=torch.uint8)
         return found.view(tokens, len(joined) // max(1, tokens))
 
@@ -102,31 +101,29 @@ class RolloutPool:
         """Everything but the prompts, as safetensors: three values for each sampled token, and an index of the responses;
         `routes`: the experts of all pipeline stages, side by side."""
         index: list[dict[str, Any]] = []
-        tokens: list[int] = []
-        columns: tuple[list[float], ...] = ([], [], [])  # log-probs, processed log-probs, entropies
+        tokens, columns = token_array(), [number_array() for _ in NUMBERS]
 
-        def add(about: dict[str, Any], sampled: list[int], *values: list[float]) -> None:
-            index.append({**about, "tokens": len(sampled)})
-            tokens.extend(sampled)
-            for column, more in zip(columns, values, strict=True):
-                column.extend(more)
+        def add(about: dict[str, Any], completion: Completion) -> None:
+            index.append({**about, "versions": completion.versions, "tokens": completion.length})
+            tokens.extend(completion.tokens)
+            for column, name in zip(columns, NUMBERS, strict=True):
+                column.extend(getattr(completion, name))
 
         for item in self.open:
-            begun = item.request.begun
-            about = {"position": item.prompt.position, "sample": item.sample, "versions": begun.versions, "cuts": item.cuts,
+            about = {"position": item.prompt.position, "sample": item.sample, "cuts": item.cuts,
                      "domain": item.prompt.record.domain, "prompt_id": item.prompt.record.id}  # fmt: skip
-            add(about, begun.tokens, begun.logprobs, begun.processed_logprobs, begun.entropies)
+            add(about, item.request.begun)
         for scored in self.finished:
             done = scored.rollout
-            about = {"position": done.prompt_index, "sample": done.sample, "versions": done.versions,
+            about = {"position": done.prompt_index, "sample": done.sample,
                      "domain": done.domain, "prompt_id": done.prompt_id,
                      "finish_reason": done.finish_reason, "reward": scored.reward, "reason": scored.reason,
                      "detail": dict(scored.detail)}  # fmt: skip
-            add(about, done.response_tokens, done.logprobs, done.logprobs, done.entropies)
+            add(about, done.completion)
         return save({
             "index": torch.frombuffer(bytearray(json.dumps(index).encode()), dtype=torch.uint8),
             "tokens": torch.tensor(tokens, dtype=torch.int32),
-            "values": torch.tensor(columns, dtype=torch.float64),
+            "values": torch.stack([torch.tensor(column, dtype=torch.float32) for column in columns]),
             "routes": self.routes() if routes is None else routes.contiguous(),
         })  # fmt: skip
 
@@ -146,9 +143,9 @@ class RolloutPool:
         pool.groups = {place: Group(prompt) for place, prompt in prompts.items()}
         for entry in index:
             end = start + entry["tokens"]
-            tokens, values = held["tokens"][start:end].tolist(), held["values"][:, start:end].tolist()
+            tokens = token_array(held["tokens"][start:end].tolist())
+            logprobs, processed, entropies = map(number_array, held["values"][:, start:end].tolist())
             item, group = new[entry["position"], entry["sample"]], pool.groups[entry["position"]]
-            logprobs, processed, entropies = values
             routes = held["routes"][start:end, stage].contiguous().numpy().tobytes()
             begun = Completion(tokens, logprobs, processed, entropies, entry["versions"], entry.get("finish_reason"), routes)
             if begun.finish_reason is None:

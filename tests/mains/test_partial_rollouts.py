@@ -76,12 +76,12 @@ def _largest_difference(model: Any, steps: list[Any]) -> float:
     for version in range(STEPS):
         initialize_weights(model, seed=version)
         for rollout in [item.rollout for step in steps for item in step.scored]:
-            spans = torch.cat([torch.full((count,), v) for v, count in rollout.versions])
-            tokens = torch.tensor(rollout.prompt_tokens + rollout.response_tokens)
+            spans = torch.cat([torch.full((count,), v) for v, count in rollout.completion.versions])
+            tokens = torch.tensor([*rollout.prompt_tokens, *rollout.completion.tokens])
             logits = forward_all_stages(model, tokens, PackedLayout(torch.arange(len(tokens)), [len(tokens)]))
             start = len(rollout.prompt_tokens)
             wanted = logits[start - 1 : -1].log_softmax(-1).gather(1, tokens[start:, None])[:, 0]
-            found = torch.tensor(rollout.logprobs)
+            found = torch.tensor(rollout.completion.logprobs)
             worst = max(worst, float(((found - wanted).abs() * (spans == version)).max()))
     return worst
 
@@ -122,7 +122,7 @@ def check_nothing_is_lost(found: dict[str, Any]) -> None:
         groups: dict[int, int] = {}
         for item in step.scored:
             groups[item.rollout.prompt_index] = groups.get(item.rollout.prompt_index, 0) + 1
-            assert item.rollout.versions[-1][0] <= step.step
+            assert item.rollout.completion.versions[-1][0] <= step.step
         assert all(2 <= count <= 4 for count in groups.values())
 
 
@@ -131,8 +131,8 @@ def test_each_token_has_the_logprob_of_its_version(alone: dict[str, Any]) -> Non
     check_nothing_is_lost(alone)
     assert alone["difference"] < 1e-5
     rollouts = [item.rollout for step in alone["steps"] for item in step.scored]
-    assert 0 < sum(len(rollout.versions) > 1 for rollout in rollouts) < len(rollouts)
-    assert max(len(rollout.versions) for rollout in rollouts) == 2  # cut once at most
+    assert 0 < sum(len(rollout.completion.versions) > 1 for rollout in rollouts) < len(rollouts)
+    assert max(len(rollout.completion.versions) for rollout in rollouts) == 2  # cut once at most
     assert sum(step.unfinished["dropped"] for step in alone["steps"]) > 0
     assert any(len(step.scored) % 4 for step in alone["steps"])  # a group that lost a response was trained
 
@@ -154,11 +154,11 @@ def test_under_every_layout(run_on: Any, alone: dict[str, Any], tiny_data: Path,
     whole = {(r.prompt_index, r.sample): r for r in (i.rollout for s in alone["steps"] for i in s.scored)}
     here = [item.rollout for step in first["steps"] for item in step.scored]
     if parallel.data(processes) == 1:  # several replicas stop elsewhere
-        assert [r.response_tokens for r in here] == [r.response_tokens for r in whole.values()]
+        assert [r.completion.tokens for r in here] == [r.completion.tokens for r in whole.values()]
     for rollout in here:
         other = whole.get((rollout.prompt_index, rollout.sample))
-        if other is not None and other.versions == rollout.versions:
-            assert rollout.response_tokens == other.response_tokens
+        if other is not None and other.completion.versions == rollout.completion.versions:
+            assert rollout.completion.tokens == other.completion.tokens
 
 
 @pytest.mark.slow

@@ -11,8 +11,8 @@ from hypothesis import given
 from megatron_ring.data.prompts import PromptStream, StreamPrompt
 from megatron_ring.data.records import PromptRecord
 from megatron_ring.data.schedule import single_source
-from megatron_ring.rl.records import ScoredRollout
-from megatron_ring.sampler.requests import Completion, GenerationRequest
+from megatron_ring.rl.records import Completion, ScoredRollout
+from megatron_ring.sampler.requests import GenerationRequest
 from megatron_ring.sampler.rollouts import OpenRollout
 from megatron_ring.training.rollout_pool import RolloutPool
 
