@@ -85,6 +85,7 @@ class Rollout:
         prompt_tokens: token ids of the prompt.
         seed: seed of the random numbers that sampled it.
         completion: its tokens, at least one, with what the sampler noted of them.
+        holder: the data-parallel rank that sampled it.
 
     Raises:
         ValueError: an empty response, a negative index, or no finish reason or an unknown one.
@@ -97,6 +98,7 @@ class Rollout:
     prompt_tokens: list[int]
     seed: int
     completion: Completion
+    holder: int = 0
 
     def __post_init__(self) -> None:
         where = f"rollout of prompt {self.prompt_id!r}, sample {self.sample}"

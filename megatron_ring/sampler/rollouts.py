@@ -23,12 +23,14 @@ class OpenRollout:
     Attributes:
         sample: which of the prompt's responses this is, from 0.
         cuts: updates of the weights since its first token.
+        holder: the data-parallel rank that sampled what there is of it.
     """
 
     prompt: StreamPrompt
     sample: int
     request: GenerationRequest
     cuts: int = 0
+    holder: int = 0
 
     @property
     def length(self) -> int:
@@ -45,6 +47,7 @@ class OpenRollout:
             prompt_tokens=self.request.prompt_tokens,
             seed=self.request.seed,
             completion=completion,
+            holder=self.holder,
         )
 
 
@@ -88,7 +91,11 @@ def sample_rollouts(
     """
     context = sampler.context
     place = {position: i for i, position in enumerate(dict.fromkeys(item.prompt.position for item in asked))}
-    mine = [item for item in asked if place[item.prompt.position] % context.data_size == context.data_rank]
+    mine = [
+        dataclasses.replace(item, holder=context.data_rank)
+        for item in asked
+        if place[item.prompt.position] % context.data_size == context.data_rank
+    ]
     whole = _WholeGroups(mine, held_tokens or {})
 
     def finished(index: int, completion: Completion) -> None:

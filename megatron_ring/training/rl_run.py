@@ -20,14 +20,16 @@ from megatron_ring.model.routes import route_bytes
 from megatron_ring.parallel import collectives
 from megatron_ring.parallel.context import world_size_from_environment
 from megatron_ring.rl.budget_schedule import BudgetSchedule
+from megatron_ring.rl.records import ScoredRollout
 from megatron_ring.sampler.sampler import Sampler
 from megatron_ring.stage_config import RLConfig
 from megatron_ring.training.alarms import Alarm
 from megatron_ring.training.evaluation import HeldOut
 from megatron_ring.training.phases import Phases
 from megatron_ring.training.policy_update import PolicyUpdate
-from megatron_ring.training.rl_metrics import rollout_rows, sampling_metrics, update_metrics
-from megatron_ring.training.rl_step import Collector, pack_step
+from megatron_ring.training.rl_metrics import rollout_row, sampling_metrics, update_metrics
+from megatron_ring.training.rl_step import CollectedStep, Collector, pack_step
+from megatron_ring.training.rollout_lines import write_lines
 from megatron_ring.training.rollout_pool import RolloutPool
 from megatron_ring.training.rollout_rewards import RolloutScorer, check_domains
 from megatron_ring.training.run_dir import RunDirectory, plain
@@ -43,13 +45,13 @@ class StepOutcome:
 
     Attributes:
         metrics: its line in metrics.jsonl.
-        rows: one for each of its responses.
+        collected: its responses; None where sampling failed.
         alarms: the rules that it broke.
         can_go_on: whether another step can follow on the weights as they are.
     """
 
     metrics: dict[str, Any]
-    rows: list[dict[str, Any]] = field(default_factory=list)
+    collected: CollectedStep | None = None
     alarms: list[Alarm] = field(default_factory=list)
     can_go_on: bool = True
 
@@ -211,7 +213,18 @@ class RLRun:
         }
         alarms = alarms or self.watch.rules.check(metrics)
         alarms = collectives.gather_over_world(alarms)[0]  # one verdict, whatever rounding may tell the ranks
-        return StepOutcome(metrics, rollout_rows(collected, self.tokenizer), alarms, can_go_on)
+        return StepOutcome(metrics, collected, alarms, can_go_on)
+
+    def write_rollouts(self, steps: int, collected: CollectedStep | None) -> None:
+        """Record the responses of the step that ended with so many steps done. All ranks take part."""
+
+        def row(place: int, item: ScoredRollout) -> dict[str, Any]:
+            assert collected is not None
+            record = collected.answers[item.rollout.prompt_index].record
+            return rollout_row(item, collected.selection.trained[place], record, self.tokenizer)
+
+        scored = [] if collected is None else collected.scored
+        write_lines(self.directory.rollouts_of(steps), scored, row, self.context)
 
     def timed(self, outcome: StepOutcome) -> dict[str, Any]:
         """The metrics of a step that ends here, with its times, its memory and the alarms that no line has yet."""
