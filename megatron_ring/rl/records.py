@@ -29,6 +29,8 @@ def number_array(values: Iterable[float] = ()) -> array[float]:
 class Completion:
     """A response, whole or as far as it came. Any sequences of numbers will do; they are kept as typed arrays.
 
+    Of a response that another data-parallel rank holds there are `versions` and `finish_reason` alone.
+
     Attributes:
         tokens: int32, what was sampled, the token that ended it and the tokens of a stop string included.
         logprobs: fp32, of each token under softmax(logits / temperature) (nats; temperature 1 for greedy decoding): what a
@@ -61,13 +63,17 @@ class Completion:
             count = len(getattr(self, name))
             if count != len(self.tokens):
                 raise ValueError(f"{count} {name} for {len(self.tokens)} response tokens")
-        if self.length != len(self.tokens):
+        if len(self.tokens) not in (0, self.length):
             raise ValueError(f"versions {self.versions} for {len(self.tokens)} response tokens")
 
     @property
     def length(self) -> int:
-        """Tokens sampled so far."""
+        """Tokens sampled so far, here or elsewhere."""
         return sum(count for _, count in self.versions)
+
+    def without_tokens(self) -> Completion:
+        """What every rank knows of it."""
+        return Completion(versions=self.versions, finish_reason=self.finish_reason)
 
 
 NUMBERS = ("logprobs", "processed_logprobs", "entropies")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
+from megatron_ring.data.packing import PolicyBatch, plan_rollouts, policy_batch
+from megatron_ring.data.sequences import PolicySequence
 from megatron_ring.rl.records import Completion, Rollout, ScoredRollout
 
 ROUTE_BYTES = 6  # of a token: two layers of three experts
@@ -32,8 +35,17 @@ def step_of(lengths: list[int], holders: list[int], samples: int = 3, routes: bo
 
 def as_rank_has_it(step: list[ScoredRollout], rank: int) -> list[ScoredRollout]:
     """The same where data-parallel rank `rank` does not have the tokens that others hold."""
-    nothing = Completion()
-    return [
-        item if item.rollout.holder == rank else replace(item, rollout=replace(item.rollout, completion=nothing))
-        for item in step
-    ]
+
+    def without_tokens(rollout: Rollout) -> Rollout:
+        return replace(rollout, completion=rollout.completion.without_tokens())
+
+    return [item if item.rollout.holder == rank else replace(item, rollout=without_tokens(item.rollout)) for item in step]
+
+
+def pack_rollouts(
+    items: Sequence[PolicySequence], capacity: int, pad_id: int, seed: int = 0, part: int = 0, parts: int = 1
+) -> list[PolicyBatch]:
+    """The micro-batches of rank `part` of `parts`, where one process has all rollouts."""
+    items = [item for item in items if item.trained]
+    plans = plan_rollouts([item.length for item in items], capacity, seed, parts)[part]
+    return [policy_batch([items[index] for index in plan], capacity, pad_id) for plan in plans]
