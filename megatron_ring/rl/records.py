@@ -25,7 +25,7 @@ def number_array(values: Iterable[float] = ()) -> array[float]:
     return array("f", values)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Completion:
     """A response, whole or as far as it came. Any sequences of numbers will do; they are kept as typed arrays.
 

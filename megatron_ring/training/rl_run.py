@@ -5,10 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from megatron_ring.checkpoint.loading import load_checkpoint
-from megatron_ring.checkpoint.manifest import read_file
 from megatron_ring.checkpoint.saving import CheckpointSaver, latest_checkpoint
 from megatron_ring.config import ModelConfig, require
 from megatron_ring.data.prompts import PromptStream, too_long
@@ -35,6 +32,7 @@ from megatron_ring.training.rollout_rewards import RolloutScorer, check_domains
 from megatron_ring.training.run_dir import RunDirectory, plain
 from megatron_ring.training.stage import resolve_shape, set_first_weights, start_stage
 from megatron_ring.training.trainer import Trainer
+from megatron_ring.training.unfinished import load_unfinished, save_unfinished
 from megatron_ring.training.wandb_log import WandbLog, check_wandb
 from megatron_ring.training.watch import Watch
 
@@ -54,9 +52,6 @@ class StepOutcome:
     collected: CollectedStep | None = None
     alarms: list[Alarm] = field(default_factory=list)
     can_go_on: bool = True
-
-
-UNFINISHED = "unfinished.safetensors"  # file of a checkpoint: responses that the next step continues
 
 
 class RLRun:
@@ -157,10 +152,9 @@ class RLRun:
                 self.watch.rolled_back(rolled_back_for, extra["watch"], start)
             else:
                 self.watch.load_state_dict(extra["watch"])
-                if (unfinished := read_file(checkpoint, UNFINISHED)) is not None:
-                    self.collector.pool = RolloutPool.from_bytes(
-                        unfinished, self.stream, self.collector.open, route_bytes(self.stage.model)
-                    )
+                self.collector.pool = load_unfinished(
+                    checkpoint, self.stream, self.collector.open, route_bytes(self.stage.model), self.context
+                )
         self.directory.start_logging(start)
         return start
 
@@ -242,15 +236,5 @@ class RLRun:
             "policy": self.policy.save(),
             "watch": self.watch.state_dict(),
         }
-        saver.save(steps, self.stage.model, self.trainer.optimizer, extra, files=self._unfinished())
-
-    def _unfinished(self) -> dict[str, bytes]:
-        """The file of the pool, on the main process; all take part."""
-        pool, context = self.collector.pool, self.context
-        if not pool:
-            return {}
-        one_of_stage = context.tensor_rank == 0 and context.data_rank == 0
-        stages = collectives.gather_to_main(pool.routes() if one_of_stage else None)
-        if stages is None:
-            return {}
-        return {UNFINISHED: pool.to_bytes(torch.cat([routes for routes in stages if routes is not None], dim=1))}
+        files = save_unfinished(self.collector.pool, self.context)
+        saver.save(steps, self.stage.model, self.trainer.optimizer, extra, files=files)

@@ -31,7 +31,8 @@ from megatron_ring.training.selection import Selection, missing, select_step, us
 
 @dataclass(frozen=True)
 class CollectedStep:
-    """A step's scored responses, equal on every rank, and what of each is trained (tokens; 0: not at all).
+    """A step's scored responses, equal on every rank but for the tokens that other replicas hold, and what of each is
+    trained (tokens; 0: not at all).
 
     Attributes:
         step: 0-based; the version of the weights.

@@ -58,7 +58,8 @@ def packed_together(parallel: ParallelConfig, cases: list[Case]) -> int:
     for case in cases:
         step = step_of([n for n, _, _ in case[0]], [holder for _, holder, _ in case[0]], routes=case[1])
         scored: list[ScoredRollout] = as_rank_has_it(step, here.data_rank)
-        chosen = Selection([advantage_of(place) for place in range(len(step))], [trained for _, _, trained in case[0]], 0.0, None)
+        advantages = [advantage_of(place) for place in range(len(step))]
+        chosen = Selection(advantages, [trained for _, _, trained in case[0]], 0.0, None)
         collected = CollectedStep(0, scored, {}, chosen, None, 1, 0, {}, 0.0, 0.0)
         found = pack_step(collected, config, make_objective("c3po", 9), model, here, 0)
         wanted = packed_by_one(case, here.data_rank, here.data_size)
