@@ -43,7 +43,7 @@ class StepOutcome:
 
     Attributes:
         metrics: its line in metrics.jsonl.
-        collected: its responses; None where sampling failed.
+        collected: its responses, until they are written; None where sampling failed.
         alarms: the rules that it broke.
         can_go_on: whether another step can follow on the weights as they are.
     """
@@ -209,8 +209,9 @@ class RLRun:
         alarms = collectives.gather_over_world(alarms)[0]  # one verdict, whatever rounding may tell the ranks
         return StepOutcome(metrics, collected, alarms, can_go_on)
 
-    def write_rollouts(self, steps: int, collected: CollectedStep | None) -> None:
-        """Record the responses of the step that ended with so many steps done. All ranks take part."""
+    def write_rollouts(self, steps: int, outcome: StepOutcome) -> None:
+        """Record the responses of the step that ended with so many steps done, and let go of them. All ranks take part."""
+        collected, outcome.collected = outcome.collected, None
 
         def row(place: int, item: ScoredRollout) -> dict[str, Any]:
             assert collected is not None
