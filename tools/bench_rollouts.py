@@ -3,9 +3,10 @@
 
     torchrun --nproc-per-node 8 tools/bench_rollouts.py --responses 8192 --tokens 12800 --routes 168
 
-Responses are made up and lie where they would have been sampled. Then ranks tell each other lengths (`tell_seconds`), micro-
-batches are dealt and tokens travel, as in an RL step (`deal_seconds`). `exchange_seconds` is a floor: as many bytes exchanged
-without a record around them. Needs no GPU. Times are of the slowest process, memory of the fullest, per token of the step.
+Responses are made up and lie where they would have been sampled. As in an RL step ranks tell each other lengths
+(`tell_seconds`), then micro-batches are dealt and tokens travel (`deal_seconds`). `exchange_seconds` is a floor: as many
+bytes exchanged without a record around them. Times are of the slowest process, memory of the fullest, per token of the step.
+Needs no GPU.
 """
 
 from __future__ import annotations
