@@ -45,7 +45,9 @@ def hand_over(
         for completion in share:
             _append(completion, data)
         sizes.append(len(data) - before)
-    for places, part in zip(received, exchange_over_data(data, sizes), strict=True):
+    parts = exchange_over_data(data, sizes)
+    del data  # before what came is copied
+    for places, part in zip(received, parts, strict=True):
         for place, completion in zip(places, _read(part, [found[place] for place in places]), strict=True):
             found[place] = completion
     return found
