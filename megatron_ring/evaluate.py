@@ -7,11 +7,17 @@ from __future__ import annotations
 
 import json
 import time
+from typing import TYPE_CHECKING, Any
 
 from megatron_ring.cli import parse
 from megatron_ring.config import RouterLossConfig, require
 from megatron_ring.errors import run_main
 from megatron_ring.stage_config import EvaluateConfig
+
+if TYPE_CHECKING:
+    from megatron_ring.data.records import PromptRecord
+    from megatron_ring.data.tokenizer import RingTokenizer
+    from megatron_ring.rl.records import ScoredRollout
 
 
 def main(config: EvaluateConfig) -> None:
@@ -29,6 +35,7 @@ def main(config: EvaluateConfig) -> None:
     from megatron_ring.sampler.sampler import Sampler
     from megatron_ring.training.evaluation import evaluate_prompts, summarize
     from megatron_ring.training.progress import Progress
+    from megatron_ring.training.rollout_lines import write_lines
     from megatron_ring.training.rollout_rewards import open_scorer
     from megatron_ring.training.stage import set_first_weights, start_stage
 
@@ -52,25 +59,6 @@ def main(config: EvaluateConfig) -> None:
             prompts, sampler, tokenizer, scorer, samples=config.samples_per_problem, seed=config.seed,
             instruction=config.instruction, on_progress=progress.update,
         )  # fmt: skip
-    answers = {prompt.position: prompt for prompt in prompts}
-    if not stage.context.is_main:
-        return
-    rows = [
-        {
-            "id": item.rollout.prompt_id,
-            "domain": item.rollout.domain,
-            "prompt": answers[item.rollout.prompt_index].record.prompt,
-            "response": tokenizer.decode(item.rollout.response_tokens),
-            "answer": answers[item.rollout.prompt_index].record.answer,
-            "reward": item.reward,
-            "reason": item.reason,
-            "finish_reason": item.rollout.finish_reason,
-            "tokens": item.rollout.response_length,
-            "sample": item.rollout.sample,
-            **({"detail": dict(item.detail)} if item.detail else {}),
-        }
-        for item in scored
-    ]
     result = {
         "checkpoint": str(config.checkpoint),
         "prompts": str(config.prompts),
@@ -82,9 +70,33 @@ def main(config: EvaluateConfig) -> None:
         **summarize(scored),
         "seconds": time.perf_counter() - began,
     }
-    write_atomically(config.out / "samples.jsonl", "".join(json.dumps(r, default=vars) + "\n" for r in rows).encode())
+    records = {prompt.position: prompt.record for prompt in prompts}
+
+    def row(_: int, item: ScoredRollout) -> dict[str, Any]:
+        return sample_row(item, records[item.rollout.prompt_index], tokenizer)
+
+    write_lines(config.out / "samples.jsonl", scored, row, stage.context)
+    if not stage.context.is_main:
+        return
     write_atomically(config.out / "result.json", (json.dumps(result, indent=1) + "\n").encode())
     print(f"evaluate: pass@1 {result['pass_at_1']:.3f} on {result['problems']} problems -> {config.out}/result.json")
+
+
+def sample_row(item: ScoredRollout, record: PromptRecord, tokenizer: RingTokenizer) -> dict[str, Any]:
+    """A response as samples.jsonl has it."""
+    return {
+        "id": item.rollout.prompt_id,
+        "domain": item.rollout.domain,
+        "prompt": record.prompt,
+        "response": tokenizer.decode(item.rollout.completion.tokens),
+        "answer": record.answer,
+        "reward": item.reward,
+        "reason": item.reason,
+        "finish_reason": item.rollout.finish_reason,
+        "tokens": item.rollout.response_length,
+        "sample": item.rollout.sample,
+        **({"detail": dict(item.detail)} if item.detail else {}),
+    }
 
 
 def cli() -> None:

@@ -85,7 +85,8 @@ def answer(
         UserError: a question that leaves no room for an answer.
     """
     from megatron_ring.parallel import collectives
-    from megatron_ring.sampler.requests import Completion, GenerationRequest, request_seed
+    from megatron_ring.rl.records import Completion
+    from megatron_ring.sampler.requests import GenerationRequest, request_seed
     from megatron_ring.sampler.streaming import OrderedStream
 
     limit, context = sampler.model.ring_config.max_positions, sampler.context

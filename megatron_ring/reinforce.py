@@ -66,7 +66,7 @@ def main(config: RLConfig) -> None:
             saves = verdict == "go on" and (step % config.save_every == 0 or step == config.steps)
             if saves:
                 outcome.metrics["checkpoint"] = f"step_{step}"
-            directory.write_rollouts(step, outcome.rows)
+            run.write_rollouts(step, outcome)
             metrics = run.timed(outcome)
             directory.log(metrics)  # before the save: a run continued from this checkpoint finds its own line
             if verdict == "stop":

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from megatron.core import __version__ as megatron_version
 
+from megatron_ring.checkpoint.fast_files import DirectWriter
 from megatron_ring.checkpoint.manifest import make_durable, write_manifest
 from megatron_ring.checkpoint.pieces import (
     Piece,
@@ -86,6 +87,7 @@ class _Save:
     layout: dict[str, int]
     extra: dict[str, Any]
     optimizer_step: int | None
+    files: Mapping[str, bytes]
     problem: str = ""
 
 
@@ -124,7 +126,7 @@ class CheckpointSaver:
         Args:
             optimizer: None saves weights alone.
             extra: plain JSON values equal on all ranks (data position, …), returned by `load_checkpoint`.
-            files: what else the checkpoint is to hold, by file name (the main process's count), for `read_file`.
+            files: what else this process has for the checkpoint, by file name, for `read_file`.
 
         Raises:
             UserError: this or the save before it failed (the disk is full or not writable).
@@ -141,15 +143,13 @@ class CheckpointSaver:
             collectives.barrier()
             staged = self._staging.stage(_pieces(model, optimizer), work, with_optimizer=optimizer is not None)
             torch.save(random_state(), work / random_file(self.context.rank))
-            for file, data in (files or {}).items() if self.context.is_main else ():
-                (work / file).write_bytes(data)
         except FAILURES as error:
             problem = _plainly(error)
         self._fail_together(work, target, problem)
         assert staged is not None
         layout = dataclasses.asdict(self.context.config) | {"world_size": self.context.world_size}
         updates = None if optimizer is None else _optimizer_step(optimizer)
-        self._save = _Save(work, target, step, staged, model.ring_config, layout, extra, updates)
+        self._save = _Save(work, target, step, staged, model.ring_config, layout, extra, updates, files or {})
         self._thread = threading.Thread(target=self._write, args=(self._save,), daemon=True, name="checkpoint")
         self._thread.start()
         if not self.background:
@@ -189,7 +189,7 @@ class CheckpointSaver:
         """What the thread does."""
         try:
             try:
-                receipt: tuple[Any, ...] = (save.staged.write(), save.staged.writer.checksums, "")
+                receipt: tuple[Any, ...] = (save.staged.write(), _write_files(save) | save.staged.writer.checksums, "")
             except FAILURES as error:
                 receipt = (None, {}, _plainly(error))
             _leave_receipt(save.work, self.context.rank, receipt)
@@ -245,6 +245,16 @@ def save_checkpoint(
 ) -> Path:  # fmt: skip
     """Save one checkpoint and wait for it; see `CheckpointSaver.save`."""
     return CheckpointSaver(checkpoints, context, keep_last, background=False).save(step, model, optimizer, extra)
+
+
+def _write_files(save: _Save) -> dict[str, list[str]]:
+    """Their checksums."""
+    checksums = {}
+    for name, data in save.files.items():
+        with DirectWriter(save.work / name) as file:
+            file.write(data)
+        checksums[name] = file.checksums
+    return checksums
 
 
 def _leave_receipt(work: Path, rank: int, receipt: tuple[Any, ...]) -> None:

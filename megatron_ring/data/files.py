@@ -87,14 +87,15 @@ def write_sft(path: str | Path, records: Iterable[SFTRecord]) -> None:
     write_rows(Path(path), [sft_to_json(record) for record in records])
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a temporary file beside `path`, then rename it into place. Raises `UserError` if it cannot."""
+def write_atomically(path: Path, data: bytes | Iterable[bytes]) -> None:
+    """Write a temporary file beside `path`, in pieces as they come, then rename it into place. Raises `UserError` if it
+    cannot."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with temporary.open("wb") as stream:
-                stream.write(data)
+                stream.writelines([data] if isinstance(data, bytes) else data)
                 stream.flush()
                 os.fsync(stream.fileno())
             temporary.replace(path)

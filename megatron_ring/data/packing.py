@@ -148,33 +148,25 @@ def pack_sequences(sequences: Sequence[TokenSequence], capacity: int, pad_id: in
     return MicroBatch(tokens, targets, loss_mask, place - starts, cu_seqlens, place < used)
 
 
-def pack_rollouts(
-    items: Sequence[PolicySequence], capacity: int, pad_id: int, seed: int = 0, part: int = 0, parts: int = 1
-) -> list[PolicyBatch]:
-    """Pack rollouts into micro-batches for the policy loss, as few as `plan_packs` finds, dealt to `parts` ranks as
-    `split_evenly` does; those of rank `part` alone are made.
+def plan_rollouts(lengths: Sequence[int], capacity: int, seed: int = 0, parts: int = 1) -> list[list[list[int]]]:
+    """For each of `parts` ranks the rollouts that go together into each of its micro-batches: as few as `plan_packs` finds,
+    dealt as `split_evenly` does. `lengths`: tokens of prompt and what is trained of the response, one or more.
 
-    Only the first `trained` response tokens of an item are kept and carry loss; an item without any is left out.
-    Raises `UserError` when a rollout is longer than `capacity` tokens.
+    Raises:
+        UserError: a rollout is longer than `capacity` tokens.
     """
-    items = [item for item in items if item.trained]
-    plans = split_evenly(plan_rollouts(items, capacity, seed), parts, [])[part]
-    return [policy_batch([items[index] for index in plan], capacity, pad_id) for plan in plans]
-
-
-def plan_rollouts(items: Sequence[PolicySequence], capacity: int, seed: int = 0) -> list[list[int]]:
-    """Which rollouts go together into each micro-batch. Raises `UserError` when one is longer than `capacity` tokens."""
-    longest = max((item.length for item in items), default=0)
+    longest = max(lengths, default=0)
     if longest > capacity:
         raise UserError(
             f"a rollout of {longest} tokens does not fit micro-batches of {capacity} tokens: raise the micro-batch "
             f"capacity, or lower the maximum length of rollouts"
         )
-    return plan_packs([item.length for item in items], capacity, seed)
+    return split_evenly(plan_packs(lengths, capacity, seed), parts, [])
 
 
 def policy_batch(items: Sequence[PolicySequence], capacity: int, pad_id: int) -> PolicyBatch:
-    """Lay rollouts one after another into one micro-batch; errors as of `pack_sequences`."""
+    """Lay rollouts one after another into one micro-batch for the policy loss; errors as of `pack_sequences`. Only the first
+    `trained` response tokens of each are kept and carry loss."""
     sequences = [
         TokenSequence(
             [*item.prompt_tokens, *item.response_tokens[: item.trained]],
@@ -185,8 +177,7 @@ def policy_batch(items: Sequence[PolicySequence], capacity: int, pad_id: int) ->
     policy = torch.zeros(3, capacity, dtype=torch.float32)  # sampler log-probs, advantages, weights
     start, routes = 0, None
     if items and items[0].routes is not None:
-        example = items[0].routes()
-        routes = example.new_zeros(capacity, *example.shape[1:])
+        routes = items[0].routes.new_zeros(capacity, *items[0].routes.shape[1:])
     for item in items:
         first = start + len(item.prompt_tokens) - 1  # the last prompt token predicts the first response token
         last = first + item.trained
@@ -194,7 +185,7 @@ def policy_batch(items: Sequence[PolicySequence], capacity: int, pad_id: int) ->
         policy[1, first:last] = item.advantage
         policy[2, first:last] = item.weight
         if routes is not None and item.routes is not None:
-            routes[first:last] = item.routes()[: item.trained]
+            routes[first:last] = item.routes[: item.trained]
         start += item.length
     base = pack_sequences(sequences, capacity, pad_id)
     return PolicyBatch(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -22,8 +22,7 @@ class PolicySequence:
 
     `sampler_logprobs` (natural log) has one value per response token. The first `trained` response tokens carry loss;
     the rest were cut by the token budget. `advantage` and `weight` hold for every trained token. Raises `ValueError`
-    when the lengths do not agree. `routes` gives the experts of the response tokens, [tokens, L, k], where
-    they are known: asked when the sequence is packed, as other ranks' are not.
+    when the lengths do not agree. `routes`: the experts of the response tokens, [tokens, L, k], where they are known.
     """
 
     prompt_tokens: Sequence[int]
@@ -32,7 +31,7 @@ class PolicySequence:
     advantage: float
     weight: float
     trained: int
-    routes: Callable[[], Tensor] | None = None
+    routes: Tensor | None = None
 
     def __post_init__(self) -> None:
         if not len(self.prompt_tokens):

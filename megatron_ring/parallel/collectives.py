@@ -174,6 +174,18 @@ def gather_over_world(item: T) -> list[T]:
     return items
 
 
+def gather_over_pipeline(item: T) -> list[T] | None:
+    """Every pipeline stage's `item`, in order, on the first stage; None on the others. Pickles: for host objects."""
+    size = parallel_state.get_pipeline_model_parallel_world_size()
+    if size == 1:
+        return [item]
+    first = parallel_state.get_pipeline_model_parallel_rank() == 0
+    items: list[Any] | None = [None] * size if first else None
+    dst, group = parallel_state.get_pipeline_model_parallel_first_rank(), parallel_state.get_pipeline_model_parallel_group()
+    dist.gather_object(item, items, dst=dst, group=group)
+    return items
+
+
 def is_main() -> bool:
     """Whether this process is rank 0."""
     return dist.get_rank() == 0

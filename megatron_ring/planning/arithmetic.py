@@ -8,6 +8,7 @@ from megatron_ring.config import ModelConfig, OptimizerConfig, ParallelConfig, R
 from megatron_ring.stage_config import EvaluateConfig, RLConfig, SFTConfig
 
 Line = tuple[str, str]
+ROLLOUT_TOKEN = 16  # bytes of a sampled token on the host: its id and three numbers (rl/records.py)
 
 
 def layout_lines(model: ModelConfig, parallel: ParallelConfig, world: int, precision: str) -> list[Line]:
@@ -61,6 +62,21 @@ def rl_lines(config: RLConfig, data: int, world: int, prompts: int | None) -> li
     epochs = f", {rounds / prompts:.2f} epochs of {prompts:,} prompts" if prompts else ""
     steps = f"{config.steps:,} steps, a checkpoint every {config.save_every}; {rounds:,} prompts at a round a step{epochs}"
     return [*lines, ("run", steps), *optimizer_lines(config.optimizer, config.router, config.steps)]
+
+
+def rollouts_line(config: RLConfig, model: ModelConfig, data: int) -> Line:
+    """Host memory of the responses that a data-parallel rank samples: all of one round, were each as long as it may be."""
+    responses = math.ceil(config.prompts_per_step / data) * config.samples_per_prompt
+    longest, parallel = config.sampling.max_new_tokens, config.parallel
+    routes, told = 0, f"{ROLLOUT_TOKEN} bytes a token"
+    if config.correction.routes != "ignore":
+        stages = (parallel.stage_layers(model.num_layers, stage) for stage in range(parallel.pipeline))
+        layers = max(sum(model.is_moe_layer(layer) for layer in stage) for stage in stages)
+        routes = layers * model.experts_per_token * (1 if model.num_experts <= 256 else 2)
+        told += f" and {routes} of experts"
+    size = responses * longest * (ROLLOUT_TOKEN + routes)
+    said = f"up to {size / (1 << 20):,.0f} MiB of host memory on each process while sampling, {told}"
+    return ("rollouts", f"{said}; up to three times that while tokens go to the ranks that train on them")
 
 
 def _budget_lines(config: RLConfig, data: int, world: int, responses: int) -> list[Line]:

@@ -49,7 +49,7 @@ def plan_rl(config: RLConfig) -> None:
         longest=max(longest, min(capacity, shape.max_positions)) if prompt == 1 else longest,
     )  # fmt: skip
     epoch = len(prompts) if prompts and config.data.prompts.suffix not in STAGE_FILES else None
-    lines = arithmetic.rl_lines(config, data, world, epoch)
+    lines = [*arithmetic.rl_lines(config, data, world, epoch), arithmetic.rollouts_line(config, shape, data)]
     _report("rl", config, shape, world, lines, work, checks)
 
 

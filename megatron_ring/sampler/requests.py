@@ -4,38 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from array import array
+from collections.abc import MutableSequence
 from collections.abc import Sequence as Sequence_
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
-# An end-of-sequence token; one of the other stop tokens; a stop string; the tail repeats itself; as long as it may be.
-FinishReason = Literal["stop", "stop_token", "stop_string", "repetition", "length"]
-
-
-@dataclass(frozen=True)
-class Completion:
-    """A response, whole or as far as it came.
-
-    Attributes:
-        tokens: what was sampled, the token that ended it and the tokens of a stop string included.
-        logprobs: of each token under softmax(logits / temperature) (nats; temperature 1 for greedy decoding): what a
-            training forward computes.
-        processed_logprobs: of each token under what it was drawn from: that distribution cut by top-k, top-p and min-p.
-        entropies: of softmax(logits / temperature) at each token (nats).
-        versions: spans [weights version, tokens sampled under it], in order.
-        routes: of each token, the experts in the pass that drew it: `model.routes.route_dtype` [tokens, L, k] as bytes, over
-            the MoE layers of this process's pipeline stage. Empty where the sampler does not note them.
-        finish_reason: None where it is not finished.
-    """
-
-    tokens: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    processed_logprobs: list[float] = field(default_factory=list)
-    entropies: list[float] = field(default_factory=list)
-    versions: list[list[int]] = field(default_factory=list)
-    finish_reason: FinishReason | None = None
-    routes: bytes = b""
+from megatron_ring.rl.records import Completion, FinishReason, number_array, token_array
 
 
 @dataclass(frozen=True)
@@ -59,18 +34,6 @@ class GenerationRequest:
         """The request that continues `begun`, an unfinished answer to this one. Its random numbers go on where they
         stopped; its keys and values are computed anew."""
         return dataclasses.replace(self, begun=begun)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain lists, numbers and text, as JSON and checkpoints hold them."""
-        values = dataclasses.asdict(self)
-        values["begun"]["routes"] = self.begun.routes.hex()
-        return values
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> GenerationRequest:
-        """Undo `to_json`."""
-        begun = {**values["begun"], "routes": bytes.fromhex(values["begun"].get("routes", ""))}
-        return cls(**{**values, "begun": Completion(**begun)})
 
 
 def request_seed(*parts: int) -> int:
@@ -101,10 +64,10 @@ class Prefix:
 class Sampled(NamedTuple):
     """Tokens drawn in a row for one sequence, as `Completion` describes their numbers; `routes` token by token."""
 
-    tokens: list[int]
-    logprobs: list[float]
-    processed_logprobs: list[float]
-    entropies: list[float]
+    tokens: MutableSequence[int]
+    logprobs: MutableSequence[float]
+    processed_logprobs: MutableSequence[float]
+    entropies: MutableSequence[float]
     routes: Sequence_[bytes] = ()
 
     def extend(self, other: Sampled, start: int, end: int) -> None:
@@ -120,9 +83,9 @@ class Sequence:
 
     def __init__(self, index: int, request: GenerationRequest, prefix: Prefix) -> None:
         self.index, self.request, self.prefix = index, request, prefix
-        self.tokens = list(request.begun.tokens)
-        self.sampled = Sampled([], [], [], [])  # in this call
-        self.routes: list[bytes] = []
+        self.tokens = request.begun.tokens[:]
+        self.sampled = Sampled(token_array(), number_array(), number_array(), number_array())  # in this call
+        self.routes = bytearray()
         self.finish_reason: FinishReason | None = None
         self.length = len(request.prompt_tokens) + len(self.tokens)
         self.row = -1  # of the block table; -1: not running
@@ -148,13 +111,13 @@ class Sequence:
         """`count` tokens of prompt and response from position `start`."""
         prompt = self.request.prompt_tokens
         end = start + count
-        return prompt[start:end] + self.tokens[max(0, start - len(prompt)) : max(0, end - len(prompt))]
+        return [*prompt[start:end], *self.tokens[max(0, start - len(prompt)) : max(0, end - len(prompt))]]
 
     def take(self, drawn: Sampled, start: int, end: int) -> None:
         """Take drawn tokens start..end-1."""
-        self.tokens += drawn.tokens[start:end]
+        self.tokens.extend(drawn.tokens[start:end])
         self.sampled.extend(drawn, start, end)
-        self.routes += drawn.routes[start:end]
+        self.routes += b"".join(drawn.routes[start:end])
         self.length += end - start
 
     def completion(self, version: int) -> Completion:
@@ -166,11 +129,17 @@ class Sequence:
         elif new.tokens:
             versions.append([version, len(new.tokens)])
         return Completion(
-            tokens=list(self.tokens),
-            logprobs=begun.logprobs + new.logprobs,
-            processed_logprobs=begun.processed_logprobs + new.processed_logprobs,
-            entropies=begun.entropies + new.entropies,
+            tokens=self.tokens[:],
+            logprobs=_joined(begun.logprobs, new.logprobs),
+            processed_logprobs=_joined(begun.processed_logprobs, new.processed_logprobs),
+            entropies=_joined(begun.entropies, new.entropies),
             versions=versions,
             finish_reason=self.finish_reason,
-            routes=begun.routes + b"".join(self.routes),
+            routes=begun.routes + self.routes,
         )
+
+
+def _joined(first: array[float], more: Sequence_[float]) -> array[float]:
+    whole = first[:]
+    whole.extend(more)
+    return whole

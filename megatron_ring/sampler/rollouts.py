@@ -1,4 +1,5 @@
-"""From prompts to rollouts: K requests per prompt, dealt to data-parallel replicas, gathered again in order."""
+"""From prompts to rollouts: K requests per prompt, dealt to data-parallel replicas. Of all responses every rank learns how
+long they are and what ended them; their tokens stay with the replica that sampled them."""
 
 from __future__ import annotations
 
@@ -11,46 +12,45 @@ from megatron_ring.data.prompts import StreamPrompt
 from megatron_ring.data.records import PromptRecord
 from megatron_ring.data.tokenizer import RingTokenizer
 from megatron_ring.parallel import collectives
-from megatron_ring.rl.records import Rollout
-from megatron_ring.sampler.requests import Completion, GenerationRequest, request_seed
+from megatron_ring.parallel.context import ParallelContext
+from megatron_ring.rl.records import Completion, Rollout
+from megatron_ring.sampler.handover import hand_over
+from megatron_ring.sampler.requests import GenerationRequest, request_seed
 from megatron_ring.sampler.sampler import Sampler
 
 
 @dataclass(frozen=True)
 class OpenRollout:
-    """A response that is not finished: not begun, or as far as `request.begun` holds it.
+    """A response that is not finished: not begun, or as far as `request.begun` says, which has its tokens at `holder` alone.
 
     Attributes:
         sample: which of the prompt's responses this is, from 0.
         cuts: updates of the weights since its first token.
+        holder: the data-parallel rank that sampled what there is of it.
     """
 
     prompt: StreamPrompt
     sample: int
     request: GenerationRequest
     cuts: int = 0
+    holder: int = 0
 
     @property
     def length(self) -> int:
         """Tokens sampled so far."""
-        return len(self.request.begun.tokens)
+        return self.request.begun.length
 
     def rollout(self, completion: Completion) -> Rollout:
         """The response that `completion`, which is finished, makes of it."""
-        assert completion.finish_reason is not None
         return Rollout(
             prompt_index=self.prompt.position,
             sample=self.sample,
             prompt_id=self.prompt.record.id,
             domain=self.prompt.record.domain,
             prompt_tokens=self.request.prompt_tokens,
-            response_tokens=completion.tokens,
-            logprobs=completion.logprobs,
-            entropies=completion.entropies,
-            finish_reason=completion.finish_reason,
-            versions=completion.versions,
             seed=self.request.seed,
-            routes=completion.routes,
+            completion=completion,
+            holder=self.holder,
         )
 
 
@@ -79,9 +79,10 @@ def sample_rollouts(
     on_progress: Callable[[int], None] | None = None,
     on_rollout: Callable[[Rollout, PromptRecord], None] | None = None,
 ) -> tuple[list[Rollout], list[OpenRollout]]:
-    """Sample what is open; on every rank the finished responses and those still open, ordered by prompt and sample.
+    """Sample what is open; on every rank the finished responses and those still open, ordered by prompt and sample. Each
+    has its tokens where it was sampled.
 
-    Each replica takes every data-size-th prompt, all its responses.
+    Each replica takes every data-size-th prompt, all its responses, with what others have sampled of them.
 
     Args:
         asked: ordered by prompt: earlier ones go first.
@@ -93,8 +94,8 @@ def sample_rollouts(
         on_rollout: given each of this replica's own rollouts as soon as it is whole, while others are being sampled.
     """
     context = sampler.context
-    place = {position: i for i, position in enumerate(dict.fromkeys(item.prompt.position for item in asked))}
-    mine = [item for item in asked if place[item.prompt.position] % context.data_size == context.data_rank]
+    asked = _dealt(asked, context)
+    mine = [item for item in asked if item.holder == context.data_rank]
     whole = _WholeGroups(mine, held_tokens or {})
 
     def finished(index: int, completion: Completion) -> None:
@@ -107,17 +108,28 @@ def sample_rollouts(
         [item.request for item in mine], version=version, token_budget=token_budget, counted=lambda: whole.tokens,
         on_progress=on_progress, on_finished=finished,
     )  # fmt: skip
+    everyone = [iter(part) for part in collectives.gather_over_data([one.without_tokens() for one in completions])]
+    everyone[context.data_rank] = iter(completions)
     done, still = [], []
-    for item, completion in zip(mine, completions, strict=True):
+    for item in asked:
+        completion = next(everyone[item.holder])
         if completion.finish_reason is not None:
             done.append(item.rollout(completion))
         else:
             still.append(dataclasses.replace(item, request=item.request.continued(completion)))
-    everyone = collectives.gather_over_data((done, still))
-    rollouts = [rollout for part, _ in everyone for rollout in part]
-    unfinished = [item for _, part in everyone for item in part]
-    rollouts.sort(key=lambda rollout: (rollout.prompt_index, rollout.sample))
-    return rollouts, sorted(unfinished, key=lambda item: (item.prompt.position, item.sample))
+    done.sort(key=lambda rollout: (rollout.prompt_index, rollout.sample))
+    return done, sorted(still, key=lambda item: (item.prompt.position, item.sample))
+
+
+def _dealt(asked: Sequence[OpenRollout], context: ParallelContext) -> list[OpenRollout]:
+    """The same responses, each held by the replica that goes on with it."""
+    place = {position: i for i, position in enumerate(dict.fromkeys(item.prompt.position for item in asked))}
+    takers = [place[item.prompt.position] % context.data_size for item in asked]
+    begun = hand_over([item.request.begun for item in asked], [item.holder for item in asked], takers, context)
+    return [
+        dataclasses.replace(item, request=item.request.continued(completion), holder=taker)
+        for item, completion, taker in zip(asked, begun, takers, strict=True)
+    ]
 
 
 class _WholeGroups:

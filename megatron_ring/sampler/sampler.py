@@ -20,10 +20,11 @@ from megatron_ring.model.ring_model import RingModel, forward_all_stages
 from megatron_ring.model.routes import NotedRoutes, new_routes, routes_as_bytes
 from megatron_ring.parallel import collectives
 from megatron_ring.parallel.context import ParallelContext
+from megatron_ring.rl.records import Completion
 from megatron_ring.sampler.attention import PagedLayout
 from megatron_ring.sampler.cache import PagedCache, size_for
 from megatron_ring.sampler.decoding import HORIZON, DecodeLoop
-from megatron_ring.sampler.requests import Completion, GenerationRequest, Sampled
+from megatron_ring.sampler.requests import GenerationRequest, Sampled
 from megatron_ring.sampler.requests import Sequence as Response
 from megatron_ring.sampler.sampling import draw_rows
 from megatron_ring.sampler.scheduler import Chunk, Scheduler, Step
@@ -146,8 +147,8 @@ class Sampler:
                 )
             if prompt == 0:
                 return UserError("a prompt without tokens: give each at least one")
-            if len(request.begun.tokens) >= new:
-                return UserError(f"a response of {len(request.begun.tokens)} tokens is not to have more than {new}")
+            if request.begun.length >= new:
+                return UserError(f"a response of {request.begun.length} tokens is not to have more than {new}")
         return None
 
     def _scheduler(self, requests: Sequence[GenerationRequest]) -> Scheduler:

@@ -17,8 +17,9 @@ from collections.abc import Callable
 from collections.abc import Sequence as Sequence_
 from dataclasses import dataclass, field
 
+from megatron_ring.rl.records import FinishReason
 from megatron_ring.sampler.pages import PagePool, pages_for
-from megatron_ring.sampler.requests import FinishReason, GenerationRequest, Prefix, Sampled, Sequence
+from megatron_ring.sampler.requests import GenerationRequest, Prefix, Sampled, Sequence
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Scheduler:
     def __init__(
         self, requests: Sequence_[GenerationRequest], *, pages: int, page_size: int, max_batch: int, prefill_tokens: int,
         stop: Callable[[Sequence], FinishReason | None],
-        may_stop: Callable[[Sequence, list[int]], bool] = lambda sequence, tokens: True,
+        may_stop: Callable[[Sequence, Sequence_[int]], bool] = lambda sequence, tokens: True,
     ) -> None:  # fmt: skip
         self.page_size, self.max_batch, self.prefill_tokens = page_size, max_batch, prefill_tokens
         self.stop, self.may_stop = stop, may_stop

@@ -7,7 +7,8 @@ from collections.abc import Sequence as Sequence_
 
 from megatron_ring.config import SamplingConfig
 from megatron_ring.errors import UserError
-from megatron_ring.sampler.requests import FinishReason, Sequence
+from megatron_ring.rl.records import FinishReason
+from megatron_ring.sampler.requests import Sequence
 
 Decode = Callable[[Sequence_[int]], str]
 
@@ -48,14 +49,14 @@ class StopConditions:
             return "repetition"
         return "length" if len(tokens) >= sequence.request.max_new_tokens else None
 
-    def may_end(self, sequence: Sequence, tokens: list[int]) -> bool:
+    def may_end(self, sequence: Sequence, tokens: Sequence_[int]) -> bool:
         """Whether `reason` could end `sequence` within `tokens`, its next ones; true in doubt."""
         if self.sampling.stop_strings or self.sampling.repetition_tokens:
             return True
         full = len(sequence.tokens) + len(tokens) >= sequence.request.max_new_tokens
         return full or self.eos_id in tokens or not self.stop_tokens.isdisjoint(tokens)
 
-    def _repeats(self, tokens: list[int]) -> bool:
+    def _repeats(self, tokens: Sequence_[int]) -> bool:
         """Whether the last `repetition_tokens` are one n-gram over and over, n at most `repetition_ngram`."""
         span = self.sampling.repetition_tokens
         if len(tokens) < span:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from megatron_ring.data.packing import plan_rollouts, policy_batch, split_evenly
+from megatron_ring.data.packing import policy_batch
 from megatron_ring.data.sequences import PolicySequence
 from megatron_ring.parallel import collectives
 from megatron_ring.rl.gspo import sequence_sums
 from megatron_ring.rl.kl import KLEstimator, kl_estimate
 from megatron_ring.rl.records import Rollout
+from megatron_ring.training.dealing import deal_rollouts
 from megatron_ring.training.reference import ReferencePolicy
 
 
@@ -26,13 +27,14 @@ class RewardKL:
         Raises:
             UserError: a rollout is longer than `capacity`.
         """
-        context = self.reference.trainer.context
-        sequences = [
-            PolicySequence(r.prompt_tokens, r.response_tokens, r.logprobs, 0.0, 1.0, r.response_length) for r in rollouts
-        ]
-        plans = plan_rollouts(sequences, self.capacity)
-        mine = split_evenly(plans, context.data_size, [])[context.data_rank]
-        packs = [policy_batch([sequences[i] for i in plan], self.capacity, self.pad_id) for plan in mine]
+        lengths = [len(rollout.prompt_tokens) + rollout.response_length for rollout in rollouts]
+        mine, completions = deal_rollouts(rollouts, lengths, self.capacity, 0, self.reference.trainer.context)
+
+        def sequence(i: int) -> PolicySequence:
+            prompt, whole = rollouts[i].prompt_tokens, completions[i]
+            return PolicySequence(prompt, whole.tokens, whole.logprobs, 0.0, 1.0, whole.length)
+
+        packs = [policy_batch([sequence(i) for i in plan], self.capacity, self.pad_id) for plan in mine]
         found: dict[int, float] = {}
         for plan, batch in zip(mine, self.reference.annotate(packs), strict=True):
             if batch.ref_logprobs is not None:

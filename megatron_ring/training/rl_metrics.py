@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from megatron_ring.data.records import PromptRecord
 from megatron_ring.data.tokenizer import RingTokenizer
 from megatron_ring.rl.records import ScoredRollout
 from megatron_ring.training.rl_step import CollectedStep
@@ -80,7 +81,7 @@ def _staleness(collected: CollectedStep) -> dict[str, float]:
     """By how many updates the trained tokens are older than this step's weights."""
     ages: dict[int, int] = {}  # age -> tokens
     for item, left in zip(collected.scored, collected.selection.trained, strict=True):
-        for version, count in item.rollout.versions:
+        for version, count in item.rollout.completion.versions:
             ages[collected.step - version] = ages.get(collected.step - version, 0) + min(count, left)
             left -= min(count, left)
     tokens = sum(ages.values())
@@ -91,28 +92,21 @@ def _staleness(collected: CollectedStep) -> dict[str, float]:
     }
 
 
-def rollout_rows(collected: CollectedStep, tokenizer: RingTokenizer) -> list[dict[str, Any]]:
-    """One JSON object per response, as `rollouts/step_N.jsonl` holds them."""
-    rows = []
-    for item, trained in zip(collected.scored, collected.selection.trained, strict=True):
-        rollout = item.rollout
-        record = collected.answers[rollout.prompt_index].record
-        prompt = record.prompt if isinstance(record.prompt, str) else [vars(message) for message in record.prompt]
-        rows.append(
-            {
-                "prompt_id": rollout.prompt_id,
-                "domain": rollout.domain,
-                "sample": rollout.sample,
-                "prompt": prompt,
-                "response": tokenizer.decode(rollout.response_tokens),
-                "answer": record.answer,
-                "reward": item.reward,
-                "reason": item.reason,
-                "tokens": rollout.response_length,
-                "trained_tokens": trained,
-                "finish_reason": rollout.finish_reason,
-                "versions": rollout.versions,
-                **({"detail": dict(item.detail)} if item.detail else {}),
-            }
-        )
-    return rows
+def rollout_row(item: ScoredRollout, trained: int, record: PromptRecord, tokenizer: RingTokenizer) -> dict[str, Any]:
+    """A response as `rollouts/step_N.jsonl` has it; `trained` tokens of it carry gradient."""
+    rollout = item.rollout
+    return {
+        "prompt_id": rollout.prompt_id,
+        "domain": rollout.domain,
+        "sample": rollout.sample,
+        "prompt": record.prompt,
+        "response": tokenizer.decode(rollout.completion.tokens),
+        "answer": record.answer,
+        "reward": item.reward,
+        "reason": item.reason,
+        "tokens": rollout.response_length,
+        "trained_tokens": trained,
+        "finish_reason": rollout.finish_reason,
+        "versions": rollout.completion.versions,
+        **({"detail": dict(item.detail)} if item.detail else {}),
+    }

@@ -5,10 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from megatron_ring.checkpoint.loading import load_checkpoint
-from megatron_ring.checkpoint.manifest import read_file
 from megatron_ring.checkpoint.saving import CheckpointSaver, latest_checkpoint
 from megatron_ring.config import ModelConfig, require
 from megatron_ring.data.prompts import PromptStream, too_long
@@ -20,19 +17,22 @@ from megatron_ring.model.routes import route_bytes
 from megatron_ring.parallel import collectives
 from megatron_ring.parallel.context import world_size_from_environment
 from megatron_ring.rl.budget_schedule import BudgetSchedule
+from megatron_ring.rl.records import ScoredRollout
 from megatron_ring.sampler.sampler import Sampler
 from megatron_ring.stage_config import RLConfig
 from megatron_ring.training.alarms import Alarm
 from megatron_ring.training.evaluation import HeldOut
 from megatron_ring.training.phases import Phases
 from megatron_ring.training.policy_update import PolicyUpdate
-from megatron_ring.training.rl_metrics import rollout_rows, sampling_metrics, update_metrics
-from megatron_ring.training.rl_step import Collector, pack_step
+from megatron_ring.training.rl_metrics import rollout_row, sampling_metrics, update_metrics
+from megatron_ring.training.rl_step import CollectedStep, Collector, pack_step
+from megatron_ring.training.rollout_lines import write_lines
 from megatron_ring.training.rollout_pool import RolloutPool
 from megatron_ring.training.rollout_rewards import RolloutScorer, check_domains
 from megatron_ring.training.run_dir import RunDirectory, plain
 from megatron_ring.training.stage import resolve_shape, set_first_weights, start_stage
 from megatron_ring.training.trainer import Trainer
+from megatron_ring.training.unfinished import load_unfinished, save_unfinished
 from megatron_ring.training.wandb_log import WandbLog, check_wandb
 from megatron_ring.training.watch import Watch
 
@@ -43,18 +43,15 @@ class StepOutcome:
 
     Attributes:
         metrics: its line in metrics.jsonl.
-        rows: one for each of its responses.
+        collected: its responses, until they are written; None where sampling failed.
         alarms: the rules that it broke.
         can_go_on: whether another step can follow on the weights as they are.
     """
 
     metrics: dict[str, Any]
-    rows: list[dict[str, Any]] = field(default_factory=list)
+    collected: CollectedStep | None = None
     alarms: list[Alarm] = field(default_factory=list)
     can_go_on: bool = True
-
-
-UNFINISHED = "unfinished.safetensors"  # file of a checkpoint: responses that the next step continues
 
 
 class RLRun:
@@ -156,10 +153,9 @@ class RLRun:
                 self.watch.rolled_back(rolled_back_for, extra["watch"], start)
             else:
                 self.watch.load_state_dict(extra["watch"])
-                if (unfinished := read_file(checkpoint, UNFINISHED)) is not None:
-                    self.collector.pool = RolloutPool.from_bytes(
-                        unfinished, self.stream, self.collector.open, route_bytes(self.stage.model)
-                    )
+                self.collector.pool = load_unfinished(
+                    checkpoint, self.stream, self.collector.open, route_bytes(self.stage.model), self.context
+                )
         self.directory.start_logging(start)
         return start
 
@@ -230,7 +226,19 @@ class RLRun:
         }
         alarms = alarms or self.watch.rules.check(metrics)
         alarms = collectives.gather_over_world(alarms)[0]  # one verdict, whatever rounding may tell the ranks
-        return StepOutcome(metrics, rollout_rows(collected, self.tokenizer), alarms, can_go_on)
+        return StepOutcome(metrics, collected, alarms, can_go_on)
+
+    def write_rollouts(self, steps: int, outcome: StepOutcome) -> None:
+        """Record the responses of the step that ended with so many steps done, and let go of them. All ranks take part."""
+        collected, outcome.collected = outcome.collected, None
+
+        def row(place: int, item: ScoredRollout) -> dict[str, Any]:
+            assert collected is not None
+            record = collected.answers[item.rollout.prompt_index].record
+            return rollout_row(item, collected.selection.trained[place], record, self.tokenizer)
+
+        scored = [] if collected is None else collected.scored
+        write_lines(self.directory.rollouts_of(steps), scored, row, self.context)
 
     def timed(self, outcome: StepOutcome) -> dict[str, Any]:
         """The metrics of a step that ends here, with its times, its memory and the alarms that no line has yet."""
@@ -250,15 +258,5 @@ class RLRun:
                 "policy": self.policy.save(),
                 "watch": self.watch.state_dict(),
             }
-            saver.save(steps, self.stage.model, self.trainer.optimizer, extra, files=self._unfinished())
-
-    def _unfinished(self) -> dict[str, bytes]:
-        """The file of the pool, on the main process; all take part."""
-        pool, context = self.collector.pool, self.context
-        if not pool:
-            return {}
-        one_of_stage = context.tensor_rank == 0 and context.data_rank == 0
-        stages = collectives.gather_to_main(pool.routes() if one_of_stage else None)
-        if stages is None:
-            return {}
-        return {UNFINISHED: pool.to_bytes(torch.cat([routes for routes in stages if routes is not None], dim=1))}
+            files = save_unfinished(self.collector.pool, self.context)
+            saver.save(steps, self.stage.model, self.trainer.optimizer, extra, files=files)

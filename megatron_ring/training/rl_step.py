@@ -5,12 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 
-from megatron_ring.data.packing import PolicyBatch, pack_rollouts
+from megatron_ring.data.packing import PolicyBatch, policy_batch
 from megatron_ring.data.prompts import PromptStream, StreamPrompt
 from megatron_ring.data.sequences import PolicySequence
 from megatron_ring.data.tokenizer import RingTokenizer
@@ -19,10 +18,11 @@ from megatron_ring.model.ring_model import RingModel
 from megatron_ring.model.routes import route_dtype
 from megatron_ring.parallel.context import ParallelContext
 from megatron_ring.rl.policy import Objective
-from megatron_ring.rl.records import Rollout, ScoredRollout
+from megatron_ring.rl.records import Completion, Rollout, ScoredRollout
 from megatron_ring.sampler.rollouts import OpenRollout, open_rollouts, sample_rollouts
 from megatron_ring.sampler.sampler import Sampler
 from megatron_ring.stage_config import RLConfig
+from megatron_ring.training.dealing import deal_rollouts
 from megatron_ring.training.reward_kl import RewardKL
 from megatron_ring.training.rollout_pool import RolloutPool
 from megatron_ring.training.rollout_rewards import RolloutScorer
@@ -31,7 +31,8 @@ from megatron_ring.training.selection import Selection, missing, select_step, us
 
 @dataclass(frozen=True)
 class CollectedStep:
-    """A step's scored responses, equal on every rank, and what of each is trained (tokens; 0: not at all).
+    """A step's scored responses, equal on every rank but for the tokens that other replicas hold, and what of each is
+    trained (tokens; 0: not at all).
 
     Attributes:
         step: 0-based; the version of the weights.
@@ -152,30 +153,35 @@ class Collector:
                 "tokens": sum(lengths), "waiting": len(self.pool.finished)}  # fmt: skip
 
 
-def routes_of(rollout: Rollout, model: RingModel) -> Tensor:
+def routes_of(completion: Completion, model: RingModel) -> Tensor:
     """The experts that the sampler noted, [tokens, MoE layers of this stage, k]."""
-    found = torch.frombuffer(bytearray(rollout.routes), dtype=route_dtype(model.ring_config))
-    return found.view(rollout.response_length, len(model.route_layers), model.ring_config.experts_per_token)
+    found = torch.frombuffer(bytearray(completion.routes), dtype=route_dtype(model.ring_config))
+    return found.view(completion.length, len(model.route_layers), model.ring_config.experts_per_token)
 
 
 def pack_step(
     collected: CollectedStep, config: RLConfig, objective: Objective, model: RingModel, context: ParallelContext, pad_id: int
 ) -> list[PolicyBatch]:
-    """This rank's micro-batches: the trained tokens of the step, packed, the same number on every rank."""
+    """This rank's micro-batches: the trained tokens of the step, packed, the same number on every rank. All ranks take part:
+    tokens come from who sampled them."""
     chosen = collected.selection
-    kept = [(item, a, n) for item, a, n in zip(collected.scored, chosen.advantages, chosen.trained, strict=True) if n]
+    every = zip(collected.scored, chosen.advantages, chosen.trained, strict=True)
+    kept = [(item.rollout, advantage, trained) for item, advantage, trained in every if trained]
     weights = objective.token_weights([n for _, _, n in kept]).tolist()
-    sequences = [
-        PolicySequence(
-            prompt_tokens=item.rollout.prompt_tokens,
-            response_tokens=item.rollout.response_tokens,
-            sampler_logprobs=item.rollout.logprobs,
-            advantage=advantage,
-            weight=weight,
-            trained=count,
-            routes=partial(routes_of, item.rollout, model) if item.rollout.routes else None,
-        )
-        for (item, advantage, count), weight in zip(kept, weights, strict=True)
-    ]
+    lengths = [len(rollout.prompt_tokens) + n for rollout, _, n in kept]
     capacity = config.data.micro_batch_tokens
-    return pack_rollouts(sequences, capacity, pad_id, config.seed, context.data_rank, context.data_size)
+    mine, completions = deal_rollouts([rollout for rollout, _, _ in kept], lengths, capacity, config.seed, context)
+
+    def sequence(place: int) -> PolicySequence:
+        (rollout, advantage, trained), completion = kept[place], completions[place]
+        return PolicySequence(
+            prompt_tokens=rollout.prompt_tokens,
+            response_tokens=completion.tokens,
+            sampler_logprobs=completion.logprobs,
+            advantage=advantage,
+            weight=weights[place],
+            trained=trained,
+            routes=routes_of(completion, model) if completion.routes else None,
+        )
+
+    return [policy_batch([sequence(place) for place in pack], capacity, pad_id) for pack in mine]

@@ -1,26 +1,20 @@
-"""Prompts whose responses are not all finished: what C3PO++ takes from one step into the next, and into checkpoints."""
+"""Prompts whose responses are not all finished: what C3PO++ takes from one step into the next."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Callable, Sequence
+from bisect import insort
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-import torch
-from safetensors.torch import load, save
-from torch import Tensor
-
-from megatron_ring.data.prompts import PromptStream, StreamPrompt
+from megatron_ring.data.prompts import StreamPrompt
 from megatron_ring.rl.records import ScoredRollout
-from megatron_ring.sampler.requests import Completion
 from megatron_ring.sampler.rollouts import OpenRollout
 
 
 @dataclass
 class Group:
-    """The responses to one prompt."""
+    """The responses to one prompt, by sample."""
 
     prompt: StreamPrompt
     open: list[OpenRollout] = field(default_factory=list)
@@ -28,7 +22,7 @@ class Group:
 
 
 class RolloutPool:
-    """Groups in the order of their prompts; the same on every rank."""
+    """Groups in the order of their prompts; the same on every rank, but for the tokens of responses that others hold."""
 
     def __init__(self) -> None:
         self.groups: dict[int, Group] = {}  # by the prompt's position in the stream
@@ -67,7 +61,7 @@ class RolloutPool:
     def finish(self, scored: Sequence[ScoredRollout]) -> None:
         """Responses that are finished."""
         for one in scored:
-            self.groups[one.rollout.prompt_index].finished.append(one)
+            insort(self.groups[one.rollout.prompt_index].finished, one, key=lambda other: other.rollout.sample)
 
     def take_whole(self) -> list[Group]:
         """Remove the groups without an open response."""
@@ -89,72 +83,3 @@ class RolloutPool:
                 dropped += [item.rollout.response_length for item in group.finished]
                 del self.groups[position]
         return len(dropped), sum(dropped)
-
-    def routes(self) -> Tensor:
-        """The experts of all tokens, those of `open` first, as this process has them: uint8 [tokens, bytes of a token]."""
-        parts = [item.request.begun.routes for item in self.open] + [item.rollout.routes for item in self.finished]
-        tokens = sum(item.length for item in self.open) + sum(item.rollout.response_length for item in self.finished)
-        joined = bytearray(b"".join(parts))
-        found = torch.frombuffer(joined, dtype=torch.uint8) if joined else torch.zeros(0, dtype=torch.uint8)
-        return found.view(tokens, len(joined) // max(1, tokens))
-
-    def to_bytes(self, routes: Tensor | None = None) -> bytes:
-        """Everything but the prompts, as safetensors: three values for each sampled token, and an index of the responses;
-        `routes`: the experts of all pipeline stages, side by side."""
-        index: list[dict[str, Any]] = []
-        tokens: list[int] = []
-        columns: tuple[list[float], ...] = ([], [], [])  # log-probs, processed log-probs, entropies
-
-        def add(about: dict[str, Any], sampled: list[int], *values: list[float]) -> None:
-            index.append({**about, "tokens": len(sampled)})
-            tokens.extend(sampled)
-            for column, more in zip(columns, values, strict=True):
-                column.extend(more)
-
-        for item in self.open:
-            begun = item.request.begun
-            about = {"position": item.prompt.position, "sample": item.sample, "versions": begun.versions, "cuts": item.cuts,
-                     "domain": item.prompt.record.domain, "prompt_id": item.prompt.record.id}  # fmt: skip
-            add(about, begun.tokens, begun.logprobs, begun.processed_logprobs, begun.entropies)
-        for scored in self.finished:
-            done = scored.rollout
-            about = {"position": done.prompt_index, "sample": done.sample, "versions": done.versions,
-                     "domain": done.domain, "prompt_id": done.prompt_id,
-                     "finish_reason": done.finish_reason, "reward": scored.reward, "reason": scored.reason,
-                     "detail": dict(scored.detail)}  # fmt: skip
-            add(about, done.response_tokens, done.logprobs, done.logprobs, done.entropies)
-        return save({
-            "index": torch.frombuffer(bytearray(json.dumps(index).encode()), dtype=torch.uint8),
-            "tokens": torch.tensor(tokens, dtype=torch.int32),
-            "values": torch.tensor(columns, dtype=torch.float64),
-            "routes": self.routes() if routes is None else routes.contiguous(),
-        })  # fmt: skip
-
-    @classmethod
-    def from_bytes(
-        cls, data: bytes, stream: PromptStream, opened: Callable[[list[StreamPrompt]], list[OpenRollout]],
-        stage: slice = slice(None),
-    ) -> RolloutPool:  # fmt: skip
-        """Undo `to_bytes`. `opened`: from prompts to their responses before anything is sampled, as `add` got them. `stage`:
-        which of the bytes of a token's routes this process wants."""
-        held = load(data)
-        index = json.loads(bytes(held["index"].tolist()))
-        names = {entry["position"]: (entry["domain"], entry["prompt_id"]) for entry in index}
-        prompts = {place: StreamPrompt(place, stream.find(*name)) for place, name in sorted(names.items())}
-        new = {(item.prompt.position, item.sample): item for item in opened(list(prompts.values()))}
-        pool, start = cls(), 0
-        pool.groups = {place: Group(prompt) for place, prompt in prompts.items()}
-        for entry in index:
-            end = start + entry["tokens"]
-            tokens, values = held["tokens"][start:end].tolist(), held["values"][:, start:end].tolist()
-            item, group = new[entry["position"], entry["sample"]], pool.groups[entry["position"]]
-            logprobs, processed, entropies = values
-            routes = held["routes"][start:end, stage].contiguous().numpy().tobytes()
-            begun = Completion(tokens, logprobs, processed, entropies, entry["versions"], entry.get("finish_reason"), routes)
-            if begun.finish_reason is None:
-                group.open.append(dataclasses.replace(item, request=item.request.continued(begun), cuts=entry["cuts"]))
-            else:
-                rollout = item.rollout(begun)
-                group.finished.append(ScoredRollout(rollout, entry["reward"], entry["reason"], entry["detail"]))
-            start = end
-        return pool

@@ -44,7 +44,7 @@ class RolloutScorer:
         if self._scorer is None or self._problem is not None:
             return
         prompt = record.prompt if isinstance(record.prompt, str) else [vars(message) for message in record.prompt]
-        text = self._tokenizer.decode(rollout.response_tokens)
+        text = self._tokenizer.decode(rollout.completion.tokens)
         request = ScoreRequest(record.domain, prompt, text, record.answer, rollout.response_length)
         try:
             self._pending[rollout.prompt_index, rollout.sample] = self._scorer.submit(request)

@@ -62,7 +62,6 @@ class RunDirectory:
         self.path = path
         self.writes = writes
         self.checkpoints = path / "checkpoints"
-        self.rollouts = path / "rollouts"
         self._metrics = path / "metrics.jsonl"
         self._tensorboard: Any = None
         self.more_logs: list[Log] = []  # only where this process writes
@@ -158,11 +157,9 @@ class RunDirectory:
                 global_step=step,
             )  # fmt: skip
 
-    def write_rollouts(self, step: int, rows: list[dict[str, Any]]) -> None:
-        """Record the sampled responses of a step, with rewards and reasons."""
-        if self.writes:
-            self.rollouts.mkdir(exist_ok=True)
-            write_atomically(self.rollouts / f"step_{step}.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+    def rollouts_of(self, step: int) -> Path:
+        """The file of a step's responses, with rewards and reasons."""
+        return self.path / "rollouts" / f"step_{step}.jsonl"
 
     def close(self) -> None:
         """Flush the logs."""

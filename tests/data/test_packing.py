@@ -16,13 +16,14 @@ from megatron_ring.data.packing import (
     PolicyBatch,
     empty_microbatch,
     empty_policy_batch,
-    pack_rollouts,
     pack_sequences,
     plan_packs,
+    plan_rollouts,
     split_evenly,
 )
 from megatron_ring.data.sequences import PolicySequence, TokenSequence
 from megatron_ring.errors import UserError
+from tests.training.responses import pack_rollouts
 
 PAD = 99
 tokens = st.integers(0, 50)
@@ -192,7 +193,7 @@ def test_rollouts_keep_every_trained_token_aligned(items: list[PolicySequence], 
 
 def test_rollouts_that_are_too_long_or_inconsistent() -> None:
     with pytest.raises(UserError, match="a rollout of 6 tokens does not fit micro-batches of 5"):
-        pack_rollouts([PolicySequence([1, 2], [1, 2, 3, 4], [0.0] * 4, 1.0, 1.0, 4)], 5, PAD)
+        plan_rollouts([3, 6], 5)
     cut = PolicySequence([1, 2], [1, 2, 3, 4], [0.0] * 4, 1.0, 1.0, 3)
     assert pack_rollouts([cut], 5, PAD)[0].tokens.tolist() == [1, 2, 1, 2, 3]
     with pytest.raises(ValueError, match="1 log-probs for 2"):

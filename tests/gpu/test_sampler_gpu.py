@@ -92,7 +92,7 @@ def sampled(settings: dict[str, Any]) -> tuple[list[list[int]], list[list[float]
         sampler.release()
     trained = []
     for request, completion in zip(requests, found, strict=True):
-        whole = request.prompt_tokens + completion.tokens
+        whole = [*request.prompt_tokens, *completion.tokens]
         tokens = torch.tensor(whole, device="cuda")
         logits = forward_all_stages(model, tokens, PackedLayout(torch.arange(len(whole), device="cuda"), [len(whole)]))
         assert logits is not None

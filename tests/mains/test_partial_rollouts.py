@@ -42,8 +42,8 @@ def collected(data: Path, parallel: ParallelConfig, through_bytes: bool) -> dict
     from megatron_ring.parallel import context
     from megatron_ring.sampler.sampler import Sampler
     from megatron_ring.training.rl_step import Collector
-    from megatron_ring.training.rollout_pool import RolloutPool
     from megatron_ring.training.rollout_rewards import open_scorer
+    from megatron_ring.training.unfinished import from_bytes, held_by, rebuilt, to_bytes
 
     config = make_config(data, parallel)
     here = context.initialize(parallel, SHAPE, seed=0)
@@ -58,8 +58,11 @@ def collected(data: Path, parallel: ParallelConfig, through_bytes: bool) -> dict
             initialize_weights(model, seed=step)
             steps.append(collector.collect(step, scorer, PHI))
             if through_bytes:
-                data_ = collector.pool.to_bytes()
-                collector.pool = RolloutPool.from_bytes(data_, PromptStream(single_source(prompts), 3), collector.open)
+                held = held_by(collector.pool, 0)
+                again = from_bytes(to_bytes(held, torch.zeros(sum(whole.length for _, whole in held), 0)), slice(None))
+                whole = {(about["position"], about["sample"]): completion for about, completion in again}
+                source = PromptStream(single_source(prompts), 3)
+                collector.pool = rebuilt([[about for about, _ in again]], whole, source, collector.open)
     taken = collector.stream.state_dict()["position"]
     largest = _largest_difference(model, steps) if here.world_size == 1 else 0.0
     return {"steps": steps, "open": collector.pool.open, "finished": collector.pool.finished, "taken": taken,
@@ -76,32 +79,19 @@ def _largest_difference(model: Any, steps: list[Any]) -> float:
     for version in range(STEPS):
         initialize_weights(model, seed=version)
         for rollout in [item.rollout for step in steps for item in step.scored]:
-            spans = torch.cat([torch.full((count,), v) for v, count in rollout.versions])
-            tokens = torch.tensor(rollout.prompt_tokens + rollout.response_tokens)
+            spans = torch.cat([torch.full((count,), v) for v, count in rollout.completion.versions])
+            tokens = torch.tensor([*rollout.prompt_tokens, *rollout.completion.tokens])
             logits = forward_all_stages(model, tokens, PackedLayout(torch.arange(len(tokens)), [len(tokens)]))
             start = len(rollout.prompt_tokens)
             wanted = logits[start - 1 : -1].log_softmax(-1).gather(1, tokens[start:, None])[:, 0]
-            found = torch.tensor(rollout.logprobs)
+            found = torch.tensor(rollout.completion.logprobs)
             worst = max(worst, float(((found - wanted).abs() * (spans == version)).max()))
     return worst
 
 
 @pytest.fixture(scope="module")
-def alone(run_on_module: Any, tiny_data: Path) -> dict[str, Any]:
-    return run_on_module(1, collected, tiny_data, ParallelConfig(), False)[0]
-
-
-@pytest.fixture(scope="module")
-def run_on_module(_pools: dict[int, Any]) -> Any:
-    """`run_on` for fixtures of a module."""
-    from tests.distributed import Workers
-
-    def run(processes: int, function: Any, *arguments: Any) -> list[Any]:
-        if processes not in _pools or not _pools[processes].alive:
-            _pools[processes] = Workers(processes)
-        return _pools[processes](function, *arguments)
-
-    return run
+def alone(run_on: Any, tiny_data: Path) -> dict[str, Any]:
+    return run_on(1, collected, tiny_data, ParallelConfig(), False)[0]
 
 
 def check_nothing_is_lost(found: dict[str, Any]) -> None:
@@ -122,7 +112,7 @@ def check_nothing_is_lost(found: dict[str, Any]) -> None:
         groups: dict[int, int] = {}
         for item in step.scored:
             groups[item.rollout.prompt_index] = groups.get(item.rollout.prompt_index, 0) + 1
-            assert item.rollout.versions[-1][0] <= step.step
+            assert item.rollout.completion.versions[-1][0] <= step.step
         assert all(2 <= count <= 4 for count in groups.values())
 
 
@@ -131,8 +121,8 @@ def test_each_token_has_the_logprob_of_its_version(alone: dict[str, Any]) -> Non
     check_nothing_is_lost(alone)
     assert alone["difference"] < 1e-5
     rollouts = [item.rollout for step in alone["steps"] for item in step.scored]
-    assert 0 < sum(len(rollout.versions) > 1 for rollout in rollouts) < len(rollouts)
-    assert max(len(rollout.versions) for rollout in rollouts) == 2  # cut once at most
+    assert 0 < sum(len(rollout.completion.versions) > 1 for rollout in rollouts) < len(rollouts)
+    assert max(len(rollout.completion.versions) for rollout in rollouts) == 2  # cut once at most
     assert sum(step.unfinished["dropped"] for step in alone["steps"]) > 0
     assert any(len(step.scored) % 4 for step in alone["steps"])  # a group that lost a response was trained
 
@@ -144,21 +134,47 @@ def test_the_pool_through_a_file_changes_nothing(run_on: Any, alone: dict[str, A
     assert again["open"] == alone["open"] and again["finished"] == alone["finished"]
 
 
+def rollouts_of(found: dict[str, Any]) -> list[Any]:
+    """The responses of all steps, then those that wait for others."""
+    return [item.rollout for step in found["steps"] for item in step.scored] + [item.rollout for item in found["finished"]]
+
+
+def check_who_holds_what(ranks: list[dict[str, Any]], replicas: int) -> None:
+    """Every rank knows the same of all responses, and their tokens are where they were sampled."""
+    for data_rank, found in enumerate(ranks):
+        data_rank %= replicas
+        for item in found["open"]:
+            assert len(item.request.begun.tokens) == (item.length if item.holder == data_rank else 0)
+        for rollout in rollouts_of(found):
+            assert len(rollout.completion.tokens) == (rollout.response_length if rollout.holder == data_rank else 0)
+
+    def known(found: dict[str, Any]) -> Any:
+        steps = [[(i.rollout.holder, i.reward, i.reason) for i in step.scored] for step in found["steps"]]
+        still = [(i.prompt, i.sample, i.cuts, i.holder, i.request.begun.without_tokens()) for i in found["open"]]
+        done = [replace(rollout, completion=rollout.completion.without_tokens()) for rollout in rollouts_of(found)]
+        return steps, [step.selection for step in found["steps"]], still, done
+
+    assert known(ranks[0]) == known(ranks[1])
+    holders = {rollout.holder for rollout in rollouts_of(ranks[0])}
+    assert holders == set(range(replicas))
+
+
 @pytest.mark.distributed
 @pytest.mark.parametrize("layout", ["tp2", "pp2", "dp2", "ep2"])
 def test_under_every_layout(run_on: Any, alone: dict[str, Any], tiny_data: Path, layout: str) -> None:
     processes, parallel = LAYOUTS[layout]
     first, second = run_on(processes, collected, tiny_data, parallel, False)
     check_nothing_is_lost(first)
-    assert [s.scored for s in first["steps"]] == [s.scored for s in second["steps"]] and first["open"] == second["open"]
-    whole = {(r.prompt_index, r.sample): r for r in (i.rollout for s in alone["steps"] for i in s.scored)}
-    here = [item.rollout for step in first["steps"] for item in step.scored]
+    check_who_holds_what([first, second], parallel.data(processes))
+    whole = {(rollout.prompt_index, rollout.sample): rollout for rollout in rollouts_of(alone)}
+    pairs = zip(rollouts_of(first), rollouts_of(second), strict=True)
+    here = [one if one.completion.tokens else other for one, other in pairs]
     if parallel.data(processes) == 1:  # several replicas stop elsewhere
-        assert [r.response_tokens for r in here] == [r.response_tokens for r in whole.values()]
+        assert [r.completion.tokens for r in here] == [r.completion.tokens for r in whole.values()]
     for rollout in here:
         other = whole.get((rollout.prompt_index, rollout.sample))
-        if other is not None and other.versions == rollout.versions:
-            assert rollout.response_tokens == other.response_tokens
+        if other is not None and other.completion.versions == rollout.completion.versions:
+            assert rollout.completion.tokens == other.completion.tokens
 
 
 @pytest.mark.slow

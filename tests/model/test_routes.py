@@ -141,8 +141,8 @@ def noted(parallel: ParallelConfig, shape: ModelConfig) -> tuple[int, list[tuple
         sampler.horizon = 3 if here.world_size == 1 else 1
         found = sampler.generate(requests, token_budget=40)
         pairs = list(zip(requests, found, strict=True))
-        done += [(r.prompt_tokens, c.tokens, c.routes) for r, c in pairs if c.finish_reason]
-        requests = [GenerationRequest.from_json(r.continued(c).to_json()) for r, c in pairs if not c.finish_reason]
+        done += [(r.prompt_tokens, list(c.tokens), c.routes) for r, c in pairs if c.finish_reason]
+        requests = [r.continued(c) for r, c in pairs if not c.finish_reason]
     return model.route_layers.start, sorted(done)
 
 

@@ -36,7 +36,7 @@ def measured() -> dict[str, Any]:
     found = measure_mismatch(model, here, sampling, requests, train_tokens=150)
 
     done = Sampler(model, here, sampling, -1).generate(requests)
-    sequences = [request.prompt_tokens + completion.tokens for request, completion in zip(requests, done, strict=True)]
+    sequences = [[*request.prompt_tokens, *completion.tokens] for request, completion in zip(requests, done, strict=True)]
     wanted, pairs = [], 0
     for request, sequence, completion in zip(requests, sequences, done, strict=True):
         (logits,) = full_forward(model, [sequence])
@@ -175,7 +175,7 @@ def exact_sampling(horizon: int) -> float:
     done = sampler.generate(requests)
     worst = 0.0
     for request, completion in zip(requests, done, strict=True):
-        (logits,) = full_forward(model, [request.prompt_tokens + completion.tokens])
+        (logits,) = full_forward(model, [[*request.prompt_tokens, *completion.tokens]])
         log_p = torch.log_softmax(logits.double(), -1)[len(request.prompt_tokens) - 1 : -1]
         theirs = log_p.gather(1, torch.tensor(completion.tokens)[:, None])[:, 0]
         worst = max(worst, (theirs - torch.tensor(completion.logprobs)).abs().max().item())

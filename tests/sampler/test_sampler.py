@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -81,14 +80,14 @@ def greedy_and_sampled() -> dict[str, float]:
     asked = prompts(13)
     greedy = generate(model, here, SamplingConfig(temperature=0.0, max_batch=5, max_new_tokens=24), 13, 24)
     wrong = 0
-    logits = full_forward(model, [p + c.tokens for p, c in zip(asked, greedy, strict=True)])
+    logits = full_forward(model, [[*p, *c.tokens] for p, c in zip(asked, greedy, strict=True)])
     for prompt, completion, rows in zip(asked, greedy, logits, strict=True):
-        assert completion.processed_logprobs == [0.0] * len(completion.tokens)
+        assert list(completion.processed_logprobs) == [0.0] * len(completion.tokens)
         for i, token in enumerate(completion.tokens):
             wrong += int(rows[len(prompt) + i - 1].argmax()) != token
     cut = SamplingConfig(temperature=0.8, top_p=0.9, top_k=40, min_p=0.02, max_batch=4, max_new_tokens=24)
     sampled = generate(model, here, cut, 13, 24)
-    logits = full_forward(model, [p + c.tokens for p, c in zip(asked, sampled, strict=True)])
+    logits = full_forward(model, [[*p, *c.tokens] for p, c in zip(asked, sampled, strict=True)])
     difference = 0.0
     for prompt, completion, rows in zip(asked, sampled, logits, strict=True):
         at, tokens = rows[len(prompt) - 1 : -1], torch.tensor(completion.tokens)
@@ -178,7 +177,7 @@ def sampled_alone() -> tuple[list[Any], float]:
     completions = Sampler(model, here, SamplingConfig(), EOS).generate(groups([3, 1, 2, 2, 1]))
     asked = [request.prompt_tokens for request in groups([3, 1, 2, 2, 1])]
     difference = 0.0
-    logits = full_forward(model, [p + c.tokens for p, c in zip(asked, completions, strict=True)])
+    logits = full_forward(model, [[*p, *c.tokens] for p, c in zip(asked, completions, strict=True)])
     for prompt, completion, rows in zip(asked, completions, logits, strict=True):
         wanted = token_statistics(rows[len(prompt) - 1 : -1], torch.tensor(completion.tokens)).logprobs
         difference = max(difference, (torch.tensor(completion.logprobs) - wanted).abs().max().item())
@@ -290,9 +289,8 @@ def test_a_capture_does_not_touch_the_random_state(run_on) -> None:
 
 
 def with_budgets(parallel: ParallelConfig, budget: int) -> tuple[int, list[Any], list[int]]:
-    """Calls of `budget` tokens until all is done, each in a sampler of its own; the state between goes through JSON."""
+    """Calls of `budget` tokens until all is done, each in a sampler of its own."""
     from megatron_ring.parallel import collectives
-    from megatron_ring.sampler.requests import GenerationRequest
     from megatron_ring.sampler.sampler import Sampler
 
     model, here = make(parallel)
@@ -307,8 +305,7 @@ def with_budgets(parallel: ParallelConfig, budget: int) -> tuple[int, list[Any],
         sampled.append(sum(collectives.gather_over_world(made)) * here.data_size // here.world_size)
         for (i, request), completion in zip(list(state.items()), completions, strict=True):
             if completion.finish_reason is None:
-                text = json.dumps(request.continued(completion).to_json())
-                state[i] = GenerationRequest.from_json(json.loads(text))
+                state[i] = request.continued(completion)
             else:
                 answers[i] = completion
                 del state[i]
@@ -372,7 +369,8 @@ def test_a_failing_rank_fails_all_and_is_named(run_on, layout: str, how: str, sa
 
 
 def refused() -> list[str]:
-    from megatron_ring.sampler.requests import Completion, GenerationRequest
+    from megatron_ring.rl.records import Completion
+    from megatron_ring.sampler.requests import GenerationRequest
     from megatron_ring.sampler.sampler import Sampler
 
     model, here = make(ParallelConfig())

@@ -3,7 +3,6 @@ what a sequence attends to must be its own tokens, whatever is shared, copied, p
 
 from __future__ import annotations
 
-import json
 import random
 from copy import copy
 
@@ -12,8 +11,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from megatron_ring.rl.records import Completion, number_array
 from megatron_ring.sampler.pages import PagePool, pages_for
-from megatron_ring.sampler.requests import Completion, GenerationRequest, Sampled, Sequence, request_seed
+from megatron_ring.sampler.requests import GenerationRequest, Sampled, Sequence, request_seed
 from megatron_ring.sampler.scheduler import Scheduler, Step
 
 EOS = 0
@@ -38,7 +38,7 @@ def expected(request: GenerationRequest) -> list[int]:
     while scheduler.has_work:
         step = scheduler.plan()
         scheduler.advance(step, [drawn(sequence) for sequence in step.decoding])
-    return sequence.tokens
+    return list(sequence.tokens)
 
 
 class SimulatedCache:
@@ -63,7 +63,7 @@ class SimulatedCache:
             self.feed(sequence, sequence.length - 1, [sequence.last_token])
 
     def feed(self, sequence: Sequence, start: int, tokens: list[int]) -> None:
-        whole = tuple(sequence.request.prompt_tokens + sequence.tokens)
+        whole = (*sequence.request.prompt_tokens, *sequence.tokens)
         assert list(whole[start : start + len(tokens)]) == tokens
         for position in range(start, start + len(tokens)):
             column, offset = divmod(position, self.page_size)
@@ -78,7 +78,7 @@ class SimulatedCache:
         """The tokens of all turns of a step that is being run, each fed to the next turn, those behind an end too."""
         ahead = [copy(sequence) for sequence in step.decoding]
         for sequence in ahead:
-            sequence.tokens, sequence.sampled = list(sequence.tokens), Sampled([], [], [], [])
+            sequence.tokens, sequence.sampled = sequence.tokens[:], Sampled([], [], [], [])
         found = [Sampled([], [], [], []) for _ in ahead]
         for turn in range(step.horizon):
             for sequence, whole in zip(ahead, found, strict=True):
@@ -104,8 +104,8 @@ limits = st.fixed_dictionaries(
 
 
 class Sampling(RuleBasedStateMachine):
-    """Steps of a scheduler whose requests and limits are drawn, with interruptions: what is unfinished goes through JSON
-    into a scheduler with other limits."""
+    """Steps of a scheduler whose requests and limits are drawn, with interruptions: what is unfinished goes on in another
+    scheduler with other limits."""
 
     @initialize(
         prompts=st.lists(st.tuples(st.integers(1, 14), st.integers(1, 5), st.integers(1, 9)), min_size=1, max_size=7),
@@ -144,7 +144,7 @@ class Sampling(RuleBasedStateMachine):
         scheduler = self.scheduler
         oldest = next(s for s in scheduler.sequences if s.finish_reason is None)
         before = (oldest.length, oldest.cached)
-        held = {sequence: list(sequence.tokens) for sequence in scheduler.sequences}
+        held = {sequence: sequence.tokens[:] for sequence in scheduler.sequences}
         step = scheduler.plan(self.horizon)
         assert step.decoding or step.chunks
         assert step.horizon in (1, self.horizon) and (step.horizon == 1 or not step.chunks)
@@ -164,7 +164,7 @@ class Sampling(RuleBasedStateMachine):
     def interrupt(self, limits: dict[str, int]) -> None:
         left = [s.request.continued(s.completion(self.version)) for s in self.scheduler.sequences if not s.finish_reason]
         self.version += 1
-        self.open([GenerationRequest.from_json(json.loads(json.dumps(request.to_json()))) for request in left], **limits)
+        self.open(left, **limits)
 
     @invariant()
     def pages_are_accounted_for(self) -> None:
@@ -190,10 +190,10 @@ class Sampling(RuleBasedStateMachine):
         assert self.scheduler.pool.free == self.pages and not self.scheduler.running
         for request in self.asked:
             answer = self.answers[request.seed]
-            assert answer.tokens == expected(request)
-            assert answer.logprobs == [-0.5 * token for token in answer.tokens]
-            assert answer.processed_logprobs == [-0.25 * token for token in answer.tokens]
-            assert answer.entropies == [0.1 * token for token in answer.tokens]
+            assert list(answer.tokens) == expected(request)
+            assert answer.logprobs == number_array(-0.5 * token for token in answer.tokens)
+            assert answer.processed_logprobs == number_array(-0.25 * token for token in answer.tokens)
+            assert answer.entropies == number_array(0.1 * token for token in answer.tokens)
             assert sum(count for _, count in answer.versions) == len(answer.tokens)
             assert answer.versions == sorted(answer.versions) and answer.finish_reason is not None
 
@@ -236,7 +236,7 @@ def test_the_youngest_makes_room_and_loses_nothing() -> None:
     order = []
     while scheduler.has_work:
         step = scheduler.plan()
-        before = [list(sequence.tokens) for sequence in scheduler.sequences]
+        before = [sequence.tokens[:] for sequence in scheduler.sequences]
         order += [s.index for s in scheduler.advance(step, [drawn(sequence) for sequence in step.decoding])]
         for sequence, held in zip(scheduler.sequences, before, strict=True):
             assert sequence.tokens[: len(held)] == held

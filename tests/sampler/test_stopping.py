@@ -24,7 +24,7 @@ def feed(conditions: StopConditions, tokens: list[int], limit: int = 1000) -> tu
         reason = conditions.reason(sequence)
         if reason is not None:
             assert may_end  # it is asked before the tokens are taken
-            assert sequence.tokens == tokens[:count]
+            assert list(sequence.tokens) == tokens[:count]
             return count, reason
     return len(tokens), None
 

@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from megatron_ring.config import OptimizerConfig, ParallelConfig, RouterLossConfig, SamplingConfig
-from megatron_ring.data.packing import empty_policy_batch, pack_rollouts, pack_sequences
+from megatron_ring.data.packing import empty_policy_batch, pack_sequences
 from megatron_ring.data.sequences import PolicySequence, TokenSequence
 from megatron_ring.objective_config import CorrectionConfig, ObjectiveConfig
 from megatron_ring.presets import RING_TINY
 from megatron_ring.stage_config import RLConfig, RLDataConfig
 from tests.layouts import LAYOUTS
 from tests.rl.transcription import LOSSES, Constants, Response
+from tests.training.responses import pack_rollouts
 
 SHAPE = replace(RING_TINY, num_layers=2, init_std=0.15)  # large weights: probabilities and KL far from uniform
 OPTIMIZER = OptimizerConfig(lr=1e-3, clip_grad=100.0)

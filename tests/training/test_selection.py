@@ -10,7 +10,7 @@ import torch
 
 from megatron_ring.config import ParallelConfig
 from megatron_ring.objective_config import BudgetConfig, ObjectiveConfig
-from megatron_ring.rl.records import Rollout, ScoredRollout
+from megatron_ring.rl.records import Completion, Rollout, ScoredRollout
 from megatron_ring.stage_config import RLConfig, RLDataConfig
 from tests.layouts import LAYOUTS
 from tests.rl.transcription import advantages
@@ -24,8 +24,8 @@ def scored(rewards: dict[int, list[float]], lengths: list[int] | None = None) ->
             n = 5 if lengths is None else lengths[len(made)]
             tokens = [(7 * len(made) + 3 * t) % 300 for t in range(n)]
             logprobs = [-0.5 - 0.1 * t for t in range(n)]
-            names = (prompt, sample, str(prompt), "math", [1, prompt])
-            rollout = Rollout(*names, tokens, logprobs, [0.0] * n, "stop", [[0, n]], 0)
+            completion = Completion(tokens, logprobs, logprobs, [0.0] * n, [[0, n]], "stop")
+            rollout = Rollout(prompt, sample, str(prompt), "math", [1, prompt], 0, completion)
             made.append(ScoredRollout(rollout, reward, ""))
     return made
 
@@ -109,10 +109,10 @@ def kl_by_hand(step: list[ScoredRollout]) -> list[float]:
     _, trainer, policy = prepared(ParallelConfig(), "grpo", "none")
     found = []
     for item in step:
-        tokens = [*item.rollout.prompt_tokens, *item.rollout.response_tokens]
+        tokens = [*item.rollout.prompt_tokens, *item.rollout.completion.tokens]
         with policy.reference.in_place_of_the_model(), torch.no_grad():
             ref = token_logprobs(trainer.model, tokens)[range(1, len(tokens) - 1), tokens[2:]]
-        found.append((torch.tensor(item.rollout.logprobs) - ref).sum().item())
+        found.append((torch.tensor(item.rollout.completion.logprobs) - ref).sum().item())
     return found
 
 

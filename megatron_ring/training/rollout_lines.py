@@ -1,0 +1,57 @@
+"""One line of JSON for each response, in a file of the main process: made by the replica that holds the response, and never
+all in one process."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from megatron_ring.data.files import write_atomically
+from megatron_ring.parallel.context import ParallelContext
+from megatron_ring.parallel.host_bytes import receive_over_data, send_over_data
+from megatron_ring.rl.records import ScoredRollout
+
+Row = Callable[[int, ScoredRollout], dict[str, Any]]
+
+
+def write_lines(path: Path, scored: Sequence[ScoredRollout], row: Row, context: ParallelContext) -> None:
+    """Write `row(i, scored[i])` of all responses to `path`, in order. All ranks take part.
+
+    Args:
+        scored: the same on every rank.
+        row: asked where the response is held. `vars` stands for what JSON has no word for.
+
+    Raises:
+        UserError: on the main process, where it cannot be written.
+    """
+    pieces = _pieces(scored, row, context)
+    if context.is_main:
+        write_atomically(path, pieces)
+    else:
+        for _ in pieces:
+            pass
+
+
+def _pieces(scored: Sequence[ScoredRollout], row: Row, context: ParallelContext) -> Iterator[bytes]:
+    """The text of the file on the main process; nothing elsewhere."""
+    if not context.leads_replica:
+        return
+    holders = [item.rollout.holder for item in scored]
+    # Before anything is sent: all replicas make their lines at the same time.
+    lines = {
+        i: f"{json.dumps(row(i, item), default=vars)}\n".encode()
+        for i, item in enumerate(scored)
+        if holders[i] == context.data_rank
+    }
+    for holder, places in itertools.groupby(range(len(holders)), key=holders.__getitem__):
+        if holder == context.data_rank:
+            piece = b"".join(lines.pop(i) for i in places)
+            if context.is_main:
+                yield piece
+            else:
+                send_over_data(piece, 0)
+        elif context.is_main:
+            yield receive_over_data(holder)
