@@ -6,7 +6,6 @@ limit in bytes.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import resource
@@ -16,11 +15,12 @@ import struct
 import sys
 from typing import Any
 
+from megatron_ring.lifetime import die_with_parent
+
 HEADER = struct.Struct("!Q")
 # How many workers share this machine, for those that run things side by side.
 WORKERS_VARIABLE = "MEGATRON_RING_REWARD_WORKERS"
 
-_PR_SET_PDEATHSIG = 1
 # Algebra leaves caches behind. A worker whose address space has grown to this share of its limit is replaced.
 _RETIRE_AT = 0.5
 
@@ -44,8 +44,8 @@ def _receive(connection: socket.socket, size: int) -> bytes | None:
 
 def _limit_process(parent: int, memory_bytes: int | None) -> None:
     """Die with the parent, even in the middle of a computation; no core files; an address space bounded where asked."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before prctl took effect
+    die_with_parent()
+    if os.getppid() != parent:  # it died before that took effect
         raise SystemExit(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
