@@ -4,6 +4,7 @@ megatron-core takes seconds, setting up another layout over the same processes d
 from __future__ import annotations
 
 import contextlib
+import itertools
 import multiprocessing
 import os
 import socket
@@ -14,10 +15,17 @@ from typing import Any
 TIMEOUT = 120.0  # seconds a call may take before its workers are killed
 
 
+PORTS = range(20_000, 30_000)  # below those that the system hands out to whoever asks for any
+_next_port = itertools.count(os.getpid() * 97)  # other test processes begin elsewhere
+
+
 def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+    for number in itertools.islice(_next_port, len(PORTS)):
+        port = PORTS[number % len(PORTS)]
+        with socket.socket() as found, contextlib.suppress(OSError):
+            found.bind(("127.0.0.1", port))
+            return port
+    raise RuntimeError(f"no free port in {PORTS}")
 
 
 def _serve(rank: int, size: int, connection: Any) -> None:
