@@ -77,6 +77,14 @@ def update_metrics(collected: CollectedStep, result: StepResult) -> dict[str, An
     }
 
 
+def packed_fraction(collected: CollectedStep, micro_batches: int, capacity: int) -> float:
+    """Share of the update's computed tokens that are some response's or its prompt's, not padding; `micro_batches` of all
+    data-parallel ranks, of `capacity` tokens each."""
+    kept = zip(collected.scored, collected.selection.trained, strict=True)
+    tokens = sum(len(item.rollout.prompt_tokens) + trained for item, trained in kept if trained)
+    return tokens / (micro_batches * capacity)
+
+
 def _staleness(collected: CollectedStep) -> dict[str, float]:
     """By how many updates the trained tokens are older than this step's weights."""
     ages: dict[int, int] = {}  # age -> tokens

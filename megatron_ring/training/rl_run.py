@@ -24,7 +24,7 @@ from megatron_ring.training.alarms import Alarm
 from megatron_ring.training.evaluation import HeldOut
 from megatron_ring.training.phases import Phases
 from megatron_ring.training.policy_update import PolicyUpdate
-from megatron_ring.training.rl_metrics import rollout_row, sampling_metrics, update_metrics
+from megatron_ring.training.rl_metrics import packed_fraction, rollout_row, sampling_metrics, update_metrics
 from megatron_ring.training.rl_step import CollectedStep, Collector, pack_step
 from megatron_ring.training.rollout_lines import write_lines
 from megatron_ring.training.rollout_pool import RolloutPool
@@ -218,6 +218,9 @@ class RLRun:
         metrics = {
             "step": step + 1,
             **sampling_metrics(collected, by_domain=self.several_domains),
+            "tokens/packed_fraction": packed_fraction(
+                collected, len(batches) * self.context.data_size, config.data.micro_batch_tokens
+            ),
             **update,
             **self.stream.figures(step),
             "solve_rate": self.schedule.solve_rate,
