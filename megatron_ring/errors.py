@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from megatron_ring.lifetime import die_with_torchrun
+
 SECONDS_OF_SILENCE = 60.0
 
 
@@ -60,6 +62,7 @@ def _say_once(message: str) -> None:
 def run_main(main: Callable[[], None]) -> None:
     """Run a main; turn `UserError` into one line on stderr and exit status 2, an alarm into one and status 3, Ctrl-C into
     status 130."""
+    die_with_torchrun()
     try:
         main()
         _leave_process_group()

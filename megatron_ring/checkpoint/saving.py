@@ -254,6 +254,7 @@ def _write_files(save: _Save) -> dict[str, list[str]]:
         with DirectWriter(save.work / name) as file:
             file.write(data)
         checksums[name] = file.checksums
+    save.files = {}  # not held until the next save
     return checksums
 
 

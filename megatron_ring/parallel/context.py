@@ -13,7 +13,6 @@ import torch
 import torch.distributed as dist
 
 from megatron_ring.config import ModelConfig, ParallelConfig
-from megatron_ring.lifetime import die_with_parent
 from megatron_ring.parallel.device import current_device
 
 
@@ -60,8 +59,6 @@ def _start_process_group(timeout_minutes: float) -> None:
         # cuDNN's attention builds a plan for every new shape, and ours change with every decoded token: on an H100 bf16
         # sampling took 8 times as long as fp32, which never goes through it.
         torch.backends.cuda.enable_cudnn_sdp(False)
-    if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun gives each process a session of its own: killed, it would leave them
-        die_with_parent()  # behind, computing on, with a GPU's memory each
     if "RANK" in os.environ:
         dist.init_process_group(backend, timeout=timeout)
     else:  # one plain process: no rendezvous, no port

@@ -14,7 +14,7 @@ def steady_random_state() -> Iterator[None]:
     """Above TP=1 megatron-core's blocks change the random state around dropouts, also those that are off; no graph may
     hold that. Meanwhile they leave it alone: nothing may draw from it."""
     tracker = get_cuda_rng_tracker()
-    tracker.fork = lambda *_: nullcontext()  # type: ignore[method-assign]
+    tracker.fork = lambda *_, **__: nullcontext()  # type: ignore[method-assign]
     try:
         yield
     finally:

@@ -19,7 +19,9 @@ class HostStore:
     """
 
     def __init__(self, piece: int = PIECE) -> None:
-        """`piece`: bytes of each of the allocations that the room is made of."""
+        """`piece`: bytes of each of the allocations that the room is made of; a multiple of ALIGNMENT."""
+        if piece % ALIGNMENT:
+            raise ValueError(f"pieces of {piece} bytes: not a multiple of {ALIGNMENT}")
         self._piece = piece
         self._room: list[torch.Tensor] = []
         self._sent: list[tuple[torch.Tensor, int, int]] = []  # tensor, where its bytes begin, how many they are

@@ -55,9 +55,9 @@ class Completion:
     routes: bytes = b""
 
     def __post_init__(self) -> None:
-        for name, make in (("tokens", token_array), *((name, number_array) for name in NUMBERS)):
+        for name, make, kind in (("tokens", token_array, "i"), *((name, number_array, "f") for name in NUMBERS)):
             values = getattr(self, name)
-            if not isinstance(values, array):
+            if not isinstance(values, array) or values.typecode != kind:
                 object.__setattr__(self, name, make(values))
         for name in NUMBERS:
             count = len(getattr(self, name))

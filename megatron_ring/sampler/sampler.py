@@ -51,9 +51,11 @@ class Sampler:
         parallel, device = context.config, context.device
         # One pass through a pipeline cannot feed itself; megatron-core's dispatcher waits for the device.
         able = parallel.pipeline == parallel.expert_tensor == 1
-        # Exactly, and by Transformer Engine's experts, rows are exchanged, which waits as well.
-        exchanges = model.config.ring_exact or not model.config.ring_parts.experts.exchanges
-        able = able and not (exchanges and parallel.expert > 1)
+        # Exactly, and by Transformer Engine's experts, rows are exchanged, which waits as well. Its tensor-parallel layers
+        # have not been tried in a graph.
+        theirs = not model.config.ring_parts.experts.exchanges
+        able = able and not ((model.config.ring_exact or theirs) and parallel.expert > 1)
+        able = able and not (theirs and parallel.tensor > 1)
         self.graphs = able and device.type == "cuda" and sampling.cuda_graphs
         # Without graphs nothing is gained by not looking at each token.
         self.horizon = HORIZON if self.graphs else 1

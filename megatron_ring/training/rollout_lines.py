@@ -28,10 +28,11 @@ def write_lines(path: Path, scored: Sequence[ScoredRollout], row: Row, context: 
         UserError: on the main process, where it cannot be written.
     """
     pieces = _pieces(scored, row, context)
-    if context.is_main:
-        write_atomically(path, pieces)
-    else:
-        for _ in pieces:
+    try:
+        if context.is_main:
+            write_atomically(path, pieces)
+    finally:
+        for _ in pieces:  # others send theirs also where the file cannot be written
             pass
 
 

@@ -27,18 +27,36 @@ def running(pid: int) -> bool:
         return False
 
 
+def imports_torch(pid: int) -> bool:
+    try:
+        return "libtorch" in Path(f"/proc/{pid}/maps").read_text()
+    except OSError:
+        return False
+
+
 @pytest.mark.slow
 @pytest.mark.distributed
-def test_no_rank_outlives_torchrun(tiny_data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("when", ["starting", "training"])
+def test_no_rank_outlives_torchrun(tiny_data: Path, tmp_path: Path, when: str) -> None:
     flags = sft_flags(tiny_data, tmp_path / "run", "--epochs", "1000", "--parallel.expert", "2")
     launched = command("megatron_ring.sft", *flags, processes=2)
     torchrun = subprocess.Popen(launched, env=environment(), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def ranks() -> list[int]:
+        return [pid for pid in descendants(torchrun.pid) if pid != torchrun.pid]
+
+    def ready() -> bool:
+        assert torchrun.poll() is None
+        if when == "training":
+            return (tmp_path / "run" / "metrics.jsonl").exists()
+        return len(ranks()) == 2 and all(imports_torch(pid) for pid in ranks())
+
     try:
-        wait_for(lambda: (tmp_path / "run" / "metrics.jsonl").exists() or torchrun.poll() is not None, 120)
-        ranks = [pid for pid in descendants(torchrun.pid) if pid != torchrun.pid]
-        assert len(ranks) >= 2
-        assert all(running(pid) for pid in ranks)
+        wait_for(ready, 120)
+        started = ranks()
+        assert len(started) >= 2
+        assert all(running(pid) for pid in started)
     finally:
         torchrun.kill()
         torchrun.wait()
-    wait_for(lambda: not any(running(pid) for pid in ranks), 10)
+    wait_for(lambda: not any(running(pid) for pid in started), 10)
