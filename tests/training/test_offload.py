@@ -40,8 +40,15 @@ def moved_and_back(piece: int) -> None:
     assert store.room < sum(tensor.nbytes for tensor in tensors) + 4 * 512 + piece
 
 
+def test_pieces_hold_whole_steps() -> None:
+    from megatron_ring.parallel.host_store import HostStore
+
+    with pytest.raises(ValueError, match="not a multiple of 512"):
+        HostStore(1000)
+
+
 @pytest.mark.distributed
-@pytest.mark.parametrize("piece", [512, 1000, 4096, 1 << 20])
+@pytest.mark.parametrize("piece", [512, 1536, 4096, 1 << 20])
 def test_tensors_and_their_views_come_back(run_on: Any, piece: int) -> None:
     run_on(1, moved_and_back, piece)
 
