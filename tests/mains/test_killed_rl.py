@@ -40,14 +40,14 @@ def kill_within(arguments: list[str], phase: str, step: int, marker: Path) -> No
     deadline = time.monotonic() + 120
     try:
         while not marker.exists():
-            assert process.poll() is None, (phase, process.communicate()[1])
+            assert process.poll() is None, (phase, process.returncode, process.stderr.read() if process.stderr else "")
             assert time.monotonic() < deadline, phase
             time.sleep(0.01)
     finally:
         for pid in list(descendants(process.pid)):
             with contextlib.suppress(ProcessLookupError):  # it ended with one of the others
                 os.kill(pid, signal.SIGKILL)
-        process.communicate()
+        process.wait()
 
 
 def unfinished(checkpoint: Path) -> dict[str, bytes]:
