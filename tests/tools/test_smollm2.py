@@ -92,7 +92,7 @@ def greedy(folder: Path, prompts: list[list[int]], new_tokens: int) -> list[list
     set_first_weights(stage, folder, 0)
     sampler = Sampler(stage.model, stage.context, SamplingConfig(temperature=0.0, max_new_tokens=new_tokens), eos_id=2)
     requests = [GenerationRequest(prompt, seed=0, max_new_tokens=new_tokens) for prompt in prompts]
-    return [done.tokens for done in sampler.generate(requests)]
+    return [list(done.tokens) for done in sampler.generate(requests)]
 
 
 @pytest.mark.distributed
