@@ -100,9 +100,7 @@ def gather(
 def read_export(path: Path) -> Export:
     """Summary of an exported Hugging Face directory; weights are counted from the headers, not loaded."""
     if not (path / "config.json").is_file():
-        raise UserError(
-            f"{path / 'config.json'}: no such file; give the directory that tools/convert_hf.py export wrote"
-        )
+        raise UserError(f"{path / 'config.json'}: no such file; give the directory that tools/convert_hf.py export wrote")
     try:
         config = json.loads((path / "config.json").read_bytes())
     except ValueError as error:

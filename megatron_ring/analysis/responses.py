@@ -28,15 +28,12 @@ def samples(material: Material) -> Html:
     if material.before and material.after:
         pairs = pair_samples(material.before, material.after)
         if not pairs:
-            return page.section(
-                title, page.note("The two evaluations share no problem with samples; none can be compared.")
-            )
+            return page.section(title, page.note("The two evaluations share no problem with samples; none can be compared."))
         return page.section(title, *_pairs(pairs))
     given = material.before or material.after
     assert given is not None
     shown = [
-        page.element("div", _prompt(sample), _response(sample), class_="sample")
-        for sample in given.samples[:SHOWN_ROLLOUTS]
+        page.element("div", _prompt(sample), _response(sample), class_="sample") for sample in given.samples[:SHOWN_ROLLOUTS]
     ]
     return page.section(title, page.note("The first responses of the one evaluation given."), *shown)
 
@@ -44,18 +41,14 @@ def samples(material: Material) -> Html:
 def _pairs(pairs: list[Pair]) -> list[Html]:
     counts = Counter(pair.change for pair in pairs)
     told = ", ".join(f"{change} {counts[change]}" for change in CHANGES)
-    parts = [
-        page.note(f"First sample of each of {len(pairs)} shared problems: {told}. Shown are the first of each kind.")
-    ]
+    parts = [page.note(f"First sample of each of {len(pairs)} shared problems: {told}. Shown are the first of each kind.")]
     for change in CHANGES:
         for pair in [pair for pair in pairs if pair.change == change][: SHOWN_PER_CHANGE[change]]:
             sides = (("Before RL", pair.before), ("After RL", pair.after))
             columns = [page.element("div", page.element("h4", name), _response(sample)) for name, sample in sides]
             grid = page.element("div", *columns, class_="pair")
             parts.append(
-                page.element(
-                    "div", page.element("h4", change.capitalize()), _prompt(pair.before), grid, class_="sample"
-                )
+                page.element("div", page.element("h4", change.capitalize()), _prompt(pair.before), grid, class_="sample")
             )
     return parts
 
@@ -106,9 +99,7 @@ def _response(record: Record) -> Html:
         trained = number(record, "trained_tokens")
         facts.append(f"{number(record, 'tokens'):,.0f} tokens" + (f", {trained:,.0f} trained" if trained >= 0 else ""))
     meta = page.element("span", " · ".join(fact for fact in facts if fact), class_="right" if right else "wrong")
-    return page.join(
-        [page.element("p", meta, class_="meta", style="margin-top: 8px"), page.clipped(record["response"])]
-    )
+    return page.join([page.element("p", meta, class_="meta", style="margin-top: 8px"), page.clipped(record["response"])])
 
 
 def as_text(prompt: object) -> str:

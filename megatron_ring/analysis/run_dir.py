@@ -236,9 +236,7 @@ def read_evaluation(path: Path) -> Evaluation:
     """An evaluation directory: result.json is required, samples.jsonl may be absent (then gains cannot be paired)."""
     file = path / "result.json"
     if not file.is_file():
-        raise UserError(
-            f"{file}: no such file; give the directory that an evaluation wrote, or wait until it has finished"
-        )
+        raise UserError(f"{file}: no such file; give the directory that an evaluation wrote, or wait until it has finished")
     result = _read_json(file)
     _require([result], ("checkpoint",), ("problems", "pass_at_1"), file)
     if not (path / "samples.jsonl").is_file():

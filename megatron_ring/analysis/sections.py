@@ -34,13 +34,7 @@ def duration(seconds: float) -> str:
     """Seconds as `42 s`, `3.5 min` or `1.2 h`; a dash when unknown."""
     if not math.isfinite(seconds):
         return "–"
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 90
-        else f"{seconds / 60:.1f} min"
-        if seconds < 5400
-        else f"{seconds / 3600:.1f} h"
-    )
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def header(material: Material, title: str, date: str) -> Html:
@@ -96,9 +90,7 @@ def what_was_run(material: Material) -> Html:
             rows.append((stage, checkpoint, "–", "–", duration(number(evaluation.result, "seconds"))))
     parts: list[Html] = []
     if rows:
-        parts.append(
-            page.table(("stage", "run or checkpoint", "steps", "trained tokens", "time"), rows, text_columns=2)
-        )
+        parts.append(page.table(("stage", "run or checkpoint", "steps", "trained tokens", "time"), rows, text_columns=2))
     installed = ", ".join(f"{name} {version}" for name, version in versions().items())
     parts.append(page.note(f"Installed where this report was written: {installed}."))
     for stage, run in (("SFT", material.sft), ("RL", material.rl)):
@@ -275,6 +267,4 @@ def export(material: Material) -> Html:
             value = found.config[key]
             facts.append((key, value if isinstance(value, str) else json.dumps(value)))
     files = page.table(("file", "bytes"), [(name, f"{size:,}") for name, size in found.files.items()])
-    return page.section(
-        title, page.table(("", ""), facts, text_columns=2), page.details(f"{len(found.files)} files", files)
-    )
+    return page.section(title, page.table(("", ""), facts, text_columns=2), page.details(f"{len(found.files)} files", files))

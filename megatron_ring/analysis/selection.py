@@ -41,9 +41,7 @@ def choose_checkpoint(epochs: Sequence[Epoch], band: tuple[float, float] = PAPER
     if not 0 <= low <= high:
         raise UserError(f"--entropy-low {low:g} --entropy-high {high:g}: need 0 <= low <= high")
     if not epochs:
-        raise UserError(
-            "--run: no epoch checkpoint to choose from; let SFT finish at least one epoch with validation on"
-        )
+        raise UserError("--run: no epoch checkpoint to choose from; let SFT finish at least one epoch with validation on")
     ordered = sorted(epochs, key=lambda epoch: epoch.step)
     inside = [epoch for epoch in ordered if distance_to_band(epoch.entropy, band) == 0]
     if inside:

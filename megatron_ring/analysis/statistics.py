@@ -52,9 +52,7 @@ def wilson_interval(successes: float, trials: int, level: float = LEVEL) -> Inte
     return Interval(low, high)
 
 
-def bootstrap_mean(
-    values: Sequence[float], seed: int = 0, level: float = LEVEL, resamples: int = RESAMPLES
-) -> Interval:
+def bootstrap_mean(values: Sequence[float], seed: int = 0, level: float = LEVEL, resamples: int = RESAMPLES) -> Interval:
     """Percentile bootstrap interval of the mean of `values` (one value per problem)."""
     array = np.asarray(values, dtype=np.float64)
     if array.size == 0:

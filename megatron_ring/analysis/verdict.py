@@ -66,9 +66,7 @@ def gain_sentences(material: Material) -> list[str]:
     found = [f"{rates}: {_judge(overall.gain)}."]
     moved = [row for row in material.rows[1:] if row.gain and row.gain.interval.low * row.gain.interval.high > 0]
     if len(material.rows) > 1:
-        moves = ", ".join(
-            f"{row.domain} {points(row.gain.value)} ({gain_interval(row.gain)})" for row in moved if row.gain
-        )
+        moves = ", ".join(f"{row.domain} {points(row.gain.value)} ({gain_interval(row.gain)})" for row in moved if row.gain)
         found.append(
             f"By domain, the interval leaves out zero for {moves}."
             if moves
@@ -103,17 +101,11 @@ def budget_sentence(run: Run) -> str:
     )
     off = [row for row in rows if row["tokens/trained"] != row["tokens/budget"]]
     budgets = sorted({row["tokens/budget"] for row in rows})
-    phi = (
-        f"Φ = {budgets[0]:,} tokens"
-        if len(budgets) == 1
-        else f"their Φ (from {budgets[0]:,} to {budgets[-1]:,} tokens)"
-    )
+    phi = f"Φ = {budgets[0]:,} tokens" if len(budgets) == 1 else f"their Φ (from {budgets[0]:,} to {budgets[-1]:,} tokens)"
     if not off:
         all_of_them = f"all {len(rows)} of them" if scope else f"All {len(rows)} recorded RL steps"
         return f"{scope}{all_of_them} trained exactly {phi}."
-    named = ", ".join(
-        f"step {row['step']} trained {row['tokens/trained']:,} of {row['tokens/budget']:,}" for row in off[:3]
-    )
+    named = ", ".join(f"step {row['step']} trained {row['tokens/trained']:,} of {row['tokens/budget']:,}" for row in off[:3])
     more = f" and {len(off) - 3} more" if len(off) > 3 else ""
     short = sum(number(row, "tokens/generated") < row["tokens/budget"] for row in off)
     why = f"; in {short} of these fewer than Φ tokens had been generated" if short else ""

@@ -22,6 +22,7 @@ def write_gguf_tokenizer(path: Path, reader: Any, folder: Path) -> None:
     Built here rather than by transformers: its conversion (5.23) does not know the `smollm` splits and takes GPT-2's,
     which cut two spaces before a number in two. Raises `UserError` for another kind of tokenizer.
     """
+
     def setting(name: str) -> Any:
         return gguf_value(reader, f"tokenizer.{name}")
 

@@ -153,9 +153,7 @@ def fingerprint(schedule: PromptSchedule) -> str:
     return digest.hexdigest()
 
 
-def too_long(
-    records: Iterable[PromptRecord], tokenizer: RingTokenizer, instruction: str | None, room: int
-) -> str | None:
+def too_long(records: Iterable[PromptRecord], tokenizer: RingTokenizer, instruction: str | None, room: int) -> str | None:
     """What there is to say of the first prompt of more than `room` tokens; None where all fit. A token is a byte of text at
     least: only long texts are made tokens."""
     spare = 1024 + len((instruction or "").encode())  # for the chat template

@@ -113,8 +113,7 @@ class Checks:
         """Raises `UserError` where a prompt of so many tokens and `new` ones exceed the model's positions."""
         require(
             prompt + new <= shape.max_positions,
-            f"{flag} {new:,} after a prompt of {prompt:,} exceeds the model's {shape.max_positions:,} "
-            f"positions",
+            f"{flag} {new:,} after a prompt of {prompt:,} exceeds the model's {shape.max_positions:,} positions",
         )
 
 

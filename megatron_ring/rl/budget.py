@@ -50,6 +50,4 @@ def select_budget(lengths: Sequence[int], budget: int, order: Sequence[int] | No
             raise ValueError(f"response {index} has a length of {lengths[index]} tokens")
         trained[index] = min(lengths[index], remaining)
         remaining -= trained[index]
-    return BudgetSelection(
-        trained=trained, selected_tokens=budget - remaining, reached=remaining == 0, shortfall=remaining
-    )
+    return BudgetSelection(trained=trained, selected_tokens=budget - remaining, reached=remaining == 0, shortfall=remaining)

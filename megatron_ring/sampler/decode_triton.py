@@ -94,9 +94,7 @@ def _write_token(k_ptr, v_ptr, slots_ptr, keys_ptr, values_ptr, WIDTH: tl.conste
     tl.store(values_ptr + slot * WIDTH + column, tl.load(v_ptr + token * WIDTH + column, mask=inside), mask=inside)
 
 
-def write(
-    keys: torch.Tensor, values: torch.Tensor, slots: torch.Tensor, k_tgd: torch.Tensor, v_tgd: torch.Tensor
-) -> None:
+def write(keys: torch.Tensor, values: torch.Tensor, slots: torch.Tensor, k_tgd: torch.Tensor, v_tgd: torch.Tensor) -> None:
     """Put k and v [T, KV heads, d] at int64 [T] slots of the contiguous keys and values [pages, page_size, KV heads, d]."""
     width = k_tgd[0].numel()
     _write_token[(k_tgd.shape[0],)](
@@ -133,7 +131,5 @@ def attend_decode(
         GROUP=group, ROWS=max(MATRIX_ROWS, triton.next_power_of_2(group)), D=d, WIDTH=max(MATRIX_ROWS, width),
         PAGE=page_size, SPLIT=SPLIT, BLOCK=BLOCK,
     )  # fmt: skip
-    _join_parts[(n, heads)](
-        part_nhsd, lse_nhs, lengths, out, heads, parts, D=d, WIDTH=max(MATRIX_ROWS, width), SPLIT=SPLIT
-    )
+    _join_parts[(n, heads)](part_nhsd, lse_nhs, lengths, out, heads, parts, D=d, WIDTH=max(MATRIX_ROWS, width), SPLIT=SPLIT)
     return out

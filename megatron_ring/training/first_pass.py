@@ -15,9 +15,7 @@ from megatron_ring.training.policy_loss import PolicyLoss
 from megatron_ring.training.trainer import Trainer
 
 
-def evaluated_logprobs(
-    trainer: Trainer, temperature: float, batches: Sequence[PolicyBatch]
-) -> list[torch.Tensor] | None:
+def evaluated_logprobs(trainer: Trainer, temperature: float, batches: Sequence[PolicyBatch]) -> list[torch.Tensor] | None:
     """Log-probabilities of the targets under the model's weights as they are, fp32 [T] for each micro-batch, on the host; 0
     at tokens that do not count in the loss. None but on the last pipeline stage, which alone needs them."""
     collected = _Collect(temperature, [])

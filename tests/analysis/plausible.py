@@ -168,9 +168,7 @@ def summary(name: str, lines: list[Record], samples: int) -> Record:
 def write_export(path: Path) -> Path:
     """config.json and a safetensors file of two tensors (6 and 4 parameters)."""
     path.mkdir(parents=True)
-    (path / "config.json").write_text(
-        json.dumps({"model_type": "bailing_moe", "num_hidden_layers": 4}), encoding="utf-8"
-    )
+    (path / "config.json").write_text(json.dumps({"model_type": "bailing_moe", "num_hidden_layers": 4}), encoding="utf-8")
     header = json.dumps(
         {
             "__metadata__": {"format": "pt"},

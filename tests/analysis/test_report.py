@@ -116,9 +116,7 @@ def test_model_output_stays_text(tmp_path: Path) -> None:
     rollout = {"prompt_id": HOSTILE, "prompt": HOSTILE, "response": HOSTILE * 2000, "reward": 0, "domain": HOSTILE}
     write_jsonl(tmp_path / "rl" / "rollouts" / "step_1.jsonl", [rollout])
     (tmp_path / "rl" / "config.yaml").write_text(json.dumps({"<b>": "<script>"}))
-    path = write_report(
-        tmp_path / "out", rl=tmp_path / "rl", before=tmp_path / "e", after=tmp_path / "e", title=HOSTILE
-    )
+    path = write_report(tmp_path / "out", rl=tmp_path / "rl", before=tmp_path / "e", after=tmp_path / "e", title=HOSTILE)
     found = outline(path)
     assert "script" not in found.tags and found.tags.count("style") == 1 and found.tags.count("img") == 2
     source = path.read_text(encoding="utf-8")
@@ -128,9 +126,7 @@ def test_model_output_stays_text(tmp_path: Path) -> None:
 
 
 def test_escape_by_construction() -> None:
-    assert (
-        page.element("p", "<b>", page.Html("<i></i>"), title='"x"') == '<p title="&quot;x&quot;">&lt;b&gt;<i></i></p>'
-    )
+    assert page.element("p", "<b>", page.Html("<i></i>"), title='"x"') == '<p title="&quot;x&quot;">&lt;b&gt;<i></i></p>'
     assert page.escape("a\r\nb\rc\td\x00e\x85f\u2066g") == "a\nb\nc\tdefg"
     assert page.clipped("x" * 10, limit=4) == "<pre>xx\n[… 6 characters left out …]\nxx</pre>"
 
@@ -161,18 +157,14 @@ def test_budget_verdict(tmp_path: Path) -> None:
     varied = sentence("varied", tokens__trained={2: 99}, tokens__budget={2: 99})
     assert varied == "All 10 recorded RL steps trained exactly their Φ (from 99 to 16,384 tokens)."
     assert "was not checked" in sentence("none", tokens__budget=dict.fromkeys(range(1, 11)))
-    assert sentence("some", tokens__budget={1: None}).startswith(
-        "9 of the 10 recorded RL steps tell their budget; all 9"
-    )
+    assert sentence("some", tokens__budget={1: None}).startswith("9 of the 10 recorded RL steps tell their budget; all 9")
 
 
 def test_reward_and_non_finite_verdicts(tmp_path: Path) -> None:
     rewards: dict[int, object] = {step: 0.9 if 4 <= step <= 8 else 0.1 for step in range(1, 11)}
     run = gather(rl=rl_run(tmp_path, reward__mean=rewards, grad_norm={6: float("nan")})).rl
     assert run is not None
-    assert "0.420 over the first 5 steps and 0.580 over the last 5 steps, at best 0.900 (steps 4–8)" in reward_sentence(
-        run
-    )
+    assert "0.420 over the first 5 steps and 0.580 over the last 5 steps, at best 0.900 (steps 4–8)" in reward_sentence(run)
     assert finite_sentence("RL", run) == "RL recorded values that are not finite: grad_norm at step 6."
     write_report(tmp_path / "out", rl=tmp_path)  # figures and tables cope
 

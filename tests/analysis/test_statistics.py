@@ -88,8 +88,7 @@ def test_pairing_uses_shared_problems_only() -> None:
 def test_pairing_removes_the_spread_between_problems() -> None:
     before = {f"p{index}": [float(index % 2)] for index in range(200)}
     after = {
-        problem: ([1.0] if problem in ("p0", "p2", "p4", "p6", "p8", "p10") else group)
-        for problem, group in before.items()
+        problem: ([1.0] if problem in ("p0", "p2", "p4", "p6", "p8", "p10") else group) for problem, group in before.items()
     }
     paired = paired_difference(before, after)
     assert paired.interval.low > 0  # six gains, no loss

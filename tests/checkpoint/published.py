@@ -44,9 +44,7 @@ def random_tensors(shape: ModelConfig, seed: int = 0, dtype: torch.dtype = torch
     return {name: torch.randn(size, generator=generator).to(dtype) for name, size in published_shapes(shape).items()}
 
 
-def write_folder(
-    folder: Path, shape: ModelConfig, tensors: dict[str, torch.Tensor], files: int = 1, **config: Any
-) -> Path:
+def write_folder(folder: Path, shape: ModelConfig, tensors: dict[str, torch.Tensor], files: int = 1, **config: Any) -> Path:
     """Write it with the safetensors library, in one file or dealt to several with an index."""
     from megatron_ring.checkpoint.hf_config import config_json
 

@@ -298,9 +298,7 @@ def with_budgets(parallel: ParallelConfig, budget: int) -> tuple[int, list[Any],
     answers, sampled, version = {}, [], 0
     while any(collectives.gather_over_world(len(state))):
         before = sum(len(request.begun.tokens) for request in state.values())
-        completions = Sampler(model, here, TIGHT, EOS).generate(
-            list(state.values()), version=version, token_budget=budget
-        )
+        completions = Sampler(model, here, TIGHT, EOS).generate(list(state.values()), version=version, token_budget=budget)
         made = sum(len(c.tokens) for c in completions) - before
         sampled.append(sum(collectives.gather_over_world(made)) * here.data_size // here.world_size)
         for (i, request), completion in zip(list(state.items()), completions, strict=True):

@@ -84,9 +84,7 @@ def test_repetition(before: list[int], gram: list[int], window: int, longest: in
     tokens = [*before, *gram * 15]
 
     def repeats(tail: list[int]) -> bool:
-        return any(
-            2 * n <= window and all(tail[i] == tail[i % n] for i in range(window)) for n in range(1, longest + 1)
-        )
+        return any(2 * n <= window and all(tail[i] == tail[i % n] for i in range(window)) for n in range(1, longest + 1))
 
     wanted = next((n for n in range(window, len(tokens) + 1) if repeats(tokens[n - window : n])), None)
     found = feed(StopConditions(sampling, EOS), tokens)

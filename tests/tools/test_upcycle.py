@@ -354,7 +354,5 @@ def test_values_that_are_not_finite(
     with torch.no_grad():
         model.model.layers[1].mlp.up_proj.weight[3, 4] = torch.nan
     source = save_folder(model, tmp_path / "dense")
-    assert "layers.1.mlp.up_proj.weight holds" in fails(
-        monkeypatch, capsys, "--source", source, "--out", tmp_path / "moe"
-    )
+    assert "layers.1.mlp.up_proj.weight holds" in fails(monkeypatch, capsys, "--source", source, "--out", tmp_path / "moe")
     assert not (tmp_path / "moe").exists()

@@ -119,9 +119,7 @@ def share(every: torch.Tensor, here: torch.Tensor, k: int) -> tuple[torch.Tensor
     """See `kernels.router.share_and_figures`."""
     experts = here.numel() // 2 - 1
     share_e, figures = here.new_empty(experts), here.new_empty(3)
-    _route_share[(1,)](
-        every, here, share_e, figures, E=experts, K=k, E_BLOCK=triton.next_power_of_2(experts), num_warps=1
-    )
+    _route_share[(1,)](every, here, share_e, figures, E=experts, K=k, E_BLOCK=triton.next_power_of_2(experts), num_warps=1)
     return share_e, figures
 
 

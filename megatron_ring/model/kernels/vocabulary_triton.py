@@ -96,9 +96,7 @@ def statistics(logits_cv: torch.Tensor, columns: torch.Tensor, temperature: floa
     return tuple(_statistics(logits_cv, columns, temperature, 4))
 
 
-def finished_statistics(
-    logits_cv: torch.Tensor, columns: torch.Tensor, temperature: float
-) -> tuple[torch.Tensor, ...]:
+def finished_statistics(logits_cv: torch.Tensor, columns: torch.Tensor, temperature: float) -> tuple[torch.Tensor, ...]:
     """fp32 [C] each, where the row has all classes: log-probability of `columns`, entropy, logsumexp of
     logits / temperature."""
     return tuple(_statistics(logits_cv, columns, temperature, 3))
