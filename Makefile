@@ -77,7 +77,7 @@ test: venv $(SMOLLM2) $(TRITON) ## every test (ARGS= for pytest)
 
 check: venv ## lint, types and the fast tests
 	@$(BIN)/ruff check .
-	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
 
