@@ -14,7 +14,7 @@ import math
 from megatron_ring.cli import parse
 from megatron_ring.errors import StoppedByAlarm, run_main
 from megatron_ring.operations_config import AlarmConfig, HeldOutConfig
-from megatron_ring.stage_config import RLConfig
+from megatron_ring.rl_config import RLConfig
 
 MEMORY_AND_SPEED = ("max_batch", "prefill_tokens", "page_size", "kv_tokens", "kv_fraction", "cuda_graphs")
 MAY_DIFFER = frozenset(

@@ -18,7 +18,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "megatron_ring"
-CONFIGS = ("config", "objective_config", "operations_config", "plan_config", "stage_config", "presets")
+CONFIGS = ("config", "objective_config", "operations_config", "plan_config", "stage_config", "rl_config", "presets")
 LIGHT = (*CONFIGS, "errors", "cli", "lifetime")
 HEAVY = ("torch", "megatron", "transformers")
 DEVICE = ("torch.distributed", "torch.cuda", "megatron.core.parallel_state", "megatron.core.mpu")

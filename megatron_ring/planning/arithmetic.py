@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 
 from megatron_ring.config import ModelConfig, OptimizerConfig, ParallelConfig, RouterLossConfig, SamplingConfig
-from megatron_ring.stage_config import EvaluateConfig, RLConfig, SFTConfig
+from megatron_ring.rl_config import RLConfig
+from megatron_ring.stage_config import EvaluateConfig, SFTConfig
 
 Line = tuple[str, str]
 ROLLOUT_TOKEN = 16  # bytes of a sampled token on the host: its id and three numbers (rl/records.py)

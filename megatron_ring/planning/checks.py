@@ -13,7 +13,8 @@ from megatron_ring.presets import get_preset
 if TYPE_CHECKING:
     from megatron_ring.data.records import PromptRecord
     from megatron_ring.data.tokenizer import RingTokenizer
-    from megatron_ring.stage_config import RewardConfig, RLDataConfig
+    from megatron_ring.rl_config import RLDataConfig
+    from megatron_ring.stage_config import RewardConfig
 
 
 @dataclass

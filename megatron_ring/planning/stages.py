@@ -13,7 +13,8 @@ from megatron_ring.errors import UserError
 from megatron_ring.planning import arithmetic
 from megatron_ring.planning.checks import Checks
 from megatron_ring.planning.memory import GIB, OUTSIDE_TORCH, Item, StageMemory, Work, plan_memory
-from megatron_ring.stage_config import EvaluateConfig, RLConfig, SFTConfig
+from megatron_ring.rl_config import RLConfig
+from megatron_ring.stage_config import EvaluateConfig, SFTConfig
 
 Precision = Literal["auto", "fp32", "bf16"]
 MOMENTS = {"fp32": 4, "bf16": 2}

@@ -12,9 +12,9 @@ from megatron_ring.data.schedule import PromptSource
 from megatron_ring.data.tokenizer import RingTokenizer
 from megatron_ring.operations_config import HeldOutConfig
 from megatron_ring.rl.records import ScoredRollout
+from megatron_ring.rl_config import RLConfig
 from megatron_ring.sampler.rollouts import open_rollouts, sample_rollouts
 from megatron_ring.sampler.sampler import Sampler
-from megatron_ring.stage_config import RLConfig
 from megatron_ring.training.rollout_rewards import RolloutScorer, check_domains
 
 

@@ -21,7 +21,7 @@ from megatron_ring.rl.mismatch import (
 )
 from megatron_ring.rl.objectives import make_objective
 from megatron_ring.rl.policy import LossSettings, Objective, PolicyTokens
-from megatron_ring.stage_config import RLConfig
+from megatron_ring.rl_config import RLConfig
 from megatron_ring.training.figures import LossOutput
 from megatron_ring.training.run_dir import Histogram
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ring.data.packing import PolicyBatch
-from megatron_ring.stage_config import RLConfig
+from megatron_ring.rl_config import RLConfig
 from megatron_ring.training.first_pass import FirstPass
 from megatron_ring.training.policy_loss import make_correction, make_policy_loss
 from megatron_ring.training.reference import ReferencePolicy

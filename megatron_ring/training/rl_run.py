@@ -18,8 +18,8 @@ from megatron_ring.parallel import collectives
 from megatron_ring.parallel.context import world_size_from_environment
 from megatron_ring.rl.budget_schedule import BudgetSchedule
 from megatron_ring.rl.records import ScoredRollout
+from megatron_ring.rl_config import RLConfig
 from megatron_ring.sampler.sampler import Sampler
-from megatron_ring.stage_config import RLConfig
 from megatron_ring.training.alarms import Alarm
 from megatron_ring.training.evaluation import HeldOut
 from megatron_ring.training.phases import Phases

@@ -19,9 +19,9 @@ from megatron_ring.model.routes import route_dtype
 from megatron_ring.parallel.context import ParallelContext
 from megatron_ring.rl.policy import Objective
 from megatron_ring.rl.records import Completion, Rollout, ScoredRollout
+from megatron_ring.rl_config import RLConfig
 from megatron_ring.sampler.rollouts import OpenRollout, open_rollouts, sample_rollouts
 from megatron_ring.sampler.sampler import Sampler
-from megatron_ring.stage_config import RLConfig
 from megatron_ring.training.dealing import deal_rollouts
 from megatron_ring.training.reward_kl import RewardKL
 from megatron_ring.training.rollout_pool import RolloutPool

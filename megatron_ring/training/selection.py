@@ -11,8 +11,8 @@ from megatron_ring.rl.advantages import group_advantages, groups_that_differ
 from megatron_ring.rl.budget import select_budget
 from megatron_ring.rl.budget_order import ORDERS, StepResponses
 from megatron_ring.rl.records import ScoredRollout
+from megatron_ring.rl_config import RLConfig
 from megatron_ring.sampler.requests import request_seed
-from megatron_ring.stage_config import RLConfig
 from megatron_ring.training.reward_kl import RewardKL
 
 

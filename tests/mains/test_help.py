@@ -9,7 +9,8 @@ from typing import Any, get_type_hints
 
 import pytest
 
-from megatron_ring.stage_config import EvaluateConfig, GenerateConfig, RLConfig, SFTConfig
+from megatron_ring.rl_config import RLConfig
+from megatron_ring.stage_config import EvaluateConfig, GenerateConfig, SFTConfig
 from tests.mains.conftest import run
 
 

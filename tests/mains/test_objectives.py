@@ -68,7 +68,7 @@ def train_here(flags: list[str]) -> None:
     from megatron_ring.cli import parse
     from megatron_ring.parallel import context
     from megatron_ring.reinforce import main
-    from megatron_ring.stage_config import RLConfig
+    from megatron_ring.rl_config import RLConfig
 
     main(parse(RLConfig, "ring-rl", "", flags))
     context.shutdown()

@@ -17,7 +17,7 @@ import yaml
 
 from megatron_ring.cli import parse
 from megatron_ring.errors import UserError
-from megatron_ring.stage_config import RLConfig
+from megatron_ring.rl_config import RLConfig
 from tests.conftest import ROOT
 from tests.mains.conftest import command, environment, rl_flags, run
 from tests.mains.test_objectives import train_here

@@ -13,7 +13,8 @@ import torch
 from megatron_ring.config import ParallelConfig, SamplingConfig
 from megatron_ring.objective_config import BudgetConfig
 from megatron_ring.presets import RING_TINY
-from megatron_ring.stage_config import RewardConfig, RLConfig, RLDataConfig
+from megatron_ring.rl_config import RLConfig, RLDataConfig
+from megatron_ring.stage_config import RewardConfig
 from tests.layouts import LAYOUTS
 from tests.mains.conftest import command, rl_flags, run
 from tests.mains.test_pipeline import metrics

@@ -9,7 +9,7 @@ import pytest
 from megatron_ring.cli import parse
 from megatron_ring.errors import UserError
 from megatron_ring.objective_config import OBJECTIVE_DEFAULTS
-from megatron_ring.stage_config import RLConfig
+from megatron_ring.rl_config import RLConfig
 from tests.mains.conftest import command, rl_flags
 
 NOWHERE = Path("nowhere")

@@ -13,7 +13,7 @@ from megatron_ring.config import ModelConfig, ParallelConfig, SamplingConfig
 from megatron_ring.objective_config import CorrectionConfig
 from megatron_ring.planning.arithmetic import rollouts_line
 from megatron_ring.presets import RING_LITE, RING_TINY
-from megatron_ring.stage_config import RLConfig, RLDataConfig
+from megatron_ring.rl_config import RLConfig, RLDataConfig
 from tests.layouts import LAYOUTS
 from tests.training.responses import completion
 

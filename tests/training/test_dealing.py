@@ -17,7 +17,7 @@ from megatron_ring.data.packing import PolicyBatch
 from megatron_ring.data.sequences import PolicySequence
 from megatron_ring.presets import RING_TINY
 from megatron_ring.rl.records import ScoredRollout
-from megatron_ring.stage_config import RLConfig, RLDataConfig
+from megatron_ring.rl_config import RLConfig, RLDataConfig
 from tests.layouts import LAYOUTS
 from tests.training.responses import ROUTE_BYTES, as_rank_has_it, pack_rollouts, step_of
 

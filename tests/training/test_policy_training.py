@@ -14,7 +14,7 @@ from megatron_ring.data.packing import empty_policy_batch, pack_sequences
 from megatron_ring.data.sequences import PolicySequence, TokenSequence
 from megatron_ring.objective_config import CorrectionConfig, ObjectiveConfig
 from megatron_ring.presets import RING_TINY
-from megatron_ring.stage_config import RLConfig, RLDataConfig
+from megatron_ring.rl_config import RLConfig, RLDataConfig
 from tests.layouts import LAYOUTS
 from tests.rl.transcription import LOSSES, Constants, Response
 from tests.training.responses import pack_rollouts

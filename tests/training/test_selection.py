@@ -11,7 +11,7 @@ import torch
 from megatron_ring.config import ParallelConfig
 from megatron_ring.objective_config import BudgetConfig, ObjectiveConfig
 from megatron_ring.rl.records import Completion, Rollout, ScoredRollout
-from megatron_ring.stage_config import RLConfig, RLDataConfig
+from megatron_ring.rl_config import RLConfig, RLDataConfig
 from tests.layouts import LAYOUTS
 from tests.rl.transcription import advantages
 
