@@ -27,6 +27,13 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files without slow tests first. xdist would take the file of fewest tests last, and one of few but long tests would then
+    keep one worker busy alone (`--no-loadscope-reorder`)."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path in slow)
+
+
 @pytest.fixture(scope="session")
 def _pools() -> Iterator[dict[int, Workers]]:
     pools: dict[int, Workers] = {}

@@ -11,6 +11,7 @@ import functools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -112,6 +113,25 @@ def _patch_tensor_methods() -> None:
     torch.nn.Module.cuda = lambda self, *_, **__: self
 
 
+def _patch_compile() -> None:
+    """A function is compiled when it is first called. megatron-core decorates many while it is imported, most are never
+    called here, and the first decoration would import the compiler: 1.5 s of every start."""
+    original = torch.compile
+
+    @functools.wraps(original)
+    def compile_(model: Any = None, **options: Any) -> Any:
+        if not isinstance(model, FunctionType):  # a module, or the decorator with options
+            return original(model, **options)
+
+        @functools.cache
+        def compiled() -> Any:
+            return original(model, **options)
+
+        return functools.wraps(model)(lambda *args, **kwargs: compiled()(*args, **kwargs))
+
+    torch.compile = compile_
+
+
 def apply() -> None:
     """Install the CPU platform. Idempotent; must run before megatron.core is imported.
 
@@ -144,6 +164,7 @@ def apply() -> None:
         setattr(torch, name, _rewrite_device(getattr(torch, name)))
     _patch_tensor_methods()
     _patch_distributed()
+    _patch_compile()
 
 
 def apply_to_megatron() -> None:

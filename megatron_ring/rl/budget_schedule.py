@@ -20,11 +20,16 @@ class BudgetSchedule:
 
     Args:
         first, last: tokens at progress 0 and 1.
+
+    Attributes:
+        before: `first` and `last` of the schedule that this one goes on from; other ones where Phi counts per data-parallel
+            rank and their number has changed.
     """
 
     def __init__(self, name: BudgetScheduleName, first: int, last: int) -> None:
         self.name, self.first, self.last = name, first, last
         self.solve_rate = 0.0
+        self.before = first, last
 
     def tokens(self, step: int, steps: int) -> int:
         """Phi of the 0-based `step` out of `steps`."""
@@ -38,8 +43,10 @@ class BudgetSchedule:
 
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` needs, in types that JSON can hold."""
-        return {"solve_rate": self.solve_rate}
+        return {"solve_rate": self.solve_rate, "first": self.first, "last": self.last}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where the schedule that wrote `state` stopped."""
         self.solve_rate = float(state["solve_rate"])
+        # Older checkpoints have neither.
+        self.before = int(state.get("first", self.first)), int(state.get("last", self.last))

@@ -105,11 +105,12 @@ def test_sft_killed_continues_to_the_same_numbers(tiny_data: Path, tmp_path: Pat
 
 
 @pytest.mark.slow
+@pytest.mark.distributed
 def test_rl_trains_exactly_the_budget_and_a_kill_changes_nothing(
     tiny_data: Path, tmp_path: Path, sft_checkpoint: Path
 ) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    more = ["--steps", "5", "--save-every", "2", "--budget.tokens", "500"]
+    more = ["--steps", "5", "--save-every", "2", "--budget.tokens", "500", "--budget.scope", "rank"]
     done = run(command("megatron_ring.rl", *rl_flags(tiny_data, whole, sft_checkpoint, *more)))
     assert done.returncode == 0, done.stderr
     rows = metrics(whole)
@@ -129,6 +130,11 @@ def test_rl_trains_exactly_the_budget_and_a_kill_changes_nothing(
     assert done.returncode == 0 and "continuing after step " in done.stdout, (done.stdout, done.stderr)
     assert timeless(metrics(killed)) == timeless(rows)
     assert weights(killed) == weights(whole)
+
+    longer = command("megatron_ring.rl", *arguments[3:], "--steps", "6", "--budget.max-rounds", "8", processes=2)
+    done = run(longer)
+    assert "Phi was 500 where it is 1,000 now" in done.stdout, (done.stdout, done.stderr)
+    assert done.returncode == 0 and metrics(killed)[5]["tokens/trained"] == 1000, done.stderr
 
 
 @pytest.fixture(scope="module")

@@ -41,7 +41,10 @@ def allowed(dtype: torch.dtype) -> float:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("rows", "width"), [(1, 8), (7, 96), (13, 2048), (700, 128)])
 @pytest.mark.parametrize("adds", [False, True])
-def test_norm(rows: int, width: int, adds: bool, dtype: torch.dtype) -> None:
+def test_norm(monkeypatch: pytest.MonkeyPatch, rows: int, width: int, adds: bool, dtype: torch.dtype) -> None:
+    if rows == 700 and not CUDA:  # interpreting takes seconds: fewer rows, of which a program still has several
+        rows = 50
+        monkeypatch.setattr(norm_triton, "PROGRAMS", 16)
     x, r, w = draw(rows, width, dtype=dtype), draw(rows, width, dtype=dtype, seed=1), draw(width, dtype=dtype, seed=2)
     y, total, rstd = norm_triton.forward(x, r if adds else None, w, 1e-6)
     wanted_total = x + r if adds else x

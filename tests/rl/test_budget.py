@@ -101,6 +101,12 @@ def test_the_budget_grows_with_what_is_solved_and_resumes() -> None:
     assert schedule.solve_rate == pytest.approx(0.05) and schedule.tokens(1, 9) == 110
     again = BudgetSchedule("solve-rate", 100, 300)
     again.load_state_dict(json.loads(json.dumps(schedule.state_dict())))
+    assert again.before == (100, 300)
+    spread = BudgetSchedule("solve-rate", 200, 600)
+    spread.load_state_dict(schedule.state_dict())
+    assert spread.before == (100, 300) and spread.tokens(1, 9) == 220
+    spread.load_state_dict({"solve_rate": 0.0})
+    assert spread.before == (200, 600)
     for _ in range(200):
         schedule.observe([1.0])
         again.observe([1.0])
