@@ -28,8 +28,8 @@ SHARED = ROOT.parent / "shared"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files without slow tests first. xdist would take the file of fewest tests last, and one of few but long tests would then
-    keep one worker busy alone (`--no-loadscope-reorder`)."""
+    """Files without slow tests first. xdist alone would take the file of fewest tests last, where long ones would keep one
+    worker busy while the other has nothing to do (`--no-loadscope-reorder`)."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path in slow)
 
