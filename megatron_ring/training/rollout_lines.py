@@ -40,13 +40,16 @@ def _pieces(scored: Sequence[ScoredRollout], row: Row, context: ParallelContext)
     """The text of the file on the main process; nothing elsewhere."""
     if not context.leads_replica:
         return
+
+    def line(i: int) -> bytes:
+        return f"{json.dumps(row(i, scored[i]), default=vars)}\n".encode()
+
+    if context.data_size == 1:
+        yield from map(line, range(len(scored)))
+        return
     holders = [item.rollout.holder for item in scored]
     # Before anything is sent: all replicas make their lines at the same time.
-    lines = {
-        i: f"{json.dumps(row(i, item), default=vars)}\n".encode()
-        for i, item in enumerate(scored)
-        if holders[i] == context.data_rank
-    }
+    lines = {i: line(i) for i, holder in enumerate(holders) if holder == context.data_rank}
     for holder, places in itertools.groupby(range(len(holders)), key=holders.__getitem__):
         if holder == context.data_rank:
             piece = b"".join(lines.pop(i) for i in places)
