@@ -29,9 +29,10 @@ def main(config: EvaluateConfig) -> None:
 
     shape = resolve_shape(None, config.checkpoint)
 
-    from megatron_ring.data.files import read_prompts, write_atomically
-    from megatron_ring.data.prompts import StreamPrompt
+    from megatron_ring.data.files import check_target, read_prompts, write_atomically
+    from megatron_ring.data.prompts import StreamPrompt, too_long
     from megatron_ring.data.tokenizer import RingTokenizer
+    from megatron_ring.parallel.context import rank_from_environment
     from megatron_ring.sampler.sampler import Sampler
     from megatron_ring.training.evaluation import evaluate_prompts, summarize
     from megatron_ring.training.progress import Progress
@@ -44,7 +45,13 @@ def main(config: EvaluateConfig) -> None:
         tokenizer.vocab_size <= shape.vocab_size,
         f"--tokenizer {config.tokenizer}: {tokenizer.vocab_size} tokens, the model has only {shape.vocab_size}",
     )
+    if rank_from_environment() == 0:
+        check_target(config.out / "result.json", "--out")
     prompts = [StreamPrompt(position, record) for position, record in enumerate(read_prompts(config.prompts))]
+    new = config.sampling.max_new_tokens
+    found = too_long((prompt.record for prompt in prompts), tokenizer, config.instruction, shape.max_positions - new)
+    said = f"and --sampling.max-new-tokens {new:,} leave room for {max(0, shape.max_positions - new):,}"
+    require(found is None, f"--prompts: {found}, {said}")
     losses = RouterLossConfig(0.0, 0.0)
     stage = start_stage(shape, config.parallel, losses, config.seed, config.precision, config.layer_impl, exact=config.exact)
     set_first_weights(stage, config.checkpoint, config.seed)

@@ -3,25 +3,31 @@
     python -m megatron_ring.generate --checkpoint DIR --tokenizer DIR
     torchrun --nproc-per-node 8 -m megatron_ring.generate --checkpoint DIR --tokenizer DIR --prompts FILE --out FILE
 
-The first process writes responses as they are decoded; with several data-parallel replicas, those of its own.
+The first process writes the responses of its data-parallel replica as they are sampled, then those of the others. Of several
+processes none may wait longer than half an hour for a typed line.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from megatron_ring.cli import parse
 from megatron_ring.config import RouterLossConfig, require
-from megatron_ring.errors import run_main
+from megatron_ring.errors import UserError, run_main
 from megatron_ring.stage_config import GenerateConfig
 
 if TYPE_CHECKING:
     from megatron_ring.data.records import PromptRecord
     from megatron_ring.data.tokenizer import RingTokenizer
+    from megatron_ring.sampler.requests import GenerationRequest
     from megatron_ring.sampler.sampler import Sampler
+
+Asked = list[tuple["PromptRecord", int, "GenerationRequest"]]
+"""Prompt, number of the sample, and what the sampler is asked."""
 
 
 def main(config: GenerateConfig) -> None:
@@ -29,8 +35,9 @@ def main(config: GenerateConfig) -> None:
 
     shape = resolve_shape(None, config.checkpoint)
 
-    from megatron_ring.data.files import read_questions, write_atomically
+    from megatron_ring.data.files import check_target, read_questions, write_atomically
     from megatron_ring.data.tokenizer import RingTokenizer
+    from megatron_ring.parallel.context import rank_from_environment
     from megatron_ring.sampler.sampler import Sampler
     from megatron_ring.training.stage import set_first_weights, start_stage
 
@@ -39,22 +46,38 @@ def main(config: GenerateConfig) -> None:
         tokenizer.vocab_size <= shape.vocab_size,
         f"--tokenizer {config.tokenizer}: {tokenizer.vocab_size} tokens, the model has only {shape.vocab_size}",
     )
-    questions = None if config.prompts is None else read_questions(config.prompts)
+    if config.out is not None and rank_from_environment() == 0:
+        check_target(config.out, "--out")
+    require(config.prompts is not None or sys.stdin is not None, "standard input is closed: give --prompts FILE")
+    asked = None
+    if config.prompts is not None:
+        asked = ask(config, read_questions(config.prompts), tokenizer, shape.max_positions, first=0)
     losses = RouterLossConfig(0.0, 0.0)
     stage = start_stage(shape, config.parallel, losses, config.seed, config.precision, config.layer_impl, exact=config.exact)
     set_first_weights(stage, config.checkpoint, config.seed)
-    sampler = Sampler(stage.model, stage.context, config.sampling, tokenizer.eos_id, tokenizer.decode)
-    rows = []
-    for position, asked in enumerate([questions] if questions is not None else _typed(stage.context.is_main)):
-        rows += answer(config, asked, sampler, tokenizer, first=position)
-    if config.out is not None and stage.context.is_main:
-        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        write_atomically(config.out, lines.encode())
-        print(f"generate: {len(rows)} response(s) -> {config.out}", file=sys.stderr)
+    context = stage.context
+    sampler = Sampler(stage.model, context, config.sampling, tokenizer.eos_id, tokenizer.decode)
+    rows: list[dict[str, Any]] = []
+
+    def save() -> None:
+        if config.out is not None and context.is_main:
+            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            write_atomically(config.out, lines.encode())
+            print(f"generate: {len(rows)} response(s) -> {config.out}", file=sys.stderr)
+
+    try:
+        for those in [asked] if asked is not None else _typed(config, tokenizer, shape.max_positions, context.is_main):
+            rows += answer(config, those, sampler, tokenizer)
+    except BaseException:  # Ctrl-C too: what was answered before is not lost
+        if rows:
+            save()
+        raise
+    save()
 
 
-def _typed(is_main: bool) -> Iterator[list[PromptRecord]]:
-    """Lines of the first process's standard input, on every process."""
+def _typed(config: GenerateConfig, tokenizer: RingTokenizer, limit: int, is_main: bool) -> Iterator[Asked]:
+    """Lines of the first process's standard input, on every process. One that cannot be answered is refused, and the next
+    one read."""
     from megatron_ring.data.records import PromptRecord
     from megatron_ring.parallel import collectives
 
@@ -64,53 +87,78 @@ def _typed(is_main: bool) -> Iterator[list[PromptRecord]]:
         line = None
         if is_main:
             print(marker, end="", file=sys.stderr, flush=True)
-            line = sys.stdin.readline()
+            line = sys.stdin.buffer.readline().decode(errors="surrogateescape")
         line = collectives.gather_over_world(line)[0]
         if not line:
             return
         if line.strip():
             number += 1
-            yield [PromptRecord(str(number), "", line.strip(), None)]
+            text = line.rstrip("\r\n") if config.raw else line.strip()
+            try:
+                require(_is_unicode(text), f"prompt '{number}': not UTF-8")
+                asked = ask(config, [PromptRecord(str(number), "", text, None)], tokenizer, limit, first=number - 1)
+            except UserError as error:
+                if is_main:
+                    print(f"refused: {error}", file=sys.stderr, flush=True)
+                continue
+            yield asked
 
 
-def answer(
-    config: GenerateConfig, questions: Sequence[PromptRecord], sampler: Sampler, tokenizer: RingTokenizer, first: int
-) -> list[dict[str, Any]]:
-    """Sample `config.samples` responses to each question; every process gets one row for each, in order.
+def _is_unicode(text: str) -> bool:
+    """Whether there are no surrogates in it, which stand for bytes that are no UTF-8."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def ask(
+    config: GenerateConfig, questions: Sequence[PromptRecord], tokenizer: RingTokenizer, limit: int, first: int
+) -> Asked:
+    """`config.samples` requests for each question, in order.
 
     Args:
+        limit: positions of the model (tokens).
         first: the seed's position of the first question.
 
     Raises:
         UserError: a question that leaves no room for an answer.
     """
-    from megatron_ring.parallel import collectives
-    from megatron_ring.rl.records import Completion
     from megatron_ring.sampler.requests import GenerationRequest, request_seed
-    from megatron_ring.sampler.streaming import OrderedStream
 
-    limit, context = sampler.model.ring_config.max_positions, sampler.context
-    asked, requests = [], []
+    asked = []
     for position, question in enumerate(questions):
         tokens = _tokens(config, question, tokenizer)
         room = min(config.sampling.max_new_tokens, limit - len(tokens))
         require(room > 0, f"prompt {question.id!r}: {len(tokens)} tokens, the model has only {limit} positions: shorten it")
         for sample in range(config.samples):
-            asked.append((question, sample))
-            requests.append(GenerationRequest(tokens, request_seed(config.seed, first + position, sample), room))
-    mine = slice(context.data_rank, None, context.data_size)
-    alone = len(requests) == 1
-    titles = ["" if alone else f"--- {question.id}, response {sample + 1}" for question, sample in asked[mine]]
-    stream = OrderedStream(titles if context.is_main else [], tokenizer.decode, _write)
+            seed = request_seed(config.seed, first + position, sample)
+            asked.append((question, sample, GenerationRequest(tokens, seed, room)))
+    return asked
 
-    def finished(index: int, _: Completion) -> None:
+
+def answer(config: GenerateConfig, asked: Asked, sampler: Sampler, tokenizer: RingTokenizer) -> list[dict[str, Any]]:
+    """Sample what is asked; every process gets one row for each, in order."""
+    from megatron_ring.parallel import collectives
+    from megatron_ring.rl.records import Completion
+    from megatron_ring.sampler.streaming import OrderedStream
+
+    context, speaks = sampler.context, sampler.context.is_main
+    mine = slice(context.data_rank, None, context.data_size)
+    titles = ["" if len(asked) == 1 else f"--- {question.id}, response {sample + 1}" for question, sample, _ in asked]
+    stream = OrderedStream(titles[mine] if speaks else [], tokenizer.decode, _write)
+
+    def finished(index: int, completion: Completion) -> None:
+        if not config.streams:
+            for token in completion.tokens:
+                stream.token(index, token)
         stream.finished(index)
 
-    speaks: dict[str, Any] = {"on_token": stream.token, "on_finished": finished} if context.is_main else {}
-    done = sampler.generate(requests[mine], **speaks)
+    done = sampler.generate(
+        [request for _, _, request in asked[mine]],
+        on_finished=finished if speaks else None,
+        on_token=stream.token if speaks and config.streams else None,
+    )
     of_replica = collectives.gather_over_data(done)
     completions = [of_replica[i % context.data_size][i // context.data_size] for i in range(len(asked))]
-    return [
+    rows = [
         {
             "id": question.id,
             "sample": sample,
@@ -120,8 +168,13 @@ def answer(
             "finish_reason": completion.finish_reason,
             "logprob": sum(completion.logprobs),
         }
-        for (question, sample), completion in zip(asked, completions, strict=True)
+        for (question, sample, _), completion in zip(asked, completions, strict=True)
     ]
+    if speaks:
+        for place, row in enumerate(rows):
+            if place % context.data_size != context.data_rank:
+                _write((f"{titles[place]}\n" if titles[place] else "") + f"{row['response']}\n")
+    return rows
 
 
 def _tokens(config: GenerateConfig, question: PromptRecord, tokenizer: RingTokenizer) -> list[int]:
@@ -132,10 +185,17 @@ def _tokens(config: GenerateConfig, question: PromptRecord, tokenizer: RingToken
 
 
 def _write(text: str) -> None:
-    print(text, end="", flush=True)
+    """To standard output; where its reader has gone away (`| head`) this ends the program, as a shell's SIGPIPE would."""
+    try:
+        print(text, end="", flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor may the flush at exit complain
+        raise SystemExit(141) from None
 
 
 def cli() -> None:
+    if sys.stdout is not None:
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # characters that a terminal lacks
     run_main(lambda: main(parse(GenerateConfig, "ring-generate", "Answer prompts, or continue text.")))
 
 

@@ -118,7 +118,11 @@ class GenerateConfig:
     """JSONL or parquet file with a `prompt` (text or messages) in each row, `id` optional (default: standard input, a line
     each)."""
     out: Path | None = None
-    """JSONL file for the responses, in order, written at the end (default: none)."""
+    """JSONL file for the responses, in order, written at the end; of typed prompts also when it is interrupted (default:
+    none)."""
+    stream: Literal["auto", "tokens", "responses"] = "auto"
+    """What is shown as it comes; tokens takes decoding steps one by one, which is slower on a GPU. auto: tokens, but for a
+    file of prompts with --out responses."""
     samples: int = 1
     """Responses to each prompt."""
     raw: bool = False
@@ -140,6 +144,11 @@ class GenerateConfig:
     def __post_init__(self) -> None:
         require(self.samples >= 1, f"--samples is {self.samples}, below 1")
         require(not (self.raw and self.instruction), "--instruction goes into user messages, and --raw has none: drop one")
+
+    @property
+    def streams(self) -> bool:
+        """Whether tokens are shown one by one."""
+        return self.stream == "tokens" or (self.stream == "auto" and (self.prompts is None or self.out is None))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ columns of parquet files from elsewhere are read as they are.
 
 from __future__ import annotations
 
+import errno
 import importlib
 import io
 import json
@@ -105,6 +106,19 @@ def write_atomically(path: Path, data: bytes | Iterable[bytes]) -> None:
         raise UserError(
             f"cannot write {path}: {error.strerror}: choose a folder that can be written, with space left"
         ) from None
+
+
+def check_target(path: Path, flag: str) -> None:
+    """Raise `UserError` where `write_atomically` could not write `path`, before there is something to write."""
+    trial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        trial.touch()
+        trial.unlink()
+    except OSError as error:
+        raise UserError(f"{flag} {path}: cannot be written: {error.strerror}") from None
 
 
 def _is_parquet(path: Path) -> bool:

@@ -70,6 +70,11 @@ def world_size_from_environment() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def rank_from_environment() -> int:
+    """This process's rank as torchrun states it; 0 in a plain process. Needs no process group."""
+    return int(os.environ.get("RANK", "0"))
+
+
 def initialize(parallel: ParallelConfig, model: ModelConfig, seed: int, timeout_minutes: float = 30.0) -> ParallelContext:
     """Set up this process for `parallel`. Works under torchrun with any process count and in a single plain process.
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from collections.abc import Sequence as Sequence_
+from typing import Protocol
 
 from megatron_ring.config import SamplingConfig
 from megatron_ring.errors import UserError
 from megatron_ring.rl.records import FinishReason
 from megatron_ring.sampler.requests import Sequence
 
-Decode = Callable[[Sequence_[int]], str]
+
+class Decode(Protocol):
+    """Text of token ids, with or without special tokens."""
+
+    def __call__(self, tokens: Sequence_[int], skip_special: bool = True) -> str: ...
 
 
 class StopConditions:
@@ -18,7 +22,7 @@ class StopConditions:
     first that holds gives the reason.
 
     Args:
-        decode: text of token ids; needed for stop strings only.
+        decode: needed for stop strings only.
 
     Raises:
         UserError: stop strings without `decode`.
@@ -27,8 +31,8 @@ class StopConditions:
     def __init__(self, sampling: SamplingConfig, eos_id: int, decode: Decode | None = None) -> None:
         self.sampling, self.eos_id, self.decode = sampling, eos_id, decode
         self.stop_tokens = frozenset(sampling.stop_token_ids)
-        # A token is at least one byte of text, and the text of a few tokens before it may depend on where decoding begins
-        # (a cut character, a leading space): so the window that must hold a stop string is its bytes and some more.
+        # A token that is not special is at least one byte of text, and the text of a few tokens before it may depend on
+        # where decoding begins (a cut character, a leading space): the window for a stop string is its bytes and some more.
         self.window = 8 + max((len(text.encode()) for text in sampling.stop_strings), default=0)
         if sampling.stop_strings and decode is None:
             raise UserError("--sampling.stop-strings: this sampler has no tokenizer to decode with")
@@ -41,13 +45,21 @@ class StopConditions:
         if tokens[-1] in self.stop_tokens:
             return "stop_token"
         if self.sampling.stop_strings and self.decode is not None:
-            # The decoded tail, not token ids: a stop string may begin and end inside tokens.
-            tail = self.decode(tokens[-self.window :])
-            if any(text in tail for text in self.sampling.stop_strings):
+            # The decoded tail, not token ids: a stop string may begin and end inside tokens. It may also name special ones.
+            tails = self.decode(tokens[-self.window :], skip_special=False), self._text(tokens)
+            if any(text in tail for text in self.sampling.stop_strings for tail in tails):
                 return "stop_string"
         if self.sampling.repetition_tokens and self._repeats(tokens):
             return "repetition"
         return "length" if len(tokens) >= sequence.request.max_new_tokens else None
+
+    def _text(self, tokens: Sequence_[int]) -> str:
+        """The end of the text without special tokens, long enough for any stop string."""
+        assert self.decode is not None
+        count = self.window
+        while len((tail := self.decode(tokens[-count:])).encode()) < self.window and count < len(tokens):
+            count *= 2
+        return tail
 
     def may_end(self, sequence: Sequence, tokens: Sequence_[int]) -> bool:
         """Whether `reason` could end `sequence` within `tokens`, its next ones; true in doubt."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from megatron_ring.sampler.stopping import Decode
+Decode = Callable[[Sequence[int]], str]
 
 _CUT = "\N{REPLACEMENT CHARACTER}"  # what decoders make of a character whose bytes are not all there
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,27 +46,57 @@ def test_a_file_of_prompts(model: list[str], prompts: Path, tmp_path: Path) -> N
     assert all(row["tokens"] == 9 or row["finish_reason"] == "stop" for row in found)
     written = "".join(f"--- {row['id']}, response {row['sample'] + 1}\n{row['response']}\n" for row in found)
     assert done.stdout == written
-    # Of two replicas the first writes its own responses; the file has all.
+    # Of two replicas the first writes its own responses, then the other's; the file has all in order.
     flags += ["--parallel.expert", "2", "--out", str(tmp_path / "two.jsonl")]
     done = run(command("megatron_ring.generate", *flags, processes=2))
     assert done.returncode == 0, done.stderr
     again = rows(tmp_path / "two.jsonl")
     assert [row["response"] for row in again] == [row["response"] for row in found]
     assert done.stdout == "".join(
-        f"--- {row['id']}, response {row['sample'] + 1}\n{row['response']}\n" for row in found[::2]
+        f"--- {row['id']}, response {row['sample'] + 1}\n{row['response']}\n" for row in found[::2] + found[1::2]
     )
+
+
+def type_in(arguments: list[str], text: bytes) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(arguments, input=text, capture_output=True, env=environment(), timeout=120, cwd=ROOT)
 
 
 def test_lines_of_standard_input(model: list[str], tmp_path: Path) -> None:
+    """Those that cannot be answered are refused, the others answered."""
     flags = [*model, "--out", str(tmp_path / "out.jsonl"), "--raw", "--sampling.temperature", "0"]
-    arguments = command("megatron_ring.generate", *flags)
-    done = subprocess.run(
-        arguments, input="1 + 1\n\n 2 + 2 \n", capture_output=True, text=True, env=environment(), timeout=120, cwd=ROOT
-    )
-    assert done.returncode == 0, done.stderr
+    lines = b"1 + 1\n\n\xff\n" + b"1 2 " * 2000 + b"\n 2 + 2 \n\xc3\xa9"
+    done = type_in(command("megatron_ring.generate", *flags), lines)
+    said = done.stderr.decode()
+    assert done.returncode == 0, said
     found = rows(tmp_path / "out.jsonl")
-    assert [row["prompt"] for row in found] == ["1 + 1", "2 + 2"]
-    assert done.stdout == "".join(f"{row['response']}\n" for row in found)
+    assert [(row["id"], row["prompt"]) for row in found] == [("1", "1 + 1"), ("4", " 2 + 2 "), ("5", "é")]
+    assert done.stdout.decode() == "".join(f"{row['response']}\n" for row in found)
+    assert "refused: prompt '2': not UTF-8\n" in said and "refused: prompt '3': " in said and "1024 positions" in said
+
+
+def test_an_interrupted_session_keeps_its_answers(model: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    arguments = command("megatron_ring.generate", *model, "--out", str(out))
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(arguments, env=environment(), cwd=ROOT, text=True, **pipes) as process:  # type: ignore[call-overload]
+        process.stdin.write("1 + 1\n")
+        process.stdin.flush()
+        while not (line := process.stdout.readline()).endswith("\n"):
+            assert line
+        time.sleep(0.5)  # it waits for the next line
+        assert not out.exists()
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and [row["id"] for row in rows(out)] == ["1"] and "Traceback" not in said
+
+
+def test_a_reader_that_goes_away_is_no_error(model: list[str], prompts: Path, tmp_path: Path) -> None:
+    arguments = command("megatron_ring.generate", *model, "--prompts", str(prompts))
+    with subprocess.Popen(arguments, env=environment(), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        said = process.stderr.read()
+    assert process.returncode == 141 and said == b"", said
 
 
 @pytest.mark.parametrize(
@@ -73,6 +105,8 @@ def test_lines_of_standard_input(model: list[str], tmp_path: Path) -> None:
         (["--prompts", "nothing.jsonl"], "nothing.jsonl: no such file"),
         (["--prompts", "BAD"], "bad.jsonl:2: 'prompt' is missing"),
         (["--prompts", "LONG"], "the model has only 1024 positions"),
+        (["--prompts", "GOOD", "--out", "FOLDER"], "cannot be written: Is a directory"),
+        (["--prompts", "GOOD", "--out", "UNDER"], "cannot be written: File exists"),
         (["--prompts", "GOOD", "--sampling.kv-tokens", "8"], "--sampling.kv-tokens 8 holds 0 pages of 32 tokens"),
         (["--sampling.top-p", "0"], "--sampling.top-p is 0.0, outside (0, 1]"),
         (["--sampling.stop-strings", ""], "--sampling.stop-strings: an empty text"),
@@ -85,6 +119,7 @@ def test_bad_input(
 ) -> None:
     (tmp_path / "bad.jsonl").write_text('{"prompt": "a"}\n{"answer": "b"}\n')
     (tmp_path / "long.jsonl").write_text(json.dumps({"prompt": "1 2 " * 2000}) + "\n")
-    files = {"GOOD": prompts, "BAD": tmp_path / "bad.jsonl", "LONG": tmp_path / "long.jsonl"}
+    files = {"GOOD": prompts, "BAD": tmp_path / "bad.jsonl", "LONG": tmp_path / "long.jsonl",
+             "FOLDER": tmp_path, "UNDER": prompts / "out.jsonl"}  # fmt: skip
     line = fails_with(command("megatron_ring.generate", *model, *(str(files.get(flag, flag)) for flag in flags)))
     assert said in line

@@ -89,3 +89,16 @@ def test_repetition(before: list[int], gram: list[int], window: int, longest: in
     wanted = next((n for n in range(window, len(tokens) + 1) if repeats(tokens[n - window : n])), None)
     found = feed(StopConditions(sampling, EOS), tokens)
     assert found == ((wanted, "repetition") if wanted else (len(tokens), None))
+
+
+def test_special_tokens_hide_no_stop_string(tokenizer: RingTokenizer) -> None:
+    """Whether it names them, or they stand between its tokens, as the text leaves them out."""
+    role = tokenizer.encode("<role>")
+    assert len(role) == 1 and tokenizer.decode(role) == ""
+    named = StopConditions(SamplingConfig(stop_strings=("<role>HUMAN</role>",)), EOS, tokenizer.decode)
+    tokens = tokenizer.encode("the<role>HUMAN</role>")
+    assert feed(named, [*tokens, 5, 5]) == (len(tokens), "stop_string")
+    between = StopConditions(SamplingConfig(stop_strings=("the answer",)), EOS, tokenizer.decode)
+    tokens = [*tokenizer.encode("end the an"), *role * 200, *tokenizer.encode("swer"), *role]
+    assert feed(between, [*tokens, 5]) == (len(tokens) - 1, "stop_string")
+    assert feed(between, [*role * 500, *tokenizer.encode("the ans")])[1] is None

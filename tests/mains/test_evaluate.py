@@ -1,0 +1,34 @@
+"""What `evaluate` refuses before it loads any weights."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.mains.conftest import command, run
+
+
+@pytest.fixture(scope="module")
+def flags(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    out = tmp_path_factory.mktemp("model") / "hf"
+    done = run([sys.executable, "tools/make_random_hf.py", "--preset", "ring-tiny", "--out", str(out)])
+    assert done.returncode == 0, done.stderr
+    (out / "model.safetensors").write_bytes(b"no weights")
+    return ["--checkpoint", str(out), "--tokenizer", str(tiny_data / "tokenizer"), "--sampling.max-new-tokens", "8"]
+
+
+def test_a_prompt_that_is_too_long(fails_with: Callable[..., str], flags: list[str], tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    long = {"id": "wordy", "domain": "math", "prompt": "1 2 " * 2000, "answer": "3"}
+    prompts.write_text(json.dumps({**long, "id": "a", "prompt": "1 + 2"}) + "\n" + json.dumps(long) + "\n")
+    line = fails_with(command("megatron_ring.evaluate", *flags, "--prompts", str(prompts), "--out", str(tmp_path / "out")))
+    assert "--prompts: prompt 'wordy' has " in line and "--sampling.max-new-tokens 8 leave room for 1,016" in line
+
+
+def test_a_folder_that_cannot_be_made(fails_with: Callable[..., str], flags: list[str], tiny_data: Path) -> None:
+    more = ["--prompts", str(tiny_data / "heldout.jsonl"), "--out", str(tiny_data / "heldout.jsonl")]
+    assert "--out" in (line := fails_with(command("megatron_ring.evaluate", *flags, *more))) and "cannot be written" in line
