@@ -1,4 +1,5 @@
-"""Drawing from softmax(logits / temperature) on the device: one pass over the logits, then one tile of each row.
+"""Drawing from softmax(logits / temperature), or what is kept of it, on the device: one pass over the logits, then one tile
+of each row.
 
 Inversion of the distribution function at splitmix64's number of (seed, position), as `sampling.draw_tokens` has it, and
 log-probability and entropy from the same pass. A row's result does not depend on the others.
@@ -17,14 +18,15 @@ TILE = 4096
 
 @triton.jit
 def _draw_tile_statistics(  # type: ignore[no-untyped-def]
-    logits_ptr, out_ptr, width, inverse_temperature, tiles, TILE: tl.constexpr
+    logits_ptr, least_ptr, out_ptr, width, inverse_temperature, tiles, CUT: tl.constexpr, TILE: tl.constexpr
 ):
-    """Of each tile: maximum m, sum of exp(x - m), sum of exp(x - m) (x - m); fp32 [3, N, tiles]."""
+    """Of each tile: maximum m, sum of exp(x - m), sum of exp(x - m) (x - m), of the kept ones sum of exp(x - m); fp32
+    [3 or 4, N, tiles]."""
     row, tile = tl.program_id(0), tl.program_id(1)
     column = tile * TILE + tl.arange(0, TILE)
     inside = column < width
-    x = tl.load(logits_ptr + row.to(tl.int64) * width + column, mask=inside, other=-1e37).to(tl.float32)
-    x = x * inverse_temperature
+    logits = tl.load(logits_ptr + row.to(tl.int64) * width + column, mask=inside, other=-1e37).to(tl.float32)
+    x = logits * inverse_temperature
     highest = tl.max(x, 0)
     x = x - highest
     p = tl.where(inside, tl.exp(x), 0.0)
@@ -33,6 +35,8 @@ def _draw_tile_statistics(  # type: ignore[no-untyped-def]
     tl.store(out_ptr + at, highest)
     tl.store(out_ptr + plane + at, tl.sum(p, 0))
     tl.store(out_ptr + 2 * plane + at, tl.sum(tl.where(p > 0.0, p * x, 0.0), 0))
+    if CUT:
+        tl.store(out_ptr + 3 * plane + at, tl.sum(tl.where(logits >= tl.load(least_ptr + row), p, 0.0), 0))
 
 
 @triton.jit
@@ -42,10 +46,10 @@ def _mix(x, shift: tl.constexpr):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _draw_token(  # type: ignore[no-untyped-def]
-    logits_ptr, statistics_ptr, seeds_ptr, positions_ptr, out_ptr, width, inverse_temperature, tiles,
-    TILE: tl.constexpr, TILES: tl.constexpr,
+    logits_ptr, least_ptr, statistics_ptr, seeds_ptr, positions_ptr, out_ptr, width, inverse_temperature, tiles,
+    CUT: tl.constexpr, TILE: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
-    """fp64 [3, N]: token, its log-probability, entropy."""
+    """fp64 [4, N]: token, its log-probability, that among the kept ones, entropy."""
     row = tl.program_id(0)
     rows = tl.num_programs(0)
     x = tl.load(seeds_ptr + row).to(tl.uint64, bitcast=True)
@@ -69,38 +73,53 @@ def _draw_token(  # type: ignore[no-untyped-def]
     log_total = tl.log(total.to(tl.float32))
     mean = tl.sum(tl.where(shrink > 0.0, shrink * (weighted + shift * sums), 0.0), 0) / total.to(tl.float32)
 
-    target = uniform * total
+    kept_total = total
+    if CUT:  # from here on only the kept ones have any mass
+        mass = (tl.load(at + 3 * plane, mask=tile < tiles, other=0.0) * shrink).to(tl.float64)
+        kept_total = tl.sum(mass, 0)
+    target = uniform * kept_total
     through = tl.cumsum(mass, 0)
     last = tl.max(tl.where(mass > 0.0, tile, 0), 0)
     chosen = tl.minimum(tl.sum((through <= target).to(tl.int32), 0), last)
     before = tl.sum(tl.where(tile < chosen, mass, 0.0), 0)
     column = chosen * TILE + tl.arange(0, TILE)
-    logits = tl.load(logits_ptr + row.to(tl.int64) * width + column, mask=column < width, other=-1e37).to(tl.float32)
-    logits = logits * inverse_temperature - highest
+    raw = tl.load(logits_ptr + row.to(tl.int64) * width + column, mask=column < width, other=-1e37).to(tl.float32)
+    logits = raw * inverse_temperature - highest
     p = tl.where(column < width, tl.exp(logits), 0.0)
+    if CUT:
+        p = tl.where(raw >= tl.load(least_ptr + row), p, 0.0)
     inside = before + tl.cumsum(p.to(tl.float64), 0)
     # Rounding may carry the target beyond the tile's end: stay on its last token with any probability.
     furthest = tl.max(tl.where(p > 0.0, tl.arange(0, TILE), 0), 0)
     offset = tl.minimum(tl.sum(((inside <= target) & (column < width)).to(tl.int32), 0), furthest)
     here = tl.arange(0, TILE) == offset
-    logprob = tl.sum(tl.where(here, logits, 0.0), 0) - log_total
+    logit = tl.sum(tl.where(here, logits, 0.0), 0)
     tl.store(out_ptr + row, (chosen * TILE + offset).to(tl.float64))
-    tl.store(out_ptr + rows + row, logprob.to(tl.float64))
-    tl.store(out_ptr + 2 * rows + row, (log_total - mean).to(tl.float64))
+    tl.store(out_ptr + rows + row, (logit - log_total).to(tl.float64))
+    kept_logprob = logit - log_total
+    if CUT:  # a total of nothing but NaN says NaN here too
+        kept_logprob = logit - tl.log(kept_total.to(tl.float32)) + 0.0 * log_total
+    tl.store(out_ptr + 2 * rows + row, kept_logprob.to(tl.float64))
+    tl.store(out_ptr + 3 * rows + row, (log_total - mean).to(tl.float64))
 
 
 def draw(
-    logits_nv: torch.Tensor, seeds_n: torch.Tensor, positions_n: torch.Tensor, temperature: float
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """A token for each row of logits [N, V] (contiguous), drawn with int64 [N] seeds and positions: token ids, their
-    log-probabilities and the rows' entropies (nats), float64 [N] each. Logits that are not finite give NaN."""
+    logits_nv: torch.Tensor, seeds_n: torch.Tensor, positions_n: torch.Tensor, temperature: float,
+    least_n: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+    """A token for each row of logits [N, V] (contiguous), drawn with int64 [N] seeds and positions from those that are not
+    below fp32 `least_n` (default: from all). float64 [N] each: token ids, their log-probabilities among all and among those,
+    and the rows' entropies (nats), of all. Logits that are not finite give NaN."""
     rows, width = logits_nv.shape
-    tiles = triton.cdiv(width, TILE)
-    statistics = torch.empty(3, rows, tiles, dtype=torch.float32, device=logits_nv.device)
-    out = torch.empty(3, rows, dtype=torch.float64, device=logits_nv.device)
-    _draw_tile_statistics[(rows, tiles)](logits_nv, statistics, width, 1.0 / temperature, tiles, TILE=TILE, num_warps=8)
+    tiles, cut = triton.cdiv(width, TILE), least_n is not None
+    least = logits_nv if least_n is None else least_n
+    statistics = torch.empty(3 + cut, rows, tiles, dtype=torch.float32, device=logits_nv.device)
+    out = torch.empty(4, rows, dtype=torch.float64, device=logits_nv.device)
+    _draw_tile_statistics[(rows, tiles)](
+        logits_nv, least, statistics, width, 1.0 / temperature, tiles, CUT=cut, TILE=TILE, num_warps=8
+    )
     _draw_token[(rows,)](
-        logits_nv, statistics, seeds_n, positions_n, out, width, 1.0 / temperature, tiles, TILE=TILE,
+        logits_nv, least, statistics, seeds_n, positions_n, out, width, 1.0 / temperature, tiles, CUT=cut, TILE=TILE,
         TILES=triton.next_power_of_2(tiles), num_warps=8,
     )  # fmt: skip
-    return out[0], out[1], out[2]
+    return out[0], out[1], out[2], out[3]

@@ -27,16 +27,17 @@ def uniforms(seeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
 
 
 def nucleus(probabilities_nv: torch.Tensor, top_p: float) -> torch.Tensor:
-    """Zero all but the smallest set of most likely tokens that has `top_p` of the whole. Not renormalised."""
-    ordered, order = probabilities_nv.sort(dim=-1, descending=True)
+    """Zero all but the smallest set of most likely tokens that has `top_p` of the whole, more on a tie. Not
+    renormalised."""
+    ordered = probabilities_nv.sort(dim=-1, descending=True).values
     sums = ordered.cumsum(-1)
-    kept = torch.where(sums - ordered < top_p * sums[:, -1:], ordered, 0.0)
-    return torch.zeros_like(probabilities_nv).scatter(1, order, kept)
+    kept = (sums - ordered < top_p * sums[:, -1:]).sum(-1, keepdim=True)
+    return torch.where(probabilities_nv >= ordered.gather(1, (kept - 1).clamp_min(0)), probabilities_nv, 0.0)
 
 
 def processed(logits_nv: torch.Tensor, sampling: SamplingConfig) -> torch.Tensor:
     """What tokens are drawn from, float64 [N, V], not renormalised: softmax(logits / temperature), of it the `top_k` most
-    likely (more on a tie), of those the nucleus, of that what has at least `min_p` times the largest probability. The
+    likely, of those the nucleus (both more on a tie), of that what has at least `min_p` times the largest probability. The
     order of Hugging Face transformers. The temperature is above 0."""
     probabilities = torch.softmax(logits_nv.double() / sampling.temperature, dim=-1)
     if 0 < sampling.top_k < probabilities.shape[1]:
@@ -88,19 +89,30 @@ def draw_rows(
         seeds, positions: int64 [N], for `uniforms`.
         exact: the numbers come out of the training forward's own kernels.
     """
-    uncut = sampling.whole_distribution and sampling.temperature > 0
     whole_nv = collectives.gather_over_tensor(logits_nv)
-    if uncut and logits_nv.is_cuda:  # tensor-parallel ranks draw from the same logits in the same order
-        from megatron_ring.sampler import draw_triton
-
-        ids, logprobs, entropies = draw_triton.draw(whole_nv.contiguous(), seeds, positions, sampling.temperature)
-        if exact:
-            found = token_statistics(logits_nv, ids.long(), 0, sampling.temperature)
-            logprobs, entropies = found.logprobs.double(), found.entropies.double()
-        return torch.stack((ids, logprobs, logprobs, entropies))
+    if logits_nv.is_cuda and sampling.temperature > 0:  # tensor-parallel ranks draw from the same logits in the same order
+        return _draw_on_device(logits_nv, whole_nv.contiguous(), seeds, positions, sampling, exact)
     drawn = draw_tokens(whole_nv, uniforms(seeds, positions), sampling)
     # Sums on a GPU may be in another order on the next one; schedulers that see different tokens would wait for ever.
     collectives.broadcast_over_tensor(drawn.ids)
     found = token_statistics(logits_nv, drawn.ids, tensor_rank * logits_nv.shape[1], sampling.temperature or 1.0)
     logprobs = found.logprobs.double()
+    uncut = sampling.whole_distribution and sampling.temperature > 0
     return torch.stack((drawn.ids.double(), logprobs, logprobs if uncut else drawn.logprobs, found.entropies.double()))
+
+
+def _draw_on_device(
+    logits_nv: torch.Tensor, whole_nv: torch.Tensor, seeds: torch.Tensor, positions: torch.Tensor, sampling: SamplingConfig,
+    exact: bool,
+) -> torch.Tensor:  # fmt: skip
+    from megatron_ring.sampler import cut_triton, draw_triton
+
+    least, temperature = None, sampling.temperature
+    if not sampling.whole_distribution:
+        least = cut_triton.least_kept(whole_nv, temperature, sampling.top_k, sampling.top_p, sampling.min_p)
+    ids, logprobs, kept_logprobs, entropies = draw_triton.draw(whole_nv, seeds, positions, temperature, least)
+    if exact:
+        found = token_statistics(logits_nv, ids.long(), 0, temperature)
+        logprobs, entropies = found.logprobs.double(), found.entropies.double()
+        kept_logprobs = logprobs if least is None else kept_logprobs
+    return torch.stack((ids, logprobs, kept_logprobs, entropies))

@@ -14,7 +14,7 @@ pytest.importorskip("triton", reason="Triton is not installed")
 from megatron_ring.config import SamplingConfig  # noqa: E402
 from megatron_ring.model.kernels import few_tokens_triton  # noqa: E402
 from megatron_ring.model.kernels.rows import sort_by_expert  # noqa: E402
-from megatron_ring.sampler import draw_triton  # noqa: E402
+from megatron_ring.sampler import cut_triton, draw_triton  # noqa: E402
 from megatron_ring.sampler.sampling import processed, uniforms  # noqa: E402
 
 DEVICE = torch.device("cuda" if CUDA else "cpu")
@@ -79,7 +79,8 @@ def test_drawing_is_inversion_of_the_distribution_function(width: int, temperatu
     logits[:, width // 2] = -1e30  # impossible
     seeds = torch.randint(2**62, (9,), generator=generator).to(DEVICE)
     positions = torch.arange(9, device=DEVICE)
-    ids, logprobs, entropies = draw_triton.draw(logits, seeds, positions, temperature)
+    ids, logprobs, kept, entropies = draw_triton.draw(logits, seeds, positions, temperature)
+    assert torch.equal(kept, logprobs)
     found = ids.long()
     log_p = torch.log_softmax(logits.double() / temperature, dim=-1)
     assert in_its_interval(logits, found, uniforms(seeds, positions), temperature).all()
@@ -99,7 +100,7 @@ def test_frequencies_are_the_probabilities() -> None:
     rows = 20_000 if CUDA else 250
     logits = torch.tensor([0.0, 1.0, -2.0, 0.5, 3.0]).expand(rows, 5).contiguous().to(DEVICE)
     seeds = torch.arange(rows, device=DEVICE)
-    ids, _, _ = draw_triton.draw(logits, seeds, torch.zeros_like(seeds), 1.0)
+    ids, _, _, _ = draw_triton.draw(logits, seeds, torch.zeros_like(seeds), 1.0)
     found = torch.bincount(ids.long(), minlength=5) / rows
     assert (found - torch.softmax(logits[0], 0)).abs().max() < 2 / rows**0.5  # four standard deviations at most
 
@@ -108,6 +109,58 @@ def test_logits_that_are_not_finite_are_seen() -> None:
     logits = torch.zeros(3, 100, device=DEVICE)
     logits[0, 3], logits[1, 4] = float("nan"), float("inf")
     seeds = torch.arange(3, device=DEVICE)
-    ids, logprobs, entropies = draw_triton.draw(logits, seeds, seeds, 1.0)
+    ids, logprobs, _, entropies = draw_triton.draw(logits, seeds, seeds, 1.0)
     assert not torch.isfinite(logprobs + entropies)[:2].any() and torch.isfinite(logprobs + entropies)[2]
+    assert ((ids >= 0) & (ids < 100)).all()
+
+
+CUTS = [(0, 0.95, 0.0), (0, 0.3, 0.0), (0, 1e-9, 0.0), (20, 1.0, 0.0), (1, 1.0, 0.0), (50, 0.8, 0.02), (0, 1.0, 0.1),
+        (0, 1.0, 1.0), (9999, 0.9999, 0.0)]  # top-k, top-p, min-p  # fmt: skip
+
+
+@pytest.mark.parametrize("cuts", CUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("width", "temperature", "scale"), [(7, 3.0, 2.0), (4097, 0.6, 4.0)])
+def test_what_is_kept(
+    cuts: tuple[int, float, float], dtype: torch.dtype, width: int, temperature: float, scale: float
+) -> None:
+    """As float64 and sorting have it; the logits are of either sign, or all of one, or hold impossible tokens."""
+    top_k, top_p, min_p = cuts
+    sampling = SamplingConfig(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p)
+    generator = torch.Generator().manual_seed(width)
+    logits = (torch.randn(4, width, generator=generator) * scale + torch.tensor([[0.0], [40.0], [-40.0], [1.0]])).to(
+        DEVICE, dtype
+    )
+    logits[3, ::2] = -float("inf")
+    least = cut_triton.least_kept(logits, temperature, top_k, top_p, min_p)
+    kept, wanted = logits >= least[:, None], processed(logits, sampling) > 0
+    kept &= torch.isfinite(logits)
+    assert kept.any(-1).all()
+    differing = torch.where(kept != wanted, torch.softmax(logits.double() / temperature, -1), 0.0).sum(-1)
+    # Sums of fp32 may see the border of the nucleus one token further on: there, less than this is missing or too much.
+    assert differing.max() <= (0 if top_p == 1 else 1e-6)
+
+
+@pytest.mark.parametrize("cuts", CUTS[::2])
+@pytest.mark.parametrize(("width", "temperature"), [(11, 1.0), (4100, 0.7)])
+def test_drawing_from_what_is_kept(cuts: tuple[int, float, float], width: int, temperature: float) -> None:
+    top_k, top_p, min_p = cuts
+    logits = (torch.randn(5, width, generator=torch.Generator().manual_seed(width)) * 2).to(DEVICE)
+    seeds, positions = torch.arange(5, device=DEVICE) * 7919, torch.arange(5, device=DEVICE)
+    least = cut_triton.least_kept(logits, temperature, top_k, top_p, min_p)
+    ids, logprobs, kept_logprobs, entropies = draw_triton.draw(logits, seeds, positions, temperature, least)
+    kept = torch.where(logits >= least[:, None], logits.double(), -float("inf"))
+    assert in_its_interval(kept, ids.long(), uniforms(seeds, positions), temperature).all()
+    log_p, log_kept = (torch.log_softmax(x.double() / temperature, dim=-1) for x in (logits, kept))
+    for found, wanted in ((logprobs, log_p), (kept_logprobs, log_kept)):
+        assert torch.allclose(found, wanted.gather(1, ids.long()[:, None])[:, 0], atol=5e-5, rtol=1e-6)
+    assert torch.allclose(entropies, -(log_p.exp() * log_p).sum(-1), atol=5e-5, rtol=1e-5)
+
+
+def test_cut_logits_that_are_not_finite_are_seen() -> None:
+    logits = torch.zeros(3, 100, device=DEVICE)
+    logits[0, 3], logits[1, 4] = float("nan"), float("inf")
+    seeds = torch.arange(3, device=DEVICE)
+    ids, *numbers = draw_triton.draw(logits, seeds, seeds, 1.0, cut_triton.least_kept(logits, 1.0, 50, 0.9, 0.0))
+    assert all(not torch.isfinite(found[:2]).any() and torch.isfinite(found[2]) for found in numbers)
     assert ((ids >= 0) & (ids < 100)).all()
