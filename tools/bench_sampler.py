@@ -27,10 +27,15 @@ from megatron_ring.config import ModelConfig, ParallelConfig, SamplingConfig, re
 from megatron_ring.errors import run_main
 from megatron_ring.presets import get_preset
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # `tools` may be a package of someone else's; a script's own folder is on the path
     from megatron_ring.sampler.requests import GenerationRequest
     from megatron_ring.sampler.sampler import Sampler
     from megatron_ring.sampler.scheduler import Step
+    from tools.bench_sampler_figure import Turn, draw
+    from tools.sampler_flags import check_figure, check_lengths, check_sampling, named_as_here
+else:
+    from bench_sampler_figure import Turn, draw
+    from sampler_flags import check_figure, check_lengths, check_sampling, named_as_here
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +63,10 @@ class BenchSampler:
     exact: bool = False
     """Kernels that give a token the same bits whatever its batch (CUDA, bf16)."""
     compare: Literal["none", "transformers"] = "none"
-    """Also time transformers' `generate` on the same shape (one process, equal lengths), after our weights are freed."""
+    """Also time transformers' `generate` and `generate_batch` on the same shape (one process, equal lengths), after our
+    weights are freed."""
+    figure: Path | None = None
+    """Picture of the last timed run: tokens per second beside the floor, over time (.png, .svg or .pdf)."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
@@ -68,8 +76,8 @@ class BenchSampler:
         for name in ("new_tokens", "prompt_tokens"):
             require(getattr(self, name) >= 2, f"--{name.replace('_', '-')} is {getattr(self, name)}, below 2")
         require(self.layers is None or self.layers >= 1, f"--layers is {self.layers}, below 1")
-        stops = self.sampling.stop_token_ids or self.sampling.stop_strings or self.sampling.repetition_tokens
-        require(not stops, "--sampling.stop-…, --sampling.repetition-tokens: every response has all its tokens here")
+        check_sampling(self.sampling)
+        check_figure(self.figure)
         require(
             self.compare == "none" or (self.lengths == "equal" and self.parallel == ParallelConfig()),
             "--compare transformers: one process, and --lengths equal",
@@ -89,14 +97,15 @@ def main(config: BenchSampler) -> None:
     from megatron_ring.parallel.device import has_cuda
     from megatron_ring.sampler.sampler import Sampler
 
-    if TYPE_CHECKING:  # `tools` may be a package of someone else's; a script's own folder is on the path
+    if TYPE_CHECKING:
         from tools.bench_sampler_rival import transformers_rates
         from tools.bench_train_measure import ceilings
     else:
         from bench_sampler_rival import transformers_rates
         from bench_train_measure import ceilings
 
-    shape = config.shape()
+    shape, requests = config.shape(), requests_of(config)
+    check_lengths([(len(r.prompt_tokens), r.max_new_tokens) for r in requests], shape, config.sampling)
     here = context.initialize(config.parallel, shape, 0)
     dtype = torch.bfloat16 if has_cuda() else torch.float32
     if config.exact:
@@ -112,7 +121,7 @@ def main(config: BenchSampler) -> None:
         "lengths": config.lengths, "exact": config.exact,
         "read_gb_per_second": rates["read_gb_per_second"], "gemm_tflops": rates["gemm_tflops"],
     }  # fmt: skip
-    out["ring"] = measure(config, Sampler(model, here, config.sampling, eos_id=-1), rates)
+    out["ring"], turns = measure(config, Sampler(model, here, config.sampling, eos_id=-1), requests, rates)
     if has_cuda():
         out["ring"]["peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
     if config.compare == "transformers":
@@ -124,6 +133,8 @@ def main(config: BenchSampler) -> None:
             out[f"{name}_over_transformers"] = out["ring"][name] / max(rate[name] for rate in out["transformers"].values())
     if here.is_main:
         print(json.dumps(out), flush=True)
+    if here.is_main and config.figure is not None:
+        draw(config.figure, out, turns)
 
 
 class Watch:
@@ -146,13 +157,14 @@ class Watch:
         self.floor = {"decode": 0.0, "prefill": 0.0}
         self.decoded = {"decode": 0, "prefill": 0}
         self.prefilled = self.widest = 0
+        self.turns: list[Turn] = []
         self.began = time.perf_counter()
 
     def step(self, step: Step) -> Any:
         from megatron_ring.parallel.device import synchronize
 
         kind = "prefill" if step.chunks else "decode"
-        began = time.perf_counter()
+        began, before = time.perf_counter(), self.floor[kind]
         for turn in range(step.horizon if step.decoding else 0):
             held = sum(sequence.cached + 1 + turn for sequence in step.decoding)
             read = self.others + self.chosen(len(step.decoding)) * self.experts + held * self.token_bytes
@@ -162,8 +174,10 @@ class Watch:
         sampled = self.run(step)
         if step.chunks:
             synchronize()
-        self.seconds[kind] += time.perf_counter() - began
-        self.decoded[kind] += sum(len(drawn.tokens) for drawn in sampled)
+        end, tokens = time.perf_counter(), sum(len(drawn.tokens) for drawn in sampled)
+        self.seconds[kind] += end - began
+        self.decoded[kind] += tokens
+        self.turns.append(Turn(end - self.began, end - began, self.floor[kind] - before, tokens, len(step.decoding)))
         self.widest = max(self.widest, len(step.decoding))
         return sampled
 
@@ -186,11 +200,13 @@ class Watch:
         return up_to(start + count) - up_to(start)
 
 
-def measure(config: BenchSampler, sampler: Sampler, rates: dict[str, float]) -> dict[str, Any]:
-    """Medians of the timed runs. A run ends on the host: it has every token."""
+def measure(
+    config: BenchSampler, sampler: Sampler, requests: list[GenerationRequest], rates: dict[str, float]
+) -> tuple[dict[str, Any], list[Turn]]:
+    """Medians of the timed runs, and the steps of the last. A run ends on the host: it has every token."""
     from megatron_ring.parallel import collectives
 
-    requests, watch, runs = requests_of(config), Watch(sampler, rates), []
+    watch, runs = Watch(sampler, rates), []
     new = sum(request.max_new_tokens for request in requests)
     for _ in range(config.repeats + config.warm_up):
         late: list[float] = []  # when 90 % of the requests were done, and the least that had to take until then
@@ -201,7 +217,8 @@ def measure(config: BenchSampler, sampler: Sampler, rates: dict[str, float]) -> 
 
         collectives.barrier()
         watch.start()
-        sampler.generate(requests, on_progress=note)
+        with named_as_here():
+            sampler.generate(requests, on_progress=note)
         whole = time.perf_counter() - watch.began
         runs.append(
             {
@@ -220,11 +237,12 @@ def measure(config: BenchSampler, sampler: Sampler, rates: dict[str, float]) -> 
     timed = runs[config.warm_up :]
     medians = {name: statistics.median(run[name] for run in timed) for name in timed[0]}
     seconds = [run["seconds"] for run in timed]
-    return medians | {
+    more = {
         "spread": max(seconds) / min(seconds) - 1, "first_run_seconds": runs[0]["seconds"], "tokens": new,
         "decoded_together_at_most": watch.widest, "prefilled_tokens": watch.prefilled,
         "tokens_of_prompts": config.prompts * config.prompt_tokens, "graphs": sampler.graphs,
     }  # fmt: skip
+    return medians | more, watch.turns
 
 
 def requests_of(config: BenchSampler) -> list[GenerationRequest]:

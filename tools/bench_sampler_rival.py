@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -17,12 +18,23 @@ else:
 
 
 RIVAL_TOKENS = 24  # its rate does not change with more, and it is slow
+PAGE_TOKENS, STEP_TOKENS = 256, 1024  # of generate_batch's cache, and of its step, on a CPU
+
+
+def cpu_bounds(batch: int, prompt_tokens: int) -> dict[str, int]:
+    """What `generate_batch` may take on a CPU: tokens of its cache, half as many again as `batch` responses need at once (it
+    keeps a part free), and tokens of a step, by which its attention mask grows: one for each response at least."""
+    pages = batch * math.ceil((prompt_tokens + RIVAL_TOKENS) / PAGE_TOKENS)
+    return {"cache_tokens": (pages * 3 // 2 + 1) * PAGE_TOKENS, "step_tokens": max(batch, STEP_TOKENS)}
 
 
 def transformers_rates(shape: ModelConfig, batch: int, prompt_tokens: int, new_tokens: int) -> dict[str, dict[str, float]]:
     """Of `generate` and of `generate_batch` (continuous batching): tokens decoded per second, from the difference between
     responses of 2 and of RIVAL_TOKENS tokens, and tokens per second of whole responses of `new_tokens`, prefill included.
-    One that fails is left out, and says why on stderr."""
+    One that fails is left out, and says why on stderr.
+
+    On a CPU `generate_batch` would take most of the machine's memory for its cache: it gets the bounds of `cpu_bounds`, told
+    beside its rates. On CUDA it chooses for itself."""
     import transformers
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -32,13 +44,21 @@ def transformers_rates(shape: ModelConfig, batch: int, prompt_tokens: int, new_t
     prompts = torch.randint(shape.vocab_size, (batch, prompt_tokens), generator=torch.Generator().manual_seed(0))
     settings: dict[str, Any] = {"do_sample": True, "temperature": 1.0, "top_k": 0, "eos_token_id": -1, "pad_token_id": 0}
 
+    bounds: dict[str, int] = {} if device.type == "cuda" else cpu_bounds(batch, prompt_tokens)
+
     def generate(new: int) -> None:
         whole = prompts.to(device)
         model.generate(whole, attention_mask=torch.ones_like(whole), min_new_tokens=new, max_new_tokens=new, **settings)
 
     def generate_batch(new: int) -> None:
         chosen = transformers.GenerationConfig(max_new_tokens=new, **settings)
-        model.generate_batch(inputs=prompts.tolist(), generation_config=chosen, progress_bar=False)
+        batching = None
+        if bounds:
+            pages, step = bounds["cache_tokens"] // PAGE_TOKENS, bounds["step_tokens"]
+            batching = transformers.ContinuousBatchingConfig(page_size=PAGE_TOKENS, num_blocks=pages, max_batch_tokens=step)
+        model.generate_batch(
+            inputs=prompts.tolist(), generation_config=chosen, continuous_batching_config=batching, progress_bar=False
+        )
 
     def seconds(run: Any, new: int) -> float:
         began = time.perf_counter()
@@ -58,5 +78,6 @@ def transformers_rates(shape: ModelConfig, batch: int, prompt_tokens: int, new_t
         rates[run.__name__] = {
             "decode_tokens_per_second": batch / turn,
             "tokens_per_second": batch * new_tokens / (short + turn * (new_tokens - 2)),
+            **(bounds if run is generate_batch else {}),
         }
     return rates

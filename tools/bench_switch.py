@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -26,6 +26,11 @@ from megatron_ring.cli import parse
 from megatron_ring.config import OptimizerConfig, ParallelConfig, RouterLossConfig, SamplingConfig, require
 from megatron_ring.errors import run_main
 from megatron_ring.presets import get_preset
+
+if TYPE_CHECKING:  # `tools` may be a package of someone else's; a script's own folder is on the path
+    from tools.sampler_flags import check_lengths, check_sampling, named_as_here
+else:
+    from sampler_flags import check_lengths, check_sampling, named_as_here
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +60,7 @@ class BenchSwitch:
         for name in ("switches", "tokens", "requests", "prompt_tokens", "new_tokens"):
             least = 3 if name == "switches" else 1
             require(getattr(self, name) >= least, f"--{name.replace('_', '-')} is {getattr(self, name)}, below {least}")
+        check_sampling(self.sampling)
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,8 @@ class Work:
         self.trainer.train_step(self.batches, SFTLoss(), 1e-6)
 
     def sample(self) -> None:
-        self.sampler.generate(self.requests)
+        with named_as_here():
+            self.sampler.generate(self.requests)
 
     def bring_back(self) -> None:
         self.sampler.release()
@@ -94,6 +101,7 @@ def prepare(config: BenchSwitch) -> Work:
     from megatron_ring.training.trainer import Trainer
 
     shape = get_preset(config.preset)
+    check_lengths([(config.prompt_tokens, config.new_tokens)], shape, config.sampling)
     here = context.initialize(config.parallel, shape, 0)
     model = build_model(shape, here, RouterLossConfig(1e-2, 1e-3), torch.bfloat16 if has_cuda() else torch.float32)
     with torch.no_grad():

@@ -22,8 +22,14 @@ from megatron_ring.cli import parse
 from megatron_ring.config import ParallelConfig, RouterLossConfig, SamplingConfig, require
 from megatron_ring.errors import run_main
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # `tools` may be a package of someone else's; a script's own folder is on the path
     import torch
+
+    from megatron_ring.config import ModelConfig
+    from megatron_ring.sampler.requests import GenerationRequest
+    from tools.sampler_flags import check_figure, check_lengths, check_sampling, named_as_here
+else:
+    from sampler_flags import check_figure, check_lengths, check_sampling, named_as_here
 
 DECADES = range(-8, 2)  # of |difference| in nats
 
@@ -33,7 +39,7 @@ class CheckSampler:
     """What is sampled: every response has all its tokens, nothing stops one early."""
 
     checkpoint: Path | None = None
-    """Checkpoint or Hugging Face folder (default: random weights of --preset)."""
+    """Checkpoint, the `latest` of a run's checkpoints, or Hugging Face folder (default: random weights of --preset)."""
     preset: str | None = None
     """Model shape, where there is no checkpoint."""
     layers: int | None = None
@@ -59,7 +65,7 @@ class CheckSampler:
     exact: bool = False
     """Kernels that give a token the same bits whatever its batch (CUDA, bf16)."""
     figure: Path | None = None
-    """PNG of the histogram."""
+    """Picture of the histogram (.png, .svg or .pdf)."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
     def __post_init__(self) -> None:
@@ -73,34 +79,61 @@ class CheckSampler:
         for name in ("prompts", "samples", "prompt_tokens", "new_tokens", "train_tokens"):
             require(getattr(self, name) >= 1, f"--{name.replace('_', '-')} is {getattr(self, name)}, below 1")
         require(self.layers is None or self.layers >= 1, f"--layers is {self.layers}, below 1")
-        stops = self.sampling.stop_token_ids or self.sampling.stop_strings or self.sampling.repetition_tokens
-        require(not stops, "--sampling.stop-…, --sampling.repetition-tokens: every response has all its tokens here")
+        check_sampling(self.sampling)
+        check_figure(self.figure)
 
 
 def main(config: CheckSampler) -> None:
     import torch
 
     from megatron_ring.sampler.mismatch import measure_mismatch
-    from megatron_ring.sampler.requests import GenerationRequest, request_seed
-    from megatron_ring.training.stage import resolve_shape, set_first_weights, start_stage
+    from megatron_ring.training.stage import checkpoint_folder, resolve_shape, set_first_weights, start_stage
 
-    if TYPE_CHECKING:  # `tools` may be a package of someone else's; a script's own folder is on the path
+    if TYPE_CHECKING:
         from tools.bench_train_work import fill_with_noise
     else:
         from bench_train_work import fill_with_noise
 
-    shape = resolve_shape(config.preset, config.checkpoint)
+    checkpoint = None if config.checkpoint is None else checkpoint_folder(config.checkpoint)
+    shape = resolve_shape(config.preset, checkpoint)
     shape = replace(shape, num_layers=config.layers or shape.num_layers)
+    requests = requests_of(config, shape)
+    check_lengths([(len(r.prompt_tokens), r.max_new_tokens) for r in requests], shape, config.sampling)
     stage = start_stage(
         shape, ParallelConfig(), RouterLossConfig(), config.seed, config.precision, config.layer_impl, exact=config.exact
     )
-    if config.checkpoint is not None:
-        set_first_weights(stage, config.checkpoint, config.seed)
+    if checkpoint is not None:
+        set_first_weights(stage, checkpoint, config.seed)
     else:
         with torch.no_grad():  # on the device: drawing 16.8 B numbers on the host takes minutes
             torch.manual_seed(config.seed)
             fill_with_noise(stage.model, shape.init_std)
             stage.model.output_layer.weight.mul_(config.sharpness)
+    with named_as_here():
+        found = measure_mismatch(stage.model, stage.context, config.sampling, requests, config.train_tokens)
+    size = found.differences.abs()
+    equal = int((size == 0).sum())
+    out: dict[str, Any] = {
+        "model": str(checkpoint or config.preset), "layers": shape.num_layers,
+        "precision": str(next(stage.model.parameters()).dtype)[6:], "exact": config.exact, "tokens": size.numel(),
+        "sequences": len(requests), "entropy_mean": found.mean_entropy, "logprob_abs_mean": size.mean().item(),
+        "logprob_abs_max": size.max().item(), "logprob_difference_mean": found.differences.mean().item(),
+        "share_equal": equal / size.numel(), "router_pairs": found.routed,
+        "router_pairs_differing": found.routed_differently,
+        "router_disagreement": found.routed_differently / max(1, found.routed), "histogram": _histogram(size),
+    }  # fmt: skip
+    print(json.dumps(out), flush=True)
+    if config.figure is not None:
+        _draw(config.figure, out)
+    if config.exact and (equal < size.numel() or found.routed_differently):
+        raise SystemExit(1)
+
+
+def requests_of(config: CheckSampler, shape: ModelConfig) -> list[GenerationRequest]:
+    import torch
+
+    from megatron_ring.sampler.requests import GenerationRequest, request_seed
+
     generator = torch.Generator().manual_seed(config.seed)
     requests = []
     for i in range(config.prompts):
@@ -109,23 +142,7 @@ def main(config: CheckSampler) -> None:
         for k in range(config.samples):
             new = config.new_tokens - k * (config.new_tokens // 2) // config.samples
             requests.append(GenerationRequest(prompt, request_seed(config.seed, i, k), new))
-    found = measure_mismatch(stage.model, stage.context, config.sampling, requests, config.train_tokens)
-    size = found.differences.abs()
-    equal = int((size == 0).sum())
-    out: dict[str, Any] = {
-        "model": str(config.checkpoint or config.preset), "layers": shape.num_layers,
-        "precision": str(next(stage.model.parameters()).dtype)[6:], "exact": config.exact, "tokens": size.numel(),
-        "sequences": len(requests), "entropy_mean": found.mean_entropy, "logprob_abs_mean": size.mean().item(),
-        "logprob_abs_max": size.max().item(), "logprob_difference_mean": found.differences.mean().item(),
-        "share_equal": equal / size.numel(), "router_pairs": found.routed,
-        "router_pairs_differing": found.routed_differently,
-        "router_disagreement": found.routed_differently / max(1, found.routed), "histogram": _histogram(size),
-    }  # fmt: skip
-    if config.figure is not None:
-        _draw(config.figure, out)
-    print(json.dumps(out), flush=True)
-    if config.exact and (equal < size.numel() or found.routed_differently):
-        raise SystemExit(1)
+    return requests
 
 
 def _histogram(size: torch.Tensor) -> dict[str, int]:

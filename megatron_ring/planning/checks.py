@@ -30,6 +30,10 @@ class Checks:
         Raises:
             UserError: none of them tells it, or they contradict each other.
         """
+        if source is not None and source.is_file():
+            from megatron_ring.training.stage import checkpoint_folder
+
+            source = checkpoint_folder(source)
         there = source is not None and source.is_dir()
         if source is not None and not there:
             self.left.append(f"{flag} {source}: not there")

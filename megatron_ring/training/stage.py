@@ -12,6 +12,7 @@ from megatron_ring.checkpoint.hf_config import read_config
 from megatron_ring.checkpoint.hf_tensors import PublishedTensors
 from megatron_ring.checkpoint.loading import load_checkpoint
 from megatron_ring.checkpoint.manifest import model_config_of
+from megatron_ring.checkpoint.saving import latest_checkpoint
 from megatron_ring.checkpoint.weights import fill_from, initialize_weights
 from megatron_ring.config import ModelConfig, ParallelConfig, RouterLossConfig
 from megatron_ring.errors import UserError
@@ -19,6 +20,7 @@ from megatron_ring.model.exact import check_exact
 from megatron_ring.model.layer import Recompute
 from megatron_ring.model.layer_parts import LayerImpl
 from megatron_ring.model.ring_model import RingModel, build_model
+from megatron_ring.parallel import collectives
 from megatron_ring.parallel import context as parallel_context
 from megatron_ring.parallel.context import ParallelContext
 from megatron_ring.parallel.device import has_cuda
@@ -36,8 +38,14 @@ class Stage:
     shape: ModelConfig
 
 
+def checkpoint_folder(source: Path) -> Path:
+    """`source`; or, where it is a run's file `checkpoints/latest`, the checkpoint that it names now."""
+    named = latest_checkpoint(source.parent) if source.name == "latest" and source.is_file() else None
+    return source if named is None else named
+
+
 def resolve_shape(preset: str | None, source: Path | None) -> ModelConfig:
-    """The model shape that `--preset` names, or that of the checkpoint or folder of `--init-from`.
+    """The model shape that `--preset` names, or that of the checkpoint or folder of `--init-from` (also: a run's `latest`).
 
     Raises:
         UserError: neither is given, or there is no such preset, folder or checkpoint.
@@ -46,11 +54,13 @@ def resolve_shape(preset: str | None, source: Path | None) -> ModelConfig:
         return get_preset(preset)
     if source is None:
         raise UserError("give --preset NAME for new weights, or --init-from DIR for existing ones")
-    if not source.is_dir():
-        raise UserError(f"{source}: no such checkpoint or Hugging Face folder")
-    if (source / "manifest.json").exists():
-        return model_config_of(source)
-    return read_config(source)[0]
+    folder = checkpoint_folder(source)
+    if not folder.is_dir():
+        named = "" if folder == source else f"{source} names "
+        raise UserError(f"{named}{folder}: no such checkpoint or Hugging Face folder")
+    if (folder / "manifest.json").exists():
+        return model_config_of(folder)
+    return read_config(folder)[0]
 
 
 def resolve_dtype(precision: Precision) -> torch.dtype:
@@ -84,14 +94,16 @@ def start_stage(
 
 
 def set_first_weights(stage: Stage, source: Path | None, seed: int) -> None:
-    """Random weights, or those of a checkpoint or a Hugging Face folder.
+    """Random weights, or those of a checkpoint (also: a run's `latest`) or a Hugging Face folder.
 
     Raises:
         UserError: not a checkpoint, or one of another shape.
     """
     if source is None:
         initialize_weights(stage.model, seed)
-    elif (source / "manifest.json").exists():
+        return
+    source = collectives.gather_over_world(checkpoint_folder(source))[0]  # a run may go on and rename `latest` meanwhile
+    if (source / "manifest.json").exists():
         load_checkpoint(source, stage.model, stage.context)
     else:
         shape, norm_head = read_config(source)

@@ -93,6 +93,22 @@ def test_the_tool(tmp_path: Path) -> None:
     assert (tmp_path / "a.png").stat().st_size > 5000
 
 
+def saved(folder: str) -> None:
+    from megatron_ring.checkpoint.saving import save_checkpoint
+
+    model, here = make(ParallelConfig())
+    for step in (3, 5):
+        save_checkpoint(Path(folder), step, model, None, here, {})
+
+
+def test_the_tool_on_the_latest_checkpoint_of_a_run(run_on, tmp_path: Path) -> None:
+    run_on(1, saved, str(tmp_path / "checkpoints"))
+    done = check_sampler("--checkpoint", str(tmp_path / "checkpoints" / "latest"), "--prompts", "2", "--new-tokens", "4")
+    assert done.returncode == 0, done.stderr
+    out = json.loads(done.stdout)
+    assert out["layers"] == RING_TINY.num_layers and out["model"].endswith("checkpoints/step_5")
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [

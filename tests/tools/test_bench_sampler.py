@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 import json
+import math
+import resource
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+import torch
 
+from megatron_ring.errors import NotFiniteError, UserError
 from tests.conftest import ROOT
 from tests.mains.conftest import environment
+from tools.bench_sampler_figure import Turn, binned
+from tools.sampler_flags import named_as_here
 
 
-def bench(*flags: str, tool: str = "bench_sampler.py") -> subprocess.CompletedProcess[str]:
+def bench(
+    *flags: str, tool: str = "bench_sampler.py", before: Callable[[], None] | None = None
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, str(ROOT / "tools" / tool), *flags], capture_output=True,
-                          text=True, env=environment(), timeout=200, cwd=ROOT)  # fmt: skip
+                          text=True, env=environment(), timeout=200, cwd=ROOT, preexec_fn=before)  # fmt: skip
+
+
+def in_six_gb() -> None:
+    """Bounds what a process may allocate; files that it maps do not count."""
+    resource.setrlimit(resource.RLIMIT_DATA, (6_000_000_000, 6_000_000_000))
 
 
 @pytest.mark.slow
@@ -37,6 +52,88 @@ def test_bench_sampler(lengths: str) -> None:
 def test_what_cannot_be_compared_is_refused() -> None:
     done = bench("--compare", "transformers", "--lengths", "long-tail")
     assert done.returncode == 2 and "--lengths equal" in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on CUDA transformers sizes its cache itself")
+def test_transformers_is_compared_in_little_memory() -> None:
+    done = bench("--prompts", "3", "--samples", "2", "--new-tokens", "9", "--repeats", "1", "--compare", "transformers",
+                 before=in_six_gb)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    out = json.loads(done.stdout)
+    rivals = out["transformers"]
+    assert rivals.keys() == {"generate", "generate_batch"}, done.stderr
+    # One page of 256 tokens for each of six responses, half as many more, and one.
+    assert rivals["generate_batch"]["cache_tokens"] == 10 * 256 and rivals["generate_batch"]["step_tokens"] == 1024
+    best = max(rival["decode_tokens_per_second"] for rival in rivals.values())
+    assert out["decode_tokens_per_second_over_transformers"] == out["ring"]["decode_tokens_per_second"] / best > 0
+
+
+@pytest.mark.slow
+def test_the_figure(tmp_path: Path) -> None:
+    done = bench("--prompts", "3", "--samples", "2", "--repeats", "1", "--figure", str(tmp_path / "a.PNG"))
+    assert done.returncode == 0 and json.loads(done.stdout)["ring"]["tokens"] == 6 * 64, done.stderr
+    assert (tmp_path / "a.PNG").stat().st_size > 5000
+
+
+def test_what_the_figure_shows() -> None:
+    turns = [Turn(2.0, 1.0, 0.5, 0, 0), Turn(4.0, 2.0, 1.0, 6, 3), Turn(5.0, 1.0, 0.25, 2, 2), Turn(9.0, 3.0, 0.0, 0, 0)]
+    edges, rates = binned(turns, bins=2)
+    assert edges == [1.0, 4.0, 9.0]
+    assert rates["measured"] == [6 / 3, 2 / 4] and rates["floor"] == [6 / 1.5, 2 / 0.25]
+    assert rates["decoding"] == [1.5, 1.0]
+    edges, rates = binned(turns)
+    assert edges == [1.0, 2.0, 4.0, 5.0, 9.0] and rates["measured"] == [0, 3, 2, 0] and math.isnan(rates["floor"][3])
+
+
+@pytest.mark.parametrize("tool", ["bench_sampler.py", "check_sampler.py"])
+@pytest.mark.parametrize(
+    ("figure", "said"),
+    [("nodir/a.png", "there is no folder nodir"), ("a.foo", "name it .png, .svg or .pdf"), ("tests", "name it .png")],
+)
+def test_figures_that_cannot_be_written(tool: str, figure: str, said: str) -> None:
+    done = bench("--preset", "ring-tiny", "--figure", figure, tool=tool)
+    assert done.returncode == 2 and f"--figure {figure}: {said}" in done.stderr and done.stderr.count("\n") == 1
+    assert not done.stdout
+
+
+@pytest.mark.parametrize("tool", ["bench_sampler.py", "bench_switch.py", "check_sampler.py"])
+def test_the_length_has_one_flag(tool: str) -> None:
+    done = bench("--preset", "ring-tiny", "--sampling.max-new-tokens", "2", tool=tool)
+    assert done.returncode == 2 and "give --new-tokens" in done.stderr and done.stderr.count("\n") == 1
+
+
+TOO_LONG = [  # the model has 1,024 positions; 104 tokens take four pages of 32
+    (
+        ["--prompt-tokens", "1000", "--new-tokens", "25"],
+        "--prompt-tokens 1,000 and --new-tokens 25 exceed the model's 1,024",
+    ),
+    (["--prompt-tokens", "40", "--new-tokens", "64", "--sampling.kv-tokens", "127"], "--new-tokens 64 need 128: raise it"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tool", ["bench_sampler.py", "bench_switch.py", "check_sampler.py"])
+@pytest.mark.parametrize(("flags", "said"), TOO_LONG)
+def test_lengths_are_refused_in_the_tools_own_flags(tool: str, flags: list[str], said: str) -> None:
+    done = bench("--preset", "ring-tiny", *flags, tool=tool)
+    assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1
+    assert "max-new-tokens" not in done.stderr and not done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("flags", "_said"), TOO_LONG)
+def test_one_token_less_is_taken(flags: list[str], _said: str) -> None:
+    """By the sampler itself."""
+    taken = [{"25": "24", "127": "128"}.get(flag, flag) for flag in flags]
+    done = bench("--prompts", "1", "--samples", "1", "--repeats", "1", *taken)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("kind", [UserError, NotFiniteError])
+def test_what_the_sampler_refuses_names_the_tools_flag(kind: type[UserError]) -> None:
+    with pytest.raises(kind, match=r"^rank 1: a KV cache of 0\.1 GiB holds 3 pages: lower --new-tokens$"), named_as_here():
+        raise kind("rank 1: a KV cache of 0.1 GiB holds 3 pages: lower --sampling.max-new-tokens")
 
 
 @pytest.mark.slow
