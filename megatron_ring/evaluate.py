@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from megatron_ring.cli import parse
@@ -25,8 +26,10 @@ def main(config: EvaluateConfig) -> None:
         from megatron_ring.planning.stages import plan_evaluate
 
         return plan_evaluate(config)
+    from megatron_ring.checkpoint.saving import checkpoint_folder
     from megatron_ring.training.stage import resolve_shape
 
+    config = replace(config, checkpoint=checkpoint_folder(config.checkpoint))
     shape = resolve_shape(None, config.checkpoint)
 
     from megatron_ring.data.files import check_target, read_prompts, write_atomically

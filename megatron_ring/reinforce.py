@@ -31,12 +31,12 @@ def main(config: RLConfig) -> None:
         from megatron_ring.planning.stages import plan_rl
 
         return plan_rl(config)
-    from megatron_ring.checkpoint.saving import CheckpointSaver, latest_checkpoint
+    from megatron_ring.checkpoint.saving import CheckpointSaver, checkpoint_folder, latest_checkpoint
     from megatron_ring.training.progress import Progress
     from megatron_ring.training.rl_run import RLRun
     from megatron_ring.training.rollout_rewards import open_scorer
 
-    config = config.resolved()
+    config = dataclasses.replace(config.resolved(), init_from=checkpoint_folder(config.init_from))
     run = RLRun(config, MAY_DIFFER)
     start = run.restore()
     context, directory = run.context, run.directory

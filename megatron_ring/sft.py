@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,12 +30,14 @@ def main(config: SFTConfig) -> None:
         from megatron_ring.planning.stages import plan_sft
 
         return plan_sft(config, load_data)
+    from megatron_ring.checkpoint.saving import CheckpointSaver, checkpoint_folder, latest_checkpoint
     from megatron_ring.training.stage import resolve_shape
 
+    if config.init_from is not None:
+        config = replace(config, init_from=checkpoint_folder(config.init_from))
     shape = resolve_shape(config.preset, config.init_from)
 
     from megatron_ring.checkpoint.loading import load_checkpoint
-    from megatron_ring.checkpoint.saving import CheckpointSaver, latest_checkpoint
     from megatron_ring.training.losses import SFTLoss
     from megatron_ring.training.progress import Progress
     from megatron_ring.training.run_dir import RunDirectory

@@ -86,8 +86,9 @@ class CheckSampler:
 def main(config: CheckSampler) -> None:
     import torch
 
+    from megatron_ring.checkpoint.saving import checkpoint_folder
     from megatron_ring.sampler.mismatch import measure_mismatch
-    from megatron_ring.training.stage import checkpoint_folder, resolve_shape, set_first_weights, start_stage
+    from megatron_ring.training.stage import resolve_shape, set_first_weights, start_stage
 
     if TYPE_CHECKING:
         from tools.bench_train_work import fill_with_noise

@@ -40,15 +40,17 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     source = args.hf if args.command == "import" else args.checkpoint
-    if args.dry_run and not source.is_dir():
+    if args.dry_run and not source.exists():
         print(f"dry run of {args.command}: {source} -> {args.out}\nnot checked: {source}: not there")
         return
     import torch
 
     from megatron_ring.checkpoint import convert
+    from megatron_ring.checkpoint.saving import checkpoint_folder
     from megatron_ring.data.tokenizer import RingTokenizer
     from megatron_ring.training.progress import Progress
 
+    source = checkpoint_folder(source)
     dtype = {"keep": None, "fp32": torch.float32, "bf16": torch.bfloat16}[args.dtype]
     if args.out.exists():
         raise UserError(f"--out {args.out}: exists already; remove it or choose another folder")
@@ -66,9 +68,9 @@ def main() -> None:
         if args.tokenizer is not None:
             tokenizer = RingTokenizer.load(args.tokenizer)
             special_ids = (tokenizer.eos_id, tokenizer.pad_id)
-        with Progress("export", convert.bytes_to_export(args.checkpoint, dtype), unit="byte") as progress:
+        with Progress("export", convert.bytes_to_export(source, dtype), unit="byte") as progress:
             model = convert.export_checkpoint(
-                args.checkpoint, args.out, like=args.like, tokenizer=args.tokenizer, special_ids=special_ids, dtype=dtype,
+                source, args.out, like=args.like, tokenizer=args.tokenizer, special_ids=special_ids, dtype=dtype,
                 shard_bytes=int(args.shard_gb * 1e9), on_bytes=progress.advance,
             )  # fmt: skip
     total, active = model.parameter_counts()

@@ -71,6 +71,12 @@ def latest_checkpoint(checkpoints: Path) -> Path | None:
     return checkpoints / pointer.read_text().strip() if pointer.exists() else None
 
 
+def checkpoint_folder(source: Path) -> Path:
+    """`source`; or, where it is a run's file `checkpoints/latest`, the checkpoint that it names now."""
+    named = latest_checkpoint(source.parent) if source.name == "latest" and source.is_file() else None
+    return source if named is None else named
+
+
 def _plainly(error: BaseException) -> str:
     return str(getattr(error, "strerror", None) or error).strip().splitlines()[-1]
 

@@ -12,7 +12,7 @@ from megatron_ring.checkpoint.hf_config import read_config
 from megatron_ring.checkpoint.hf_tensors import PublishedTensors
 from megatron_ring.checkpoint.loading import load_checkpoint
 from megatron_ring.checkpoint.manifest import model_config_of
-from megatron_ring.checkpoint.saving import latest_checkpoint
+from megatron_ring.checkpoint.saving import checkpoint_folder
 from megatron_ring.checkpoint.weights import fill_from, initialize_weights
 from megatron_ring.config import ModelConfig, ParallelConfig, RouterLossConfig
 from megatron_ring.errors import UserError
@@ -36,12 +36,6 @@ class Stage:
     context: ParallelContext
     model: RingModel
     shape: ModelConfig
-
-
-def checkpoint_folder(source: Path) -> Path:
-    """`source`; or, where it is a run's file `checkpoints/latest`, the checkpoint that it names now."""
-    named = latest_checkpoint(source.parent) if source.name == "latest" and source.is_file() else None
-    return source if named is None else named
 
 
 def resolve_shape(preset: str | None, source: Path | None) -> ModelConfig:

@@ -111,8 +111,9 @@ def test_rl_trains_exactly_the_budget_and_a_kill_changes_nothing(
 ) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     more = ["--steps", "5", "--save-every", "2", "--budget.tokens", "500", "--budget.scope", "rank"]
-    done = run(command("megatron_ring.rl", *rl_flags(tiny_data, whole, sft_checkpoint, *more)))
+    done = run(command("megatron_ring.rl", *rl_flags(tiny_data, whole, sft_checkpoint.parent / "latest", *more)))
     assert done.returncode == 0, done.stderr
+    assert f"init_from: {sft_checkpoint}\n" in (whole / "config.yaml").read_text()  # `latest` may name another one later
     rows = metrics(whole)
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5] and all(row.keys() >= RL_KEYS for row in rows)
     assert all(row["tokens/trained"] == row["tokens/budget"] == 500 for row in rows)
@@ -204,16 +205,17 @@ def test_evaluation_and_export_round_trip(tiny_data: Path, tmp_path: Path, sft_c
     flags = ["--prompts", str(tiny_data / "heldout.jsonl"), "--tokenizer", str(tiny_data / "tokenizer"),
              "--sampling.max-new-tokens", "40", "--sampling.top-p", "1"]  # fmt: skip
     hf, first, second = tmp_path / "hf", tmp_path / "a", tmp_path / "b"
-    export = [sys.executable, "tools/convert_hf.py", "export", "--checkpoint", str(sft_checkpoint), "--out", str(hf),
+    latest = sft_checkpoint.parent / "latest"  # as good as the folder that it names
+    export = [sys.executable, "tools/convert_hf.py", "export", "--checkpoint", str(latest), "--out", str(hf),
               "--tokenizer", str(tiny_data / "tokenizer"), "--dtype", "fp32"]  # fmt: skip
     assert run(export).returncode == 0
     assert run(export).returncode == 2  # never over an existing folder
-    for source, out in ((sft_checkpoint, first), (hf, second)):
+    for source, out in ((latest, first), (hf, second)):
         done = run(command("megatron_ring.evaluate", "--checkpoint", str(source), "--out", str(out), *flags))
         assert done.returncode == 0, done.stderr
     assert (first / "samples.jsonl").read_text() == (second / "samples.jsonl").read_text()
     result = json.loads((first / "result.json").read_text())
     rows = [json.loads(line) for line in (first / "samples.jsonl").read_text().splitlines()]
-    assert result["problems"] == len(rows) == 24
+    assert result["problems"] == len(rows) == 24 and result["checkpoint"] == str(sft_checkpoint)
     assert result["pass_at_1"] == sum(row["reward"] for row in rows) / 24
     assert json.loads((hf / "config.json").read_text())["model_type"] == "bailing_moe"
