@@ -74,7 +74,7 @@ def _check_numbers(config: Any, prefix: str = "--") -> None:
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, float) and not math.isfinite(number) and not setting.metadata.get("unlimited"):
                 raise UserError(f"{flag} is {number}, not a finite number")
-            if setting.name in ("seed", "seeds") and not -(2**63) <= number < 2**63:
+            if setting.name in ("seed", "seeds") and isinstance(number, int) and not -(2**63) <= number < 2**63:
                 raise UserError(f"{flag} is {number}, outside -2^63..2^63-1")
 
 
