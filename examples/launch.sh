@@ -2,14 +2,27 @@
 #
 # Any launcher takes `--dry-run`: it checks its whole configuration, prints layout, tokens and memory of a GPU, and starts
 # nothing; no GPU is needed. More flags for the main go behind the launcher's own arguments.
+#
+# OBJECTIVE=grpo, before any launcher, is the same reinforcement under another objective: c3po (the default), grpo, dapo,
+# dr-grpo or gspo. A token budget (BUDGET) belongs to c3po; the others train on all responses that they keep. Their runs and
+# what comes after them have folders of their own: rl-grpo, evaluation-grpo, … `--objective.name grpo` says the same.
 set -euo pipefail
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 DRY_RUN="${DRY_RUN:-}"
+OBJECTIVE="${OBJECTIVE:-c3po}"
 ARGUMENTS=()
+before=""
 for argument in "$@"; do
+  case "$before $argument" in
+    "--objective.name "*) OBJECTIVE="$argument" ;;
+    *" --objective.name="*) OBJECTIVE="${argument#*=}" ;;
+  esac
+  before="$argument"
   if [ "$argument" = --dry-run ]; then DRY_RUN=1; else ARGUMENTS+=("$argument"); fi
 done
+SUFFIX="" # of folders
+[ "$OBJECTIVE" = c3po ] || SUFFIX="-$OBJECTIVE"
 set -- ${ARGUMENTS[@]+"${ARGUMENTS[@]}"}
 export DRY_RUN
 export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
@@ -32,6 +45,13 @@ launch() {
   else
     "$PYTHON" -m "$module" "$@"
   fi
+}
+
+# train_policy SCOPE FLAGS…: reinforcement under $OBJECTIVE; with c3po on a budget of $BUDGET tokens, global or of each rank
+train_policy() {
+  local budget=()
+  if [ "$OBJECTIVE" = c3po ]; then budget=(--budget.tokens "$BUDGET" --budget.scope "$1"); fi
+  launch megatron_ring.rl --objective.name "$OBJECTIVE" ${budget[@]+"${budget[@]}"} "${@:2}"
 }
 
 # tool NAME FLAGS…: a script of tools/ that knows --dry-run; on the first machine alone

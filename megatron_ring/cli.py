@@ -6,12 +6,13 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import math
 import re
 import sys
 import types
 import typing
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from megatron_ring.errors import UserError
 
@@ -24,16 +25,10 @@ def parse(config: type[T], prog: str, description: str, argv: list[str] | None =
     `--config FILE` takes a run directory's config.yaml as defaults; flags override it.
 
     Raises:
-        UserError: an unknown flag, a malformed value, a missing required flag.
+        UserError: an unknown flag, a malformed value, a missing required flag, a number that is not finite.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
-    default = None
-    if "--config" in argv:
-        at = argv.index("--config")
-        if at + 1 >= len(argv):
-            raise UserError("--config: give the config.yaml of a run directory")
-        default = load_config(config, Path(argv[at + 1]))
-        del argv[at : at + 2]
+    path, argv = _take_config(list(sys.argv[1:] if argv is None else argv))
+    default = None if path is None else load_config(config, path)
     import tyro
 
     kwargs: dict[str, Any] = {} if default is None else {"default": default}
@@ -49,7 +44,38 @@ def parse(config: type[T], prog: str, description: str, argv: list[str] | None =
         raise UserError(f"{_one_line(output.getvalue())} (see {prog} --help)") from None
     if unknown:
         raise UserError(f"unknown flag {unknown[0]}{_hint(unknown[0], config)} (see {prog} --help)")
+    _check_numbers(parsed)
     return parsed
+
+
+def _take_config(argv: list[str]) -> tuple[Path | None, list[str]]:
+    """The file of `--config FILE` or `--config=FILE`, and the other arguments."""
+    path, rest, arguments = None, [], iter(argv)
+    for argument in arguments:
+        flag, joined, value = argument.partition("=")
+        if flag != "--config":
+            rest.append(argument)
+            continue
+        value = value if joined else next(arguments, "")
+        if not value:
+            raise UserError("--config: give the config.yaml of a run directory")
+        if path is not None:
+            raise UserError("--config: give one file")
+        path = Path(value)
+    return path, rest
+
+
+def _check_numbers(config: Any, prefix: str = "--") -> None:
+    """Refuse numbers that no setting means: those that are not finite, and seeds beyond int64, which torch does not take."""
+    for setting in dataclasses.fields(config):
+        value, flag = getattr(config, setting.name), f"{prefix}{setting.name.replace('_', '-')}"
+        if dataclasses.is_dataclass(value):
+            _check_numbers(value, f"{flag}.")
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, float) and not math.isfinite(number) and not setting.metadata.get("unlimited"):
+                raise UserError(f"{flag} is {number}, not a finite number")
+            if setting.name in ("seed", "seeds") and isinstance(number, int) and not -(2**63) <= number < 2**63:
+                raise UserError(f"{flag} is {number}, outside -2^63..2^63-1")
 
 
 def _one_line(boxed: str) -> str:
@@ -76,10 +102,10 @@ def _hint(flag: str, config: Any) -> str:
 
 
 def load_config(config: type[T], path: Path) -> T:
-    """Build a configuration from the config.yaml that a run wrote.
+    """Build a configuration from the config.yaml that a run wrote, or from one that was edited since.
 
     Raises:
-        UserError: no such file, or it does not describe this kind of run.
+        UserError: no such file, or it does not describe this kind of run. Names the file and the setting.
     """
     import yaml
 
@@ -87,25 +113,61 @@ def load_config(config: type[T], path: Path) -> T:
         values = yaml.safe_load(path.read_text())
     except OSError as error:
         raise UserError(f"--config {path}: {error.strerror}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, or no such day
         raise UserError(f"--config {path}: not YAML: {error}") from None
     if not isinstance(values, dict):
         raise UserError(f"--config {path}: not a run's configuration")
     values.pop("stage", None)
-    return _build(config, values, str(path))
+    try:
+        built: T = _build(config, values, "")
+        _check_numbers(built)
+    except UserError as error:
+        raise UserError(f"--config {path}: {error}") from None
+    return built
 
 
-def _build(kind: Any, values: Any, where: str) -> Any:
+def _build(kind: Any, value: Any, key: str) -> Any:
+    """An instance of the type hint `kind` from what YAML made of the setting `key` (its dotted name)."""
     if get_origin(kind) in (typing.Union, types.UnionType):
         options = [option for option in get_args(kind) if option is not type(None)]
-        return None if values is None else _build(options[0], values, where)
+        return None if value is None else _build(options[0], value, key)
     if dataclasses.is_dataclass(kind):
-        hints = get_type_hints(kind)
-        unknown = sorted(set(values) - set(hints))
-        if unknown:
-            raise UserError(f"{where}: unknown setting {unknown[0]}")
-        assert isinstance(kind, type)
-        return kind(**{name: _build(hints[name], value, f"{where}: {name}") for name, value in values.items()})
+        return _build_dataclass(kind, value, key)
     if get_origin(kind) is tuple:
-        return tuple(_build(get_args(kind)[0], value, where) for value in values)
-    return Path(values) if kind is Path else values
+        if not isinstance(value, list):
+            raise UserError(f"{key} is {value!r}, not a list")
+        return tuple(_build(get_args(kind)[0], item, f"{key}[{place}]") for place, item in enumerate(value))
+    if get_origin(kind) is Literal:
+        if value not in get_args(kind):
+            raise UserError(f"{key} is {value!r}: use one of {', '.join(map(str, get_args(kind)))}")
+        return value
+    return _scalar(kind, value, key)
+
+
+def _build_dataclass(kind: Any, values: Any, key: str) -> Any:
+    if not isinstance(values, dict):
+        raise UserError(f"{key} is {values!r}, not a group of settings")
+    hints, prefix = get_type_hints(kind), f"{key}." if key else ""
+    for name in values:
+        if name not in hints:
+            close = difflib.get_close_matches(str(name), hints, n=1)
+            raise UserError(f"unknown setting {prefix}{name}" + (f"; did you mean {prefix}{close[0]}?" if close else ""))
+    for field in dataclasses.fields(kind):
+        has_default = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+        if field.name not in values and not has_default:
+            raise UserError(f"{prefix}{field.name} is missing, and has no default")
+    return kind(**{name: _build(hints[name], value, f"{prefix}{name}") for name, value in values.items()})
+
+
+SCALARS: dict[Any, str] = {
+    bool: "true or false", int: "a whole number", float: "a number", str: "a text in quotes", Path: "a path in quotes",
+}  # fmt: skip
+
+
+def _scalar(kind: Any, value: Any, key: str) -> Any:
+    """Numbers may be texts, which YAML takes 1e-4 for: it has no point. Texts may not be numbers: 1.10 has lost its zero."""
+    accepted = {bool: bool, int: int | str, float: int | float | str, str: str, Path: str}[kind]
+    if isinstance(value, accepted) and (kind is bool or not isinstance(value, bool)):
+        with contextlib.suppress(ValueError, OverflowError):
+            return kind(value)
+    raise UserError(f"{key} is {value!r}, not {SCALARS[kind]}")

@@ -7,7 +7,7 @@ tyro turns every field into a flag; the docstring under a field is its help. Thi
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from megatron_ring.errors import UserError
@@ -17,6 +17,17 @@ def require(condition: bool, message: str) -> None:
     """Raise `UserError(message)` unless `condition` holds."""
     if not condition:
         raise UserError(message)
+
+
+UNLIMITED: dict[str, Any] = {"unlimited": True}
+"""Metadata of numbers that may be infinite; all others are refused."""
+LEAST_TEMPERATURE = 1e-4
+
+
+def require_temperature(value: float, flag: str) -> None:
+    """Raise `UserError` for what logits cannot be divided by in fp32."""
+    in_range = value == 0 or LEAST_TEMPERATURE <= value < math.inf
+    require(in_range, f"{flag} is {value}: give at least {LEAST_TEMPERATURE:g}, or 0 for the most likely token")
 
 
 @dataclass(frozen=True)
@@ -61,18 +72,9 @@ class ModelConfig:
     init_std: float = 0.006
 
     def __post_init__(self) -> None:
-        for name in (
-            "num_layers",
-            "hidden_size",
-            "num_attention_heads",
-            "num_key_value_heads",
-            "head_dim",
-            "vocab_size",
-            "num_experts",
-            "experts_per_token",
-            "expert_width",
-            "dense_width",
-        ):
+        counts = ("num_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size",
+                  "num_experts", "experts_per_token", "expert_width", "dense_width")  # fmt: skip
+        for name in counts:
             require(getattr(self, name) >= 1, f"model: {name} is {getattr(self, name)}, it must be at least 1")
         require(self.num_shared_experts >= 0, f"model: num_shared_experts is {self.num_shared_experts}, below 0")
         require(
@@ -214,8 +216,8 @@ class OptimizerConfig:
     """Adam's second-moment decay."""
     eps: float = 1e-8
     """Adam's denominator offset."""
-    clip_grad: float = 1.0
-    """Global gradient-norm limit (L2)."""
+    clip_grad: float = field(default=1.0, metadata=UNLIMITED)
+    """Global gradient-norm limit (L2; inf: none)."""
     moments: Literal["fp32", "bf16"] = "fp32"
     """Adam's moments; bf16 (CUDA) halves their memory and traffic, at 8 bits of precision. Master weights are fp32."""
 
@@ -223,6 +225,9 @@ class OptimizerConfig:
         require(self.lr > 0 and math.isfinite(self.lr), f"--optimizer.lr is {self.lr}, it must be a positive number")
         require(0 <= self.min_lr <= self.lr, f"--optimizer.min-lr {self.min_lr} is outside 0..lr ({self.lr})")
         require(0 <= self.warmup_fraction <= 1, f"--optimizer.warmup-fraction {self.warmup_fraction} is outside 0..1")
+        for name in ("beta1", "beta2"):
+            require(0 <= getattr(self, name) < 1, f"--optimizer.{name} is {getattr(self, name)}, outside 0..1 (1 excluded)")
+        require(0 < self.eps < math.inf, f"--optimizer.eps is {self.eps}, it must be a positive number")
         require(self.clip_grad > 0, f"--optimizer.clip-grad is {self.clip_grad}, it must be positive")
         require(self.weight_decay >= 0, f"--optimizer.weight-decay is {self.weight_decay}, below 0")
 
@@ -287,7 +292,7 @@ class SamplingConfig:
     """Decode by CUDA graphs where a process holds all layers (PP=1); off: launch each kernel (slower, to compare)."""
 
     def __post_init__(self) -> None:
-        require(self.temperature >= 0, f"--sampling.temperature is {self.temperature}, below 0")
+        require_temperature(self.temperature, "--sampling.temperature")
         require(0 < self.top_p <= 1, f"--sampling.top-p is {self.top_p}, outside (0, 1]")
         require(0 <= self.min_p <= 1, f"--sampling.min-p is {self.min_p}, outside 0..1")
         require(0 < self.kv_fraction <= 1, f"--sampling.kv-fraction is {self.kv_fraction}, outside (0, 1]")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from megatron_ring.config import SamplingConfig, require
+from megatron_ring.config import SamplingConfig, require, require_temperature
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class HeldOutConfig:
         require(self.every >= 1, f"--evaluation.every is {self.every}, below 1")
         count = self.samples_per_problem
         require(count >= 1, f"--evaluation.samples-per-problem is {count}, below 1")
-        require(self.temperature >= 0, f"--evaluation.temperature is {self.temperature}, below 0")
+        require_temperature(self.temperature, "--evaluation.temperature")
         require(0 < self.top_p <= 1, f"--evaluation.top-p is {self.top_p}, outside (0, 1]")
         require(
             count == 1 or self.temperature > 0,

@@ -107,6 +107,7 @@ class RLConfig(DryRun):
         for name in ("steps", "prompts_per_step", "samples_per_prompt", "save_every"):
             value = getattr(self, name)
             require(value >= 1, f"--{name.replace('_', '-')} is {value}, below 1")
+        require(self.keep_last is None or self.keep_last >= 1, f"--keep-last is {self.keep_last}, below 1")
         require(self.samples_per_prompt >= 2, "--samples-per-prompt is 1: a group needs at least 2 responses to compare")
         require(self.sampling.temperature > 0, "--sampling.temperature is 0: RL needs samples, not the greedy response")
         require(

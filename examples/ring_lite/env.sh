@@ -1,6 +1,7 @@
 # Settings of the Ring-lite pipeline, sourced by every launcher here. Override them in the environment, or edit them.
 #
 #   NODES=1 examples/ring_lite/rl_math.sh       the same on one machine: 1/32 of the prompts a step, as much work for a GPU
+#   OBJECTIVE=gspo examples/ring_lite/rl_math.sh    with another objective (see ../launch.sh) -> $OUT/rl_math-gspo
 
 # Machines, data, results
 NODES="${NODES:-32}"
@@ -28,8 +29,8 @@ PROMPTS_PER_STEP="${PROMPTS_PER_STEP:-$((512 * NODES / 32))}" # L
 STEPS_MATH="${STEPS_MATH:-$((150 * 32 / NODES))}"
 STEPS_CODE_SCIENCE="${STEPS_CODE_SCIENCE:-$((50 * 32 / NODES))}"
 PROMPT_TOKENS=2048                                    # left for prompts, of the report's total lengths
-RL=(--samples-per-prompt 16 --budget.tokens 409600 --budget.scope rank
-  --objective.name c3po --objective.clip 0.2 --objective.kl-beta 1e-3 --objective.alpha-entropy 5e-4
+BUDGET="${BUDGET:-409600}"                            # Phi of each rank
+RL=(--samples-per-prompt 16 --objective.kl-beta 1e-3 --objective.alpha-entropy 5e-4 # c3po's clip of 0.2 is its default
   --router.balance 1e-5 --router.z 1e-7
   --optimizer.lr 3e-6 --optimizer.schedule constant --optimizer.warmup-fraction 0.01
   --sampling.temperature 1 --save-every "$((20 * 32 / NODES))")
@@ -50,11 +51,11 @@ fine_tune() {
     --data.tokenizer "$TOKENIZER" "${SFT[@]}" "${LAYOUT[@]}" --recompute "$RECOMPUTE" "$@"
 }
 
-# reinforce NAME START PROMPTS STEPS TOTAL_TOKENS FLAGS… -> $OUT/NAME. TOTAL_TOKENS: prompt and response together
+# reinforce NAME START PROMPTS STEPS TOTAL_TOKENS FLAGS… -> $OUT/NAME$SUFFIX. TOTAL_TOKENS: prompt and response together
 reinforce() {
   local name="$1" start="$2" prompts="$3" steps="$4" total="$5"
   shift 5
-  launch megatron_ring.rl --run-dir "$OUT/$name" --init-from "$start" --seed "$SEED" --data.prompts "$prompts" \
+  train_policy rank --run-dir "$OUT/$name$SUFFIX" --init-from "$start" --seed "$SEED" --data.prompts "$prompts" \
     --data.tokenizer "$TOKENIZER" --steps "$steps" --prompts-per-step "$PROMPTS_PER_STEP" "${RL[@]}" \
     --data.micro-batch-tokens "$total" --sampling.max-new-tokens "$((total - PROMPT_TOKENS))" \
     "${LAYOUT[@]}" --recompute "$RECOMPUTE" --reference.place "$REFERENCE" "$@"

@@ -2,5 +2,5 @@
 # 6. General SFT after RL -> $OUT/general. The report does not state its settings: these are those of Long-CoT SFT with one
 # epoch and a tenth of the rate.
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
-START="$(latest "$OUT/rl_code_science")"
-fine_tune general "$START" "$GENERAL_TRAIN" --epochs 1 --optimizer.lr 3e-5 "$@"
+START="$(latest "$OUT/rl_code_science$SUFFIX")"
+fine_tune "general$SUFFIX" "$START" "$GENERAL_TRAIN" --epochs 1 --optimizer.lr 3e-5 "$@"

@@ -2,6 +2,7 @@
 # Sourced by every launcher here. With the generated problems it learns nothing of use; name files of your own:
 #
 #   GPUS=2 DATA=mine TOKENIZER=Ling-lite-1.5 SFT_TRAIN=mine/sft.jsonl RL_PROMPTS=mine/gsm8k.jsonl examples/slice/sft.sh
+#   OBJECTIVE=grpo examples/slice/rl.sh         another objective than C3PO (see ../launch.sh) -> $OUT/rl-grpo
 
 NODES=1
 GPUS="${GPUS:-1}"                                     # 1 or 2; with 2 each holds half of the experts

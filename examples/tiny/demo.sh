@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # The whole pipeline in small, on a CPU: data, SFT, choice by entropy, C3PO, evaluation before and after, export, report.
 # Stopped, it continues with the same command.
+OBJECTIVE=c3po
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 HERE="$(dirname "${BASH_SOURCE[0]}")"
-export SEED OUT
+export SEED OUT OBJECTIVE
 began=$(date +%s)
 say() { printf '\n== %s\n' "$*"; }
 

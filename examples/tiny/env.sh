@@ -1,4 +1,5 @@
 # Settings of the tiny pipeline, sourced by every launcher here. Override them in the environment: SEED=2 examples/tiny/sft.sh
+# OBJECTIVE=grpo examples/tiny/rl.sh is another objective than C3PO (see ../launch.sh) -> $OUT/rl-grpo
 
 SEED="${SEED:-1}"                       # data, weights, sampling
 OUT="${OUT:-runs/tiny-seed$SEED}"       # everything goes here
@@ -11,6 +12,7 @@ PRESET=ring-tiny
 DATA="$OUT/data"
 TOKENIZER="$DATA/tokenizer"
 MAX_NEW_TOKENS=80
+BUDGET="${BUDGET:-6144}"                # Phi over all ranks
 # The band of validation entropy in which the SFT checkpoint is chosen (nats per token).
 # The report found 0.3 to 0.5 for long chains of thought; templated text of this size is more certain.
 ENTROPY_LOW=0.15
@@ -21,12 +23,12 @@ export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 
 . "$(dirname "${BASH_SOURCE[0]}")/../launch.sh"
 
-# reinforce RUN START FLAGS…: what the RL runs of this folder have in common -> $OUT/RUN
+# reinforce RUN START FLAGS…: what the RL runs of this folder have in common, under OBJECTIVE -> $OUT/RUN
 reinforce() {
   local run="$1" start="$2"
   shift 2
   # shellcheck disable=SC2086
-  launch megatron_ring.rl --run-dir "$OUT/$run" --init-from "$start" --seed "$SEED" \
+  train_policy global --run-dir "$OUT/$run" --init-from "$start" --seed "$SEED" \
     --data.prompts "$DATA/rl_prompts.jsonl" --data.tokenizer "$TOKENIZER" --data.micro-batch-tokens 2048 \
     --steps "${STEPS:-90}" --prompts-per-step 24 --samples-per-prompt 16 \
     --sampling.max-new-tokens "$MAX_NEW_TOKENS" --objective.kl-beta 0.05 \

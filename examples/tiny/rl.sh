@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# C3PO from the chosen checkpoint, sampling in this process on the live weights.
+# C3PO, or OBJECTIVE, from the chosen checkpoint, sampling in this process on the live weights.
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 START="$(bash "$(dirname "${BASH_SOURCE[0]}")/select.sh")"
-reinforce rl "$START" --budget.tokens 6144 --budget.scope global "$@"
+reinforce "rl$SUFFIX" "$START" "$@"

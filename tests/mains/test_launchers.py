@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from megatron_ring.objective_config import OBJECTIVE_DEFAULTS
 from tests.conftest import ROOT
 from tests.mains.conftest import environment
 from tests.mains.test_pipeline import metrics
@@ -43,6 +44,13 @@ FIGURES: dict[str, list[str]] = {
     "slice/rl": ["1 GPU(s)", "4 layers, 64 experts; 2.84 B parameters", "L = 64 a round x K = 16 samples = 1,024 responses"],
     "tiny/rl": ["Phi = 6,144 tokens over all ranks", "L = 24 a round x K = 16", "895,616 parameters"],
     "tiny/objectives": ["c3po, clip 0.2", "dapo, clip 0.2 below and 0.28", "dr-grpo, clip 0.2", "gspo, clip 0.0003"],
+    "tiny/rl grpo": ["grpo, clip 0.2 below and 0.2 above"],
+    "slice/rl grpo": ["grpo, clip 0.2 below and 0.2 above"],
+    "ring_lite/rl_code_science grpo": ["grpo, clip 0.2 below and 0.2 above"],
+    "ring_lite/rl_math grpo": ["grpo, clip 0.2 below and 0.2 above, KL beta 0.001 (k3, in the loss), alpha_entropy 0.0005"],
+    "ring_lite/rl_math dapo": ["dapo, clip 0.2 below and 0.28 above, KL beta 0.001"],
+    "ring_lite/rl_math dr-grpo": ["dr-grpo, clip 0.2 below and 0.2 above, KL beta 0.001"],
+    "ring_lite/rl_math gspo": ["gspo, clip 0.0003 below and 0.0004 above, KL beta 0.001"],
     "tiny/layouts": ["2 GPU(s): TP=2 PP=1 EP=1", "2 GPU(s): TP=1 PP=1 EP=2", "2 GPU(s): TP=1 PP=2 EP=1"],
 }  # fmt: skip
 WITHOUT_MAIN = {"convert", "export", "select", "data"}
@@ -73,6 +81,46 @@ def test_a_dry_run_checks_everything_and_starts_nothing(launcher: str, tmp_path:
         assert peaks(text) and all(0 < peak <= limit == 74.5 for peak, limit in peaks(text))
     for figure in FIGURES.get(f"{Path(launcher).parent.name}/{name}", []):
         assert figure in text, text
+
+
+@pytest.mark.parametrize("named", [named for named in FIGURES if " " in named])
+def test_another_objective_is_a_change_of_one_variable(named: str, tmp_path: Path) -> None:
+    launcher, objective = named.split()
+    done = dry_run(f"examples/{launcher}.sh", tmp_path, OBJECTIVE=objective)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Phi" not in done.stdout and all(figure in done.stdout for figure in FIGURES[named]), done.stdout
+    if objective == "gspo":
+        for flags in (("--objective.name", objective), (f"--objective.name={objective}",)):
+            assert dry_run(f"examples/{launcher}.sh", tmp_path, *flags).stdout == done.stdout
+
+
+@pytest.mark.parametrize("objective", [None, *OBJECTIVE_DEFAULTS])
+def test_objectives_share_no_folder_after_sft(objective: str | None, tmp_path: Path) -> None:
+    """By the commands themselves, which `echo` in the place of Python prints. `{}`: where an objective's name stands."""
+    expected = {
+        "ring_lite/sft": ["--run-dir {out}/sft "],
+        "ring_lite/rl_math": ["--run-dir {out}/rl_math{} ", "--init-from {out}/sft/"],
+        "ring_lite/rl_code_science": ["--run-dir {out}/rl_code_science{} ", "--init-from {out}/rl_math{}/"],
+        "ring_lite/general_sft": ["--run-dir {out}/general{} ", "--init-from {out}/rl_code_science{}/"],
+        "ring_lite/evaluate": ["--out {out}/evaluation{} ", "--checkpoint {out}/general{}/"],
+        "ring_lite/export": ["--out {out}/hf{} ", "--checkpoint {out}/general{}/"],
+        "slice/rl": ["--run-dir {out}/rl{} ", "--init-from {out}/sft/"],
+        "slice/evaluate": ["--out {out}/evaluation{} ", "--checkpoint {out}/rl{}/"],
+        "slice/export": ["--out {out}/hf{} ", "--checkpoint {out}/rl{}/"],
+        "tiny/rl": ["--run-dir {out}/rl{} "],
+        "tiny/evaluate": ["--out {out}/after{} ", "--checkpoint {out}/rl{}/"],
+        "tiny/export": ["--out {out}/hf{} ", "--checkpoint {out}/rl{}/"],
+    }
+    suffix = "" if objective in (None, "c3po") else f"-{objective}"
+    settings = {} if objective is None else {"OBJECTIVE": objective}
+    for launcher, wanted in expected.items():
+        done = dry_run(f"examples/{launcher}.sh", tmp_path, PYTHON="echo", **settings)
+        assert done.returncode == 0, done.stderr
+        for text in wanted:
+            assert text.format(suffix, suffix, out=tmp_path) in done.stdout, done.stdout
+        if "/rl" in launcher:
+            assert f"--objective.name {objective or 'c3po'} " in done.stdout
+            assert ("--budget.tokens" in done.stdout) == (not suffix)
 
 
 def test_all_stages_have_launchers() -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+import re
 from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
@@ -24,6 +28,19 @@ def parsed(*flags: str, budget: int | None = 300) -> RLConfig:
     [
         ("--samples-per-prompt 1", "--samples-per-prompt is 1"),
         ("--samples-per-prompt 1 --objective.baseline leave-one-out --objective.std False", "--samples-per-prompt is 1"),
+        ("--keep-last -1", "--keep-last is -1, below 1"),
+        ("--keep-last 0", "--keep-last is 0, below 1"),
+        ("--optimizer.eps -1", "--optimizer.eps is -1.0, it must be a positive number"),
+        ("--optimizer.eps 0", "--optimizer.eps is 0.0, it must be a positive number"),
+        ("--optimizer.beta1 1.5", "--optimizer.beta1 is 1.5, outside 0..1"),
+        ("--optimizer.beta1 -0.1", "--optimizer.beta1 is -0.1, outside 0..1"),
+        ("--optimizer.beta2 1", "--optimizer.beta2 is 1.0, outside 0..1"),
+        ("--optimizer.beta2 nan", "--optimizer.beta2 is nan, outside 0..1"),
+        ("--sampling.temperature inf", "--sampling.temperature is inf: give at least 0.0001, or 0"),
+        ("--sampling.temperature 1e-40", "--sampling.temperature is 1e-40: give at least 0.0001, or 0"),
+        ("--sampling.temperature nan", "--sampling.temperature is nan: give at least 0.0001, or 0"),
+        ("--evaluation.temperature -1", "--evaluation.temperature is -1.0: give at least 0.0001, or 0"),
+        ("--evaluation.temperature 1e-5", "--evaluation.temperature is 1e-05: give at least 0.0001, or 0"),
         ("--objective.clip 1", "--objective.clip is 1.0, outside (0, 1)"),
         ("--objective.clip 0", "--objective.clip is 0.0, outside (0, 1)"),
         ("--objective.clip-high 0", "--objective.clip-high is 0.0"),
@@ -50,6 +67,45 @@ def test_settings_that_contradict_each_other(flags: str, said: str) -> None:
     with pytest.raises(UserError) as refused:
         parsed(*flags.split())
     assert said in str(refused.value)
+
+
+def float_flags(config: Any, prefix: str = "--") -> dict[str, dataclasses.Field[Any]]:
+    found: dict[str, dataclasses.Field[Any]] = {}
+    hints = get_type_hints(config)
+    for field in dataclasses.fields(config):
+        hint, flag = hints[field.name], f"{prefix}{field.name.replace('_', '-')}"
+        if dataclasses.is_dataclass(hint):
+            found |= float_flags(hint, f"{flag}.")
+        elif float in (hint, *get_args(hint)):
+            found[flag] = field
+    return found
+
+
+def test_no_number_may_be_infinite_or_none_at_all() -> None:
+    flags = float_flags(RLConfig)
+    assert {"--optimizer.weight-decay", "--router.z", "--objective.kl-beta", "--alarms.reward-drop"} < flags.keys()
+    for flag, field in flags.items():
+        for value in ("nan", "inf", "-inf"):
+            if value == "inf" and field.metadata.get("unlimited"):
+                continue
+            with pytest.raises(UserError, match=f"{re.escape(flag)}|--correction|--router: weights"):
+                parsed(f"{flag}={value}")
+    unlimited = [flag for flag, field in flags.items() if field.metadata.get("unlimited")]
+    assert unlimited == ["--optimizer.clip-grad"]
+    assert parsed("--optimizer.clip-grad", "inf").optimizer.clip_grad == math.inf
+    with pytest.raises(UserError, match=r"^--objective.alpha-entropy is nan, not a finite number$"):
+        parsed("--objective.alpha-entropy", "nan")
+
+
+def test_seeds_are_those_that_torch_takes() -> None:
+    import torch
+
+    for seed in (-(2**63), 2**63 - 1):
+        assert parsed("--seed", str(seed)).seed == seed
+        torch.Generator().manual_seed(seed)
+    for seed in (-(2**63) - 1, 2**63, 99999999999999999999999999):
+        with pytest.raises(UserError, match=rf"^--seed is {seed}, outside -2\^63\.\.2\^63-1$"):
+            parsed("--seed", str(seed))
 
 
 @pytest.mark.parametrize(
