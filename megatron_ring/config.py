@@ -262,7 +262,7 @@ class SamplingConfig:
     temperature: float = 1.0
     """Softmax temperature; 0 takes the most likely token."""
     top_p: float = 1.0
-    """Nucleus: the smallest set of tokens with at least this probability is kept (0..1]."""
+    """Nucleus: the smallest set of tokens with at least this probability is kept, more on a tie (0..1]."""
     top_k: int = 0
     """So many most likely tokens are kept (0: all)."""
     min_p: float = 0.0
