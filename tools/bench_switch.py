@@ -102,6 +102,8 @@ def prepare(config: BenchSwitch) -> Work:
 
     shape = get_preset(config.preset)
     check_lengths([(config.prompt_tokens, config.new_tokens)], shape, config.sampling)
+    said = f"--tokens {config.tokens:,} exceed the model's {shape.max_positions:,} positions"
+    require(config.tokens <= shape.max_positions, said)
     here = context.initialize(config.parallel, shape, 0)
     model = build_model(shape, here, RouterLossConfig(1e-2, 1e-3), torch.bfloat16 if has_cuda() else torch.float32)
     with torch.no_grad():
