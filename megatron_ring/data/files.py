@@ -12,6 +12,7 @@ columns of parquet files from elsewhere are read as they are.
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import importlib
 import io
@@ -57,7 +58,7 @@ def read_prompts(path: str | Path) -> list[PromptRecord]:
         if record.id in lines:
             raise UserError(f"{place}: the id {record.id!r} is already used at {lines[record.id]}: make ids unique")
         lines[record.id] = place
-        records.append(record)
+        records.append(dataclasses.replace(record, place=place))
     return records
 
 

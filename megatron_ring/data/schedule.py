@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,10 @@ class PromptSource:
     def domains(self) -> list[str]:
         """Its domains, sorted."""
         return sorted({record.domain for record in self.records})
+
+    def answers(self) -> Iterator[tuple[str, str, Any]]:
+        """Place, domain and answer of each prompt."""
+        return ((record.place or str(self.path), record.domain, record.answer) for record in self.records)
 
 
 @dataclass(frozen=True)

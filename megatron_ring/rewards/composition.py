@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ring.errors import UserError
-from megatron_ring.rewards import format, instructions
+from megatron_ring.rewards import format
 from megatron_ring.rewards.instructions.finding import shown
 from megatron_ring.rewards.interface import Reward, ScoreRequest
 from megatron_ring.rewards.registry import verifier_for
@@ -78,13 +78,18 @@ def part_requests(composition: Composition, request: ScoreRequest) -> dict[str, 
     """
     requests = {}
     for part in (*composition.parts, *composition.gates):
-        reference = part.constant[0] if part.constant else request.answer
-        if part.key is not None:
-            if not isinstance(request.answer, Mapping) or part.key not in request.answer:
-                raise UserError(f"domain {request.domain!r}: the answer must be an object with the key {part.key!r}")
-            reference = request.answer[part.key]
+        reference = part_reference(part, request.domain, request.answer)
         requests[part.name] = ScoreRequest(part.domain, request.prompt, request.response, reference, request.length)
     return requests
+
+
+def part_reference(part: Part, domain: str, answer: Any) -> Any:
+    """The reference of a part or gate, where `answer` is the row's. Raises `UserError` when the row lacks it."""
+    if part.key is None:
+        return part.constant[0] if part.constant else answer
+    if not isinstance(answer, Mapping) or part.key not in answer:
+        raise UserError(f"domain {domain!r}: the answer must be an object with the key {part.key!r}")
+    return answer[part.key]
 
 
 def combine(composition: Composition, rewards: Mapping[str, Reward], length: int | None) -> Reward:
@@ -174,11 +179,11 @@ def _read_part(entry: Any, weighted: bool) -> Part:
     key = _text(entry, "answer") if "answer" in entry else None
     constant = (entry["with"],) if "with" in entry else ()
     try:
-        verifier_for(domain)
+        check = verifier_for(domain).check_reference
         if domain.startswith("format/") and key is None:
             constant = (format.read_options(domain, constant[0] if constant else {}),)
-        elif domain == "instructions" and constant:
-            instructions.read_task(constant[0])
+        elif constant and check is not None:
+            check(constant[0])
     except UserError as error:
         raise UserError(f"{what[2:]} {name!r}: {error}") from None
     return Part(name, domain, _number(entry, "weight", 1.0), key, constant)

@@ -28,7 +28,7 @@ from megatron_ring.training.rl_metrics import packed_fraction, rollout_row, samp
 from megatron_ring.training.rl_step import CollectedStep, Collector, pack_step
 from megatron_ring.training.rollout_lines import write_lines
 from megatron_ring.training.rollout_pool import RolloutPool
-from megatron_ring.training.rollout_rewards import RolloutScorer, check_domains
+from megatron_ring.training.rollout_rewards import RolloutScorer, check_prompts
 from megatron_ring.training.run_dir import RunDirectory, plain
 from megatron_ring.training.stage import resolve_shape, set_first_weights, start_stage
 from megatron_ring.training.trainer import Trainer
@@ -74,7 +74,7 @@ class RLRun:
         config.check_model(shape)
         data = config.data
         prompts = read_schedule(data.prompts, data.min_solve_rate, data.max_solve_rate)
-        check_domains(prompts.sources, config.rewards)
+        check_prompts(prompts.sources, config.rewards)
         self.held_out = HeldOut(config, self.tokenizer)
         check_wandb(config.wandb)
         self.domains, self.several_domains = prompts.domains | self.held_out.domains, len(prompts.domains) > 1

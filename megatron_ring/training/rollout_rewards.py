@@ -13,15 +13,16 @@ from megatron_ring.parallel import collectives
 from megatron_ring.parallel.context import ParallelContext
 from megatron_ring.rewards import Reward, RewardPool, Scorer, ScoreRequest
 from megatron_ring.rewards.composition import read_compositions
-from megatron_ring.rewards.scorer import PendingReward, verifiers_of
+from megatron_ring.rewards.scorer import PendingReward, check_answers, verifiers_of
 from megatron_ring.rl.records import Rollout, ScoredRollout
 from megatron_ring.stage_config import RewardConfig
 
 _Key = tuple[int, int]  # prompt's position in the stream, sample
 
 
-def check_domains(sources: Iterable[PromptSource], config: RewardConfig) -> None:
-    """Raise `UserError`, naming the prompt file, for a domain that has neither a verifier nor a composition."""
+def check_prompts(sources: Iterable[PromptSource], config: RewardConfig) -> None:
+    """Raise `UserError`, naming the prompt file, for a domain that has neither a verifier nor a composition; naming the
+    line, for an answer that the domain's verifier cannot use."""
     compositions = {} if config.compositions is None else read_compositions(config.compositions)
     for source in sources:
         for domain in source.domains:
@@ -29,6 +30,7 @@ def check_domains(sources: Iterable[PromptSource], config: RewardConfig) -> None
                 verifiers_of(domain, compositions)
             except UserError as error:
                 raise UserError(f"{source.path}: {error}") from None
+        check_answers(source.answers(), compositions)
 
 
 class RolloutScorer:
