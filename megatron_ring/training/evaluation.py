@@ -27,6 +27,7 @@ def evaluate_prompts(
         prompts, tokenizer, samples=samples, seed=seed, max_new_tokens=sampler.sampling.max_new_tokens,
         instruction=instruction,
     )  # fmt: skip
+    scorer.start()
     rollouts, _ = sample_rollouts(sampler, asked, version=0, on_progress=on_progress, on_rollout=scorer.submit)
     return scorer.finish(rollouts)
 

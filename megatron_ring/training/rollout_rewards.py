@@ -34,12 +34,19 @@ def check_prompts(sources: Iterable[PromptSource], config: RewardConfig) -> None
 
 
 class RolloutScorer:
-    """Scores rollouts as they come. All ranks call `finish`; the leaders of replicas alone hold a scorer."""
+    """Scores rollouts as they come: `start`, `submit` while they are sampled, `finish`. All ranks call `finish`; the leaders
+    of replicas alone hold a scorer."""
 
     def __init__(self, scorer: Scorer | None, tokenizer: RingTokenizer, context: ParallelContext) -> None:
         self._scorer, self._tokenizer, self._context = scorer, tokenizer, context
         self._pending: dict[_Key, PendingReward] = {}
         self._problem: str | None = None
+
+    def start(self) -> None:
+        """Before rollouts are sampled: forget those of a sampling that failed before its `finish`. Their keys may come
+        again, as held-out prompts count from 0, too."""
+        self._pending.clear()
+        self._problem = None
 
     def submit(self, rollout: Rollout, record: PromptRecord) -> None:
         """Begin to score one of this replica's rollouts. Never raises: `finish` does, on every rank alike."""
