@@ -162,7 +162,8 @@ def _parse_line(line: bytes) -> object:
     except UnicodeDecodeError as error:
         raise RecordError(f"not UTF-8 (byte {error.start + 1} of the line): save the file as UTF-8") from None
     try:
-        row = json.loads(text, parse_constant=_refuse_constant)
+        # Without the end of the line: an error in it would be one at column 1 of the next.
+        row = json.loads(text.rstrip("\r\n"), parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:
         raise RecordError(f"not JSON at column {error.colno} ({error.msg}): put one JSON object on each line") from None
     except RecordError:
