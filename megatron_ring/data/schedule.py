@@ -73,6 +73,15 @@ class PromptSchedule:
         """The place of the stage that the 0-based step belongs to."""
         return max(i for i, stage in enumerate(self.stages) if stage.first_step <= step)
 
+    def unreached(self, steps: int) -> list[str]:
+        """What there is to say of stages from which a run of so many steps draws nothing."""
+        return [
+            f"stage {number} of the data begins at step {stage.first_step + 1:,}: with --steps {steps:,} nothing is drawn "
+            f"from it"
+            for number, stage in enumerate(self.stages, start=1)
+            if stage.first_step >= steps
+        ]
+
     @property
     def domains(self) -> set[str]:
         """The domains of all sources."""

@@ -60,12 +60,13 @@ class Checks:
         return tokenizer
 
     def prompts(
-        self, path: Path, flag: str, rewards: RewardConfig, training: RLDataConfig | None = None
+        self, path: Path, flag: str, rewards: RewardConfig, training: RLDataConfig | None = None, steps: int | None = None
     ) -> list[PromptRecord] | None:
         """The prompts, each of whose domains has a verifier that can use the answer; None where the file is not there.
 
         Args:
             training: of a run that trains on them, which may take a stage file, and choose by solve rate.
+            steps: of that run.
 
         Raises:
             UserError: a malformed file, a domain that nothing scores, an answer that its verifier cannot use.
@@ -97,6 +98,8 @@ class Checks:
         told = ", ".join(f"{count:,} {domain}" for domain, count in sorted(counts.items()))
         stages = f" in {len(schedule.stages)} stages" if len(schedule.stages) > 1 else ""
         self.done.append(f"{flag} {path}: {len(records):,} prompts ({told}){stages}, each with a verifier")
+        if steps is not None:
+            self.done += [f"{flag} {path}: {said}" for said in schedule.unreached(steps)]
         return records
 
     def longest_prompt(

@@ -18,6 +18,7 @@ together and keeps each, so that each can be logged; `scorer` does the scoring b
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections import Counter
@@ -133,18 +134,23 @@ def overlong_penalty(length: int, maximum: int, cache: int) -> float:
     return min(0.0, (maximum - cache - length) / cache) if cache else 0.0
 
 
+def fingerprint(path: Path) -> str:
+    """A hash (32 hex digits) of what a file of compositions declares, however it is laid out.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    text = json.dumps(_declared(path), sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
 def read_compositions(path: Path) -> dict[str, Composition]:
     """Read and check a file of compositions, by domain.
 
     Raises:
         UserError: it names the file and what is unknown, missing or malformed in it.
     """
-    try:
-        declared = json.loads(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON: {str(error).splitlines()[0]}") from None
+    declared = _declared(path)
     if not isinstance(declared, dict) or not declared:
         raise UserError(f"{path}: make it an object with a composition for each domain")
     compositions = {}
@@ -154,6 +160,15 @@ def read_compositions(path: Path) -> dict[str, Composition]:
         except UserError as error:
             raise UserError(f"{path}: domain {domain!r}: {error}") from None
     return compositions
+
+
+def _declared(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON: {str(error).splitlines()[0]}") from None
 
 
 def read_composition(declared: Any) -> Composition:
