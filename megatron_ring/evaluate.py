@@ -34,13 +34,14 @@ def main(config: EvaluateConfig) -> None:
 
     from megatron_ring.data.files import check_target, read_prompts, write_atomically
     from megatron_ring.data.prompts import StreamPrompt, too_long
+    from megatron_ring.data.schedule import PromptSource
     from megatron_ring.data.tokenizer import RingTokenizer
     from megatron_ring.parallel.context import rank_from_environment
     from megatron_ring.sampler.sampler import Sampler
     from megatron_ring.training.evaluation import evaluate_prompts, summarize
     from megatron_ring.training.progress import Progress
     from megatron_ring.training.rollout_lines import write_lines
-    from megatron_ring.training.rollout_rewards import open_scorer
+    from megatron_ring.training.rollout_rewards import check_prompts, open_scorer
     from megatron_ring.training.stage import set_first_weights, start_stage
 
     tokenizer = RingTokenizer.load(config.tokenizer)
@@ -50,11 +51,13 @@ def main(config: EvaluateConfig) -> None:
     )
     if rank_from_environment() == 0:
         check_target(config.out / "result.json", "--out")
-    prompts = [StreamPrompt(position, record) for position, record in enumerate(read_prompts(config.prompts))]
+    records = read_prompts(config.prompts)
+    check_prompts([PromptSource("evaluation", config.prompts, tuple(records))], config.rewards)
     new = config.sampling.max_new_tokens
-    found = too_long((prompt.record for prompt in prompts), tokenizer, config.instruction, shape.max_positions - new)
+    found = too_long(records, tokenizer, config.instruction, shape.max_positions - new)
     said = f"and --sampling.max-new-tokens {new:,} leave room for {max(0, shape.max_positions - new):,}"
     require(found is None, f"--prompts: {found}, {said}")
+    prompts = [StreamPrompt(position, record) for position, record in enumerate(records)]
     losses = RouterLossConfig(0.0, 0.0)
     stage = start_stage(shape, config.parallel, losses, config.seed, config.precision, config.layer_impl, exact=config.exact)
     set_first_weights(stage, config.checkpoint, config.seed)
@@ -80,7 +83,6 @@ def main(config: EvaluateConfig) -> None:
         **summarize(scored),
         "seconds": time.perf_counter() - began,
     }
-    records = {prompt.position: prompt.record for prompt in prompts}
 
     def row(_: int, item: ScoredRollout) -> dict[str, Any]:
         return sample_row(item, records[item.rollout.prompt_index], tokenizer)

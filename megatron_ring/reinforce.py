@@ -45,10 +45,8 @@ def main(config: RLConfig) -> None:
         said = f"Phi = {phi:,} tokens ({config.budget.scope}, {config.budget.schedule})" if phi else "no token budget"
         print(f"rl: {config.prompts_per_step} prompts x {config.samples_per_prompt} samples, {config.objective.name}, "
               + said + (f", continuing after step {start}" if start else ""), flush=True)  # fmt: skip
-        if phi and run.schedule.before[0] != run.schedule.first:
-            was, now = (f"{tokens:,}" for tokens in (run.schedule.before[0], run.schedule.first))
-            print(f"rl: with the data-parallel ranks before, Phi was {was} where it is {now} now (--budget.scope rank); "
-                  f"to keep it, continue on as many", flush=True)  # fmt: skip
+        for remark in run.remarks(start):
+            print(f"rl: {remark}", flush=True)
 
     with (
         open_scorer(config.rewards, run.domains, run.tokenizer, context) as scorer,

@@ -12,6 +12,7 @@ columns of parquet files from elsewhere are read as they are.
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import importlib
 import io
@@ -57,7 +58,7 @@ def read_prompts(path: str | Path) -> list[PromptRecord]:
         if record.id in lines:
             raise UserError(f"{place}: the id {record.id!r} is already used at {lines[record.id]}: make ids unique")
         lines[record.id] = place
-        records.append(record)
+        records.append(dataclasses.replace(record, place=place))
     return records
 
 
@@ -161,7 +162,8 @@ def _parse_line(line: bytes) -> object:
     except UnicodeDecodeError as error:
         raise RecordError(f"not UTF-8 (byte {error.start + 1} of the line): save the file as UTF-8") from None
     try:
-        row = json.loads(text, parse_constant=_refuse_constant)
+        # Without the end of the line: an error in it would be one at column 1 of the next.
+        row = json.loads(text.rstrip("\r\n"), parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:
         raise RecordError(f"not JSON at column {error.colno} ({error.msg}): put one JSON object on each line") from None
     except RecordError:

@@ -19,13 +19,15 @@ class Message:
 
 @dataclass(frozen=True)
 class PromptRecord:
-    """One prompt for reinforcement learning or evaluation; `answer` is whatever the domain's verifier needs."""
+    """One prompt for reinforcement learning or evaluation; `answer` is whatever the domain's verifier needs. `place` is
+    where it was read, FILE:LINE, for messages; empty where it comes from no file."""
 
     id: str
     domain: str
     prompt: str | tuple[Message, ...]
     answer: Any
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    place: str = field(default="", compare=False)
 
     @property
     def messages(self) -> tuple[Message, ...]:

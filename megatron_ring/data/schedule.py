@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,10 @@ class PromptSource:
         """Its domains, sorted."""
         return sorted({record.domain for record in self.records})
 
+    def answers(self) -> Iterator[tuple[str, str, Any]]:
+        """Place, domain and answer of each prompt."""
+        return ((record.place or str(self.path), record.domain, record.answer) for record in self.records)
+
 
 @dataclass(frozen=True)
 class DataStage:
@@ -68,6 +72,15 @@ class PromptSchedule:
     def stage_at(self, step: int) -> int:
         """The place of the stage that the 0-based step belongs to."""
         return max(i for i, stage in enumerate(self.stages) if stage.first_step <= step)
+
+    def unreached(self, steps: int) -> list[str]:
+        """What there is to say of stages from which a run of so many steps draws nothing."""
+        return [
+            f"stage {number} of the data begins at step {stage.first_step + 1:,}: with --steps {steps:,} nothing is drawn "
+            f"from it"
+            for number, stage in enumerate(self.stages, start=1)
+            if stage.first_step >= steps
+        ]
 
     @property
     def domains(self) -> set[str]:

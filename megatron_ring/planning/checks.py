@@ -64,15 +64,16 @@ class Checks:
         return tokenizer
 
     def prompts(
-        self, path: Path, flag: str, rewards: RewardConfig, training: RLDataConfig | None = None
+        self, path: Path, flag: str, rewards: RewardConfig, training: RLDataConfig | None = None, steps: int | None = None
     ) -> list[PromptRecord] | None:
-        """The prompts, each of whose domains has a verifier; None where the file is not there.
+        """The prompts, each of whose domains has a verifier that can use the answer; None where the file is not there.
 
         Args:
             training: of a run that trains on them, which may take a stage file, and choose by solve rate.
+            steps: of that run.
 
         Raises:
-            UserError: a malformed file, or a domain that nothing scores.
+            UserError: a malformed file, a domain that nothing scores, an answer that its verifier cannot use.
         """
         if not path.exists():
             self.left.append(f"{flag} {path}: not there")
@@ -80,7 +81,7 @@ class Checks:
         from megatron_ring.data.files import read_prompts
         from megatron_ring.data.schedule import read_schedule, single_source
         from megatron_ring.rewards.composition import read_compositions
-        from megatron_ring.rewards.scorer import verifiers_of
+        from megatron_ring.rewards.scorer import check_answers, verifiers_of
 
         if training is None:
             schedule = single_source(read_prompts(path), path)
@@ -97,9 +98,12 @@ class Checks:
                     verifiers_of(domain, composed)
                 except UserError as error:
                     raise UserError(f"{flag} {source.path}: {error}") from None
+            check_answers(source.answers(), composed)
         told = ", ".join(f"{count:,} {domain}" for domain, count in sorted(counts.items()))
         stages = f" in {len(schedule.stages)} stages" if len(schedule.stages) > 1 else ""
         self.done.append(f"{flag} {path}: {len(records):,} prompts ({told}){stages}, each with a verifier")
+        if steps is not None:
+            self.done += [f"{flag} {path}: {said}" for said in schedule.unreached(steps)]
         return records
 
     def longest_prompt(

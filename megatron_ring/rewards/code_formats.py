@@ -65,11 +65,11 @@ def read_tests(answer: Any) -> CodeTests:
     if not isinstance(answer, Mapping):
         raise UserError(f"the reference must be an object, not {type(answer).__name__}")
     name = answer.get("format") or next((name for name, fields in _RECOGNISED if fields <= answer.keys()), None)
-    if name not in FORMATS:
+    if not isinstance(name, str) or name not in FORMATS:
         raise UserError(f"unknown reference format {name!r}: use one of {', '.join(sorted(FORMATS))}")
     try:
         tests = FORMATS[name](answer)
-    except (KeyError, TypeError, ValueError, AttributeError, zlib.error, pickle.UnpicklingError, RecursionError) as error:
+    except _MALFORMED as error:
         raise UserError(f"the reference is not of the form {name}: {type(error).__name__} {error}"[:200]) from None
     if not tests.cases and not tests.test:
         raise UserError("the reference holds no tests")
@@ -152,6 +152,13 @@ _RECOGNISED: tuple[tuple[str, frozenset[str]], ...] = (
     ("codecontests", frozenset({"public_tests"})),
     ("humaneval", frozenset({"test", "entry_point"})),
 )
+
+
+# What readers run into where a reference is not of the form that they read.
+_MALFORMED = (
+    LookupError, TypeError, ValueError, AttributeError, OverflowError, EOFError, zlib.error, pickle.UnpicklingError,
+    RecursionError,
+)  # fmt: skip
 
 
 class _NoGlobals(pickle.Unpickler):

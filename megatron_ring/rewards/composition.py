@@ -18,6 +18,7 @@ together and keeps each, so that each can be logged; `scorer` does the scoring b
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections import Counter
@@ -27,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ring.errors import UserError
-from megatron_ring.rewards import format, instructions
+from megatron_ring.rewards import format
 from megatron_ring.rewards.instructions.finding import shown
 from megatron_ring.rewards.interface import Reward, ScoreRequest
 from megatron_ring.rewards.registry import verifier_for
@@ -78,13 +79,18 @@ def part_requests(composition: Composition, request: ScoreRequest) -> dict[str, 
     """
     requests = {}
     for part in (*composition.parts, *composition.gates):
-        reference = part.constant[0] if part.constant else request.answer
-        if part.key is not None:
-            if not isinstance(request.answer, Mapping) or part.key not in request.answer:
-                raise UserError(f"domain {request.domain!r}: the answer must be an object with the key {part.key!r}")
-            reference = request.answer[part.key]
+        reference = part_reference(part, request.domain, request.answer)
         requests[part.name] = ScoreRequest(part.domain, request.prompt, request.response, reference, request.length)
     return requests
+
+
+def part_reference(part: Part, domain: str, answer: Any) -> Any:
+    """The reference of a part or gate, where `answer` is the row's. Raises `UserError` when the row lacks it."""
+    if part.key is None:
+        return part.constant[0] if part.constant else answer
+    if not isinstance(answer, Mapping) or part.key not in answer:
+        raise UserError(f"domain {domain!r}: the answer must be an object with the key {part.key!r}")
+    return answer[part.key]
 
 
 def combine(composition: Composition, rewards: Mapping[str, Reward], length: int | None) -> Reward:
@@ -128,18 +134,23 @@ def overlong_penalty(length: int, maximum: int, cache: int) -> float:
     return min(0.0, (maximum - cache - length) / cache) if cache else 0.0
 
 
+def fingerprint(path: Path) -> str:
+    """A hash (32 hex digits) of what a file of compositions declares, however it is laid out.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    text = json.dumps(_declared(path), sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
 def read_compositions(path: Path) -> dict[str, Composition]:
     """Read and check a file of compositions, by domain.
 
     Raises:
         UserError: it names the file and what is unknown, missing or malformed in it.
     """
-    try:
-        declared = json.loads(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON: {str(error).splitlines()[0]}") from None
+    declared = _declared(path)
     if not isinstance(declared, dict) or not declared:
         raise UserError(f"{path}: make it an object with a composition for each domain")
     compositions = {}
@@ -149,6 +160,15 @@ def read_compositions(path: Path) -> dict[str, Composition]:
         except UserError as error:
             raise UserError(f"{path}: domain {domain!r}: {error}") from None
     return compositions
+
+
+def _declared(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON: {str(error).splitlines()[0]}") from None
 
 
 def read_composition(declared: Any) -> Composition:
@@ -174,11 +194,11 @@ def _read_part(entry: Any, weighted: bool) -> Part:
     key = _text(entry, "answer") if "answer" in entry else None
     constant = (entry["with"],) if "with" in entry else ()
     try:
-        verifier_for(domain)
+        check = verifier_for(domain).check_reference
         if domain.startswith("format/") and key is None:
             constant = (format.read_options(domain, constant[0] if constant else {}),)
-        elif domain == "instructions" and constant:
-            instructions.read_task(constant[0])
+        elif constant and check is not None:
+            check(constant[0])
     except UserError as error:
         raise UserError(f"{what[2:]} {name!r}: {error}") from None
     return Part(name, domain, _number(entry, "weight", 1.0), key, constant)

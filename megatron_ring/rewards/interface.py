@@ -55,9 +55,13 @@ class Verifier:
             Runs in the caller's process; None when the domain has no such cases.
         worker: which kind of worker runs it: what it has loaded, and for code no limit on its address space.
         time_limit: seconds for one item where the pool's own limit is too short; None for the pool's.
+        check_reference: raises `UserError` for a reference against which no response could be scored, as scoring itself
+            would find it; accepts what it cannot tell. Runs in the caller's process, for each row of a prompt file, within
+            the time it takes to read the row. None where any reference might do.
     """
 
     score: Callable[[ScoreRequest], Reward]
     quick_score: Callable[[ScoreRequest], Reward | None] | None = None
     worker: WorkerKind = "answers"
     time_limit: float | None = None
+    check_reference: Callable[[Any], object] | None = None

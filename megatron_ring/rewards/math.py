@@ -11,6 +11,7 @@ import logging
 from fractions import Fraction
 from typing import Any
 
+from megatron_ring.errors import UserError
 from megatron_ring.rewards.atoms import settle, strip_preamble
 from megatron_ring.rewards.boxed import last_boxed, marked_answer
 from megatron_ring.rewards.choice import choice_agrees, choice_differs
@@ -67,6 +68,13 @@ def reference_text(answer: Any) -> str | Reward:
     if not clean(text):
         return Reward(0.0, "the reference answer is empty")
     return text
+
+
+def check_reference(answer: Any) -> None:
+    """Raise `UserError` for a reference that `reference_text` cannot use."""
+    reference = reference_text(answer)
+    if isinstance(reference, Reward):
+        raise UserError(reference.reason)
 
 
 def quick_compare(given: str, reference: str) -> Reward | None:

@@ -2,27 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from megatron_ring.errors import UserError
 from megatron_ring.rewards import baseline, code, format, instructions, math, science
+from megatron_ring.rewards.code_formats import read_tests
 from megatron_ring.rewards.interface import Reward, ScoreRequest, Verifier
 from megatron_ring.rewards.logic import GAMES, exact
+from megatron_ring.rewards.logic.game import read_reference
 
 # A solution's tests have limits of their own, in the sandbox; this one bounds a hundred slow ones together.
 CODE_SECONDS = 120.0
 
+
+def _options(domain: str) -> Callable[[Any], object]:
+    return partial(format.read_options, domain)
+
+
 VERIFIERS: dict[str, Verifier] = {
-    "math": Verifier(math.score, math.quick_score),
-    "science": Verifier(science.score, science.quick_score),
-    "code": Verifier(code.score, worker="code", time_limit=CODE_SECONDS),
-    "instructions": Verifier(instructions.score, instructions.quick_score, worker="instructions"),
-    **{f"logic/{name}": Verifier(game.score) for name, game in GAMES.items()},
-    "logic/exact": Verifier(exact.score),
-    "format/thinking": Verifier(format.thinking, format.thinking),
-    "format/one_box": Verifier(format.one_box, format.one_box),
-    "format/script": Verifier(format.script),
-    "format/language": Verifier(format.language, worker="instructions"),
+    "math": Verifier(math.score, math.quick_score, check_reference=math.check_reference),
+    "science": Verifier(science.score, science.quick_score, check_reference=math.check_reference),
+    "code": Verifier(code.score, worker="code", time_limit=CODE_SECONDS, check_reference=read_tests),
+    "instructions": Verifier(
+        instructions.score, instructions.quick_score, worker="instructions", check_reference=instructions.read_task
+    ),
+    **{
+        f"logic/{name}": Verifier(game.score, check_reference=partial(read_reference, game.read))
+        for name, game in GAMES.items()
+    },
+    "logic/exact": Verifier(exact.score, check_reference=partial(read_reference, exact.read_text)),
+    "format/thinking": Verifier(format.thinking, format.thinking, check_reference=_options("format/thinking")),
+    "format/one_box": Verifier(format.one_box, format.one_box, check_reference=_options("format/one_box")),
+    "format/script": Verifier(format.script, check_reference=_options("format/script")),
+    "format/language": Verifier(format.language, worker="instructions", check_reference=_options("format/language")),
     "baseline/math-verify": Verifier(baseline.score),
 }
 

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from megatron_ring.errors import UserError
-from megatron_ring.rewards.composition import Composition, combine, part_requests, read_compositions
+from megatron_ring.rewards.composition import Composition, combine, part_reference, part_requests, read_compositions
 from megatron_ring.rewards.interface import Reward, ScoreRequest
 from megatron_ring.rewards.pool import RewardPool
 from megatron_ring.rewards.registry import verifier_for
@@ -97,3 +98,33 @@ def verifiers_of(domain: str, compositions: Mapping[str, Composition]) -> list[s
             raise UserError(said) from None
     verifier_for(domain)
     return [domain]
+
+
+def check_answers(rows: Iterable[tuple[str, str, Any]], compositions: Mapping[str, Composition]) -> None:
+    """Check rows of prompt files, (place, domain, answer) each: no response could earn a reward from an answer that its
+    verifier cannot use. What a verifier cannot tell passes; nothing is scored and no process started.
+
+    Raises:
+        UserError: names the first such place; or a domain that nothing scores.
+    """
+    for place, domain, answer in rows:
+        try:
+            _check_answer(domain, answer, compositions)
+        except UserError as error:
+            raise UserError(f"{place}: 'answer' is of no use to domain {domain!r}: {error}") from None
+
+
+def _check_answer(domain: str, answer: Any, compositions: Mapping[str, Composition]) -> None:
+    composition = compositions.get(domain)
+    if composition is None:
+        check = verifier_for(domain).check_reference
+        if check is not None:
+            check(answer)
+        return
+    for part in (*composition.parts, *composition.gates):
+        reference, check = part_reference(part, domain, answer), verifier_for(part.domain).check_reference
+        try:
+            if check is not None:
+                check(reference)
+        except UserError as error:
+            raise UserError(f"{part.name}: {error}") from None

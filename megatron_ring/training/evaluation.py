@@ -15,7 +15,7 @@ from megatron_ring.rl.records import ScoredRollout
 from megatron_ring.rl_config import RLConfig
 from megatron_ring.sampler.rollouts import open_rollouts, sample_rollouts
 from megatron_ring.sampler.sampler import Sampler
-from megatron_ring.training.rollout_rewards import RolloutScorer, check_domains
+from megatron_ring.training.rollout_rewards import RolloutScorer, check_prompts
 
 
 def evaluate_prompts(
@@ -27,6 +27,7 @@ def evaluate_prompts(
         prompts, tokenizer, samples=samples, seed=seed, max_new_tokens=sampler.sampling.max_new_tokens,
         instruction=instruction,
     )  # fmt: skip
+    scorer.start()
     rollouts, _ = sample_rollouts(sampler, asked, version=0, on_progress=on_progress, on_rollout=scorer.submit)
     return scorer.finish(rollouts)
 
@@ -52,7 +53,7 @@ class HeldOut:
     """Held-out evaluation of a run, every so many steps and after the last.
 
     Raises:
-        UserError: the prompts cannot be read, or have a domain without a verifier.
+        UserError: the prompts cannot be read, have a domain without a verifier, or an answer that it cannot use.
     """
 
     def __init__(self, config: RLConfig, tokenizer: RingTokenizer) -> None:
@@ -63,7 +64,7 @@ class HeldOut:
         self._sampler: Sampler | None = None
         if self.config.prompts is not None:
             records = read_prompts(self.config.prompts)
-            check_domains([PromptSource("evaluation", self.config.prompts, tuple(records))], config.rewards)
+            check_prompts([PromptSource("evaluation", self.config.prompts, tuple(records))], config.rewards)
             self.prompts = [StreamPrompt(position, record) for position, record in enumerate(records)]
 
     @property

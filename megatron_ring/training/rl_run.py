@@ -16,11 +16,13 @@ from megatron_ring.errors import NotFiniteError
 from megatron_ring.model.routes import route_bytes
 from megatron_ring.parallel import collectives
 from megatron_ring.parallel.context import world_size_from_environment
+from megatron_ring.rewards.composition import fingerprint
 from megatron_ring.rl.budget_schedule import BudgetSchedule
 from megatron_ring.rl.records import ScoredRollout
 from megatron_ring.rl_config import RLConfig
 from megatron_ring.sampler.sampler import Sampler
 from megatron_ring.training.alarms import Alarm
+from megatron_ring.training.continued import changed_ranks, check_compositions, stretched_schedules
 from megatron_ring.training.evaluation import HeldOut
 from megatron_ring.training.phases import Phases
 from megatron_ring.training.policy_update import PolicyUpdate
@@ -28,7 +30,7 @@ from megatron_ring.training.rl_metrics import packed_fraction, rollout_row, samp
 from megatron_ring.training.rl_step import CollectedStep, Collector, pack_step
 from megatron_ring.training.rollout_lines import write_lines
 from megatron_ring.training.rollout_pool import RolloutPool
-from megatron_ring.training.rollout_rewards import RolloutScorer, check_domains
+from megatron_ring.training.rollout_rewards import RolloutScorer, check_prompts
 from megatron_ring.training.run_dir import RunDirectory, plain
 from megatron_ring.training.stage import resolve_shape, set_first_weights, start_stage
 from megatron_ring.training.trainer import Trainer
@@ -74,7 +76,11 @@ class RLRun:
         config.check_model(shape)
         data = config.data
         prompts = read_schedule(data.prompts, data.min_solve_rate, data.max_solve_rate)
-        check_domains(prompts.sources, config.rewards)
+        check_prompts(prompts.sources, config.rewards)
+        composed = config.rewards.compositions
+        self._compositions = None if composed is None else fingerprint(composed)
+        self._steps_before: int | None = None  # of the run that wrote the checkpoint
+        self._unreached = prompts.unreached(config.steps)
         self.held_out = HeldOut(config, self.tokenizer)
         check_wandb(config.wandb)
         self.domains, self.several_domains = prompts.domains | self.held_out.domains, len(prompts.domains) > 1
@@ -129,6 +135,12 @@ class RLRun:
             self.directory.more_logs.append(WandbLog(self.config.wandb, self.directory.path, plain(self.config)))
         return start
 
+    def remarks(self, start: int) -> list[str]:
+        """What is to be said of the data, and of a run that `restore` continued after `start` steps."""
+        config, schedule = self.config, self.schedule
+        changes = changed_ranks(config, schedule) + stretched_schedules(config, schedule, start, self._steps_before)
+        return changes + self._unreached
+
     def roll_back(self, alarms: list[Alarm]) -> int:
         """Go back to the last whole checkpoint, on with prompts that no step has seen; the steps done there. What is being
         saved must be whole."""
@@ -145,6 +157,8 @@ class RLRun:
         checkpoint = latest_checkpoint(self.directory.checkpoints)
         if checkpoint is not None:
             start, extra = load_checkpoint(checkpoint, self.stage.model, self.context, self.trainer.optimizer)
+            check_compositions(self._compositions, extra)
+            self._steps_before = extra.get("steps")
             self.stream.load_state_dict(extra["prompts"], keep_place=rolled_back_for is not None)
             self.schedule.load_state_dict(extra["budget"])
             self.policy.load(extra["policy"])
@@ -260,6 +274,8 @@ class RLRun:
                 "budget": self.schedule.state_dict(),
                 "policy": self.policy.save(),
                 "watch": self.watch.state_dict(),
+                "compositions": self._compositions,
+                "steps": self.config.steps,
             }
             files = save_unfinished(self.collector.pool, self.context)
             saver.save(steps, self.stage.model, self.trainer.optimizer, extra, files=files)

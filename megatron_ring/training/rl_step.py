@@ -135,6 +135,7 @@ class Collector:
         if budget is not None and self.config.budget.max_cuts is not None:
             wanted = budget - usable_tokens(self.config, scored, budget)
         before = sum(item.length for item in pool.open)
+        scorer.start()
         rollouts, pool_open = sample_rollouts(
             self.sampler, pool.open, version=step, token_budget=wanted, held_tokens=pool.held_tokens(),
             on_rollout=scorer.submit,

@@ -13,15 +13,16 @@ from megatron_ring.parallel import collectives
 from megatron_ring.parallel.context import ParallelContext
 from megatron_ring.rewards import Reward, RewardPool, Scorer, ScoreRequest
 from megatron_ring.rewards.composition import read_compositions
-from megatron_ring.rewards.scorer import PendingReward, verifiers_of
+from megatron_ring.rewards.scorer import PendingReward, check_answers, verifiers_of
 from megatron_ring.rl.records import Rollout, ScoredRollout
 from megatron_ring.stage_config import RewardConfig
 
 _Key = tuple[int, int]  # prompt's position in the stream, sample
 
 
-def check_domains(sources: Iterable[PromptSource], config: RewardConfig) -> None:
-    """Raise `UserError`, naming the prompt file, for a domain that has neither a verifier nor a composition."""
+def check_prompts(sources: Iterable[PromptSource], config: RewardConfig) -> None:
+    """Raise `UserError`, naming the prompt file, for a domain that has neither a verifier nor a composition; naming the
+    line, for an answer that the domain's verifier cannot use."""
     compositions = {} if config.compositions is None else read_compositions(config.compositions)
     for source in sources:
         for domain in source.domains:
@@ -29,15 +30,23 @@ def check_domains(sources: Iterable[PromptSource], config: RewardConfig) -> None
                 verifiers_of(domain, compositions)
             except UserError as error:
                 raise UserError(f"{source.path}: {error}") from None
+        check_answers(source.answers(), compositions)
 
 
 class RolloutScorer:
-    """Scores rollouts as they come. All ranks call `finish`; the leaders of replicas alone hold a scorer."""
+    """Scores rollouts as they come: `start`, `submit` while they are sampled, `finish`. All ranks call `finish`; the leaders
+    of replicas alone hold a scorer."""
 
     def __init__(self, scorer: Scorer | None, tokenizer: RingTokenizer, context: ParallelContext) -> None:
         self._scorer, self._tokenizer, self._context = scorer, tokenizer, context
         self._pending: dict[_Key, PendingReward] = {}
         self._problem: str | None = None
+
+    def start(self) -> None:
+        """Before rollouts are sampled: forget those of a sampling that failed before its `finish`. Their keys may come
+        again, as held-out prompts count from 0, too."""
+        self._pending.clear()
+        self._problem = None
 
     def submit(self, rollout: Rollout, record: PromptRecord) -> None:
         """Begin to score one of this replica's rollouts. Never raises: `finish` does, on every rank alike."""

@@ -15,6 +15,9 @@ from megatron_ring.rl_config import RLConfig
 from megatron_ring.sampler.requests import request_seed
 from megatron_ring.training.reward_kl import RewardKL
 
+# What a run that is continued may change of its steps (`reinforce.MAY_DIFFER`).
+_MORE_ROUNDS = "raise --budget.max-rounds, with which this run can be continued"
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -57,18 +60,18 @@ def usable_tokens(config: RLConfig, scored: Sequence[ScoredRollout], budget: int
 
 
 def missing(config: RLConfig, scored: Sequence[ScoredRollout], budget: int | None) -> str:
-    """What keeps these responses from being a step, with the mend; empty when nothing does. Without a budget and dynamic
+    """What keeps these responses from being a step, with mends; empty when nothing does. Without a budget and dynamic
     sampling any responses will do."""
     if budget is not None:
         tokens = usable_tokens(config, scored, budget)
         mean = sum(item.rollout.response_length for item in scored) / max(1, len(scored))
-        lacks = f"{tokens:,} tokens (mean response {mean:.1f}) of the budget {budget:,}: lower --budget.tokens, or raise"
-        return f"{lacks} --prompts-per-step or --budget.max-rounds" if tokens < budget else ""
+        lacks = f"{tokens:,} tokens (mean response {mean:.1f}) of the budget {budget:,}: {_MORE_ROUNDS}; a lower"
+        return f"{lacks} --budget.tokens or a larger --prompts-per-step needs a new run" if tokens < budget else ""
     groups = len({scored[i].rollout.prompt_index for i in _kept(config, scored, budget)})
     if not config.objective.dynamic_sampling or groups >= config.prompts_per_step:
         return ""
     lacks = f"{groups} groups whose rewards differ, of {config.prompts_per_step}"
-    return f"{lacks}: raise --budget.max-rounds, or switch --objective.dynamic-sampling off"
+    return f"{lacks}: {_MORE_ROUNDS}; --objective.dynamic-sampling False needs a new run"
 
 
 def select_step(

@@ -99,7 +99,9 @@ GOOD = {"id": "1", "domain": "math", "prompt": "1+1?", "answer": "2"}
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (b"{", "not JSON at column"),
+        (b"{", r"not JSON at column 2 \("),
+        (b'{"id": "1", "domain": "ma', r"not JSON at column 23 \("),
+        (b'{"id": "1",\r', r"not JSON at column 12 \("),
         (b"[]", "expected an object, found an empty list"),
         (b'"\xff"', "not UTF-8"),
         (json.dumps({**GOOD, "id": 3}), "'id' is a number: make it text"),

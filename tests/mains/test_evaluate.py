@@ -32,3 +32,12 @@ def test_a_prompt_that_is_too_long(fails_with: Callable[..., str], flags: list[s
 def test_a_folder_that_cannot_be_made(fails_with: Callable[..., str], flags: list[str], tiny_data: Path) -> None:
     more = ["--prompts", str(tiny_data / "heldout.jsonl"), "--out", str(tiny_data / "heldout.jsonl")]
     assert "--out" in (line := fails_with(command("megatron_ring.evaluate", *flags, *more))) and "cannot be written" in line
+
+
+def test_an_answer_that_the_verifier_cannot_use(fails_with: Callable[..., str], flags: list[str], tmp_path: Path) -> None:
+    rows = [("math", "1"), ("code", {"x": 1})]
+    prompts = tmp_path / "prompts.jsonl"
+    lines = [{"id": domain, "domain": domain, "prompt": "1 + 0?", "answer": answer} for domain, answer in rows]
+    prompts.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    line = fails_with(command("megatron_ring.evaluate", *flags, "--prompts", str(prompts), "--out", str(tmp_path / "out")))
+    assert f"{prompts}:2: " in line

@@ -63,6 +63,32 @@ def test_stages_of_data_and_a_stop_on_either_side_of_their_border(
         assert science == (0 if step <= SECOND_STAGE else len(here) / 4)
 
 
+@pytest.mark.slow
+def test_what_a_run_that_goes_on_says_and_refuses(
+    tiny_data: Path, tmp_path: Path, sft_checkpoint: Path, fails_with: Any
+) -> None:
+    path, declared = tmp_path / "r.json", {d: {"parts": [{"name": "x", "domain": d}]} for d in ("math", "science")}
+    path.write_text(json.dumps(declared))
+    (tmp_path / "s.yaml").write_text(
+        f"stages: [{{steps: 2, prompts: [{{file: {tiny_data}/rl_prompts.jsonl, domain: math}}]}}, "
+        f"{{prompts: [{{file: {tiny_data}/rl_prompts.jsonl, domain: science}}]}}]"
+    )
+    more = ["--rewards.compositions", str(path), "--data.prompts", str(tmp_path / "s.yaml"), "--budget.schedule", "linear",
+            "--budget.final-tokens", "200", "--save-every", "1"]  # fmt: skip
+    flags = rl_flags(tiny_data, tmp_path / "run", sft_checkpoint, *more)
+    done = run(command("megatron_ring.rl", *flags))
+    assert done.returncode == 0, done.stderr
+    late = "rl: stage 2 of the data begins at step 3: with --steps 2 nothing is drawn from it"
+    assert late in done.stdout and "--steps was" not in done.stdout
+    done = run(command("megatron_ring.rl", *flags, "--steps", "4"))
+    assert done.returncode == 0, done.stderr
+    said = "rl: --steps was 2 and is 4, which schedules stretch to: in step 3 Phi (linear) is 233 where it was to be 200"
+    assert said in done.stdout and "stage 2" not in done.stdout
+    path.write_text(json.dumps(declared | {"math": {"parts": [{"name": "x", "domain": "math", "weight": 2}]}}))
+    line = fails_with(command("megatron_ring.rl", *flags, "--steps", "5"))
+    assert "the compositions are not those of the checkpoint (fingerprint " in line
+
+
 def test_a_domain_without_a_verifier_is_refused_before_anything_starts(
     fails_with: Any, tiny_data: Path, tmp_path: Path, sft_checkpoint: Path
 ) -> None:

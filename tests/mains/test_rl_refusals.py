@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import re
 from pathlib import Path
@@ -135,6 +136,13 @@ def test_a_main_ends_with_one_line_and_status_2(fails_with, tiny_data: Path, tmp
     start = rl_flags(tiny_data, tmp_path / "r", sft_checkpoint)
     assert "--objective.clip" in fails_with(command("megatron_ring.rl", *start, "--objective.clip", "2"))
     assert "cannot be reached" in fails_with(command("megatron_ring.rl", *start, "--budget.tokens", "99999"))
+    rows = (tiny_data / "rl_prompts.jsonl").read_text().splitlines()
+    prompts = tmp_path / "p.jsonl"
+    prompts.write_text("\n".join([*rows, json.dumps({"id": "x", "domain": "code", "prompt": "?", "answer": {"x": 1}})]))
+    said = f"{prompts}:{len(rows) + 1}: 'answer' is of no use to domain 'code': unknown reference format"
+    for flags in (["--data.prompts", str(prompts)], ["--evaluation.prompts", str(prompts), "--dry-run"]):
+        assert said in fails_with(command("megatron_ring.rl", *start, *flags))
+    assert not (tmp_path / "r").exists()
 
 
 def test_every_objective_has_its_own_defaults_and_keeps_what_is_given() -> None:

@@ -28,6 +28,11 @@ def test_prompts_of_a_stage_file(tmp_path: Path) -> None:
     checks = Checks()
     assert len(checks.prompts(path, "--data.prompts", RewardConfig(), training) or []) == 5 + 2
     assert checks.done == [f"--data.prompts {path}: 7 prompts (5 math, 2 science) in 2 stages, each with a verifier"]
+    (path_line,) = checks.done
+    for steps, late in ((5, ["stage 2 of the data begins at step 6: with --steps 5 nothing is drawn from it"]), (6, [])):
+        checks = Checks()
+        checks.prompts(path, "--data.prompts", RewardConfig(), training, steps)
+        assert checks.done == [path_line, *(f"--data.prompts {path}: {said}" for said in late)]
     with pytest.raises(UserError, match=r"name it \.jsonl or \.parquet"):  # nothing is trained on in an evaluation
         checks.prompts(path, "--prompts", RewardConfig())
     write_prompts(tmp_path / "other.jsonl", rows("poetry", 4))

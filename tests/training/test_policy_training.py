@@ -21,6 +21,7 @@ from tests.training.responses import pack_rollouts
 
 SHAPE = replace(RING_TINY, num_layers=2, init_std=0.15)  # large weights: probabilities and KL far from uniform
 OPTIMIZER = OptimizerConfig(lr=1e-3, clip_grad=100.0)
+NO_ROUTER_LOSSES = RouterLossConfig(0.0, 0.0)
 COMMON: dict[str, Any] = {"clip": 0.2, "clip_high": 0.28, "kl_beta": 0.07, "alpha_entropy": 0.03}
 
 
@@ -51,7 +52,7 @@ def make_sequences(weights: Any) -> list[PolicySequence]:
     return made
 
 
-def prepared(parallel: ParallelConfig, name: str, correction: str) -> Any:
+def prepared(parallel: ParallelConfig, name: str, correction: str, router: RouterLossConfig = NO_ROUTER_LOSSES) -> Any:
     """Trainer and update; the model has other weights than the reference."""
     from megatron_ring.checkpoint.weights import initialize_weights
     from megatron_ring.model.ring_model import build_model
@@ -60,7 +61,7 @@ def prepared(parallel: ParallelConfig, name: str, correction: str) -> Any:
     from megatron_ring.training.trainer import Trainer
 
     here = context.initialize(parallel, SHAPE, seed=0)
-    model = build_model(SHAPE, here, RouterLossConfig(0.0, 0.0))
+    model = build_model(SHAPE, here, router)
     initialize_weights(model, seed=2)
     trainer = Trainer(model, here, OPTIMIZER)
     policy = PolicyUpdate(make_config(name, correction), trainer, pad_id=0, folder=Path("nowhere"))

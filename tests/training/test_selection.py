@@ -46,7 +46,8 @@ def test_dynamic_sampling_trains_the_first_groups_with_a_signal() -> None:
 
     step, config = scored(REWARDS), make_config(name="dapo")
     assert missing(config, step[:4], None) == (
-        "1 groups whose rewards differ, of 2: raise --budget.max-rounds, or switch --objective.dynamic-sampling off"
+        "1 groups whose rewards differ, of 2: raise --budget.max-rounds, with which this run can be continued; "
+        "--objective.dynamic-sampling False needs a new run"
     )
     assert missing(config, step[:6], None) == ""
     selection = select_step(config, 0, step, None, None)
@@ -73,12 +74,28 @@ def test_a_budget_counts_the_tokens_of_kept_groups_alone() -> None:
 
     step = scored(REWARDS, lengths=[3, 3, 4, 9, 5, 6, 3, 3, 2, 8])
     config = make_config(dynamic_sampling=True, budget={"order": "longest-first"})
-    assert "34 tokens (mean response 4.6) of the budget 35: lower --budget.tokens" in missing(config, step, 35)
+    assert missing(config, step, 35) == (
+        "34 tokens (mean response 4.6) of the budget 35: raise --budget.max-rounds, with which this run can be continued; "
+        "a lower --budget.tokens or a larger --prompts-per-step needs a new run"
+    )
     assert missing(config, step, 34) == ""
     assert select_step(config, 0, step, 20, None).trained == [0, 0, 0, 9, 0, 3, 0, 0, 0, 8]
     shuffled = make_config(budget={"order": "random"})
     first, again, later = (select_step(shuffled, number, step, 20, None).trained for number in (3, 3, 4))
     assert first == again != later and sum(first) == sum(later) == 20
+
+
+def test_a_continued_run_may_change_what_the_mends_say() -> None:
+    from megatron_ring.reinforce import MAY_DIFFER
+    from megatron_ring.training.selection import missing
+
+    config = make_config(dynamic_sampling=True)
+    for lacks in (missing(config, scored(REWARDS)[:2], 99), missing(config, scored(REWARDS)[:2], None)):
+        here, elsewhere = lacks.split("with which this run can be continued")
+        flags = [[word[2:].strip(",;").replace("-", "_") for word in part.split() if word[:2] == "--"]
+                 for part in (here, elsewhere)]  # fmt: skip
+        assert flags[0] and set(flags[0]) <= MAY_DIFFER
+        assert flags[1] and not MAY_DIFFER & set(flags[1])
 
 
 def test_kl_in_the_reward_comes_before_the_advantages_and_after_the_choice_of_groups() -> None:

@@ -243,4 +243,4 @@ def _as_lists(grid: Grid) -> list[list[int]]:
     return [list(row) for row in grid]
 
 
-GAME = Game(NAME, generate, fenced_score(read_output, check), solve, fenced)
+GAME = Game(NAME, generate, fenced_score(read_output, check), solve, fenced, read_output)

@@ -174,4 +174,4 @@ def _random_expression(rng: random.Random, numbers: Sequence[int], largest: int)
     return text[1:-1] if text.startswith("(") else text, value
 
 
-GAME = Game(NAME, generate, boxed_score(read_countdown, check), solve, boxed)
+GAME = Game(NAME, generate, boxed_score(read_countdown, check), solve, boxed, read_countdown)

@@ -42,6 +42,7 @@ class Game:
         solve: (instance, limit) -> at most `limit` different answers, the reference solver. Meant for instances of the
             generator's sizes; it may be slow.
         respond: puts an answer where the verifier looks for it.
+        read: the instance out of an `answer`, as `score` reads it. Raises `MalformedInstance`.
         difficulties: what `generate` takes, easy to hard.
     """
 
@@ -50,6 +51,7 @@ class Game:
     score: Callable[[ScoreRequest], Reward]
     solve: Callable[[Any, int], list[str]]
     respond: Callable[[str], str]
+    read: Callable[[Any], Any]
     difficulties: tuple[int, ...] = DIFFICULTIES
 
 
@@ -76,6 +78,14 @@ def make_problem(
     metadata = {"game": name, "difficulty": difficulty, "seed": seed, "witness": witness, **more}
     row = {"id": f"{name}-{digest}", "domain": f"logic/{name}", "prompt": prompt, "answer": answer}
     return {**row, "metadata": metadata}
+
+
+def read_reference(read: Callable[[Any], _Instance], answer: Any) -> _Instance:
+    """The instance out of an `answer`, by its reader. Raises `UserError` in place of `MalformedInstance`."""
+    try:
+        return read(answer)
+    except MalformedInstance as error:
+        raise UserError(f"the reference is malformed: {error}") from None
 
 
 def boxed_score(
@@ -114,9 +124,9 @@ def _score_with(
         if not text.strip(_BLANKS + "\n"):
             return Reward(0.0, "the answer is empty")
         try:
-            check(read(request.answer), text)
-        except MalformedInstance as error:
-            return Reward(0.0, f"the reference is malformed: {error}")
+            check(read_reference(read, request.answer), text)
+        except UserError as error:
+            return Reward(0.0, str(error))
         except Violation as violation:
             return Reward(0.0, str(violation))
         return CORRECT

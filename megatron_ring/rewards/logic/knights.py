@@ -239,4 +239,4 @@ def _sentence(island: Island, statement: Statement, speaker: int) -> str:
     return f"if {parts[0]} then {parts[1]}" if form == "if" else f"{parts[0]} {form} {parts[1]}"
 
 
-GAME = Game(NAME, generate, boxed_score(read_island, check), solve, boxed)
+GAME = Game(NAME, generate, boxed_score(read_island, check), solve, boxed, read_island)

@@ -196,4 +196,4 @@ def _carve(rng: random.Random, level: Level) -> list[list[str]]:
     return cells
 
 
-GAME = Game(NAME, generate, boxed_score(read_maze, check), solve, boxed)
+GAME = Game(NAME, generate, boxed_score(read_maze, check), solve, boxed, read_maze)

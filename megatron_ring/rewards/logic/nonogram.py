@@ -175,4 +175,4 @@ def _agreed(crossing: Sequence[Sequence[int]], count: int) -> tuple[list[int], l
     return full, empty
 
 
-GAME = Game(NAME, generate, fenced_score(read_nonogram, check), solve, fenced)
+GAME = Game(NAME, generate, fenced_score(read_nonogram, check), solve, fenced, read_nonogram)

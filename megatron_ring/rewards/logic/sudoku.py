@@ -173,4 +173,4 @@ def _solutions(cells: Sequence[int], size: int, rng: random.Random | None = None
     yield from complete([cell for cell, digit in enumerate(work) if not digit])
 
 
-GAME = Game(NAME, generate, fenced_score(read_sudoku, check), solve, fenced)
+GAME = Game(NAME, generate, fenced_score(read_sudoku, check), solve, fenced, read_sudoku)

@@ -101,4 +101,4 @@ LEVELS: dict[int, tuple[int, Callable[[_Numbers], bool]]] = {
     5: (40, _needs_division),
 }
 
-GAME = Game(NAME, generate, boxed_score(read_twenty_four, countdown.check), solve, boxed)
+GAME = Game(NAME, generate, boxed_score(read_twenty_four, countdown.check), solve, boxed, read_twenty_four)
