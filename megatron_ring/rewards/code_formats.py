@@ -14,6 +14,7 @@ from megatron_ring.errors import UserError
 
 DEFAULT_SECONDS = 6.0
 MAX_SECONDS = 60.0
+LARGE = 1 << 16  # characters of a reference that is not read before it is used
 # What harnesses for LeetCode-style problems put before the solution.
 FUNCTION_SETUP = (
     "from typing import *\nfrom collections import *\nfrom functools import *\nfrom itertools import *\n"
@@ -60,13 +61,7 @@ def read_tests(answer: Any) -> CodeTests:
     Raises:
         UserError: it is not a reference of a known form, or holds no test.
     """
-    if isinstance(answer, str):
-        answer = _json(answer, "answer")
-    if not isinstance(answer, Mapping):
-        raise UserError(f"the reference must be an object, not {type(answer).__name__}")
-    name = answer.get("format") or next((name for name, fields in _RECOGNISED if fields <= answer.keys()), None)
-    if not isinstance(name, str) or name not in FORMATS:
-        raise UserError(f"unknown reference format {name!r}: use one of {', '.join(sorted(FORMATS))}")
+    answer, name = _recognised(answer)
     try:
         tests = FORMATS[name](answer)
     except _MALFORMED as error:
@@ -74,6 +69,28 @@ def read_tests(answer: Any) -> CodeTests:
     if not tests.cases and not tests.test:
         raise UserError("the reference holds no tests")
     return tests
+
+
+def check_tests(answer: Any) -> None:
+    """Raise what `read_tests` would raise; of a reference with more than 64 KiB of text, whose tests take long to read and
+    may be compressed, only what its form shows."""
+    if isinstance(answer, str) and len(answer) > LARGE:
+        return
+    found, _ = _recognised(answer)
+    if sum(len(value) for value in found.values() if isinstance(value, str)) <= LARGE:
+        read_tests(answer)
+
+
+def _recognised(answer: Any) -> tuple[Mapping[str, Any], str]:
+    """A reference as an object, and the name of its form. Raises `UserError`."""
+    if isinstance(answer, str):
+        answer = _json(answer, "answer")
+    if not isinstance(answer, Mapping):
+        raise UserError(f"the reference must be an object, not {type(answer).__name__}")
+    name = answer.get("format") or next((name for name, fields in _RECOGNISED if fields <= answer.keys()), None)
+    if not isinstance(name, str) or name not in FORMATS:
+        raise UserError(f"unknown reference format {name!r}: use one of {', '.join(sorted(FORMATS))}")
+    return answer, name
 
 
 def read_plain(answer: Mapping[str, Any]) -> CodeTests:

@@ -6,13 +6,14 @@ import base64
 import json
 import os
 import pickle
+import re
 import zlib
 from typing import Any
 
 import pytest
 
 from megatron_ring.errors import UserError
-from megatron_ring.rewards.code_formats import Case, read_tests
+from megatron_ring.rewards.code_formats import LARGE, Case, check_tests, read_tests
 
 
 def test_apps() -> None:
@@ -73,3 +74,16 @@ def test_a_useless_reference_is_one_line(answer: object) -> None:
     with pytest.raises(UserError) as caught:
         read_tests(answer)
     assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match=re.escape(str(caught.value))):
+        check_tests(answer)
+
+
+def test_large_references_are_checked_by_their_form_alone() -> None:
+    packed = base64.b64encode(zlib.compress(pickle.dumps("[" + "1" * 3 * 2**20), level=0)).decode()
+    assert len(packed) > LARGE
+    check_tests({"private_test_cases": packed})
+    check_tests(json.dumps({"tests": "x" * LARGE}))
+    with pytest.raises(UserError, match="not of the form livecodebench"):
+        read_tests({"private_test_cases": packed})
+    with pytest.raises(UserError, match="unknown reference format"):
+        check_tests({"private_test_cases": packed, "format": "other"})
