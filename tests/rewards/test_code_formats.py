@@ -83,7 +83,7 @@ def test_large_references_are_checked_by_their_form_alone() -> None:
     assert len(packed) > LARGE
     check_tests({"private_test_cases": packed})
     check_tests(json.dumps({"tests": "x" * LARGE}))
-    with pytest.raises(UserError, match="not of the form livecodebench"):
+    with pytest.raises(UserError, match="is not JSON"):
         read_tests({"private_test_cases": packed})
     with pytest.raises(UserError, match="unknown reference format"):
         check_tests({"private_test_cases": packed, "format": "other"})
