@@ -5,7 +5,8 @@
 #
 # OBJECTIVE=grpo, before any launcher, is the same reinforcement under another objective: c3po (the default), grpo, dapo,
 # dr-grpo or gspo. A token budget (BUDGET) belongs to c3po; the others train on all responses that they keep. Their runs and
-# what comes after them have folders of their own: rl-grpo, evaluation-grpo, … `--objective.name grpo` says the same.
+# what comes after them have folders of their own: rl-grpo, evaluation-grpo, … Behind an RL launcher `--objective.name grpo` says
+# the same.
 set -euo pipefail
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"

@@ -272,7 +272,8 @@ class SamplingConfig:
     stop_token_ids: tuple[int, ...] = ()
     """Token ids that end a response besides the end-of-sequence token; the token stays in it."""
     stop_strings: tuple[str, ...] = ()
-    """Texts that end a response as soon as it holds one; their tokens stay in it."""
+    """Texts that end a response as soon as it holds one, with special tokens written out or left out; their tokens stay in
+    it."""
     repetition_tokens: int = 0
     """End a response whose last so many tokens are one n-gram over and over (0: never)."""
     repetition_ngram: int = 64

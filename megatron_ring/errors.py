@@ -19,6 +19,10 @@ class UserError(Exception):
     """A mistake in flags, files or data. The message is one line: it names the file, line or flag and the mend."""
 
 
+class RequestError(UserError):
+    """A request that cannot be served, said on every rank before anything is done for it: others still can be."""
+
+
 class NotFiniteError(UserError):
     """The model's weights are broken: what it computes is not finite."""
 

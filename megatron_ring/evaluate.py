@@ -49,14 +49,14 @@ def main(config: EvaluateConfig) -> None:
         tokenizer.vocab_size <= shape.vocab_size,
         f"--tokenizer {config.tokenizer}: {tokenizer.vocab_size} tokens, the model has only {shape.vocab_size}",
     )
-    if rank_from_environment() == 0:
-        check_target(config.out / "result.json", "--out")
     records = read_prompts(config.prompts)
     check_prompts([PromptSource("evaluation", config.prompts, tuple(records))], config.rewards)
     new = config.sampling.max_new_tokens
     found = too_long(records, tokenizer, config.instruction, shape.max_positions - new)
     said = f"and --sampling.max-new-tokens {new:,} leave room for {max(0, shape.max_positions - new):,}"
     require(found is None, f"--prompts: {found}, {said}")
+    if rank_from_environment() == 0:
+        check_target(config.out / "result.json", "--out")
     prompts = [StreamPrompt(position, record) for position, record in enumerate(records)]
     losses = RouterLossConfig(0.0, 0.0)
     stage = start_stage(shape, config.parallel, losses, config.seed, config.precision, config.layer_impl, exact=config.exact)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_ring.cli import parse
 from megatron_ring.config import RouterLossConfig, require
-from megatron_ring.errors import UserError, run_main
+from megatron_ring.errors import RequestError, UserError, run_main
 from megatron_ring.stage_config import GenerateConfig
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def main(config: GenerateConfig) -> None:
 
     shape = resolve_shape(None, config.checkpoint)
 
-    from megatron_ring.data.files import check_target, read_questions, write_atomically
+    from megatron_ring.data.files import append, check_target, read_questions, write_atomically
     from megatron_ring.data.tokenizer import RingTokenizer
     from megatron_ring.parallel.context import rank_from_environment
     from megatron_ring.sampler.sampler import Sampler
@@ -46,33 +46,47 @@ def main(config: GenerateConfig) -> None:
         tokenizer.vocab_size <= shape.vocab_size,
         f"--tokenizer {config.tokenizer}: {tokenizer.vocab_size} tokens, the model has only {shape.vocab_size}",
     )
-    if config.out is not None and rank_from_environment() == 0:
-        check_target(config.out, "--out")
     require(config.prompts is not None or sys.stdin is not None, "standard input is closed: give --prompts FILE")
     asked = None
     if config.prompts is not None:
         asked = ask(config, read_questions(config.prompts), tokenizer, shape.max_positions, first=0)
+    if config.out is not None and rank_from_environment() == 0:
+        check_target(config.out, "--out")
     losses = RouterLossConfig(0.0, 0.0)
     stage = start_stage(shape, config.parallel, losses, config.seed, config.precision, config.layer_impl, exact=config.exact)
     set_first_weights(stage, config.checkpoint, config.seed)
     context = stage.context
     sampler = Sampler(stage.model, context, config.sampling, tokenizer.eos_id, tokenizer.decode)
-    rows: list[dict[str, Any]] = []
+    out = config.out if context.is_main else None
+    if asked is not None:
+        rows = answer(config, asked, sampler, tokenizer)
+        if out is not None:
+            write_atomically(out, _lines(rows))
+        count = len(rows)
+    else:
+        count = 0
+        if out is not None:
+            write_atomically(out, b"")
+        for typed in _typed(config, tokenizer, shape.max_positions, context.is_main):
+            try:
+                rows = answer(config, typed, sampler, tokenizer)
+            except RequestError as error:
+                _refuse(error, context.is_main)
+                continue
+            count += len(rows)
+            if out is not None:
+                append(out, _lines(rows))
+    if out is not None:
+        print(f"generate: {count} response(s) -> {out}", file=sys.stderr)
 
-    def save() -> None:
-        if config.out is not None and context.is_main:
-            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            write_atomically(config.out, lines.encode())
-            print(f"generate: {len(rows)} response(s) -> {config.out}", file=sys.stderr)
 
-    try:
-        for those in [asked] if asked is not None else _typed(config, tokenizer, shape.max_positions, context.is_main):
-            rows += answer(config, those, sampler, tokenizer)
-    except BaseException:  # Ctrl-C too: what was answered before is not lost
-        if rows:
-            save()
-        raise
-    save()
+def _lines(rows: Sequence[dict[str, Any]]) -> bytes:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+
+
+def _refuse(error: UserError, is_main: bool) -> None:
+    if is_main:
+        print(f"refused: {error}", file=sys.stderr, flush=True)
 
 
 def _typed(config: GenerateConfig, tokenizer: RingTokenizer, limit: int, is_main: bool) -> Iterator[Asked]:
@@ -98,8 +112,7 @@ def _typed(config: GenerateConfig, tokenizer: RingTokenizer, limit: int, is_main
                 require(_is_unicode(text), f"prompt '{number}': not UTF-8")
                 asked = ask(config, [PromptRecord(str(number), "", text, None)], tokenizer, limit, first=number - 1)
             except UserError as error:
-                if is_main:
-                    print(f"refused: {error}", file=sys.stderr, flush=True)
+                _refuse(error, is_main)
                 continue
             yield asked
 

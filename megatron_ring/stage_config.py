@@ -118,7 +118,7 @@ class GenerateConfig:
     """JSONL or parquet file with a `prompt` (text or messages) in each row, `id` optional (default: standard input, a line
     each)."""
     out: Path | None = None
-    """JSONL file for the responses, in order, written at the end; of typed prompts also when it is interrupted (default:
+    """JSONL file for the responses, in order: to a file of prompts written at the end, to typed ones as they come (default:
     none)."""
     stream: Literal["auto", "tokens", "responses"] = "auto"
     """What is shown as it comes; tokens takes decoding steps one by one, which is slower on a GPU. auto: tokens, but for a

@@ -109,6 +109,17 @@ def write_atomically(path: Path, data: bytes | Iterable[bytes]) -> None:
         ) from None
 
 
+def append(path: Path, data: bytes) -> None:
+    """Add `data` to the end of a file, on the disk when it returns. Raises `UserError` if it cannot."""
+    try:
+        with path.open("ab") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from None
+
+
 def check_target(path: Path, flag: str) -> None:
     """Raise `UserError` where `write_atomically` could not write `path`, before there is something to write."""
     trial = path.with_name(f".{path.name}.{os.getpid()}.tmp")

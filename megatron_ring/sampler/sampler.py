@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from megatron_ring.config import SamplingConfig
-from megatron_ring.errors import NotFiniteError, UserError
+from megatron_ring.errors import NotFiniteError, RequestError, UserError
 from megatron_ring.model.ring_model import RingModel, forward_all_stages
 from megatron_ring.model.routes import NotedRoutes, new_routes, routes_as_bytes
 from megatron_ring.parallel import collectives
@@ -94,7 +94,7 @@ class Sampler:
             on_token: given each sampled token, with the place of its request.
 
         Raises:
-            UserError: on every rank, before anything is sampled: a request that cannot be served.
+            RequestError: on every rank, before anything is sampled: a request that cannot be served.
             UserError, RuntimeError: on every rank: one rank failed, and why.
         """
         self._settle(self._problem_with(requests))
@@ -102,7 +102,7 @@ class Sampler:
         try:
             scheduler = self._scheduler(requests)
         except UserError as error:
-            problem = error
+            problem = RequestError(str(error))
         self._settle(problem)
         assert scheduler is not None
         if self.context.config.expert > 1 and any(collectives.max_over_world([self._loop is None], self.context.device)):
@@ -138,19 +138,19 @@ class Sampler:
         self._settle(failure)
         return [sequence.completion(version) for sequence in scheduler.sequences]
 
-    def _problem_with(self, requests: Sequence[GenerationRequest]) -> UserError | None:
+    def _problem_with(self, requests: Sequence[GenerationRequest]) -> RequestError | None:
         limit = self.model.ring_config.max_positions
         for request in requests:
             prompt, new = len(request.prompt_tokens), request.max_new_tokens
             if prompt + new > limit:
-                return UserError(
+                return RequestError(
                     f"a prompt of {prompt} tokens and {new} new ones exceed the model's {limit} positions: lower "
                     f"--sampling.max-new-tokens"
                 )
             if prompt == 0:
-                return UserError("a prompt without tokens: give each at least one")
+                return RequestError("a prompt without tokens: give each at least one")
             if request.begun.length >= new:
-                return UserError(f"a response of {request.begun.length} tokens is not to have more than {new}")
+                return RequestError(f"a response of {request.begun.length} tokens is not to have more than {new}")
         return None
 
     def _scheduler(self, requests: Sequence[GenerationRequest]) -> Scheduler:
@@ -184,8 +184,8 @@ class Sampler:
             if found is not None:
                 by_user, text, kind = found
                 if by_user:
-                    broken = kind == NotFiniteError.__name__
-                    raise (NotFiniteError if broken else UserError)(f"rank {rank}: {text}") from failure
+                    named: dict[str, type[UserError]] = {each.__name__: each for each in (NotFiniteError, RequestError)}
+                    raise named.get(kind, UserError)(f"rank {rank}: {text}") from failure
                 raise RuntimeError(f"rank {rank}: {kind}: {text}") from failure
 
     def _go_on(

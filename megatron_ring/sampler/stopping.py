@@ -54,10 +54,11 @@ class StopConditions:
         return "length" if len(tokens) >= sequence.request.max_new_tokens else None
 
     def _text(self, tokens: Sequence_[int]) -> str:
-        """The end of the text without special tokens, long enough for any stop string."""
+        """The end of the text without special tokens, long enough for any stop string; where it takes more than sixteen
+        windows of tokens, most of them special, no longer than these give."""
         assert self.decode is not None
-        count = self.window
-        while len((tail := self.decode(tokens[-count:])).encode()) < self.window and count < len(tokens):
+        count, most = self.window, min(len(tokens), 16 * self.window)
+        while len((tail := self.decode(tokens[-count:])).encode()) < self.window and count < most:
             count *= 2
         return tail
 

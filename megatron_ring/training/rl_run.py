@@ -76,7 +76,9 @@ class RLRun:
         config.check_model(shape)
         data = config.data
         prompts = read_schedule(data.prompts, data.min_solve_rate, data.max_solve_rate)
-        check_prompts(prompts.sources, config.rewards)
+        # A run that has begun cannot change its prompts; of the time before answers were checked it may have any.
+        begun = latest_checkpoint(config.run_dir / "checkpoints") is not None
+        check_prompts(prompts.sources, config.rewards, answers=not begun)
         composed = config.rewards.compositions
         self._compositions = None if composed is None else fingerprint(composed)
         self._steps_before: int | None = None  # of the run that wrote the checkpoint

@@ -20,9 +20,9 @@ from megatron_ring.stage_config import RewardConfig
 _Key = tuple[int, int]  # prompt's position in the stream, sample
 
 
-def check_prompts(sources: Iterable[PromptSource], config: RewardConfig) -> None:
+def check_prompts(sources: Iterable[PromptSource], config: RewardConfig, answers: bool = True) -> None:
     """Raise `UserError`, naming the prompt file, for a domain that has neither a verifier nor a composition; naming the
-    line, for an answer that the domain's verifier cannot use."""
+    line, for an answer that the domain's verifier cannot use, unless these are not to be checked."""
     compositions = {} if config.compositions is None else read_compositions(config.compositions)
     for source in sources:
         for domain in source.domains:
@@ -30,7 +30,8 @@ def check_prompts(sources: Iterable[PromptSource], config: RewardConfig) -> None
                 verifiers_of(domain, compositions)
             except UserError as error:
                 raise UserError(f"{source.path}: {error}") from None
-        check_answers(source.answers(), compositions)
+        if answers:
+            check_answers(source.answers(), compositions)
 
 
 class RolloutScorer:

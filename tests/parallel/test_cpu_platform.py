@@ -20,7 +20,10 @@ def _applied() -> None:
 
 
 def test_a_start_does_not_import_the_compiler() -> None:
-    code = "import sys, megatron_ring.training.rl_run; print([m for m in sys.modules if m.startswith('torch._inductor')])"
+    code = (
+        "import sys, torch, megatron_ring.training.rl_run; torch.compile(lambda x: x);"
+        "print([name for name in sys.modules if name.startswith(('torch._inductor', 'torch._dynamo'))])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout == "[]\n", done.stdout + done.stderr
 
@@ -38,7 +41,7 @@ def test_a_function_is_compiled_when_it_is_called() -> None:
         return 2 * x + more
 
     plain = torch.compile(lambda x: x + 1, backend=backend)
-    assert graphs == [] and double.__name__ == "double" and double.__doc__ == "Doc."
+    assert double.__name__ == "double" and double.__doc__ == "Doc."
     assert double(torch.ones(3), more=1.0).tolist() == [3.0] * 3 and len(graphs) == 1
     assert plain(torch.ones(3)).tolist() == [2.0] * 3 and len(graphs) == 2
     assert double(torch.zeros(3), more=1.0).tolist() == [1.0] * 3 and len(graphs) == 2

@@ -84,6 +84,8 @@ def test_large_references_are_checked_by_their_form_alone() -> None:
     check_tests({"private_test_cases": packed})
     check_tests(json.dumps({"tests": "x" * LARGE}))
     with pytest.raises(UserError, match="is not JSON"):
+        check_tests("x" * 2 * LARGE)
+    with pytest.raises(UserError, match="is not JSON"):
         read_tests({"private_test_cases": packed})
     with pytest.raises(UserError, match="unknown reference format"):
         check_tests({"private_test_cases": packed, "format": "other"})
