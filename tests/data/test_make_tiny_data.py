@@ -55,7 +55,7 @@ def test_writes_what_the_tiny_runs_read(tmp_path: Path) -> None:
         (["--families", "poetry"], "unknown problem family 'poetry'"),
         (["--train", "0"], "at least 1 problem each"),
         (["--vocab-size", "10"], "choose at least 259"),
-        (["--train", "1000000"], "too few distinct problems"),
+        (["--difficulty", "arithmetic.terms=2", "--train", "1000000"], "too few distinct problems"),
     ],
 )
 def test_mistakes_end_with_one_line(tmp_path: Path, flags: list[str], message: str) -> None:

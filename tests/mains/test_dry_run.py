@@ -157,7 +157,6 @@ def test_refusals_of_a_real_run(tiny_data: Path, tmp_path: Path, sft_checkpoint:
             (["--data.prompts", prompts], 1, "unknown domain 'poetry'"),
             (["--budget.tokens", "301"], 2, "Phi = 301 does not divide over 2 data-parallel ranks; 300 would"),
             (["--prompts-per-step", "1"], 2, "--prompts-per-step is 1, below the number of data-parallel ranks (2)"),
-            (["--samples-per-prompt", "1"], 1, "--samples-per-prompt is 1"),
         ]
     ):
         out = tmp_path / f"r{number}"

@@ -63,7 +63,8 @@ def type_in(arguments: list[str], text: bytes) -> subprocess.CompletedProcess[by
 
 def test_lines_of_standard_input(model: list[str], tmp_path: Path) -> None:
     """Those that cannot be answered are refused, the others answered."""
-    flags = [*model, "--out", str(tmp_path / "out.jsonl"), "--raw", "--sampling.temperature", "0", "--sampling.kv-tokens", "64"]
+    flags = [*model, "--out", str(tmp_path / "out.jsonl"), "--raw", "--sampling.temperature", "0"]
+    flags += ["--sampling.kv-tokens", "64"]
     lines = b"1 + 1\n\n\xff\n" + b"1 2 " * 2000 + b"\n 2 + 2 \n" + b"1 2 " * 40 + b"\n\xc3\xa9"
     done = type_in(command("megatron_ring.generate", *flags), lines)
     said = done.stderr.decode()
