@@ -356,8 +356,8 @@ def failing(parallel: ParallelConfig, how: str) -> str:
     ("how", "said"),
     [
         ("callback", "RuntimeError: rank 1: KeyError: 0"),
-        ("request", "UserError: rank 1: a prompt of 1020 tokens and 12 new ones exceed the model's 1024 positions"),
-        ("memory", "UserError: rank 0: --sampling.kv-tokens 64 holds 16 pages of 4 tokens"),
+        ("request", "RequestError: rank 1: a prompt of 1020 tokens and 12 new ones exceed the model's 1024 positions"),
+        ("memory", "RequestError: rank 0: --sampling.kv-tokens 64 holds 16 pages of 4 tokens"),
         ("weights", "NotFiniteError: rank 0: response 0, token 0: the model's logits are not finite"),
     ],
 )
