@@ -48,7 +48,8 @@ def overlap(first: tuple[float, float], second: tuple[float, float]) -> bool:
 
 
 def test_needs_come_first_and_no_more_run_beside_than_said(out: Path) -> None:
-    jobs = [job(out, "a", seconds=0.6), job(out, "b", ("a",)), job(out, "c", seconds=0.6), job(out, "d", seconds=0.6)]
+    # Long enough for two to overlap where a process takes a second to start.
+    jobs = [job(out, "a", seconds=3), job(out, "b", ("a",)), job(out, "c", seconds=3), job(out, "d", seconds=0.6)]
     jobs += [job(out, "e", seconds=0.3, alone=True)]
     run_jobs(jobs, out, 2)
     ran = times(out)
