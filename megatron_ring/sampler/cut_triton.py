@@ -13,14 +13,20 @@ import torch
 import triton
 import triton.language as tl
 
-TILE = 4096
+TILE, WARPS = 4096, 16
 
 
 @triton.jit
 def _rank(x, SHIFT: tl.constexpr):  # type: ignore[no-untyped-def]
-    """int64 in the order of fp32 `x`, less its lowest SHIFT bits."""
+    """int32 in the order of fp32 `x`, less its lowest SHIFT bits."""
     bits = x.to(tl.int32, bitcast=True)
-    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64) >> SHIFT
+    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)) >> SHIFT
+
+
+@triton.jit
+def _halfway(low, high):  # type: ignore[no-untyped-def]
+    """floor((low + high) / 2), of which the sum may not fit into int32."""
+    return (low & high) + ((low ^ high) >> 1)
 
 
 @triton.jit
@@ -28,43 +34,47 @@ def _find_least_kept(  # type: ignore[no-untyped-def]
     logits_ptr, out_ptr, width, inverse_temperature, top_k, top_p, below_highest,
     CUTS_K: tl.constexpr, CUTS_P: tl.constexpr, SHIFT: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """fp32 [N]. Each loop keeps `low`, which leaves enough, and `high`, which does not."""
+    """fp32 [N]. Each loop keeps `low`, which leaves enough, and `high`, which does not. Sums are by column of a tile and
+    added up once a pass: a thread that had to wait for the others after each tile would take several times as long."""
     row = tl.program_id(0)
     logits_ptr += row.to(tl.int64) * width
     columns = tl.arange(0, TILE)
-    highest = -1e37
+    highest_c = tl.full((TILE,), -1e37, tl.float32)
     for start in range(0, width, TILE):
         x = tl.load(logits_ptr + start + columns, mask=start + columns < width, other=-1e37).to(tl.float32)
-        highest = tl.maximum(highest, tl.max(x, 0))
+        highest_c = tl.maximum(highest_c, x)
+    highest = tl.max(highest_c, 0)
     top = _rank(highest, SHIFT) + 1
-    low = tl.full((), -2139095041, tl.int64) >> SHIFT  # of minus infinity
+    low = tl.full((), -2139095041, tl.int32) >> SHIFT  # of minus infinity
     if CUTS_K:
         high = top
         for _ in range(33 - SHIFT):
-            middle = (low + high) >> 1
-            count = 0
+            middle = _halfway(low, high)
+            count_c = tl.zeros((TILE,), tl.int32)
             for start in range(0, width, TILE):
                 inside = start + columns < width
                 x = tl.load(logits_ptr + start + columns, mask=inside, other=-1e37).to(tl.float32)
-                count += tl.sum((inside & (_rank(x, SHIFT) >= middle)).to(tl.int32), 0)
+                count_c += (inside & (_rank(x, SHIFT) >= middle)).to(tl.int32)
+            count = tl.sum(count_c, 0)
             low = tl.where(count >= top_k, middle, low)
             high = tl.where(count >= top_k, high, middle)
     if CUTS_P:
         high = top
         wanted = tl.full((), 0.0, tl.float64)  # less than any sum: the first round leaves all that top-k kept
         for turn in range(34 - SHIFT):
-            middle = tl.where(turn == 0, low, (low + high) >> 1)
-            mass = tl.full((), 0.0, tl.float64)
+            middle = tl.where(turn == 0, low, _halfway(low, high))
+            mass_c = tl.zeros((TILE,), tl.float32)
             for start in range(0, width, TILE):
                 inside = start + columns < width
                 x = tl.load(logits_ptr + start + columns, mask=inside, other=-1e37).to(tl.float32)
                 kept = inside & (_rank(x, SHIFT) >= middle)
-                mass += tl.sum(tl.where(kept, tl.exp((x - highest) * inverse_temperature), 0.0), 0).to(tl.float64)
+                mass_c += tl.where(kept, tl.exp((x - highest) * inverse_temperature), 0.0)
+            mass = tl.sum(mass_c.to(tl.float64), 0)
             wanted = tl.where(turn == 0, top_p * mass, wanted)
             low = tl.where(mass >= wanted, middle, low)
             high = tl.where(mass >= wanted, high, middle)
-    rank = (low.to(tl.int32) << SHIFT) | ((1 << SHIFT) - 1)  # negative numbers have their lowest bits inverted
-    rank = tl.where(low >= 0, low.to(tl.int32) << SHIFT, rank)
+    rank = (low << SHIFT) | ((1 << SHIFT) - 1)  # negative numbers have their lowest bits inverted
+    rank = tl.where(low >= 0, low << SHIFT, rank)
     least = (rank ^ ((rank >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
     tl.store(out_ptr + row, tl.maximum(least, highest - below_highest))
 
@@ -77,6 +87,6 @@ def least_kept(logits_nv: torch.Tensor, temperature: float, top_k: int, top_p: f
     _find_least_kept[(rows,)](
         logits_nv, out, width, 1.0 / temperature, top_k, top_p, -temperature * math.log(min_p) if min_p else math.inf,
         CUTS_K=0 < top_k < width, CUTS_P=top_p < 1, SHIFT=16 if logits_nv.dtype == torch.bfloat16 else 0, TILE=TILE,
-        num_warps=8,
+        num_warps=WARPS,
     )  # fmt: skip
     return out

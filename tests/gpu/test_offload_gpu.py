@@ -17,7 +17,7 @@ from tests.training.test_trainer import step_batches
 if not torch.cuda.is_available():
     pytest.skip("no CUDA device", allow_module_level=True)
 
-SHAPE = replace(RING_LITE, num_layers=2, vocab_size=16_384)  # of the published width
+SHAPE = replace(RING_LITE, num_layers=2, num_experts=8, vocab_size=16_384)  # of the published width
 
 
 @pytest.fixture(autouse=True)
