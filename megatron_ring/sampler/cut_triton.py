@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-TILE, WARPS = 4096, 16
+TILE, WARPS = 16384, 32
 
 
 @triton.jit
