@@ -1,8 +1,8 @@
 """Attention over the paged KV cache, and the layout through which the model uses it.
 
 `DecodeAttention` and `ChunkAttention` are the two seams where kernels go. On CUDA decoding has one in Triton and chunks take
-FlashAttention; otherwise torch's SDPA gets gathered pages. torch's own `varlen_attn` with a block table (in torch 2.13) has
-not been tried in their place.
+FlashAttention; otherwise torch's SDPA gets gathered pages. torch's own `varlen_attn` has a block table in torch 2.13, not in
+2.11; it has not been tried in their place.
 
 Suffixes: n sequences, t tokens, h query heads, g KV heads, q queries, l positions, d head dimension.
 """

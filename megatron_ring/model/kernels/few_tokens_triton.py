@@ -31,7 +31,7 @@ class Tile(NamedTuple):
     warps: int
 
 
-GATE_UP, DOWN = Tile(32, 128, 4, 4), Tile(64, 128, 4, 4)
+GATE_UP, DOWN = Tile(64, 64, 4, 4), Tile(128, 64, 4, 4)
 
 
 @triton.jit
