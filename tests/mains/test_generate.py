@@ -76,6 +76,24 @@ def test_lines_of_standard_input(model: list[str], tmp_path: Path) -> None:
     assert "refused: --sampling.kv-tokens 64 holds 2 pages" in said
 
 
+@pytest.mark.slow
+def test_typed_lines_on_two_replicas(model: list[str], tmp_path: Path) -> None:
+    """The first reads them for both, and shows what either answers."""
+    out = tmp_path / "out.jsonl"
+    flags = [*model, "--samples", "2", "--parallel.expert", "2", "--out", str(out)]
+    done = type_in(command("megatron_ring.generate", *flags, processes=2), b"1 + 1\n2 + 2\n")
+    assert done.returncode == 0, done.stderr
+    found = rows(out)
+    assert [(row["id"], row["sample"]) for row in found] == [("1", 0), ("1", 1), ("2", 0), ("2", 1)]
+    shown = done.stdout.decode()
+    assert all(row["response"] in shown for row in found) and len({row["response"] for row in found}) == 4
+
+
+def test_a_closed_standard_input_is_named(model: list[str], fails_with: Callable[..., str]) -> None:
+    arguments = command("megatron_ring.generate", *model)
+    assert "standard input" in fails_with(["bash", "-c", 'exec "$@" <&-', "bash", *arguments])
+
+
 def test_an_interrupted_session_keeps_its_answers(model: list[str], tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     arguments = command("megatron_ring.generate", *model, "--out", str(out))
