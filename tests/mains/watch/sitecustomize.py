@@ -26,7 +26,7 @@ PHASES = {
 
 
 def _step_inside(frame: FrameType | None, phase: str) -> int:
-    """The step in which a thread is inside `phase`; -1 if it is not."""
+    """The step in which a thread is inside `phase`; -1 if it is not. One that has returned meanwhile has no locals."""
     inside, step = False, -1
     while frame is not None:
         code = frame.f_code
@@ -34,9 +34,9 @@ def _step_inside(frame: FrameType | None, phase: str) -> int:
         if name == PHASES[phase]:
             inside = True
             if phase == "saving":
-                step = frame.f_locals["save"].step
+                step = getattr(frame.f_locals.get("save"), "step", -1)
         elif name == ("rl_run.py", "step"):
-            step = frame.f_locals["step"]
+            step = frame.f_locals.get("step", -1)
         frame = frame.f_back
     return step if inside else -1
 
