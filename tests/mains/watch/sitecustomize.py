@@ -26,7 +26,7 @@ PHASES = {
 
 
 def _step_inside(frame: FrameType | None, phase: str) -> int:
-    """The step in which a thread is inside `phase`; -1 if it is not. One that has returned meanwhile has no locals."""
+    """The step in which a thread is inside `phase`; -1 if it is not. A local that is not there counts as no step."""
     inside, step = False, -1
     while frame is not None:
         code = frame.f_code
