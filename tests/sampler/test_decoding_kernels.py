@@ -120,7 +120,7 @@ CUTS = [(0, 0.95, 0.0), (0, 0.3, 0.0), (0, 1e-9, 0.0), (20, 1.0, 0.0), (1, 1.0, 
 
 @pytest.mark.parametrize("cuts", CUTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("width", "temperature", "scale"), [(7, 3.0, 2.0), (4097, 0.6, 4.0)])
+@pytest.mark.parametrize(("width", "temperature", "scale"), [(7, 3.0, 2.0), (cut_triton.TILE + 1, 0.6, 4.0)])
 def test_what_is_kept(
     cuts: tuple[int, float, float], dtype: torch.dtype, width: int, temperature: float, scale: float
 ) -> None:

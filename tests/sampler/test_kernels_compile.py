@@ -1,4 +1,4 @@
-"""The kernels that draw tokens compile for a Hopper GPU, which the interpreter cannot tell. Needs no GPU."""
+"""The decoding step's kernels compile for a Hopper GPU, which the interpreter cannot tell. Needs no GPU."""
 
 from __future__ import annotations
 
@@ -16,31 +16,44 @@ CODE = """
 from triton import compile
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from megatron_ring.model.kernels import few_tokens_triton as few
 from megatron_ring.sampler import cut_triton, draw_triton
 
-def build(kernel, types, **constants):
+def build(kernel, types, warps, stages=3, **constants):
     signature = types | dict.fromkeys(constants, "constexpr")
     signature = {name: signature[name] for name in kernel.arg_names}
-    source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
-    assert compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 8}).asm["cubin"]
-    print(kernel.__name__)
+    aligned = {(at,): [["tt.divisibility", 16]] for at, name in enumerate(signature) if name not in constants}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
+    built = compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps, "num_stages": stages})
+    assert built.asm["cubin"]
+    print(kernel.__name__, built.metadata.shared)
 
 numbers = dict.fromkeys(("width", "tiles", "top_k"), "i32")
 numbers |= dict.fromkeys(("inverse_temperature", "top_p", "below_highest"), "fp32")
 others = {"statistics_ptr": "*fp32", "seeds_ptr": "*i64", "positions_ptr": "*i64"}
 for logits, shift in (("*bf16", 16), ("*fp32", 0)):
     types = {"logits_ptr": logits, "out_ptr": "*fp32", **numbers, **others}
-    build(cut_triton._find_least_kept, types, CUTS_K=True, CUTS_P=True, SHIFT=shift, TILE=4096)
+    build(cut_triton._find_least_kept, types, cut_triton.WARPS, CUTS_K=True, CUTS_P=True, SHIFT=shift, TILE=cut_triton.TILE)
     for cut in (False, True):
         types["least_ptr"] = "*fp32" if cut else logits
-        build(draw_triton._draw_tile_statistics, types, CUT=cut, TILE=4096)
-        build(draw_triton._draw_token, types | {"out_ptr": "*fp64"}, CUT=cut, TILE=4096, TILES=32)
+        build(draw_triton._draw_tile_statistics, types, 8, CUT=cut, TILE=draw_triton.TILE)
+        build(draw_triton._draw_token, types | {"out_ptr": "*fp64"}, 8, CUT=cut, TILE=draw_triton.TILE, TILES=32)
+
+types = dict.fromkeys(("x_ptr", "w_ptr", "out_ptr"), "*bf16") | dict.fromkeys(("order_ptr", "ends_ptr"), "*i32")
+types |= {"weights_ptr": "*fp32", "hidden": "i32", "width": "i32"}
+for kernel, tile, more in ((few._few_gate_up, few.GATE_UP, {"K": 6}), (few._few_down, few.DOWN, {})):
+    build(kernel, types, tile.warps, tile.stages, ROWS=64, TILE=tile.rows, DEPTH=tile.columns, **more)
 """
+HOPPER_SHARED = 227 * 1024  # bytes of a multiprocessor that programs can have
 
 
 @pytest.mark.slow
-def test_drawing_compiles_for_hopper() -> None:
+def test_decoding_compiles_for_hopper() -> None:
+    """And of the experts' kernels, with the most rows, two programs fit on a multiprocessor."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == 10
+    shared = [(line.split()[0], int(line.split()[1])) for line in done.stdout.splitlines()]
+    assert len(shared) == 12 and all(size <= HOPPER_SHARED for _, size in shared)
+    experts = [size for name, size in shared if name.startswith("_few")]
+    assert len(experts) == 2 and all(2 * size <= HOPPER_SHARED for size in experts)

@@ -26,7 +26,7 @@ PHASES = {
 
 
 def _step_inside(frame: FrameType | None, phase: str) -> int:
-    """The step in which a thread is inside `phase`; -1 if it is not. A local that is not there counts as no step."""
+    """The step in which a thread is inside `phase`; -1 if it is not."""
     inside, step = False, -1
     while frame is not None:
         code = frame.f_code
@@ -34,9 +34,9 @@ def _step_inside(frame: FrameType | None, phase: str) -> int:
         if name == PHASES[phase]:
             inside = True
             if phase == "saving":
-                step = getattr(frame.f_locals.get("save"), "step", -1)
+                step = frame.f_locals["save"].step
         elif name == ("rl_run.py", "step"):
-            step = frame.f_locals.get("step", -1)
+            step = frame.f_locals["step"]
         frame = frame.f_back
     return step if inside else -1
 
