@@ -55,7 +55,7 @@ setup(
     entry_points={
         "console_scripts": [
             "ring-sft=megatron_ring.sft:cli",
-            "ring-rl=megatron_ring.reinforce:cli",
+            "ring-rl=megatron_ring.rl:cli",
             "ring-evaluate=megatron_ring.evaluate:cli",
             "ring-generate=megatron_ring.generate:cli",
         ]

@@ -10,15 +10,16 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from megatron_ring.cli import parse
-from megatron_ring.config import RouterLossConfig, require
+from megatron_ring.config.checks import require
+from megatron_ring.config.cli import parse
+from megatron_ring.config.evaluate import EvaluateConfig
+from megatron_ring.config.optimizer import RouterLossConfig
 from megatron_ring.errors import run_main
-from megatron_ring.stage_config import EvaluateConfig
 
 if TYPE_CHECKING:
     from megatron_ring.data.records import PromptRecord
     from megatron_ring.data.tokenizer import RingTokenizer
-    from megatron_ring.rl.records import ScoredRollout
+    from megatron_ring.rollout.records import ScoredRollout
 
 
 def main(config: EvaluateConfig) -> None:
@@ -27,7 +28,7 @@ def main(config: EvaluateConfig) -> None:
 
         return plan_evaluate(config)
     from megatron_ring.checkpoint.saving import checkpoint_folder
-    from megatron_ring.training.stage import resolve_shape
+    from megatron_ring.run.stage import resolve_shape
 
     config = replace(config, checkpoint=checkpoint_folder(config.checkpoint))
     shape = resolve_shape(None, config.checkpoint)
@@ -37,12 +38,12 @@ def main(config: EvaluateConfig) -> None:
     from megatron_ring.data.schedule import PromptSource
     from megatron_ring.data.tokenizer import RingTokenizer
     from megatron_ring.parallel.context import rank_from_environment
+    from megatron_ring.rollout.evaluation import evaluate_prompts, summarize
+    from megatron_ring.rollout.lines import write_lines
+    from megatron_ring.rollout.scoring import check_prompts, open_scorer
+    from megatron_ring.run.progress import Progress
+    from megatron_ring.run.stage import set_first_weights, start_stage
     from megatron_ring.sampler.sampler import Sampler
-    from megatron_ring.training.evaluation import evaluate_prompts, summarize
-    from megatron_ring.training.progress import Progress
-    from megatron_ring.training.rollout_lines import write_lines
-    from megatron_ring.training.rollout_rewards import check_prompts, open_scorer
-    from megatron_ring.training.stage import set_first_weights, start_stage
 
     tokenizer = RingTokenizer.load(config.tokenizer)
     require(

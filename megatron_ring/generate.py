@@ -15,10 +15,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from megatron_ring.cli import parse
-from megatron_ring.config import RouterLossConfig, require
+from megatron_ring.config.checks import require
+from megatron_ring.config.cli import parse
+from megatron_ring.config.generate import GenerateConfig
+from megatron_ring.config.optimizer import RouterLossConfig
 from megatron_ring.errors import RequestError, UserError, run_main
-from megatron_ring.stage_config import GenerateConfig
 
 if TYPE_CHECKING:
     from megatron_ring.data.records import PromptRecord
@@ -31,15 +32,15 @@ Asked = list[tuple["PromptRecord", int, "GenerationRequest"]]
 
 
 def main(config: GenerateConfig) -> None:
-    from megatron_ring.training.stage import resolve_shape
+    from megatron_ring.run.stage import resolve_shape
 
     shape = resolve_shape(None, config.checkpoint)
 
     from megatron_ring.data.files import append, check_target, read_questions, write_atomically
     from megatron_ring.data.tokenizer import RingTokenizer
     from megatron_ring.parallel.context import rank_from_environment
+    from megatron_ring.run.stage import set_first_weights, start_stage
     from megatron_ring.sampler.sampler import Sampler
-    from megatron_ring.training.stage import set_first_weights, start_stage
 
     tokenizer = RingTokenizer.load(config.tokenizer)
     require(
@@ -150,7 +151,7 @@ def ask(
 def answer(config: GenerateConfig, asked: Asked, sampler: Sampler, tokenizer: RingTokenizer) -> list[dict[str, Any]]:
     """Sample what is asked; every process gets one row for each, in order."""
     from megatron_ring.parallel import collectives
-    from megatron_ring.rl.records import Completion
+    from megatron_ring.sampler.completion import Completion
     from megatron_ring.sampler.streaming import OrderedStream
 
     context, speaks = sampler.context, sampler.context.is_main

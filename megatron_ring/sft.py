@@ -13,10 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_ring.cli import parse
-from megatron_ring.config import ModelConfig, require
+from megatron_ring.config.checks import require
+from megatron_ring.config.cli import parse
+from megatron_ring.config.model import ModelConfig
+from megatron_ring.config.sft import SFTConfig
 from megatron_ring.errors import UserError, run_main
-from megatron_ring.stage_config import SFTConfig
 
 if TYPE_CHECKING:  # rooms that import torch load when a run starts, so that --help answers at once
     from megatron_ring.data.sft_data import SFTDataset
@@ -31,17 +32,17 @@ def main(config: SFTConfig) -> None:
 
         return plan_sft(config, load_data)
     from megatron_ring.checkpoint.saving import CheckpointSaver, checkpoint_folder, latest_checkpoint
-    from megatron_ring.training.stage import resolve_shape
+    from megatron_ring.run.stage import resolve_shape
 
     if config.init_from is not None:
         config = replace(config, init_from=checkpoint_folder(config.init_from))
     shape = resolve_shape(config.preset, config.init_from)
 
     from megatron_ring.checkpoint.loading import load_checkpoint
+    from megatron_ring.run.directory import RunDirectory
+    from megatron_ring.run.progress import Progress
+    from megatron_ring.run.stage import set_first_weights, start_stage
     from megatron_ring.training.losses import SFTLoss
-    from megatron_ring.training.progress import Progress
-    from megatron_ring.training.run_dir import RunDirectory
-    from megatron_ring.training.stage import set_first_weights, start_stage
     from megatron_ring.training.trainer import Trainer
 
     train, validation = load_data(config, shape)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from megatron_ring.config import ParallelConfig
+from megatron_ring.config.parallel import ParallelConfig
 
 LAYOUTS: dict[str, tuple[int, ParallelConfig]] = {
     "one": (1, ParallelConfig()),

@@ -21,10 +21,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from megatron_ring.cli import parse
-from megatron_ring.config import OptimizerConfig, ParallelConfig, RouterLossConfig, require
+from megatron_ring.config.checks import require
+from megatron_ring.config.cli import parse
+from megatron_ring.config.optimizer import OptimizerConfig, RouterLossConfig
+from megatron_ring.config.parallel import ParallelConfig
+from megatron_ring.config.presets import get_preset
 from megatron_ring.errors import run_main
-from megatron_ring.presets import get_preset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +69,8 @@ def main(config: Bench) -> None:
     from megatron_ring.data.packing import pack_sequences
     from megatron_ring.data.sequences import TokenSequence
     from megatron_ring.parallel import collectives
+    from megatron_ring.run.stage import set_first_weights, start_stage
     from megatron_ring.training.losses import SFTLoss
-    from megatron_ring.training.stage import set_first_weights, start_stage
     from megatron_ring.training.trainer import Trainer
 
     shape = get_preset(config.preset)

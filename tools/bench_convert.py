@@ -23,8 +23,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from megatron_ring.config.presets import get_preset
 from megatron_ring.errors import UserError, run_main
-from megatron_ring.presets import get_preset
 
 
 def parse_args() -> argparse.Namespace:

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from megatron_ring.cli import parse
-from megatron_ring.config import ModelConfig, require
+from megatron_ring.config.checks import require
+from megatron_ring.config.cli import parse
+from megatron_ring.config.model import ModelConfig
+from megatron_ring.config.presets import get_preset
 from megatron_ring.errors import run_main
-from megatron_ring.presets import get_preset
 
 Work = Callable[[Any], Any]  # with one of the weights
 CACHE = 200 << 20  # bytes of weights that calls go through in turn, so that none is found in the GPU's cache
@@ -220,7 +221,8 @@ def _forward(config: BenchExact, shape: ModelConfig) -> list[dict[str, Any]]:
 
     import torch
 
-    from megatron_ring.config import ParallelConfig, RouterLossConfig
+    from megatron_ring.config.optimizer import RouterLossConfig
+    from megatron_ring.config.parallel import ParallelConfig
     from megatron_ring.model.layout import PackedLayout
     from megatron_ring.model.ring_model import build_model, forward_packed
     from megatron_ring.parallel import context

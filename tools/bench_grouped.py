@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from megatron_ring.cli import parse
-from megatron_ring.config import require
+from megatron_ring.config.checks import require
+from megatron_ring.config.cli import parse
+from megatron_ring.config.presets import get_preset
 from megatron_ring.errors import UserError, run_main
-from megatron_ring.presets import get_preset
 
 if TYPE_CHECKING:
     import torch

@@ -12,10 +12,11 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from megatron_ring.cli import parse
-from megatron_ring.config import ParallelConfig, require
+from megatron_ring.config.checks import require
+from megatron_ring.config.cli import parse
+from megatron_ring.config.parallel import ParallelConfig
+from megatron_ring.config.presets import get_preset
 from megatron_ring.errors import run_main
-from megatron_ring.presets import get_preset
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,14 +23,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from megatron_ring.cli import parse
-from megatron_ring.config import ParallelConfig, require
+from megatron_ring.config.checks import require
+from megatron_ring.config.cli import parse
+from megatron_ring.config.parallel import ParallelConfig
+from megatron_ring.config.presets import RING_TINY
 from megatron_ring.errors import run_main
-from megatron_ring.presets import RING_TINY
 
 if TYPE_CHECKING:
     from megatron_ring.parallel.context import ParallelContext
-    from megatron_ring.rl.records import Completion, Rollout
+    from megatron_ring.rollout.records import Rollout
+    from megatron_ring.sampler.completion import Completion
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +88,7 @@ def measure(config: BenchRollouts, here: ParallelContext) -> dict[str, Any]:
     """The product's own way."""
     from megatron_ring.parallel import collectives
     from megatron_ring.parallel.host_bytes import exchange_over_data
-    from megatron_ring.training.dealing import deal_rollouts
+    from megatron_ring.rollout.sharding import deal_rollouts
 
     total = config.responses * config.tokens
     made_up(replace(config, responses=here.data_size, samples=1), here)  # what the first use of torch takes is not theirs
@@ -145,7 +147,8 @@ def made_up(config: BenchRollouts, here: ParallelContext) -> list[Rollout]:
     """All responses of a step as this rank has them after sampling."""
     import torch
 
-    from megatron_ring.rl.records import Completion, Rollout, number_array, token_array
+    from megatron_ring.rollout.records import Rollout
+    from megatron_ring.sampler.completion import Completion, number_array, token_array
 
     made, facts = [], Completion(versions=[[0, config.tokens]], finish_reason="stop")
     for place in range(config.responses):

@@ -22,10 +22,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from megatron_ring.cli import parse
-from megatron_ring.config import ModelConfig, ParallelConfig, SamplingConfig, require
+from megatron_ring.config.checks import require
+from megatron_ring.config.cli import parse
+from megatron_ring.config.model import ModelConfig
+from megatron_ring.config.parallel import ParallelConfig
+from megatron_ring.config.presets import get_preset
+from megatron_ring.config.sampling import SamplingConfig
 from megatron_ring.errors import run_main
-from megatron_ring.presets import get_preset
 
 if TYPE_CHECKING:  # `tools` may be a package of someone else's; a script's own folder is on the path
     from megatron_ring.sampler.requests import GenerationRequest

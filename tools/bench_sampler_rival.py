@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from megatron_ring.config import ModelConfig
+from megatron_ring.config.model import ModelConfig
 
 if TYPE_CHECKING:  # see bench_train_measure
     from tools.bench_train_rivals import transformers_model

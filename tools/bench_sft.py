@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_ring.cli import parse
-from megatron_ring.config import ParallelConfig
+from megatron_ring.config.cli import parse
+from megatron_ring.config.parallel import ParallelConfig
+from megatron_ring.config.presets import get_preset
 from megatron_ring.errors import run_main
-from megatron_ring.presets import get_preset
 
 if TYPE_CHECKING:
     import torch

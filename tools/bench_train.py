@@ -27,10 +27,12 @@ from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Literal
 
-from megatron_ring.cli import parse
-from megatron_ring.config import ModelConfig, ParallelConfig, require
+from megatron_ring.config.checks import require
+from megatron_ring.config.cli import parse
+from megatron_ring.config.model import ModelConfig
+from megatron_ring.config.parallel import ParallelConfig
+from megatron_ring.config.presets import get_preset
 from megatron_ring.errors import UserError, run_main
-from megatron_ring.presets import get_preset
 
 if TYPE_CHECKING:
     import torch
@@ -98,7 +100,7 @@ class Bench:
 
 def main(config: Bench) -> None:
     from megatron_ring.parallel import context as parallel_context
-    from megatron_ring.training.stage import resolve_dtype
+    from megatron_ring.run.stage import resolve_dtype
 
     shape = get_preset(config.preset)
     shape = replace(shape, num_layers=config.layers or shape.num_layers)

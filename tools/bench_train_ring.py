@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from megatron_ring.config import ModelConfig, OptimizerConfig
+from megatron_ring.config.model import ModelConfig
+from megatron_ring.config.optimizer import OptimizerConfig
 from megatron_ring.data.packing import MicroBatch
 from megatron_ring.errors import UserError
 from megatron_ring.model.layout import PackedLayout

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
-from megatron_ring.config import ModelConfig
+from megatron_ring.config.model import ModelConfig
 from megatron_ring.errors import UserError
 from megatron_ring.parallel import collectives
 from megatron_ring.parallel.context import ParallelContext

@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 
-from megatron_ring.config import ModelConfig
+from megatron_ring.config.model import ModelConfig
 
 
 @dataclass(frozen=True, eq=False)

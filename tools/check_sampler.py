@@ -18,14 +18,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from megatron_ring.cli import parse
-from megatron_ring.config import ParallelConfig, RouterLossConfig, SamplingConfig, require
+from megatron_ring.config.checks import require
+from megatron_ring.config.cli import parse
+from megatron_ring.config.optimizer import RouterLossConfig
+from megatron_ring.config.parallel import ParallelConfig
+from megatron_ring.config.sampling import SamplingConfig
 from megatron_ring.errors import run_main
 
 if TYPE_CHECKING:  # `tools` may be a package of someone else's; a script's own folder is on the path
     import torch
 
-    from megatron_ring.config import ModelConfig
+    from megatron_ring.config.model import ModelConfig
     from megatron_ring.sampler.requests import GenerationRequest
     from tools.sampler_flags import check_figure, check_lengths, check_sampling, named_as_here
 else:
@@ -87,8 +90,8 @@ def main(config: CheckSampler) -> None:
     import torch
 
     from megatron_ring.checkpoint.saving import checkpoint_folder
-    from megatron_ring.sampler.mismatch import measure_mismatch
-    from megatron_ring.training.stage import resolve_shape, set_first_weights, start_stage
+    from megatron_ring.run.stage import resolve_shape, set_first_weights, start_stage
+    from megatron_ring.sampler.trainer_mismatch import measure_mismatch
 
     if TYPE_CHECKING:
         from tools.bench_train_work import fill_with_noise

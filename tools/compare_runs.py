@@ -10,7 +10,7 @@ import argparse
 import json
 from pathlib import Path
 
-from megatron_ring.analysis.run_dir import read_run
+from megatron_ring.analysis.read_run import read_run
 from megatron_ring.errors import UserError, run_main
 
 

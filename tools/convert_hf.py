@@ -48,7 +48,7 @@ def main() -> None:
     from megatron_ring.checkpoint import convert
     from megatron_ring.checkpoint.saving import checkpoint_folder
     from megatron_ring.data.tokenizer import RingTokenizer
-    from megatron_ring.training.progress import Progress
+    from megatron_ring.run.progress import Progress
 
     source = checkpoint_folder(source)
     dtype = {"keep": None, "fp32": torch.float32, "bf16": torch.bfloat16}[args.dtype]

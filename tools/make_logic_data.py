@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from megatron_ring import cli
+from megatron_ring.config import cli
 from megatron_ring.data.files import PromptRecord, read_prompts
 from megatron_ring.data.records import prompt_from_json
 from megatron_ring.errors import UserError, run_main

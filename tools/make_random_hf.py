@@ -13,8 +13,8 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+from megatron_ring.config.presets import PRESETS, get_preset
 from megatron_ring.errors import UserError, run_main
-from megatron_ring.presets import PRESETS, get_preset
 
 
 def parse_args() -> argparse.Namespace:
@@ -42,7 +42,7 @@ def main() -> None:
     from megatron_ring.checkpoint.safetensors_stream import Announced, write_shards
     from megatron_ring.checkpoint.tensor_rules import rules_for
     from megatron_ring.checkpoint.weights import draw
-    from megatron_ring.training.progress import Progress
+    from megatron_ring.run.progress import Progress
 
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[args.dtype]
     rules = rules_for(shape)

@@ -10,11 +10,11 @@ import random
 from pathlib import Path
 
 from megatron_ring.data.bpe import train_bpe
-from megatron_ring.data.code_problems import guessed
 from megatron_ring.data.files import PromptRecord, SFTRecord, write_prompts, write_sft
-from megatron_ring.data.problems import DOMAINS, FAMILIES, KNOBS, Problem, ProblemMix, make_splits
 from megatron_ring.data.records import Message
 from megatron_ring.errors import UserError, run_main
+from megatron_ring.toy.code_problems import guessed
+from megatron_ring.toy.problems import DOMAINS, FAMILIES, KNOBS, Problem, ProblemMix, make_splits
 
 
 def main() -> None:

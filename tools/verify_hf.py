@@ -15,8 +15,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from megatron_ring.cli import parse
-from megatron_ring.config import ParallelConfig, RouterLossConfig, require
+from megatron_ring.config.checks import require
+from megatron_ring.config.cli import parse
+from megatron_ring.config.optimizer import RouterLossConfig
+from megatron_ring.config.parallel import ParallelConfig
 from megatron_ring.errors import run_main
 
 
@@ -41,7 +43,7 @@ class VerifyConfig:
 def main(config: VerifyConfig) -> int:
     from megatron_ring.checkpoint.parity import largest_differences
     from megatron_ring.checkpoint.safetensors_stream import read_header
-    from megatron_ring.training.stage import resolve_shape, set_first_weights, start_stage
+    from megatron_ring.run.stage import resolve_shape, set_first_weights, start_stage
 
     shape = resolve_shape(None, config.hf)
     expected = {name: tensor.read() for name, tensor in read_header(config.expected).items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from megatron_ring.analysis.run_dir import Evaluation, Record, number, problem_key
+from megatron_ring.analysis.read_run import Evaluation, Record, number, problem_key
 from megatron_ring.analysis.statistics import Estimate, paired_difference, pass_rate, wilson_interval
 
 SETTINGS = ("preset", "temperature", "top_p", "max_new_tokens", "samples_per_problem", "problems")

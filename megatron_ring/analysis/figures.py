@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
 from megatron_ring.analysis.comparison import Row
-from megatron_ring.analysis.run_dir import Epoch, Run
+from megatron_ring.analysis.read_run import Epoch, Run
 
 BLUE, ORANGE, GREEN, PURPLE, GREY, INK = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#9AA0A6", "#1C2024"
 DOMAIN_COLOURS = (ORANGE, GREEN, PURPLE, "#E69F00", "#56B4E9")

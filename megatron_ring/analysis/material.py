@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 
 from megatron_ring.analysis.comparison import Row, compare
-from megatron_ring.analysis.run_dir import (
+from megatron_ring.analysis.read_run import (
     Epoch,
     Evaluation,
     Record,

@@ -14,7 +14,7 @@ from megatron_ring.analysis import page
 from megatron_ring.analysis.comparison import CHANGES, Pair, pair_samples
 from megatron_ring.analysis.material import Material
 from megatron_ring.analysis.page import Html
-from megatron_ring.analysis.run_dir import Record, number, read_rollouts, rollout_steps
+from megatron_ring.analysis.read_run import Record, number, read_rollouts, rollout_steps
 
 SHOWN_PER_CHANGE = {"gained": 2, "lost": 2, "right both times": 1, "wrong both times": 1}
 SHOWN_ROLLOUTS = 4

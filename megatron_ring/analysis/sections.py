@@ -12,7 +12,7 @@ from megatron_ring.analysis.comparison import Row
 from megatron_ring.analysis.figures import evaluation_figure, png, rl_figure, sft_figure
 from megatron_ring.analysis.material import Material, versions
 from megatron_ring.analysis.page import Html
-from megatron_ring.analysis.run_dir import Evaluation, Run, number
+from megatron_ring.analysis.read_run import Evaluation, Run, number
 from megatron_ring.analysis.statistics import Estimate
 from megatron_ring.analysis.verdict import gain_interval, headline_gain, interval, paragraphs, percent, points
 

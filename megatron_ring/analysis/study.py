@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from megatron_ring.analysis.run_dir import Evaluation, Record, Run, number, read_evaluation, read_run
+from megatron_ring.analysis.read_run import Evaluation, Record, Run, number, read_evaluation, read_run
 from megatron_ring.analysis.spread import (
     Difference,
     Sample,

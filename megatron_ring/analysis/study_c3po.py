@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from megatron_ring.analysis.run_dir import epoch_checkpoints, read_run, read_selection
+from megatron_ring.analysis.read_run import epoch_checkpoints, read_run, read_selection
 from megatron_ring.analysis.study import (
     STEADINESS,
     TIMES,

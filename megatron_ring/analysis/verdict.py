@@ -7,7 +7,7 @@ import statistics
 
 from megatron_ring.analysis.comparison import Row, different_settings
 from megatron_ring.analysis.material import Material
-from megatron_ring.analysis.run_dir import Run, number
+from megatron_ring.analysis.read_run import Run, number
 from megatron_ring.analysis.statistics import Estimate
 
 _WATCHED = ("loss", "entropy", "grad_norm", "reward/mean", "loss/policy", "kl")

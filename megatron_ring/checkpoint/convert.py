@@ -22,7 +22,7 @@ from megatron_ring.checkpoint.safetensors_stream import Announced, write_shards
 from megatron_ring.checkpoint.saving import VERSIONS, publish
 from megatron_ring.checkpoint.sharded import ShardWriter, plan_files, write_item, write_plain_files
 from megatron_ring.checkpoint.tensor_rules import Rule, rules_for
-from megatron_ring.config import ModelConfig
+from megatron_ring.config.model import ModelConfig
 from megatron_ring.errors import UserError
 
 FILE_BYTES = 4 * 10**9  # of a checkpoint's files: processes share reading and checking them

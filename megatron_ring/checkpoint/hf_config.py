@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from megatron_ring.config import ModelConfig, RopeScaling
+from megatron_ring.config.model import ModelConfig, RopeScaling
 from megatron_ring.errors import UserError
 
 FIELDS = {

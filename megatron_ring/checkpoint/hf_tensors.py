@@ -10,7 +10,7 @@ from megatron_ring.checkpoint.fast_files import DirectReader, Scratch
 from megatron_ring.checkpoint.hf_config import read_json
 from megatron_ring.checkpoint.safetensors_stream import StoredTensor, read_header
 from megatron_ring.checkpoint.tensor_rules import published_shapes
-from megatron_ring.config import ModelConfig
+from megatron_ring.config.model import ModelConfig
 from megatron_ring.errors import UserError
 
 ACCEPTED = (torch.bfloat16, torch.float32)

@@ -21,7 +21,7 @@ from megatron_ring.checkpoint.pieces import (
 )
 from megatron_ring.checkpoint.reading import CheckpointReader
 from megatron_ring.checkpoint.saving import allocate_moments, random_file
-from megatron_ring.config import ModelConfig
+from megatron_ring.config.model import ModelConfig
 from megatron_ring.errors import UserError
 from megatron_ring.model.ring_model import RingModel
 from megatron_ring.parallel import collectives

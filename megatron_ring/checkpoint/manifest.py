@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ring.checkpoint.fast_files import BLOCK, DirectReader
-from megatron_ring.config import ModelConfig
+from megatron_ring.config.model import ModelConfig
 from megatron_ring.errors import UserError
 
 NAME = "manifest.json"

@@ -15,7 +15,7 @@ from typing import Literal
 
 import torch
 
-from megatron_ring.config import ModelConfig
+from megatron_ring.config.model import ModelConfig
 
 Shape = tuple[int, ...]
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from megatron_ring.checkpoint.dense_sources import DenseConfig, DenseModel
-from megatron_ring.config import ModelConfig
+from megatron_ring.config.model import ModelConfig
 from megatron_ring.errors import UserError
 
 

@@ -26,7 +26,7 @@ from typing import Any
 
 import yaml
 
-from megatron_ring.config import require
+from megatron_ring.config.checks import require
 from megatron_ring.data.files import read_prompts
 from megatron_ring.data.interleave import whole_shares
 from megatron_ring.data.records import PromptRecord

@@ -17,7 +17,8 @@ import importlib.util
 
 import torch
 
-from megatron_ring.config import ParallelConfig, require
+from megatron_ring.config.checks import require
+from megatron_ring.config.parallel import ParallelConfig
 from megatron_ring.parallel.device import current_device, has_cuda, is_hopper
 
 

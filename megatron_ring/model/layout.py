@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
 
-from megatron_ring.config import ModelConfig
+from megatron_ring.config.model import ModelConfig
 from megatron_ring.model.attention_kernels import PackedAttention
 from megatron_ring.model.rope import rope_tables
 from megatron_ring.model.routes import Routes

@@ -18,7 +18,9 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
 
-from megatron_ring.config import ModelConfig, ParallelConfig, RouterLossConfig
+from megatron_ring.config.model import ModelConfig
+from megatron_ring.config.optimizer import RouterLossConfig
+from megatron_ring.config.parallel import ParallelConfig
 from megatron_ring.model.attention import RingAttention
 from megatron_ring.model.head import VocabularyHead
 from megatron_ring.model.layer import Recompute, RingLayer

@@ -7,7 +7,7 @@ from functools import cache
 
 import torch
 
-from megatron_ring.config import RopeScaling
+from megatron_ring.config.model import RopeScaling
 
 
 def inverse_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> torch.Tensor:

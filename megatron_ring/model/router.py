@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
 
-from megatron_ring.config import RouterLossConfig
+from megatron_ring.config.optimizer import RouterLossConfig
 from megatron_ring.model.kernels.router import choose_experts, logits_gradient, share_and_figures, weigh_experts
 from megatron_ring.model.linear import add_product
 from megatron_ring.parallel import collectives

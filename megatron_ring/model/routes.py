@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from megatron_ring.config import ModelConfig
+from megatron_ring.config.model import ModelConfig
 from megatron_ring.parallel import collectives
 
 

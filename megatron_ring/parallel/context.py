@@ -12,7 +12,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from megatron_ring.config import ModelConfig, ParallelConfig
+from megatron_ring.config.model import ModelConfig
+from megatron_ring.config.parallel import ParallelConfig
 from megatron_ring.parallel.device import current_device
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from megatron_ring.config import ModelConfig, ParallelConfig, SamplingConfig
+from megatron_ring.config.model import ModelConfig
+from megatron_ring.config.parallel import ParallelConfig
+from megatron_ring.config.sampling import SamplingConfig
 
 FP32 = INT32 = 4
 INT64 = 8

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 
-from megatron_ring.config import ModelConfig, OptimizerConfig, ParallelConfig, RouterLossConfig, SamplingConfig
-from megatron_ring.rl_config import RLConfig
-from megatron_ring.stage_config import EvaluateConfig, SFTConfig
+from megatron_ring.config.evaluate import EvaluateConfig
+from megatron_ring.config.model import ModelConfig
+from megatron_ring.config.optimizer import OptimizerConfig, RouterLossConfig
+from megatron_ring.config.parallel import ParallelConfig
+from megatron_ring.config.rl import RLConfig
+from megatron_ring.config.sampling import SamplingConfig
+from megatron_ring.config.sft import SFTConfig
 
 Line = tuple[str, str]
-ROLLOUT_TOKEN = 16  # bytes of a sampled token on the host: its id and three numbers (rl/records.py)
+ROLLOUT_TOKEN = 16  # bytes of a sampled token on the host: its id and three numbers (sampler/completion.py)
 
 
 def layout_lines(model: ModelConfig, parallel: ParallelConfig, world: int, precision: str) -> list[Line]:

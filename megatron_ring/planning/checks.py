@@ -6,15 +6,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatron_ring.config import ModelConfig, require
+from megatron_ring.config.checks import require
+from megatron_ring.config.model import ModelConfig
+from megatron_ring.config.presets import get_preset
 from megatron_ring.errors import UserError
-from megatron_ring.presets import get_preset
 
 if TYPE_CHECKING:
+    from megatron_ring.config.rewards import RewardConfig
+    from megatron_ring.config.rl import RLDataConfig
     from megatron_ring.data.records import PromptRecord
     from megatron_ring.data.tokenizer import RingTokenizer
-    from megatron_ring.rl_config import RLDataConfig
-    from megatron_ring.stage_config import RewardConfig
 
 
 @dataclass

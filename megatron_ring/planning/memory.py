@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from megatron_ring.config import ModelConfig, ParallelConfig, SamplingConfig
+from megatron_ring.config.model import ModelConfig
+from megatron_ring.config.parallel import ParallelConfig
+from megatron_ring.config.sampling import SamplingConfig
 from megatron_ring.planning.activations import MicroBatchPass, cache_bytes_per_token, passing_in_sampling
 from megatron_ring.planning.weights import FP32, TrainingState, stage_weights, training_state
 

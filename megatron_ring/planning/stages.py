@@ -7,14 +7,17 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal
 
-from megatron_ring.config import ModelConfig, ParallelConfig, require
+from megatron_ring.config.checks import require
+from megatron_ring.config.evaluate import EvaluateConfig
+from megatron_ring.config.model import ModelConfig
+from megatron_ring.config.parallel import ParallelConfig
+from megatron_ring.config.rl import RLConfig
+from megatron_ring.config.sft import SFTConfig
 from megatron_ring.data.schedule import STAGE_FILES
 from megatron_ring.errors import UserError
 from megatron_ring.planning import arithmetic
 from megatron_ring.planning.checks import Checks
 from megatron_ring.planning.memory import GIB, OUTSIDE_TORCH, Item, StageMemory, Work, plan_memory
-from megatron_ring.rl_config import RLConfig
-from megatron_ring.stage_config import EvaluateConfig, SFTConfig
 
 Precision = Literal["auto", "fp32", "bf16"]
 MOMENTS = {"fp32": 4, "bf16": 2}

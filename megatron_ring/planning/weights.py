@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from math import prod
 from typing import NamedTuple
 
-from megatron_ring.config import ModelConfig, ParallelConfig
+from megatron_ring.config.model import ModelConfig
+from megatron_ring.config.parallel import ParallelConfig
 
 FP32 = 4
 PARAMETER_ALIGNMENT, BUCKET_ALIGNMENT = 64, 128  # elements, of megatron-core's parameter-and-gradient buffers

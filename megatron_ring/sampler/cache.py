@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from megatron_ring.config import SamplingConfig
+from megatron_ring.config.sampling import SamplingConfig
 from megatron_ring.errors import UserError
 from megatron_ring.model.ring_model import RingModel
 from megatron_ring.parallel import collectives

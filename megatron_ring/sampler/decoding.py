@@ -12,7 +12,7 @@ from functools import partial
 
 import torch
 
-from megatron_ring.config import SamplingConfig
+from megatron_ring.config.sampling import SamplingConfig
 from megatron_ring.model.ring_model import RingModel, forward_all_stages
 from megatron_ring.model.routes import NotedRoutes, new_routes, routes_as_bytes
 from megatron_ring.parallel.graphs import Graphs

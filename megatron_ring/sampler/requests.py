@@ -10,7 +10,7 @@ from collections.abc import Sequence as Sequence_
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from megatron_ring.rl.records import Completion, FinishReason, number_array, token_array
+from megatron_ring.sampler.completion import Completion, FinishReason, number_array, token_array
 
 
 @dataclass(frozen=True)

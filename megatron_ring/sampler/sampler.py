@@ -14,15 +14,15 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from megatron_ring.config import SamplingConfig
+from megatron_ring.config.sampling import SamplingConfig
 from megatron_ring.errors import NotFiniteError, RequestError, UserError
 from megatron_ring.model.ring_model import RingModel, forward_all_stages
 from megatron_ring.model.routes import NotedRoutes, new_routes, routes_as_bytes
 from megatron_ring.parallel import collectives
 from megatron_ring.parallel.context import ParallelContext
-from megatron_ring.rl.records import Completion
 from megatron_ring.sampler.attention import PagedLayout
 from megatron_ring.sampler.cache import PagedCache, size_for
+from megatron_ring.sampler.completion import Completion
 from megatron_ring.sampler.decoding import HORIZON, DecodeLoop
 from megatron_ring.sampler.requests import GenerationRequest, Sampled
 from megatron_ring.sampler.requests import Sequence as Response

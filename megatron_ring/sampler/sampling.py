@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from megatron_ring.config import SamplingConfig
+from megatron_ring.config.sampling import SamplingConfig
 from megatron_ring.model.logprobs import token_statistics
 from megatron_ring.parallel import collectives
 

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from collections.abc import Sequence as Sequence_
 from dataclasses import dataclass, field
 
-from megatron_ring.rl.records import FinishReason
+from megatron_ring.sampler.completion import FinishReason
 from megatron_ring.sampler.pages import PagePool, pages_for
 from megatron_ring.sampler.requests import GenerationRequest, Prefix, Sampled, Sequence
 

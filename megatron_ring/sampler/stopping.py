@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence as Sequence_
 from typing import Protocol
 
-from megatron_ring.config import SamplingConfig
+from megatron_ring.config.sampling import SamplingConfig
 from megatron_ring.errors import UserError
-from megatron_ring.rl.records import FinishReason
+from megatron_ring.sampler.completion import FinishReason
 from megatron_ring.sampler.requests import Sequence
 
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import torch
 
+from megatron_ring.algorithm.gspo import sequence_log_ratios
+from megatron_ring.algorithm.mismatch import Correction
 from megatron_ring.data.packing import PolicyBatch
-from megatron_ring.rl.gspo import sequence_log_ratios
-from megatron_ring.rl.mismatch import Correction
-from megatron_ring.training.figures import LossOutput
+from megatron_ring.training.loss_output import LossOutput
 from megatron_ring.training.policy_loss import PolicyLoss
 from megatron_ring.training.trainer import Trainer
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from megatron_ring.data.packing import MicroBatch
-from megatron_ring.training.figures import LossOutput
+from megatron_ring.training.loss_output import LossOutput
 
 
 class SFTLoss:

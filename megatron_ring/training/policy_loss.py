@@ -1,4 +1,4 @@
-"""The RL loss on the training step's side: an objective of room rl/ over a part of a micro-batch's tokens."""
+"""The RL loss on the training step's side: an objective of room algorithm/ over a part of a micro-batch's tokens."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ from typing import Any
 
 import torch
 
-from megatron_ring.data.packing import PolicyBatch
-from megatron_ring.objective_config import CorrectionConfig
-from megatron_ring.parallel import collectives
-from megatron_ring.rl.mismatch import (
+from megatron_ring.algorithm.histogram import Histogram
+from megatron_ring.algorithm.mismatch import (
     Correction,
     IcePop,
     KPop,
@@ -19,11 +17,13 @@ from megatron_ring.rl.mismatch import (
     ratio_histogram,
     ratio_quantiles,
 )
-from megatron_ring.rl.objectives import make_objective
-from megatron_ring.rl.policy import LossSettings, Objective, PolicyTokens
-from megatron_ring.rl_config import RLConfig
-from megatron_ring.training.figures import LossOutput
-from megatron_ring.training.run_dir import Histogram
+from megatron_ring.algorithm.objectives import make_objective
+from megatron_ring.algorithm.policy import LossSettings, Objective, PolicyTokens
+from megatron_ring.config.objective import CorrectionConfig
+from megatron_ring.config.rl import RLConfig
+from megatron_ring.data.packing import PolicyBatch
+from megatron_ring.parallel import collectives
+from megatron_ring.training.loss_output import LossOutput
 
 QUANTILES = {"k_p01": 0.01, "k_p10": 0.10, "k_p50": 0.50, "k_p90": 0.90, "k_p99": 0.99}
 

@@ -10,7 +10,7 @@ import torch
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from megatron_ring.config import ModelConfig, RopeScaling
+from megatron_ring.config.model import ModelConfig, RopeScaling
 
 
 @st.composite

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from megatron_ring.config import ModelConfig, ParallelConfig, RopeScaling
+from megatron_ring.config.model import ModelConfig, RopeScaling
+from megatron_ring.config.parallel import ParallelConfig
 from megatron_ring.errors import UserError
 from tests.checkpoint.published import random_tensors, same, shapes, write_folder
 from tests.layouts import LAYOUTS
@@ -217,8 +218,8 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
 def through(parallel: ParallelConfig, source: Path, out: Path, optimizer: bool) -> None:
     """Load a folder or checkpoint under a layout and save it as a checkpoint."""
     from megatron_ring.checkpoint.saving import save_checkpoint
-    from megatron_ring.config import OptimizerConfig, RouterLossConfig
-    from megatron_ring.training.stage import resolve_shape, set_first_weights, start_stage
+    from megatron_ring.config.optimizer import OptimizerConfig, RouterLossConfig
+    from megatron_ring.run.stage import resolve_shape, set_first_weights, start_stage
     from megatron_ring.training.trainer import Trainer
 
     stage = start_stage(resolve_shape(None, source), parallel, RouterLossConfig(0.0, 0.0), 0, "fp32")

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_ring.config import ParallelConfig
+from megatron_ring.config.parallel import ParallelConfig
 from megatron_ring.errors import UserError
 from tests.checkpoint.test_saving import continue_from, steps, trainer_for
 

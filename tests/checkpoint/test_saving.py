@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_ring.config import ModelConfig, ParallelConfig
+from megatron_ring.config.model import ModelConfig
+from megatron_ring.config.parallel import ParallelConfig
+from megatron_ring.config.presets import RING_TINY
 from megatron_ring.errors import UserError
-from megatron_ring.presets import RING_TINY
 from tests.layouts import LAYOUTS
 from tests.training.test_trainer import OPTIMIZER, ROUTER, SHAPES, step_batches
 

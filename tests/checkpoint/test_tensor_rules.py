@@ -6,7 +6,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from megatron_ring.config import ModelConfig, ParallelConfig
+from megatron_ring.config.model import ModelConfig
+from megatron_ring.config.parallel import ParallelConfig
 from tests.checkpoint.published import random_tensors, shapes
 from tests.layouts import LAYOUTS
 
@@ -40,9 +41,9 @@ def test_queries_keys_and_values_are_interleaved_per_group() -> None:
 def weights_by_place(parallel: ParallelConfig) -> list[tuple[str, tuple[int, ...], torch.Tensor]]:
     from megatron_ring.checkpoint.pieces import weight_pieces
     from megatron_ring.checkpoint.weights import initialize_weights
+    from megatron_ring.config.presets import RING_TINY
     from megatron_ring.model.ring_model import build_model
     from megatron_ring.parallel import context
-    from megatron_ring.presets import RING_TINY
 
     model = build_model(RING_TINY, context.initialize(parallel, RING_TINY, seed=0))
     initialize_weights(model, seed=5)
@@ -59,7 +60,7 @@ def test_random_weights_do_not_depend_on_the_layout(run_on, layout: str) -> None
         return whole
 
     from megatron_ring.checkpoint.tensor_rules import rules_for
-    from megatron_ring.presets import RING_TINY
+    from megatron_ring.config.presets import RING_TINY
 
     alone = assemble(run_on(1, weights_by_place, ParallelConfig()))
     processes, parallel = LAYOUTS[layout]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron_ring.data.problems import Splits, make_splits
 from megatron_ring.data.tokenizer import RingTokenizer, train_bpe
+from megatron_ring.toy.problems import Splits, make_splits
 
 
 @pytest.fixture(scope="session")

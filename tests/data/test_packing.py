@@ -23,7 +23,7 @@ from megatron_ring.data.packing import (
 )
 from megatron_ring.data.sequences import PolicySequence, TokenSequence
 from megatron_ring.errors import UserError
-from tests.training.responses import pack_rollouts
+from tests.rollout.responses import pack_rollouts
 
 PAD = 99
 tokens = st.integers(0, 50)

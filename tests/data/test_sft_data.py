@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from megatron_ring.data.packing import MicroBatch
-from megatron_ring.data.problems import Splits
 from megatron_ring.data.records import Message, SFTRecord
 from megatron_ring.data.sft_data import SFTDataset
 from megatron_ring.data.tokenizer import RingTokenizer
 from megatron_ring.errors import UserError
+from megatron_ring.toy.problems import Splits
 
 
 @pytest.fixture(scope="module")

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_ring.data.problems import Splits
 from megatron_ring.data.records import Message, SFTRecord
 from megatron_ring.data.tokenizer import BOXED_INSTRUCTION, RingTokenizer, train_bpe
 from megatron_ring.errors import UserError
+from megatron_ring.toy.problems import Splits
 
 TEXTS = [f"Compute {number}+{number * 7}. \\boxed{{{number * 8}}}" for number in range(200)]
 texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30).filter(lambda text: "<" not in text)

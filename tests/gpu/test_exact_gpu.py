@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_ring.config import ParallelConfig, RouterLossConfig, SamplingConfig
-from megatron_ring.presets import RING_LITE
+from megatron_ring.config.optimizer import RouterLossConfig
+from megatron_ring.config.parallel import ParallelConfig
+from megatron_ring.config.presets import RING_LITE
+from megatron_ring.config.sampling import SamplingConfig
 
 if not torch.cuda.is_available():
     pytest.skip("no CUDA device", allow_module_level=True)
@@ -131,8 +133,8 @@ def build(exact: bool) -> tuple[Any, Any]:
 )
 def test_the_samplers_logprobs_and_experts_are_the_training_forwards(how: dict[str, Any]) -> None:
     """Responses of several lengths in a small batch, prompts in chunks, preemption, samples that share a prompt."""
-    from megatron_ring.sampler.mismatch import measure_mismatch
     from megatron_ring.sampler.requests import GenerationRequest, request_seed
+    from megatron_ring.sampler.trainer_mismatch import measure_mismatch
 
     model, here = build(exact=True)
     prompts = [torch.randint(SHAPE.vocab_size, (n,)).tolist() for n in (1, 3, 64, 65, 300, 1000)]

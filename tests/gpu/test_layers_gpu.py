@@ -10,8 +10,9 @@ from functools import partial
 import pytest
 import torch
 
-from megatron_ring.config import ModelConfig, ParallelConfig
-from megatron_ring.presets import RING_LITE, RING_TINY
+from megatron_ring.config.model import ModelConfig
+from megatron_ring.config.parallel import ParallelConfig
+from megatron_ring.config.presets import RING_LITE, RING_TINY
 from tests.conftest import ROOT
 
 if not torch.cuda.is_available():

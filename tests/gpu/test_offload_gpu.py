@@ -9,8 +9,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from megatron_ring.config import OptimizerConfig, ParallelConfig, RouterLossConfig
-from megatron_ring.presets import RING_LITE
+from megatron_ring.config.optimizer import OptimizerConfig, RouterLossConfig
+from megatron_ring.config.parallel import ParallelConfig
+from megatron_ring.config.presets import RING_LITE
 from tests.training.test_offload import digest, storages
 from tests.training.test_trainer import step_batches
 

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_ring.config import ParallelConfig, SamplingConfig
-from megatron_ring.presets import RING_LITE
+from megatron_ring.config.parallel import ParallelConfig
+from megatron_ring.config.presets import RING_LITE
+from megatron_ring.config.sampling import SamplingConfig
 from tests.layouts import LAYOUTS
 
 if not torch.cuda.is_available():

@@ -10,8 +10,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from megatron_ring.config import ModelConfig, OptimizerConfig, ParallelConfig
-from megatron_ring.presets import RING_LITE, RING_TINY
+from megatron_ring.config.model import ModelConfig
+from megatron_ring.config.optimizer import OptimizerConfig
+from megatron_ring.config.parallel import ParallelConfig
+from megatron_ring.config.presets import RING_LITE, RING_TINY
 
 if not torch.cuda.is_available():
     pytest.skip("no CUDA device", allow_module_level=True)

@@ -9,13 +9,16 @@ from typing import Any
 import pytest
 import yaml
 
-from megatron_ring.cli import load_config, parse
-from megatron_ring.config import OptimizerConfig, SamplingConfig
+from megatron_ring.config.cli import load_config, parse
+from megatron_ring.config.evaluate import EvaluateConfig
+from megatron_ring.config.generate import GenerateConfig
+from megatron_ring.config.operations import WandbConfig
+from megatron_ring.config.optimizer import OptimizerConfig
+from megatron_ring.config.rl import RLConfig, RLDataConfig
+from megatron_ring.config.sampling import SamplingConfig
+from megatron_ring.config.sft import SFTConfig, SFTDataConfig
 from megatron_ring.errors import UserError
-from megatron_ring.operations_config import WandbConfig
-from megatron_ring.rl_config import RLConfig, RLDataConfig
-from megatron_ring.stage_config import EvaluateConfig, GenerateConfig, SFTConfig, SFTDataConfig
-from megatron_ring.training.run_dir import plain
+from megatron_ring.run.directory import plain
 from tests.mains.conftest import command, command_of_tool, run
 
 WHOLE: dict[str, Any] = {"run_dir": "a", "init_from": "b", "data": {"prompts": "p", "tokenizer": "t"}}

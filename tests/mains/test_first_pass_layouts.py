@@ -50,7 +50,7 @@ def test_replay_without_experts_is_refused(fails_with: Any, tiny_data: Path, tmp
 
     import torch
 
-    from megatron_ring.presets import RING_TINY
+    from megatron_ring.config.presets import RING_TINY
 
     dense = replace(RING_TINY, first_dense_layers=RING_TINY.num_layers)
     (tmp_path / "dense").mkdir()

@@ -9,8 +9,10 @@ from typing import Any, get_type_hints
 
 import pytest
 
-from megatron_ring.rl_config import RLConfig
-from megatron_ring.stage_config import EvaluateConfig, GenerateConfig, SFTConfig
+from megatron_ring.config.evaluate import EvaluateConfig
+from megatron_ring.config.generate import GenerateConfig
+from megatron_ring.config.rl import RLConfig
+from megatron_ring.config.sft import SFTConfig
 from tests.mains.conftest import run
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_ring.objective_config import OBJECTIVE_DEFAULTS
+from megatron_ring.config.objective import OBJECTIVE_DEFAULTS
 from tests.conftest import ROOT
 from tests.mains.conftest import environment
 from tests.mains.test_pipeline import metrics

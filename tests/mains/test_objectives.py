@@ -65,10 +65,10 @@ def test_every_objective_runs(
 
 def train_here(flags: list[str]) -> None:
     """The main in this process."""
-    from megatron_ring.cli import parse
+    from megatron_ring.config.cli import parse
+    from megatron_ring.config.rl import RLConfig
     from megatron_ring.parallel import context
-    from megatron_ring.reinforce import main
-    from megatron_ring.rl_config import RLConfig
+    from megatron_ring.rl import main
 
     main(parse(RLConfig, "ring-rl", "", flags))
     context.shutdown()

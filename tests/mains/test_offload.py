@@ -25,8 +25,9 @@ OFFLOAD = "--offload-optimizer"
 def observed(flags: list[str]) -> list[tuple[str, dict[str, int], dict[str, int]]]:
     """Run the main here; the trainer's storages whenever something that matters begins, in order."""
     from megatron_ring.checkpoint import saving
+    from megatron_ring.rollout import rl_run
     from megatron_ring.sampler.sampler import Sampler
-    from megatron_ring.training import first_pass, reference, rl_run
+    from megatron_ring.training import first_pass, reference
     from megatron_ring.training.trainer import Trainer
 
     trainers: list[Any] = []

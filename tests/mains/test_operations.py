@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 import yaml
 
-from megatron_ring.cli import parse
+from megatron_ring.config.cli import parse
+from megatron_ring.config.rl import RLConfig
 from megatron_ring.errors import UserError
-from megatron_ring.rl_config import RLConfig
 from tests.conftest import ROOT
 from tests.mains.conftest import command, environment, rl_flags, run
 from tests.mains.test_objectives import train_here

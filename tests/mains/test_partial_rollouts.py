@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_ring.config import ParallelConfig, SamplingConfig
-from megatron_ring.objective_config import BudgetConfig
-from megatron_ring.presets import RING_TINY
-from megatron_ring.rl_config import RLConfig, RLDataConfig
-from megatron_ring.stage_config import RewardConfig
+from megatron_ring.config.objective import BudgetConfig
+from megatron_ring.config.parallel import ParallelConfig
+from megatron_ring.config.presets import RING_TINY
+from megatron_ring.config.rewards import RewardConfig
+from megatron_ring.config.rl import RLConfig, RLDataConfig
+from megatron_ring.config.sampling import SamplingConfig
 from tests.layouts import LAYOUTS
 from tests.mains.conftest import command, rl_flags, run
 from tests.mains.test_pipeline import metrics
@@ -41,10 +42,10 @@ def collected(data: Path, parallel: ParallelConfig, through_bytes: bool) -> dict
     from megatron_ring.data.tokenizer import RingTokenizer
     from megatron_ring.model.ring_model import build_model
     from megatron_ring.parallel import context
+    from megatron_ring.rollout.collecting import Collector
+    from megatron_ring.rollout.scoring import open_scorer
+    from megatron_ring.rollout.unfinished import from_bytes, held_by, rebuilt, to_bytes
     from megatron_ring.sampler.sampler import Sampler
-    from megatron_ring.training.rl_step import Collector
-    from megatron_ring.training.rollout_rewards import open_scorer
-    from megatron_ring.training.unfinished import from_bytes, held_by, rebuilt, to_bytes
 
     config = make_config(data, parallel)
     here = context.initialize(parallel, SHAPE, seed=0)

@@ -11,10 +11,10 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 
-from megatron_ring.cli import parse
+from megatron_ring.config.cli import parse
+from megatron_ring.config.objective import OBJECTIVE_DEFAULTS
+from megatron_ring.config.rl import RLConfig
 from megatron_ring.errors import UserError
-from megatron_ring.objective_config import OBJECTIVE_DEFAULTS
-from megatron_ring.rl_config import RLConfig
 from tests.mains.conftest import command, rl_flags
 
 NOWHERE = Path("nowhere")
@@ -173,7 +173,7 @@ def test_a_configuration_written_before_these_settings_existed_still_starts_a_ru
 
 
 def test_replay_is_not_exact() -> None:
-    from megatron_ring.presets import RING_TINY
+    from megatron_ring.config.presets import RING_TINY
 
     config = parsed("--exact", "--correction.routes", "replay", "--objective.old-logprobs", "recomputed")
     with pytest.raises(UserError, match="replay: weights of replayed experts"):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from megatron_ring.config import ParallelConfig
+from megatron_ring.config.parallel import ParallelConfig
 from tests.layouts import LAYOUTS
 from tests.mains.conftest import command_of_tool, run
 
@@ -22,8 +22,8 @@ MORE = {
 
 def differences(folder: Path, parallel: ParallelConfig, expected: Path) -> dict[str, float]:
     from megatron_ring.checkpoint.parity import largest_differences
-    from megatron_ring.config import RouterLossConfig
-    from megatron_ring.training.stage import resolve_shape, set_first_weights, start_stage
+    from megatron_ring.config.optimizer import RouterLossConfig
+    from megatron_ring.run.stage import resolve_shape, set_first_weights, start_stage
 
     stage = start_stage(resolve_shape(None, folder), parallel, RouterLossConfig(0.0, 0.0), 0, "fp32")
     set_first_weights(stage, folder, 0)

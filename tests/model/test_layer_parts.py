@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_ring.config import ParallelConfig
+from megatron_ring.config.parallel import ParallelConfig
+from megatron_ring.config.presets import RING_TINY
 from megatron_ring.errors import UserError
 from megatron_ring.parallel import context
-from megatron_ring.presets import RING_TINY
 from tests.conftest import ROOT
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from megatron_ring.config import ParallelConfig
-from megatron_ring.presets import RING_TINY
+from megatron_ring.config.parallel import ParallelConfig
+from megatron_ring.config.presets import RING_TINY
 
 TOKENS, HIDDEN, VOCABULARY, REAL = 58, 24, 512, 509  # the last three classes are padding
 
@@ -30,7 +30,7 @@ class Largest(TorchDispatchMode):
 
 
 def make_head(parallel: ParallelConfig, here: Any, weight: torch.Tensor, chunk: int) -> Any:
-    from megatron_ring.config import RouterLossConfig
+    from megatron_ring.config.optimizer import RouterLossConfig
     from megatron_ring.model.head import VocabularyHead
     from megatron_ring.model.ring_model import transformer_config
     from megatron_ring.model.router import RouterLosses

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from megatron_ring.config import ParallelConfig, RouterLossConfig
-from megatron_ring.presets import RING_TINY
+from megatron_ring.config.optimizer import RouterLossConfig
+from megatron_ring.config.parallel import ParallelConfig
+from megatron_ring.config.presets import RING_TINY
 from tests.layouts import LAYOUTS
 
 

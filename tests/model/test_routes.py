@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_ring.config import ModelConfig, ParallelConfig, RouterLossConfig, SamplingConfig
+from megatron_ring.config.model import ModelConfig
+from megatron_ring.config.optimizer import RouterLossConfig
+from megatron_ring.config.parallel import ParallelConfig
+from megatron_ring.config.presets import RING_TINY
+from megatron_ring.config.sampling import SamplingConfig
 from megatron_ring.model.kernels.router import logits_gradient, weigh_experts
-from megatron_ring.presets import RING_TINY
 from tests.layouts import LAYOUTS
 
 TOKENS, KNOWN, REAL = 48, 30, 41  # the first 30 tokens have given experts, the last 7 are padding

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from megatron_ring.config import ModelConfig
+from megatron_ring.config.model import ModelConfig
+from megatron_ring.config.presets import PRESETS, RING_LITE, RING_TINY, get_preset
 from megatron_ring.errors import UserError
-from megatron_ring.presets import PRESETS, RING_LITE, RING_TINY, get_preset
 
 
 def test_ring_lite_has_the_published_size() -> None:
@@ -15,7 +15,7 @@ def test_ring_lite_has_the_published_size() -> None:
 
 
 def count_built(shape: ModelConfig) -> int:
-    from megatron_ring.config import ParallelConfig
+    from megatron_ring.config.parallel import ParallelConfig
     from megatron_ring.model.ring_model import build_model
     from megatron_ring.parallel import context
 

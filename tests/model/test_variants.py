@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from megatron_ring.config import ModelConfig, ParallelConfig, RopeScaling
+from megatron_ring.config.model import ModelConfig, RopeScaling
+from megatron_ring.config.parallel import ParallelConfig
 from tests.checkpoint.published import random_tensors, write_folder
 from tests.layouts import LAYOUTS
 from tests.reference_model import reference_logits
@@ -37,10 +38,10 @@ VARIANTS = {
 
 def logits_of(folder: Path, tokens: torch.Tensor, parallel: ParallelConfig) -> torch.Tensor:
     """This process's columns of the logits, padded ones included."""
-    from megatron_ring.config import RouterLossConfig
+    from megatron_ring.config.optimizer import RouterLossConfig
     from megatron_ring.model.layout import PackedLayout
     from megatron_ring.model.ring_model import forward_all_stages
-    from megatron_ring.training.stage import resolve_shape, set_first_weights, start_stage
+    from megatron_ring.run.stage import resolve_shape, set_first_weights, start_stage
 
     stage = start_stage(resolve_shape(None, folder), parallel, RouterLossConfig(0.0, 0.0), 0, "fp32")
     set_first_weights(stage, folder, 0)

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from megatron_ring.config.rewards import RewardConfig
+from megatron_ring.config.rl import RLDataConfig
 from megatron_ring.data.files import write_prompts
 from megatron_ring.data.records import PromptRecord
 from megatron_ring.errors import UserError
 from megatron_ring.planning.checks import Checks
-from megatron_ring.rl_config import RLDataConfig
-from megatron_ring.stage_config import RewardConfig
 
 
 def test_prompts_of_a_stage_file(tmp_path: Path) -> None:

@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
-from megatron_ring.config import ModelConfig, OptimizerConfig, ParallelConfig, RouterLossConfig
+from megatron_ring.config.model import ModelConfig
+from megatron_ring.config.optimizer import OptimizerConfig, RouterLossConfig
+from megatron_ring.config.parallel import ParallelConfig
+from megatron_ring.config.presets import PRESETS, RING_TINY
 from megatron_ring.planning.activations import MicroBatchPass
 from megatron_ring.planning.weights import stage_weights, training_state
-from megatron_ring.presets import PRESETS, RING_TINY
 from tests.layouts import LAYOUTS
 
 ODD = "dense first, biases, odd sizes"

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from megatron_ring.config import ParallelConfig, SamplingConfig
+from megatron_ring.config.parallel import ParallelConfig
+from megatron_ring.config.presets import PRESETS, RING_LITE
+from megatron_ring.config.sampling import SamplingConfig
 from megatron_ring.planning.activations import CHUNK_LOGITS, MicroBatchPass
 from megatron_ring.planning.memory import GIB, OUTSIDE_TORCH, StageMemory, Work, plan_memory, stage_memory
 from megatron_ring.planning.weights import stage_weights
-from megatron_ring.presets import PRESETS, RING_LITE
 
 EIGHT = ParallelConfig(expert=8)
 SAMPLING = SamplingConfig(max_new_tokens=22_528)

@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 
-from megatron_ring.config import ModelConfig, ParallelConfig, SamplingConfig
-from megatron_ring.objective_config import CorrectionConfig
+from megatron_ring.config.model import ModelConfig
+from megatron_ring.config.objective import CorrectionConfig
+from megatron_ring.config.parallel import ParallelConfig
+from megatron_ring.config.presets import RING_LITE, RING_TINY
+from megatron_ring.config.rl import RLConfig, RLDataConfig
+from megatron_ring.config.sampling import SamplingConfig
 from megatron_ring.planning.arithmetic import rollouts_line
-from megatron_ring.presets import RING_LITE, RING_TINY
-from megatron_ring.rl_config import RLConfig, RLDataConfig
 from tests.layouts import LAYOUTS
-from tests.training.responses import completion
+from tests.rollout.responses import completion
 
 
 def make_config(parallel: ParallelConfig, routes: Any) -> RLConfig:

@@ -117,11 +117,11 @@ def test_a_hundred_thousand_rows_take_seconds() -> None:
 
 
 def test_the_line_of_a_prompt_file_is_named(tmp_path: Path) -> None:
+    from megatron_ring.config.rewards import RewardConfig
+    from megatron_ring.config.rl import RLDataConfig
     from megatron_ring.data.schedule import read_schedule
     from megatron_ring.planning.checks import Checks
-    from megatron_ring.rl_config import RLDataConfig
-    from megatron_ring.stage_config import RewardConfig
-    from megatron_ring.training.rollout_rewards import check_prompts
+    from megatron_ring.rollout.scoring import check_prompts
 
     path, config = tmp_path / "p.jsonl", RewardConfig()
     rows = [{"id": str(i), "domain": "math", "prompt": "?", "answer": "1"} for i in range(3)]

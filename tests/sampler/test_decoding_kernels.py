@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 CUDA = torch.cuda.is_available()
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from megatron_ring.config import SamplingConfig  # noqa: E402
+from megatron_ring.config.sampling import SamplingConfig  # noqa: E402
 from megatron_ring.model.kernels import few_tokens_triton  # noqa: E402
 from megatron_ring.model.kernels.rows import sort_by_expert  # noqa: E402
 from megatron_ring.sampler import cut_triton, draw_triton  # noqa: E402

@@ -13,9 +13,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_ring.config import ParallelConfig, SamplingConfig
+from megatron_ring.config.parallel import ParallelConfig
+from megatron_ring.config.presets import RING_TINY
+from megatron_ring.config.sampling import SamplingConfig
 from megatron_ring.errors import UserError
-from megatron_ring.presets import RING_TINY
 from tests.conftest import ROOT
 from tests.layouts import LAYOUTS
 
@@ -367,7 +368,7 @@ def test_a_failing_rank_fails_all_and_is_named(run_on, layout: str, how: str, sa
 
 
 def refused() -> list[str]:
-    from megatron_ring.rl.records import Completion
+    from megatron_ring.sampler.completion import Completion
     from megatron_ring.sampler.requests import GenerationRequest
     from megatron_ring.sampler.sampler import Sampler
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_ring.config import SamplingConfig
+from megatron_ring.config.sampling import SamplingConfig
 from megatron_ring.sampler.sampling import draw_tokens, nucleus, processed, uniforms
 
 

@@ -11,7 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from megatron_ring.rl.records import Completion, number_array
+from megatron_ring.sampler.completion import Completion, number_array
 from megatron_ring.sampler.pages import PagePool, pages_for
 from megatron_ring.sampler.requests import GenerationRequest, Sampled, Sequence, request_seed
 from megatron_ring.sampler.scheduler import Scheduler, Step

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_ring.config import SamplingConfig
+from megatron_ring.config.sampling import SamplingConfig
 from megatron_ring.data.tokenizer import RingTokenizer, train_bpe
 from megatron_ring.errors import UserError
 from megatron_ring.sampler.requests import GenerationRequest, Prefix, Sampled, Sequence

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_ring.presets import get_preset
+from megatron_ring.config.presets import get_preset
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tools"))  # the tool's parts find each other as scripts do

@@ -83,10 +83,12 @@ def test_tensors_and_tokens_are_the_published_ones(dense: Any, tmp_path: Path) -
 
 def greedy(folder: Path, prompts: list[list[int]], new_tokens: int) -> list[list[int]]:
     """Most likely continuations by our sampler, over the model loaded as training loads it."""
-    from megatron_ring.config import ParallelConfig, RouterLossConfig, SamplingConfig
+    from megatron_ring.config.optimizer import RouterLossConfig
+    from megatron_ring.config.parallel import ParallelConfig
+    from megatron_ring.config.sampling import SamplingConfig
+    from megatron_ring.run.stage import resolve_shape, set_first_weights, start_stage
     from megatron_ring.sampler.requests import GenerationRequest
     from megatron_ring.sampler.sampler import Sampler
-    from megatron_ring.training.stage import resolve_shape, set_first_weights, start_stage
 
     stage = start_stage(resolve_shape(None, folder), ParallelConfig(), RouterLossConfig(0.0, 0.0), 0, "fp32")
     set_first_weights(stage, folder, 0)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_ring.config import ParallelConfig
+from megatron_ring.config.parallel import ParallelConfig
 from tests.checkpoint.test_saving import steps, trainer_for
 from tests.layouts import LAYOUTS
 from tests.training.test_trainer import step_batches

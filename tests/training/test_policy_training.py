@@ -9,15 +9,17 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_ring.config import OptimizerConfig, ParallelConfig, RouterLossConfig, SamplingConfig
+from megatron_ring.config.objective import CorrectionConfig, ObjectiveConfig
+from megatron_ring.config.optimizer import OptimizerConfig, RouterLossConfig
+from megatron_ring.config.parallel import ParallelConfig
+from megatron_ring.config.presets import RING_TINY
+from megatron_ring.config.rl import RLConfig, RLDataConfig
+from megatron_ring.config.sampling import SamplingConfig
 from megatron_ring.data.packing import empty_policy_batch, pack_sequences
 from megatron_ring.data.sequences import PolicySequence, TokenSequence
-from megatron_ring.objective_config import CorrectionConfig, ObjectiveConfig
-from megatron_ring.presets import RING_TINY
-from megatron_ring.rl_config import RLConfig, RLDataConfig
+from tests.algorithm.transcription import LOSSES, Constants, Response
 from tests.layouts import LAYOUTS
-from tests.rl.transcription import LOSSES, Constants, Response
-from tests.training.responses import pack_rollouts
+from tests.rollout.responses import pack_rollouts
 
 SHAPE = replace(RING_TINY, num_layers=2, init_std=0.15)  # large weights: probabilities and KL far from uniform
 OPTIMIZER = OptimizerConfig(lr=1e-3, clip_grad=100.0)
@@ -57,7 +59,7 @@ def prepared(parallel: ParallelConfig, name: str, correction: str, router: Route
     from megatron_ring.checkpoint.weights import initialize_weights
     from megatron_ring.model.ring_model import build_model
     from megatron_ring.parallel import context
-    from megatron_ring.training.policy_update import PolicyUpdate
+    from megatron_ring.rollout.policy_update import PolicyUpdate
     from megatron_ring.training.trainer import Trainer
 
     here = context.initialize(parallel, SHAPE, seed=0)
@@ -83,7 +85,7 @@ def token_logprobs(model: Any, tokens: list[int]) -> torch.Tensor:
 
 def sampled(model: Any, name: str) -> list[PolicySequence]:
     """The sequences, the sampler's log-probs hovering about those of the model."""
-    from megatron_ring.rl.objectives import make_objective
+    from megatron_ring.algorithm.objectives import make_objective
 
     sequences = []
     for sequence in make_sequences(make_objective(name, 11).token_weights):

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_ring.config import ParallelConfig, RouterLossConfig
-from megatron_ring.training.figures import LossOutput
-from tests.training.responses import pack_rollouts
+from megatron_ring.config.optimizer import RouterLossConfig
+from megatron_ring.config.parallel import ParallelConfig
+from megatron_ring.training.loss_output import LossOutput
+from tests.rollout.responses import pack_rollouts
 from tests.training.test_policy_training import SHAPE, prepared, sampled
 
 WEIGHTS = RouterLossConfig(balance=1e-2, z=1e-3)

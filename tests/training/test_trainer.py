@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_ring.config import ModelConfig, OptimizerConfig, ParallelConfig, RouterLossConfig
+from megatron_ring.config.model import ModelConfig
+from megatron_ring.config.optimizer import OptimizerConfig, RouterLossConfig
+from megatron_ring.config.parallel import ParallelConfig
+from megatron_ring.config.presets import RING_TINY
 from megatron_ring.data.packing import MicroBatch, empty_microbatch, pack_sequences
 from megatron_ring.data.sequences import TokenSequence
-from megatron_ring.presets import RING_TINY
 from tests.layouts import LAYOUTS
 
 CAPACITY, GLOBAL_BATCH, STEPS = 128, 4, 20

@@ -16,7 +16,7 @@ import torch
 import triton
 import triton.language as tl
 
-from megatron_ring.config import require
+from megatron_ring.config.checks import require
 
 MOST_SLOTS = 1 << 17  # that one program sorts
 MOST_TOKENS = 1024  # beyond, products over gathered rows are faster

@@ -1,0 +1,56 @@
+"""Configuration of text generation. Its fields are the flags. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from megatron_ring.config.checks import require
+from megatron_ring.config.parallel import ParallelConfig
+from megatron_ring.config.sampling import SamplingConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateConfig:
+    """Text from a model."""
+
+    checkpoint: Path
+    """Checkpoint or Hugging Face folder."""
+    tokenizer: Path
+    """Tokenizer directory in Hugging Face layout, chat template included."""
+    prompts: Path | None = None
+    """JSONL or parquet file with a `prompt` (text or messages) in each row, `id` optional (default: standard input, a line
+    each)."""
+    out: Path | None = None
+    """JSONL file for the responses, in order: to a file of prompts written at the end, to typed ones as they come (default:
+    none)."""
+    stream: Literal["auto", "tokens", "responses"] = "auto"
+    """What is shown as it comes; tokens takes decoding steps one by one, which is slower on a GPU. auto: tokens, but for a
+    file of prompts with --out responses."""
+    samples: int = 1
+    """Responses to each prompt."""
+    raw: bool = False
+    """Continue each prompt as plain text, without the chat template."""
+    instruction: str | None = None
+    """Text added to every user message."""
+    seed: int = 0
+    """Seed of sampling."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Parameters' dtype; auto: bf16 on CUDA, fp32 on the CPU."""
+    layer_impl: Literal["native", "te"] = "native"
+    """Layers: torch's and our own kernels, or Transformer Engine's modules with the same parameters (CUDA, bf16)."""
+    exact: bool = False
+    """Kernels that give a token the same bits whatever its batch: the sampler's log-probabilities and expert choices are
+    those of the training forward pass (CUDA, bf16, TP=1)."""
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+
+    def __post_init__(self) -> None:
+        require(self.samples >= 1, f"--samples is {self.samples}, below 1")
+        require(not (self.raw and self.instruction), "--instruction goes into user messages, and --raw has none: drop one")
+
+    @property
+    def streams(self) -> bool:
+        """Whether tokens are shown one by one."""
+        return self.stream == "tokens" or (self.stream == "auto" and (self.prompts is None or self.out is None))

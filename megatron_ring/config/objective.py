@@ -1,0 +1,179 @@
+"""Configurations of what an RL step optimizes: objective, token budget, mismatch correction, reference. Imports no torch.
+
+A setting whose default is None has another one for each objective or correction: `resolved` fills it in.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from megatron_ring.config.checks import require
+
+OBJECTIVE_DEFAULTS: dict[str, dict[str, Any]] = {
+    "c3po": {"clip": 0.2, "clip_high": 0.2, "std": True, "dynamic_sampling": False},
+    "grpo": {"clip": 0.2, "clip_high": 0.2, "std": True, "dynamic_sampling": False},
+    "dapo": {"clip": 0.2, "clip_high": 0.28, "std": True, "dynamic_sampling": True},
+    "dr-grpo": {"clip": 0.2, "clip_high": 0.2, "std": False, "dynamic_sampling": False},
+    "gspo": {"clip": 3e-4, "clip_high": 4e-4, "std": True, "dynamic_sampling": False},
+}
+CORRECTION_DEFAULTS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "tis": {"cap": 2.0},
+    "icepop": {"low": 0.5, "high": 5.0},
+    "kpop": {"phi": 2.0},
+}
+
+
+def _given_or(defaults: dict[str, Any], config: Any) -> dict[str, Any]:
+    """The settings that `defaults` names: what `config` says of each, or else its default."""
+    return {name: default if getattr(config, name) is None else getattr(config, name) for name, default in defaults.items()}
+
+
+@dataclass(frozen=True)
+class BudgetConfig:
+    """The token budget of a C3PO step: exactly so many response tokens carry gradient."""
+
+    tokens: int = 409_600
+    """Phi (response tokens)."""
+    scope: Literal["global", "rank"] = "rank"
+    """Whether Phi counts for the whole step, or per data-parallel rank and is multiplied by their number."""
+    max_rounds: int = 4
+    """Rounds of `prompts_per_step` prompts that a step may sample to reach Phi (or, with dynamic sampling, enough groups)
+    before the run stops and says why."""
+    max_cuts: int | None = None
+    """C3PO++: sampling stops as soon as whole groups hold Phi; unfinished responses go on in the next step, and are dropped
+    once more than so many updates have cut them (default: none are left unfinished)."""
+    order: Literal["in-order", "random", "by-group", "by-advantage", "shortest-first", "longest-first"] = "in-order"
+    """Which responses fill the budget first; in-order is the report's."""
+    schedule: Literal["constant", "linear", "solve-rate"] = "constant"
+    """Phi over the run: constant; linear from `tokens` at the first step to `final_tokens` at the last; or in between by
+    the running share of solved responses."""
+    final_tokens: int | None = None
+    """Phi at the end of a schedule (response tokens)."""
+
+    def __post_init__(self) -> None:
+        require(self.tokens >= 1, f"--budget.tokens is {self.tokens}, below 1")
+        require(self.max_rounds >= 1, f"--budget.max-rounds is {self.max_rounds}, below 1")
+        require(self.max_cuts is None or self.max_cuts >= 1, f"--budget.max-cuts is {self.max_cuts}, below 1")
+        if self.schedule == "constant":
+            require(self.final_tokens is None, "--budget.final-tokens needs --budget.schedule linear or solve-rate")
+        else:
+            require(self.final_tokens is not None, f"--budget.schedule {self.schedule} needs --budget.final-tokens")
+            require((self.final_tokens or 0) >= 1, f"--budget.final-tokens is {self.final_tokens}, below 1")
+
+    def resolve(self, data_size: int) -> tuple[int, int]:
+        """Phi of the whole step (tokens) at the start and at the end of the schedule."""
+        scale = data_size if self.scope == "rank" else 1
+        return self.tokens * scale, (self.final_tokens or self.tokens) * scale
+
+    @property
+    def is_set(self) -> bool:
+        """Whether anything but `max_rounds` was chosen."""
+        return dataclasses.replace(self, max_rounds=1) != BudgetConfig(max_rounds=1)
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """The policy loss. Every formula is in docs/c3po.md."""
+
+    name: Literal["c3po", "grpo", "dapo", "dr-grpo", "gspo"] = "c3po"
+    """c3po: mean over the token budget; the others train on all they keep: grpo: mean over responses of the mean over
+    their tokens; dapo: mean over tokens; dr-grpo: sum over tokens, divided by a constant; gspo: one ratio a response."""
+    clip: float | None = None
+    """Epsilon of the clipped probability ratio, below 1 (default: 0.2; gspo 3e-4)."""
+    clip_high: float | None = None
+    """Epsilon above 1 (default: as below; dapo 0.28, gspo 4e-4)."""
+    kl_beta: float = 1e-3
+    """Weight of the KL term to the reference policy (0: no term)."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    """How the KL is estimated from sampled tokens."""
+    kl_place: Literal["loss", "reward"] = "loss"
+    """Whether the KL is a term of the loss, or is summed over a response and taken off its reward."""
+    alpha_entropy: float = 5e-4
+    """Weight of the entropy bonus."""
+    baseline: Literal["mean", "leave-one-out"] = "mean"
+    """What a reward is compared with: the mean of its group, or that of the group's other responses (RLOO)."""
+    std: bool | None = None
+    """Divide advantages by the group's standard deviation (default: yes; dr-grpo no)."""
+    dynamic_sampling: bool | None = None
+    """Drop groups whose rewards are all equal and sample more prompts in their place (default: no; dapo yes)."""
+    old_logprobs: Literal["sampler", "recomputed"] = "sampler"
+    """Denominator of the ratio: log-probs as the sampler recorded them, or of a training forward before the update."""
+    length_budget: int | None = None
+    """The constant that dr-grpo divides by (tokens; default: the longest response that sampling allows)."""
+
+    def __post_init__(self) -> None:
+        high = self.clip_high
+        require(self.clip is None or 0 < self.clip < 1, f"--objective.clip is {self.clip}, outside (0, 1)")
+        require(high is None or 0 < high < float("inf"), f"--objective.clip-high is {high}, not a positive number")
+        require(self.kl_beta >= 0, f"--objective.kl-beta is {self.kl_beta}, below 0")
+        require(
+            self.length_budget is None or self.name == "dr-grpo",
+            f"--objective.length-budget belongs to dr-grpo, --objective.name is {self.name}",
+        )
+        require((self.length_budget or 1) >= 1, f"--objective.length-budget is {self.length_budget}, below 1")
+
+    def resolved(self, max_new_tokens: int) -> ObjectiveConfig:
+        """The same with the objective's own defaults filled in."""
+        defaults = dict(OBJECTIVE_DEFAULTS[self.name])
+        if self.clip is not None and self.name not in ("dapo", "gspo"):
+            defaults["clip_high"] = self.clip  # symmetric
+        if self.name == "dr-grpo":
+            defaults["length_budget"] = max_new_tokens
+        return dataclasses.replace(self, **_given_or(defaults, self))
+
+
+@dataclass(frozen=True)
+class CorrectionConfig:
+    """What is done about a sampler whose probabilities differ from the trainer's; k is the trainer's over the sampler's."""
+
+    name: Literal["none", "tis", "icepop", "kpop"] = "none"
+    """tis: weigh tokens by k, truncated; icepop: by k, none outside a range; kpop: by k, none whose binary KL is large."""
+    cap: float | None = None
+    """Largest weight of tis (default: 2)."""
+    low: float | None = None
+    """Smallest k that icepop keeps, below 1 (default: 0.5)."""
+    high: float | None = None
+    """Largest k that icepop keeps, above 1 (default: 5)."""
+    phi: float | None = None
+    """Largest binary KL that kpop keeps (nats; default: 2)."""
+    routes: Literal["ignore", "measure", "replay"] = "ignore"
+    """The experts that the sampler chose for response tokens: ignored; compared with the trainer's own choice; or replayed
+    in the trainer's passes in its place."""
+
+    def __post_init__(self) -> None:
+        for owner, defaults in CORRECTION_DEFAULTS.items():
+            for field in defaults:
+                given = getattr(self, field)
+                said = f"--correction.{field} belongs to {owner}, --correction.name is {self.name}"
+                require(given is None or owner == self.name, said)
+                require(given is None or 0 < given < float("inf"), f"--correction.{field} is {given}, not a positive number")
+        own = _given_or(CORRECTION_DEFAULTS[self.name], self)
+        cap, low, high = own.get("cap", 1), own.get("low", 0), own.get("high", 2)
+        require(cap >= 1, f"--correction.cap is {cap}, below 1: no token would keep its weight")
+        require(low < 1 < high, f"--correction.low {low} and --correction.high {high} must lie on either side of 1")
+
+    def resolved(self) -> CorrectionConfig:
+        """The same with the correction's own defaults filled in."""
+        return dataclasses.replace(self, **_given_or(CORRECTION_DEFAULTS[self.name], self))
+
+
+@dataclass(frozen=True)
+class ReferenceConfig:
+    """The policy that the KL term compares with: at first the weights that RL starts from."""
+
+    place: Literal["device", "host", "none"] | None = None
+    """Where its weights wait: on the device, in (pinned) host memory, or there is none (default: device with a KL weight,
+    else none)."""
+    refresh_every: int | None = None
+    """Steps after which the current weights become the reference (default: never)."""
+
+    def __post_init__(self) -> None:
+        every = self.refresh_every
+        require(every is None or every >= 1, f"--reference.refresh-every is {every}, below 1")
+
+    def resolved(self, kl_beta: float) -> ReferenceConfig:
+        """The same with a place."""
+        return dataclasses.replace(self, **_given_or({"place": "device" if kl_beta > 0 else "none"}, self))

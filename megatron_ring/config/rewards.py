@@ -1,0 +1,26 @@
+"""Configuration of the verifiers. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_ring.config.checks import require
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    """Verifiers. Each data-parallel replica scores what it samples, beside the sampling, on its first rank's machine."""
+
+    workers: int = 4
+    """Verifier processes of each data-parallel replica, for each kind it needs (answers, instructions, code)."""
+    time_limit: float = 5.0
+    """Wall-clock limit per response (seconds); past it the reward is 0. Code has limits for each test instead."""
+    compositions: Path | None = None
+    """JSON file of rewards made of several verifiers, by the domain of the prompt files (see docs/rewards.md)."""
+    unsafe_code: bool = False
+    """Run solutions without a sandbox where bubblewrap does not work. For trusted code only: it runs as you do."""
+
+    def __post_init__(self) -> None:
+        require(self.workers >= 1, f"--rewards.workers is {self.workers}, below 1")
+        require(0 < self.time_limit < float("inf"), f"--rewards.time-limit is {self.time_limit}, not a number of seconds")

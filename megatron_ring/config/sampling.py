@@ -1,0 +1,66 @@
+"""How responses are drawn. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from megatron_ring.config.checks import require, require_temperature
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How responses are drawn."""
+
+    temperature: float = 1.0
+    """Softmax temperature; 0 takes the most likely token."""
+    top_p: float = 1.0
+    """Nucleus: the smallest set of tokens with at least this probability is kept, more on a tie (0..1]."""
+    top_k: int = 0
+    """So many most likely tokens are kept (0: all)."""
+    min_p: float = 0.0
+    """Tokens with less than this part of the most likely one's probability are cut (0..1; 0: none)."""
+    max_new_tokens: int = 24_576
+    """Longest response (tokens)."""
+    stop_token_ids: tuple[int, ...] = ()
+    """Token ids that end a response besides the end-of-sequence token; the token stays in it."""
+    stop_strings: tuple[str, ...] = ()
+    """Texts that end a response as soon as it holds one, with special tokens written out or left out; their tokens stay in
+    it."""
+    repetition_tokens: int = 0
+    """End a response whose last so many tokens are one n-gram over and over (0: never)."""
+    repetition_ngram: int = 64
+    """Longest n-gram that counts as repetition (tokens)."""
+    max_batch: int = 256
+    """Sequences decoded together on one data-parallel rank."""
+    prefill_tokens: int = 8192
+    """Prompt tokens computed in one step, at most; longer prompts are computed in pieces, beside the decoding of others."""
+    page_size: int = 32
+    """Tokens of a page of the KV cache."""
+    kv_tokens: int | None = None
+    """Tokens whose keys and values one data-parallel rank holds (default: what its requests need, at most 2 GiB on a CPU
+    and --sampling.kv-fraction of a GPU)."""
+    kv_fraction: float = 0.8
+    """Part of a GPU's free memory that the KV cache may take (0..1]."""
+    cuda_graphs: bool = True
+    """Decode by CUDA graphs where a process holds all layers (PP=1); off: launch each kernel (slower, to compare)."""
+
+    def __post_init__(self) -> None:
+        require_temperature(self.temperature, "--sampling.temperature")
+        require(0 < self.top_p <= 1, f"--sampling.top-p is {self.top_p}, outside (0, 1]")
+        require(0 <= self.min_p <= 1, f"--sampling.min-p is {self.min_p}, outside 0..1")
+        require(0 < self.kv_fraction <= 1, f"--sampling.kv-fraction is {self.kv_fraction}, outside (0, 1]")
+        require("" not in self.stop_strings, "--sampling.stop-strings: an empty text would end every response")
+        least = {"top_k": 0, "repetition_tokens": 0, "repetition_ngram": 1, "max_new_tokens": 1, "max_batch": 1,
+                 "prefill_tokens": 1, "page_size": 1, "kv_tokens": 1}  # fmt: skip
+        for name, lowest in least.items():
+            value = getattr(self, name)
+            require(value is None or value >= lowest, f"--sampling.{name.replace('_', '-')} is {value}, below {lowest}")
+        require(
+            self.repetition_tokens != 1,
+            "--sampling.repetition-tokens is 1: give at least 2 tokens, or 0 for none",
+        )
+
+    @property
+    def whole_distribution(self) -> bool:
+        """Whether nothing is cut from the distribution that tokens are drawn from."""
+        return self.top_p == 1 and self.top_k == 0 and self.min_p == 0

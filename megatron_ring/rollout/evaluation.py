@@ -1,0 +1,91 @@
+"""Sampling and scoring prompts that nothing is trained on: for `evaluate`, and beside training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from megatron_ring.config.operations import HeldOutConfig
+from megatron_ring.config.rl import RLConfig
+from megatron_ring.config.sampling import SamplingConfig
+from megatron_ring.data.files import read_prompts
+from megatron_ring.data.prompts import StreamPrompt
+from megatron_ring.data.schedule import PromptSource
+from megatron_ring.data.tokenizer import RingTokenizer
+from megatron_ring.rollout.records import ScoredRollout
+from megatron_ring.rollout.sampling import open_rollouts, sample_rollouts
+from megatron_ring.rollout.scoring import RolloutScorer, check_prompts
+from megatron_ring.sampler.sampler import Sampler
+
+
+def evaluate_prompts(
+    prompts: Sequence[StreamPrompt], sampler: Sampler, tokenizer: RingTokenizer, scorer: RolloutScorer, *,
+    samples: int, seed: int, instruction: str | None, on_progress: Callable[[int], None] | None = None,
+) -> list[ScoredRollout]:  # fmt: skip
+    """`samples` scored responses to each prompt, ordered, on every rank."""
+    asked = open_rollouts(
+        prompts, tokenizer, samples=samples, seed=seed, max_new_tokens=sampler.sampling.max_new_tokens,
+        instruction=instruction,
+    )  # fmt: skip
+    scorer.start()
+    rollouts, _ = sample_rollouts(sampler, asked, version=0, on_progress=on_progress, on_rollout=scorer.submit)
+    return scorer.finish(rollouts)
+
+
+def summarize(scored: Sequence[ScoredRollout]) -> dict[str, Any]:
+    """pass@1 (mean reward) over all and by domain, and how long the responses were."""
+
+    def part(items: Sequence[ScoredRollout]) -> dict[str, Any]:
+        mean = sum(item.reward for item in items) / len(items)
+        problems = {(item.rollout.domain, item.rollout.prompt_id) for item in items}
+        return {"problems": len(problems), "pass_at_1": mean}
+
+    domains = sorted({item.rollout.domain for item in scored})
+    return {
+        **part(scored),
+        "by_domain": {name: part([item for item in scored if item.rollout.domain == name]) for name in domains},
+        "response_length_mean": sum(item.rollout.response_length for item in scored) / len(scored),
+        "truncated_fraction": sum(item.rollout.finish_reason == "length" for item in scored) / len(scored),
+    }
+
+
+class HeldOut:
+    """Held-out evaluation of a run, every so many steps and after the last.
+
+    Raises:
+        UserError: the prompts cannot be read, have a domain without a verifier, or an answer that it cannot use.
+    """
+
+    def __init__(self, config: RLConfig, tokenizer: RingTokenizer) -> None:
+        self.config: HeldOutConfig = config.evaluation
+        self._run, self._tokenizer = config, tokenizer
+        self.sampling: SamplingConfig = self.config.sampling(config.sampling)
+        self.prompts: list[StreamPrompt] = []
+        self._sampler: Sampler | None = None
+        if self.config.prompts is not None:
+            records = read_prompts(self.config.prompts)
+            check_prompts([PromptSource("evaluation", self.config.prompts, tuple(records))], config.rewards)
+            self.prompts = [StreamPrompt(position, record) for position, record in enumerate(records)]
+
+    @property
+    def domains(self) -> set[str]:
+        """What must be scored."""
+        return {prompt.record.domain for prompt in self.prompts}
+
+    def due(self, steps: int) -> bool:
+        """Whether there is an evaluation after so many steps."""
+        return bool(self.prompts) and (steps % self.config.every == 0 or steps == self._run.steps)
+
+    def measure(self, sampler: Sampler, scorer: RolloutScorer) -> dict[str, float]:
+        """Figures of the weights as they are. `sampler` is the training's: its cache is freed, and so is this one's."""
+        sampler.release()
+        held = Sampler(sampler.model, sampler.context, self.sampling, sampler.eos_id, self._tokenizer.decode)
+        scored = evaluate_prompts(
+            self.prompts, held, self._tokenizer, scorer, samples=self.config.samples_per_problem,
+            seed=self._run.seed, instruction=self._run.data.instruction,
+        )  # fmt: skip
+        held.release()
+        found = summarize(scored)
+        by_domain, _ = found.pop("by_domain"), found.pop("problems")
+        figures = {f"evaluation/{name}": value for name, value in found.items()}
+        return figures | {f"evaluation/pass_at_1/{name}": part["pass_at_1"] for name, part in by_domain.items()}

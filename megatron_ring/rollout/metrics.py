@@ -1,0 +1,120 @@
+"""What an RL step leaves behind: its figures for metrics.jsonl and its responses for rollouts/."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from megatron_ring.data.records import PromptRecord
+from megatron_ring.data.tokenizer import RingTokenizer
+from megatron_ring.rollout.collecting import CollectedStep
+from megatron_ring.rollout.records import ScoredRollout
+from megatron_ring.training.trainer import StepResult
+
+
+def _reward_and_length(items: list[ScoredRollout], suffix: str) -> dict[str, float]:
+    rewards = torch.tensor([item.reward for item in items], dtype=torch.float64)
+    lengths = [item.rollout.response_length for item in items]
+    return {
+        f"reward/mean{suffix}": rewards.mean().item(),
+        f"reward/std{suffix}": rewards.std(correction=0).item(),
+        f"response_length/mean{suffix}": sum(lengths) / len(lengths),
+        f"response_length/max{suffix}": max(lengths),
+    }
+
+
+def _parts(items: list[ScoredRollout], suffix: str) -> dict[str, float]:
+    """Mean of each part, gate and length penalty of composed rewards, over the responses that have it."""
+    values: dict[str, list[float]] = {}
+    for item in items:
+        for group in ("parts", "gates"):
+            for name, (value, _) in item.detail.get(group, {}).items():
+                values.setdefault(f"reward_{group}/{name}", []).append(value)
+        if "length_penalty" in item.detail:
+            values.setdefault("reward_length_penalty", []).append(item.detail["length_penalty"])
+    return {name + suffix: sum(found) / len(found) for name, found in values.items()}
+
+
+def sampling_metrics(collected: CollectedStep, by_domain: bool) -> dict[str, Any]:
+    """The figures of a step's responses under the names of the metrics contract; docs/c3po.md says what each means.
+    `by_domain`: those of each domain, too."""
+    scored = collected.scored
+    domains = sorted({item.rollout.domain for item in scored})
+    metrics: dict[str, Any] = _reward_and_length(scored, "") | _parts(scored, "")
+    for domain in domains if by_domain else []:
+        items = [item for item in scored if item.rollout.domain == domain]
+        metrics |= _reward_and_length(items, f"/{domain}") | _parts(items, f"/{domain}")
+    truncated = sum(item.rollout.finish_reason == "length" for item in scored)
+    return metrics | {
+        "response_length/truncated_fraction": truncated / len(scored),
+        "tokens/generated": collected.generated_tokens,
+        "tokens/discarded_fraction": 1 - collected.trained_tokens / sum(item.rollout.response_length for item in scored),
+        "sampling_rounds": collected.rounds,
+        "groups/equal_rewards_fraction": collected.selection.equal_fraction,
+        **(_staleness(collected) if collected.unfinished else {}),
+        **{f"unfinished/{name}": count for name, count in collected.unfinished.items()},
+    }
+
+
+def update_metrics(collected: CollectedStep, result: StepResult) -> dict[str, Any]:
+    """The figures of a step's update, likewise."""
+    kl = collected.selection.kl
+    return {
+        "tokens/trained": result.loss_tokens,
+        "tokens/budget": collected.budget or result.loss_tokens,
+        "grad_norm": result.grad_norm,
+        "entropy": result.mean("entropy_sum"),
+        "kl": result.mean("kl_sum") if kl is None else kl,
+        "clip_fraction": result.mean("clipped_tokens"),
+        "loss/policy": result.mean("policy_loss_sum"),
+        "loss/balance": result.balance,
+        "loss/z": result.z,
+        "mismatch/logprob_abs_mean": result.mean("mismatch_logprob_abs_sum"),
+        "mismatch/logprob_abs_max": result.maxima["mismatch_logprob_abs_max"],
+        "mismatch/masked_fraction": result.mean("corrected_away_tokens"),
+        **({} if result.router_disagreement is None else {"mismatch/router_disagreement": result.router_disagreement}),
+    }
+
+
+def packed_fraction(collected: CollectedStep, micro_batches: int, capacity: int) -> float:
+    """Share of the update's computed tokens that are some response's or its prompt's, not padding; `micro_batches` of all
+    data-parallel ranks, of `capacity` tokens each."""
+    kept = zip(collected.scored, collected.selection.trained, strict=True)
+    tokens = sum(len(item.rollout.prompt_tokens) + trained for item, trained in kept if trained)
+    return tokens / (micro_batches * capacity)
+
+
+def _staleness(collected: CollectedStep) -> dict[str, float]:
+    """By how many updates the trained tokens are older than this step's weights."""
+    ages: dict[int, int] = {}  # age -> tokens
+    for item, left in zip(collected.scored, collected.selection.trained, strict=True):
+        for version, count in item.rollout.completion.versions:
+            ages[collected.step - version] = ages.get(collected.step - version, 0) + min(count, left)
+            left -= min(count, left)
+    tokens = sum(ages.values())
+    return {
+        "staleness/mean": sum(age * count for age, count in ages.items()) / tokens,
+        "staleness/max": max(age for age, count in ages.items() if count),
+        "staleness/older_fraction": 1 - ages.get(0, 0) / tokens,
+    }
+
+
+def rollout_row(item: ScoredRollout, trained: int, record: PromptRecord, tokenizer: RingTokenizer) -> dict[str, Any]:
+    """A response as `rollouts/step_N.jsonl` has it; `trained` tokens of it carry gradient."""
+    rollout = item.rollout
+    return {
+        "prompt_id": rollout.prompt_id,
+        "domain": rollout.domain,
+        "sample": rollout.sample,
+        "prompt": record.prompt,
+        "response": tokenizer.decode(rollout.completion.tokens),
+        "answer": record.answer,
+        "reward": item.reward,
+        "reason": item.reason,
+        "tokens": rollout.response_length,
+        "trained_tokens": trained,
+        "finish_reason": rollout.finish_reason,
+        "versions": rollout.completion.versions,
+        **({"detail": dict(item.detail)} if item.detail else {}),
+    }

@@ -1,0 +1,1 @@
+"""What surrounds any stage: its start, the run directory, metrics, alarms, watch, phases, progress, continuing."""

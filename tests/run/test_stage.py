@@ -1,0 +1,66 @@
+"""Where first weights come from: a run's `latest` stands for the checkpoint that it names, the same one on every rank."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from megatron_ring.config.optimizer import RouterLossConfig
+from megatron_ring.config.parallel import ParallelConfig
+from megatron_ring.config.presets import RING_TINY
+from megatron_ring.errors import UserError
+from megatron_ring.planning.checks import Checks
+from megatron_ring.run.stage import resolve_shape
+
+
+def saved(folder: str) -> None:
+    """Two checkpoints whose final norm holds their step."""
+    from megatron_ring.checkpoint.saving import save_checkpoint
+    from megatron_ring.run.stage import set_first_weights, start_stage
+
+    stage = start_stage(RING_TINY, ParallelConfig(), RouterLossConfig(0.0, 0.0), 0, "fp32")
+    set_first_weights(stage, None, 0)
+    for step in (3, 5):
+        stage.model.decoder.final_layernorm.weight.data.fill_(step)
+        save_checkpoint(Path(folder), step, stage.model, None, stage.context, {})
+
+
+def loaded(folder: str) -> float:
+    """Rank 1 reads `latest` after the run has moved it."""
+    from megatron_ring.parallel import collectives
+    from megatron_ring.run import stage as under_test
+
+    latest = Path(folder) / "latest"
+    stage = under_test.start_stage(RING_TINY, ParallelConfig(expert=2), RouterLossConfig(0.0, 0.0), 0, "fp32")
+    moved = Path(folder) / "moved" / "latest"
+    mine = latest if stage.context.rank == 0 else moved
+    if stage.context.is_main:
+        moved.parent.mkdir()
+        moved.write_text("../step_3\n")
+    collectives.barrier()
+    under_test.set_first_weights(stage, mine, 0)
+    return stage.model.decoder.final_layernorm.weight.mean().item()
+
+
+def test_latest_of_a_run(run_on, tmp_path: Path) -> None:
+    run_on(1, saved, str(tmp_path))
+    latest = tmp_path / "latest"
+    assert latest.read_text() == "step_5\n" and resolve_shape(None, latest) == RING_TINY
+    checks = Checks()
+    assert checks.shape(None, latest, "--init-from", None) == RING_TINY and not checks.left
+    assert checks.done == [f"--init-from {tmp_path / 'step_5'}: the model's shape"]
+    assert run_on(2, loaded, str(tmp_path)) == [5.0, 5.0]
+
+
+def test_what_is_no_checkpoint(tmp_path: Path) -> None:
+    latest, other = tmp_path / "latest", tmp_path / "other"
+    latest.write_text("step_9\n")
+    with pytest.raises(UserError, match=r"latest names .*step_9: no such checkpoint"):
+        resolve_shape(None, latest)
+    other.write_text("step_9\n")
+    with pytest.raises(UserError, match=r"^[^ ]*other: no such checkpoint"):
+        resolve_shape(None, other)
+    (tmp_path / "folder" / "latest").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"config\.json"):  # a folder of that name is a folder
+        resolve_shape(None, tmp_path / "folder" / "latest")
