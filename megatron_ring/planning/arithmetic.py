@@ -87,7 +87,7 @@ def rollouts_line(config: RLConfig, model: ModelConfig, data: int) -> Line:
 def _budget_lines(config: RLConfig, data: int, world: int, responses: int) -> list[Line]:
     capacity = config.data.micro_batch_tokens
     most = responses * config.sampling.max_new_tokens
-    if config.objective.name != "c3po":
+    if not config.objective.has_budget:
         fills = math.ceil(most / data / capacity)
         micro = f"{capacity:,} tokens; as many as the responses fill, up to {fills:,} on each rank"
         return [("token budget", f"none: all kept responses are trained, up to {most:,} tokens"), ("micro-batches", micro)]
@@ -108,7 +108,7 @@ def _budget_lines(config: RLConfig, data: int, world: int, responses: int) -> li
 
 def micro_batches(config: RLConfig, data: int) -> int:
     """Micro-batches of a step on each rank, at least."""
-    if config.objective.name != "c3po":
+    if not config.objective.has_budget:
         return 1
     return math.ceil(min(config.budget.resolve(data)) / data / config.data.micro_batch_tokens)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from megatron_ring.algorithm.policy import Objective
+from megatron_ring.algorithm.objective import Objective
 from megatron_ring.config.rl import RLConfig
 from megatron_ring.data.packing import PolicyBatch, policy_batch
 from megatron_ring.data.prompts import PromptStream, StreamPrompt
@@ -169,7 +169,7 @@ def pack_step(
     chosen = collected.selection
     every = zip(collected.scored, chosen.advantages, chosen.trained, strict=True)
     kept = [(item.rollout, advantage, trained) for item, advantage, trained in every if trained]
-    weights = objective.token_weights([n for _, _, n in kept]).tolist()
+    weights = objective.token_weights([n for _, _, n in kept])
     lengths = [len(rollout.prompt_tokens) + n for rollout, _, n in kept]
     capacity = config.data.micro_batch_tokens
     mine, completions = deal_rollouts([rollout for rollout, _, _ in kept], lengths, capacity, config.seed, context)
