@@ -23,12 +23,12 @@ def evaluate_prompts(
     samples: int, seed: int, instruction: str | None, on_progress: Callable[[int], None] | None = None,
 ) -> list[ScoredRollout]:  # fmt: skip
     """`samples` scored responses to each prompt, ordered, on every rank."""
-    asked = open_rollouts(
+    to_sample = open_rollouts(
         prompts, tokenizer, samples=samples, seed=seed, max_new_tokens=sampler.sampling.max_new_tokens,
         instruction=instruction,
     )  # fmt: skip
     scorer.start()
-    rollouts, _ = sample_rollouts(sampler, asked, version=0, on_progress=on_progress, on_rollout=scorer.submit)
+    rollouts, _ = sample_rollouts(sampler, to_sample, version=0, on_progress=on_progress, on_rollout=scorer.submit)
     return scorer.finish(rollouts)
 
 
@@ -79,13 +79,15 @@ class HeldOut:
     def measure(self, sampler: Sampler, scorer: RolloutScorer) -> dict[str, float]:
         """Figures of the weights as they are. `sampler` is the training's: its cache is freed, and so is this one's."""
         sampler.release()
-        held = Sampler(sampler.model, sampler.context, self.sampling, sampler.eos_id, self._tokenizer.decode)
-        scored = evaluate_prompts(
-            self.prompts, held, self._tokenizer, scorer, samples=self.config.samples_per_problem,
-            seed=self._run.seed, instruction=self._run.data.instruction,
-        )  # fmt: skip
-        held.release()
-        found = summarize(scored)
-        by_domain, _ = found.pop("by_domain"), found.pop("problems")
-        figures = {f"evaluation/{name}": value for name, value in found.items()}
+        held_out = Sampler(sampler.model, sampler.context, self.sampling, sampler.eos_id, self._tokenizer.decode)
+        try:
+            scored = evaluate_prompts(
+                self.prompts, held_out, self._tokenizer, scorer, samples=self.config.samples_per_problem,
+                seed=self._run.seed, instruction=self._run.data.instruction,
+            )  # fmt: skip
+        finally:
+            held_out.release()
+        summary = summarize(scored)
+        by_domain, _ = summary.pop("by_domain"), summary.pop("problems")
+        figures = {f"evaluation/{name}": value for name, value in summary.items()}
         return figures | {f"evaluation/pass_at_1/{name}": part["pass_at_1"] for name, part in by_domain.items()}

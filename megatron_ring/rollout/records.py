@@ -71,6 +71,11 @@ class ScoredRollout:
     reason: str
     detail: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def key(self) -> tuple[int, int]:
+        """The prompt's position in the stream, and which of its responses this is: unlike any other's."""
+        return self.rollout.prompt_index, self.rollout.sample
+
     def __post_init__(self) -> None:
         if not math.isfinite(self.reward):
             raise ValueError(f"prompt {self.rollout.prompt_id!r}: the reward {self.reward} is not finite")

@@ -25,7 +25,7 @@ OFFLOAD = "--offload-optimizer"
 def observed(flags: list[str]) -> list[tuple[str, dict[str, int], dict[str, int]]]:
     """Run the main here; the trainer's storages whenever something that matters begins, in order."""
     from megatron_ring.checkpoint import saving
-    from megatron_ring.rollout import rl_run
+    from megatron_ring.rollout import opening
     from megatron_ring.sampler.sampler import Sampler
     from megatron_ring.training import first_pass, reference
     from megatron_ring.training.trainer import Trainer
@@ -49,7 +49,7 @@ def observed(flags: list[str]) -> list[tuple[str, dict[str, int], dict[str, int]
             trainers.append(self)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rl_run, "Trainer", Watched)
+        patch.setattr(opening, "Trainer", Watched)
         for owner, name in ((Sampler, "_forward"), (first_pass, "evaluated_logprobs"), (reference, "evaluated_logprobs"),
                             (Trainer, "train_step"), (saving, "_pieces")):  # fmt: skip
             watch(owner, name)

@@ -16,10 +16,10 @@ import time
 from pathlib import Path
 from types import FrameType
 
-# A phase is a function of a file. Most run below `RLRun.step`, whose frame knows the step; a save's thread knows its own.
+# A phase is a function of a file. Most run below `rl.reinforce`, whose frame knows the step; a save's thread knows its own.
 PHASES = {
     "sampling": ("sampler.py", "generate"),
-    "scoring": ("rollout_rewards.py", "finish"),
+    "scoring": ("scoring.py", "finish"),
     "training": ("trainer.py", "train_step"),
     "saving": ("saving.py", "_write"),
 }
@@ -35,7 +35,7 @@ def _step_inside(frame: FrameType | None, phase: str) -> int:
             inside = True
             if phase == "saving":
                 step = frame.f_locals["save"].step
-        elif name == ("rl_run.py", "step"):
+        elif name == ("rl.py", "reinforce"):
             step = frame.f_locals["step"]
         frame = frame.f_back
     return step if inside else -1
