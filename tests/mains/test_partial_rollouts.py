@@ -73,7 +73,8 @@ def collected(data: Path, parallel: ParallelConfig, through_bytes: bool) -> dict
                 collector.pool = rebuilt([[about for about, _ in again]], whole, source, collector.open)
     taken = collector.stream.state_dict()["position"]
     largest = _largest_difference(model, steps) if here.world_size == 1 else 0.0
-    return {"steps": steps, "selections": selections, "open": collector.pool.open, "finished": collector.pool.finished, "taken": taken,
+    pool = collector.pool
+    return {"steps": steps, "selections": selections, "open": pool.open, "finished": pool.finished, "taken": taken,
             "difference": largest}  # fmt: skip
 
 
