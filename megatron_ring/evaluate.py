@@ -66,7 +66,9 @@ def main(config: EvaluateConfig) -> None:
     sampler = Sampler(stage.model, stage.context, config.sampling, tokenizer.eos_id, tokenizer.decode)
     mine = len(prompts[stage.context.data_rank :: stage.context.data_size]) * config.samples_per_problem
     with (
-        open_scorer(config.rewards, {prompt.record.domain for prompt in prompts}, tokenizer, stage.context) as scorer,
+        open_scorer(
+            config.rewards, {prompt.record.domain for prompt in prompts}, tokenizer, stage.context, sampler
+        ) as scorer,  # fmt: skip
         Progress("evaluate", mine, 0, stage.context.is_main, unit="response") as progress,
     ):
         scored = evaluate_prompts(

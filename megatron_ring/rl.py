@@ -49,7 +49,7 @@ def main(config: RLConfig) -> None:
     announce(run, start)
     context, folder = run.stage.context, run.directory.checkpoints
     with (
-        open_scorer(config.rewards, run.domains, run.tokenizer, context) as scorer,
+        open_scorer(config.rewards, run.domains, run.tokenizer, context, run.sampler) as scorer,
         CheckpointSaver(folder, context, config.keep_last, config.async_save) as saver,
         Progress("rl", config.steps, start, context.is_main) as progress,
     ):

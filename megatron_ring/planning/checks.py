@@ -65,13 +65,15 @@ class Checks:
         return tokenizer
 
     def prompts(
-        self, path: Path, flag: str, rewards: RewardConfig, training: RLDataConfig | None = None, steps: int | None = None
-    ) -> list[PromptRecord] | None:
+        self, path: Path, flag: str, rewards: RewardConfig, training: RLDataConfig | None = None, steps: int | None = None,
+        whole_groups: bool = True,
+    ) -> list[PromptRecord] | None:  # fmt: skip
         """The prompts, each of whose domains has a verifier that can use the answer; None where the file is not there.
 
         Args:
             training: of a run that trains on them, which may take a stage file, and choose by solve rate.
             steps: of that run.
+            whole_groups: whether its rounds sample all responses to a prompt.
 
         Raises:
             UserError: a malformed file, a domain that nothing scores, an answer that its verifier cannot use.
@@ -82,7 +84,7 @@ class Checks:
         from megatron_ring.data.files import read_prompts
         from megatron_ring.data.schedule import read_schedule, single_source
         from megatron_ring.rewards.composition import read_compositions
-        from megatron_ring.rewards.scorer import check_answers, verifiers_of
+        from megatron_ring.rewards.scorer import check_answers, check_domain
 
         if training is None:
             schedule = single_source(read_prompts(path), path)
@@ -96,7 +98,7 @@ class Checks:
         for source in schedule.sources:
             for domain in source.domains:
                 try:
-                    verifiers_of(domain, composed)
+                    check_domain(domain, composed, whole_groups)
                 except UserError as error:
                     raise UserError(f"{flag} {source.path}: {error}") from None
             check_answers(source.answers(), composed)

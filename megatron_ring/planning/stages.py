@@ -32,7 +32,10 @@ def plan_rl(config: RLConfig) -> None:
     config.check(data)
     config.check_model(shape)
     tokenizer = checks.tokenizer(config.data.tokenizer, "--data.tokenizer", shape)
-    prompts = checks.prompts(config.data.prompts, "--data.prompts", config.rewards, config.data, config.steps)
+    whole_groups = config.budget.max_cuts is None
+    prompts = checks.prompts(
+        config.data.prompts, "--data.prompts", config.rewards, config.data, config.steps, whole_groups
+    )  # fmt: skip
     prompt = checks.longest_prompt(prompts, tokenizer, config.data.instruction)
     if config.evaluation.prompts is not None:
         held = checks.prompts(config.evaluation.prompts, "--evaluation.prompts", config.rewards)

@@ -69,7 +69,8 @@ def read_prompts_of(config: RLConfig) -> PromptSchedule:
     prompts = read_schedule(data.prompts, data.min_solve_rate, data.max_solve_rate)
     # A run that has begun cannot change its prompts; of the time before answers were checked it may have any.
     begun = latest_checkpoint(config.run_dir / "checkpoints") is not None
-    check_prompts(prompts.sources, config.rewards, answers=not begun)
+    whole_groups = config.budget.max_cuts is None
+    check_prompts(prompts.sources, config.rewards, answers=not begun, whole_groups=whole_groups)
     return prompts
 
 

@@ -15,7 +15,7 @@ from megatron_ring.rollout.lines import write_lines
 from megatron_ring.rollout.metrics import rollout_row
 from megatron_ring.rollout.offload import SamplingOffload
 from megatron_ring.rollout.policy_update import PolicyUpdate
-from megatron_ring.rollout.records import ScoredRollout
+from megatron_ring.rollout.records import Key, ScoredRollout
 from megatron_ring.rollout.select import Selection
 from megatron_ring.run.alarms import Alarm
 from megatron_ring.run.directory import RunDirectory
@@ -101,7 +101,7 @@ class RLState:
 
     def _write_responses(self, outcome: StepOutcome, steps: int) -> None:
         collected, selection, scored = outcome.collected, outcome.selection, list[ScoredRollout]()
-        trained: dict[tuple[int, int], int] = {}
+        trained: dict[Key, int] = {}
         if collected is not None and selection is not None:
             scored = collected.scored
             trained = {item.key: count for item, count in zip(selection.kept, selection.trained, strict=True)}

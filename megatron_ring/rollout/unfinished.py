@@ -21,12 +21,11 @@ from megatron_ring.errors import UserError
 from megatron_ring.parallel import collectives
 from megatron_ring.parallel.context import ParallelContext
 from megatron_ring.rollout.pool import Group, RolloutPool
-from megatron_ring.rollout.records import ScoredRollout
+from megatron_ring.rollout.records import Key, ScoredRollout
 from megatron_ring.rollout.sampling import OpenRollout
 from megatron_ring.sampler.completion import Completion, number_array, token_array
 
 Held = list[tuple[dict[str, Any], Completion]]  # of each response what is said of it, and its tokens
-Key = tuple[int, int]  # prompt's position in the stream, sample
 NAME = re.compile(r"unfinished(?:_(\d+))?\.safetensors")  # without a number: of all replicas
 
 
