@@ -78,7 +78,7 @@ class Objective(ABC):
         return clipped_surrogate(log_ratio, advantages, settings.clip_low, settings.clip_high)
 
     def clipped(self, log_ratio: Tensor, advantages: Tensor, settings: LossSettings) -> Tensor:
-        """[T] bool: where the surrogate has no gradient because its ratio is out of bounds; for the metrics."""
+        """[T] bool: where the bounds act on a token; for the metrics."""
         return clipped_tokens(log_ratio, advantages, settings.clip_low, settings.clip_high)
 
 
