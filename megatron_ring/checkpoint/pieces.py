@@ -18,9 +18,9 @@ from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories
 
 from megatron_ring.checkpoint.tensor_rules import Box, Shape
+from megatron_ring.config.declarations import VOCABULARY_TABLES
 from megatron_ring.model.ring_model import RingModel
 
-VOCABULARY_TABLES = ("embedding.word_embeddings.weight", "output_layer.weight")
 MOMENTS = ("exp_avg", "exp_avg_sq")
 MASTER = "fp32_param"
 

@@ -11,8 +11,9 @@ from collections.abc import Callable
 
 import torch
 
-from megatron_ring.checkpoint.pieces import VOCABULARY_TABLES, Piece, weight_pieces
+from megatron_ring.checkpoint.pieces import Piece, weight_pieces
 from megatron_ring.checkpoint.tensor_rules import Rule, rules_for
+from megatron_ring.config.declarations import VOCABULARY_TABLES
 from megatron_ring.model.ring_model import RingModel
 
 TensorSource = Callable[[str], torch.Tensor]
