@@ -42,7 +42,8 @@ if TYPE_CHECKING:
     from tools.bench_train_measure import Measurement
     from tools.bench_train_work import Contender, PackedTokens
 
-Rival = Literal["mcore-stock", "te", "transformers", "ring-te"]
+Rival = Literal["mcore-stock", "te", "transformers", "ring-te", "apex", "apex-gradients", "apex-adam"]
+APEX: dict[str, Literal["both", "gradients", "adam"]] = {"apex": "both", "apex-gradients": "gradients", "apex-adam": "adam"}
 OPTIMIZER_BYTES = 30  # per parameter: read gradient, master and both moments in fp32, write the latter three and bf16
 
 
@@ -71,7 +72,8 @@ class Bench:
     layer_impl: Literal["native", "te"] = "native"
     """Layers of our model: torch's and our own kernels, or Transformer Engine's modules."""
     compare: tuple[Rival, ...] = ()
-    """Others to measure: megatron-core as it comes, the same on Transformer Engine, transformers, ours on the second."""
+    """Others to measure: megatron-core as it comes, the same on Transformer Engine, transformers; ours on the second, and
+    with NVIDIA Apex's weight gradients and Adam, or one of them."""
     repeats: int = 3
     """Rounds of each contender."""
     steps: int = 5
@@ -185,7 +187,10 @@ def build(
     if name in ("mcore-stock", "te"):
         return rivals.build_mcore(name == "te", *common)
     model = ring.build_ring(shape, context, dtype, "te" if name == "ring-te" else config.layer_impl, config.recompute)
-    return ring.TrainedRing(model, context, batches, config.moments) if config.optimizer else ring.BareRing(model, batches)
+    if config.optimizer:
+        return ring.TrainedRing(model, context, batches, config.moments, APEX.get(name, "off"))
+    require(name not in APEX, f"--compare {name}: give --optimizer, without which there are no buffers and no update")
+    return ring.BareRing(model, batches)
 
 
 def measure_group(config: Bench, names: list[str], *common: Any) -> dict[str, dict[str, Any]]:
