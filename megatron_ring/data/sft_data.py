@@ -9,13 +9,29 @@ import itertools
 import random
 from array import array
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
+from megatron_ring.config.sft import SFTDataConfig
+from megatron_ring.data.files import read_sft
 from megatron_ring.data.packing import MicroBatch, empty_microbatch, pack_sequences, plan_packs
 from megatron_ring.data.records import SFTRecord
 from megatron_ring.data.sequences import TokenSequence
 from megatron_ring.data.tokenizer import RingTokenizer
 from megatron_ring.errors import UserError
+
+
+def load_datasets(config: SFTDataConfig, tokenizer: RingTokenizer, seed: int) -> tuple[SFTDataset, SFTDataset | None]:
+    """The packed training and validation conversations; `UserError` names the file that is at fault."""
+
+    def load(path: Path) -> SFTDataset:
+        try:
+            records = read_sft(path)
+            return SFTDataset(records, tokenizer, config.context_length, config.global_batch, seed, config.overlong)
+        except UserError as error:
+            raise UserError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from None
+
+    return load(config.train), load(config.validation) if config.validation else None
 
 
 class SFTDataset:
