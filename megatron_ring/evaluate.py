@@ -33,10 +33,11 @@ def main(config: EvaluateConfig) -> None:
     config = replace(config, checkpoint=checkpoint_folder(config.checkpoint))
     shape = resolve_shape(None, config.checkpoint)
 
-    from megatron_ring.data.files import check_target, read_prompts, write_atomically
+    from megatron_ring.data.files import read_prompts
     from megatron_ring.data.prompts import StreamPrompt, too_long
     from megatron_ring.data.schedule import PromptSource
     from megatron_ring.data.tokenizer import RingTokenizer
+    from megatron_ring.data.writing import check_target, write_atomically
     from megatron_ring.parallel.context import rank_from_environment
     from megatron_ring.rollout.evaluation import evaluate_prompts, summarize
     from megatron_ring.rollout.lines import write_lines

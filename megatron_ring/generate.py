@@ -36,8 +36,9 @@ def main(config: GenerateConfig) -> None:
 
     shape = resolve_shape(None, config.checkpoint)
 
-    from megatron_ring.data.files import append, check_target, read_questions, write_atomically
+    from megatron_ring.data.files import read_questions
     from megatron_ring.data.tokenizer import RingTokenizer
+    from megatron_ring.data.writing import append, check_target, write_atomically
     from megatron_ring.parallel.context import rank_from_environment
     from megatron_ring.run.stage import set_first_weights, start_stage
     from megatron_ring.sampler.sampler import Sampler

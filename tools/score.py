@@ -25,7 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from megatron_ring.data.files import count_parquet_rows, parquet_rows, write_rows
+from megatron_ring.data.rows import count_parquet_rows, parquet_rows, write_rows
 from megatron_ring.errors import UserError, run_main
 from megatron_ring.rewards import Reward, RewardPool, Scorer, ScoreRequest
 from megatron_ring.rewards.scorer import PendingReward

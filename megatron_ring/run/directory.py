@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import yaml
 
 from megatron_ring.algorithm.histogram import Histogram
-from megatron_ring.data.files import write_atomically
+from megatron_ring.data.writing import write_atomically
 from megatron_ring.errors import UserError
 
 

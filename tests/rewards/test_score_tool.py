@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from megatron_ring.data.files import parquet_rows, write_rows
+from megatron_ring.data.rows import parquet_rows, write_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 
