@@ -123,7 +123,7 @@ def _with_reasoning(role: str, reasoning: str, content: str, where: str) -> str:
     if role != "assistant":
         raise RecordError(f"{where} has reasoning, but role {role}: only an assistant reasons")
     if "<think>" in content or "</think>" in content:
-        if reasoning.strip() in content:
+        if content.partition("</think>")[0].strip().removeprefix("<think>").strip() == reasoning.strip():
             return content  # it is there twice
         raise RecordError(f"{where} has reasoning beside a content with <think>: keep one of the two")
     return f"<think>\n{reasoning.strip()}\n</think>\n\n{content}"

@@ -86,8 +86,9 @@ def _is_list(beginning: bytes) -> bool:
     return beginning.lstrip(b"\xef\xbb\xbf \r\n\t").startswith(b"[")
 
 
-def parse_line(line: bytes) -> Any:
-    """JSON as plain values. Raises `RecordError`, which says where in the line."""
+def parse_line(line: bytes, surrogates: bool = False) -> Any:
+    """JSON as plain values. Raises `RecordError`, which says where in the line; halves of surrogate pairs, which no file of
+    text can hold, are refused unless they are allowed."""
     try:
         text = line.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -101,7 +102,11 @@ def parse_line(line: bytes) -> Any:
         raise RecordError("a number has too many digits: write it as text") from None
     except RecursionError:
         raise RecordError("nested too deeply: flatten the object") from None
-    if "\\ud" in text.lower() and any("\ud800" <= letter <= "\udfff" for letter in json.dumps(row, ensure_ascii=False)):
+    if (
+        not surrogates
+        and "\\ud" in text.lower()
+        and any("\ud800" <= letter <= "\udfff" for letter in json.dumps(row, ensure_ascii=False))
+    ):
         raise RecordError("holds half of a surrogate pair (\\ud800 to \\udfff): remove the broken character")
     return row
 
