@@ -126,7 +126,7 @@ def _receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
 
 def _stream(number: int, mode: str, **options: Any) -> TextIO:
     """The server's own know whether they can be sought in, a child's may differ."""
-    return cast(TextIO, open(number, mode, encoding="utf-8", closefd=False, **options))  # noqa: SIM115
+    return cast(TextIO, open(number, mode, encoding="utf-8", closefd=False, **options))
 
 
 def _settle(request: dict[str, Any], streams: list[int]) -> None:

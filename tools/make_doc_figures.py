@@ -22,7 +22,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from megatron_ring.analysis.comparison import Row, compare
 from megatron_ring.analysis.figures import BLUE, GREEN, GREY, INK, ORANGE, STYLE, png, smooth
 from megatron_ring.analysis.read_run import epoch_checkpoints, read_evaluation, read_run, read_selection
-from megatron_ring.data.files import write_atomically
+from megatron_ring.data.writing import write_atomically
 from megatron_ring.errors import UserError, run_main
 
 DPI = 150

@@ -14,7 +14,7 @@ import ast
 import re
 from pathlib import Path
 
-from megatron_ring.data.files import write_atomically
+from megatron_ring.data.writing import write_atomically
 from megatron_ring.errors import UserError, run_main
 
 ROOT = Path(__file__).resolve().parents[1]
