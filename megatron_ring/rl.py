@@ -8,27 +8,16 @@ stopped it (torchrun turns either into 1 of its own).
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from typing import TYPE_CHECKING
 
 from megatron_ring.config.cli import parse
-from megatron_ring.config.operations import AlarmConfig, HeldOutConfig
 from megatron_ring.config.rl import RLConfig
 from megatron_ring.errors import StoppedByAlarm, run_main
 
 if TYPE_CHECKING:  # rooms that import torch load when a run starts, so that --help answers at once
     from megatron_ring.rollout.scoring import RolloutScorer
     from megatron_ring.rollout.state import RLState, StepOutcome
-
-MEMORY_AND_SPEED = ("max_batch", "prefill_tokens", "page_size", "kv_tokens", "kv_fraction", "cuda_graphs")
-MAY_DIFFER = frozenset(
-    {"run_dir", "steps", "save_every", "keep_last", "async_save", "layer_impl", "recompute", "exact", "offload_optimizer"}
-    | {f"sampling.{name}" for name in MEMORY_AND_SPEED}
-    | {"rewards.workers", "reference.place", "wandb.project", "wandb.name", "budget.max_rounds"}
-    | {f"alarms.{field.name}" for field in dataclasses.fields(AlarmConfig)}
-    | {f"evaluation.{field.name}" for field in dataclasses.fields(HeldOutConfig)}
-)
 
 
 def main(config: RLConfig) -> None:
@@ -37,20 +26,20 @@ def main(config: RLConfig) -> None:
         from megatron_ring.planning.stages import plan_rl
 
         return plan_rl(config)
-    from megatron_ring.checkpoint.saving import CheckpointSaver, checkpoint_folder, latest_checkpoint
+    from megatron_ring.checkpoint.saving import CheckpointSaver
     from megatron_ring.rollout.opening import announce, open_rl
     from megatron_ring.rollout.saved_state import restore, roll_back, save
     from megatron_ring.rollout.scoring import open_scorer
     from megatron_ring.run.progress import Progress
+    from megatron_ring.run.stage import latest_of
 
-    config = dataclasses.replace(config.resolved(), init_from=checkpoint_folder(config.init_from))
-    run = open_rl(config, MAY_DIFFER)
+    run = open_rl(config)
     start = restore(run)
     announce(run, start)
-    context, folder = run.stage.context, run.directory.checkpoints
+    config, context, directory = run.config, run.stage.context, run.directory
     with (
         open_scorer(config.rewards, run.domains, run.tokenizer, context, run.sampler) as scorer,
-        CheckpointSaver(folder, context, config.keep_last, config.async_save) as saver,
+        CheckpointSaver(directory.checkpoints, context, config.keep_last, config.async_save) as saver,
         Progress("rl", config.steps, start, context.is_main) as progress,
     ):
         run.phases.finish()  # what came before belongs to no step
@@ -59,7 +48,7 @@ def main(config: RLConfig) -> None:
             outcome = reinforce(run, scorer, step)
             if outcome.alarms:
                 saver.wait()  # all ranks see the same last checkpoint
-            last = latest_checkpoint(folder) if outcome.alarms else None
+            last = latest_of(directory) if outcome.alarms else None
             verdict = run.watch.judge(outcome.alarms, last, outcome.can_go_on)
             if verdict == "rollback":
                 step = roll_back(run, outcome.alarms)
@@ -70,13 +59,13 @@ def main(config: RLConfig) -> None:
                 outcome.metrics["checkpoint"] = f"step_{step}"
             metrics = run.record(outcome, step)  # before the save: a run continued from this checkpoint finds its own line
             if verdict == "stop":
-                run.directory.close()
+                directory.close()
                 raise StoppedByAlarm(run.watch.last_words(outcome.alarms, last))
             if saves:
                 save(run, saver, step)
             saver.check()
             progress.update(step, f"reward {metrics['reward/mean']:.3f} entropy {metrics.get('entropy', math.nan):.3f}")
-    run.directory.close()
+    directory.close()
 
 
 def reinforce(run: RLState, scorer: RolloutScorer, step: int) -> StepOutcome:

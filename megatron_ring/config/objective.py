@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typing_extensions import Doc
@@ -17,6 +17,7 @@ from typing_extensions import Doc
 from megatron_ring.algorithm.corrections import CORRECTIONS
 from megatron_ring.algorithm.objectives import OBJECTIVES
 from megatron_ring.config.checks import require
+from megatron_ring.config.metadata import MAY_CHANGE
 
 if TYPE_CHECKING:
     ObjectiveName = str
@@ -68,7 +69,7 @@ class BudgetConfig:
     """Phi (response tokens)."""
     scope: Literal["global", "rank"] = "rank"
     """Whether Phi counts for the whole step, or per data-parallel rank and is multiplied by their number."""
-    max_rounds: int = 4
+    max_rounds: int = field(default=4, metadata=MAY_CHANGE)
     """Rounds of `prompts_per_step` prompts that a step may sample to reach Phi (or, with dynamic sampling, enough groups)
     before the run stops and says why."""
     max_cuts: int | None = None
@@ -174,8 +175,8 @@ class CorrectionConfig:
 
     def __post_init__(self) -> None:
         for owner in CORRECTIONS:
-            for field in correction_defaults(owner):
-                given, flag = getattr(self, field), f"--correction.{field}"
+            for name in correction_defaults(owner):
+                given, flag = getattr(self, name), f"--correction.{name}"
                 require(given is None or owner == self.name, f"{flag} belongs to {owner}, --correction.name is {self.name}")
                 require(given is None or 0 < given < float("inf"), f"{flag} is {given}, not a positive number")
         own = _given_or(correction_defaults(self.name), self)
@@ -197,7 +198,7 @@ def correction_defaults(name: str) -> dict[str, Any]:
 class ReferenceConfig:
     """The policy that the KL term compares with: at first the weights that RL starts from."""
 
-    place: Literal["device", "host", "none"] | None = None
+    place: Literal["device", "host", "none"] | None = field(default=None, metadata=MAY_CHANGE)
     """Where its weights wait: on the device, in (pinned) host memory, or there is none (default: device with a KL weight,
     else none)."""
     refresh_every: int | None = None

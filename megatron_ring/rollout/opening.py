@@ -13,7 +13,6 @@ from megatron_ring.data.records import PromptRecord
 from megatron_ring.data.schedule import PromptSchedule, read_schedule
 from megatron_ring.data.tokenizer import RingTokenizer
 from megatron_ring.parallel import collectives
-from megatron_ring.parallel.context import world_size_from_environment
 from megatron_ring.rewards.composition import fingerprint
 from megatron_ring.rollout.collecting import Collector
 from megatron_ring.rollout.evaluation import HeldOut
@@ -24,42 +23,27 @@ from megatron_ring.rollout.state import RLState
 from megatron_ring.run.continuing import changed_ranks, stretched_schedules
 from megatron_ring.run.directory import RunDirectory
 from megatron_ring.run.phases import Phases
-from megatron_ring.run.stage import Stage, resolve_shape, set_first_weights, start_stage
+from megatron_ring.run.stage import Stage, open_model, open_run, resolve
 from megatron_ring.run.wandb_log import check_wandb
 from megatron_ring.run.watch import Watch
 from megatron_ring.sampler.sampler import Sampler
 from megatron_ring.training.trainer import Trainer
 
 
-def open_rl(config: RLConfig, may_differ: frozenset[str]) -> RLState:
+def open_rl(config: RLConfig) -> RLState:
     """The state of a run before its first step, in every process; the model has the weights that RL starts from.
-
-    Args:
-        config: resolved.
-        may_differ: settings that a continued run may change.
 
     Raises:
         UserError: the configuration fits neither the layout, the model, the tokenizer, the data nor the run directory.
     """
-    shape = resolve_shape(None, config.init_from)
-    config.check(max(1, config.parallel.data(world_size_from_environment())))
-    tokenizer = RingTokenizer.load(config.data.tokenizer)
-    require(
-        tokenizer.vocab_size <= shape.vocab_size,
-        f"--data.tokenizer: {tokenizer.vocab_size} tokens, the model has only {shape.vocab_size}",
-    )
-    config.check_model(shape)
+    config, shape, tokenizer = resolve(config)
     prompts = read_prompts_of(config)
     held_out = HeldOut(config, tokenizer)
     check_wandb(config.wandb)
-    stage = start_stage(
-        shape, config.parallel, config.router, config.seed, config.precision, config.layer_impl, config.recompute,
-        config.exact,
-    )  # fmt: skip
-    check_lengths(config, prompts, held_out, tokenizer, shape.max_positions, stage.context.is_main)
-    directory = RunDirectory(config.run_dir, writes=stage.context.is_main)
-    directory.open("rl", config, may_differ)
-    set_first_weights(stage, config.init_from, config.seed)
+    # It makes every long prompt into tokens: once for all processes.
+    collectives.from_main(lambda: check_lengths(config, prompts, held_out, tokenizer, shape.max_positions))
+    directory = open_run(config)
+    stage = open_model(config, shape, config.init_from)
     return _build(config, stage, directory, tokenizer, prompts, held_out)
 
 
@@ -68,7 +52,7 @@ def read_prompts_of(config: RLConfig) -> PromptSchedule:
     data = config.data
     prompts = read_schedule(data.prompts, data.min_solve_rate, data.max_solve_rate)
     # A run that has begun cannot change its prompts; of the time before answers were checked it may have any.
-    begun = latest_checkpoint(config.run_dir / "checkpoints") is not None
+    begun = collectives.from_main(lambda: latest_checkpoint(config.run_dir / "checkpoints")) is not None
     whole_groups = config.budget.max_cuts is None
     check_prompts(prompts.sources, config.rewards, answers=not begun, whole_groups=whole_groups)
     return prompts
@@ -111,30 +95,20 @@ def _build(
 
 
 def check_lengths(
-    config: RLConfig, prompts: PromptSchedule, held_out: HeldOut, tokenizer: RingTokenizer, positions: int, is_main: bool
+    config: RLConfig, prompts: PromptSchedule, held_out: HeldOut, tokenizer: RingTokenizer, positions: int
 ) -> None:
-    """Raise `UserError`, on every rank, for a prompt that leaves no room for the longest response. The main process reads
-    them."""
-    problem = None
-    if is_main:
-        sampling, evaluating = config.sampling.max_new_tokens, held_out.sampling.max_new_tokens
-        room = min(config.data.micro_batch_tokens, positions) - sampling
-        records = [record for source in prompts.sources for record in source.records]
-        problem = _too_long(
-            "--data.prompts", records, room, f"--sampling.max-new-tokens {sampling:,}", tokenizer, config.data.instruction
-        ) or _too_long(
-            "--evaluation.prompts", [prompt.record for prompt in held_out.prompts], positions - evaluating,
-            f"--evaluation.max-new-tokens {evaluating:,}", tokenizer, config.data.instruction,
-        )  # fmt: skip
-    problem = collectives.gather_over_world(problem)[0]
-    require(problem is None, str(problem))
+    """Raise `UserError` for a prompt that leaves no room for the longest response in the model's `positions`."""
+    sampling, evaluating = config.sampling.max_new_tokens, held_out.sampling.max_new_tokens
+    records = [record for source in prompts.sources for record in source.records]
 
+    def check(flag: str, records: Sequence[PromptRecord], room: int, response: str) -> None:
+        problem = too_long(records, tokenizer, config.data.instruction, room)
+        require(problem is None, f"{flag}: {problem}, and {response} leave room for {max(0, room):,}")
 
-def _too_long(
-    flag: str, records: Sequence[PromptRecord], room: int, takes_room: str, tokenizer: RingTokenizer, instruction: str | None
-) -> str | None:
-    prompt = too_long(records, tokenizer, instruction, room)
-    return None if prompt is None else f"{flag}: {prompt}, and {takes_room} leave room for {max(0, room):,}"
+    check("--data.prompts", records, min(config.data.micro_batch_tokens, positions) - sampling,
+          f"--sampling.max-new-tokens {sampling:,}")  # fmt: skip
+    check("--evaluation.prompts", [prompt.record for prompt in held_out.prompts], positions - evaluating,
+          f"--evaluation.max-new-tokens {evaluating:,}")  # fmt: skip
 
 
 def announce(run: RLState, start: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from megatron_ring.checkpoint.loading import load_checkpoint
-from megatron_ring.checkpoint.saving import CheckpointSaver, latest_checkpoint
+from megatron_ring.checkpoint.saving import CheckpointSaver
 from megatron_ring.model.routes import route_bytes
 from megatron_ring.rollout.pool import RolloutPool
 from megatron_ring.rollout.state import RLState
@@ -11,7 +11,7 @@ from megatron_ring.rollout.unfinished import load_unfinished, save_unfinished
 from megatron_ring.run.alarms import Alarm
 from megatron_ring.run.continuing import check_compositions
 from megatron_ring.run.directory import plain
-from megatron_ring.run.stage import set_first_weights
+from megatron_ring.run.stage import latest_of, set_first_weights
 from megatron_ring.run.wandb_log import WandbLog
 
 
@@ -54,7 +54,7 @@ def roll_back(run: RLState, alarms: list[Alarm]) -> int:
 
 def _load(run: RLState, rolled_back_for: list[Alarm] | None = None) -> int:
     start = 0
-    checkpoint = latest_checkpoint(run.directory.checkpoints)
+    checkpoint = latest_of(run.directory)
     if checkpoint is not None:
         model, context = run.stage.model, run.stage.context
         start, extra = load_checkpoint(checkpoint, model, context, run.trainer.optimizer)

@@ -14,7 +14,7 @@ from megatron_ring.config.rl import RLConfig
 from megatron_ring.rollout.records import ScoredRollout
 from megatron_ring.sampler.requests import request_seed
 
-# What a run that is continued may change of its steps.
+# What a run that is continued may change of its steps (MAY_CHANGE).
 _MORE_ROUNDS = "raise --budget.max-rounds, with which this run can be continued"
 
 
