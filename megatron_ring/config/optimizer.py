@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from megatron_ring.config.checks import UNLIMITED, require
+from megatron_ring.config.checks import require
+from megatron_ring.config.metadata import UNLIMITED
 
 
 @dataclass(frozen=True)
