@@ -47,8 +47,9 @@ def free_ports() -> Iterator[int]:
     """Ports that nobody listens on now; other processes begin elsewhere."""
     for number in itertools.count(os.getpid() * 97):
         port = PORTS[number % len(PORTS)]
-        with socket.socket() as found, contextlib.suppress(OSError):
-            found.bind(("127.0.0.1", port))
+        with socket.socket() as found:
+            taken = found.connect_ex(("127.0.0.1", port)) == 0
+        if not taken:
             yield port
 
 
@@ -126,7 +127,7 @@ def _receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
 
 def _stream(number: int, mode: str, **options: Any) -> TextIO:
     """The server's own know whether they can be sought in, a child's may differ."""
-    return cast(TextIO, open(number, mode, encoding="utf-8", closefd=False, **options))  # noqa: SIM115
+    return cast(TextIO, open(number, mode, encoding="utf-8", closefd=False, **options))
 
 
 def _settle(request: dict[str, Any], streams: list[int]) -> None:
