@@ -8,22 +8,11 @@ stopped it (torchrun turns either into 1 of its own).
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 from megatron_ring.config.cli import parse
-from megatron_ring.config.operations import AlarmConfig, HeldOutConfig
 from megatron_ring.config.rl import RLConfig
 from megatron_ring.errors import StoppedByAlarm, run_main
-
-MEMORY_AND_SPEED = ("max_batch", "prefill_tokens", "page_size", "kv_tokens", "kv_fraction", "cuda_graphs")
-MAY_DIFFER = frozenset(
-    {"run_dir", "steps", "save_every", "keep_last", "async_save", "layer_impl", "recompute", "exact", "offload_optimizer"}
-    | {f"sampling.{name}" for name in MEMORY_AND_SPEED}
-    | {"rewards.workers", "reference.place", "wandb.project", "wandb.name", "budget.max_rounds"}
-    | {f"alarms.{field.name}" for field in dataclasses.fields(AlarmConfig)}
-    | {f"evaluation.{field.name}" for field in dataclasses.fields(HeldOutConfig)}
-)
 
 
 def main(config: RLConfig) -> None:
@@ -31,13 +20,14 @@ def main(config: RLConfig) -> None:
         from megatron_ring.planning.stages import plan_rl
 
         return plan_rl(config)
-    from megatron_ring.checkpoint.saving import CheckpointSaver, checkpoint_folder, latest_checkpoint
+    from megatron_ring.checkpoint.saving import CheckpointSaver
     from megatron_ring.rollout.rl_run import RLRun
     from megatron_ring.rollout.scoring import open_scorer
     from megatron_ring.run.progress import Progress
+    from megatron_ring.run.stage import latest_of
 
-    config = dataclasses.replace(config.resolved(), init_from=checkpoint_folder(config.init_from))
-    run = RLRun(config, MAY_DIFFER)
+    run = RLRun(config)
+    config = run.config
     start = run.restore()
     context, directory = run.context, run.directory
     if context.is_main:
@@ -59,7 +49,7 @@ def main(config: RLConfig) -> None:
             outcome = run.step(step, scorer)
             if outcome.alarms:
                 saver.wait()  # all ranks see the same last checkpoint
-            last = latest_checkpoint(directory.checkpoints) if outcome.alarms else None
+            last = latest_of(directory) if outcome.alarms else None
             verdict = run.watch.judge(outcome.alarms, last, outcome.can_go_on)
             if verdict == "rollback":
                 step = run.roll_back(outcome.alarms)

@@ -6,10 +6,11 @@ A setting whose default is None has another one for each objective or correction
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from megatron_ring.config.checks import require
+from megatron_ring.config.metadata import MAY_CHANGE
 
 OBJECTIVE_DEFAULTS: dict[str, dict[str, Any]] = {
     "c3po": {"clip": 0.2, "clip_high": 0.2, "std": True, "dynamic_sampling": False},
@@ -39,7 +40,7 @@ class BudgetConfig:
     """Phi (response tokens)."""
     scope: Literal["global", "rank"] = "rank"
     """Whether Phi counts for the whole step, or per data-parallel rank and is multiplied by their number."""
-    max_rounds: int = 4
+    max_rounds: int = field(default=4, metadata=MAY_CHANGE)
     """Rounds of `prompts_per_step` prompts that a step may sample to reach Phi (or, with dynamic sampling, enough groups)
     before the run stops and says why."""
     max_cuts: int | None = None
@@ -145,11 +146,11 @@ class CorrectionConfig:
 
     def __post_init__(self) -> None:
         for owner, defaults in CORRECTION_DEFAULTS.items():
-            for field in defaults:
-                given = getattr(self, field)
-                said = f"--correction.{field} belongs to {owner}, --correction.name is {self.name}"
-                require(given is None or owner == self.name, said)
-                require(given is None or 0 < given < float("inf"), f"--correction.{field} is {given}, not a positive number")
+            for name in defaults:
+                given = getattr(self, name)
+                message = f"--correction.{name} belongs to {owner}, --correction.name is {self.name}"
+                require(given is None or owner == self.name, message)
+                require(given is None or 0 < given < float("inf"), f"--correction.{name} is {given}, not a positive number")
         own = _given_or(CORRECTION_DEFAULTS[self.name], self)
         cap, low, high = own.get("cap", 1), own.get("low", 0), own.get("high", 2)
         require(cap >= 1, f"--correction.cap is {cap}, below 1: no token would keep its weight")
@@ -164,7 +165,7 @@ class CorrectionConfig:
 class ReferenceConfig:
     """The policy that the KL term compares with: at first the weights that RL starts from."""
 
-    place: Literal["device", "host", "none"] | None = None
+    place: Literal["device", "host", "none"] | None = field(default=None, metadata=MAY_CHANGE)
     """Where its weights wait: on the device, in (pinned) host memory, or there is none (default: device with a KL weight,
     else none)."""
     refresh_every: int | None = None

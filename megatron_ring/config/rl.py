@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal, Self
 
 from megatron_ring.config.checks import require
+from megatron_ring.config.metadata import MAY_CHANGE
 from megatron_ring.config.model import ModelConfig
 from megatron_ring.config.objective import BudgetConfig, CorrectionConfig, ObjectiveConfig, ReferenceConfig
 from megatron_ring.config.operations import AlarmConfig, HeldOutConfig, WandbConfig
-from megatron_ring.config.optimizer import OptimizerConfig, RouterLossConfig
-from megatron_ring.config.parallel import ParallelConfig
+from megatron_ring.config.optimizer import OptimizerConfig
 from megatron_ring.config.plan import DryRun
 from megatron_ring.config.rewards import RewardConfig
 from megatron_ring.config.sampling import SamplingConfig
+from megatron_ring.config.stage import TrainingConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,38 +61,23 @@ def _rl_optimizer() -> OptimizerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RLConfig(DryRun):
+class RLConfig(TrainingConfig, DryRun):
     """One RL stage. Defaults are the Ring-lite report's."""
 
-    run_dir: Path
-    """Run directory: metrics, rollouts, checkpoints. An existing one of the same configuration is continued."""
+    stage_name: ClassVar[str] = "rl"
+
     init_from: Path
     """Checkpoint or Hugging Face folder to start from."""
     data: RLDataConfig
-    steps: int = 1000
+    steps: int = field(default=1000, metadata=MAY_CHANGE)
     """Optimizer steps of the whole run."""
     prompts_per_step: int = 512
     """Prompts sampled in a round (L)."""
     samples_per_prompt: int = 16
     """Responses to each prompt (K); their rewards form one group."""
-    save_every: int = 20
+    save_every: int = field(default=20, metadata=MAY_CHANGE)
     """Steps between checkpoints."""
-    keep_last: int | None = None
-    """Keep only so many newest checkpoints (default: all)."""
-    async_save: bool = True
-    """Write checkpoints while training goes on (host memory for one checkpoint); off: wait for each."""
-    seed: int = 0
-    """Seed of the prompt order and of sampling."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Parameters' dtype; auto: bf16 on CUDA, fp32 on the CPU."""
-    recompute: Literal["none", "experts", "full"] = "none"
-    """What the backward pass computes again instead of keeping it: experts' first product, or whole layers."""
-    layer_impl: Literal["native", "te"] = "native"
-    """Layers: torch's and our own kernels, or Transformer Engine's modules with the same parameters (CUDA, bf16)."""
-    exact: bool = False
-    """Kernels that give a token the same bits whatever its batch: the sampler's log-probabilities and expert choices are
-    those of the training forward pass (CUDA, bf16, TP=1)."""
-    offload_optimizer: bool = False
+    offload_optimizer: bool = field(default=False, metadata=MAY_CHANGE)
     """While responses are sampled, keep the optimizer's state in host memory and give up the gradient buffers: the KV cache
     gets that much more. Changes no result."""
     budget: BudgetConfig = field(default_factory=BudgetConfig)
@@ -101,17 +87,15 @@ class RLConfig(DryRun):
     sampling: SamplingConfig = field(default_factory=_rl_sampling)
     rewards: RewardConfig = field(default_factory=RewardConfig)
     optimizer: OptimizerConfig = field(default_factory=_rl_optimizer)
-    router: RouterLossConfig = field(default_factory=RouterLossConfig)
-    parallel: ParallelConfig = field(default_factory=ParallelConfig)
-    alarms: AlarmConfig = field(default_factory=AlarmConfig)
-    evaluation: HeldOutConfig = field(default_factory=HeldOutConfig)
-    wandb: WandbConfig = field(default_factory=WandbConfig)
+    alarms: AlarmConfig = field(default_factory=AlarmConfig, metadata=MAY_CHANGE)
+    evaluation: HeldOutConfig = field(default_factory=HeldOutConfig, metadata=MAY_CHANGE)
+    wandb: WandbConfig = field(default_factory=WandbConfig, metadata=MAY_CHANGE)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("steps", "prompts_per_step", "samples_per_prompt", "save_every"):
             value = getattr(self, name)
             require(value >= 1, f"--{name.replace('_', '-')} is {value}, below 1")
-        require(self.keep_last is None or self.keep_last >= 1, f"--keep-last is {self.keep_last}, below 1")
         require(self.samples_per_prompt >= 2, "--samples-per-prompt is 1: a group needs at least 2 responses to compare")
         require(self.sampling.temperature > 0, "--sampling.temperature is 0: RL needs samples, not the greedy response")
         require(
@@ -137,7 +121,7 @@ class RLConfig(DryRun):
             "--reference.refresh-every: there is no reference (see --reference.place and --objective.kl-beta)",
         )
 
-    def resolved(self) -> RLConfig:
+    def resolved(self) -> Self:
         """The same with every default filled in that depends on other settings."""
         objective = self.objective.resolved(self.sampling.max_new_tokens)
         reference = self.reference.resolved(objective.kl_beta)

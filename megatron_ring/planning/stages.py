@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 from megatron_ring.config.checks import require
 from megatron_ring.config.evaluate import EvaluateConfig
@@ -57,9 +56,8 @@ def plan_rl(config: RLConfig) -> None:
     _report("rl", config, shape, world, lines, work, checks)
 
 
-def plan_sft(config: SFTConfig, load: Callable[[SFTConfig, ModelConfig], Any]) -> None:
-    """Print the plan of a fine-tuning run. `load` gives the training and validation data, where their files are there.
-    Raises as `plan_rl`."""
+def plan_sft(config: SFTConfig) -> None:
+    """Print the plan of a fine-tuning run. Raises as `plan_rl`."""
     checks, world = Checks(), planned_world(config)
     shape = checks.shape(config.preset, config.init_from, "--init-from", config.plan.preset)
     data = _data_ranks(config.parallel, shape, world)
@@ -69,8 +67,10 @@ def plan_sft(config: SFTConfig, load: Callable[[SFTConfig, ModelConfig], Any]) -
     missing = [path for path in (config.data.train, config.data.validation) if path is not None and not path.exists()]
     checks.left += [f"{path}: not there" for path in missing]
     if tokenizer is not None and config.data.train not in missing:
-        readable = replace(config, data=replace(config.data, validation=None)) if missing else config
-        train, validation = load(readable, shape)
+        from megatron_ring.data.sft_data import load_datasets
+
+        readable = replace(config.data, validation=None) if missing else config.data
+        train, validation = load_datasets(readable, tokenizer, config.seed)
         steps = train.steps_per_epoch
         checks.done.append(f"--data.train {config.data.train}: {train.sequences:,} conversations of {train.tokens:,} tokens")
         if validation is not None:

@@ -14,11 +14,9 @@ from megatron_ring.config.rl import RLConfig
 from megatron_ring.data.prompts import PromptStream, too_long
 from megatron_ring.data.records import PromptRecord
 from megatron_ring.data.schedule import read_schedule
-from megatron_ring.data.tokenizer import RingTokenizer
 from megatron_ring.errors import NotFiniteError
 from megatron_ring.model.routes import route_bytes
 from megatron_ring.parallel import collectives
-from megatron_ring.parallel.context import world_size_from_environment
 from megatron_ring.rewards.composition import fingerprint
 from megatron_ring.rollout.collecting import CollectedStep, Collector, pack_step
 from megatron_ring.rollout.evaluation import HeldOut
@@ -31,9 +29,9 @@ from megatron_ring.rollout.scoring import RolloutScorer, check_prompts
 from megatron_ring.rollout.unfinished import load_unfinished, save_unfinished
 from megatron_ring.run.alarms import Alarm
 from megatron_ring.run.continuing import changed_ranks, check_compositions, stretched_schedules
-from megatron_ring.run.directory import RunDirectory, plain
+from megatron_ring.run.directory import plain
 from megatron_ring.run.phases import Phases
-from megatron_ring.run.stage import resolve_shape, set_first_weights, start_stage
+from megatron_ring.run.stage import latest_of, open_model, open_run, resolve, set_first_weights
 from megatron_ring.run.wandb_log import WandbLog, check_wandb
 from megatron_ring.run.watch import Watch
 from megatron_ring.sampler.sampler import Sampler
@@ -60,25 +58,15 @@ class StepOutcome:
 class RLRun:
     """Build it in every process. The model has the weights that RL starts from, until `restore`."""
 
-    def __init__(self, config: RLConfig, may_differ: frozenset[str]) -> None:
-        """`config` is resolved. `may_differ`: settings that a continued run may change.
-
-        Raises:
-            UserError: the configuration fits neither the layout, the model, the tokenizer, the data nor the run directory.
+    def __init__(self, config: RLConfig) -> None:
+        """Raises:
+        UserError: the configuration fits neither the layout, the model, the tokenizer, the data nor the run directory.
         """
-        self.config = config
-        shape = resolve_shape(None, config.init_from)
-        config.check(max(1, config.parallel.data(world_size_from_environment())))
-        self.tokenizer = RingTokenizer.load(config.data.tokenizer)
-        require(
-            self.tokenizer.vocab_size <= shape.vocab_size,
-            f"--data.tokenizer: {self.tokenizer.vocab_size} tokens, the model has only {shape.vocab_size}",
-        )
-        config.check_model(shape)
-        data = config.data
+        config, shape, self.tokenizer = resolve(config)
+        self.config, data = config, config.data
         prompts = read_schedule(data.prompts, data.min_solve_rate, data.max_solve_rate)
         # A run that has begun cannot change its prompts; of the time before answers were checked it may have any.
-        begun = latest_checkpoint(config.run_dir / "checkpoints") is not None
+        begun = collectives.from_main(lambda: latest_checkpoint(config.run_dir / "checkpoints")) is not None
         check_prompts(prompts.sources, config.rewards, answers=not begun)
         composed = config.rewards.compositions
         self._compositions = None if composed is None else fingerprint(composed)
@@ -89,17 +77,12 @@ class RLRun:
         self.domains, self.several_domains = prompts.domains | self.held_out.domains, len(prompts.domains) > 1
         floor = None if data.curriculum == "none" else data.curriculum_floor
         self.stream = PromptStream(prompts, config.seed, data.drop_after, floor)
-        self.stage = start_stage(
-            shape, config.parallel, config.router, config.seed, config.precision, config.layer_impl, config.recompute,
-            config.exact,
-        )  # fmt: skip
+        self._check_lengths([record for source in prompts.sources for record in source.records], shape)
+        self.directory = open_run(config)
+        self.stage = open_model(config, shape, config.init_from)
         self.context, model = self.stage.context, self.stage.model
-        self._check_lengths([record for source in prompts.sources for record in source.records], model.ring_config)
-        self.directory = RunDirectory(config.run_dir, writes=self.context.is_main)
-        self.directory.open("rl", config, may_differ)
         self.watch = Watch(config.alarms, speaks=self.context.is_main)
         self.phases = Phases()
-        set_first_weights(self.stage, config.init_from, config.seed)
         self.trainer = Trainer(model, self.context, config.optimizer)
         # Copies the weights as the reference: before any later ones.
         self.policy = PolicyUpdate(config, self.trainer, self.tokenizer.pad_id, self.directory.path / "reference")
@@ -115,7 +98,7 @@ class RLRun:
         """Raise `UserError`, on every rank, for a prompt that leaves no room for the longest response. The main process
         reads them."""
         problem = None
-        if self.context.is_main:
+        if collectives.is_main():
             data, held = self.config.data, self.held_out
             sampling, evaluating = self.config.sampling.max_new_tokens, held.sampling.max_new_tokens
             room = min(data.micro_batch_tokens, shape.max_positions) - sampling
@@ -157,7 +140,7 @@ class RLRun:
 
     def _load(self, rolled_back_for: list[Alarm] | None = None) -> int:
         start = 0
-        checkpoint = latest_checkpoint(self.directory.checkpoints)
+        checkpoint = latest_of(self.directory)
         if checkpoint is not None:
             start, extra = load_checkpoint(checkpoint, self.stage.model, self.context, self.trainer.optimizer)
             check_compositions(self._compositions, extra)

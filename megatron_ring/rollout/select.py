@@ -15,7 +15,7 @@ from megatron_ring.rollout.records import ScoredRollout
 from megatron_ring.rollout.reward_kl import RewardKL
 from megatron_ring.sampler.requests import request_seed
 
-# What a run that is continued may change of its steps (`reinforce.MAY_DIFFER`).
+# What a run that is continued may change of its steps (MAY_CHANGE).
 _MORE_ROUNDS = "raise --budget.max-rounds, with which this run can be continued"
 
 

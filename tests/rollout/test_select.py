@@ -87,16 +87,16 @@ def test_a_budget_counts_the_tokens_of_kept_groups_alone() -> None:
 
 
 def test_a_continued_run_may_change_what_the_mends_say() -> None:
-    from megatron_ring.rl import MAY_DIFFER
+    from megatron_ring.config.metadata import changeable
     from megatron_ring.rollout.select import missing
 
-    config = make_config(dynamic_sampling=True)
+    config, may_change = make_config(dynamic_sampling=True), changeable(RLConfig)
     for lacks in (missing(config, scored(REWARDS)[:2], 99), missing(config, scored(REWARDS)[:2], None)):
         here, elsewhere = lacks.split("with which this run can be continued")
         flags = [[word[2:].strip(",;").replace("-", "_") for word in part.split() if word[:2] == "--"]
                  for part in (here, elsewhere)]  # fmt: skip
-        assert flags[0] and set(flags[0]) <= MAY_DIFFER
-        assert flags[1] and not MAY_DIFFER & set(flags[1])
+        assert flags[0] and set(flags[0]) <= may_change
+        assert flags[1] and not may_change & set(flags[1])
 
 
 def test_kl_in_the_reward_comes_before_the_advantages_and_after_the_choice_of_groups() -> None:
