@@ -14,6 +14,8 @@ from megatron_ring.rewards.surds import evaluate
 _MAX_PAIRS = 400
 _PARAMETERS = frozenset("knmtlj")
 _FAMILY_ORDER = re.compile(r"([A-Za-z])(?:_\{?(\d{1,3})\}?)?")
+_INEQUALITY = re.compile(r"<|>|\\[lg]e(?![A-Za-z])")
+_INDEXED = re.compile(r"([A-Za-z]|\\[a-z]+)(?:_(\w{1,12}))?")
 
 
 class Judge(Protocol):
@@ -47,11 +49,13 @@ def answers_agree(reference: Answer, given: Answer, judge: Judge) -> bool | None
             return False
         return judge.equal(reference.text, given.text)
     if reference.name and given.name and not _same_name(reference.name, given.name):
-        return False
+        return _as_equations(reference, given, judge)
     if {reference.kind, given.kind} == {"set", "list"}:  # how often a member is named counts where the reference is a list
         given = replace(given, kind=reference.kind)
     reference, given = _alike(reference, given), _alike(given, reference)
     if reference.kind != given.kind:
+        if {reference.kind, given.kind} == {"atom", "sequence"} and all(map(_INEQUALITY.search, (reference.text, given.text))):
+            return judge.equal(reference.text, given.text)  # x + y < 3 and y < 3 - x
         return None if {reference.kind, given.kind} & {"union"} else False
     if reference.kind == "atom":
         return _atoms_agree(reference, given, judge)
@@ -62,14 +66,24 @@ def answers_agree(reference: Answer, given: Answer, judge: Judge) -> bool | None
     if reference.kind == "union":
         same = _same_members(reference.items, given.items, judge)
         return same if same or len(reference.items) == len(given.items) else None  # pieces may be joined
+    if reference.brackets == given.brackets == "if":
+        if "otherwise" in (reference.items[1].value, given.items[1].value):  # what the other cases leave
+            return answers_agree(reference.items[0], given.items[0], judge)
     if reference.brackets != given.brackets or len(reference.items) != len(given.items):
         return False
     return _all(answers_agree(a, b, judge) for a, b in zip(reference.items, given.items, strict=True))
 
 
+def _as_equations(reference: Answer, given: Answer, judge: Judge) -> bool | None:
+    """`x + y = 3` and `y = 3 - x`, whose left sides look like names of different things."""
+    if any("=" not in answer.text or answer.kind != "atom" or answer.also for answer in (reference, given)):
+        return False
+    if evaluate(reference.value) is not None and evaluate(given.value) is not None:
+        return False
+    return judge.equal(reference.text, given.text)
+
+
 def _atoms_agree(reference: Answer, given: Answer, judge: Judge) -> bool | None:
-    if "otherwise" in (reference.value, given.value) and reference.of_cases and given.of_cases:
-        return True
     wanted, got = reference.value, given.value
     if not (reference.parameter or given.parameter):
         return judge.equal(wanted, got)
@@ -196,9 +210,16 @@ def _exact_members(items: tuple[Answer, ...]) -> Counter[Hashable] | None:
 
 
 def _same_name(a: str, b: str) -> bool:
+    """Whether two names may mean one thing. y and f(x) may, as may A and `\\text{Area}`; x and y, x_1 and x_2 may not."""
     a, b = (re.sub(r"[\s{}]|\\text", "", name) for name in (a, b))
-    # y = … and f(x) = … name the same thing, as do A and \text{Area}.
-    return a == b or not (is_variable(a) and is_variable(b))
+    left, right = _INDEXED.fullmatch(a), _INDEXED.fullmatch(b)
+    if a != b and any("+" in name or "-" in name for name in (a, b)):
+        return False
+    if a == b or left is None or right is None:
+        return True
+    if not (is_variable(left[1]) and is_variable(right[1])):
+        return True
+    return left[1] == right[1] and not (left[2] and right[2])
 
 
 def _all(values: Iterable[bool | None]) -> bool | None:

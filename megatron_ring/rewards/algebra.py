@@ -92,8 +92,13 @@ def rounds_to(exact: str, decimal: PlainNumber) -> bool:
         raise Unreadable("given")
     try:
         evaluator = Evaluator({}, _LADDER[0])
-        difference = evaluator.value(_difference(evaluator.value(reading.loose), decimal.value))
-        return _is_real(difference) and bool(abs(difference) <= evaluator.real(decimal.step))
+        value = evaluator.value(reading.loose)
+        if not _is_real(value):
+            return False
+        difference = evaluator.real(evaluator.value(_difference(value, decimal.value)))
+        step = evaluator.real(decimal.step)
+        cut_off = 0 <= (difference if decimal.value > 0 else -difference) < step
+        return bool(2 * abs(difference) <= step or cut_off)
     except (TooCoarse, Undefined):
         return False
 

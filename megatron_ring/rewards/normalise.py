@@ -50,6 +50,7 @@ _NAMES = {
     "percent": r"\%", "degree": r"^{\circ}", "degrees": r"^{\circ}",
 }
 # fmt: on
+_MAX_INFIX = 8
 _INFIX_NAMES = {"choose": r"\binom", "over": r"\frac"}
 _DEGREE = re.compile(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))")
 _JOINING = re.compile(r"\\text\s*\{\s*,?\s*(or|and)\s*\}|(?<=[\s\d})\]])(or|and)(?=[\s\d\\(\[{])")
@@ -59,7 +60,7 @@ _WRAPPER = re.compile(
     r"\\(?:textcolor|color|colorbox|bbox|fcolorbox\s*\{[^{}]*\})\s*(?:\[[^\[\]]*\])?\s*\{[^{}]*\}|\\bbox\s*\[[^\[\]]*\]"
     r"|\\(?:tag|label|phantom|hphantom|vphantom)\*?\s*\{[^{}]*\}"
 )
-_INFIX = re.compile(r"\{([^{}]*+(?:\{[^{}]*+\}[^{}]*+)*+)\\(choose|over)(?![A-Za-z])([^{}]*+(?:\{[^{}]*+\}[^{}]*+)*+)\}")
+_INFIX = re.compile(r"\\(choose|over)(?![A-Za-z])")
 _BARE_SET = re.compile(r"\\mathbb\s*([A-Z])(?![A-Za-z])|\\mathbb\s*\{\s*([A-Z])\s*\}")
 _ALIGNED = re.compile(r"(\\(?:begin|end)\s*\{)(?:aligned|alignedat|align|gathered|gather|split|dcases|rcases|cases)\*?(\})")
 _MATRIX_KIND = re.compile(r"(\\(?:begin|end)\s*\{)(?:bmatrix|pmatrix|smallmatrix|matrix|array)(\})(?:\{[clr| ]*\})?")
@@ -100,11 +101,30 @@ def normalise(text: str) -> str:
         text = _DEGREE.sub(r"^{\\circ}", text)
         text = _SEGMENT.sub(r"\1", text)
         text = _BARE_SET.sub(lambda match: rf"\mathbb{{{match[1] or match[2]}}}", text)
-        text = _INFIX.sub(lambda match: rf"{_INFIX_NAMES[match[2]]}{{{match[1]}}}{{{match[3]}}}", text)
+        text = _without_infix(text)
     text = _JOINING.sub(lambda match: f" {match[1] or match[2]} ", text)
     text = re.sub(r"\s+", " ", text).strip(" $").removesuffix(".").rstrip()
     if _SPACED_INTEGER.fullmatch(text):
         text = text.replace(" ", "")
+    return text
+
+
+def _without_infix(text: str) -> str:
+    r"""With `\binom{n}{k}` for `{n \choose k}`, and `\frac` for `\over`."""
+    for _ in range(_MAX_INFIX):
+        match = _INFIX.search(text)
+        if match is None:
+            break
+        start, depth = match.start(), 0
+        while start > 0 and depth >= 0:
+            start -= 1
+            depth += {"}": 1, "{": -1}.get(text[start], 0)
+        inside = depth < 0
+        end = closes_at(text, start) if inside else len(text)
+        top, bottom = text[start + 1 if inside else 0 : match.start()], text[match.end() : end]
+        if end < 0:
+            break
+        text = text[: start if inside else 0] + f"{_INFIX_NAMES[match[1]]}{{{top}}}{{{bottom}}}" + text[end + 1 :]
     return text
 
 

@@ -29,7 +29,7 @@ _COMMAS = frozenset({",", ";", " or", " and"})
 _RELATIONS = frozenset({"<", ">", "\\le", "\\ge"})
 _VARIABLE = re.compile(r"[A-Za-z]|\\[a-z]+")
 _NOT_VARIABLES = frozenset({"e", "i", "\\pi", "\\infty"})
-_ARGUMENTS = re.compile(r"(?<=[A-Za-z'])\s*\([^()]{1,40}\)|_\s*(?:\w|\{[^{}]*\})|\\text\s*\{[^{}]*\}")
+_ARGUMENTS = re.compile(r"(?<=[fghpqrsuvwA-Z'])\s*\([^()]{1,40}\)|_\s*(?:\w|\{[^{}]*\})|\\text\s*\{[^{}]*\}")
 _NAME = re.compile(r"[A-Za-z\\ +\-*/{}()|,':]{1,60}")
 _BUILDER = re.compile(
     r"[a-z](?:\s*\\in\s*\\(?:mathbb\s*\{?\s*R\s*\}?|R))?\s*(?:\\mid|\||:)\s*([^|:]*(?:<|>|\\le|\\ge)[^|:]*)"
