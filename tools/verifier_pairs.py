@@ -121,19 +121,10 @@ def _powers(chance: random.Random) -> tuple[str, str, str, bool]:
 
 
 def _mixed_case(chance: random.Random) -> tuple[str, str, str, bool]:
-    big, small = chance.choice(
-        (("R", "r"), ("N", "n"), ("A", "a"), ("M", "m"), ("P", "p"), ("V", "v"), ("K", "k"), ("X", "x"))
-    )
+    big, small = chance.choice((("R", "r"), ("N", "n"), ("A", "a"), ("M", "m"), ("P", "p"), ("V", "v"), ("K", "k"), ("X", "x")))
     x, y = sympy.Symbol(big), sympy.Symbol(small)
     p, q = chance.randint(1, 6), chance.randint(1, 6)
-    shapes = [
-        p * (x**2 - y**2),
-        p * x * y**2 + q,
-        (x + p * y) * (x - q),
-        x / (y + p),
-        p * x**2 + q * y,
-        sympy.sqrt(x + p) * y,
-    ]
+    shapes = [p * (x**2 - y**2), p * x * y**2 + q, (x + p * y) * (x - q), x / (y + p), p * x**2 + q * y, sympy.sqrt(x + p) * y]
     reference = chance.choice(shapes)
     swapped = reference.subs({x: y, y: x}, simultaneous=True)
     lowered = reference.subs(x, y)
@@ -143,9 +134,7 @@ def _mixed_case(chance: random.Random) -> tuple[str, str, str, bool]:
 def _unit_letters(chance: random.Random) -> tuple[str, str, str, bool]:
     t = sympy.Symbol(chance.choice("tmsghKJNVWALCFTHk"))
     a, b, c = chance.randint(2, 40), chance.randint(1, 20), chance.randint(1, 9)
-    reference = chance.choice(
-        [a - b * t, t**2 - b * t, (t - b) * (t + c), b * t**3, a + sympy.Rational(b, c) * t, t**2 / b, a / t]
-    )
+    reference = chance.choice([a - b * t, t**2 - b * t, (t - b) * (t + c), b * t**3, a + sympy.Rational(b, c) * t, t**2 / b, a / t])
     wrong = chance.choice([sympy.Integer(a), sympy.Integer(b), reference + t, reference.subs(t, 1), reference - 1])
     return _pair(chance, reference, chance.choice([sympy.factor(reference), sympy.expand(reference)]), wrong)
 
@@ -285,9 +274,7 @@ def _percents(chance: random.Random) -> tuple[str, str, str, bool]:
 def _equations(chance: random.Random) -> tuple[str, str, str, bool]:
     x, y = sympy.symbols("x y")
     a, b, c, k = chance.randint(1, 9), chance.randint(1, 9), chance.randint(1, 30), chance.choice((-3, -1, 2, 5))
-    left, right = chance.choice(
-        [(a * x + b * y, c), (x**2 + a * x + y**2, c), (a * x**2 + b * y**2, c), (y - b, a * (x - c)), (x * y, c)]
-    )
+    left, right = chance.choice([(a * x + b * y, c), (x**2 + a * x + y**2, c), (a * x**2 + b * y**2, c), (y - b, a * (x - c)), (x * y, c)])
     right = sympy.sympify(right)
     equal = chance.random() < 0.5
     shift = 0 if equal else 1
@@ -308,19 +295,8 @@ def _decimals(chance: random.Random) -> tuple[str, str, str, bool]:
     right = [rf"\frac{{{top}}}{{{bottom}}}", text, text + (".0" if "." not in text else "0"), f"{top}/{bottom}"]
     if bottom == 1:
         right += [grouped, grouped.replace(",", r"\,"), grouped.replace(",", "{,}"), rf"\${grouped}"]
-    wrong = [
-        f"{float(other)}",
-        text + r"\cdot 10",
-        rf"{text}|{text}1",
-        rf"{text} \text{{ or }} {float(other)}",
-        rf"{text}\\{float(other)}",
-    ]
-    wrong += [
-        rf"{text} \approx {float(other)}",
-        rf"{text} 或 {float(other)}",
-        rf"{text}; {float(other)}",
-        f"{text} {float(other)}",
-    ]
+    wrong = [f"{float(other)}", text + r"\cdot 10", rf"{text}|{text}1", rf"{text} \text{{ or }} {float(other)}", rf"{text}\\{float(other)}"]
+    wrong += [rf"{text} \approx {float(other)}", rf"{text} 或 {float(other)}", rf"{text}; {float(other)}", f"{text} {float(other)}"]
     equal = chance.random() < 0.5
     return "math", text, chance.choice(right if equal else wrong), equal
 

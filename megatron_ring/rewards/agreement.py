@@ -54,9 +54,7 @@ def answers_agree(reference: Answer, given: Answer, judge: Judge) -> bool | None
         given = replace(given, kind=reference.kind)
     reference, given = _alike(reference, given), _alike(given, reference)
     if reference.kind != given.kind:
-        if {reference.kind, given.kind} == {"atom", "sequence"} and all(
-            map(_INEQUALITY.search, (reference.text, given.text))
-        ):
+        if {reference.kind, given.kind} == {"atom", "sequence"} and all(map(_INEQUALITY.search, (reference.text, given.text))):
             return judge.equal(reference.text, given.text)  # x + y < 3 and y < 3 - x
         return None if {reference.kind, given.kind} & {"union"} else False
     if reference.kind == "atom":
@@ -91,9 +89,7 @@ def _atoms_agree(reference: Answer, given: Answer, judge: Judge) -> bool | None:
         return judge.equal(wanted, got)
     if reference.parameter and given.parameter and reference.domain != given.domain:
         return False
-    names = [
-        answer.parameter or _guessed(answer.value, reference.parameter or given.parameter) for answer in (reference, given)
-    ]
+    names = [answer.parameter or _guessed(answer.value, reference.parameter or given.parameter) for answer in (reference, given)]
     wanted, got = (
         re.sub(rf"(?<![A-Za-z\\]){name}(?![A-Za-z])", names[0], text) if name else text
         for text, name in zip((wanted, got), names, strict=True)
@@ -131,9 +127,7 @@ def _alike(answer: Answer, other: Answer) -> Answer:
         names = [item.name for item in answer.items]
         named = all(names) and len(set(names)) == len(names)
         if other.kind == "sequence" and (named or other.brackets == "()"):
-            return replace(
-                answer, kind="sequence", items=_in_order(answer.items) if named else answer.items, brackets=other.brackets
-            )
+            return replace(answer, kind="sequence", items=_in_order(answer.items) if named else answer.items, brackets=other.brackets)
         if named and other.kind == "list" and not any(item.name for item in other.items):
             return replace(answer, kind="sequence", items=_in_order(answer.items), brackets="()")
         if other.kind in ("union", "list", "sequence") and _intervals(answer):
@@ -235,3 +229,5 @@ def _all(values: Iterable[bool | None]) -> bool | None:
 
 def _any(values: list[bool | None]) -> bool | None:
     return True if True in values else None if None in values else False
+
+

@@ -153,9 +153,7 @@ def _same_values(reference: Node, given: Node, base: int) -> bool:
     if len(names) > _MAX_VARIABLES:
         return False
     whole = (_whole_names(reference) | _whole_names(given)) & names
-    imaginary = any(
-        _contains(node, lambda part: part.kind == "constant" and part.name == "i") for node in (reference, given)
-    )
+    imaginary = any(_contains(node, lambda part: part.kind == "constant" and part.name == "i") for node in (reference, given))
     real = defined = complex_pairs = 0
     differ_complex = False
     for point in _points(names, whole):
@@ -297,7 +295,7 @@ def _related_agree(wanted: list[Reading], sign: str, got: list[Reading], other: 
 def _cleared(node: Node, equation: bool) -> Node:
     """A formula times its denominator, which in an inequality may not change the sign."""
     top, bottom = _fraction(node)
-    return top if equation or (not variables(bottom) and _positive(bottom)) else node
+    return top if equation or not variables(bottom) and _positive(bottom) else node
 
 
 def _fraction(node: Node) -> tuple[Node, Node]:

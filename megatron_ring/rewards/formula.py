@@ -380,7 +380,7 @@ class _Parser:
 
     def function_argument(self, name: str, depth: int) -> Node:
         """What is in brackets; or the product up to the next function, bracket or sign of an operation."""
-        if self.next in ("(", "[") or (self.next in _BARS and self.bars == 0):
+        if self.next in ("(", "[") or self.next in _BARS and self.bars == 0:
             return self.atom(depth)
         negative = self.take("-")
         if self.next.removeprefix("\\") in FUNCTIONS:

@@ -218,7 +218,7 @@ class Evaluator:
 
     def _binomial(self, top: Value, bottom: Value) -> Value:
         whole = all(isinstance(value, Fraction) and value.denominator == 1 for value in (top, bottom))
-        if whole and 0 <= top <= _MAX_FACTORIAL and bottom >= 0:
+        if whole and 0 <= top <= _MAX_FACTORIAL and 0 <= bottom:
             return Fraction(math.comb(top.numerator, bottom.numerator))
         if whole and 0 <= bottom <= 100:
             value = Fraction(1)
@@ -246,7 +246,7 @@ class Evaluator:
         if x == 0 and name in ("cos", "sec", "cosh"):
             return Fraction(1)
         number = self.real(x)
-        if (name in ("sinh", "cosh", "tanh", "coth") and abs(number) > _MAX_EXPONENT) or abs(number) > 10**30:
+        if name in ("sinh", "cosh", "tanh", "coth") and abs(number) > _MAX_EXPONENT or abs(number) > 10**30:
             raise Undefined
         reciprocal = {"cot": "tan", "sec": "cos", "csc": "sin", "coth": "tanh"}
         own = {name: name.replace("arc", "a") for name in ("arcsin", "arccos", "arctan", "arcsinh", "arccosh", "arctanh")}

@@ -107,14 +107,7 @@ def parse_answer(text: str, depth: int = 0) -> Answer:
     unions = split(text, frozenset({"\\cup"}))
     if len(unions) > 1:
         return Answer("union", text, items=tuple(parse_answer(part, depth + 1) for part in unions))
-    return (
-        _system(text, depth)
-        or _enclosed(text, depth)
-        or _listed(text, depth)
-        or _related(text)
-        or _named(text, depth)
-        or _plain(text, depth)
-    )
+    return _system(text, depth) or _enclosed(text, depth) or _listed(text, depth) or _related(text) or _named(text, depth) or _plain(text, depth)
 
 
 def _with_parameter(answer: Answer, parameter: str, domain: str) -> Answer:
