@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import ClassVar, Literal, Self
 
 from megatron_ring.config.checks import require
+from megatron_ring.config.data import Columns
 from megatron_ring.config.metadata import MAY_CHANGE
 from megatron_ring.config.model import ModelConfig
 from megatron_ring.config.objective import WITH_BUDGET, BudgetConfig, CorrectionConfig, ObjectiveConfig, ReferenceConfig
@@ -19,7 +20,7 @@ from megatron_ring.config.stage import TrainingConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class RLDataConfig:
+class RLDataConfig(Columns):
     """Prompts and how training packs their responses."""
 
     prompts: Path
@@ -43,6 +44,7 @@ class RLDataConfig:
     """Length of a packed training micro-batch (tokens); at least the longest prompt and response together."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         low, high = self.min_solve_rate, self.max_solve_rate
         for name, rate in (("min", low), ("max", high)):
             require(rate is None or 0 <= rate <= 1, f"--data.{name}-solve-rate is {rate}, outside 0..1")

@@ -8,7 +8,8 @@ from typing import Any
 from megatron_ring.config.operations import HeldOutConfig
 from megatron_ring.config.rl import RLConfig
 from megatron_ring.config.sampling import SamplingConfig
-from megatron_ring.data.files import read_prompts
+from megatron_ring.data.fields import PROMPT_FIELDS, Fields
+from megatron_ring.data.files import read_prompt_file
 from megatron_ring.data.prompts import StreamPrompt
 from megatron_ring.data.schedule import PromptSource
 from megatron_ring.data.tokenizer import RingTokenizer
@@ -61,9 +62,13 @@ class HeldOut:
         self._run, self._tokenizer = config, tokenizer
         self.sampling: SamplingConfig = self.config.sampling(config.sampling)
         self.prompts: list[StreamPrompt] = []
+        self.notes: list[str] = []  # what is to be said of how they were read
         self._sampler: Sampler | None = None
         if self.config.prompts is not None:
-            records = read_prompts(self.config.prompts)
+            fields = Fields.of(config.data, PROMPT_FIELDS, "--data.fields")
+            file = read_prompt_file(self.config.prompts, fields)
+            records = file.records
+            self.notes = [file.note] if file.note else []
             check_prompts([PromptSource("evaluation", self.config.prompts, tuple(records))], config.rewards)
             self.prompts = [StreamPrompt(position, record) for position, record in enumerate(records)]
 

@@ -8,7 +8,8 @@ from megatron_ring.algorithm.budget_schedule import BudgetSchedule
 from megatron_ring.checkpoint.saving import latest_checkpoint
 from megatron_ring.config.checks import require
 from megatron_ring.config.rl import RLConfig
-from megatron_ring.data.prompts import PromptStream, too_long
+from megatron_ring.data.fields import PROMPT_FIELDS, Fields
+from megatron_ring.data.prompts import PromptStream, check_texts, too_long
 from megatron_ring.data.records import PromptRecord
 from megatron_ring.data.schedule import PromptSchedule, read_schedule
 from megatron_ring.data.tokenizer import RingTokenizer
@@ -50,7 +51,8 @@ def open_rl(config: RLConfig) -> RLState:
 def read_prompts_of(config: RLConfig) -> PromptSchedule:
     """The prompts by stages. Raises `UserError` for a file that cannot be read, or whose responses could not be scored."""
     data = config.data
-    prompts = read_schedule(data.prompts, data.min_solve_rate, data.max_solve_rate)
+    fields = Fields.of(data, PROMPT_FIELDS, "--data.fields")
+    prompts = read_schedule(data.prompts, data.min_solve_rate, data.max_solve_rate, fields)
     # A run that has begun cannot change its prompts; of the time before answers were checked it may have any.
     begun = collectives.from_main(lambda: latest_checkpoint(config.run_dir / "checkpoints")) is not None
     whole_groups = config.budget.max_cuts is None
@@ -90,6 +92,7 @@ def _build(
         compositions=None if composed is None else fingerprint(composed),
         domains=prompts.domains | held_out.domains,
         several_domains=len(prompts.domains) > 1,
+        notes=(*prompts.notes, *held_out.notes),
         unreached=prompts.unreached(config.steps),
     )
 
@@ -97,11 +100,13 @@ def _build(
 def check_lengths(
     config: RLConfig, prompts: PromptSchedule, held_out: HeldOut, tokenizer: RingTokenizer, positions: int
 ) -> None:
-    """Raise `UserError` for a prompt that leaves no room for the longest response in the model's `positions`."""
+    """Raise `UserError` for a prompt that cannot be asked, or leaves no room for the longest response in the model's
+    `positions`."""
     sampling, evaluating = config.sampling.max_new_tokens, held_out.sampling.max_new_tokens
     records = [record for source in prompts.sources for record in source.records]
 
     def check(flag: str, records: Sequence[PromptRecord], room: int, response: str) -> None:
+        check_texts(records, tokenizer, config.data.instruction)
         problem = too_long(records, tokenizer, config.data.instruction, room)
         require(problem is None, f"{flag}: {problem}, and {response} leave room for {max(0, room):,}")
 
@@ -119,7 +124,7 @@ def announce(run: RLState, start: int) -> None:
     budget = f"Phi = {phi:,} tokens ({config.budget.scope}, {config.budget.schedule})" if phi else "no token budget"
     work = f"{config.prompts_per_step} prompts x {config.samples_per_prompt} samples, {config.objective.name}, {budget}"
     print(f"rl: {work}" + (f", continuing after step {start}" if start else ""), flush=True)
-    remarks = changed_ranks(config, run.schedule)
+    remarks = [*run.notes, *changed_ranks(config, run.schedule)]
     remarks += stretched_schedules(config, run.schedule, start, run.steps_before) + run.unreached
     for remark in remarks:
         print(f"rl: {remark}", flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,6 +56,7 @@ class RLState:
         policy: loss, first passes and reference.
         compositions: fingerprint of the rewards' compositions; None without any.
         several_domains: whether training prompts have more than one.
+        notes: what is to be said of how the files of prompts were read, in lines to print.
         unreached: what of the data no step will draw from, in lines to print.
         steps_before: `--steps` of the run that wrote the checkpoint which this one goes on from.
     """
@@ -76,6 +78,7 @@ class RLState:
     compositions: str | None
     domains: set[str]
     several_domains: bool
+    notes: Sequence[str] = ()
     unreached: list[str] = field(default_factory=list)
     steps_before: int | None = None
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from megatron_ring.config.declarations import SPARE_PAGES, kv_bytes
 from megatron_ring.config.sampling import SamplingConfig
 from megatron_ring.errors import UserError
 from megatron_ring.model.ring_model import RingModel
@@ -116,8 +117,8 @@ def size_for(
         most, limit = sampling.kv_tokens // size, f"--sampling.kv-tokens {sampling.kv_tokens}"
         mend = f"raise it to {columns * size} at least, or lower --sampling.max-new-tokens"
     else:
-        heads = shape.num_key_value_heads // context.config.tensor
-        page_bytes = 2 * len(model.local_layers) * size * heads * shape.head_dim * next(model.parameters()).itemsize
+        itemsize = next(model.parameters()).itemsize
+        page_bytes = size * kv_bytes(shape, context.config, len(model.local_layers), itemsize)
         free = free_memory()
         room = CPU_BYTES if free is None else held + int(free * sampling.kv_fraction)
         most = collectives.min_over_replica(room // page_bytes - 1, context.device)
@@ -126,5 +127,4 @@ def size_for(
         raise UserError(
             f"{limit} holds {max(0, most)} pages of {size} tokens and the longest request needs {columns}: {mend}"
         )
-    # Two pages more for each row: the last page of a prompt is held beside its copies, and admission wants one to spare.
-    return CacheSize(min(sum(longest[:rows]) + 2 * rows, most), size, rows, columns)
+    return CacheSize(min(sum(longest[:rows]) + SPARE_PAGES * rows, most), size, rows, columns)
