@@ -19,11 +19,11 @@ def away_and_back() -> list[str]:
     from megatron_ring.sampler.requests import GenerationRequest
     from megatron_ring.sampler.sampler import Sampler
 
-    trainer = trainer_for(ParallelConfig())
-    steps(trainer, 0, 1)
+    trainer, here = trainer_for(ParallelConfig())
+    steps(trainer, here, 0, 1)
     have, whole = storages(trainer)
     assert have == whole and whole["moments"] > 0
-    sampler, phases = Sampler(trainer.model, trainer.context, SamplingConfig(), eos_id=0), Phases()
+    sampler, phases = Sampler(trainer.model, here, SamplingConfig(), eos_id=0), Phases()
     offload = SamplingOffload(trainer.offload, sampler, phases)
     with pytest.raises(NotFiniteError), offload.away():
         sampler.generate([GenerationRequest([1, 2], 0, 2)])
@@ -36,7 +36,7 @@ def away_and_back() -> list[str]:
     figures = phases.finish()
     with SamplingOffload(None, sampler, phases).away():
         assert storages(trainer) == (have, whole)
-    return sorted(name for name, value in figures.items() if value > 0 and "off" in name or "return" in name)
+    return sorted(name for name, value in figures.items() if (value > 0 and "off" in name) or "return" in name)
 
 
 @pytest.mark.distributed
