@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from megatron_ring.config.checks import require
 from megatron_ring.config.cli import parse
 from megatron_ring.config.evaluate import EvaluateConfig
-from megatron_ring.config.optimizer import RouterLossConfig
 from megatron_ring.errors import run_main
 
 if TYPE_CHECKING:
+    from megatron_ring.config.model import ModelConfig
     from megatron_ring.data.records import PromptRecord
     from megatron_ring.data.tokenizer import RingTokenizer
     from megatron_ring.rollout.records import ScoredRollout
+    from megatron_ring.run.stage import Stage
 
 
 def main(config: EvaluateConfig) -> None:
@@ -27,52 +28,16 @@ def main(config: EvaluateConfig) -> None:
         from megatron_ring.planning.stages import plan_evaluate
 
         return plan_evaluate(config)
-    from megatron_ring.checkpoint.saving import checkpoint_folder
-    from megatron_ring.run.stage import resolve_shape
-
-    config = replace(config, checkpoint=checkpoint_folder(config.checkpoint))
-    shape = resolve_shape(None, config.checkpoint)
-
-    from megatron_ring.data.files import check_target, read_prompts, write_atomically
-    from megatron_ring.data.prompts import StreamPrompt, too_long
-    from megatron_ring.data.schedule import PromptSource
-    from megatron_ring.data.tokenizer import RingTokenizer
-    from megatron_ring.parallel.context import rank_from_environment
-    from megatron_ring.rollout.evaluation import evaluate_prompts, summarize
+    from megatron_ring.data.writing import write_atomically
+    from megatron_ring.rollout.evaluation import summarize
     from megatron_ring.rollout.lines import write_lines
-    from megatron_ring.rollout.scoring import check_prompts, open_scorer
-    from megatron_ring.run.progress import Progress
-    from megatron_ring.run.stage import set_first_weights, start_stage
-    from megatron_ring.sampler.sampler import Sampler
+    from megatron_ring.run.stage import open_model, resolve
 
-    tokenizer = RingTokenizer.load(config.tokenizer)
-    require(
-        tokenizer.vocab_size <= shape.vocab_size,
-        f"--tokenizer {config.tokenizer}: {tokenizer.vocab_size} tokens, the model has only {shape.vocab_size}",
-    )
-    records = read_prompts(config.prompts)
-    check_prompts([PromptSource("evaluation", config.prompts, tuple(records))], config.rewards)
-    new = config.sampling.max_new_tokens
-    found = too_long(records, tokenizer, config.instruction, shape.max_positions - new)
-    said = f"and --sampling.max-new-tokens {new:,} leave room for {max(0, shape.max_positions - new):,}"
-    require(found is None, f"--prompts: {found}, {said}")
-    if rank_from_environment() == 0:
-        check_target(config.out / "result.json", "--out")
-    prompts = [StreamPrompt(position, record) for position, record in enumerate(records)]
-    losses = RouterLossConfig(0.0, 0.0)
-    stage = start_stage(shape, config.parallel, losses, config.seed, config.precision, config.layer_impl, exact=config.exact)
-    set_first_weights(stage, config.checkpoint, config.seed)
+    config, shape, tokenizer = resolve(config)
+    records = read_problems(config, shape, tokenizer)
+    stage = open_model(config, shape, config.checkpoint)
     began = time.perf_counter()
-    sampler = Sampler(stage.model, stage.context, config.sampling, tokenizer.eos_id, tokenizer.decode)
-    mine = len(prompts[stage.context.data_rank :: stage.context.data_size]) * config.samples_per_problem
-    with (
-        open_scorer(config.rewards, {prompt.record.domain for prompt in prompts}, tokenizer, stage.context) as scorer,
-        Progress("evaluate", mine, 0, stage.context.is_main, unit="response") as progress,
-    ):
-        scored = evaluate_prompts(
-            prompts, sampler, tokenizer, scorer, samples=config.samples_per_problem, seed=config.seed,
-            instruction=config.instruction, on_progress=progress.update,
-        )  # fmt: skip
+    scored = sample_and_score(config, records, stage, tokenizer)
     result = {
         "checkpoint": str(config.checkpoint),
         "prompts": str(config.prompts),
@@ -89,10 +54,57 @@ def main(config: EvaluateConfig) -> None:
         return sample_row(item, records[item.rollout.prompt_index], tokenizer)
 
     write_lines(config.out / "samples.jsonl", scored, row, stage.context)
-    if not stage.context.is_main:
-        return
-    write_atomically(config.out / "result.json", (json.dumps(result, indent=1) + "\n").encode())
-    print(f"evaluate: pass@1 {result['pass_at_1']:.3f} on {result['problems']} problems -> {config.out}/result.json")
+    if stage.context.is_main:
+        write_atomically(config.out / "result.json", (json.dumps(result, indent=1) + "\n").encode())
+        print(f"evaluate: pass@1 {result['pass_at_1']:.3f} on {result['problems']} problems -> {config.out}/result.json")
+
+
+def read_problems(config: EvaluateConfig, shape: ModelConfig, tokenizer: RingTokenizer) -> list[PromptRecord]:
+    """The prompts; `UserError` for one without a verifier or room for a response, and where no result can be written."""
+    from megatron_ring.data.fields import PROMPT_FIELDS, Fields
+    from megatron_ring.data.files import read_prompt_file
+    from megatron_ring.data.prompts import check_texts, too_long
+    from megatron_ring.data.schedule import PromptSource
+    from megatron_ring.data.writing import check_target
+    from megatron_ring.parallel import collectives
+    from megatron_ring.rollout.scoring import check_prompts
+
+    file = read_prompt_file(config.prompts, Fields.of(config, PROMPT_FIELDS, "--fields"), "--fields")
+    records = file.records
+    if file.note and collectives.is_main():
+        print(f"evaluate: {file.note}", flush=True)
+    check_prompts([PromptSource("evaluation", config.prompts, tuple(records))], config.rewards)
+    check_texts(records, tokenizer, config.instruction)
+    new = config.sampling.max_new_tokens
+    problem = too_long(records, tokenizer, config.instruction, shape.max_positions - new)
+    room = f"--sampling.max-new-tokens {new:,} leave room for {max(0, shape.max_positions - new):,}"
+    require(problem is None, f"--prompts: {problem}, and {room}")
+    collectives.from_main(lambda: check_target(config.out / "result.json", "--out"))
+    return records
+
+
+def sample_and_score(
+    config: EvaluateConfig, records: Sequence[PromptRecord], stage: Stage, tokenizer: RingTokenizer
+) -> list[ScoredRollout]:
+    """Responses to all prompts with their rewards, in order, on every process."""
+    from megatron_ring.data.prompts import StreamPrompt
+    from megatron_ring.rollout.evaluation import evaluate_prompts
+    from megatron_ring.rollout.scoring import open_scorer
+    from megatron_ring.run.progress import Progress
+    from megatron_ring.sampler.sampler import Sampler
+
+    context = stage.context
+    prompts = [StreamPrompt(position, record) for position, record in enumerate(records)]
+    share = len(prompts[context.data_rank :: context.data_size]) * config.samples_per_problem
+    sampler = Sampler(stage.model, context, config.sampling, tokenizer.eos_id, tokenizer.decode)
+    with (
+        open_scorer(config.rewards, {record.domain for record in records}, tokenizer, context, sampler) as scorer,
+        Progress("evaluate", share, 0, context.is_main, unit="response") as progress,
+    ):
+        return evaluate_prompts(
+            prompts, sampler, tokenizer, scorer, samples=config.samples_per_problem, seed=config.seed,
+            instruction=config.instruction, on_progress=progress.update,
+        )  # fmt: skip
 
 
 def sample_row(item: ScoredRollout, record: PromptRecord, tokenizer: RingTokenizer) -> dict[str, Any]:

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 from megatron_ring.config.checks import require
 from megatron_ring.config.cli import parse
 from megatron_ring.config.generate import GenerateConfig
-from megatron_ring.config.optimizer import RouterLossConfig
 from megatron_ring.errors import RequestError, UserError, run_main
 
 if TYPE_CHECKING:
@@ -32,30 +31,21 @@ Asked = list[tuple["PromptRecord", int, "GenerationRequest"]]
 
 
 def main(config: GenerateConfig) -> None:
-    from megatron_ring.run.stage import resolve_shape
-
-    shape = resolve_shape(None, config.checkpoint)
-
-    from megatron_ring.data.files import append, check_target, read_questions, write_atomically
-    from megatron_ring.data.tokenizer import RingTokenizer
-    from megatron_ring.parallel.context import rank_from_environment
-    from megatron_ring.run.stage import set_first_weights, start_stage
+    from megatron_ring.data.files import read_questions
+    from megatron_ring.data.writing import append, check_target, write_atomically
+    from megatron_ring.parallel import collectives
+    from megatron_ring.run.stage import open_model, resolve
     from megatron_ring.sampler.sampler import Sampler
 
-    tokenizer = RingTokenizer.load(config.tokenizer)
-    require(
-        tokenizer.vocab_size <= shape.vocab_size,
-        f"--tokenizer {config.tokenizer}: {tokenizer.vocab_size} tokens, the model has only {shape.vocab_size}",
-    )
+    config, shape, tokenizer = resolve(config)
     require(config.prompts is not None or sys.stdin is not None, "standard input is closed: give --prompts FILE")
     asked = None
     if config.prompts is not None:
         asked = ask(config, read_questions(config.prompts), tokenizer, shape.max_positions, first=0)
-    if config.out is not None and rank_from_environment() == 0:
-        check_target(config.out, "--out")
-    losses = RouterLossConfig(0.0, 0.0)
-    stage = start_stage(shape, config.parallel, losses, config.seed, config.precision, config.layer_impl, exact=config.exact)
-    set_first_weights(stage, config.checkpoint, config.seed)
+    target = config.out
+    if target is not None:
+        collectives.from_main(lambda: check_target(target, "--out"))
+    stage = open_model(config, shape, config.checkpoint)
     context = stage.context
     sampler = Sampler(stage.model, context, config.sampling, tokenizer.eos_id, tokenizer.decode)
     out = config.out if context.is_main else None

@@ -9,136 +9,99 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_ring.config.checks import require
 from megatron_ring.config.cli import parse
-from megatron_ring.config.model import ModelConfig
 from megatron_ring.config.sft import SFTConfig
-from megatron_ring.errors import UserError, run_main
+from megatron_ring.errors import run_main
 
 if TYPE_CHECKING:  # rooms that import torch load when a run starts, so that --help answers at once
     from megatron_ring.data.sft_data import SFTDataset
-    from megatron_ring.training.trainer import StepResult
-
-MAY_DIFFER = frozenset({"run_dir", "max_steps", "save_every", "keep_last", "async_save", "layer_impl", "recompute", "exact"})
+    from megatron_ring.run.directory import RunDirectory
+    from megatron_ring.run.stage import Stage
+    from megatron_ring.training.trainer import StepResult, Trainer
 
 
 def main(config: SFTConfig) -> None:
     if config.dry_run:
         from megatron_ring.planning.stages import plan_sft
 
-        return plan_sft(config, load_data)
-    from megatron_ring.checkpoint.saving import CheckpointSaver, checkpoint_folder, latest_checkpoint
-    from megatron_ring.run.stage import resolve_shape
+        return plan_sft(config)
+    from megatron_ring.data.sft_data import load_datasets
+    from megatron_ring.run.stage import open_model, open_run, resolve
 
-    if config.init_from is not None:
-        config = replace(config, init_from=checkpoint_folder(config.init_from))
-    shape = resolve_shape(config.preset, config.init_from)
-
-    from megatron_ring.checkpoint.loading import load_checkpoint
-    from megatron_ring.run.directory import RunDirectory
-    from megatron_ring.run.progress import Progress
-    from megatron_ring.run.stage import set_first_weights, start_stage
-    from megatron_ring.training.losses import SFTLoss
-    from megatron_ring.training.trainer import Trainer
-
-    train, validation = load_data(config, shape)
-    stage = start_stage(
-        shape, config.parallel, config.router, config.seed, config.precision, config.layer_impl,
-        config.recompute, config.exact,
-    )  # fmt: skip
-    context = stage.context
-    config.check(context.data_size)
-    run = RunDirectory(config.run_dir, writes=context.is_main)
-    run.open("sft", config, MAY_DIFFER)
-    set_first_weights(stage, config.init_from, config.seed)
-    trainer = Trainer(stage.model, context, config.optimizer)
-    start, tokens = 0, 0
-    checkpoint = latest_checkpoint(run.checkpoints)
-    if checkpoint is not None:
-        start, extra = load_checkpoint(checkpoint, stage.model, context, trainer.optimizer)
-        tokens = extra["tokens"]
-    run.start_logging(start)
-
-    loss = SFTLoss()
-    per_epoch = train.steps_per_epoch
-    schedule_steps = config.epochs * per_epoch
-    total = min(schedule_steps, config.max_steps or schedule_steps)
-    if context.is_main:
-        describe(train, start)
-    with (
-        CheckpointSaver(run.checkpoints, context, config.keep_last, config.async_save) as saver,
-        Progress("sft", total, start, context.is_main) as progress,
-    ):
-        for step in range(start, total):
-            began = time.perf_counter()
-            epoch, place = divmod(step, per_epoch)
-            batches = train.batch(epoch, place, context.data_rank, context.data_size)
-            lr = config.optimizer.lr_at(step, schedule_steps)
-            result = trainer.train_step(batches, loss, lr)
-            tokens += result.routed_tokens
-            metrics = step_metrics(result, step + 1, per_epoch, tokens, lr, time.perf_counter() - began)
-            ends_epoch = place + 1 == per_epoch
-            saves = ends_epoch or step + 1 == total or (config.save_every and (step + 1) % config.save_every == 0)
-            if ends_epoch and validation is not None:
-                metrics |= evaluate(trainer, validation, loss)
-            if saves:
-                metrics["checkpoint"] = f"step_{step + 1}"
-            run.log(metrics)  # before the save: a run continued from this checkpoint finds its own line
-            if saves:
-                saver.save(step + 1, stage.model, trainer.optimizer, {"tokens": tokens})
-            saver.check()
-            progress.update(step + 1, f"loss {metrics['loss']:.3f} entropy {metrics['entropy']:.3f}")
+    config, shape, tokenizer = resolve(config)
+    data, validation = load_datasets(config.data, tokenizer, config.seed, shape.max_positions)
+    run = open_run(config)
+    stage = open_model(config, shape, config.init_from)
+    train(config, stage, run, data, validation)
     run.close()
 
 
-def load_data(config: SFTConfig, shape: ModelConfig) -> tuple[SFTDataset, SFTDataset | None]:
-    """The packed training and validation conversations; `UserError` names the file that is at fault."""
-    from megatron_ring.data.files import read_sft
-    from megatron_ring.data.sft_data import SFTDataset
-    from megatron_ring.data.tokenizer import RingTokenizer
+def train(config: SFTConfig, stage: Stage, run: RunDirectory, data: SFTDataset, validation: SFTDataset | None) -> None:
+    """All steps that are left."""
+    from megatron_ring.checkpoint.saving import CheckpointSaver
+    from megatron_ring.run.progress import Progress
+    from megatron_ring.run.stage import load_latest
+    from megatron_ring.training.losses import SFTLoss
+    from megatron_ring.training.trainer import Trainer
 
-    data = config.data
-    tokenizer = RingTokenizer.load(data.tokenizer)
-    require(
-        tokenizer.vocab_size <= shape.vocab_size,
-        f"--data.tokenizer {data.tokenizer}: {tokenizer.vocab_size} tokens, the model has only {shape.vocab_size}",
-    )
+    context, loss = stage.context, SFTLoss()
+    trainer = Trainer(stage.model, context, config.optimizer)
+    start, extra = load_latest(run, stage, trainer.optimizer)
+    tokens = extra.get("tokens", 0)
+    run.start_logging(start)
+    if context.is_main:
+        describe(data, start)
+    all_steps = config.epochs * data.steps_per_epoch
+    last = min(all_steps, config.max_steps or all_steps)
+    with (
+        CheckpointSaver(run.checkpoints, context, config.keep_last, config.async_save) as saver,
+        Progress("sft", last, start, context.is_main) as progress,
+    ):
+        for step in range(start + 1, last + 1):
+            began = time.perf_counter()
+            epoch, place = divmod(step - 1, data.steps_per_epoch)
+            ends_epoch = place + 1 == data.steps_per_epoch
+            lr = config.optimizer.lr_at(step - 1, all_steps)
+            result = trainer.train_step(data.batch(epoch, place, context.data_rank, context.data_size), loss, lr)
+            tokens += result.routed_tokens
+            metrics = {
+                "step": step, "epoch": step / data.steps_per_epoch, "tokens": tokens, "lr": lr,
+                **step_metrics(result, time.perf_counter() - began),
+            }  # fmt: skip
+            if ends_epoch and validation is not None:
+                metrics |= evaluate(trainer, validation, loss)
+            saves = ends_epoch or step == last or (config.save_every and step % config.save_every == 0)
+            if saves:
+                metrics["checkpoint"] = f"step_{step}"
+            run.log(metrics)  # before the save: a run continued from this checkpoint finds its own line
+            if saves:
+                saver.save(step, stage.model, trainer.optimizer, {"tokens": tokens})
+            saver.check()
+            progress.update(step, f"loss {metrics['loss']:.3f} entropy {metrics['entropy']:.3f}")
 
-    def load(path: Path) -> SFTDataset:
-        try:
-            records = read_sft(path)
-            return SFTDataset(records, tokenizer, data.context_length, data.global_batch, config.seed, data.overlong)
-        except UserError as error:
-            raise UserError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from None
 
-    return load(data.train), load(data.validation) if data.validation else None
-
-
-def describe(train: SFTDataset, start: int) -> None:
+def describe(data: SFTDataset, start: int) -> None:
     """Tell the user what will be trained."""
-    dropped = f", {train.dropped} too long and left out" if train.dropped else ""
+    if data.note:
+        print(f"sft: {data.note}", flush=True)
+    dropped = f", {data.dropped} too long and left out" if data.dropped else ""
+    dropped += f", {data.dropped_controls} with control tokens left out" if data.dropped_controls else ""
     resumed = f", continuing after step {start}" if start else ""
-    tokens = f"{train.tokens:,} tokens ({train.loss_tokens:,} trained)"
+    tokens = f"{data.tokens:,} tokens ({data.loss_tokens:,} trained)"
     print(
-        f"sft: {train.sequences} conversations{dropped}, {tokens} in {train.steps_per_epoch} steps an epoch{resumed}",
+        f"sft: {data.sequences} conversations{dropped}, {tokens} in {data.steps_per_epoch} steps an epoch{resumed}",
         flush=True,
     )
 
 
-def step_metrics(result: StepResult, step: int, per_epoch: int, tokens: int, lr: float, seconds: float) -> dict[str, Any]:
-    """One line of metrics.jsonl. `step` counts from 1; `tokens` are all trained so far, padding not counted."""
+def step_metrics(result: StepResult, seconds: float) -> dict[str, Any]:
+    """What a step of so many seconds gave."""
     return {
-        "step": step,
-        "epoch": step / per_epoch,
-        "tokens": tokens,
         "loss": result.mean("loss"),
         "entropy": result.mean("entropy"),
         "grad_norm": result.grad_norm,
-        "lr": lr,
         "attention": result.attention,
         "loss/balance": result.balance,
         "loss/z": result.z,
@@ -147,7 +110,7 @@ def step_metrics(result: StepResult, step: int, per_epoch: int, tokens: int, lr:
     }
 
 
-def evaluate(trainer: Any, validation: Any, loss: Any) -> dict[str, float]:
+def evaluate(trainer: Trainer, validation: SFTDataset, loss: Any) -> dict[str, float]:
     """Mean loss and entropy per response token of the validation file."""
     context = trainer.context
     sums = {"loss": 0.0, "entropy": 0.0}

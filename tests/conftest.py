@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tests.distributed import Workers
+from tests.processes import default_signals
 
 # Before anything imports Triton, as torch and megatron-core do: without a GPU its kernels are interpreted. Only tests of
 # kernels call them on CPU tensors.
@@ -22,6 +23,8 @@ if not torch.cuda.is_available():
 hypothesis.settings.register_profile("repeatable", derandomize=True)
 hypothesis.settings.register_profile("search", derandomize=False)
 hypothesis.settings.load_profile("repeatable")
+
+default_signals()
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"

@@ -23,9 +23,10 @@ from typing import Any
 
 from megatron_ring.config.checks import require
 from megatron_ring.config.cli import parse
-from megatron_ring.config.optimizer import OptimizerConfig, RouterLossConfig
+from megatron_ring.config.optimizer import OptimizerConfig
 from megatron_ring.config.parallel import ParallelConfig
 from megatron_ring.config.presets import get_preset
+from megatron_ring.config.stage import TrainedModelOptions
 from megatron_ring.errors import run_main
 
 
@@ -69,14 +70,13 @@ def main(config: Bench) -> None:
     from megatron_ring.data.packing import pack_sequences
     from megatron_ring.data.sequences import TokenSequence
     from megatron_ring.parallel import collectives
-    from megatron_ring.run.stage import set_first_weights, start_stage
+    from megatron_ring.run.stage import open_model
     from megatron_ring.training.losses import SFTLoss
     from megatron_ring.training.trainer import Trainer
 
     shape = get_preset(config.preset)
     shape = replace(shape, num_layers=config.layers or shape.num_layers)
-    stage = start_stage(shape, config.parallel, RouterLossConfig(), 0, "auto")
-    set_first_weights(stage, None, 0)
+    stage = open_model(TrainedModelOptions(parallel=config.parallel), shape)
     optimizer = OptimizerConfig(lr=1e-5)
     trainer = Trainer(stage.model, stage.context, optimizer)
     tokens = torch.randint(shape.vocab_size, (config.tokens,), generator=torch.Generator().manual_seed(1)).tolist()

@@ -159,7 +159,9 @@ def made_up(config: BenchRollouts, here: ParallelContext) -> list[Rollout]:
         if sample == 0:
             prompt_tokens = [prompt % 1000 + i for i in range(config.prompt_tokens)]
         if holder == here.data_rank:
-            columns = {column.name: column.new(torch.randint(150_000, (config.tokens,)).tolist()) for column in DRAWN}
+            columns: dict[str, Any] = {
+                column.name: column.new(torch.randint(150_000, (config.tokens,)).tolist()) for column in DRAWN
+            }
             routes = torch.randint(64, (config.tokens * config.routes,), dtype=torch.uint8).numpy().tobytes()
             completion = replace(facts, **columns, routes=routes)
         made.append(Rollout(prompt, sample, str(prompt), "math", prompt_tokens, place, completion, holder))

@@ -14,15 +14,14 @@ import json
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from megatron_ring.config.checks import require
 from megatron_ring.config.cli import parse
-from megatron_ring.config.optimizer import RouterLossConfig
-from megatron_ring.config.parallel import ParallelConfig
 from megatron_ring.config.sampling import SamplingConfig
+from megatron_ring.config.stage import ModelOptions
 from megatron_ring.errors import run_main
 
 if TYPE_CHECKING:  # `tools` may be a package of someone else's; a script's own folder is on the path
@@ -38,7 +37,7 @@ DECADES = range(-8, 2)  # of |difference| in nats
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheckSampler:
+class CheckSampler(ModelOptions):
     """What is sampled: every response has all its tokens, nothing stops one early."""
 
     checkpoint: Path | None = None
@@ -59,14 +58,6 @@ class CheckSampler:
     """Tokens of the longest response; others have down to half of it."""
     train_tokens: int = 8192
     """Tokens of a packed micro-batch of the training forward pass."""
-    seed: int = 0
-    """Seed of weights, prompts and sampling."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Parameters' dtype; auto: bf16 on CUDA, fp32 on the CPU."""
-    layer_impl: Literal["native", "te"] = "native"
-    """Layers: torch's and our own kernels, or Transformer Engine's modules with the same parameters (CUDA, bf16)."""
-    exact: bool = False
-    """Kernels that give a token the same bits whatever its batch (CUDA, bf16)."""
     figure: Path | None = None
     """Picture of the histogram (.png, .svg or .pdf)."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
@@ -90,7 +81,7 @@ def main(config: CheckSampler) -> None:
     import torch
 
     from megatron_ring.checkpoint.saving import checkpoint_folder
-    from megatron_ring.run.stage import resolve_shape, set_first_weights, start_stage
+    from megatron_ring.run.stage import resolve_shape, set_first_weights, start_model
     from megatron_ring.sampler.trainer_mismatch import measure_mismatch
 
     if TYPE_CHECKING:
@@ -103,9 +94,7 @@ def main(config: CheckSampler) -> None:
     shape = replace(shape, num_layers=config.layers or shape.num_layers)
     requests = requests_of(config, shape)
     check_lengths([(len(r.prompt_tokens), r.max_new_tokens) for r in requests], shape, config.sampling)
-    stage = start_stage(
-        shape, ParallelConfig(), RouterLossConfig(), config.seed, config.precision, config.layer_impl, exact=config.exact
-    )
+    stage = start_model(config, shape)
     if checkpoint is not None:
         set_first_weights(stage, checkpoint, config.seed)
     else:

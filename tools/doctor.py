@@ -126,18 +126,16 @@ def smoke_steps() -> Iterator[str]:
     yield "megatron-core"
     import torch
 
-    from megatron_ring.config.optimizer import RouterLossConfig
-    from megatron_ring.config.parallel import ParallelConfig
     from megatron_ring.config.presets import get_preset
+    from megatron_ring.config.stage import ModelOptions
     from megatron_ring.model.layout import PackedLayout
     from megatron_ring.model.ring_model import forward_all_stages
     from megatron_ring.parallel import collectives
     from megatron_ring.parallel import context as parallel_context
-    from megatron_ring.run.stage import set_first_weights, start_stage
+    from megatron_ring.run.stage import open_model
 
     shape = get_preset("ring-tiny")
-    stage = start_stage(shape, ParallelConfig(), RouterLossConfig(0.0, 0.0), 0, "auto")
-    set_first_weights(stage, None, 0)
+    stage = open_model(ModelOptions(), shape)
     yield "ring-tiny"
     device = stage.context.device
     lengths = (24, 40)

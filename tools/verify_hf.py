@@ -17,8 +17,8 @@ from typing import Literal
 
 from megatron_ring.config.checks import require
 from megatron_ring.config.cli import parse
-from megatron_ring.config.optimizer import RouterLossConfig
 from megatron_ring.config.parallel import ParallelConfig
+from megatron_ring.config.stage import ModelOptions
 from megatron_ring.errors import run_main
 
 
@@ -43,7 +43,7 @@ class VerifyConfig:
 def main(config: VerifyConfig) -> int:
     from megatron_ring.checkpoint.parity import largest_differences
     from megatron_ring.checkpoint.safetensors_stream import read_header
-    from megatron_ring.run.stage import resolve_shape, set_first_weights, start_stage
+    from megatron_ring.run.stage import open_model, resolve_shape
 
     shape = resolve_shape(None, config.hf)
     expected = {name: tensor.read() for name, tensor in read_header(config.expected).items()}
@@ -59,8 +59,7 @@ def main(config: VerifyConfig) -> int:
         tokens.numel() % config.parallel.tensor == 0,
         f"--parallel.tensor {config.parallel.tensor} does not divide the {tokens.numel()} tokens of {config.expected}",
     )
-    stage = start_stage(shape, config.parallel, RouterLossConfig(0.0, 0.0), 0, config.precision)
-    set_first_weights(stage, config.hf, 0)
+    stage = open_model(ModelOptions(parallel=config.parallel, precision=config.precision), shape, config.hf)
     differences = largest_differences(stage.model, stage.context, expected)
     passed = all(value <= config.tolerance for value in differences.values())
     if stage.context.is_main:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from megatron_ring.errors import UserError
 
@@ -14,8 +13,6 @@ def require(condition: bool, message: str) -> None:
         raise UserError(message)
 
 
-UNLIMITED: dict[str, Any] = {"unlimited": True}
-"""Metadata of numbers that may be infinite; all others are refused."""
 LEAST_TEMPERATURE = 1e-4
 
 

@@ -12,8 +12,9 @@ import sys
 import types
 import typing
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
+from megatron_ring.config.metadata import types_of
 from megatron_ring.errors import UserError
 
 T = TypeVar("T")
@@ -87,7 +88,7 @@ def _one_line(boxed: str) -> str:
 
 def _flags(config: Any, prefix: str = "--") -> list[str]:
     flags = []
-    for name, hint in get_type_hints(config).items():
+    for name, hint in types_of(config).items():
         flag = f"{prefix}{name.replace('_', '-')}"
         flags += _flags(hint, f"{flag}.") if dataclasses.is_dataclass(hint) else [flag]
     return flags
@@ -107,22 +108,31 @@ def load_config(config: type[T], path: Path) -> T:
     Raises:
         UserError: no such file, or it does not describe this kind of run. Names the file and the setting.
     """
+    try:
+        return build_config(config, read_yaml(path))
+    except UserError as error:
+        raise UserError(f"--config {path}: {error}") from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """What a config.yaml holds. Raises `UserError`, which does not name the file."""
     import yaml
 
     try:
         values = yaml.safe_load(path.read_text())
     except OSError as error:
-        raise UserError(f"--config {path}: {error.strerror}") from None
+        raise UserError(str(error.strerror)) from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, or no such day
-        raise UserError(f"--config {path}: not YAML: {error}") from None
+        raise UserError(f"not YAML: {error}") from None
     if not isinstance(values, dict):
-        raise UserError(f"--config {path}: not a run's configuration")
-    values.pop("stage", None)
-    try:
-        built: T = _build(config, values, "")
-        _check_numbers(built)
-    except UserError as error:
-        raise UserError(f"--config {path}: {error}") from None
+        raise UserError("not a run's configuration")
+    return values
+
+
+def build_config(config: type[T], values: dict[str, Any]) -> T:
+    """A configuration from a config.yaml's values. Raises `UserError`, which names the setting."""
+    built: T = _build(config, {name: value for name, value in values.items() if name != "stage"}, "")
+    _check_numbers(built)
     return built
 
 
@@ -147,7 +157,7 @@ def _build(kind: Any, value: Any, key: str) -> Any:
 def _build_dataclass(kind: Any, values: Any, key: str) -> Any:
     if not isinstance(values, dict):
         raise UserError(f"{key} is {values!r}, not a group of settings")
-    hints, prefix = get_type_hints(kind), f"{key}." if key else ""
+    hints, prefix = types_of(kind), f"{key}." if key else ""
     for name in values:
         if name not in hints:
             close = difflib.get_close_matches(str(name), hints, n=1)

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from megatron_ring.config.checks import require
-from megatron_ring.config.parallel import ParallelConfig
-from megatron_ring.config.sampling import SamplingConfig
+from megatron_ring.config.stage import InferenceConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateConfig:
+class GenerateConfig(InferenceConfig):
     """Text from a model."""
 
-    checkpoint: Path
-    """Checkpoint or Hugging Face folder."""
-    tokenizer: Path
-    """Tokenizer directory in Hugging Face layout, chat template included."""
     prompts: Path | None = None
     """JSONL or parquet file with a `prompt` (text or messages) in each row, `id` optional (default: standard input, a line
     each)."""
@@ -32,19 +27,6 @@ class GenerateConfig:
     """Responses to each prompt."""
     raw: bool = False
     """Continue each prompt as plain text, without the chat template."""
-    instruction: str | None = None
-    """Text added to every user message."""
-    seed: int = 0
-    """Seed of sampling."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Parameters' dtype; auto: bf16 on CUDA, fp32 on the CPU."""
-    layer_impl: Literal["native", "te"] = "native"
-    """Layers: torch's and our own kernels, or Transformer Engine's modules with the same parameters (CUDA, bf16)."""
-    exact: bool = False
-    """Kernels that give a token the same bits whatever its batch: the sampler's log-probabilities and expert choices are
-    those of the training forward pass (CUDA, bf16, TP=1)."""
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
     def __post_init__(self) -> None:
         require(self.samples >= 1, f"--samples is {self.samples}, below 1")

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from megatron_ring.config.checks import require
-
-NOT_RECORDED: dict[str, Any] = {"recorded": False}
-"""Metadata of settings that a run directory's config.yaml leaves out: they change nothing of a run."""
+from megatron_ring.config.metadata import NOT_RECORDED
 
 
 @dataclass(frozen=True, kw_only=True)

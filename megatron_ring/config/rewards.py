@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from megatron_ring.config.checks import require
+from megatron_ring.config.metadata import MAY_CHANGE
 
 
 @dataclass(frozen=True)
 class RewardConfig:
     """Verifiers. Each data-parallel replica scores what it samples, beside the sampling, on its first rank's machine."""
 
-    workers: int = 4
+    workers: int = field(default=4, metadata=MAY_CHANGE)
     """Verifier processes of each data-parallel replica, for each kind it needs (answers, instructions, code)."""
     time_limit: float = 5.0
     """Wall-clock limit per response (seconds); past it the reward is 0. Code has limits for each test instead."""

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal, Self
 
 from megatron_ring.config.checks import require
+from megatron_ring.config.data import Columns
+from megatron_ring.config.metadata import MAY_CHANGE
 from megatron_ring.config.model import ModelConfig
-from megatron_ring.config.objective import BudgetConfig, CorrectionConfig, ObjectiveConfig, ReferenceConfig
+from megatron_ring.config.objective import WITH_BUDGET, BudgetConfig, CorrectionConfig, ObjectiveConfig, ReferenceConfig
 from megatron_ring.config.operations import AlarmConfig, HeldOutConfig, WandbConfig
-from megatron_ring.config.optimizer import OptimizerConfig, RouterLossConfig
-from megatron_ring.config.parallel import ParallelConfig
+from megatron_ring.config.optimizer import OptimizerConfig
 from megatron_ring.config.plan import DryRun
 from megatron_ring.config.rewards import RewardConfig
 from megatron_ring.config.sampling import SamplingConfig
+from megatron_ring.config.stage import TrainingConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class RLDataConfig:
+class RLDataConfig(Columns):
     """Prompts and how training packs their responses."""
 
     prompts: Path
@@ -42,6 +44,7 @@ class RLDataConfig:
     """Length of a packed training micro-batch (tokens); at least the longest prompt and response together."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         low, high = self.min_solve_rate, self.max_solve_rate
         for name, rate in (("min", low), ("max", high)):
             require(rate is None or 0 <= rate <= 1, f"--data.{name}-solve-rate is {rate}, outside 0..1")
@@ -60,38 +63,23 @@ def _rl_optimizer() -> OptimizerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RLConfig(DryRun):
+class RLConfig(TrainingConfig, DryRun):
     """One RL stage. Defaults are the Ring-lite report's."""
 
-    run_dir: Path
-    """Run directory: metrics, rollouts, checkpoints. An existing one of the same configuration is continued."""
+    stage_name: ClassVar[str] = "rl"
+
     init_from: Path
     """Checkpoint or Hugging Face folder to start from."""
     data: RLDataConfig
-    steps: int = 1000
+    steps: int = field(default=1000, metadata=MAY_CHANGE)
     """Optimizer steps of the whole run."""
     prompts_per_step: int = 512
     """Prompts sampled in a round (L)."""
     samples_per_prompt: int = 16
     """Responses to each prompt (K); their rewards form one group."""
-    save_every: int = 20
+    save_every: int = field(default=20, metadata=MAY_CHANGE)
     """Steps between checkpoints."""
-    keep_last: int | None = None
-    """Keep only so many newest checkpoints (default: all)."""
-    async_save: bool = True
-    """Write checkpoints while training goes on (host memory for one checkpoint); off: wait for each."""
-    seed: int = 0
-    """Seed of the prompt order and of sampling."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Parameters' dtype; auto: bf16 on CUDA, fp32 on the CPU."""
-    recompute: Literal["none", "experts", "full"] = "none"
-    """What the backward pass computes again instead of keeping it: experts' first product, or whole layers."""
-    layer_impl: Literal["native", "te"] = "native"
-    """Layers: torch's and our own kernels, or Transformer Engine's modules with the same parameters (CUDA, bf16)."""
-    exact: bool = False
-    """Kernels that give a token the same bits whatever its batch: the sampler's log-probabilities and expert choices are
-    those of the training forward pass (CUDA, bf16, TP=1)."""
-    offload_optimizer: bool = False
+    offload_optimizer: bool = field(default=False, metadata=MAY_CHANGE)
     """While responses are sampled, keep the optimizer's state in host memory and give up the gradient buffers: the KV cache
     gets that much more. Changes no result."""
     budget: BudgetConfig = field(default_factory=BudgetConfig)
@@ -101,17 +89,15 @@ class RLConfig(DryRun):
     sampling: SamplingConfig = field(default_factory=_rl_sampling)
     rewards: RewardConfig = field(default_factory=RewardConfig)
     optimizer: OptimizerConfig = field(default_factory=_rl_optimizer)
-    router: RouterLossConfig = field(default_factory=RouterLossConfig)
-    parallel: ParallelConfig = field(default_factory=ParallelConfig)
-    alarms: AlarmConfig = field(default_factory=AlarmConfig)
-    evaluation: HeldOutConfig = field(default_factory=HeldOutConfig)
-    wandb: WandbConfig = field(default_factory=WandbConfig)
+    alarms: AlarmConfig = field(default_factory=AlarmConfig, metadata=MAY_CHANGE)
+    evaluation: HeldOutConfig = field(default_factory=HeldOutConfig, metadata=MAY_CHANGE)
+    wandb: WandbConfig = field(default_factory=WandbConfig, metadata=MAY_CHANGE)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("steps", "prompts_per_step", "samples_per_prompt", "save_every"):
             value = getattr(self, name)
             require(value >= 1, f"--{name.replace('_', '-')} is {value}, below 1")
-        require(self.keep_last is None or self.keep_last >= 1, f"--keep-last is {self.keep_last}, below 1")
         require(self.samples_per_prompt >= 2, "--samples-per-prompt is 1: a group needs at least 2 responses to compare")
         require(self.sampling.temperature > 0, "--sampling.temperature is 0: RL needs samples, not the greedy response")
         require(
@@ -120,8 +106,8 @@ class RLConfig(DryRun):
         )
         objective, place = self.objective, self.reference.resolved(self.objective.kl_beta).place
         require(
-            not self.budget.is_set or objective.name == "c3po",
-            f"--budget: a token budget belongs to c3po, --objective.name is {objective.name}",
+            not self.budget.is_set or objective.has_budget,
+            f"--budget: a token budget belongs to {WITH_BUDGET}, --objective.name is {objective.name}",
         )
         require(
             self.correction.name == "none" or objective.old_logprobs == "recomputed",
@@ -137,7 +123,7 @@ class RLConfig(DryRun):
             "--reference.refresh-every: there is no reference (see --reference.place and --objective.kl-beta)",
         )
 
-    def resolved(self) -> RLConfig:
+    def resolved(self) -> Self:
         """The same with every default filled in that depends on other settings."""
         objective = self.objective.resolved(self.sampling.max_new_tokens)
         reference = self.reference.resolved(objective.kl_beta)
@@ -146,23 +132,30 @@ class RLConfig(DryRun):
     def check_model(self, model: ModelConfig) -> None:
         """Raise `UserError` for settings that such a model has no use for."""
         has_router = model.first_dense_layers < model.num_layers and model.num_experts > 1
-        said = f"--correction.routes {self.correction.routes}: {self.init_from} has no mixture of experts"
-        require(has_router or self.correction.routes == "ignore", said)
-        said = "--correction.routes replay: weights of replayed experts are summed in another order than --exact's, take one"
-        require(not (self.exact and self.correction.routes == "replay"), said)
+        require(
+            has_router or self.correction.routes == "ignore",
+            f"--correction.routes {self.correction.routes}: {self.init_from} has no mixture of experts",
+        )
+        require(
+            not (self.exact and self.correction.routes == "replay"),
+            "--correction.routes replay: weights of replayed experts are summed in another order than --exact's, take one",
+        )
 
     def check(self, data_size: int) -> None:
         """Raise `UserError` when a step cannot work on so many data-parallel ranks."""
         prompts, samples, longest = self.prompts_per_step, self.samples_per_prompt, self.sampling.max_new_tokens
-        said = f"--prompts-per-step is {prompts}, below the number of data-parallel ranks ({data_size})"
-        require(prompts >= data_size, f"{said}: some would have nothing to sample")
+        require(
+            prompts >= data_size,
+            f"--prompts-per-step is {prompts}, below the number of data-parallel ranks ({data_size}): some would have "
+            f"nothing to sample",
+        )
         tokens, tensor = self.data.micro_batch_tokens, self.parallel.tensor
         require(tokens % tensor == 0, f"--data.micro-batch-tokens {tokens} does not split over TP={tensor} ranks")
         require(
             longest < tokens,
             f"--data.micro-batch-tokens {tokens:,} holds no prompt beside --sampling.max-new-tokens {longest:,}",
         )
-        if self.objective.name != "c3po":
+        if not self.objective.has_budget:
             return
         budgets, rounds = self.budget.resolve(data_size), self.budget.max_rounds
         for budget in budgets:

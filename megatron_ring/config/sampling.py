@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from megatron_ring.config.checks import require, require_temperature
+from megatron_ring.config.metadata import MAY_CHANGE
 
 
 @dataclass(frozen=True)
@@ -62,18 +63,18 @@ class SamplingConfig(RequestSampling):
 
     max_new_tokens: int = 24_576
     """Longest response (tokens)."""
-    max_batch: int = 256
+    max_batch: int = field(default=256, metadata=MAY_CHANGE)
     """Sequences decoded together on one data-parallel rank."""
-    prefill_tokens: int = 8192
+    prefill_tokens: int = field(default=8192, metadata=MAY_CHANGE)
     """Prompt tokens computed in one step, at most; longer prompts are computed in pieces, beside the decoding of others."""
-    page_size: int = 32
+    page_size: int = field(default=32, metadata=MAY_CHANGE)
     """Tokens of a page of the KV cache."""
-    kv_tokens: int | None = None
+    kv_tokens: int | None = field(default=None, metadata=MAY_CHANGE)
     """Tokens whose keys and values one data-parallel rank holds (default: what its requests need, at most 2 GiB on a CPU
     and --sampling.kv-fraction of a GPU)."""
-    kv_fraction: float = 0.8
+    kv_fraction: float = field(default=0.8, metadata=MAY_CHANGE)
     """Part of a GPU's free memory that the KV cache may take (0..1]."""
-    cuda_graphs: bool = True
+    cuda_graphs: bool = field(default=True, metadata=MAY_CHANGE)
     """Decode by CUDA graphs where a process holds all layers (PP=1); off: launch each kernel (slower, to compare)."""
 
     def __post_init__(self) -> None:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from megatron_ring.config.checks import require
-from megatron_ring.config.optimizer import OptimizerConfig, RouterLossConfig
-from megatron_ring.config.parallel import ParallelConfig
+from megatron_ring.config.data import Columns
+from megatron_ring.config.metadata import MAY_CHANGE
 from megatron_ring.config.plan import DryRun
+from megatron_ring.config.stage import TrainingConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class SFTDataConfig:
+class SFTDataConfig(Columns):
     """Conversations and how they are packed."""
 
     train: Path
-    """SFT file (JSONL or parquet): `messages`, or `prompt` and `response`, per line."""
+    """SFT file (JSONL, JSON, parquet): `messages`, or `prompt` and `response`, in each row; or a public file as it is
+    downloaded."""
     validation: Path | None = None
     """SFT file measured at the end of each epoch (loss and entropy); never trained on."""
     tokenizer: Path
@@ -27,19 +29,25 @@ class SFTDataConfig:
     global_batch: int = 256
     """Packed sequences per optimizer step, over all data-parallel ranks."""
     overlong: Literal["error", "drop"] = "error"
-    """What becomes of conversations longer than the context length."""
+    """What becomes of conversations longer than the context length or the model's positions."""
+    train_on: Literal["all", "last", "marked"] = "all"
+    """Which of the assistant's messages carry loss: all but those that the file marks not to be trained; of these the last
+    alone; or only those that it marks to be trained (`weight` 0 or 1, `train` true or false)."""
+    control_tokens: Literal["error", "drop", "keep"] = "error"
+    """What becomes of conversations whose texts spell a control token, such as the end of a text."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(self.context_length >= 2, f"--data.context-length is {self.context_length}, below 2")
         require(self.global_batch >= 1, f"--data.global-batch is {self.global_batch}, below 1")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SFTConfig(DryRun):
+class SFTConfig(TrainingConfig, DryRun):
     """One SFT run. Defaults are the Ring-lite report's."""
 
-    run_dir: Path
-    """Run directory: metrics, checkpoints. An existing one of the same configuration is continued."""
+    stage_name: ClassVar[str] = "sft"
+
     data: SFTDataConfig
     preset: str | None = None
     """Model shape by name (ring-lite, ring-tiny, …); default: that of --init-from."""
@@ -47,34 +55,21 @@ class SFTConfig(DryRun):
     """Checkpoint or Hugging Face folder to start from; default: random weights of the preset."""
     epochs: int = 3
     """Passes over the data; each ends with a checkpoint."""
-    max_steps: int | None = None
+    max_steps: int | None = field(default=None, metadata=MAY_CHANGE)
     """Stop after this many optimizer steps (default: all of them); the learning-rate schedule is not shortened."""
-    save_every: int | None = None
+    save_every: int | None = field(default=None, metadata=MAY_CHANGE)
     """Also save every so many steps (default: at the end of each epoch only)."""
-    keep_last: int | None = None
-    """Keep only so many newest checkpoints (default: all, as choosing one by entropy needs)."""
-    async_save: bool = True
-    """Write checkpoints while training goes on (host memory for one checkpoint); off: wait for each."""
-    seed: int = 0
-    """Seed of weights and data order."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Parameters' dtype; auto: bf16 on CUDA, fp32 on the CPU. The optimizer's master weights are fp32."""
-    recompute: Literal["none", "experts", "full"] = "none"
-    """What the backward pass computes again instead of keeping it: experts' first product, or whole layers."""
-    layer_impl: Literal["native", "te"] = "native"
-    """Layers: torch's and our own kernels, or Transformer Engine's modules with the same parameters (CUDA, bf16)."""
-    exact: bool = False
-    """Kernels that give a token the same bits whatever its batch: the sampler's log-probabilities and expert choices are
-    those of the training forward pass (CUDA, bf16, TP=1)."""
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    router: RouterLossConfig = field(default_factory=RouterLossConfig)
-    parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(self.epochs >= 1, f"--epochs is {self.epochs}, below 1")
-        for name in ("max_steps", "save_every", "keep_last"):
+        for name in ("max_steps", "save_every"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"--{name.replace('_', '-')} is {value}, below 1")
+
+    @property
+    def new_shape(self) -> str | None:
+        return self.preset
 
     def check(self, data_size: int) -> None:
         """Raise `UserError` when a step cannot be split over so many data-parallel ranks."""

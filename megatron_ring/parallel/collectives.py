@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
+
+from megatron_ring.errors import UserError
 
 T = TypeVar("T")
 
@@ -208,6 +211,23 @@ def gather_over_pipeline(item: T) -> list[T] | None:
 def is_main() -> bool:
     """Whether this process is rank 0."""
     return dist.get_rank() == 0
+
+
+def from_main(work: Callable[[], T]) -> T:
+    """What `work` gives on rank 0, on every process: all see the same of what changes meanwhile. A `UserError` on rank 0 is
+    raised on every process. Pickles: for small host objects."""
+    outcome: list[Any] = [None]
+    if is_main():
+        try:
+            outcome = [(work(), None)]
+        except UserError as error:
+            outcome = [(None, error)]
+    dist.broadcast_object_list(outcome, src=0)
+    value, refused = outcome[0]
+    if refused is not None:
+        raise refused
+    result: T = value
+    return result
 
 
 def gather_to_main(item: T) -> list[T] | None:

@@ -51,7 +51,10 @@ class ParallelContext:
         return self.pipeline_rank == self.config.pipeline - 1
 
 
-def _start_process_group(timeout_minutes: float) -> None:
+def start_processes(timeout_minutes: float = 30.0) -> None:
+    """Connect the processes of this launch, on the device of each; of no effect when they are connected."""
+    if dist.is_initialized():
+        return
     cuda = torch.cuda.is_available()
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
     timeout = timedelta(minutes=timeout_minutes)
@@ -85,8 +88,7 @@ def initialize(parallel: ParallelConfig, model: ModelConfig, seed: int, timeout_
     parallel.check(model, world_size_from_environment())
     from megatron.core import parallel_state, tensor_parallel
 
-    if not dist.is_initialized():
-        _start_process_group(timeout_minutes)
+    start_processes(timeout_minutes)
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=parallel.tensor,
         pipeline_model_parallel_size=parallel.pipeline,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from megatron_ring.config.declarations import SPARE_PAGES
 from megatron_ring.config.model import ModelConfig
 from megatron_ring.config.parallel import ParallelConfig
 from megatron_ring.config.sampling import SamplingConfig
 from megatron_ring.planning.activations import MicroBatchPass, cache_bytes_per_token, passing_in_sampling
-from megatron_ring.planning.weights import FP32, TrainingState, stage_weights, training_state
+from megatron_ring.planning.weights import FP32, TrainingState, training_state
 
 GIB = 1 << 30
 OUTSIDE_TORCH = 4 * GIB
@@ -113,9 +114,7 @@ def stage_memory(
     model: ModelConfig, parallel: ParallelConfig, world: int, itemsize: int, work: Work, limit: int, stage: int
 ) -> StageMemory:
     """As `plan_memory`, of one pipeline stage (0-based)."""
-    state = training_state(
-        stage_weights(model, parallel, stage), parallel, world, itemsize, work.moment_itemsize, work.tokens is not None
-    )
+    state = training_state(model, parallel, stage, world, itemsize, work.moment_itemsize, work.tokens is not None)
     held, updating = [Item("weights", state.weights, {2: "bf16", 4: "fp32"}[itemsize])], []
     if work.tokens is not None:
         master = "fp32 master weights and " if itemsize != FP32 else ""
@@ -176,7 +175,7 @@ def _sampling(
         return [], None
     each = cache_bytes_per_token(model, parallel, stage, itemsize)
     rows = max(1, min(sampling.max_batch, work.requests))
-    wanted = rows * (work.longest + 2 * sampling.page_size)
+    wanted = rows * (work.longest + SPARE_PAGES * sampling.page_size)
     room = sampling.kv_tokens
     if room is None:
         room = max(0, int((free - OUTSIDE_TORCH) * sampling.kv_fraction)) // each

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 from megatron_ring.config.checks import require
 from megatron_ring.config.evaluate import EvaluateConfig
@@ -32,7 +31,10 @@ def plan_rl(config: RLConfig) -> None:
     config.check(data)
     config.check_model(shape)
     tokenizer = checks.tokenizer(config.data.tokenizer, "--data.tokenizer", shape)
-    prompts = checks.prompts(config.data.prompts, "--data.prompts", config.rewards, config.data, config.steps)
+    whole_groups = config.budget.max_cuts is None
+    prompts = checks.prompts(
+        config.data.prompts, "--data.prompts", config.rewards, config.data, config.steps, whole_groups
+    )  # fmt: skip
     prompt = checks.longest_prompt(prompts, tokenizer, config.data.instruction)
     if config.evaluation.prompts is not None:
         held = checks.prompts(config.evaluation.prompts, "--evaluation.prompts", config.rewards)
@@ -57,9 +59,8 @@ def plan_rl(config: RLConfig) -> None:
     _report("rl", config, shape, world, lines, work, checks)
 
 
-def plan_sft(config: SFTConfig, load: Callable[[SFTConfig, ModelConfig], Any]) -> None:
-    """Print the plan of a fine-tuning run. `load` gives the training and validation data, where their files are there.
-    Raises as `plan_rl`."""
+def plan_sft(config: SFTConfig) -> None:
+    """Print the plan of a fine-tuning run. Raises as `plan_rl`."""
     checks, world = Checks(), planned_world(config)
     shape = checks.shape(config.preset, config.init_from, "--init-from", config.plan.preset)
     data = _data_ranks(config.parallel, shape, world)
@@ -69,8 +70,10 @@ def plan_sft(config: SFTConfig, load: Callable[[SFTConfig, ModelConfig], Any]) -
     missing = [path for path in (config.data.train, config.data.validation) if path is not None and not path.exists()]
     checks.left += [f"{path}: not there" for path in missing]
     if tokenizer is not None and config.data.train not in missing:
-        readable = replace(config, data=replace(config.data, validation=None)) if missing else config
-        train, validation = load(readable, shape)
+        from megatron_ring.data.sft_data import load_datasets
+
+        readable = replace(config.data, validation=None) if missing else config.data
+        train, validation = load_datasets(readable, tokenizer, config.seed, shape.max_positions)
         steps = train.steps_per_epoch
         checks.done.append(f"--data.train {config.data.train}: {train.sequences:,} conversations of {train.tokens:,} tokens")
         if validation is not None:
@@ -88,7 +91,7 @@ def plan_evaluate(config: EvaluateConfig) -> None:
     shape = checks.shape(None, config.checkpoint, "--checkpoint", config.plan.preset)
     data = _data_ranks(config.parallel, shape, world)
     tokenizer = checks.tokenizer(config.tokenizer, "--tokenizer", shape)
-    prompts = checks.prompts(config.prompts, "--prompts", config.rewards)
+    prompts = checks.prompts(config.prompts, "--prompts", config.rewards, columns=config)
     prompt = checks.longest_prompt(prompts, tokenizer, config.instruction)
     checks.positions(shape, prompt, config.sampling.max_new_tokens)
     requests = config.sampling.max_batch

@@ -20,13 +20,12 @@ from megatron_ring.errors import UserError
 from megatron_ring.parallel import collectives
 from megatron_ring.parallel.context import ParallelContext
 from megatron_ring.rollout.pool import Group, RolloutPool
-from megatron_ring.rollout.records import ScoredRollout
+from megatron_ring.rollout.records import Key, ScoredRollout
 from megatron_ring.rollout.sampling import OpenRollout
 from megatron_ring.sampler.columns import DRAWN, Column
 from megatron_ring.sampler.completion import Completion
 
 Held = list[tuple[dict[str, Any], Completion]]  # of each response what is said of it, and its tokens
-Key = tuple[int, int]  # prompt's position in the stream, sample
 NAME = re.compile(r"unfinished(?:_(\d+))?\.safetensors")  # without a number: of all replicas
 OLD_VALUES = ("logprobs", "processed_logprobs", "entropies")  # rows of "values" in old files
 DTYPES = {"i": torch.int32, "f": torch.float32}

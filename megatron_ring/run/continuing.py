@@ -12,7 +12,7 @@ from megatron_ring.errors import UserError
 
 def changed_ranks(config: RLConfig, schedule: BudgetSchedule) -> list[str]:
     """Whether Phi is another because the data-parallel ranks are. `schedule` has its state."""
-    if config.objective.name != "c3po" or schedule.before[0] == schedule.first:
+    if not config.objective.has_budget or schedule.before[0] == schedule.first:
         return []
     was, now = (f"{tokens:,}" for tokens in (schedule.before[0], schedule.first))
     return [
@@ -27,7 +27,7 @@ def stretched_schedules(config: RLConfig, schedule: BudgetSchedule, start: int, 
     steps, optimizer = config.steps, config.optimizer
     if before is None or before == steps:
         return []
-    budgeted = config.objective.name == "c3po"
+    budgeted = config.objective.has_budget
     for step in range(start, steps):
         said = []
         was, now = (schedule.tokens(step, total) for total in (before, steps))

@@ -15,7 +15,11 @@ from typing import Any, Protocol
 import yaml
 
 from megatron_ring.algorithm.histogram import Histogram
-from megatron_ring.data.files import write_atomically
+from megatron_ring.config.checks import require
+from megatron_ring.config.cli import build_config, read_yaml
+from megatron_ring.config.metadata import changeable
+from megatron_ring.config.stage import StageConfig
+from megatron_ring.data.writing import write_atomically
 from megatron_ring.errors import UserError
 
 
@@ -58,44 +62,42 @@ class RunDirectory:
         self._tensorboard: Any = None
         self.more_logs: list[Log] = []  # only where this process writes
 
-    def open(self, stage: str, config: Any, may_differ: frozenset[str] = frozenset()) -> None:
-        """Create the directory, or check that it belongs to the same configuration.
-
-        Args:
-            stage: "sft", "rl", …
-            config: the resolved configuration (a dataclass).
-            may_differ: dotted names of settings that a continued run may change.
+    def open(self, config: StageConfig) -> None:
+        """Create the directory, or check that it belongs to the same configuration, but for what a continued run may change.
+        `config` is resolved. A setting that is missing in a recorded configuration has its default there.
 
         Raises:
             UserError: it holds a run of another configuration, or cannot be written.
         """
         if not self.writes:
             return
-        resolved = {"stage": stage, **plain(config)}
         path = self.path / "config.yaml"
         if path.exists():
-            self._check_same(path, resolved, may_differ)
+            self._check_same(path, config)
+        values = {"stage": config.stage_name, **plain(config)}
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, yaml.safe_dump(resolved, sort_keys=False).encode())
+            write_atomically(path, yaml.safe_dump(values, sort_keys=False).encode())
         except OSError as error:
             raise UserError(f"--run-dir {self.path}: cannot be written: {error.strerror}") from None
 
-    def _check_same(self, path: Path, resolved: dict[str, Any], may_differ: frozenset[str]) -> None:
+    def _check_same(self, path: Path, config: StageConfig) -> None:
         try:
-            recorded = yaml.safe_load(path.read_text())
-        except yaml.YAMLError:
-            recorded = None
-        if not isinstance(recorded, dict):
-            raise UserError(f"{path}: not a configuration; remove the directory or choose another --run-dir")
-        old, new = flatten(recorded), flatten(resolved)
-        differing = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-        differing = [key for key in differing if key not in may_differ]
+            values = read_yaml(path)
+            require(
+                values.get("stage") == config.stage_name, f"a run of stage {values.get('stage')}, not {config.stage_name}"
+            )
+            recorded = build_config(type(config), values).resolved()
+        except UserError as error:
+            raise UserError(f"{path}: {error}; remove the directory or choose another --run-dir") from None
+        old, new, may_change = flatten(plain(recorded)), flatten(plain(config)), changeable(type(config))
+        differing = sorted(name for name in new if old[name] != new[name] and name not in may_change)
         if differing:
-            shown = ", ".join(f"{key} {old.get(key)!r} -> {new.get(key)!r}" for key in differing[:4])
+            shown = ", ".join(f"{name} {old[name]!r} -> {new[name]!r}" for name in differing[:4])
             more = f" and {len(differing) - 4} more" if len(differing) > 4 else ""
-            said = f"holds a run of another configuration ({shown}{more})"
-            raise UserError(f"--run-dir {self.path}: {said}; choose another --run-dir")
+            raise UserError(
+                f"--run-dir {self.path}: holds a run of another configuration ({shown}{more}); choose another --run-dir"
+            )
 
     def start_logging(self, first_step: int) -> None:
         """Drop what was recorded at or after `first_step` (0-based steps count from 1 in the metrics) and open the logs, at

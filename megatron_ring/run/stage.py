@@ -1,10 +1,15 @@
-"""How every stage starts: the layout, the model's shape, its first weights."""
+"""How every stage starts: the shape, the tokenizer, the layout, the run directory, the model with its first weights.
+
+A main calls `resolve`, reads its data, then `open_run` (if it trains) and `open_model`. Tools and tests that need no
+tokenizer call `open_model` alone.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 
@@ -12,32 +17,103 @@ from megatron_ring.checkpoint.hf_config import read_config
 from megatron_ring.checkpoint.hf_tensors import PublishedTensors
 from megatron_ring.checkpoint.loading import load_checkpoint
 from megatron_ring.checkpoint.manifest import model_config_of
-from megatron_ring.checkpoint.saving import checkpoint_folder
+from megatron_ring.checkpoint.saving import checkpoint_folder, latest_checkpoint
 from megatron_ring.checkpoint.weights import fill_from, initialize_weights
+from megatron_ring.config.checks import require
 from megatron_ring.config.model import ModelConfig
 from megatron_ring.config.optimizer import RouterLossConfig
-from megatron_ring.config.parallel import ParallelConfig
 from megatron_ring.config.presets import get_preset
+from megatron_ring.config.stage import ModelOptions, StageConfig, TrainedModelOptions, TrainingConfig, flag_of
+from megatron_ring.data.tokenizer import RingTokenizer
 from megatron_ring.errors import UserError
 from megatron_ring.model.exact import check_exact
-from megatron_ring.model.layer import Recompute
-from megatron_ring.model.layer_parts import LayerImpl
+from megatron_ring.model.layer_parts import layer_parts
 from megatron_ring.model.ring_model import RingModel, build_model
 from megatron_ring.parallel import collectives
 from megatron_ring.parallel import context as parallel_context
 from megatron_ring.parallel.context import ParallelContext
 from megatron_ring.parallel.device import has_cuda
+from megatron_ring.run.directory import RunDirectory
 
 Precision = Literal["auto", "fp32", "bf16"]
+Config = TypeVar("Config", bound=StageConfig)
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A process ready to work: where it stands and its part of the model, weights not yet set."""
+    """A process ready to work: where it stands and its part of the model."""
 
     context: ParallelContext
     model: RingModel
     shape: ModelConfig
+
+
+def resolve(config: Config) -> tuple[Config, ModelConfig, RingTokenizer]:
+    """What a stage needs to know before it reads its data: the configuration with every default filled in and with the
+    checkpoint that `latest` names now in its place, the model's shape, the tokenizer. Connects the processes: rank 0 reads
+    `latest` for all of them.
+
+    Raises:
+        UserError: there is no such checkpoint, folder, preset or tokenizer; the tokenizer has tokens that the model has not;
+            the layout or a step does not fit the model and the number of processes; this machine lacks what is asked for.
+    """
+    parallel_context.start_processes()
+    config, source = config.resolved(), config.weights_folder
+    if source is not None:
+        source = collectives.from_main(functools.partial(find_weights, source))
+        chosen: dict[str, Any] = {config.weights_setting: source}
+        config = replace(config, **chosen)
+    shape = resolve_shape(config.new_shape, source)
+    world = parallel_context.world_size_from_environment()
+    config.parallel.check(shape, world)
+    config.check(config.parallel.data(world))
+    config.check_model(shape)
+    dtype_of(config)
+    tokenizer = RingTokenizer.load(config.tokenizer_folder)
+    require(
+        tokenizer.vocab_size <= shape.vocab_size,
+        f"{flag_of(config.tokenizer_setting)} {config.tokenizer_folder}: {tokenizer.vocab_size} tokens, the model has only "
+        f"{shape.vocab_size}",
+    )
+    return config, shape, tokenizer
+
+
+def open_run(config: TrainingConfig) -> RunDirectory:
+    """The run directory, new or of the same configuration; rank 0 writes to it. After `resolve`.
+
+    Raises:
+        UserError: it holds a run of another configuration, or cannot be written. On every process.
+    """
+    run = RunDirectory(config.run_dir, writes=collectives.is_main())
+    collectives.from_main(lambda: run.open(config))
+    return run
+
+
+def open_model(options: ModelOptions, shape: ModelConfig, weights: Path | None = None) -> Stage:
+    """This process's part of a model, with random weights or those of a checkpoint or Hugging Face folder.
+
+    Raises:
+        UserError: as `start_model` and `set_first_weights`.
+    """
+    stage = start_model(options, shape)
+    set_first_weights(stage, weights, options.seed)
+    return stage
+
+
+def start_model(options: ModelOptions, shape: ModelConfig) -> Stage:
+    """Set up this process and build its part of the model; its weights are not set.
+
+    Raises:
+        UserError: the layout does not fit, the layers' implementation is not there, or `exact` cannot be had.
+    """
+    dtype = dtype_of(options)
+    trained = options if isinstance(options, TrainedModelOptions) else TrainedModelOptions(router=RouterLossConfig(0.0, 0.0))
+    context = parallel_context.initialize(options.parallel, shape, options.seed)
+    model = build_model(
+        shape, context, trained.router, dtype, recompute=trained.recompute, layer_impl=options.layer_impl,
+        exact=options.exact,
+    )  # fmt: skip
+    return Stage(context, model, shape)
 
 
 def resolve_shape(preset: str | None, source: Path | None) -> ModelConfig:
@@ -50,13 +126,28 @@ def resolve_shape(preset: str | None, source: Path | None) -> ModelConfig:
         return get_preset(preset)
     if source is None:
         raise UserError("give --preset NAME for new weights, or --init-from DIR for existing ones")
-    folder = checkpoint_folder(source)
-    if not folder.is_dir():
-        named = "" if folder == source else f"{source} names "
-        raise UserError(f"{named}{folder}: no such checkpoint or Hugging Face folder")
+    folder = find_weights(source)
     if (folder / "manifest.json").exists():
         return model_config_of(folder)
     return read_config(folder)[0]
+
+
+def find_weights(source: Path) -> Path:
+    """The checkpoint or Hugging Face folder that `source` is or, as a run's `latest`, names now; `UserError` if there is
+    none."""
+    folder = checkpoint_folder(source)
+    named = "" if folder == source else f"{source} names "
+    require(folder.is_dir(), f"{named}{folder}: no such checkpoint or Hugging Face folder")
+    return folder
+
+
+def dtype_of(options: ModelOptions) -> torch.dtype:
+    """The parameters' dtype. Raises `UserError` where this machine has not the layers' implementation or `exact`."""
+    dtype = resolve_dtype(options.precision)
+    if options.exact:
+        check_exact(options.parallel, dtype, options.layer_impl)
+    layer_parts(options.layer_impl, dtype)
+    return dtype
 
 
 def resolve_dtype(precision: Precision) -> torch.dtype:
@@ -66,31 +157,23 @@ def resolve_dtype(precision: Precision) -> torch.dtype:
     return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
 
 
-def start_stage(
-    shape: ModelConfig,
-    parallel: ParallelConfig,
-    router: RouterLossConfig,
-    seed: int,
-    precision: Precision,
-    layer_impl: LayerImpl = "native",
-    recompute: Recompute = "none",
-    exact: bool = False,
-) -> Stage:
-    """Set up this process and build its part of the model.
+def load_latest(run: RunDirectory, stage: Stage, optimizer: Any) -> tuple[int, dict[str, Any]]:
+    """Fill model, optimizer and random states from the run's last whole checkpoint, the one that rank 0 sees.
 
-    Raises:
-        UserError: the layout does not fit, the layers' implementation is not there, or `exact` cannot be had.
+    Returns:
+        the step it was saved at and its `extra` values; 0 and none where there is no checkpoint yet.
     """
-    dtype = resolve_dtype(precision)
-    if exact:
-        check_exact(parallel, dtype, layer_impl)
-    context = parallel_context.initialize(parallel, shape, seed)
-    model = build_model(shape, context, router, dtype, recompute=recompute, layer_impl=layer_impl, exact=exact)
-    return Stage(context, model, shape)
+    checkpoint = latest_of(run)
+    return (0, {}) if checkpoint is None else load_checkpoint(checkpoint, stage.model, stage.context, optimizer)
+
+
+def latest_of(run: RunDirectory) -> Path | None:
+    """The run's last whole checkpoint, as rank 0 sees it; all ranks take part."""
+    return collectives.from_main(lambda: latest_checkpoint(run.checkpoints))
 
 
 def set_first_weights(stage: Stage, source: Path | None, seed: int) -> None:
-    """Random weights, or those of a checkpoint (also: a run's `latest`) or a Hugging Face folder.
+    """Random weights, or those of a checkpoint (also: a run's `latest`, as rank 0 reads it) or a Hugging Face folder.
 
     Raises:
         UserError: not a checkpoint, or one of another shape.
@@ -98,14 +181,13 @@ def set_first_weights(stage: Stage, source: Path | None, seed: int) -> None:
     if source is None:
         initialize_weights(stage.model, seed)
         return
-    source = collectives.gather_over_world(checkpoint_folder(source))[0]  # a run may go on and rename `latest` meanwhile
-    if (source / "manifest.json").exists():
-        load_checkpoint(source, stage.model, stage.context)
-    else:
-        shape, norm_head = read_config(source)
-        if shape != stage.shape:
-            raise UserError(f"--init-from {source}: a model of another shape than --preset")
-        published = PublishedTensors(source, shape, norm_head)
-        fill_from(published, stage.model)
-        published.close()
-        published.check_finite()
+    folder = collectives.from_main(functools.partial(checkpoint_folder, source))
+    if (folder / "manifest.json").exists():
+        load_checkpoint(folder, stage.model, stage.context)
+        return
+    shape, norm_head = read_config(folder)
+    require(shape == stage.shape, f"--init-from {folder}: a model of another shape than --preset")
+    published = PublishedTensors(folder, shape, norm_head)
+    fill_from(published, stage.model)
+    published.close()
+    published.check_finite()

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from megatron_ring.config.declarations import SPARE_PAGES, kv_bytes
 from megatron_ring.config.sampling import SamplingConfig
 from megatron_ring.errors import RequestError, UserError
 from megatron_ring.model.ring_model import RingModel
@@ -115,8 +116,7 @@ def size_for(
     most, limit = _most_pages(model, context, sampling, held)
     if most < columns:
         raise UserError(_too_long(most, columns, limit, sampling))
-    # Two pages more for each row: the last page of a prompt is held beside its copies, and admission wants one to spare.
-    return CacheSize(min(sum(longest[:rows]) + 2 * rows, most), size, rows, columns)
+    return CacheSize(min(sum(longest[:rows]) + SPARE_PAGES * rows, most), size, rows, columns)
 
 
 def size_for_any(model: RingModel, context: ParallelContext, sampling: SamplingConfig, held: int) -> CacheSize:
@@ -130,7 +130,7 @@ def size_for_any(model: RingModel, context: ParallelContext, sampling: SamplingC
     most, limit = _most_pages(model, context, sampling, held)
     if most < 1:
         raise UserError(_too_long(most, 1, limit, sampling))
-    pages = min(sampling.max_batch * (columns + 2), most)
+    pages = min(sampling.max_batch * (columns + SPARE_PAGES), most)
     return CacheSize(pages, sampling.page_size, sampling.max_batch, min(columns, pages))
 
 
@@ -148,12 +148,11 @@ def _most_pages(model: RingModel, context: ParallelContext, sampling: SamplingCo
     """Pages that there may be, and what limits them, in words."""
     if sampling.kv_tokens is not None:
         return sampling.kv_tokens // sampling.page_size, f"--sampling.kv-tokens {sampling.kv_tokens}"
-    shape = model.ring_config
-    heads = shape.num_key_value_heads // context.config.tensor
-    token_bytes = 2 * len(model.local_layers) * heads * shape.head_dim * next(model.parameters()).itemsize
+    itemsize = next(model.parameters()).itemsize
+    page_bytes = sampling.page_size * kv_bytes(model.ring_config, context.config, len(model.local_layers), itemsize)
     free = free_memory()
     room = CPU_BYTES if free is None else held + int(free * sampling.kv_fraction)
-    most = collectives.min_over_replica(room // (sampling.page_size * token_bytes) - 1, context.device)
+    most = collectives.min_over_replica(room // page_bytes - 1, context.device)
     return most, f"a KV cache of {room / 2**30:.1f} GiB"
 
 

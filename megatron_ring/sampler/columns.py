@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -92,11 +92,14 @@ class TokenColumns:
     routes: bytes = b""
 
 
-DRAWN = tuple(
-    Column(f.name, f.default_factory().typecode, f.metadata["fill"])  # type: ignore[misc]
-    for f in dataclasses.fields(TokenColumns)
-    if "fill" in f.metadata
-)
+def _drawn_columns() -> Iterator[Column]:
+    whole = TokenColumns()
+    for one in dataclasses.fields(TokenColumns):
+        if "fill" in one.metadata:
+            yield Column(one.name, getattr(whole, one.name).typecode, one.metadata["fill"])
+
+
+DRAWN = tuple(_drawn_columns())
 """The columns that the drawn row fills, the tokens first."""
 NAMES = tuple(column.name for column in DRAWN)
 TOKEN_BYTES = sum(column.itemsize for column in DRAWN)

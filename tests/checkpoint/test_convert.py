@@ -218,12 +218,12 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
 def through(parallel: ParallelConfig, source: Path, out: Path, optimizer: bool) -> None:
     """Load a folder or checkpoint under a layout and save it as a checkpoint."""
     from megatron_ring.checkpoint.saving import save_checkpoint
-    from megatron_ring.config.optimizer import OptimizerConfig, RouterLossConfig
-    from megatron_ring.run.stage import resolve_shape, set_first_weights, start_stage
+    from megatron_ring.config.optimizer import OptimizerConfig
+    from megatron_ring.config.stage import ModelOptions
+    from megatron_ring.run.stage import open_model, resolve_shape
     from megatron_ring.training.trainer import Trainer
 
-    stage = start_stage(resolve_shape(None, source), parallel, RouterLossConfig(0.0, 0.0), 0, "fp32")
-    set_first_weights(stage, source, 0)
+    stage = open_model(ModelOptions(parallel=parallel, precision="fp32"), resolve_shape(None, source), source)
     trainer = Trainer(stage.model, stage.context, OptimizerConfig()) if optimizer else None
     save_checkpoint(out, 1, stage.model, trainer.optimizer if trainer else None, stage.context, {})
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import re
 import sys
-from typing import Any, get_type_hints
+from typing import Any
 
 import pytest
 
 from megatron_ring.config.evaluate import EvaluateConfig
 from megatron_ring.config.generate import GenerateConfig
+from megatron_ring.config.metadata import types_of
 from megatron_ring.config.rl import RLConfig
 from megatron_ring.config.sft import SFTConfig
 from tests.mains.conftest import run
@@ -18,7 +19,7 @@ from tests.mains.conftest import run
 
 def flags_of(config: Any, prefix: str = "--") -> list[str]:
     found = []
-    for name, hint in get_type_hints(config).items():
+    for name, hint in types_of(config).items():
         flag = f"{prefix}{name.replace('_', '-')}"
         found += flags_of(hint, f"{flag}.") if dataclasses.is_dataclass(hint) else [flag]
     return found

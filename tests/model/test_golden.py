@@ -22,11 +22,10 @@ MORE = {
 
 def differences(folder: Path, parallel: ParallelConfig, expected: Path) -> dict[str, float]:
     from megatron_ring.checkpoint.parity import largest_differences
-    from megatron_ring.config.optimizer import RouterLossConfig
-    from megatron_ring.run.stage import resolve_shape, set_first_weights, start_stage
+    from megatron_ring.config.stage import ModelOptions
+    from megatron_ring.run.stage import open_model, resolve_shape
 
-    stage = start_stage(resolve_shape(None, folder), parallel, RouterLossConfig(0.0, 0.0), 0, "fp32")
-    set_first_weights(stage, folder, 0)
+    stage = open_model(ModelOptions(parallel=parallel, precision="fp32"), resolve_shape(None, folder), folder)
     return largest_differences(stage.model, stage.context, load_file(expected))
 
 

@@ -38,13 +38,12 @@ VARIANTS = {
 
 def logits_of(folder: Path, tokens: torch.Tensor, parallel: ParallelConfig) -> torch.Tensor:
     """This process's columns of the logits, padded ones included."""
-    from megatron_ring.config.optimizer import RouterLossConfig
+    from megatron_ring.config.stage import ModelOptions
     from megatron_ring.model.layout import PackedLayout
     from megatron_ring.model.ring_model import forward_all_stages
-    from megatron_ring.run.stage import resolve_shape, set_first_weights, start_stage
+    from megatron_ring.run.stage import open_model, resolve_shape
 
-    stage = start_stage(resolve_shape(None, folder), parallel, RouterLossConfig(0.0, 0.0), 0, "fp32")
-    set_first_weights(stage, folder, 0)
+    stage = open_model(ModelOptions(parallel=parallel, precision="fp32"), resolve_shape(None, folder), folder)
     logits = forward_all_stages(stage.model.eval(), tokens, PackedLayout(torch.arange(len(tokens)), [len(tokens)]))
     assert logits is not None
     return logits

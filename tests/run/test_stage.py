@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from megatron_ring.config.optimizer import RouterLossConfig
 from megatron_ring.config.parallel import ParallelConfig
 from megatron_ring.config.presets import RING_TINY
+from megatron_ring.config.stage import ModelOptions
 from megatron_ring.errors import UserError
 from megatron_ring.planning.checks import Checks
 from megatron_ring.run.stage import resolve_shape
@@ -17,10 +17,9 @@ from megatron_ring.run.stage import resolve_shape
 def saved(folder: str) -> None:
     """Two checkpoints whose final norm holds their step."""
     from megatron_ring.checkpoint.saving import save_checkpoint
-    from megatron_ring.run.stage import set_first_weights, start_stage
+    from megatron_ring.run.stage import open_model
 
-    stage = start_stage(RING_TINY, ParallelConfig(), RouterLossConfig(0.0, 0.0), 0, "fp32")
-    set_first_weights(stage, None, 0)
+    stage = open_model(ModelOptions(precision="fp32"), RING_TINY)
     for step in (3, 5):
         stage.model.decoder.final_layernorm.weight.data.fill_(step)
         save_checkpoint(Path(folder), step, stage.model, None, stage.context, {})
@@ -32,7 +31,7 @@ def loaded(folder: str) -> float:
     from megatron_ring.run import stage as under_test
 
     latest = Path(folder) / "latest"
-    stage = under_test.start_stage(RING_TINY, ParallelConfig(expert=2), RouterLossConfig(0.0, 0.0), 0, "fp32")
+    stage = under_test.start_model(ModelOptions(parallel=ParallelConfig(expert=2), precision="fp32"), RING_TINY)
     moved = Path(folder) / "moved" / "latest"
     mine = latest if stage.context.rank == 0 else moved
     if stage.context.is_main:

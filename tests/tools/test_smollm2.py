@@ -83,15 +83,13 @@ def test_tensors_and_tokens_are_the_published_ones(dense: Any, tmp_path: Path) -
 
 def greedy(folder: Path, prompts: list[list[int]], new_tokens: int) -> list[list[int]]:
     """Most likely continuations by our sampler, over the model loaded as training loads it."""
-    from megatron_ring.config.optimizer import RouterLossConfig
-    from megatron_ring.config.parallel import ParallelConfig
     from megatron_ring.config.sampling import SamplingConfig
-    from megatron_ring.run.stage import resolve_shape, set_first_weights, start_stage
+    from megatron_ring.config.stage import ModelOptions
+    from megatron_ring.run.stage import open_model, resolve_shape
     from megatron_ring.sampler.requests import GenerationRequest
     from megatron_ring.sampler.sampler import Sampler
 
-    stage = start_stage(resolve_shape(None, folder), ParallelConfig(), RouterLossConfig(0.0, 0.0), 0, "fp32")
-    set_first_weights(stage, folder, 0)
+    stage = open_model(ModelOptions(precision="fp32"), resolve_shape(None, folder), folder)
     sampler = Sampler(stage.model, stage.context, SamplingConfig(temperature=0.0, max_new_tokens=new_tokens), eos_id=2)
     requests = [GenerationRequest(prompt, seed=0, max_new_tokens=new_tokens) for prompt in prompts]
     return [list(done.tokens) for done in sampler.generate(requests)]

@@ -1,0 +1,35 @@
+"""What a setting says of itself besides type, default and help: metadata of the dataclasses' fields. Imports no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, get_type_hints
+
+MAY_CHANGE: dict[str, Any] = {"may_change": True}
+"""A continued run may change this setting; of a group, all settings in it."""
+NOT_RECORDED: dict[str, Any] = {"recorded": False}
+"""A run directory's config.yaml leaves this setting out: it changes nothing of a run."""
+UNLIMITED: dict[str, Any] = {"unlimited": True}
+"""This number may be infinite; all others are refused."""
+
+
+def types_of(kind: Any) -> dict[str, Any]:
+    """The type of each setting of a dataclass, by name, in order."""
+    hints = get_type_hints(kind)
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+
+
+def changeable(kind: Any) -> frozenset[str]:
+    """Dotted names of the settings of a dataclass that a continued run may change."""
+    return frozenset(_changeable(kind, "", False))
+
+
+def _changeable(kind: Any, prefix: str, whole: bool) -> list[str]:
+    names, types = [], types_of(kind)
+    for field in dataclasses.fields(kind):
+        name, may_change = f"{prefix}{field.name}", whole or field.metadata.get("may_change", False)
+        if dataclasses.is_dataclass(types[field.name]):
+            names += _changeable(types[field.name], f"{name}.", may_change)
+        elif may_change:
+            names.append(name)
+    return names

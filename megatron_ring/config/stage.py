@@ -1,0 +1,119 @@
+"""What the configurations of all stages share: how a model is built, where its weights come from, where a run is recorded.
+Imports no torch.
+
+A stage that trains is a `TrainingConfig`, one that only samples an `InferenceConfig`.
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar, Literal, Self
+
+from megatron_ring.config.checks import require
+from megatron_ring.config.metadata import MAY_CHANGE
+from megatron_ring.config.model import ModelConfig
+from megatron_ring.config.optimizer import OptimizerConfig, RouterLossConfig
+from megatron_ring.config.parallel import ParallelConfig
+from megatron_ring.config.sampling import SamplingConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """How every process builds its part of a model."""
+
+    seed: int = 0
+    """Seed of new weights, of the order of data and of sampling."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Parameters' dtype; auto: bf16 on CUDA, fp32 on the CPU. An optimizer's master weights are fp32."""
+    layer_impl: Literal["native", "te"] = field(default="native", metadata=MAY_CHANGE)
+    """Layers: torch's and our own kernels, or Transformer Engine's modules with the same parameters (CUDA, bf16)."""
+    exact: bool = field(default=False, metadata=MAY_CHANGE)
+    """Kernels that give a token the same bits whatever its batch: the sampler's log-probabilities and expert choices are
+    those of the training forward pass (CUDA, bf16, TP=1)."""
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedModelOptions(ModelOptions):
+    """The same of a model that is trained."""
+
+    recompute: Literal["none", "experts", "full"] = field(default="none", metadata=MAY_CHANGE)
+    """What the backward pass computes again instead of keeping it: experts' first product, or whole layers."""
+    router: RouterLossConfig = field(default_factory=RouterLossConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageConfig(ModelOptions):
+    """A stage: it has a model and a tokenizer."""
+
+    stage_name: ClassVar[str] = ""
+    """Its name in a run directory's config.yaml."""
+    weights_setting: ClassVar[str] = "init_from"
+    """Name of the setting that holds the checkpoint or Hugging Face folder; None there means new weights."""
+    tokenizer_setting: ClassVar[str] = "data.tokenizer"
+    """Dotted name of the setting that holds the tokenizer's folder."""
+
+    @property
+    def weights_folder(self) -> Path | None:
+        """Checkpoint, a run's `latest`, or Hugging Face folder; None: new weights."""
+        folder: Path | None = getattr(self, self.weights_setting)
+        return folder
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        folder: Path = operator.attrgetter(self.tokenizer_setting)(self)
+        return folder
+
+    @property
+    def new_shape(self) -> str | None:
+        """Name of the model's shape, where the stage can start without weights and it was given."""
+        return None
+
+    def resolved(self) -> Self:
+        """The same with every default filled in that depends on other settings."""
+        return self
+
+    def check_model(self, model: ModelConfig) -> None:
+        """Raise `UserError` for settings that such a model has no use for."""
+
+    def check(self, data_size: int) -> None:
+        """Raise `UserError` when a step cannot be split over so many data-parallel ranks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig(TrainedModelOptions, StageConfig):
+    """A stage that trains in a run directory."""
+
+    run_dir: Path = field(metadata=MAY_CHANGE)
+    """Run directory: metrics, checkpoints, sampled text. An existing one of the same configuration is continued."""
+    keep_last: int | None = field(default=None, metadata=MAY_CHANGE)
+    """Keep only so many newest checkpoints (default: all, as choosing one by its entropy needs)."""
+    async_save: bool = field(default=True, metadata=MAY_CHANGE)
+    """Write checkpoints while training goes on (host memory for one checkpoint); off: wait for each."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+    def __post_init__(self) -> None:
+        require(self.keep_last is None or self.keep_last >= 1, f"--keep-last is {self.keep_last}, below 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferenceConfig(StageConfig):
+    """A stage that samples from existing weights."""
+
+    weights_setting: ClassVar[str] = "checkpoint"
+    tokenizer_setting: ClassVar[str] = "tokenizer"
+
+    checkpoint: Path
+    """Checkpoint, a run's `latest`, or Hugging Face folder."""
+    tokenizer: Path
+    """Tokenizer directory in Hugging Face layout, chat template included."""
+    instruction: str | None = None
+    """Text added to every user message."""
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+
+def flag_of(setting: str) -> str:
+    """The flag of a setting's dotted name."""
+    return "--" + setting.replace("_", "-")
