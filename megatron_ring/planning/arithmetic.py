@@ -12,9 +12,9 @@ from megatron_ring.config.parallel import ParallelConfig
 from megatron_ring.config.rl import RLConfig
 from megatron_ring.config.sampling import SamplingConfig
 from megatron_ring.config.sft import SFTConfig
+from megatron_ring.sampler.columns import TOKEN_BYTES
 
 Line = tuple[str, str]
-ROLLOUT_TOKEN = 16  # bytes of a sampled token on the host: its id and three numbers (sampler/completion.py)
 
 
 def layout_lines(model: ModelConfig, parallel: ParallelConfig, world: int, precision: str) -> list[Line]:
@@ -74,13 +74,13 @@ def rollouts_line(config: RLConfig, model: ModelConfig, data: int) -> Line:
     """Host memory of the responses that a data-parallel rank samples: all of one round, were each as long as it may be."""
     responses = math.ceil(config.prompts_per_step / data) * config.samples_per_prompt
     longest, parallel = config.sampling.max_new_tokens, config.parallel
-    routes, told = 0, f"{ROLLOUT_TOKEN} bytes a token"
+    routes, told = 0, f"{TOKEN_BYTES} bytes a token"
     if config.correction.routes != "ignore":
         stages = (parallel.stage_layers(model.num_layers, stage) for stage in range(parallel.pipeline))
         layers = max(sum(model.is_moe_layer(layer) for layer in stage) for stage in stages)
         routes = layers * model.experts_per_token * route_itemsize(model)
         told += f" and {routes} of experts"
-    size = responses * longest * (ROLLOUT_TOKEN + routes)
+    size = responses * longest * (TOKEN_BYTES + routes)
     said = f"up to {size / (1 << 20):,.0f} MiB of host memory on each process while sampling, {told}"
     return ("rollouts", f"{said}; up to three times that while tokens go to the ranks that train on them")
 

@@ -25,7 +25,10 @@ def scored(rewards: dict[int, list[float]], lengths: list[int] | None = None) ->
             n = 5 if lengths is None else lengths[len(made)]
             tokens = [(7 * len(made) + 3 * t) % 300 for t in range(n)]
             logprobs = [-0.5 - 0.1 * t for t in range(n)]
-            completion = Completion(tokens, logprobs, logprobs, [0.0] * n, [[0, n]], "stop")
+            completion = Completion(
+                tokens=tokens, logprobs=logprobs, processed_logprobs=logprobs, entropies=[0.0] * n, versions=[[0, n]],
+                finish_reason="stop",
+            )  # fmt: skip
             rollout = Rollout(prompt, sample, str(prompt), "math", [1, prompt], 0, completion)
             made.append(ScoredRollout(rollout, reward, ""))
     return made
