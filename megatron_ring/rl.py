@@ -13,6 +13,7 @@ import math
 from megatron_ring.config.cli import parse
 from megatron_ring.config.rl import RLConfig
 from megatron_ring.errors import StoppedByAlarm, run_main
+from megatron_ring.parallel import prepare
 
 
 def main(config: RLConfig) -> None:
@@ -20,6 +21,7 @@ def main(config: RLConfig) -> None:
         from megatron_ring.planning.stages import plan_rl
 
         return plan_rl(config)
+    prepare()
     from megatron_ring.checkpoint.saving import CheckpointSaver
     from megatron_ring.rollout.rl_run import RLRun
     from megatron_ring.rollout.scoring import open_scorer

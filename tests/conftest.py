@@ -11,12 +11,15 @@ import hypothesis
 import pytest
 import torch
 
+from megatron_ring.parallel import prepare
 from tests.distributed import Workers
 
 # Before anything imports Triton, as torch and megatron-core do: without a GPU its kernels are interpreted. Only tests of
 # kernels call them on CPU tensors.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+
+prepare()  # before test modules import the rooms that build on megatron-core
 
 # The same commit gives the same verdict; `--hypothesis-profile=search` draws new cases at every run.
 hypothesis.settings.register_profile("repeatable", derandomize=True)

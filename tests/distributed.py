@@ -36,7 +36,9 @@ def _serve(rank: int, size: int, connection: Any) -> None:
     import torch
 
     torch.set_num_threads(1)
-    from megatron_ring.parallel import context
+    from megatron_ring.parallel import context, prepare
+
+    prepare()
 
     while True:
         try:

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from megatron_ring.algorithm.budget_schedule import BudgetSchedule
+from megatron_ring.checkpoint.latest import latest_checkpoint
 from megatron_ring.checkpoint.loading import load_checkpoint
-from megatron_ring.checkpoint.saving import CheckpointSaver, latest_checkpoint
+from megatron_ring.checkpoint.saving import CheckpointSaver
 from megatron_ring.config.checks import require
 from megatron_ring.config.model import ModelConfig
 from megatron_ring.config.rl import RLConfig

@@ -161,7 +161,7 @@ def train_and_save_for_ever(folder: Path, reached: Any) -> None:
 
 def start(folder: Path) -> tuple[Any, Any]:
     server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["megatron_ring.checkpoint.loading", "tests.training.test_trainer",
+    server.set_forkserver_preload(["tests.conftest", "megatron_ring.checkpoint.loading", "tests.training.test_trainer",
                                    "megatron_ring.training.trainer", "megatron_ring.training.losses"])  # fmt: skip
     receiver, sender = server.Pipe(duplex=False)
     process = server.Process(target=train_and_save_for_ever, args=(folder, sender), daemon=True)
