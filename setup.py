@@ -41,7 +41,6 @@ setup(
     ],
     extras_require={
         "te": ["transformer-engine[pytorch]>=2.20"],
-        "flash-attn": ["flash-attn>=2.7.3"],
         "parquet": ["pyarrow"],
         "wandb": ["wandb"],
         "gguf": ["gguf>=0.17"],

@@ -30,7 +30,7 @@ def main(config: EvaluateConfig) -> None:
 
         return plan_evaluate(config)
     prepare()
-    from megatron_ring.data.files import write_atomically
+    from megatron_ring.data.writing import write_atomically
     from megatron_ring.rollout.evaluation import summarize
     from megatron_ring.rollout.lines import write_lines
     from megatron_ring.run.stage import open_model, resolve
@@ -63,9 +63,10 @@ def main(config: EvaluateConfig) -> None:
 
 def read_problems(config: EvaluateConfig, shape: ModelConfig, tokenizer: RingTokenizer) -> list[PromptRecord]:
     """The prompts; `UserError` for one without a verifier or room for a response, and where no result can be written."""
-    from megatron_ring.data.files import check_target, read_prompts
+    from megatron_ring.data.files import read_prompts
     from megatron_ring.data.prompts import too_long
     from megatron_ring.data.schedule import PromptSource
+    from megatron_ring.data.writing import check_target
     from megatron_ring.parallel import collectives
     from megatron_ring.rollout.scoring import check_prompts
 

@@ -33,7 +33,8 @@ Asked = list[tuple["PromptRecord", int, "GenerationRequest"]]
 
 def main(config: GenerateConfig) -> None:
     prepare()
-    from megatron_ring.data.files import append, check_target, read_questions, write_atomically
+    from megatron_ring.data.files import read_questions
+    from megatron_ring.data.writing import append, check_target, write_atomically
     from megatron_ring.parallel import collectives
     from megatron_ring.run.stage import open_model, resolve
     from megatron_ring.sampler.sampler import Sampler

@@ -13,6 +13,7 @@ import torch
 
 from megatron_ring.parallel import prepare
 from tests.distributed import Workers
+from tests.processes import default_signals
 
 # Before anything imports Triton, as torch and megatron-core do: without a GPU its kernels are interpreted. Only tests of
 # kernels call them on CPU tensors.
@@ -25,6 +26,8 @@ prepare()  # before test modules import the rooms that build on megatron-core
 hypothesis.settings.register_profile("repeatable", derandomize=True)
 hypothesis.settings.register_profile("search", derandomize=False)
 hypothesis.settings.load_profile("repeatable")
+
+default_signals()
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"

@@ -1,38 +1,28 @@
-"""Runs test functions in real worker processes over gloo. Workers live as long as the test session: importing
-megatron-core takes seconds, setting up another layout over the same processes does not."""
+"""Runs test functions in real worker processes over gloo. Workers live as long as the test session, and set up one layout
+after another."""
 
 from __future__ import annotations
 
 import contextlib
-import itertools
-import multiprocessing
 import os
-import socket
+import sys
+import tempfile
 import traceback
 from collections.abc import Callable
+from multiprocessing.connection import Client, Listener
+from pathlib import Path
 from typing import Any
 
+from tests.forkserver import free_ports
+from tests.processes import environment, start
+
 TIMEOUT = 120.0  # seconds a call may take before its workers are killed
+_PROGRAM = "from tests.distributed import serve; serve()"
+_ports = free_ports()
 
 
-PORTS = range(20_000, 30_000)  # below those that the system hands out to whoever asks for any
-_next_port = itertools.count(os.getpid() * 97)  # other test processes begin elsewhere
-
-
-def _free_port() -> int:
-    for number in itertools.islice(_next_port, len(PORTS)):
-        port = PORTS[number % len(PORTS)]
-        with socket.socket() as found, contextlib.suppress(OSError):
-            found.bind(("127.0.0.1", port))
-            return port
-    raise RuntimeError(f"no free port in {PORTS}")
-
-
-def _serve(rank: int, size: int, connection: Any) -> None:
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1",
-        OMP_NUM_THREADS="1",
-    )  # fmt: skip
+def serve() -> None:
+    """What a worker does: call the functions that come, in a process group of their own each."""
     import torch
 
     torch.set_num_threads(1)
@@ -40,6 +30,7 @@ def _serve(rank: int, size: int, connection: Any) -> None:
 
     prepare()
 
+    connection = Client(sys.argv[1])
     while True:
         try:
             port, function, arguments = connection.recv()
@@ -59,19 +50,19 @@ class Workers:
 
     def __init__(self, size: int) -> None:
         self.size = size
-        spawn = multiprocessing.get_context("spawn")
-        self._connections, self._processes = [], []
-        for rank in range(size):
-            ours, theirs = spawn.Pipe()
-            process = spawn.Process(target=_serve, args=(rank, size, theirs), daemon=True)
-            process.start()
-            theirs.close()
-            self._connections.append(ours)
-            self._processes.append(process)
+        self._connections: list[Any] = []
+        self._processes = []
+        with tempfile.TemporaryDirectory() as folder:
+            for rank in range(size):
+                address = str(Path(folder, f"rank-{rank}"))
+                given = environment(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1")
+                with Listener(address) as listener:
+                    self._processes.append(start([sys.executable, "-c", _PROGRAM, address], env=given))
+                    self._connections.append(listener.accept())
 
     def __call__(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
         """`function(*arguments)` in every process; the results by rank. Raises with the first failing rank's trace."""
-        port = _free_port()
+        port = next(_ports)
         for connection in self._connections:
             connection.send((port, function, arguments))
         results, failures = [], []
@@ -90,11 +81,11 @@ class Workers:
 
     @property
     def alive(self) -> bool:
-        return all(process.is_alive() for process in self._processes)
+        return all(process.poll() is None for process in self._processes)
 
     def close(self) -> None:
         for process, connection in zip(self._processes, self._connections, strict=True):
             with contextlib.suppress(OSError):
                 connection.close()
             process.kill()
-            process.join()
+            process.wait()

@@ -23,6 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from megatron_ring.config.declarations import parameter_counts
 from megatron_ring.config.presets import get_preset
 from megatron_ring.errors import UserError, run_main
 
@@ -38,8 +39,8 @@ def parse_args() -> argparse.Namespace:
 def layers_that_fit(preset: str, free: float) -> int:
     """Layers of `preset`, in bf16, that can be there twice."""
     shape = get_preset(preset)
-    total = 2 * shape.parameter_counts()[0]
-    layer = 2 * (shape.parameter_counts()[0] - replace(shape, num_layers=shape.num_layers - 1).parameter_counts()[0])
+    total = 2 * parameter_counts(shape)[0]
+    layer = 2 * (parameter_counts(shape)[0] - parameter_counts(replace(shape, num_layers=shape.num_layers - 1))[0])
     lacking = max(0.0, total - free / 2)
     return shape.num_layers - math.ceil(lacking / layer)
 

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from megatron_ring.config.checks import require
 from megatron_ring.config.cli import parse
+from megatron_ring.config.declarations import parameter_counts
 from megatron_ring.config.model import ModelConfig
 from megatron_ring.config.parallel import ParallelConfig
 from megatron_ring.config.presets import get_preset
@@ -42,7 +43,8 @@ if TYPE_CHECKING:
     from tools.bench_train_measure import Measurement
     from tools.bench_train_work import Contender, PackedTokens
 
-Rival = Literal["mcore-stock", "te", "transformers", "ring-te"]
+Rival = Literal["mcore-stock", "te", "transformers", "ring-te", "apex", "apex-gradients", "apex-adam"]
+APEX: dict[str, Literal["both", "gradients", "adam"]] = {"apex": "both", "apex-gradients": "gradients", "apex-adam": "adam"}
 OPTIMIZER_BYTES = 30  # per parameter: read gradient, master and both moments in fp32, write the latter three and bf16
 
 
@@ -71,7 +73,8 @@ class Bench:
     layer_impl: Literal["native", "te"] = "native"
     """Layers of our model: torch's and our own kernels, or Transformer Engine's modules."""
     compare: tuple[Rival, ...] = ()
-    """Others to measure: megatron-core as it comes, the same on Transformer Engine, transformers, ours on the second."""
+    """Others to measure: megatron-core as it comes, the same on Transformer Engine, transformers; ours on the second, and
+    with NVIDIA Apex's weight gradients and Adam, or one of them."""
     repeats: int = 3
     """Rounds of each contender."""
     steps: int = 5
@@ -186,7 +189,10 @@ def build(
     if name in ("mcore-stock", "te"):
         return rivals.build_mcore(name == "te", *common)
     model = ring.build_ring(shape, context, dtype, "te" if name == "ring-te" else config.layer_impl, config.recompute)
-    return ring.TrainedRing(model, context, batches, config.moments) if config.optimizer else ring.BareRing(model, batches)
+    if config.optimizer:
+        return ring.TrainedRing(model, context, batches, config.moments, APEX.get(name, "off"))
+    require(name not in APEX, f"--compare {name}: give --optimizer, without which there are no buffers and no update")
+    return ring.BareRing(model, batches)
 
 
 def measure_group(config: Bench, names: list[str], *common: Any) -> dict[str, dict[str, Any]]:
@@ -239,7 +245,7 @@ def least_ms(config: Bench, shape: ModelConfig, context: ParallelContext, flops:
     """Milliseconds of a step in which nothing but products and the optimizer's memory traffic takes time."""
     least = flops / context.world_size / ceiling["gemm_tflops"] / 1e9
     if config.optimizer:
-        held = shape.parameter_counts()[0] / context.world_size  # the distributed optimizer splits them
+        held = parameter_counts(shape)[0] / context.world_size  # the distributed optimizer splits them
         least += OPTIMIZER_BYTES * held / ceiling["copy_gb_per_second"] / 1e6
     return least
 
@@ -274,7 +280,7 @@ def describe(
     lengths = sorted(length for batch in batches for length in batch.lengths)
     packages = ("torch", "triton", "megatron-core", "transformer-engine", "transformers")
     return {
-        "preset": config.preset, "layers": shape.num_layers, "parameters": shape.parameter_counts()[0],
+        "preset": config.preset, "layers": shape.num_layers, "parameters": parameter_counts(shape)[0],
         "layer_impl": config.layer_impl, "recompute": config.recompute, "optimizer": config.optimizer,
         "precision": str(dtype).removeprefix("torch."), "tensor": config.tensor, "expert": config.expert,
         "pipeline": config.pipeline, "processes": context.world_size, "micro_batches": len(batches),

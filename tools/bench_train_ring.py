@@ -82,8 +82,10 @@ class TrainedRing:
         context: ParallelContext,
         batches: Sequence[PackedTokens],
         moments: Literal["fp32", "bf16"],
+        apex: Literal["off", "gradients", "adam", "both"] = "off",
     ) -> None:
-        self.trainer = Trainer(model, context, OptimizerConfig(lr=LEARNING_RATE, schedule="constant", moments=moments))
+        settings = OptimizerConfig(lr=LEARNING_RATE, schedule="constant", moments=moments, apex=apex)
+        self.trainer = Trainer(model, context, settings)
         self.batches = [_micro_batch(batch) for batch in batches]
         self.loss = SFTLoss()
         self.clock: Clock | None = None

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from megatron_ring.config.declarations import parameter_counts
 from megatron_ring.errors import UserError, run_main
 from megatron_ring.parallel import prepare
 
@@ -75,7 +76,7 @@ def main() -> None:
                 source, args.out, like=args.like, tokenizer=args.tokenizer, special_ids=special_ids, dtype=dtype,
                 shard_bytes=int(args.shard_gb * 1e9), on_bytes=progress.advance,
             )  # fmt: skip
-    total, active = model.parameter_counts()
+    total, active = parameter_counts(model)
     print(f"{args.command}ed {total:,} parameters ({active:,} activated) to {args.out}")
 
 

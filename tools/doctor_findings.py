@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -34,7 +33,7 @@ class Finding:
     Attributes:
         name: the item.
         value: what was found.
-        status: "broken" is there but does not work; "unused" is not used here, whether it is there or not.
+        status: "broken" is there but does not work; "unused" plays no part here, whether it is there or not.
         hint: the command that mends or installs it, "" where there is nothing to do.
         needed: the default path does not work while this is missing or broken.
     """
@@ -98,18 +97,6 @@ def python_command(*arguments: str) -> list[str]:
     """This interpreter, as isolated as this process is, for a child."""
     flags = [flag for flag, on in (("-I", sys.flags.isolated), ("-S", sys.flags.no_site)) if on]
     return [sys.executable, *flags, *arguments]
-
-
-def code_has(pattern: str) -> bool:
-    """Whether a line of megatron_ring's code, comments left out, matches: what "not used yet" is said by."""
-    code = re.compile(rf"^[^#\n]*?{pattern}", re.M)
-    files = (ROOT / "megatron_ring").rglob("*.py")
-    return any(code.search(file.read_text(encoding="utf-8", errors="replace")) for file in files)
-
-
-def imported_by_code(module: str) -> bool:
-    """Whether megatron_ring's code imports the module."""
-    return code_has(rf"\b(?:import|from) +{re.escape(module)}\b")
 
 
 def installed(module: str) -> bool:

@@ -22,13 +22,11 @@ if TYPE_CHECKING:  # `tools` may be a package of someone else's; doctor.py puts 
         Finding,
         Probe,
         ask,
-        code_has,
-        imported_by_code,
         installed,
         python_command,
         version_of,
     )
-    from tools.doctor_torch import attention, device_and_backend, gpus, grouped_matmul, triton_and_compile
+    from tools.doctor_torch import attention, device_and_backend, gpus, grouped_matmul, triton
 else:
     from doctor_findings import (
         GIB,
@@ -37,13 +35,11 @@ else:
         Finding,
         Probe,
         ask,
-        code_has,
-        imported_by_code,
         installed,
         python_command,
         version_of,
     )
-    from doctor_torch import attention, device_and_backend, gpus, grouped_matmul, triton_and_compile
+    from doctor_torch import attention, device_and_backend, gpus, grouped_matmul, triton
 
 
 def python_version() -> Iterator[Finding]:
@@ -143,53 +139,55 @@ def disk() -> Iterator[Finding]:
     yield Finding("Disk here", f"{free / GIB:.1f} GiB free", "broken" if full else "ok", hint)
 
 
-def accelerator(name: str, distribution: str, module: str, hint: str, flag: str = "") -> Finding:
-    """An optional library; `flag` is what asks for it."""
-    top = module.split(".")[0]
-    used = imported_by_code(top)
-    note = "" if used else "; not used yet"
-    note = f"; only with {flag}" if flag else note
-    if not installed(top):
-        return Finding(name, f"not installed{note}", "missing" if used and not flag else "unused", hint)
-    version = version_of(distribution) or "of no known version"
-    _, wrong = ask(python_command("-c", f"import torch, {module}"), 120.0)  # its libraries come through torch
+def accelerator(name: str, version: str, modules: tuple[str, ...], flag: str, hint: str) -> Finding:
+    """An optional library that is there; `flag` is what asks for it, `modules` are what it then imports."""
+    _, wrong = ask(python_command("-c", f"import torch, {', '.join(modules)}"), 120.0)  # its libraries come through torch
     if wrong:
-        return Finding(name, f"{version}, but `import {module}` fails: {wrong}", "broken", hint)
-    return Finding(name, f"{version}{note}", "ok" if used else "unused")
+        return Finding(name, f"{version}, but it cannot be imported: {wrong}", "broken", hint)
+    return Finding(name, f"{version}; with {flag}", "ok")
 
 
-def extras() -> Iterator[Finding]:
-    hint = "pip install --no-build-isolation -e '.[{}]'"
-    module, flag = "transformer_engine.pytorch", "--layer-impl te"
-    yield accelerator("Transformer Engine", "transformer-engine", module, hint.format("te"), flag)
-    yield accelerator("flash-attn", "flash-attn", "flash_attn", hint.format("flash-attn"))
+def transformer_engine() -> Iterator[Finding]:
+    name, flag = "Transformer Engine", "--layer-impl te"
+    hint = "pip install --no-build-isolation -e '.[te]'"
+    if not installed("transformer_engine"):
+        yield Finding(name, f"not installed; only for {flag}", "unused", hint)
+        return
+    version = version_of("transformer-engine") or "of no known version"
+    yield accelerator(name, version, ("transformer_engine.pytorch",), flag, hint)
 
 
 def apex() -> Iterator[Finding]:
+    """NVIDIA's Apex, of which the two extensions are used. PyPI's package of that name is another project."""
+    name, flag, extensions = "NVIDIA Apex", "--optimizer.apex", ("amp_C", "fused_weight_gradient_mlp_cuda")
     build = "APEX_CPP_EXT=1 APEX_CUDA_EXT=1 pip install --no-build-isolation ./apex"
     source = f"git clone https://github.com/NVIDIA/apex && {build}"
     spec = importlib.util.find_spec("apex")
     folders = [Path(folder) for folder in (spec.submodule_search_locations or [] if spec else [])]
-    if spec and not installed("amp_C") and not any((folder / "optimizers").is_dir() for folder in folders):
-        value = "another project of that name (PyPI's): it has no apex.optimizers, and amp_C is not there"
-        yield Finding("NVIDIA Apex", value, "broken", f"pip uninstall apex  (to have NVIDIA's: {source})")
-        return
-    yield accelerator("NVIDIA Apex", "apex", "apex.optimizers", source)
+    absent = [extension for extension in extensions if not installed(extension)]
+    if not absent:
+        yield accelerator(name, version_of("apex") or "of no known version", extensions, flag, source)
+    elif any((folder / "optimizers").is_dir() for folder in folders) or len(absent) < len(extensions):
+        yield Finding(name, f"built without {' and '.join(absent)}, which {flag} wants", "broken", source)
+    elif spec:
+        value = f"another project of that name (PyPI's), and not what {flag} wants"
+        yield Finding(name, value, "broken", f"pip uninstall apex  (to have NVIDIA's: {source})")
+    else:
+        yield Finding(name, f"not installed; only for {flag}", "unused", source)
 
 
-def tool(command: str, flag: str, debian: str, purpose: str, used: bool) -> Finding:
+def tool(command: str, flag: str, debian: str, purpose: str) -> Finding:
     """A program on PATH, with the first line that it says of its version."""
-    note = purpose if used else f"{purpose}; not used yet"
     if not shutil.which(command):
-        return Finding(command, f"not on PATH ({note})", "missing", f"apt-get install {debian}")
+        return Finding(command, f"not on PATH ({purpose})", "missing", f"apt-get install {debian}")
     output, wrong = ask([command, flag])
     if wrong:
         return Finding(command, f"`{command} {flag}` fails: {wrong}", "broken", f"apt-get install --reinstall {debian}")
-    return Finding(command, f"{(output.strip().splitlines() or ['version not known'])[0]} ({note})", "ok")
+    return Finding(command, f"{(output.strip().splitlines() or ['version not known'])[0]} ({purpose})", "ok")
 
 
 def bubblewrap() -> Iterator[Finding]:
-    found = tool("bwrap", "--version", "bubblewrap", "isolates programs that are verified", code_has(r"\bbwrap\b"))
+    found = tool("bwrap", "--version", "bubblewrap", "isolates programs that are verified")
     if found.status == "ok":
         _, wrong = ask(["bwrap", "--ro-bind", "/", "/", "--unshare-all", "true"])
         if wrong:
@@ -201,13 +199,10 @@ def bubblewrap() -> Iterator[Finding]:
 
 
 def programs() -> Iterator[Finding]:
-    kernels = code_has(r"\btorch\.compile\b") or imported_by_code("triton")
-    answers = code_has(r"[\"']g\+\+[\"']")
-    yield tool("g++", "--version", "g++", "verifies C++ answers, compiles CPU kernels", answers or kernels)
-    yield tool("gcc", "--version", "gcc", "compiles Triton's launchers", kernels)
+    yield tool("g++", "--version", "g++", "verifies C++ answers")
     for command in ("java", "javac"):
-        yield tool(command, "-version", "default-jdk-headless", "verifies Java answers", code_has(r"[\"']javac[\"']"))
-    yield tool("git", "--version", "git", "for development", True)
+        yield tool(command, "-version", "default-jdk-headless", "verifies Java answers")
+    yield tool("git", "--version", "git", "for development")
 
 
 PROBES = (
@@ -220,8 +215,8 @@ PROBES = (
     Probe("What will be used", "Device", device_and_backend, in_child=True, needed=True),
     Probe("What will be used", "Attention", attention, in_child=True, needed=True),
     Probe("What will be used", "Grouped matmul", grouped_matmul, in_child=True, needed=True),
-    Probe("What will be used", "torch.compile", triton_and_compile, in_child=True),
-    Probe("Optional accelerators", "Extras", extras),
+    Probe("What will be used", "Triton", triton, in_child=True),
+    Probe("Optional accelerators", "Transformer Engine", transformer_engine),
     Probe("Optional accelerators", "NVIDIA Apex", apex),
     Probe("Tools", "bwrap", bubblewrap),
     Probe("Tools", "Programs", programs),

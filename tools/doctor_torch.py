@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
 import shutil
@@ -12,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # `tools` may be a package of someone else's; doctor.py puts this folder on the path
-    from tools.doctor_findings import GIB, Finding, Status, ask, code_has, imported_by_code, installed, version_of
+    from tools.doctor_findings import GIB, Finding, ask, installed, version_of
 else:
-    from doctor_findings import GIB, Finding, Status, ask, code_has, imported_by_code, installed, version_of
+    from doctor_findings import GIB, Finding, ask, installed, version_of
 
 
 def gpu_driver() -> str:
@@ -107,14 +106,6 @@ def attention() -> Iterator[Finding]:
     value = "torch's SDPA on padded sequences: forward and backward " + ("work" if good else "give no finite numbers")
     hint = "" if good else "pip install --force-reinstall torch"
     yield Finding("Attention", value, "ok" if good else "broken", hint, True)
-    used = code_has(r"\bvarlen_attn\b")
-    try:
-        importlib.import_module("torch.nn.attention.varlen")
-    except ImportError:
-        value = "not in this torch" + ("" if used else "; not used yet")
-        yield Finding("varlen attention", value, "missing" if used else "unused", "pip install 'torch>=2.13'")
-        return
-    yield Finding("varlen attention", "in this torch" + ("" if used else "; not used yet"), "ok" if used else "unused")
 
 
 def grouped_matmul() -> Iterator[Finding]:
@@ -143,28 +134,21 @@ def grouped_matmul() -> Iterator[Finding]:
     yield Finding("Grouped matmul", value, "ok" if good else "broken", "" if good else hint, True)
 
 
-def triton_and_compile() -> Iterator[Finding]:
+def triton() -> Iterator[Finding]:
+    """The compiler of the GPU kernels, and what it needs itself: its launchers are Python extensions."""
     device, _ = target()
-    cuda = device.type == "cuda"
-    triton_used, compile_used = imported_by_code("triton"), code_has(r"\btorch\.compile\b")
     present = installed("triton")
     version = (version_of("triton") or "of no known version") if present else "not installed"
-    if not cuda:
+    if device.type != "cuda":
         yield Finding("Triton", f"{version}; only GPUs need it", "unused")
-    else:
-        used = triton_used or compile_used
-        value = version + ("" if used else "; not used yet")
-        status: Status = ("ok" if used else "unused") if present else "missing"
-        yield Finding("Triton", value, status, "" if present else "pip install triton")
-    choices = [os.environ.get("CC", ""), "gcc", "clang"] if cuda else [os.environ.get("CXX", ""), "g++"]
+        return
+    choices = [os.environ.get("CC", ""), "gcc", "clang"]
     compiler = next(filter(None, (shutil.which(choice) for choice in choices if choice)), None)
-    # Triton's launchers and the wrappers of CPU kernels are Python extensions.
     header = Path(sysconfig.get_config_var("INCLUDEPY") or "", "Python.h").is_file()
-    lacks = {} if compiler else {"a compiler": "apt-get install g++"}
+    lacks = {} if present else {"the package": "pip install triton"}
+    lacks.update({} if compiler else {"a C compiler": "apt-get install gcc"})
     lacks.update({} if header else {"Python.h": "apt-get install python3-dev"})
-    lacks.update({"Triton": "pip install triton"} if cuda and not present else {})
-    note = "" if compile_used else "; not used yet"
     if lacks:
-        yield Finding("torch.compile", f"lacks {' and '.join(lacks)}{note}", "missing", " && ".join(lacks.values()))
+        yield Finding("Triton", f"{version}; lacks {' and '.join(lacks)}", "missing", " && ".join(lacks.values()), True)
     else:
-        yield Finding("torch.compile", f"has what it needs: {compiler}{note}", "ok" if compile_used else "unused")
+        yield Finding("Triton", f"{version}, with {compiler}", "ok", needed=True)

@@ -13,6 +13,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+from megatron_ring.config.declarations import parameter_counts
 from megatron_ring.config.presets import PRESETS, get_preset
 from megatron_ring.errors import UserError, run_main
 from megatron_ring.parallel import prepare
@@ -41,6 +42,7 @@ def main() -> None:
 
     from megatron_ring.checkpoint.convert import whole_or_nothing
     from megatron_ring.checkpoint.hf_config import config_json
+    from megatron_ring.checkpoint.hf_folder import write_code
     from megatron_ring.checkpoint.safetensors_stream import Announced, write_shards
     from megatron_ring.checkpoint.tensor_rules import rules_for
     from megatron_ring.checkpoint.weights import draw
@@ -55,7 +57,8 @@ def main() -> None:
         write_shards(folder, announced, contents, int(args.shard_gb * 1e9), progress.advance)
         config = config_json(shape, dtype, shape.vocab_size - 1, shape.vocab_size - 1)
         (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
-    print(f"wrote {shape.parameter_counts()[0]:,} random parameters ({total / 1e9:.1f} GB) to {args.out}")
+        write_code(folder)
+    print(f"wrote {parameter_counts(shape)[0]:,} random parameters ({total / 1e9:.1f} GB) to {args.out}")
 
 
 if __name__ == "__main__":

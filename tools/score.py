@@ -25,7 +25,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from megatron_ring.data.files import count_parquet_rows, parquet_rows, write_rows
+from megatron_ring.data.messages import RecordError
+from megatron_ring.data.rows import count_parquet_rows, parquet_rows, parse_line, write_rows
 from megatron_ring.errors import UserError, run_main
 from megatron_ring.rewards import Reward, RewardPool, Scorer, ScoreRequest
 from megatron_ring.rewards.scorer import PendingReward
@@ -108,10 +109,9 @@ def _origin(options: ScoreOptions) -> dict[str, Any]:
 def submit_row(scorer: Scorer, raw: bytes | dict[str, Any], number: int) -> tuple[dict[str, Any], PendingReward | Reward]:
     """The output object of one input row, and its reward or the promise of it."""
     try:
-        row = json.loads(raw) if isinstance(raw, bytes) else raw
-    except (ValueError, RecursionError) as error:  # ValueError: JSON, UTF-8, or an integer of thousands of digits
-        detail = str(error).splitlines()[0] if isinstance(error, ValueError) else "nested too deeply"
-        return unreadable(number, f"not JSON: {detail}")
+        row = parse_line(raw, surrogates=True) if isinstance(raw, bytes) else raw
+    except RecordError as error:
+        return unreadable(number, str(error))
     if not isinstance(row, dict):
         return unreadable(number, f"not a JSON object but {type(row).__name__}")
     try:
@@ -123,14 +123,14 @@ def submit_row(scorer: Scorer, raw: bytes | dict[str, Any], number: int) -> tupl
 def request_of(scorer: Scorer, row: dict[str, Any], number: int) -> ScoreRequest:
     """Check one row. Raises `UserError` that says what it lacks."""
     for name in ("domain", "response", "answer"):
-        if name not in row:
+        if row.get(name) is None:
             raise UserError(f"line {number}: no {name!r}")
     for name in ("domain", "response"):
         if not isinstance(row[name], str):
             raise UserError(f"line {number}: {name!r} must be text, not {type(row[name]).__name__}")
     length = row.get("length")
-    if length is not None and (isinstance(length, bool) or not isinstance(length, int)):
-        raise UserError(f"line {number}: 'length' must be a whole number of tokens, not {type(length).__name__}")
+    if length is not None and (isinstance(length, bool) or not isinstance(length, int) or length < 0):
+        raise UserError(f"line {number}: 'length' must be a whole number of tokens, not {length!r:.40}")
     scorer.check(row["domain"])
     return ScoreRequest(row["domain"], row.get("prompt"), row["response"], row["answer"], length)
 
@@ -154,13 +154,16 @@ def scored_lines(
 
 
 def finish(number: int, row: dict[str, Any], pending: PendingReward | Reward, detail: bool) -> tuple[str, float]:
-    """Wait for a reward and write its line."""
-    reward = pending if isinstance(pending, Reward) else pending.result()
+    """Wait for a reward and write its line. A row that turns out not to be one that can be scored has reward 0."""
+    try:
+        reward = pending if isinstance(pending, Reward) else pending.result()
+    except UserError as error:
+        reward = Reward(0.0, f"line {number}: {error}")
     given = {"reward": reward.value, "reason": reward.reason, **({"detail": dict(reward.detail)} if detail else {})}
     try:
         line = json.dumps({**row, **given}, allow_nan=False)
     except (ValueError, RecursionError):
-        row, reward = unreadable(number, "holds a number that JSON cannot (NaN or an infinity), or nests too deeply")
+        row, reward = unreadable(number, "nests too deeply, or holds a number that JSON cannot")
         line = json.dumps({**row, "reward": reward.value, "reason": reward.reason})
     return line, reward.value
 

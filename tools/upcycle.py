@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 from megatron_ring.config.cli import parse
+from megatron_ring.config.declarations import parameter_counts
 from megatron_ring.errors import UserError, run_main
 from megatron_ring.parallel import prepare
 
@@ -89,6 +90,7 @@ def write_folder(folder: Path, flags: Flags) -> str:
     from megatron_ring.checkpoint.dense_sources import dense_from_folder, dense_from_gguf, open_gguf
     from megatron_ring.checkpoint.gguf_tokenizer import copy_tokenizer, write_gguf_tokenizer
     from megatron_ring.checkpoint.hf_config import config_json
+    from megatron_ring.checkpoint.hf_folder import write_code
     from megatron_ring.checkpoint.safetensors_stream import Announced, write_shards
     from megatron_ring.checkpoint.tensor_rules import published_shapes
     from megatron_ring.checkpoint.upcycling import Upcycling, upcycled_shape
@@ -117,10 +119,11 @@ def write_folder(folder: Path, flags: Flags) -> str:
         write_shards(folder, announced, contents, SHARD_BYTES, progress.advance)
     config = config_json(shape, dtype, tokenizer.eos_id, tokenizer.pad_id)
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+    write_code(folder)
     ids = {"eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
     (folder / "generation_config.json").write_text(json.dumps(ids, indent=1) + "\n")
     weights = sum(math.prod(size) for size in dense.config.shapes().values())
-    total, active = shape.parameter_counts()
+    total, active = parameter_counts(shape)
     return f"{weights:,} dense weights became {total:,} ({active:,} activated)"
 
 

@@ -32,7 +32,6 @@ PACKAGES = (
     "math-verify",
     "numpy",
     "transformer-engine",
-    "flash-attn",
 )
 
 

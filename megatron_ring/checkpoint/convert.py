@@ -15,6 +15,7 @@ from torch.distributed.checkpoint import DefaultSavePlanner
 from torch.distributed.checkpoint.planner import SavePlan, WriteItem
 
 from megatron_ring.checkpoint.hf_config import config_json, read_config, read_json
+from megatron_ring.checkpoint.hf_folder import copy_others, copy_tokenizer, write_code
 from megatron_ring.checkpoint.hf_tensors import PublishedTensors, list_problems
 from megatron_ring.checkpoint.manifest import make_durable, model_config_of, write_manifest
 from megatron_ring.checkpoint.reading import CheckpointReader
@@ -27,11 +28,8 @@ from megatron_ring.errors import UserError
 
 FILE_BYTES = 4 * 10**9  # of a checkpoint's files: processes share reading and checking them
 SHARD_BYTES = 5 * 10**9
-WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json", ".h5", ".msgpack")
 # Settings of config.json that say nothing about the weights.
-LEFT_TO_LIKE = ("architectures", "attention_dropout", "embedding_dropout", "output_dropout", "output_router_logits",
-                "use_cache")  # fmt: skip
-NOT_COPIED = ("config.json", "generation_config.json", "README.md")
+LEFT_TO_LIKE = ("attention_dropout", "embedding_dropout", "output_dropout", "output_router_logits", "use_cache")
 
 OnBytes = Callable[[int], None]
 
@@ -133,11 +131,12 @@ def export_checkpoint(
     """Write a published folder from a checkpoint of any layout.
 
     Args:
-        like: a published folder whose other files are taken (tokenizer, remote code), and what its config.json says
-            beyond the model's shape.
-        tokenizer: a folder whose tokenizer files are taken instead.
+        like: a published folder whose other files are taken (tokenizer, licence), and what its config.json says beyond the
+            model's shape. Its modelling code is replaced by ours.
+        tokenizer: a folder whose tokenizer is taken instead of that of `like`, whole.
         dtype: of the tensors; None keeps the checkpoint's.
-        special_ids: eos and pad ids for config.json; default: those of `like`, else the last of the vocabulary.
+        special_ids: eos and pad ids of that tokenizer, for config.json and generation_config.json; default: those of
+            `like`, else none.
         on_bytes: told the size of each tensor as it is written.
 
     Raises:
@@ -157,12 +156,14 @@ def export_checkpoint(
         )
         write_shards(work, announced, contents, shard_bytes, on_bytes)
         reader.close()
-        for folder in (like, tokenizer):
-            if folder is not None:
-                _copy_others(folder, work)
+        if like is not None:
+            copy_others(like, work, with_tokenizer=tokenizer is None)
+        if tokenizer is not None:
+            copy_tokenizer(tokenizer, work)
+        write_code(work)
         (work / "config.json").write_text(json.dumps(config, indent=1) + "\n")
-        if not (work / "generation_config.json").exists():
-            generation = {"eos_token_id": config["eos_token_id"], "pad_token_id": config["pad_token_id"]}
+        generation = _generation_config(like, config, special_ids)
+        if generation:
             (work / "generation_config.json").write_text(json.dumps(generation, indent=1) + "\n")
         for path in work.iterdir():
             make_durable(path)
@@ -176,22 +177,26 @@ def _exported_config(
     config = {} if like is None else read_json(like / "config.json")
     if like is not None and config.get("model_type") != "bailing_moe":
         raise UserError(f"--like {like}: model_type is {config.get('model_type')!r}, not 'bailing_moe'")
-    last = model.vocab_size - 1
-    eos, pad = special_ids or (config.get("eos_token_id", last), config.get("pad_token_id", last))
-    config.pop("rope_parameters", None)  # said by rope_theta and rope_scaling below
+    eos, pad = special_ids or (config.get("eos_token_id"), config.get("pad_token_id"))
+    for name, value in (("eos_token_id", eos), ("pad_token_id", pad)):
+        for token in value if isinstance(value, list) else [value]:
+            if token is not None and not 0 <= token < model.vocab_size:
+                raise UserError(f"{name} {token} is outside the model's vocabulary of {model.vocab_size:,} tokens")
+    # Said by rope_theta and rope_scaling, and by torch_dtype, below.
+    config = {key: value for key, value in config.items() if key not in ("rope_parameters", "dtype", "auto_map")}
     ours = config_json(model, dtype, eos, pad)
     if like is not None:
         ours = {key: value for key, value in ours.items() if key not in LEFT_TO_LIKE or key not in config}
     return {**config, **ours}
 
 
-def _copy_others(folder: Path, work: Path) -> None:
-    """Every file of a published folder that is neither weights nor written by the export: tokenizer, code, templates."""
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder")
-    weights_there = (folder / "config.json").exists()
-    for path in sorted(folder.iterdir()):
-        if not path.is_file() or path.name.startswith(".") or path.name.endswith(WEIGHTS):
-            continue
-        if path.name not in NOT_COPIED or (path.name == "generation_config.json" and weights_there):
-            shutil.copyfile(path, work / path.name)
+def _generation_config(like: Path | None, config: dict[str, Any], special_ids: tuple[int, int] | None) -> dict[str, Any]:
+    """generation_config.json: that of `like`, with the special ids of the tokenizer that goes with it."""
+    path = None if like is None else like / "generation_config.json"
+    found = read_json(path) if path is not None and path.exists() else {}
+    if special_ids is None and found:
+        return found
+    special = {name: config[name] for name in ("eos_token_id", "pad_token_id") if config[name] is not None}
+    if special_ids is not None:
+        found.pop("bos_token_id", None)  # of another tokenizer
+    return {**found, **special}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from megatron_ring.checkpoint.hf_settings import NEUTRAL, ONLY
 from megatron_ring.config.model import ModelConfig, RopeScaling
 from megatron_ring.errors import UserError
 
@@ -37,9 +39,6 @@ DEFAULTS: dict[str, Any] = {
     "norm_topk_prob": True, "tie_word_embeddings": False, "norm_head": False, "rope_scaling": None,
     "quantization_config": None, "use_sliding_window": False,
 }  # fmt: skip
-# The only value of a setting that this model has.
-ONLY = {"use_bias": False, "hidden_act": "silu", "norm_topk_prob": True, "tie_word_embeddings": False,
-        "quantization_config": None, "use_sliding_window": False}  # fmt: skip
 SCALING_FIELDS = {
     "factor": "factor",
     "original_max_position_embeddings": "original_max_positions",
@@ -91,20 +90,54 @@ def read_config(folder: Path) -> tuple[ModelConfig, bool]:
             config.setdefault("rope_scaling", rope)
     if config.get("head_dim") is None and {"hidden_size", "num_attention_heads"} <= config.keys():
         config["head_dim"] = config["hidden_size"] // config["num_attention_heads"]
-    config = {**DEFAULTS, **config}
-    for name, accepted in ONLY.items():
-        if config[name] != accepted:
-            raise UserError(f"{path}: {name} = {config[name]!r} is not supported (only {accepted!r})")
+    config = {**DEFAULTS, **config, "rope_parameters.partial_rotary_factor": rope.get("partial_rotary_factor")}
+    _check_settings(path, config)
     missing = [name for name in FIELDS if name not in config]
     if missing:
         raise UserError(f"{path}: lacks {', '.join(missing)}")
     values = {ours: config[theirs] for theirs, ours in FIELDS.items()}
     values["num_shared_experts"] = values["num_shared_experts"] or 0
+    for theirs, ours in FIELDS.items():
+        _check_kind(path, theirs, ModelConfig.__annotations__[ours], values[ours])
     try:
         model = ModelConfig(**values, rope_scaling=_read_scaling(config["rope_scaling"], values["max_positions"]))
     except (TypeError, UserError) as error:
         raise UserError(f"{path}: {error}") from None
     return model, bool(config["norm_head"])
+
+
+def _check_settings(path: Path, config: dict[str, Any]) -> None:
+    """Refuse a setting that the model does not have: it would compute something else."""
+    for name, value in config.items():
+        if name in FIELDS or name in NEUTRAL or (name in DEFAULTS and name not in ONLY) or name == "head_dim":
+            continue
+        if name == "moe_shared_expert_intermediate_size":
+            width = (config.get("num_shared_experts") or 0) * config.get("moe_intermediate_size", 0)
+            accepted: tuple[Any, ...] = (width, None)
+        elif name in ONLY:
+            accepted = ONLY[name]
+        elif value in (None, False, [], {}):
+            continue  # unknown, and off
+        else:
+            raise UserError(
+                f"{path}: {name} = {value!r} is unknown: the model may lack it; take it out if it changes nothing"
+            )
+        # 1 is no True, whatever Python says.
+        if not any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in accepted):
+            raise UserError(f"{path}: {name} = {value!r} is not supported (only {accepted[0]!r})")
+
+
+def _check_kind(path: Path, name: str, kind: str, value: Any) -> None:
+    """Refuse a value that is not of the kind of its field: null, text, or a fraction for a count."""
+    is_bool = isinstance(value, bool)
+    fits = {
+        "int": isinstance(value, int) and not is_bool,
+        "float": isinstance(value, int | float) and not is_bool and 0 < value < math.inf,
+        "bool": is_bool,
+    }[kind]
+    if not fits:
+        wanted = {"int": "a whole number", "float": "a positive number", "bool": "true or false"}[kind]
+        raise UserError(f"{path}: {name} is {json.dumps(value)}, not {wanted}")
 
 
 def _read_scaling(values: dict[str, Any] | None, max_positions: int) -> RopeScaling | None:
@@ -134,10 +167,18 @@ def _scaling_json(scaling: RopeScaling | None) -> dict[str, Any] | None:
     return {**named, **{theirs: getattr(scaling, ours) for theirs, ours in SCALING_FIELDS.items()}}
 
 
-def config_json(model: ModelConfig, dtype: torch.dtype, eos_id: int, pad_id: int) -> dict[str, Any]:
-    """config.json of the published layout for `model`."""
+def config_json(
+    model: ModelConfig, dtype: torch.dtype, eos_id: int | list[int] | None, pad_id: int | None
+) -> dict[str, Any]:
+    """config.json of the published layout for `model`, with the modelling code that lies beside it."""
+    name = str(dtype).removeprefix("torch.")
     return {
         "architectures": ["BailingMoeForCausalLM"],
+        "auto_map": {
+            "AutoConfig": "configuration_bailing_moe.BailingMoeConfig",
+            "AutoModel": "modeling_bailing_moe.BailingMoeModel",
+            "AutoModelForCausalLM": "modeling_bailing_moe.BailingMoeForCausalLM",
+        },
         "model_type": "bailing_moe",
         **{theirs: getattr(model, ours) for theirs, ours in FIELDS.items()},
         "rope_scaling": _scaling_json(model.rope_scaling),
@@ -153,5 +194,6 @@ def config_json(model: ModelConfig, dtype: torch.dtype, eos_id: int, pad_id: int
         "use_cache": True,
         "eos_token_id": eos_id,
         "pad_token_id": pad_id,
-        "torch_dtype": str(dtype).removeprefix("torch."),
+        "torch_dtype": name,
+        "dtype": name,  # how newer releases of transformers call it
     }

@@ -12,7 +12,6 @@ from megatron_ring.checkpoint.hf_tensors import list_problems
 from megatron_ring.checkpoint.manifest import damaged, is_damaged, read_manifest
 from megatron_ring.checkpoint.pieces import (
     MASTER,
-    VOCABULARY_TABLES,
     Piece,
     has_masters,
     optimizer_parts,
@@ -21,6 +20,7 @@ from megatron_ring.checkpoint.pieces import (
 )
 from megatron_ring.checkpoint.reading import CheckpointReader
 from megatron_ring.checkpoint.saving import allocate_moments, random_file
+from megatron_ring.config.declarations import VOCABULARY_TABLES
 from megatron_ring.config.model import ModelConfig
 from megatron_ring.errors import UserError
 from megatron_ring.model.ring_model import RingModel
@@ -63,8 +63,11 @@ def load_checkpoint(
 
 def _fill(folder: Path, manifest: dict[str, Any], model: RingModel, context: ParallelContext, optimizer: Any) -> None:
     reader = CheckpointReader(folder)
-    pieces = weight_pieces(model)
+    pieces = [piece for piece in weight_pieces(model) if piece.key in reader.tensors or not piece.optional]
     problems = [f"{key} is missing" for key in sorted({piece.key for piece in pieces} - reader.tensors.keys())]
+    for piece in pieces:
+        if piece.buffer and piece.key in reader.tensors and reader.shape_of(piece.key) != piece.global_shape:
+            problems.append(f"{piece.key} has shape {reader.shape_of(piece.key)}, here {piece.global_shape}")
     if problems:
         raise UserError(f"{folder}: {list_problems(problems)}")
     for name, parameter in model.named_parameters():

@@ -18,9 +18,9 @@ from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories
 
 from megatron_ring.checkpoint.tensor_rules import Box, Shape
+from megatron_ring.config.declarations import VOCABULARY_TABLES
 from megatron_ring.model.ring_model import RingModel
 
-VOCABULARY_TABLES = ("embedding.word_embeddings.weight", "output_layer.weight")
 MOMENTS = ("exp_avg", "exp_avg_sq")
 MASTER = "fp32_param"
 
@@ -28,13 +28,15 @@ MASTER = "fp32_param"
 @dataclass(frozen=True)
 class Piece:
     """`box` of the global tensor `key`, held in `data` (a view of that shape). `saved_here`: of the processes that hold the
-    same, this one saves it."""
+    same, this one saves it. `buffer`: no parameter; `optional`: older checkpoints may lack it, see `buffers.py`."""
 
     key: str
     global_shape: Shape
     box: Box
     data: torch.Tensor
     saved_here: bool
+    buffer: bool = False
+    optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,25 @@ class _Weight:
     one_of_data_ranks: bool
 
 
+def persistent_buffers(model: torch.nn.Module) -> dict[torch.Tensor, bool]:
+    """The buffers that checkpoints carry, and whether each may be missing in an older one."""
+    return {
+        buffer: name in getattr(module, "optional_buffers", ())
+        for module in model.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+        if name not in module._non_persistent_buffers_set
+    }
+
+
 def _weights(model: RingModel) -> Iterator[_Weight]:
-    """Every weight of this process. Rows of the vocabulary that stand for no token are left out."""
+    """Every weight and buffer of this process. Rows of the vocabulary that stand for no token are left out.
+
+    Raises:
+        RuntimeError: a module's own `sharded_state_dict` leaves out one of its buffers (a bug).
+    """
     described = model.sharded_state_dict()
+    buffers = persistent_buffers(model)
+    left = dict(buffers)
     apply_factories(described)
     for item in nested_values(described):
         if not isinstance(item, ShardedTensor):
@@ -61,13 +79,19 @@ def _weights(model: RingModel) -> Iterator[_Weight]:
         if not data.numel():
             continue
         replica = item.replica_id if isinstance(item.replica_id, tuple) else (item.replica_id,)
-        piece = Piece(item.key, shape, Box(offset, tuple(data.shape)), data, not any(replica))
+        optional = buffers.get(item.data)
+        left.pop(item.data, None)
+        box = Box(offset, tuple(data.shape))
+        piece = Piece(item.key, shape, box, data, not any(replica), optional is not None, bool(optional))
         start = data.storage_offset()
         yield _Weight(piece, start, start + data.numel(), not any(replica[:-1]))
+    if left:
+        shapes = ", ".join(str(tuple(buffer.shape)) for buffer in left)
+        raise RuntimeError(f"persistent buffers of shape {shapes} are described by no sharded_state_dict")
 
 
 def weight_pieces(model: RingModel) -> list[Piece]:
-    """The weights of this process."""
+    """The weights and persistent buffers of this process."""
     return [weight.piece for weight in _weights(model)]
 
 

@@ -35,12 +35,16 @@ class CheckpointReader:
             raise damaged(folder, [".metadata"])
         metadata = FileSystemReader(folder).read_metadata()
         self.tensors = {k: v for k, v in metadata.state_dict_metadata.items() if isinstance(v, TensorStorageMetadata)}
-        self._storage = {(index.fqn, tuple(index.offset)): at for index, at in metadata.storage_data.items() if index.offset}
+        self._storage = {
+            (index.fqn, tuple(index.offset)): at for index, at in metadata.storage_data.items() if index.offset is not None
+        }
         self._kept: tuple[tuple[str, tuple[int, ...]], torch.Tensor] | None = None
 
     def problems(self, rules: list[Rule]) -> list[str]:
-        """What the checkpoint lacks of the tensors that `rules` speak of, by name; rows may be more (padding)."""
-        found = []
+        """What keeps the checkpoint from being what `rules` speak of, by name: tensors that it lacks (rows may be more:
+        padding), and tensors of the model that no rule speaks of."""
+        ours = (name for name in self.tensors if not name.startswith("optimizer."))
+        found = [f"{name} has no name in the published layout" for name in sorted(set(ours) - {r.target for r in rules})]
         for name, shape in {rule.target: rule.target_shape for rule in rules}.items():
             if name not in self.tensors:
                 found.append(f"{name} is missing")
@@ -51,6 +55,9 @@ class CheckpointReader:
             elif sum(prod(chunk.sizes) for chunk in chunks) != prod(size):
                 found.append(f"{name} is not whole")
         return found
+
+    def shape_of(self, name: str) -> tuple[int, ...]:
+        return tuple(self.tensors[name].size)
 
     def dtype_of(self, name: str) -> torch.dtype:
         return self.tensors[name].properties.dtype

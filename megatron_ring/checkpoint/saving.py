@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from megatron.core import __version__ as megatron_version
 
+from megatron_ring.checkpoint.buffers import agreed
 from megatron_ring.checkpoint.fast_files import DirectWriter
 from megatron_ring.checkpoint.latest import latest_checkpoint
 from megatron_ring.checkpoint.manifest import make_durable, write_manifest
@@ -136,7 +137,8 @@ class CheckpointSaver:
         try:
             work.mkdir(parents=True, exist_ok=True)
             collectives.barrier()
-            staged = self._staging.stage(_pieces(model, optimizer), work, with_optimizer=optimizer is not None)
+            pieces = agreed(_pieces(model, optimizer), self.context.rank)
+            staged = self._staging.stage(pieces, work, with_optimizer=optimizer is not None)
             torch.save(random_state(), work / random_file(self.context.rank))
         except FAILURES as error:
             problem = _plainly(error)

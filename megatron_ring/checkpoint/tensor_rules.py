@@ -15,9 +15,8 @@ from typing import Literal
 
 import torch
 
+from megatron_ring.config.declarations import Shape, Weight, declared_weights
 from megatron_ring.config.model import ModelConfig
-
-Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -92,70 +91,65 @@ class Rule:
         return flat if self.order is None else self.order.to_published(flat)
 
 
-def _same(
-    source: str, target: str, shape: Shape, kind: Literal["matrix", "norm", "bias"] = "matrix",
-    order: InterleavedQKV | None = None,
-) -> Rule:  # fmt: skip
-    return Rule(source, shape, target, shape, Box.whole(shape), order, kind)
+def _same(source: str, target: Weight, order: InterleavedQKV | None = None) -> Rule:
+    return Rule(source, target.shape, target.name, target.shape, Box.whole(target.shape), order, target.kind)
 
 
-def _mlp_rules(source: str, target: str, width: int, hidden: int) -> list[Rule]:
+def _mlp_rules(source: str, target: str, declared: dict[str, Weight]) -> list[Rule]:
     """One SwiGLU MLP: gate and up become the upper and lower half of linear_fc1."""
-    whole = (2 * width, hidden)
+    first = declared[f"{target}.linear_fc1.weight"]
+    half = (first.shape[0] // 2, first.shape[1])
     halves = [
-        Rule(f"{source}.{name}_proj.weight", (width, hidden), f"{target}.linear_fc1.weight", whole, Box(at, (width, hidden)))
-        for name, at in (("gate", (0, 0)), ("up", (width, 0)))
+        Rule(f"{source}.{name}_proj.weight", half, first.name, first.shape, Box(at, half))
+        for name, at in (("gate", (0, 0)), ("up", (half[0], 0)))
     ]
-    return [*halves, _same(f"{source}.down_proj.weight", f"{target}.linear_fc2.weight", (hidden, width))]
+    return [*halves, _same(f"{source}.down_proj.weight", declared[f"{target}.linear_fc2.weight"])]
 
 
-def _expert_rules(source: str, target: str, expert: int, model: ModelConfig) -> list[Rule]:
-    count, width, hidden = model.num_experts, model.expert_width, model.hidden_size
-    source = f"{source}.experts.{expert}"
+def _expert_rules(source: str, target: str, expert: int, declared: dict[str, Weight]) -> list[Rule]:
+    gate_up, down = declared[f"{target}.experts.gate_up"], declared[f"{target}.experts.down"]
+    source, shape = f"{source}.experts.{expert}", gate_up.shape[2:]
     first = [
-        Rule(f"{source}.{name}_proj.weight", (width, hidden), f"{target}.experts.gate_up", (count, 2, width, hidden),
-             Box((expert, half, 0, 0), (1, 1, width, hidden)))
+        Rule(f"{source}.{name}_proj.weight", shape, gate_up.name, gate_up.shape, Box((expert, half, 0, 0), (1, 1, *shape)))
         for half, name in enumerate(("gate", "up"))
-    ]  # fmt: skip
-    second = Rule(f"{source}.down_proj.weight", (hidden, width), f"{target}.experts.down", (count, hidden, width),
-                  Box((expert, 0, 0), (1, hidden, width)))  # fmt: skip
-    return [*first, second]
+    ]
+    box = Box((expert, 0, 0), (1, *down.shape[1:]))
+    return [*first, Rule(f"{source}.down_proj.weight", down.shape[1:], down.name, down.shape, box)]
 
 
-def _layer_rules(model: ModelConfig, layer: int) -> list[Rule]:
-    to, source, hidden = f"decoder.layers.{layer}", f"model.layers.{layer}", model.hidden_size
+def _layer_rules(model: ModelConfig, layer: int, declared: dict[str, Weight]) -> list[Rule]:
+    to, source = f"decoder.layers.{layer}", f"model.layers.{layer}"
     per_group = model.num_attention_heads // model.num_key_value_heads
     order = InterleavedQKV(model.num_key_value_heads, per_group, model.head_dim)
     qkv, from_qkv = f"{to}.self_attention.linear_qkv", f"{source}.attention.query_key_value"
     rules = [
-        _same(f"{source}.input_layernorm.weight", f"{to}.input_layernorm.weight", (hidden,), "norm"),
-        _same(f"{from_qkv}.weight", f"{qkv}.weight", (model.qkv_rows, hidden), order=order),
+        _same(f"{source}.input_layernorm.weight", declared[f"{to}.input_layernorm.weight"]),
+        _same(f"{from_qkv}.weight", declared[f"{qkv}.weight"], order),
     ]
     if model.qkv_bias:
-        rules.append(_same(f"{from_qkv}.bias", f"{qkv}.bias", (model.qkv_rows,), "bias", order))
+        rules.append(_same(f"{from_qkv}.bias", declared[f"{qkv}.bias"], order))
     rules += [
-        _same(f"{source}.attention.dense.weight", f"{to}.self_attention.linear_proj.weight",
-              (hidden, model.num_attention_heads * model.head_dim)),
-        _same(f"{source}.post_attention_layernorm.weight", f"{to}.pre_mlp_layernorm.weight", (hidden,), "norm"),
-    ]  # fmt: skip
+        _same(f"{source}.attention.dense.weight", declared[f"{to}.self_attention.linear_proj.weight"]),
+        _same(f"{source}.post_attention_layernorm.weight", declared[f"{to}.pre_mlp_layernorm.weight"]),
+    ]
     if not model.is_moe_layer(layer):
-        return rules + _mlp_rules(f"{source}.mlp", f"{to}.mlp", model.dense_width, hidden)
-    rules.append(_same(f"{source}.mlp.gate.weight", f"{to}.mlp.router.weight", (model.num_experts, hidden)))
+        return rules + _mlp_rules(f"{source}.mlp", f"{to}.mlp", declared)
+    rules.append(_same(f"{source}.mlp.gate.weight", declared[f"{to}.mlp.router.weight"]))
     for expert in range(model.num_experts):
-        rules += _expert_rules(f"{source}.mlp", f"{to}.mlp", expert, model)
+        rules += _expert_rules(f"{source}.mlp", f"{to}.mlp", expert, declared)
     if model.num_shared_experts:
-        rules += _mlp_rules(f"{source}.mlp.shared_experts", f"{to}.mlp.shared_experts", model.shared_width, hidden)
+        rules += _mlp_rules(f"{source}.mlp.shared_experts", f"{to}.mlp.shared_experts", declared)
     return rules
 
 
 def rules_for(model: ModelConfig) -> list[Rule]:
     """The rules of every published tensor of `model`, in the order of the published files."""
-    table = (model.vocab_size, model.hidden_size)
-    rules = [_same("model.word_embeddings.weight", "embedding.word_embeddings.weight", table)]
+    declared = {weight.name: weight for weight in declared_weights(model)}
+    rules = [_same("model.word_embeddings.weight", declared["embedding.word_embeddings.weight"])]
     for layer in range(model.num_layers):
-        rules += _layer_rules(model, layer)
-    rules.append(_same("model.norm.weight", "decoder.final_layernorm.weight", (model.hidden_size,), "norm"))
-    rules.append(_same("lm_head.weight", "output_layer.weight", table))
+        rules += _layer_rules(model, layer, declared)
+    rules.append(_same("model.norm.weight", declared["decoder.final_layernorm.weight"]))
+    rules.append(_same("lm_head.weight", declared["output_layer.weight"]))
     return rules
 
 

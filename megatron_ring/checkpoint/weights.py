@@ -11,8 +11,9 @@ from collections.abc import Callable
 
 import torch
 
-from megatron_ring.checkpoint.pieces import VOCABULARY_TABLES, Piece, weight_pieces
+from megatron_ring.checkpoint.pieces import Piece, weight_pieces
 from megatron_ring.checkpoint.tensor_rules import Rule, rules_for
+from megatron_ring.config.declarations import VOCABULARY_TABLES
 from megatron_ring.model.ring_model import RingModel
 
 TensorSource = Callable[[str], torch.Tensor]
@@ -21,7 +22,8 @@ TensorSource = Callable[[str], torch.Tensor]
 @torch.no_grad()
 def fill_from(source: TensorSource, model: RingModel) -> None:
     """Set every local weight from the published tensors that `source(name)` returns; one at a time, each asked for once
-    and only where this process holds a part of it. Rows behind the vocabulary become 0.
+    and only where this process holds a part of it. Rows behind the vocabulary become 0. Buffers that have no published name
+    stay as their modules made them.
 
     Raises:
         RuntimeError: the rules do not cover every local weight exactly once (a bug, never the user's mistake).
@@ -31,10 +33,14 @@ def fill_from(source: TensorSource, model: RingModel) -> None:
             parameter.zero_()
     by_target: dict[str, list[Piece]] = {}
     missing: dict[str, int] = {}
+    rules = rules_for(model.ring_config)
+    targets = {rule.target for rule in rules}
     for piece in weight_pieces(model):
+        if piece.buffer and piece.key not in targets:
+            continue
         by_target.setdefault(piece.key, []).append(piece)
         missing[piece.key] = missing.get(piece.key, 0) + piece.data.numel()
-    for rule in rules_for(model.ring_config):
+    for rule in rules:
         parts = [(p, meet) for p in by_target.get(rule.target, []) if (meet := rule.box.meet(p.box)) is not None]
         if not parts:
             continue

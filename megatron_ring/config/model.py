@@ -88,21 +88,3 @@ class ModelConfig:
     def is_moe_layer(self, layer: int) -> bool:
         """Whether the 0-based layer holds experts (the first `first_dense_layers` hold one dense MLP)."""
         return layer >= self.first_dense_layers
-
-    def parameter_counts(self) -> tuple[int, int]:
-        """(total, activated) parameters. Activated, as published for Ring-lite, counts the experts of one token and
-        everything that all tokens share: attention, norms, router, shared experts, both vocabulary tables."""
-        attention = self.hidden_size * self.head_dim * self.num_attention_heads
-        attention += (self.hidden_size + self.qkv_bias) * self.qkv_rows
-        norms = 2 * self.hidden_size
-        dense = 3 * self.hidden_size * self.dense_width
-        expert = 3 * self.hidden_size * self.expert_width
-        shared = 3 * self.hidden_size * self.shared_width
-        router = self.num_experts * self.hidden_size
-        moe_layers = self.num_layers - self.first_dense_layers
-        common = self.num_layers * (attention + norms) + self.first_dense_layers * dense + moe_layers * (shared + router)
-        head = self.vocab_size * self.hidden_size + self.hidden_size
-        embedding = self.vocab_size * self.hidden_size
-        shared_by_all = common + head + embedding
-        total = shared_by_all + moe_layers * self.num_experts * expert
-        return total, shared_by_all + moe_layers * self.experts_per_token * expert

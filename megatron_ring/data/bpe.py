@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from megatron_ring.data.files import write_atomically
+from megatron_ring.data.writing import write_atomically
 from megatron_ring.errors import UserError
 
 EOS = "<|endoftext|>"

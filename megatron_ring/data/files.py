@@ -1,28 +1,27 @@
-"""Prompt and SFT files: JSON lines or parquet, checked row by row, written whole or not at all.
+"""Prompt and SFT files, checked row by row, written whole or not at all.
 
 | file   | keys of a row                                                                        |
 |--------|--------------------------------------------------------------------------------------|
 | prompt | `id`, `domain`, `prompt` (text or messages), `answer`, optional `metadata`           |
 | SFT    | `messages`, or `prompt` and `response`; optional `domain`, `source`                  |
 
-Other keys are ignored, blank lines are skipped. Parquet needs pyarrow. Columns whose values are not all text are
-written to parquet as JSON text, and named in the file's metadata, so that any answer survives the round trip; nested
-columns of parquet files from elsewhere are read as they are.
+Other keys are ignored, blank lines are skipped. Files of public data sets are read as they are downloaded where their form
+is known (`forms`), any other where its columns are named (`fields`). `rows` says which kinds of file there are.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import errno
-import importlib
-import io
+import hashlib
 import json
-import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
+from megatron_ring.data.fields import Fields, seems_to_hold
+from megatron_ring.data.forms import Form, prompt_form, sft_form, small
 from megatron_ring.data.records import (
     Message,
     PromptRecord,
@@ -33,50 +32,112 @@ from megatron_ring.data.records import (
     sft_from_json,
     sft_to_json,
 )
+from megatron_ring.data.rows import read_rows, write_rows
 from megatron_ring.errors import UserError
 
 __all__ = [
     "Message",
+    "PromptFile",
     "PromptRecord",
+    "SFTFile",
     "SFTRecord",
+    "read_prompt_file",
     "read_prompts",
     "read_questions",
     "read_sft",
+    "read_sft_file",
     "write_prompts",
     "write_sft",
 ]
 
-_Record = TypeVar("_Record")
-_JSON_COLUMNS = b"megatron_ring.json_columns"
+_Record = TypeVar("_Record", PromptRecord, SFTRecord)
 
 
-def read_prompts(path: str | Path) -> list[PromptRecord]:
-    """Read a prompt file. Raises `UserError`, naming file and line, for anything malformed, and for a repeated id."""
+@dataclass(frozen=True)
+class PromptFile:
+    """The prompts of a file, and what is to be said of how they were read (empty: as the contract has them)."""
+
+    records: list[PromptRecord]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class SFTFile:
+    """The conversations of a file, and what is to be said of how they were read."""
+
+    records: list[SFTRecord]
+    note: str = ""
+
+
+def read_prompt_file(path: str | Path, fields: Fields | None = None, flag: str = "--data.fields") -> PromptFile:
+    """Read a prompt file of the contract, of a public form, or with the columns that `fields` names.
+
+    A file that is not of the contract needs no ids: a row without one has its number, and a row that says once more what
+    another says is left out, and counted in the note.
+
+    Raises:
+        UserError: names file and line of anything malformed, of a repeated id, and the column that seems to hold what is
+            missing, with the flag that names it.
+    """
+    path, fields = Path(path), fields or Fields()
+    reader = _Reader(path, fields, prompt_form, _is_prompt, flag)
     records: list[PromptRecord] = []
     lines: dict[str, str] = {}
-    for place, record in _read(Path(path), prompt_from_json):
+    seen: set[bytes] = set()
+    for place, row, number in reader.rows():
+        if reader.foreign:
+            row = {**row, "id": f"{path.stem}-{number}" if row.get("id") is None else row["id"]}
+            digest = _digest(row)
+            if digest in seen:
+                reader.repeated += 1
+                continue
+            seen.add(digest)
+        record = reader.checked(place, row, prompt_from_json)
         if record.id in lines:
             raise UserError(f"{place}: the id {record.id!r} is already used at {lines[record.id]}: make ids unique")
         lines[record.id] = place
         records.append(dataclasses.replace(record, place=place))
-    return records
+    if not records:
+        raise UserError(f"{path}: the file holds no records: give at least one")
+    return PromptFile(records, reader.note(len(records)))
+
+
+def read_prompts(path: str | Path) -> list[PromptRecord]:
+    """The records of `read_prompt_file`."""
+    return read_prompt_file(path).records
 
 
 def read_questions(path: str | Path) -> list[PromptRecord]:
     """Read prompts that nobody scores: rows of a prompt file that need no more than `prompt`; an `id` that is missing is the
     row's number. Raises `UserError`, naming file and line, for anything malformed."""
-    number = count(1)
+    path, number = Path(path), count(1)
+    reader = _Reader(path, Fields(), prompt_form, lambda row: row.get("prompt") is not None, "--data.fields")
+    records = []
+    for place, row, _ in reader.rows():
+        own = {name: value for name, value in row.items() if value is not None}
+        given = {"id": str(next(number)), "domain": "none", "answer": "", **own}
+        records.append(dataclasses.replace(reader.checked(place, given, prompt_from_json), place=place))
+    if not records:
+        raise UserError(f"{path}: the file holds no records: give at least one")
+    return records
 
-    def parse(row: object) -> PromptRecord:
-        given = {"id": str(next(number)), "domain": "none", "answer": ""}
-        return prompt_from_json({**given, **row} if isinstance(row, dict) else row)
 
-    return [record for _, record in _read(Path(path), parse)]
+def read_sft_file(path: str | Path, fields: Fields | None = None, flag: str = "--data.fields") -> SFTFile:
+    """Read an SFT file of the contract, of a public form, or with the columns that `fields` names. Raises `UserError`,
+    naming file and line, for anything malformed."""
+    path, fields = Path(path), fields or Fields()
+    reader = _Reader(path, fields, sft_form, _is_sft, flag)
+    records = [
+        dataclasses.replace(reader.checked(place, row, sft_from_json), place=place) for place, row, _ in reader.rows()
+    ]
+    if not records:
+        raise UserError(f"{path}: the file holds no records: give at least one")
+    return SFTFile(records, reader.note(len(records)))
 
 
 def read_sft(path: str | Path) -> list[SFTRecord]:
-    """Read an SFT file. Raises `UserError`, naming file and line, for anything malformed."""
-    return [record for _, record in _read(Path(path), sft_from_json)]
+    """The records of `read_sft_file`."""
+    return read_sft_file(path).records
 
 
 def write_prompts(path: str | Path, records: Iterable[PromptRecord]) -> None:
@@ -89,157 +150,75 @@ def write_sft(path: str | Path, records: Iterable[SFTRecord]) -> None:
     write_rows(Path(path), [sft_to_json(record) for record in records])
 
 
-def write_atomically(path: Path, data: bytes | Iterable[bytes]) -> None:
-    """Write a temporary file beside `path`, in pieces as they come, then rename it into place. Raises `UserError` if it
-    cannot."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+def _is_prompt(row: Mapping[str, Any]) -> bool:
+    """Whether a row is of the contract as it is."""
+    return all(row.get(name) is not None for name in ("id", "domain", "prompt", "answer"))
+
+
+def _is_sft(row: Mapping[str, Any]) -> bool:
+    return row.get("messages") is not None or (row.get("prompt") is not None and row.get("response") is not None)
+
+
+def _digest(row: Mapping[str, Any]) -> bytes:
+    """Of what a row asks and expects, whatever its id."""
+    content = json.dumps([row.get("domain"), row.get("prompt"), row.get("answer")], sort_keys=True, default=str)
+    return hashlib.blake2b(content.encode(errors="surrogatepass"), digest_size=16).digest()
+
+
+class _Reader:
+    """Rows of one file as the contract names their columns. Its form is that of the first row."""
+
+    def __init__(
+        self, path: Path, fields: Fields, form_of: Callable[[Mapping[str, Any]], Form | None],
+        is_contract: Callable[[Mapping[str, Any]], bool], flag: str,
+    ) -> None:  # fmt: skip
+        self.path, self.fields, self.flag = path, fields, flag
+        self._form_of, self._is_contract = form_of, is_contract
+        self._form: Form | None = None
+        self._given: Mapping[str, Any] = {}
+        self.foreign = bool(fields.columns or fields.domain)
+        self.repeated = 0
+
+    def rows(self) -> Iterator[tuple[str, dict[str, Any], int]]:
+        """(FILE:LINE, row of the contract, number of the row)."""
+        for number, (place, row) in enumerate(read_rows(self.path), start=1):
+            if number == 1 and not self.fields.columns and not self._is_contract(row):
+                self._form = self._form_of(row)
+                self.foreign = self.foreign or self._form is not None
+            self._given = row
+            try:
+                yield place, self._converted(row), number
+            except RecordError as error:
+                raise UserError(f"{place}: {error}") from None
+
+    def _converted(self, row: dict[str, Any]) -> dict[str, Any]:
+        if self._form is not None:
+            lowered = small(row)
+            if not self._form.columns <= {name for name, value in lowered.items() if value is not None}:
+                lacks = sorted(name for name in self._form.columns if lowered.get(name) is None)
+                raise RecordError(f"'{lacks[0]}' is missing, in a file of the form {self._form.name}")
+            row = self._form.convert(lowered)
+        return self.fields.applied(row)
+
+    def checked(self, place: str, row: dict[str, Any], parse: Callable[[object], _Record]) -> _Record:
+        """The record of a row; an error names the place, and where what is missing may be."""
         try:
-            with temporary.open("wb") as stream:
-                stream.writelines([data] if isinstance(data, bytes) else data)
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"cannot write {path}: {error.strerror}: choose a folder that can be written, with space left"
-        ) from None
-
-
-def append(path: Path, data: bytes) -> None:
-    """Add `data` to the end of a file, on the disk when it returns. Raises `UserError` if it cannot."""
-    try:
-        with path.open("ab") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from None
-
-
-def check_target(path: Path, flag: str) -> None:
-    """Raise `UserError` where `write_atomically` could not write `path`, before there is something to write."""
-    trial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        trial.touch()
-        trial.unlink()
-    except OSError as error:
-        raise UserError(f"{flag} {path}: cannot be written: {error.strerror}") from None
-
-
-def _is_parquet(path: Path) -> bool:
-    if path.suffix not in (".jsonl", ".parquet"):
-        raise UserError(f"{path}: unknown kind of file: name it .jsonl or .parquet")
-    return path.suffix == ".parquet"
-
-
-def _read(path: Path, parse: Callable[[object], _Record]) -> Iterator[tuple[str, _Record]]:
-    """Yield (file:line, record); a parquet row counts as a line. Raises `UserError`, also when there is no record."""
-    parquet = _is_parquet(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such file: check the path")
-    empty = True
-    for number, row in enumerate(parquet_rows(path) if parquet else _json_rows(path), start=1):
-        if isinstance(row, bytes) and not row.strip():
-            continue
-        place = f"{path}:{number}"
-        try:
-            record = parse(_parse_line(row) if isinstance(row, bytes) else row)
+            return parse(row)
         except RecordError as error:
-            raise UserError(f"{place}: {error}") from None
-        empty = False
-        yield place, record
-    if empty:
-        raise UserError(f"{path}: the file holds no records: give at least one")
+            name = str(error).split("'")[1] if str(error).startswith("'") and "' is missing" in str(error) else ""
+            hint = seems_to_hold(self._given, name, self.flag) if name and self._form is None else ""
+            if name == "domain" and not hint:
+                hint = f"; {self.flag.removesuffix('fields')}domain gives one to all rows"
+            raise UserError(f"{place}: {error}{hint}") from None
 
-
-def _json_rows(path: Path) -> Iterator[bytes]:
-    try:
-        with path.open("rb") as stream:
-            yield from stream
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}: check its permissions") from None
-
-
-def _parse_line(line: bytes) -> object:
-    try:
-        text = line.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise RecordError(f"not UTF-8 (byte {error.start + 1} of the line): save the file as UTF-8") from None
-    try:
-        # Without the end of the line: an error in it would be one at column 1 of the next.
-        row = json.loads(text.rstrip("\r\n"), parse_constant=_refuse_constant)
-    except json.JSONDecodeError as error:
-        raise RecordError(f"not JSON at column {error.colno} ({error.msg}): put one JSON object on each line") from None
-    except RecordError:
-        raise
-    except ValueError:
-        raise RecordError("a number has too many digits: write it as text") from None
-    except RecursionError:
-        raise RecordError("nested too deeply: flatten the object") from None
-    if "\\ud" in text.lower() and any("\ud800" <= letter <= "\udfff" for letter in json.dumps(row, ensure_ascii=False)):
-        raise RecordError("holds half of a surrogate pair (\\ud800 to \\udfff): remove the broken character")
-    return row
-
-
-def _refuse_constant(name: str) -> object:
-    raise RecordError(f"{name} is not JSON: use a number or text")
-
-
-def parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a parquet file, one row group in memory at a time; nulls are left out. Raises `UserError`."""
-    arrow, parquet = _pyarrow()
-    try:
-        file = parquet.ParquetFile(path)
-        encoded = json.loads((file.schema_arrow.metadata or {}).get(_JSON_COLUMNS, b"[]"))
-        for batch in file.iter_batches():
-            for row in batch.to_pylist():
-                whole = {key: value for key, value in row.items() if value is not None}
-                yield {key: json.loads(value) if key in encoded else value for key, value in whole.items()}
-    except (OSError, arrow.ArrowException) as error:
-        raise UserError(f"{path}: not a readable parquet file ({error}): write it again") from None
-
-
-def count_parquet_rows(path: Path) -> int:
-    """Rows of a parquet file, from its footer. Raises `UserError`."""
-    arrow, parquet = _pyarrow()
-    try:
-        return int(parquet.ParquetFile(path).metadata.num_rows)
-    except (OSError, arrow.ArrowException) as error:
-        raise UserError(f"{path}: not a readable parquet file ({error}): write it again") from None
-
-
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write rows of JSON, as JSON lines or parquet by the suffix; the file appears whole or not at all."""
-    if not _is_parquet(path):
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        write_atomically(path, text.encode())
-        return
-    arrow, parquet = _pyarrow()
-    names = list(dict.fromkeys(key for row in rows for key in row))
-    encoded = [name for name in names if not all(isinstance(row.get(name, ""), str) for row in rows)]
-    columns = {
-        name: [
-            None if name not in row else json.dumps(row[name], ensure_ascii=False) if name in encoded else row[name]
-            for row in rows
-        ]
-        for name in names
-    }
-    table = arrow.table({name: arrow.array(values, type=arrow.string()) for name, values in columns.items()})
-    table = table.replace_schema_metadata({_JSON_COLUMNS: json.dumps(encoded).encode()})
-    buffer = io.BytesIO()
-    parquet.write_table(table, buffer)
-    write_atomically(path, buffer.getvalue())
-
-
-def _pyarrow() -> tuple[Any, Any]:
-    try:
-        return importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
-    except ImportError:
-        raise UserError("parquet files need pyarrow: run `pip install pyarrow`, or use a .jsonl file") from None
+    def note(self, count: int) -> str:
+        """What is to be said of how the file was read; empty where it is of the contract."""
+        if not self.foreign:
+            return ""
+        if self._form is not None:
+            form = f"read as {self._form.name}"
+        else:
+            form = "read with " + ", ".join(f"{name}={column}" for name, column in self.fields.columns.items())
+            form = form if self.fields.columns else f"domain {self.fields.domain}"
+        repeated = f", {self.repeated:,} repeated rows left out" if self.repeated else ""
+        return f"{self.path}: {form}: {count:,} rows{repeated}"

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import random
 from array import array
@@ -17,7 +18,7 @@ from megatron_ring.data.files import read_sft
 from megatron_ring.data.packing import MicroBatch, empty_microbatch, pack_sequences, plan_packs
 from megatron_ring.data.records import SFTRecord
 from megatron_ring.data.sequences import TokenSequence
-from megatron_ring.data.tokenizer import RingTokenizer
+from megatron_ring.data.tokenizer import ControlTokenError, RingTokenizer, TrainOn
 from megatron_ring.errors import UserError
 
 
@@ -37,8 +38,9 @@ def load_datasets(config: SFTDataConfig, tokenizer: RingTokenizer, seed: int) ->
 class SFTDataset:
     """Packed conversations in global batches of `global_batch` micro-batches of `capacity` tokens.
 
-    Attributes: `sequences` (packed), `dropped` (longer than `capacity`), `tokens` and `loss_tokens` (of one epoch,
-    padding not counted), `packs`, `steps_per_epoch`.
+    Attributes: `sequences` (packed), `dropped` (too long), `dropped_controls` (spell control tokens), `tokens` and
+    `loss_tokens` (of one epoch, padding not counted), `packs`, `steps_per_epoch`, `fingerprint` (32 hex digits) of all
+    tokens and of which are trained, in order.
     """
 
     def __init__(
@@ -50,11 +52,23 @@ class SFTDataset:
         seed: int,
         on_overlong: Literal["error", "drop"] = "error",
         instruction: str | None = None,
+        *,
+        train_on: TrainOn = "all",
+        control_tokens: Literal["error", "drop", "keep"] = "error",
+        max_positions: int | None = None,
     ) -> None:
-        """Tokenize and plan. Raises `UserError` for what cannot be packed.
+        """Tokenize and plan.
 
-        `on_overlong` says what becomes of conversations of more than `capacity` tokens: "error" refuses them, "drop"
-        leaves them out and counts them in `dropped`.
+        Args:
+            on_overlong: what becomes of conversations of more than `capacity` tokens, or of more than `max_positions`:
+                "error" refuses them, "drop" leaves them out and counts them in `dropped`.
+            train_on: which of the assistant's messages are trained (`RingTokenizer.training_tokens`).
+            control_tokens: what becomes of conversations that spell a control token: "error" refuses them, "drop" leaves
+                them out and counts them in `dropped_controls`, "keep" takes the tokens for what they spell.
+            max_positions: of the model (None: as many as the capacity).
+
+        Raises:
+            UserError: what cannot be packed or tokenized; names its place in the file.
         """
         if capacity < 2 or global_batch < 1:
             raise UserError(
@@ -67,16 +81,30 @@ class SFTDataset:
         self._sequences: list[TokenSequence] = []
         overlong: list[int] = []
         longest = 0
+        limit = min(capacity, max_positions or capacity)
+        self.dropped_controls = 0
+        digest = hashlib.blake2b(digest_size=16)
         for index, record in enumerate(records):
-            tokens, loss_mask = tokenizer.training_tokens(record, instruction)
-            if len(tokens) > capacity:
+            try:
+                tokens, loss_mask = tokenizer.training_tokens(record, instruction, train_on, control_tokens == "keep")
+            except ControlTokenError as error:
+                if control_tokens == "error":
+                    raise _placed(record, index, error) from None
+                self.dropped_controls += 1
+                continue
+            except UserError as error:
+                raise _placed(record, index, error) from None
+            if len(tokens) > limit:
                 overlong.append(index)
                 longest = max(longest, len(tokens))
                 continue
             # Arrays, not lists: 5 bytes a token instead of 44.
-            self._sequences.append(TokenSequence(array("i", tokens), array("b", loss_mask)))
+            ids, mask = array("i", tokens), array("b", loss_mask)
+            digest.update(len(tokens).to_bytes(8, "little") + ids.tobytes() + mask.tobytes())
+            self._sequences.append(TokenSequence(ids, mask))
         self.dropped = len(overlong)
-        self._check_lengths(len(records), overlong, longest, on_overlong)
+        self.fingerprint = digest.hexdigest()
+        self._check_lengths(len(records), overlong, longest, limit, on_overlong)
         self._plan = plan_packs([len(sequence.tokens) for sequence in self._sequences], capacity, seed)
         self.sequences = len(self._sequences)
         self.packs = len(self._plan)
@@ -117,18 +145,27 @@ class SFTDataset:
             self._shuffled = (epoch, order)
         return self._shuffled[1]
 
-    def _check_lengths(self, records: int, overlong: list[int], longest: int, on_overlong: str) -> None:
+    def _check_lengths(self, records: int, overlong: list[int], longest: int, limit: int, on_overlong: str) -> None:
         if on_overlong not in ("error", "drop"):
             raise UserError(f"on_overlong={on_overlong!r}: use 'error' or 'drop'")
         if overlong and on_overlong == "error":
             first = ", ".join(str(index + 1) for index in itertools.islice(overlong, 3))
             raise UserError(
-                f"{len(overlong)} of {records} conversations are longer than {self.capacity} tokens (the longest has "
-                f"{longest}; records {first}{', ...' if len(overlong) > 3 else ''}): raise the micro-batch capacity, "
-                f"or drop them"
+                f"{len(overlong)} of {records} conversations are longer than {limit} tokens (the longest has "
+                f"{longest}; records {first}{', ...' if len(overlong) > 3 else ''}): "
+                + (
+                    "raise the micro-batch capacity, or drop them"
+                    if limit == self.capacity
+                    else "the model has no more positions; drop them, or shorten them"
+                )
             )
         if not self._sequences:
             raise UserError(
-                f"no conversation is left to train on ({len(overlong)} of {records} are longer than {self.capacity} "
-                f"tokens): give more data, or raise the micro-batch capacity"
+                f"no conversation is left to train on ({len(overlong)} of {records} are longer than {limit} "
+                f"tokens, {self.dropped_controls} spell control tokens): give more data, or raise the micro-batch capacity"
             )
+
+
+def _placed(record: SFTRecord, index: int, error: UserError) -> UserError:
+    """The error with the record's place."""
+    return UserError(f"{record.place or f'record {index + 1}'}: {error}")

@@ -5,25 +5,42 @@
 One rule keeps training and sampling on the same tokens: a conversation is cut into pieces at the borders of assistant
 messages, and each piece is tokenized on its own. So `prompt_tokens` of a conversation is always a prefix of the
 `training_tokens` of its continuation, under any template.
+
+A template may open `<think>` where the assistant begins. A response then goes on inside it: its own `<think>` is left out,
+and one that does not think closes it first.
+
+A text that spells a control token (the end of a text, the mark of a role) would become that token: a user could end a turn,
+a response would teach the model to stop in the middle. Such texts are refused.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from megatron_ring.data.bpe import train_bpe
 from megatron_ring.data.records import Message, SFTRecord
 from megatron_ring.data.sequences import TokenSequence
 from megatron_ring.errors import UserError
 
-__all__ = ["BOXED_INSTRUCTION", "RingTokenizer", "train_bpe"]
+__all__ = ["BOXED_INSTRUCTION", "ControlTokenError", "RingTokenizer", "TrainOn", "train_bpe"]
+
+TrainOn = Literal["all", "last", "marked"]
 
 # The instruction that the Ring-lite report puts into prompts.
 BOXED_INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
+
+
+THINK, END_OF_THINK = "<think>", "</think>"
+
+
+class ControlTokenError(UserError):
+    """A text that spells a control token."""
 
 
 class RingTokenizer:
@@ -39,6 +56,19 @@ class RingTokenizer:
         self.pad_id: int = self.eos_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         # Ids may have gaps (the Ling vocabulary does), so the largest id counts, not the number of tokens.
         self.vocab_size: int = max(tokenizer.get_vocab().values()) + 1
+        added = tokenizer.added_tokens_decoder.values()
+        controls = {str(token) for token in tokenizer.all_special_tokens} | {t.content for t in added if t.special}
+        longest_first = sorted(filter(None, controls), key=len, reverse=True)
+        self._control = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash (32 hex digits) of all that decides which tokens a conversation becomes: vocabulary, merges, special tokens
+        and the chat template, wherever the folder lies."""
+        backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        vocabulary = backend.to_str() if backend is not None else repr(sorted(self._tokenizer.get_vocab().items()))
+        parts = (vocabulary, repr(self._tokenizer.chat_template), self.eos_id, self.pad_id)
+        return hashlib.blake2b(repr(parts).encode(errors="surrogatepass"), digest_size=16).hexdigest()
 
     @classmethod
     def load(cls, path: str | Path) -> RingTokenizer:
@@ -76,35 +106,64 @@ class RingTokenizer:
         """Tokens of a text or conversation, up to the point where the assistant begins to answer.
 
         `instruction`, when given, follows every user message on a line of its own (see `BOXED_INSTRUCTION`).
-        Raises `UserError` when the tokenizer has no chat template.
+        Raises `UserError` when the tokenizer has no chat template or the template refuses the conversation, and
+        `ControlTokenError` for a text that spells a control token.
         """
         messages = [Message("user", prompt)] if isinstance(prompt, str) else list(prompt)
+        self._check_controls(messages)
         answered = [*messages, Message("assistant", "")]
         pieces = self._pieces(_instruct(answered, instruction))
         return [token for text, _ in pieces[:-1] for token in self.encode(text)]
 
-    def training_tokens(self, record: SFTRecord, instruction: str | None = None) -> TokenSequence:
+    def check_prompt(self, prompt: str | Sequence[Message]) -> None:
+        """Raise what `prompt_tokens` would raise, but for the template, without tokenizing."""
+        self._check_controls([Message("user", prompt)] if isinstance(prompt, str) else prompt)
+
+    def training_tokens(
+        self, record: SFTRecord, instruction: str | None = None, train_on: TrainOn = "all", controls: bool = False
+    ) -> TokenSequence:
         """Tokens of a conversation and the mask of those to be learnt.
 
-        Learnt are the assistant's messages and the eos that ends each, never prompts. A template that writes no eos
+        Learnt are assistant's messages and the eos that ends each, never prompts. A template that writes no eos
         between turns (the public Ling templates) has one after the last message only, as the sampler will see it.
-        Raises `UserError` when the template changes earlier turns as the conversation grows.
+
+        Args:
+            train_on: which of the assistant's messages: all but those that the record marks not to be trained; of these the
+                last alone; or those that it marks to be trained.
+            controls: take control tokens in texts for what they spell, instead of refusing them.
+
+        Raises:
+            UserError: the template changes earlier turns as the conversation grows or refuses it; no message is trained.
+            ControlTokenError: a text spells a control token.
         """
+        if not controls:
+            self._check_controls(record.messages)
+        learnt = _trained_messages(record, train_on)
         tokens: list[int] = []
         loss_mask: list[bool] = []
-        follows_response = False
-        for text, is_response in self._pieces(_instruct(record.messages, instruction)):
+        ended_learnt = False  # whether the piece before is a response that is learnt
+        for text, message in self._pieces(_instruct(record.messages, instruction)):
             piece = self.encode(text)
+            is_learnt = message is not None and learnt[message]
             tokens += piece
-            loss_mask += [is_response] * len(piece)
-            if follows_response and piece[:1] == [self.eos_id]:
+            loss_mask += [is_learnt] * len(piece)
+            if ended_learnt and piece[:1] == [self.eos_id]:
                 loss_mask[-len(piece)] = True
-            follows_response = is_response
-        return TokenSequence([*tokens, self.eos_id], [*loss_mask, True])
+            ended_learnt = is_learnt
+        return TokenSequence([*tokens, self.eos_id], [*loss_mask, ended_learnt])
 
-    def _pieces(self, messages: Sequence[Message]) -> list[tuple[str, bool]]:
-        """Cut a conversation that ends with the assistant into (text, is a response), template text between."""
-        pieces: list[tuple[str, bool]] = []
+    def _check_controls(self, messages: Iterable[Message]) -> None:
+        for message in messages:
+            found = self._control.search(message.content)
+            if found is not None:
+                raise ControlTokenError(
+                    f"the {message.role}'s text spells the control token {found[0]!r}: take it out of the text, or leave "
+                    f"the conversation out"
+                )
+
+    def _pieces(self, messages: Sequence[Message]) -> list[tuple[str, int | None]]:
+        """Cut a conversation that ends with the assistant into (text, index of the response; None: template text)."""
+        pieces: list[tuple[str, int | None]] = []
         done = ""
         for index, message in enumerate(messages):
             if message.role == "assistant":
@@ -114,15 +173,64 @@ class RingTokenizer:
                         f"{self._path}: the chat template changes earlier turns as a conversation grows: "
                         f"split such conversations into one record per answer"
                     )
-                pieces += [(prompt[len(done) :], False), (message.content, True)]
-                done = prompt + message.content
+                response = _after(prompt, message.content)
+                pieces += [(prompt[len(done) :], None), (response, index)]
+                done = prompt + response
         return pieces
 
     def _render(self, messages: Sequence[Message]) -> str:
-        if not self._tokenizer.chat_template:
+        template = self._tokenizer.chat_template
+        if not template:
             raise UserError(f"{self._path}: the tokenizer has no chat template: add chat_template.jinja")
+        if isinstance(template, dict) and "default" not in template:
+            names = ", ".join(sorted(template))
+            raise UserError(
+                f"{self._path}: of its chat templates ({names}) none is the default: keep one, or name it default"
+            )
         conversation = [{"role": message.role, "content": message.content} for message in messages]
-        return str(self._tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True))
+        from jinja2 import TemplateError
+
+        try:
+            text = str(self._tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True))
+        except (TemplateError, TypeError, ValueError, KeyError) as error:
+            roles = ", ".join(message.role for message in messages)
+            raise UserError(f"{self._path}: the chat template refuses a conversation of {roles}: {error}") from None
+        for message in messages:
+            if message.role == "tool" and message.content.strip() not in text:
+                raise UserError(f"{self._path}: the chat template does not show messages of role tool")
+        return text
+
+
+def _trained_messages(record: SFTRecord, train_on: TrainOn) -> list[bool]:
+    """Of each message whether it is trained. Raises `UserError` where none is."""
+    marks = record.marks or (None,) * len(record.messages)
+    responses = [index for index, message in enumerate(record.messages) if message.role == "assistant"]
+    if train_on == "marked":
+        chosen = {index for index in responses if marks[index] is True}
+    else:
+        chosen = {index for index in responses if marks[index] is not False}
+        chosen = chosen & {responses[-1]} if train_on == "last" else chosen
+    if not chosen:
+        which = {"all": "all are marked not to be", "last": "the last is marked not to be", "marked": "none is marked to be"}
+        raise UserError(
+            f"none of its messages is trained ({which[train_on]}): leave it out, or choose another --data.train-on"
+        )
+    return [index in chosen for index in range(len(record.messages))]
+
+
+def _after(prompt: str, response: str) -> str:
+    """The response as it goes on after `prompt`, which may end inside `<think>`."""
+    opened = re.search(rf"{THINK}\s*\Z", prompt)
+    if opened is None:
+        return response
+    broken = "\n" in opened[0]  # the template has begun a line of thinking
+    stripped = response.lstrip()
+    if stripped.startswith(THINK):
+        rest = stripped[len(THINK) :]
+        return rest.lstrip("\n") if broken else rest
+    if END_OF_THINK in response:
+        return response  # it begins inside
+    return ("\n" if broken else "\n\n") + f"{END_OF_THINK}\n\n{response}"
 
 
 def _instruct(messages: Sequence[Message], instruction: str | None) -> list[Message]:

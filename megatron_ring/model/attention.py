@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from megatron.core.transformer.module import MegatronModule
 
+from megatron_ring.config.declarations import attention_weights
 from megatron_ring.model.kernels.rope import split_and_rotate
 from megatron_ring.model.layer_parts import LayerParts
 from megatron_ring.model.layout import TokenLayout
@@ -26,20 +27,21 @@ class RingAttention(MegatronModule):
         self.head_dim = config.kv_channels
         self.groups = config.num_query_groups // config.tensor_model_parallel_size
         self.queries_per_group = config.num_attention_heads // config.num_query_groups
-        query_width = config.num_attention_heads * self.head_dim
+        declared = attention_weights(config.ring_model)
+        qkv_rows, hidden = declared["linear_qkv.weight"].shape
         self.linear_qkv = parts.column_linear(
-            config.hidden_size,
-            query_width + 2 * config.num_query_groups * self.head_dim,
+            hidden,
+            qkv_rows,
             config=config,
             init_method=config.init_method,
-            bias=config.ring_model.qkv_bias,
+            bias="linear_qkv.bias" in declared,
             gather_output=False,
             skip_bias_add=False,
             is_expert=False,
         )
         self.linear_proj = parts.row_linear(
-            query_width,
-            config.hidden_size,
+            declared["linear_proj.weight"].shape[1],
+            hidden,
             config=config,
             init_method=config.output_layer_init_method,
             bias=False,

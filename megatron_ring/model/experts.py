@@ -8,6 +8,8 @@ import torch
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from megatron.core.tensor_parallel import set_tensor_model_parallel_attributes
 
+from megatron_ring.config.declarations import moe_weights
+from megatron_ring.config.parallel import ParallelConfig
 from megatron_ring.model.kernels.experts import local_experts, sorted_experts
 from megatron_ring.model.kernels.rows import combine_rows, sort_by_expert
 from megatron_ring.parallel.device import current_device
@@ -20,6 +22,8 @@ class GroupedExperts(torch.nn.Module):
         gate_up: [E_local, 2, f, hidden] (0: gate, 1: up), down: [E_local, hidden, f].
     """
 
+    gate_up: torch.nn.Parameter
+    down: torch.nn.Parameter
     exchanges = True  # whether `expert_exchange` may compute with the parameters
 
     def __init__(self, num_local_experts: int, config: Any, pg_collection: Any) -> None:
@@ -28,19 +32,20 @@ class GroupedExperts(torch.nn.Module):
         self.recompute = config.ring_recompute == "experts"
         self.exact = config.ring_exact
         self.ranks = {
-            "ep": pg_collection.ep.rank(),
-            "etp": pg_collection.expt_tp.rank(),
-            "dp": pg_collection.expt_dp.rank(),
+            "expert": pg_collection.ep.rank(),
+            "expert_tensor": pg_collection.expt_tp.rank(),
         }
-        self.ep_size = config.expert_model_parallel_size
-        self.etp_size = config.expert_tensor_parallel_size
-        width = config.moe_ffn_hidden_size // self.etp_size
-        kwargs = {"dtype": config.params_dtype, "device": current_device()}
-        self.gate_up = torch.nn.Parameter(torch.empty(num_local_experts, 2, width, config.hidden_size, **kwargs))
-        self.down = torch.nn.Parameter(torch.empty(num_local_experts, config.hidden_size, width, **kwargs))
-        for parameter in (self.gate_up, self.down):
+        self.replica = pg_collection.expt_dp.rank()
+        self.parallel: ParallelConfig = config.ring_parallel
+        declared = moe_weights(config.ring_model)
+        self.declared = {name: declared[f"experts.{name}"] for name in ("gate_up", "down")}
+        for name, weight in self.declared.items():
+            local = torch.empty(weight.local_shape(self.parallel), dtype=config.params_dtype, device=current_device())
+            parameter = torch.nn.Parameter(local)
+            self.register_parameter(name, parameter)
             # Not a copy of what other tensor-parallel ranks hold: each counts in the gradient norm.
-            set_tensor_model_parallel_attributes(parameter, is_parallel=True, dim=2, stride=1)
+            axis = weight.axis_of("expert_tensor")
+            set_tensor_model_parallel_attributes(parameter, is_parallel=True, dim=axis, stride=1)
             # megatron-core reduces such gradients over expert-data-parallel ranks, with an optimizer of their own: also
             # where those are the data-parallel ranks, so that checkpoints have one structure under every layout.
             setattr(parameter, "allreduce", False)  # noqa: B010
@@ -77,20 +82,16 @@ class GroupedExperts(torch.nn.Module):
         self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None
     ) -> dict[str, ShardedTensor]:
         """Shards for megatron-core checkpoints: experts split over EP, their width over ETP."""
-        ep = (self.ranks["ep"], self.ep_size)
-        etp = (self.ranks["etp"], self.etp_size)
-        replica = (0, 0, self.ranks["dp"])
         shift = len(sharded_offsets)
         shards = {}
-        for name, width_axis in (("gate_up", 2), ("down", 2)):
+        for name, weight in self.declared.items():
             key = f"{prefix}{name}"
             shards[key] = ShardedTensor.from_rank_offsets(
                 key,
                 getattr(self, name),
                 *sharded_offsets,
-                (shift, *ep),
-                (shift + width_axis, *etp),
-                replica_id=replica,
+                *((shift + axis, self.ranks[ranks], getattr(self.parallel, ranks)) for axis, ranks in weight.splits),
+                replica_id=(0, 0, self.replica),
                 prepend_axis_num=shift,
             )
         return shards

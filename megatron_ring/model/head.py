@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from megatron.core.tensor_parallel import ColumnParallelLinear
 
+from megatron_ring.config.declarations import CHUNK_LOGITS, chunk_tokens
 from megatron_ring.model.logprobs import IMPOSSIBLE, logits_gradient, token_statistics
 from megatron_ring.parallel import collectives
 
 # (log-probabilities fp32 [c], entropies fp32 [c], which of the n tokens they are) -> a scalar, differentiable in both
 TokenLoss = Callable[[torch.Tensor, torch.Tensor, slice], torch.Tensor]
 
-CHUNK_LOGITS = 3 << 27  # elements of a chunk's logits: 3,072 tokens of 126,464 classes, 0.8 GB in bf16
 CPU_CHUNK_LOGITS, CPU_CHUNK_TOKENS = 1 << 17, 256  # whichever is more: small enough for a core's cache
 
 
@@ -70,10 +70,9 @@ class VocabularyHead(ColumnParallelLinear):
     def chunk_tokens(self, on_cuda: bool) -> int:
         """How many tokens' logits are made at a time."""
         classes = self.weight.shape[0]
-        size = max(1, self.chunk_logits // classes)
-        if not on_cuda:
-            size = min(size, max(CPU_CHUNK_TOKENS, CPU_CHUNK_LOGITS // classes))
-        return size - size % 256 if size > 256 else size  # whole tiles of the products
+        if on_cuda:
+            return chunk_tokens(classes, self.chunk_logits)
+        return chunk_tokens(classes, min(self.chunk_logits, max(CPU_CHUNK_TOKENS * classes, CPU_CHUNK_LOGITS)))
 
     def _gather(self, hidden: torch.Tensor) -> torch.Tensor:
         """[T, hidden] on every tensor-parallel rank."""

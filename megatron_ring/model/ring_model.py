@@ -7,17 +7,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from megatron.core.models.gpt import GPTModel
-from megatron.core.tensor_parallel import (
-    ColumnParallelLinear,
-    RowParallelLinear,
-    VocabParallelEmbedding,
-    set_tensor_model_parallel_attributes,
-)
+from megatron.core.tensor_parallel import set_tensor_model_parallel_attributes
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
 
+from megatron_ring.config.declarations import Weight, stage_weights
 from megatron_ring.config.model import ModelConfig
 from megatron_ring.config.optimizer import RouterLossConfig
 from megatron_ring.config.parallel import ParallelConfig
@@ -96,7 +92,7 @@ def transformer_config(
         moe_permute_fusion=layer_impl == "te",
     )
     config.ring_parts = parts
-    config.ring_model = model
+    config.ring_model, config.ring_parallel = model, parallel
     config.ring_router_losses = losses
     config.ring_recompute = recompute
     config.ring_exact = exact
@@ -115,16 +111,13 @@ def _layer_spec(moe: bool, parts: LayerParts) -> ModuleSpec:
     )
 
 
-def _mark_split_weights(model: torch.nn.Module) -> None:
+def _mark_split_weights(model: torch.nn.Module, declared: dict[str, Weight]) -> None:
     """Tell megatron-core which weights are split over TP ranks. It marks them only when it initialises them itself (0.16),
     and a weight without the mark counts on the first rank alone in the gradient norm."""
-    split_axis = {ColumnParallelLinear: 0, VocabularyHead: 0, VocabParallelEmbedding: 0, RowParallelLinear: 1}
-    for module in model.modules():
-        if type(module) in split_axis and not hasattr(module.weight, "tensor_model_parallel"):
-            set_tensor_model_parallel_attributes(module.weight, is_parallel=True, dim=split_axis[type(module)], stride=1)
-        bias = getattr(module, "bias", None)
-        if type(module) is ColumnParallelLinear and bias is not None and not hasattr(bias, "tensor_model_parallel"):
-            set_tensor_model_parallel_attributes(bias, is_parallel=True, dim=0, stride=1)
+    for name, parameter in model.named_parameters():
+        axis = declared[name].axis_of("tensor")
+        if axis is not None and not hasattr(parameter, "tensor_model_parallel"):
+            set_tensor_model_parallel_attributes(parameter, is_parallel=True, dim=axis, stride=1)
 
 
 class RingModel(GPTModel):
@@ -159,7 +152,7 @@ class RingModel(GPTModel):
         )
         if context.last_stage:
             self.output_layer = self._head(model, context)
-        _mark_split_weights(self)
+        _mark_split_weights(self, stage_weights(model, context.config, context.pipeline_rank))
         self.ring_config = model
         self.router_losses = self_losses
         self.tensor_rank, self.tensor_size = context.tensor_rank, context.config.tensor

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
 
+from megatron_ring.config.declarations import moe_weights
 from megatron_ring.config.optimizer import RouterLossConfig
 from megatron_ring.model.kernels.router import choose_experts, logits_gradient, share_and_figures, weigh_experts
 from megatron_ring.model.linear import add_product
@@ -74,9 +75,8 @@ class RingRouter(torch.nn.Module):
         self.config = config
         self.losses = losses
         self.layer_number = 0
-        self.weight = torch.nn.Parameter(
-            torch.empty(config.num_moe_experts, config.hidden_size, dtype=config.params_dtype, device=current_device())
-        )
+        declared = moe_weights(config.ring_model)["router.weight"]
+        self.weight = torch.nn.Parameter(torch.empty(declared.shape, dtype=config.params_dtype, device=current_device()))
         setattr(self.weight, "sequence_parallel", config.sequence_parallel)  # noqa: B010
 
     def forward(

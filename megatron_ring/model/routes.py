@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 
+from megatron_ring.config.declarations import route_itemsize
 from megatron_ring.config.model import ModelConfig
 from megatron_ring.parallel import collectives
 
 
 def route_dtype(model: ModelConfig) -> torch.dtype:
     """The smallest integers that name every expert."""
-    return torch.uint8 if model.num_experts <= 256 else torch.int16
+    return {1: torch.uint8, 2: torch.int16}[route_itemsize(model)]
 
 
 def moe_layers(model: ModelConfig, layers: range) -> range:

@@ -7,14 +7,15 @@ Suffixes as there: t tokens, n token-slots at the experts, h hidden, f expert wi
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import prod
 
+from megatron_ring.config.declarations import VOCABULARY_TABLES, Shape, chunk_tokens, declared_weights, layer_weights
 from megatron_ring.config.model import ModelConfig
 from megatron_ring.config.parallel import ParallelConfig
 from megatron_ring.config.sampling import SamplingConfig
 
 FP32 = INT32 = 4
 INT64 = 8
-CHUNK_LOGITS = 3 << 27  # as in model/head.py, which cannot be imported without torch
 
 
 @dataclass(frozen=True)
@@ -55,35 +56,40 @@ class MicroBatchPass:
         """Bytes of one [T/TP, hidden]."""
         return self.local * self.model.hidden_size * self.itemsize
 
+    def weights(self, layer: int) -> dict[str, Shape]:
+        """What this rank holds of the 0-based layer's weights, by name within it."""
+        declared = layer_weights(self.model, layer)
+        return {name: weight.local_shape(self.parallel) for name, weight in declared.items()}
+
     def kept_by_layer(self, layer: int) -> dict[str, int]:
         """Bytes that the 0-based layer keeps from its forward to its backward pass, by what they are."""
         if self.recompute == "full":
             return {"layer inputs": self.hidden}
-        m, tensor = self.model, self.parallel.tensor
-        per_head = self.tokens // tensor * m.head_dim * self.itemsize
-        results = (2 if self.uneven else 1) * m.num_attention_heads * per_head
+        m, weights, column = self.model, self.weights(layer), self.tokens * self.itemsize
+        results = (2 if self.uneven else 1) * weights["self_attention.linear_proj.weight"][1] * column
         found = {
             "layer inputs": self.hidden,
             "norms": 3 * self.hidden + 2 * self.local * FP32,  # both results, the second's input, reciprocal norms
-            "q, k, v": (m.num_attention_heads + 2 * m.num_key_value_heads) * per_head,
-            "attention": results + self.tokens * m.num_attention_heads // tensor * FP32,
+            "q, k, v": weights["self_attention.linear_qkv.weight"][0] * column,
+            "attention": results + self.tokens * m.num_attention_heads // self.parallel.tensor * FP32,
         }
         if not m.is_moe_layer(layer):
-            return found | {"dense MLP": 3 * m.dense_width // tensor * self.tokens * self.itemsize}
+            return found | {"dense MLP": 3 * weights["mlp.linear_fc2.weight"][1] * column}
         slots = self.local * m.experts_per_token
         found["router"] = self.local * (m.num_experts * FP32 + 1) + slots * (FP32 + INT64)
-        found["shared experts"] = 3 * m.shared_width // tensor * self.tokens * self.itemsize
         exchanged = self.parallel.expert > 1 and self.parallel.expert_tensor == 1
-        if exchanged and m.shared_width:
-            found["shared experts"] += self.hidden  # their result, which its gradient is sent through
-        found["experts"] = self._kept_by_experts(slots, exchanged)
+        if m.shared_width:
+            found["shared experts"] = 3 * weights["mlp.shared_experts.linear_fc2.weight"][1] * column
+            if exchanged:
+                found["shared experts"] += self.hidden  # their result, which its gradient is sent through
+        found["experts"] = self._kept_by_experts(slots, exchanged, weights["mlp.experts.down"][2])
         return found
 
-    def _kept_by_experts(self, slots: int, exchanged: bool) -> int:
+    def _kept_by_experts(self, slots: int, exchanged: bool, width: int) -> int:
         m, rows = self.model, self.rows
         in_nh = rows * m.hidden_size * self.itemsize
         columns = 0 if self.recompute == "experts" else 3 if self.swiglu_kept and not exchanged else 2
-        product_nf = columns * m.expert_width // self.parallel.expert_tensor * rows * self.itemsize
+        product_nf = columns * width * rows * self.itemsize
         places = 2 * INT64 * slots
         if exchanged:
             places += (3 * INT64) * rows  # where rows go here, and whose they are
@@ -107,16 +113,16 @@ class MicroBatchPass:
     def passing_in_layer(self, layer: int) -> int:
         """Most that is in memory at once, beside what all layers keep, while the backward pass goes through one layer:
         gradients of its rows and of its experts' weights."""
-        m, parallel = self.model, self.parallel
+        m, parallel, weights = self.model, self.parallel, self.weights(layer)
         again = 0
         if self.recompute == "full":
             again = sum(replace(self, recompute="none").kept_by_layer(layer).values()) - self.hidden
         gathered = 2 * self.tokens * m.hidden_size * self.itemsize if parallel.tensor > 1 else 0
         incoming = 2 * self.hidden
         if not m.is_moe_layer(layer):
-            return again + gathered + incoming + 4 * m.dense_width // parallel.tensor * self.tokens * self.itemsize
-        width = m.expert_width // parallel.expert_tensor
-        by_weights = 3 * m.num_experts // parallel.expert * m.hidden_size * width * self.itemsize
+            return again + gathered + incoming + 4 * weights["mlp.linear_fc2.weight"][1] * self.tokens * self.itemsize
+        width = weights["mlp.experts.down"][2]
+        by_weights = sum(prod(weights[f"mlp.experts.{name}"]) for name in ("gate_up", "down")) * self.itemsize
         if parallel.expert * parallel.expert_tensor == 1:
             columns = max(m.hidden_size + 4 * width, 2 * m.hidden_size + 2 * width)
             late = self.rows * (2 * m.hidden_size + 2 * width) * self.itemsize + by_weights
@@ -130,11 +136,10 @@ class MicroBatchPass:
     def passing_in_head(self) -> int:
         """Most that the head holds at once: gradients of its weight (fp32) and of the hidden states, and a chunk of logits;
         or, in its backward pass, the weight's gradient in both dtypes."""
-        classes = self.parallel.padded_vocabulary(self.model.vocab_size) // self.parallel.tensor
-        weight = classes * self.model.hidden_size
-        states = self.tokens * self.model.hidden_size * self.itemsize
-        size = max(1, CHUNK_LOGITS // classes)
-        chunk = min(size - size % 256 if size > 256 else size, self.tokens) * classes * self.itemsize
+        head = next(weight for weight in declared_weights(self.model) if weight.name == VOCABULARY_TABLES[1])
+        classes, hidden = head.local_shape(self.parallel)
+        weight, states = classes * hidden, self.tokens * hidden * self.itemsize
+        chunk = min(chunk_tokens(classes), self.tokens) * classes * self.itemsize
         gathered = states if self.parallel.tensor > 1 else 0
         return max(weight * FP32 + chunk + 2 * states + gathered, weight * (FP32 + self.itemsize) + 2 * states)
 

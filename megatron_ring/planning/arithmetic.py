@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from megatron_ring.config.declarations import parameter_counts, route_itemsize
 from megatron_ring.config.evaluate import EvaluateConfig
 from megatron_ring.config.model import ModelConfig
 from megatron_ring.config.optimizer import OptimizerConfig, RouterLossConfig
@@ -18,7 +19,7 @@ ROLLOUT_TOKEN = 16  # bytes of a sampled token on the host: its id and three num
 
 def layout_lines(model: ModelConfig, parallel: ParallelConfig, world: int, precision: str) -> list[Line]:
     """The model and who holds what of it."""
-    total, activated = model.parameter_counts()
+    total, activated = parameter_counts(model)
     experts = world // (parallel.pipeline * parallel.expert * parallel.expert_tensor)
     said = f"{world} GPU(s): TP={parallel.tensor} PP={parallel.pipeline} EP={parallel.expert} ETP={parallel.expert_tensor}"
     size = f"{total / 1e9:.2f} B parameters, {activated / 1e9:.2f} B activated"
@@ -77,7 +78,7 @@ def rollouts_line(config: RLConfig, model: ModelConfig, data: int) -> Line:
     if config.correction.routes != "ignore":
         stages = (parallel.stage_layers(model.num_layers, stage) for stage in range(parallel.pipeline))
         layers = max(sum(model.is_moe_layer(layer) for layer in stage) for stage in stages)
-        routes = layers * model.experts_per_token * (1 if model.num_experts <= 256 else 2)
+        routes = layers * model.experts_per_token * route_itemsize(model)
         told += f" and {routes} of experts"
     size = responses * longest * (ROLLOUT_TOKEN + routes)
     said = f"up to {size / (1 << 20):,.0f} MiB of host memory on each process while sampling, {told}"

@@ -8,7 +8,7 @@ from megatron_ring.config.model import ModelConfig
 from megatron_ring.config.parallel import ParallelConfig
 from megatron_ring.config.sampling import SamplingConfig
 from megatron_ring.planning.activations import MicroBatchPass, cache_bytes_per_token, passing_in_sampling
-from megatron_ring.planning.weights import FP32, TrainingState, stage_weights, training_state
+from megatron_ring.planning.weights import FP32, TrainingState, training_state
 
 GIB = 1 << 30
 OUTSIDE_TORCH = 4 * GIB
@@ -113,9 +113,7 @@ def stage_memory(
     model: ModelConfig, parallel: ParallelConfig, world: int, itemsize: int, work: Work, limit: int, stage: int
 ) -> StageMemory:
     """As `plan_memory`, of one pipeline stage (0-based)."""
-    state = training_state(
-        stage_weights(model, parallel, stage), parallel, world, itemsize, work.moment_itemsize, work.tokens is not None
-    )
+    state = training_state(model, parallel, stage, world, itemsize, work.moment_itemsize, work.tokens is not None)
     held, updating = [Item("weights", state.weights, {2: "bf16", 4: "fp32"}[itemsize])], []
     if work.tokens is not None:
         master = "fp32 master weights and " if itemsize != FP32 else ""

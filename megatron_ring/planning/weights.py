@@ -1,70 +1,18 @@
-"""The parameters that one process holds, by name and shape, as `model.RingModel` builds them; and the bytes that
-megatron-core's buffers and distributed optimizer make of them."""
+"""The bytes that megatron-core's buffers and distributed optimizer make of the weights that one process holds."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import NamedTuple
 
+from megatron_ring.config.declarations import Weight, stage_weights
 from megatron_ring.config.model import ModelConfig
 from megatron_ring.config.parallel import ParallelConfig
 
 FP32 = 4
 PARAMETER_ALIGNMENT, BUCKET_ALIGNMENT = 64, 128  # elements, of megatron-core's parameter-and-gradient buffers
-
-
-class Weight(NamedTuple):
-    """One parameter: `expert` ones are reduced over expert-data-parallel ranks, the others over data-parallel ranks."""
-
-    name: str
-    shape: tuple[int, ...]
-    expert: bool
-
-    @property
-    def size(self) -> int:
-        return prod(self.shape)
-
-
-def stage_weights(model: ModelConfig, parallel: ParallelConfig, stage: int) -> list[Weight]:
-    """Parameters of a rank of a pipeline stage, in the model's order. The same on all its ranks."""
-    hidden = model.hidden_size
-    vocabulary = parallel.padded_vocabulary(model.vocab_size) // parallel.tensor
-    found = [Weight("embedding.word_embeddings.weight", (vocabulary, hidden), False)] if stage == 0 else []
-    for local, layer in enumerate(parallel.stage_layers(model.num_layers, stage)):
-        for weight in _layer_weights(model, parallel, layer):
-            found.append(weight._replace(name=f"decoder.layers.{local}.{weight.name}"))
-    if stage == parallel.pipeline - 1:
-        found.append(Weight("decoder.final_layernorm.weight", (hidden,), False))
-        found.append(Weight("output_layer.weight", (vocabulary, hidden), False))
-    return found
-
-
-def _layer_weights(model: ModelConfig, parallel: ParallelConfig, layer: int) -> Iterator[Weight]:
-    hidden, tensor = model.hidden_size, parallel.tensor
-    yield Weight("input_layernorm.weight", (hidden,), False)
-    yield Weight("self_attention.linear_qkv.weight", (model.qkv_rows // tensor, hidden), False)
-    if model.qkv_bias:
-        yield Weight("self_attention.linear_qkv.bias", (model.qkv_rows // tensor,), False)
-    query_width = model.num_attention_heads * model.head_dim // tensor
-    yield Weight("self_attention.linear_proj.weight", (hidden, query_width), False)
-    yield Weight("pre_mlp_layernorm.weight", (hidden,), False)
-    if not model.is_moe_layer(layer):
-        yield from _mlp("mlp", model.dense_width // tensor, hidden)
-        return
-    yield Weight("mlp.router.weight", (model.num_experts, hidden), False)
-    experts, width = model.num_experts // parallel.expert, model.expert_width // parallel.expert_tensor
-    yield Weight("mlp.experts.gate_up", (experts, 2, width, hidden), True)
-    yield Weight("mlp.experts.down", (experts, hidden, width), True)
-    if model.shared_width:
-        yield from _mlp("mlp.shared_experts", model.shared_width // tensor, hidden)
-
-
-def _mlp(name: str, width: int, hidden: int) -> Iterator[Weight]:
-    yield Weight(f"{name}.linear_fc1.weight", (2 * width, hidden), False)
-    yield Weight(f"{name}.linear_fc2.weight", (hidden, width), False)
 
 
 @dataclass(frozen=True)
@@ -82,18 +30,21 @@ class TrainingState:
 
 
 def training_state(
-    weights: Sequence[Weight], parallel: ParallelConfig, world: int, itemsize: int, moment_itemsize: int, trains: bool = True
-) -> TrainingState:
-    """What `weights` need on each of `world` ranks. Without `trains` there are neither gradients nor an optimizer.
+    model: ModelConfig, parallel: ParallelConfig, stage: int, world: int, itemsize: int, moment_itemsize: int,
+    trains: bool = True,
+) -> TrainingState:  # fmt: skip
+    """What the weights of a pipeline stage need on each of its ranks, all alike, of `world` in all. Without `trains` there
+    are neither gradients nor an optimizer.
 
     Weights and fp32 gradients lie in one buffer each for dense and expert parameters, every parameter starting at a multiple
     of 64 elements. A rank keeps moments, and where weights are not fp32 an fp32 copy, of its share of each buffer.
     """
     data = parallel.data(world)
     expert_data = world // (parallel.pipeline * parallel.expert * parallel.expert_tensor)
+    local = local_sizes(model, parallel, stage)
     counts, held, shares = [], 0, 0
     for expert, ranks in ((False, data), (True, expert_data)):
-        sizes = [weight.size for weight in weights if weight.expert is expert]
+        sizes = [size for weight, size in local if weight.expert is expert]
         counts.append(sum(sizes))
         padded = _buffer(sizes, ranks)
         held += padded if trains else sum(sizes)
@@ -105,8 +56,13 @@ def training_state(
         weights=held * itemsize,
         gradients=held * FP32 if trains else 0,
         optimizer=shares * of_a_share if trains else 0,
-        largest=max(weight.size for weight in weights) * itemsize,
+        largest=max(size for _, size in local) * itemsize,
     )
+
+
+def local_sizes(model: ModelConfig, parallel: ParallelConfig, stage: int) -> list[tuple[Weight, int]]:
+    """The weights of a pipeline stage, in the model's order, and how many elements of each one rank holds."""
+    return [(weight, prod(weight.local_shape(parallel))) for weight in stage_weights(model, parallel, stage).values()]
 
 
 def _buffer(sizes: Sequence[int], ranks: int) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_ring.data.files import write_atomically
+from megatron_ring.data.writing import write_atomically
 from megatron_ring.parallel.context import ParallelContext
 from megatron_ring.parallel.host_bytes import receive_over_data, send_over_data
 from megatron_ring.rollout.records import ScoredRollout

@@ -19,7 +19,7 @@ from megatron_ring.config.checks import require
 from megatron_ring.config.cli import build_config, read_yaml
 from megatron_ring.config.metadata import changeable
 from megatron_ring.config.stage import StageConfig
-from megatron_ring.data.files import write_atomically
+from megatron_ring.data.writing import write_atomically
 from megatron_ring.errors import UserError
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from megatron_ring.config.checks import require
 from megatron_ring.config.operations import WandbConfig
-from megatron_ring.data.files import write_atomically
+from megatron_ring.data.writing import write_atomically
 
 
 def check_wandb(config: WandbConfig) -> None:

@@ -97,8 +97,8 @@ def _gradient(parameter: torch.Tensor) -> torch.Tensor:
     return parameter.grad
 
 
-def install(optimizer: Any, moments: str) -> None:
-    """Put `FusedAdamW` into each distributed optimizer that megatron-core chains, and let it write the model's weights.
+def install(optimizer: Any, moments: str, make: type[FusedAdamW] = FusedAdamW) -> None:
+    """Put a `make` into each distributed optimizer that megatron-core chains, and let it write the model's weights.
 
     Raises:
         UserError: moments in bf16 without CUDA.
@@ -106,7 +106,7 @@ def install(optimizer: Any, moments: str) -> None:
     if moments != "fp32" and not has_cuda():
         raise UserError(f"--optimizer.moments {moments}: for CUDA devices only, leave it at fp32 here")
     for part in optimizer_parts(optimizer):
-        fused = FusedAdamW(part.optimizer.param_groups, MOMENT_DTYPES[moments])
+        fused = make(part.optimizer.param_groups, MOMENT_DTYPES[moments])
         for mains, models in (
             (part.shard_fp32_from_float16_groups, part.model_float16_groups),
             (part.shard_fp32_groups, part.model_fp32_groups),

@@ -8,9 +8,14 @@ from typing import Any
 
 import torch
 
+from megatron_ring.model.linear import AddProduct, add_products
+
 
 class GradientBuffers:
     """The buffers of a megatron-core DistributedDataParallel `ddp`. On the CPU they are cleared and filled by its own hooks.
+
+    `add` takes the products that make the gradients of linear layers' weights and adds them to the buffers; see
+    `linear.add_products`. These buffers are cleared.
 
     Between `start_step` and `end_backward` run the forward and backward passes of all micro-batches. From one step to the
     next the buffers can give their memory away.
@@ -19,14 +24,17 @@ class GradientBuffers:
         away: whether they have.
     """
 
-    def __init__(self, ddp: Any) -> None:
+    def __init__(self, ddp: Any, add: AddProduct | None = None) -> None:
         self.ddp = ddp
         self.parameters = [parameter for parameter in ddp.parameters() if parameter.requires_grad]
         self.ours = all(p.is_cuda and p.main_grad.dtype is torch.float32 for p in self.parameters)
+        self.by_product: list[Any] = [] if add is None else add_products(ddp.module, add)
+        added = set(self.by_product)
+        self.by_hook = [parameter for parameter in self.parameters if parameter not in added]
         self._untouched: set[torch.Tensor] = set()
         self.away = False
         if self.ours:
-            for parameter in self.parameters:
+            for parameter in self.by_hook:
                 parameter.register_hook(partial(self._take, parameter))
         else:
             _skip_exchanges_with_oneself(ddp)
@@ -54,7 +62,9 @@ class GradientBuffers:
         if not self.ours:
             self.ddp.zero_grad_buffer()
             return
-        self._untouched = set(self.parameters)
+        self._untouched = set(self.by_hook)
+        if self.by_product:
+            torch._foreach_zero_([weight.main_grad for weight in self.by_product])
         for parameter in self.parameters:
             parameter.grad_added_to_main_grad = False
         for group in self.ddp.bucket_groups + self.ddp.expert_parallel_bucket_groups:

@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 
 from megatron_ring.checkpoint.loading import load_checkpoint
+from megatron_ring.checkpoint.pieces import persistent_buffers
 from megatron_ring.checkpoint.saving import save_checkpoint
 from megatron_ring.data.packing import PolicyBatch
 from megatron_ring.parallel.device import has_cuda
@@ -20,9 +21,10 @@ from megatron_ring.training.trainer import Trainer
 
 
 class ReferencePolicy:
-    """A frozen copy of this rank's weights (same dtype), on the device or in host memory, pinned where there is CUDA.
+    """A frozen copy of this rank's weights and persistent buffers (same dtypes), on the device or in host memory, pinned
+    where there is CUDA.
 
-    A pass exchanges it with the model's weights, one parameter at a time: no third copy is ever held.
+    A pass exchanges it with the model's weights, one tensor at a time: no third copy is ever held.
     """
 
     def __init__(self, trainer: Trainer, temperature: float, place: Literal["device", "host"] = "device") -> None:
@@ -31,16 +33,19 @@ class ReferencePolicy:
         self.step = self._saved = 0  # the step after which the model had these weights; 0: before the first
         on_host = place == "host"
         self.weights = [
-            torch.empty_like(parameter, device="cpu" if on_host else None, pin_memory=on_host and has_cuda())
-            for parameter in trainer.model.parameters()
+            torch.empty_like(tensor, device="cpu" if on_host else None, pin_memory=on_host and has_cuda())
+            for tensor in self._of_the_model()
         ]
         self.refresh(0)
+
+    def _of_the_model(self) -> list[torch.Tensor]:
+        return [*self.trainer.model.parameters(), *persistent_buffers(self.trainer.model)]
 
     @torch.no_grad()
     def refresh(self, step: int) -> None:
         """Take the model's weights, those after `step`, as the reference."""
-        for held, parameter in zip(self.weights, self.trainer.model.parameters(), strict=True):
-            held.copy_(parameter.data)
+        for held, tensor in zip(self.weights, self._of_the_model(), strict=True):
+            held.copy_(tensor.data)
         self.step = step
 
     def start_over(self) -> None:
@@ -59,9 +64,9 @@ class ReferencePolicy:
 
     @torch.no_grad()
     def _exchange(self) -> None:
-        for held, parameter in zip(self.weights, self.trainer.model.parameters(), strict=True):
-            current = parameter.data.clone()
-            parameter.data.copy_(held, non_blocking=True)
+        for held, tensor in zip(self.weights, self._of_the_model(), strict=True):
+            current = tensor.data.clone()
+            tensor.data.copy_(held, non_blocking=True)
             held.copy_(current)  # on the same stream, so behind the copy that reads what this overwrites
 
     def annotate(self, batches: Sequence[PolicyBatch]) -> list[PolicyBatch]:

@@ -29,7 +29,8 @@ from megatron_ring.model.ring_model import RingModel, forward_packed
 from megatron_ring.model.routes import GivenRoutes
 from megatron_ring.parallel import collectives
 from megatron_ring.parallel.context import ParallelContext
-from megatron_ring.training.adamw import install, update
+from megatron_ring.training import apex
+from megatron_ring.training.adamw import FusedAdamW, install, update
 from megatron_ring.training.gradient_buffers import GradientBuffers
 from megatron_ring.training.loss_output import LossOutput, PendingFigures
 from megatron_ring.training.offload import StateOffload
@@ -73,6 +74,9 @@ class Trainer:
     """Model, gradient buffers and distributed optimizer of this process."""
 
     def __init__(self, model: RingModel, context: ParallelContext, config: OptimizerConfig) -> None:
+        """Raises `UserError` where `config` asks for what is not there."""
+        add = apex.gradient_product() if config.apex in ("gradients", "both") else None
+        adamw = apex.ApexAdamW if config.apex in ("adam", "both") else FusedAdamW
         self.context = context
         self.model = model
         self.optimizer_config = config
@@ -100,8 +104,8 @@ class Trainer:
             ),
             [self.ddp],
         )
-        install(self.optimizer, config.moments)
-        self.buffers = GradientBuffers(self.ddp)
+        install(self.optimizer, config.moments, adamw)
+        self.buffers = GradientBuffers(self.ddp, add)
         self.offload = StateOffload(self.optimizer, self.buffers)
         # Not a method: the configuration would hold the trainer in a cycle that Python cannot see, and with it all groups.
         model.config.finalize_model_grads_func = partial(_finalize_gradients, self.buffers)

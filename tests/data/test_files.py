@@ -104,10 +104,10 @@ GOOD = {"id": "1", "domain": "math", "prompt": "1+1?", "answer": "2"}
         (b'{"id": "1",\r', r"not JSON at column 12 \("),
         (b"[]", "expected an object, found an empty list"),
         (b'"\xff"', "not UTF-8"),
-        (json.dumps({**GOOD, "id": 3}), "'id' is a number: make it text"),
+        (json.dumps({**GOOD, "id": 3.5}), "'id' is a number: make it text"),
         (json.dumps({**GOOD, "id": " "}), "'id' is empty"),
         (json.dumps({**GOOD, "answer": None}), "'answer' is missing"),
-        (json.dumps({**GOOD, "answer": float("nan")}), "NaN is not JSON"),
+        (json.dumps({**GOOD, "answer": float("nan")}), "'answer' is missing"),
         (json.dumps({**GOOD, "domain": True}), "'domain' is true or false"),
         (json.dumps({**GOOD, "metadata": "x"}), "'metadata' is text"),
         (json.dumps({**GOOD, "prompt": 5}), "'prompt' is a number"),
@@ -138,7 +138,7 @@ def test_mistakes_in_prompt_files(tmp_path: Path, line: str | bytes, message: st
         ({"response": "a"}, "neither 'messages' nor"),
         ({"messages": [{"role": "user", "content": "a"}]}, "ends with a message of role user"),
         ({"messages": "a"}, "'messages' is text"),
-        ({"messages": [{"role": "user", "content": "a"}], "prompt": "b"}, "keep one of the two forms"),
+        ({"messages": [{"role": "user", "content": "a"}], "response": "b"}, "keep one of the two forms"),
         ({"prompt": "a", "response": "b", "source": 1}, "'source' is a number"),
     ],
 )
@@ -158,7 +158,7 @@ def test_sft_defaults_and_byte_order_mark(tmp_path: Path) -> None:
 def test_files_that_are_not_there_or_empty(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file"):
         read_sft(tmp_path / "none.jsonl")
-    with pytest.raises(UserError, match=r"name it \.jsonl or \.parquet"):
+    with pytest.raises(UserError, match=r"unknown kind of file: name it \.jsonl"):
         read_sft(tmp_path / "data.csv")
     (tmp_path / "empty.jsonl").write_text("\n\n")
     with pytest.raises(UserError, match="holds no records"):

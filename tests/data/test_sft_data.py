@@ -100,3 +100,27 @@ def test_overlong_conversations(records, tokenizer) -> None:
         SFTDataset(records, tokenizer, 128, 2, 0, on_overlong="cut")
     with pytest.raises(UserError, match="at least 2 tokens"):
         SFTDataset(records, tokenizer, 1, 2, 0)
+
+
+def test_control_tokens_and_positions(records, tokenizer) -> None:
+    bad = SFTRecord((Message("user", "q"), Message("assistant", "a<|endoftext|>b")), place="f.jsonl:7")
+    mixed = [*records[:5], bad]
+    with pytest.raises(UserError, match=r"^f\.jsonl:7: the assistant's text spells the control token"):
+        SFTDataset(mixed, tokenizer, 128, 2, 0)
+    dropped = SFTDataset(mixed, tokenizer, 128, 2, 0, control_tokens="drop")
+    assert (dropped.sequences, dropped.dropped_controls) == (5, 1)
+    assert SFTDataset(mixed, tokenizer, 128, 2, 0, control_tokens="keep").sequences == 6
+    longest = max(len(tokenizer.training_tokens(record).tokens) for record in records)
+    SFTDataset(records, tokenizer, 128, 2, 0, max_positions=longest)
+    with pytest.raises(UserError, match="the model has no more positions"):
+        SFTDataset(records, tokenizer, 128, 2, 0, max_positions=longest - 1)
+
+
+def test_the_fingerprint_is_of_what_is_trained(records, tokenizer) -> None:
+    same_content = [SFTRecord(record.messages, "elsewhere", "moved", place="x:1") for record in records]
+    first = SFTDataset(records, tokenizer, 128, 8, 5).fingerprint
+    assert SFTDataset(same_content, tokenizer, 64, 4, 6).fingerprint == first
+    assert SFTDataset(records[::-1], tokenizer, 128, 8, 5).fingerprint != first
+    multi = SFTRecord((*records[0].messages, *records[1].messages))
+    whole = SFTDataset([multi], tokenizer, 256, 1, 0).fingerprint
+    assert SFTDataset([multi], tokenizer, 256, 1, 0, train_on="last").fingerprint != whole

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.processes import environment, run, start
+
+__all__ = ["command", "command_of_tool", "environment", "rl_flags", "run", "sft_flags", "start"]
 
 
 def command(module: str, *flags: str, processes: int = 1) -> list[str]:
@@ -27,14 +27,6 @@ def command_of_tool(tool: str, *flags: str, processes: int = 1) -> list[str]:
         return [sys.executable, f"tools/{tool}", *flags]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     return [*launcher, f"tools/{tool}", *flags]
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-
-
-def run(arguments: Sequence[str], timeout: float = 300.0) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(arguments, capture_output=True, text=True, env=environment(), timeout=timeout, cwd=ROOT)
 
 
 @pytest.fixture(scope="session")
@@ -67,7 +59,7 @@ def rl_flags(data: Path, run_dir: Path, start: Path, *more: str, budget: int | N
 def sft_run(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished SFT run of two epochs."""
     out = tmp_path_factory.mktemp("runs") / "sft"
-    done = run(command("megatron_ring.sft", *sft_flags(tiny_data, out)))
+    done = run(command("megatron_ring.sft", *sft_flags(tiny_data, out)), really=True)
     assert done.returncode == 0, done.stderr
     return out
 
@@ -81,8 +73,8 @@ def sft_checkpoint(sft_run: Path) -> Path:
 def fails_with() -> Callable[..., str]:
     """Run arguments that must end with exit status 2 and one line on stderr; the line."""
 
-    def check(arguments: Sequence[str]) -> str:
-        done = run(arguments)
+    def check(arguments: Sequence[str], really: bool = False) -> str:
+        done = run(arguments, really=really)
         lines = [line for line in done.stderr.splitlines() if line.strip()]
         assert done.returncode == 2, (done.returncode, done.stderr)
         assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr

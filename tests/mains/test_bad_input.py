@@ -15,7 +15,9 @@ Fails = Callable[..., str]
 
 
 def test_unknown_flag(fails_with: Fails, tiny_data: Path, tmp_path: Path) -> None:
-    line = fails_with(command("megatron_ring.sft", *sft_flags(tiny_data, tmp_path / "r", "--optimizer.lrr", "1")))
+    line = fails_with(
+        command("megatron_ring.sft", *sft_flags(tiny_data, tmp_path / "r", "--optimizer.lrr", "1")), really=True
+    )
     assert "--optimizer.lrr" in line and "did you mean --optimizer.lr?" in line
 
 

@@ -25,7 +25,8 @@ def test_a_prompt_that_is_too_long(fails_with: Callable[..., str], flags: list[s
     prompts = tmp_path / "prompts.jsonl"
     long = {"id": "wordy", "domain": "math", "prompt": "1 2 " * 2000, "answer": "3"}
     prompts.write_text(json.dumps({**long, "id": "a", "prompt": "1 + 2"}) + "\n" + json.dumps(long) + "\n")
-    line = fails_with(command("megatron_ring.evaluate", *flags, "--prompts", str(prompts), "--out", str(tmp_path / "out")))
+    arguments = command("megatron_ring.evaluate", *flags, "--prompts", str(prompts), "--out", str(tmp_path / "out"))
+    line = fails_with(arguments, really=True)
     assert "--prompts: prompt 'wordy' has " in line and "--sampling.max-new-tokens 8 leave room for 1,016" in line
 
 

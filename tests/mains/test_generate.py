@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
-from tests.mains.conftest import command, environment, run
+from tests.mains.conftest import command, run, start
 
 
 @pytest.fixture(scope="module")
@@ -57,16 +56,12 @@ def test_a_file_of_prompts(model: list[str], prompts: Path, tmp_path: Path) -> N
     )
 
 
-def type_in(arguments: list[str], text: bytes) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(arguments, input=text, capture_output=True, env=environment(), timeout=120, cwd=ROOT)
-
-
 def test_lines_of_standard_input(model: list[str], tmp_path: Path) -> None:
     """Those that cannot be answered are refused, the others answered."""
     flags = [*model, "--out", str(tmp_path / "out.jsonl"), "--raw", "--sampling.temperature", "0"]
     flags += ["--sampling.kv-tokens", "64"]
     lines = b"1 + 1\n\n\xff\n" + b"1 2 " * 2000 + b"\n 2 + 2 \n" + b"1 2 " * 40 + b"\n\xc3\xa9"
-    done = type_in(command("megatron_ring.generate", *flags), lines)
+    done = run(command("megatron_ring.generate", *flags), input=lines, text=False, really=True)
     said = done.stderr.decode()
     assert done.returncode == 0, said
     found = rows(tmp_path / "out.jsonl")
@@ -81,7 +76,8 @@ def test_typed_lines_on_two_replicas(model: list[str], tmp_path: Path) -> None:
     """The first reads them for both, and shows what either answers."""
     out = tmp_path / "out.jsonl"
     flags = [*model, "--samples", "2", "--parallel.expert", "2", "--out", str(out)]
-    done = type_in(command("megatron_ring.generate", *flags, processes=2), b"1 + 1\n2 + 2\n")
+    arguments = command("megatron_ring.generate", *flags, processes=2)
+    done = run(arguments, input=b"1 + 1\n2 + 2\n", text=False, really=True)  # torchrun gives the first rank its input
     assert done.returncode == 0, done.stderr
     found = rows(out)
     assert [(row["id"], row["sample"]) for row in found] == [("1", 0), ("1", 1), ("2", 0), ("2", 1)]
@@ -98,7 +94,8 @@ def test_an_interrupted_session_keeps_its_answers(model: list[str], tmp_path: Pa
     out = tmp_path / "out.jsonl"
     arguments = command("megatron_ring.generate", *model, "--out", str(out))
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(arguments, env=environment(), cwd=ROOT, text=True, **pipes) as process:  # type: ignore[call-overload]
+    with start(arguments, text=True, **pipes) as process:
+        assert process.stdin is not None and process.stdout is not None
         process.stdin.write("1 + 1\n")
         process.stdin.flush()
         while not (line := process.stdout.readline()).endswith("\n"):
@@ -111,7 +108,7 @@ def test_an_interrupted_session_keeps_its_answers(model: list[str], tmp_path: Pa
 
 def test_a_reader_that_goes_away_is_no_error(model: list[str], prompts: Path, tmp_path: Path) -> None:
     arguments = command("megatron_ring.generate", *model, "--prompts", str(prompts))
-    with subprocess.Popen(arguments, env=environment(), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with start(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None and process.stderr is not None
         process.stdout.close()
         said = process.stderr.read()

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
-from tests.mains.conftest import command, environment, rl_flags, run
+from tests.mains.conftest import command, environment, rl_flags, run, start
 from tests.mains.test_pipeline import metrics, timeless, weights
 
 WATCH = Path(__file__).parent / "watch"
@@ -36,7 +35,7 @@ def kill_within(arguments: list[str], phase: str, step: int, marker: Path) -> No
     """Start, wait until the first process has frozen in `phase`, kill -9 everything that was started."""
     env = environment() | {"FREEZE": f"{phase}:{step}:{marker}"}
     env["PYTHONPATH"] = f"{WATCH}:{env['PYTHONPATH']}"
-    process = subprocess.Popen(arguments, env=env, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = start(arguments, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     try:
         while not marker.exists():

@@ -12,8 +12,9 @@ import pytest
 
 from megatron_ring.config.objective import OBJECTIVE_DEFAULTS
 from tests.conftest import ROOT
-from tests.mains.conftest import environment
+from tests.mains.conftest import environment, run
 from tests.mains.test_pipeline import metrics
+from tests.processes import forked_python
 
 SOURCED = ("env.sh", "launch.sh")
 LAUNCHERS = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("examples/*/*.sh") if path.name not in SOURCED)
@@ -57,10 +58,8 @@ WITHOUT_MAIN = {"convert", "export", "select", "data"}
 
 
 def dry_run(launcher: str, out: Path, *flags: str, **settings: str) -> subprocess.CompletedProcess[str]:
-    given = {**environment(), "PYTHON": sys.executable, "OUT": str(out), **settings}
-    return subprocess.run(
-        ["bash", launcher, "--dry-run", *flags], capture_output=True, text=True, env=given, cwd=ROOT, timeout=300
-    )
+    given = forked_python(OUT=str(out)) | settings
+    return run(["bash", launcher, "--dry-run", *flags], env=given)
 
 
 def peaks(text: str) -> list[tuple[float, float]]:
@@ -150,11 +149,9 @@ def test_flags_go_on_to_the_main_and_mistakes_end_with_status_2(tmp_path: Path) 
 
 
 def test_a_launcher_without_the_stage_before_it_says_so(tmp_path: Path) -> None:
-    given = {**environment(), "PYTHON": sys.executable, "OUT": str(tmp_path), "NODES": "1"}
+    given = forked_python(OUT=str(tmp_path), NODES="1")
     for launcher, said in (("rl_math", "run select.sh"), ("export", "run the stage before this one")):
-        done = subprocess.run(
-            ["bash", f"examples/ring_lite/{launcher}.sh"], capture_output=True, text=True, env=given, cwd=ROOT, timeout=60
-        )
+        done = run(["bash", f"examples/ring_lite/{launcher}.sh"], env=given)
         assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1, done.stderr
 
 
@@ -178,11 +175,10 @@ def slurm(folder: Path, job: int, *arguments: str, **settings: str) -> subproces
     for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
         (folder / name).write_text(text)
         (folder / name).chmod(0o755)
-    given = {**environment(), "SLURM_JOB_ID": str(job), "SLURM_JOB_NODELIST": "n[1-4000]", "SLURM_NNODES": "2",
-             "SLURM_GPUS_ON_NODE": "1", "SLURM_CPUS_PER_TASK": "7", "PYTHON": sys.executable, **settings}  # fmt: skip
+    given = {**forked_python(), "SLURM_JOB_ID": str(job), "SLURM_JOB_NODELIST": "n[1-4000]", "SLURM_NNODES": "2",
+             "SLURM_GPUS_ON_NODE": "1", "SLURM_CPUS_PER_TASK": "7", **settings}  # fmt: skip
     given["PATH"] = f"{folder}:{given['PATH']}"
-    start = ["bash", "examples/slurm.sh", *arguments]
-    return subprocess.run(start, capture_output=True, text=True, env=given, cwd=ROOT, timeout=300)
+    return run(["bash", "examples/slurm.sh", *arguments], env=given)
 
 
 def test_slurm_runs_a_launcher_on_every_node(tmp_path: Path) -> None:
@@ -191,7 +187,7 @@ def test_slurm_runs_a_launcher_on_every_node(tmp_path: Path) -> None:
     done = slurm(tmp_path / "bin", 41, str(launcher), "--steps", "3 4")
     said = [f"node {node} of 2 x 1, localhost:20041, --steps 3 4" for node in (0, 1)]
     assert sorted(done.stdout.splitlines()) == said and done.returncode == 0, done.stderr
-    nothing = subprocess.run(["bash", "examples/slurm.sh"], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    nothing = run(["bash", "examples/slurm.sh"])
     assert nothing.returncode == 2 and "name a launcher" in nothing.stderr
 
 
@@ -204,19 +200,17 @@ def test_two_nodes_meet_and_train(tiny_data: Path, tmp_path: Path) -> None:
         (tmp_path / out / "data").symlink_to(tiny_data)
     flags = ["examples/tiny/sft.sh", "--max-steps", "3", "--data.global-batch", "2"]
     job = 1000 + os.getpid() % 8000  # a port that no other test has
-    two = slurm(tmp_path / "bin", job, *flags, OUT=str(tmp_path / "two"))
+    two = slurm(tmp_path / "bin", job, *flags, OUT=str(tmp_path / "two"), PYTHON=sys.executable)
     assert two.returncode == 0, two.stderr
-    given = {**environment(), "PYTHON": sys.executable, "OUT": str(tmp_path / "one")}
-    one = subprocess.run(["bash", *flags], capture_output=True, text=True, env=given, cwd=ROOT, timeout=300)
+    one = run(["bash", *flags], env=environment(PYTHON=sys.executable, OUT=str(tmp_path / "one")))
     assert one.returncode == 0, one.stderr
     losses = [[row["loss"] for row in metrics(tmp_path / out / "sft")] for out in ("one", "two")]
     assert len(losses[0]) == 3 and losses[1] == pytest.approx(losses[0], rel=1e-5)
 
 
 def test_a_dry_run_through_slurm_needs_no_allocation(tmp_path: Path) -> None:
-    given = {**environment(), "PYTHON": sys.executable, "OUT": str(tmp_path / "nothing")}
-    start = ["bash", "examples/slurm.sh", "examples/ring_lite/sft.sh", "--dry-run"]
-    done = subprocess.run(start, capture_output=True, text=True, env=given, cwd=ROOT, timeout=120)
+    given = environment(PYTHON=sys.executable, OUT=str(tmp_path / "nothing"))
+    done = run(["bash", "examples/slurm.sh", "examples/ring_lite/sft.sh", "--dry-run"], env=given)
     assert done.returncode == 0 and "dry run of sft" in done.stdout, done.stderr
 
 

@@ -18,8 +18,7 @@ import yaml
 from megatron_ring.config.cli import parse
 from megatron_ring.config.rl import RLConfig
 from megatron_ring.errors import UserError
-from tests.conftest import ROOT
-from tests.mains.conftest import command, environment, rl_flags, run
+from tests.mains.conftest import command, rl_flags, run, start
 from tests.mains.test_objectives import train_here
 from tests.mains.test_pipeline import metrics, timeless
 
@@ -152,7 +151,7 @@ def test_a_broken_update_stops_the_run(
 ) -> None:
     """A learning rate that overflows gradients after two updates, or already logits after one."""
     flags = rl_flags(tiny_data, tmp_path, sft_checkpoint, "--optimizer.lr", lr, "--steps", "5", "--budget.tokens", "60")
-    done = run(command("megatron_ring.rl", *flags, processes=processes))
+    done = run(command("megatron_ring.rl", *flags, processes=processes), really=processes > 1)
     said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert done.returncode == (3 if processes == 1 else 1), done.stderr  # torchrun ends with 1 whatever its processes do
     assert processes == 1 or "exitcode  : 3" in done.stderr
@@ -222,8 +221,7 @@ def test_a_rollback_goes_on_with_other_prompts_and_a_kill_changes_nothing(
         assert spike == 8 or after == {row["prompt_id"] for row in responses(plain, spike + 1)}
 
     arguments = command("megatron_ring.rl", *spiking_flags(tiny_data, killed, sft_checkpoint, factor, *flags))
-    process = subprocess.Popen(arguments, env=environment(), cwd=ROOT, start_new_session=True, text=True,
-                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)  # fmt: skip
+    process = start(arguments, start_new_session=True, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     assert process.stderr is not None
     for line in process.stderr:
         if "going back to step" in line:

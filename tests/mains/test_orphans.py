@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
-from tests.mains.conftest import command, environment, sft_flags
+from tests.mains.conftest import command, sft_flags, start
 from tests.mains.test_killed_rl import descendants
 
 
@@ -40,7 +39,7 @@ def imports_torch(pid: int) -> bool:
 def test_no_rank_outlives_torchrun(tiny_data: Path, tmp_path: Path, when: str) -> None:
     flags = sft_flags(tiny_data, tmp_path / "run", "--epochs", "1000", "--parallel.expert", "2")
     launched = command("megatron_ring.sft", *flags, processes=2)
-    torchrun = subprocess.Popen(launched, env=environment(), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    torchrun = start(launched, really=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def ranks() -> list[int]:
         return [pid for pid in descendants(torchrun.pid) if pid != torchrun.pid]

@@ -13,8 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT
-from tests.mains.conftest import command, environment, rl_flags, run, sft_flags
+from tests.mains.conftest import command, rl_flags, run, sft_flags, start
 
 TIMES = ("time/", "processor/", "throughput/", "memory/")
 SFT_KEYS = {"step", "epoch", "tokens", "loss", "entropy", "grad_norm", "lr", "time/step", "throughput/tokens_per_second"}
@@ -64,8 +63,7 @@ def weights(run_dir: Path) -> bytes:
 
 def kill_after(arguments: list[str], run_dir: Path, steps: int) -> None:
     """Start, wait until `steps` are recorded and a checkpoint is whole (it is written in the background), kill -9 all."""
-    process = subprocess.Popen(arguments, env=environment(), cwd=ROOT, start_new_session=True,
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+    process = start(arguments, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     path, latest = run_dir / "metrics.jsonl", run_dir / "checkpoints" / "latest"
     deadline = time.monotonic() + 120
     while not (latest.exists() and path.exists() and path.read_text().count("\n") >= steps):
@@ -111,7 +109,8 @@ def test_rl_trains_exactly_the_budget_and_a_kill_changes_nothing(
 ) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     more = ["--steps", "5", "--save-every", "2", "--budget.tokens", "500", "--budget.scope", "rank"]
-    done = run(command("megatron_ring.rl", *rl_flags(tiny_data, whole, sft_checkpoint.parent / "latest", *more)))
+    first = command("megatron_ring.rl", *rl_flags(tiny_data, whole, sft_checkpoint.parent / "latest", *more))
+    done = run(first, really=True)
     assert done.returncode == 0, done.stderr
     assert f"init_from: {sft_checkpoint}\n" in (whole / "config.yaml").read_text()  # `latest` may name another one later
     rows = metrics(whole)

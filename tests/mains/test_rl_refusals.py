@@ -134,7 +134,7 @@ def test_unfinished_responses_belong_to_the_token_budget() -> None:
 
 def test_a_main_ends_with_one_line_and_status_2(fails_with, tiny_data: Path, tmp_path: Path, sft_checkpoint: Path) -> None:
     start = rl_flags(tiny_data, tmp_path / "r", sft_checkpoint)
-    assert "--objective.clip" in fails_with(command("megatron_ring.rl", *start, "--objective.clip", "2"))
+    assert "--objective.clip" in fails_with(command("megatron_ring.rl", *start, "--objective.clip", "2"), really=True)
     assert "cannot be reached" in fails_with(command("megatron_ring.rl", *start, "--budget.tokens", "99999"))
     rows = (tiny_data / "rl_prompts.jsonl").read_text().splitlines()
     prompts = tmp_path / "p.jsonl"

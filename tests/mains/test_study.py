@@ -15,8 +15,8 @@ import pytest
 
 from megatron_ring.analysis.study import STEADINESS, as_json, by_setting, measure_all, read_cell
 from megatron_ring.analysis.study_tables import table
-from tests.conftest import ROOT
-from tests.mains.conftest import command_of_tool, environment, run
+from tests.mains.conftest import command_of_tool, run, start
+from tests.processes import forked_python
 from tools import study_c3po, study_stages
 from tools.study_jobs import Checkpoint, Job, check, is_finished, run_jobs
 
@@ -40,11 +40,12 @@ def test_a_micro_study_survives_a_kill_and_its_table_is_right(
     tmp_path: Path, tiny_data: Path, sft_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     code = (
-        "import sys; from pathlib import Path; from tests.mains.test_study import micro_jobs, run_jobs;"
+        "import os, sys; sys.executable = os.environ['PYTHON'];"
+        "from pathlib import Path; from tests.mains.test_study import micro_jobs, run_jobs;"
         "out, data, sft = map(Path, sys.argv[1:]); run_jobs(micro_jobs(out, data, sft), out, 2)"
     )
-    study = subprocess.Popen([sys.executable, "-c", code, str(tmp_path), str(tiny_data), str(sft_run)], cwd=ROOT,
-                             env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+    study = start([sys.executable, "-c", code, str(tmp_path), str(tiny_data), str(sft_run)], env=forked_python(),
+                  stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
     first, deadline = tmp_path / "seed-1/c3po/metrics.jsonl", time.monotonic() + 120
     while not first.exists():
         assert study.poll() is None and time.monotonic() < deadline
@@ -53,7 +54,9 @@ def test_a_micro_study_survives_a_kill_and_its_table_is_right(
     study.wait(timeout=30)
     jobs = micro_jobs(tmp_path, tiny_data, sft_run)
     assert not all(is_finished(job, tmp_path) for job in jobs)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    for name, value in forked_python().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "executable", os.environ["PYTHON"])
     run_jobs(jobs, tmp_path, 2)
     assert all(is_finished(job, tmp_path) for job in jobs)
 

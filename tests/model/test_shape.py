@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 
+from megatron_ring.config.declarations import parameter_counts
 from megatron_ring.config.model import ModelConfig
 from megatron_ring.config.presets import PRESETS, RING_LITE, RING_TINY, get_preset
 from megatron_ring.errors import UserError
 
 
 def test_ring_lite_has_the_published_size() -> None:
-    total, active = RING_LITE.parameter_counts()
+    total, active = parameter_counts(RING_LITE)
     assert f"{total / 1e9:.2f} {active / 1e9:.2f}" == "16.80 2.75"
 
 
@@ -33,11 +34,11 @@ def count_published(shape: ModelConfig) -> int:
 
 @pytest.mark.distributed
 def test_the_built_model_has_as_many_parameters_as_computed(run_on) -> None:
-    assert run_on(1, count_built, RING_TINY) == [RING_TINY.parameter_counts()[0]]
+    assert run_on(1, count_built, RING_TINY) == [parameter_counts(RING_TINY)[0]]
 
 
 def test_the_published_tensors_of_ring_lite_add_up(run_on) -> None:
-    assert run_on(1, count_published, RING_LITE) == [RING_LITE.parameter_counts()[0]]
+    assert run_on(1, count_published, RING_LITE) == [parameter_counts(RING_LITE)[0]]
 
 
 def test_unknown_preset_names_the_nearest() -> None:

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
+from megatron_ring.config.declarations import declared_weights, parameter_counts, stage_weights
 from megatron_ring.config.model import ModelConfig
 from megatron_ring.config.optimizer import OptimizerConfig, RouterLossConfig
 from megatron_ring.config.parallel import ParallelConfig
 from megatron_ring.config.presets import PRESETS, RING_TINY
 from megatron_ring.planning.activations import MicroBatchPass
-from megatron_ring.planning.weights import stage_weights, training_state
+from megatron_ring.planning.weights import local_sizes, training_state
 from tests.layouts import LAYOUTS
 
 ODD = "dense first, biases, odd sizes"
@@ -39,6 +40,11 @@ def built(shape: ModelConfig, parallel: ParallelConfig, precision: str) -> dict[
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
     model = build_model(shape, context, dtype=dtype)
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    split = {
+        name: parameter.partition_dim if getattr(parameter, "tensor_model_parallel", False) else None
+        for name, parameter in model.named_parameters()
+        if getattr(parameter, "allreduce", True)
+    }
     trainer = Trainer(model, context, OptimizerConfig())
     buffers = trainer.ddp.buffers + trainer.ddp.expert_parallel_buffers
     copies = states = 0
@@ -51,6 +57,7 @@ def built(shape: ModelConfig, parallel: ParallelConfig, precision: str) -> dict[
     return {
         "stage": context.pipeline_rank,
         "shapes": shapes,
+        "split": split,
         "weights": sum(buffer.param_data.nbytes for buffer in buffers),
         "gradients": sum(buffer.grad_data.nbytes for buffer in buffers),
         "optimizer": copies + states,
@@ -66,18 +73,20 @@ def test_a_rank_holds_what_is_planned(run_on: Any, layout: str, shape: str, prec
     itemsize = {"fp32": 4, "bf16": 2}[precision]
     ranks = run_on(world, built, model, parallel, precision)
     for rank in ranks:
-        weights = stage_weights(model, parallel, rank["stage"])
-        assert {weight.name: weight.shape for weight in weights} == rank["shapes"]
-        plan = training_state(weights, parallel, world, itemsize, 4)
+        declared = stage_weights(model, parallel, rank["stage"])
+        assert {name: weight.local_shape(parallel) for name, weight in declared.items()} == rank["shapes"]
+        assert list(declared) == list(rank["shapes"])
+        assert {name: weight.axis_of("tensor") for name, weight in declared.items() if not weight.expert} == rank["split"]
+        plan = training_state(model, parallel, rank["stage"], world, itemsize, 4)
         assert (plan.weights, plan.gradients) == (rank["weights"], rank["gradients"])
         assert rank["optimizer"] <= plan.optimizer
     # Every parameter has its moments, and beside 16-bit weights its fp32 copy, once among those that share it.
     copies = sum(rank["optimizer"] for rank in ranks)
     once = 0.0
     for rank in ranks:
-        weights = stage_weights(model, parallel, rank["stage"])
-        data, expert_data = training_state(weights, parallel, world, itemsize, 4).sharers
-        each = [weight.size / (expert_data if weight.expert else data) for weight in weights]
+        data, expert_data = training_state(model, parallel, rank["stage"], world, itemsize, 4).sharers
+        local = local_sizes(model, parallel, rank["stage"])
+        each = [size / (expert_data if weight.expert else data) for weight, size in local]
         once += sum(each) * (8 if precision == "fp32" else 12)
     assert copies == pytest.approx(once, rel=1e-9)
 
@@ -85,9 +94,9 @@ def test_a_rank_holds_what_is_planned(run_on: Any, layout: str, shape: str, prec
 def test_all_ranks_of_a_model_add_up_to_it() -> None:
     for shape in PRESETS.values():
         parallel = ParallelConfig(pipeline=2, expert=8)
-        stages = [stage_weights(shape, parallel, stage) for stage in range(2)]
-        total = sum(weight.size * (parallel.expert if weight.expert else 1) for stage in stages for weight in stage)
-        assert total == shape.parameter_counts()[0]
+        local = [size for stage in range(2) for size in local_sizes(shape, parallel, stage)]
+        total = sum(size * (parallel.expert if weight.expert else 1) for weight, size in local)
+        assert total == parameter_counts(shape)[0] == sum(weight.size for weight in declared_weights(shape))
 
 
 def _tensors_of(value: Any, depth: int = 3) -> Iterator[Any]:

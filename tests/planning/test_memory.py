@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
+from megatron_ring.config.declarations import chunk_tokens, parameter_counts
 from megatron_ring.config.parallel import ParallelConfig
-from megatron_ring.config.presets import PRESETS, RING_LITE
+from megatron_ring.config.presets import PRESETS, RING_LITE, RING_TINY
 from megatron_ring.config.sampling import SamplingConfig
-from megatron_ring.planning.activations import CHUNK_LOGITS, MicroBatchPass
+from megatron_ring.planning.activations import MicroBatchPass
 from megatron_ring.planning.memory import GIB, OUTSIDE_TORCH, StageMemory, Work, plan_memory, stage_memory
-from megatron_ring.planning.weights import stage_weights
+from megatron_ring.planning.weights import local_sizes
 
 EIGHT = ParallelConfig(expert=8)
 SAMPLING = SamplingConfig(max_new_tokens=22_528)
@@ -33,20 +34,25 @@ def test_the_measured_peak_of_a_slice() -> None:
     backward pass of the last layer."""
     shape, one = PRESETS["ring-lite-slice-4"], ParallelConfig()
     work = MicroBatchPass(shape, one, 2 * 8192, 2, uneven=False, swiglu_kept=False)
-    weights = 2 * sum(weight.size for weight in stage_weights(shape, one, 0))
+    weights = 2 * sum(size for _, size in local_sizes(shape, one, 0))
     head = 2 * shape.vocab_size * shape.hidden_size
     peak = weights + sum(work.kept(range(4), True, True).values()) + head + work.passing_in_layer(3)
     assert peak / GIB == pytest.approx(14.5, rel=0.02)
 
 
 def test_the_head_takes_its_logits_in_the_planned_chunks(run_on: Any) -> None:
-    assert run_on(1, _head_chunk) == [CHUNK_LOGITS]
+    """On a GPU: 3,072 tokens of the published vocabulary; of few classes as many as fit."""
+    assert chunk_tokens(RING_LITE.vocab_size) == 3072
+    assert run_on(1, _head_chunk) == [chunk_tokens(RING_TINY.vocab_size)]
 
 
 def _head_chunk() -> int:
-    from megatron_ring.model.head import VocabularyHead
+    from megatron_ring.model.ring_model import build_model
+    from megatron_ring.parallel import context
 
-    return VocabularyHead.chunk_logits
+    model = build_model(RING_TINY, context.initialize(ParallelConfig(), RING_TINY, seed=0))
+    tokens: int = model.output_layer.chunk_tokens(on_cuda=True)
+    return tokens
 
 
 def held(memory: StageMemory) -> dict[str, int]:
@@ -55,7 +61,7 @@ def held(memory: StageMemory) -> dict[str, int]:
 
 def test_what_data_parallelism_shares() -> None:
     """12 bytes a parameter of optimizer: dense ones over all ranks, experts over those with the same experts."""
-    dense = RING_LITE.parameter_counts()[0] - 28 * 64 * 3 * 2048 * 1408
+    dense = parameter_counts(RING_LITE)[0] - 28 * 64 * 3 * 2048 * 1408
     experts = 28 * 8 * 3 * 2048 * 1408
     for world in (8, 256):
         state = held(plan(world))

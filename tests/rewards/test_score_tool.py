@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from megatron_ring.data.files import parquet_rows, write_rows
+from megatron_ring.data.rows import parquet_rows, write_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -47,7 +47,8 @@ def test_one_line_out_for_each_line_in(tmp_path: Path) -> None:
     assert rows[0] == {**good, "reward": 1.0, "reason": "correct"}
     assert [row["reward"] for row in rows] == [1.0] + [0.0] * 12 + [1.0, 1.0]
     assert all(row["reason"] for row in rows)
-    assert [i for i, row in enumerate(rows) if "error" in row] == [1, 2, 3, 8, 9, 10, 11]
+    assert [i for i, row in enumerate(rows) if "error" in row] == [1, 2, 3, 9, 10, 11]
+    assert rows[8]["answer"] is None and "no 'answer'" in rows[8]["reason"]
     for index, words in [(4, "line 5: no 'answer'"), (5, "poetry"), (6, "must be text"), (7, "time limit")]:
         assert words in rows[index]["reason"]
     assert sorted(os.listdir(tmp_path)) == ["in.jsonl", "out.jsonl"]
@@ -80,14 +81,15 @@ def test_compositions_and_details(tmp_path: Path) -> None:
     declared = {"mixed": {"parts": [{"name": "right", "domain": "math"}], "length": {"maximum": 10, "cache": 0}}}
     (tmp_path / "rewards.json").write_text(json.dumps(declared))
     good = {"domain": "mixed", "response": r"\boxed{1}", "answer": "1"}
-    rows = [{**good, "length": 10}, {**good, "length": 11}, good, {**good, "length": "10"}]
+    rows = [{**good, "length": 10}, {**good, "length": 11}, good, {**good, "length": "10"}, {**good, "length": -5}]
     source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     flags = ("--compositions", tmp_path / "rewards.json", "--detail")
     done = score("--input", source, "--output", target, *flags)
     assert done.returncode == 0, done.stderr
     scored = [json.loads(line) for line in target.read_text().splitlines()]
-    assert [row["reward"] for row in scored] == [1.0, 0.0, 0.0, 0.0]
+    assert [row["reward"] for row in scored] == [1.0, 0.0, 0.0, 0.0, 0.0]
+    assert scored[4]["reason"].startswith("line 5: 'length'")
     assert scored[1]["detail"] == {"parts": {"right": [1.0, "correct"]}, "gates": {}, "length_penalty": -1.0}
     assert "give 'length' in tokens" in scored[2]["reason"] and "'length' must be a whole number" in scored[3]["reason"]
     (tmp_path / "rewards.json").write_text("{}")

@@ -32,6 +32,7 @@ def examined(done: subprocess.CompletedProcess[str]) -> tuple[dict[str, Any], di
         assert list(finding) == ["name", "value", "status", "hint", "needed"] and finding["name"] and finding["value"]
         assert finding["status"] in ("ok", "missing", "broken", "unused")
         assert finding["hint"] or finding["status"] != "missing", finding
+        assert "not used yet" not in finding["value"], finding
     needed = [finding["name"] for finding in findings if finding["needed"] and finding["status"] in ("missing", "broken")]
     assert report["breaks"] == needed and report["works"] == (not needed)
     assert done.returncode == (1 if needed else 0)
@@ -91,7 +92,6 @@ def test_programs_that_are_absent_and_the_wrong_apex(tmp_path: Path) -> None:
     assert report["works"]  # none of them is needed
     for name, package in [("bwrap", "bubblewrap"), ("g++", "g++"), ("javac", "default-jdk-headless"), ("git", "git")]:
         assert found[name]["status"] == "missing" and found[name]["hint"] == f"apt-get install {package}"
-    assert found["torch.compile"]["status"] == "missing" and "compiler" in found["torch.compile"]["value"]
     assert found["NVIDIA Apex"]["status"] == "broken" and "another project" in found["NVIDIA Apex"]["value"]
     assert found["NVIDIA Apex"]["hint"].startswith("pip uninstall apex")
 
@@ -102,7 +102,7 @@ def test_what_is_there_but_does_not_work(tmp_path: Path) -> None:
         {
             "apex/__init__.py": "",
             "apex/optimizers/__init__.py": "",  # NVIDIA's has it
-            "flash_attn/__init__.py": "raise ImportError('undefined symbol: stand_in')",
+            "amp_C.py": "",
             "megatron_core-0.99.dist-info/METADATA": "Metadata-Version: 2.1\nName: megatron-core\nVersion: 0.99\n",
         },
     )
@@ -111,10 +111,17 @@ def test_what_is_there_but_does_not_work(tmp_path: Path) -> None:
     report, found = examined(doctor("--json", "--no-smoke", PATH=programs, PYTHONPATH=packages))
     assert report["breaks"] == ["megatron-core"]
     assert found["megatron-core"]["value"].startswith("0.99 is outside") and "<0.20" in found["megatron-core"]["hint"]
-    assert found["NVIDIA Apex"]["status"] in ("ok", "unused")
-    assert found["flash-attn"]["status"] == "broken" and "undefined symbol: stand_in" in found["flash-attn"]["value"]
+    assert found["NVIDIA Apex"]["status"] == "broken" and "git clone" in found["NVIDIA Apex"]["hint"]
+    assert found["NVIDIA Apex"]["value"].startswith("built without fused_weight_gradient_mlp_cuda, ")
     assert found["bwrap"]["status"] == "broken" and "uid map: not permitted" in found["bwrap"]["value"]
     assert found["bwrap"]["hint"]
+
+
+def test_apex_whose_extensions_do_not_fit_this_torch(tmp_path: Path) -> None:
+    broken = "raise ImportError('undefined symbol: stand_in')"
+    packages = write(tmp_path, {"amp_C.py": "", "fused_weight_gradient_mlp_cuda.py": broken})
+    _, found = examined(doctor("--json", "--no-smoke", PYTHONPATH=packages))
+    assert found["NVIDIA Apex"]["status"] == "broken" and "undefined symbol: stand_in" in found["NVIDIA Apex"]["value"]
 
 
 def test_a_torch_that_ends_its_process(tmp_path: Path) -> None:
@@ -123,6 +130,7 @@ def test_a_torch_that_ends_its_process(tmp_path: Path) -> None:
     assert report["breaks"] == ["Device", "Attention", "Grouped matmul"]
     assert "ended by signal 9" in found["Device"]["value"]
     assert found["git"]["status"] in ("ok", "missing")  # the rest was still looked at
+    assert found["NVIDIA Apex"]["value"] == "not installed; only for --optimizer.apex" and "flash-attn" not in found
 
 
 @pytest.mark.slow

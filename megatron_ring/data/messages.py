@@ -1,0 +1,163 @@
+"""Conversations as files have them: roles, texts, parts, reasoning beside the content, marks of what is trained.
+
+What a message holds is read, or refused by name; nothing of it is left out in silence.
+
+- `content` is text, or a list of parts whose `type` is text. Another part (an image) is refused.
+- `reasoning_content`, `reasoning` or `thinking` of an assistant's message goes before its content, in `<think>` tags.
+- `weight` (0 or 1), `train`, `trainable` or `loss` (true or false) mark whether a message is trained.
+- `developer` is another name of the system role. A `tool` message is text that the chat template must know how to show.
+- Calls of tools are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+ROLES = ("system", "user", "assistant", "tool")
+OTHER_ROLES = {"developer": "system"}
+REASONING = ("reasoning_content", "reasoning", "thinking")
+MARKS = ("weight", "train", "trainable", "loss")
+UNREADABLE = ("tool_calls", "function_call", "images", "image", "audio", "audios", "videos", "video")
+TEXT_PARTS = ("text", "input_text", "output_text")
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation; `role` is one of `ROLES`."""
+
+    role: str
+    content: str
+
+
+class RecordError(ValueError):
+    """What is wrong with one record, said without its place in a file."""
+
+
+def kind_of(value: object) -> str:
+    """A JSON word for the type of a value."""
+    if isinstance(value, bool):
+        return "true or false"
+    names: dict[type, str] = {str: "text", int: "a number", float: "a number", list: "a list", dict: "an object"}
+    if isinstance(value, list) and not value:
+        return "an empty list"
+    return names.get(type(value), "null" if value is None else type(value).__name__)
+
+
+def read_prompt(value: object) -> str | tuple[Message, ...]:
+    """A prompt: text, or messages that end with the user's. Raises `RecordError`."""
+    if isinstance(value, str):
+        if not value.strip():
+            raise RecordError("'prompt' is empty: give text")
+        return value
+    if not isinstance(value, list):
+        raise RecordError(f"'prompt' is {kind_of(value)}: make it text, or a list of {{role, content}} objects")
+    return read_messages(value, "prompt", last="user")[0]
+
+
+def read_messages(value: object, key: str, last: str) -> tuple[tuple[Message, ...], tuple[bool | None, ...]]:
+    """A conversation, and its marks where there are some (else empty).
+
+    Args:
+        key: the name of the column, for messages.
+        last: role of the last message; a prompt may also end with a tool's.
+
+    Raises:
+        RecordError: names the message and what of it cannot be read.
+    """
+    if not isinstance(value, list) or not value:
+        raise RecordError(f"'{key}' is {kind_of(value)}: make it a list of {{role, content}} objects")
+    messages, marks = [], []
+    for index, item in enumerate(value):
+        where = f"message {index} of '{key}'"
+        if not isinstance(item, dict):
+            raise RecordError(f"{where} is {kind_of(item)}: give {{role, content}}")
+        message = _message(item, where)
+        messages.append(message)
+        marks.append(_mark(item, where) if message.role == "assistant" else None)
+    if messages[0].role == "assistant":
+        raise RecordError(f"'{key}' begins with an assistant message: begin with a user or system message")
+    ends = (last, "tool") if last == "user" else (last,)
+    if messages[-1].role not in ends:
+        raise RecordError(f"'{key}' ends with a message of role {messages[-1].role}: end with one of role {last}")
+    marked = [mark for mark in marks if mark is not None]
+    return tuple(messages), tuple(marks) if marked else ()
+
+
+def messages_to_json(messages: Sequence[Message], marks: Sequence[bool | None] = ()) -> list[dict[str, Any]]:
+    """The list that `read_messages` reads back as the same."""
+    rows: list[dict[str, Any]] = [{"role": message.role, "content": message.content} for message in messages]
+    for row, mark in zip(rows, marks, strict=False):
+        if mark is not None:
+            row["train"] = mark
+    return rows
+
+
+def _message(item: dict[str, Any], where: str) -> Message:
+    for name in UNREADABLE:
+        if item.get(name):
+            raise RecordError(f"{where} has '{name}', which cannot be read: leave such conversations out")
+    role = item.get("role")
+    role = OTHER_ROLES.get(role, role) if isinstance(role, str) else role
+    if role not in ROLES:
+        raise RecordError(f"{where} has role {item.get('role')!r}: use one of {', '.join((*ROLES, *OTHER_ROLES))}")
+    content, reasoning = _content(item.get("content"), where)
+    for name in REASONING:
+        given = item.get(name)
+        if given is None or given == "":
+            continue
+        if not isinstance(given, str):
+            raise RecordError(f"{where} has '{name}' that is {kind_of(given)}: make it text")
+        reasoning.append(given)
+    if len(set(reasoning)) > 1:
+        raise RecordError(f"{where} has its reasoning more than once: keep one of {', '.join(REASONING)}")
+    if reasoning:
+        content = _with_reasoning(role, reasoning[0], content, where)
+    if not content.strip() and role not in ("system", "tool"):
+        raise RecordError(f"{where} is empty: give text")
+    return Message(role, content)
+
+
+def _with_reasoning(role: str, reasoning: str, content: str, where: str) -> str:
+    if role != "assistant":
+        raise RecordError(f"{where} has reasoning, but role {role}: only an assistant reasons")
+    if "<think>" in content or "</think>" in content:
+        if content.partition("</think>")[0].strip().removeprefix("<think>").strip() == reasoning.strip():
+            return content  # it is there twice
+        raise RecordError(f"{where} has reasoning beside a content with <think>: keep one of the two")
+    return f"<think>\n{reasoning.strip()}\n</think>\n\n{content}"
+
+
+def _content(value: object, where: str) -> tuple[str, list[str]]:
+    """Text, and the reasoning that stands among its parts."""
+    if isinstance(value, str):
+        return value, []
+    if not isinstance(value, list):
+        raise RecordError(f"{where} has no text: give {{role, content}}")
+    texts, reasoning = [], []
+    for part in value:
+        kind = part.get("type", "text") if isinstance(part, dict) else None
+        text = part if isinstance(part, str) else part.get("text") if isinstance(part, dict) else None
+        if kind in ("thinking", "reasoning") and isinstance(part, dict) and isinstance(part.get(kind), str):
+            reasoning.append(part[kind])
+        elif isinstance(part, str) or (kind in TEXT_PARTS and isinstance(text, str)):
+            texts.append(str(text))
+        else:
+            raise RecordError(f"{where} has a part of type {kind!r}: only text can be read")
+    return "".join(texts), reasoning
+
+
+def _mark(item: dict[str, Any], where: str) -> bool | None:
+    """Whether the message is marked to be trained. Raises `RecordError` for a mark that is neither."""
+    marks = set()
+    for name in MARKS:
+        value = item.get(name)
+        if value is None:
+            continue
+        if value not in (0, 1):  # True and False are 1 and 0
+            raise RecordError(f"{where} has '{name}' {value!r}: use 0 or 1, true or false")
+        marks.add(bool(value))
+    if len(marks) > 1:
+        raise RecordError(f"{where} is marked to be trained and not to be: keep one mark")
+    return marks.pop() if marks else None
