@@ -26,7 +26,9 @@ def serve() -> None:
     import torch
 
     torch.set_num_threads(1)
-    from megatron_ring.parallel import context
+    from megatron_ring.parallel import context, prepare
+
+    prepare()
 
     connection = Client(sys.argv[1])
     while True:
