@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from megatron_ring.config.cli import parse
 from megatron_ring.config.rl import RLConfig
 from megatron_ring.errors import StoppedByAlarm, run_main
+from megatron_ring.parallel import prepare
 
 if TYPE_CHECKING:  # rooms that import torch load when a run starts, so that --help answers at once
     from megatron_ring.rollout.scoring import RolloutScorer
@@ -26,6 +27,7 @@ def main(config: RLConfig) -> None:
         from megatron_ring.planning.stages import plan_rl
 
         return plan_rl(config)
+    prepare()
     from megatron_ring.checkpoint.saving import CheckpointSaver
     from megatron_ring.rollout.opening import announce, open_rl
     from megatron_ring.rollout.saved_state import restore, roll_back, save

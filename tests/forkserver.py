@@ -56,7 +56,7 @@ def free_ports() -> Iterator[int]:
 def preload() -> None:
     """Import the package's rooms and the libraries below them. The mains at its top level stay out: they run as
     `__main__`."""
-    importlib.import_module(f"{PACKAGE}.parallel")
+    importlib.import_module(f"{PACKAGE}.parallel").prepare()
     package = importlib.import_module(PACKAGE)
     names = [info.name for info in pkgutil.walk_packages(package.__path__, f"{PACKAGE}.") if info.name.count(".") > 1]
     for name in [*LIBRARIES, *names]:
