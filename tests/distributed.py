@@ -27,7 +27,9 @@ def serve() -> None:
     import torch
 
     torch.set_num_threads(1)
-    from megatron_ring.parallel import context
+    from megatron_ring.parallel import context, prepare
+
+    prepare()
 
     connection = Client(sys.argv[1])
     multiprocessing.current_process().authkey = connection.recv_bytes()  # tensors are passed on by it
