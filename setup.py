@@ -33,6 +33,7 @@ setup(
         "nupunkt>=0.6",
         "tyro",
         "pydantic>=2",  # checks a config.yaml against the dataclasses
+        "typing_extensions>=4.8",  # Doc: help that is made of what algorithm/ declares
         "rich",
         "tensorboard",
         "matplotlib",

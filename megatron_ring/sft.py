@@ -33,7 +33,7 @@ def main(config: SFTConfig) -> None:
     from megatron_ring.run.stage import open_model, open_run, resolve
 
     config, shape, tokenizer = resolve(config)
-    data, validation = load_datasets(config.data, tokenizer, config.seed)
+    data, validation = load_datasets(config.data, tokenizer, config.seed, shape.max_positions)
     run = open_run(config)
     stage = open_model(config, shape, config.init_from)
     train(config, stage, run, data, validation)
@@ -86,7 +86,10 @@ def train(config: SFTConfig, stage: Stage, run: RunDirectory, data: SFTDataset, 
 
 def describe(data: SFTDataset, start: int) -> None:
     """Tell the user what will be trained."""
+    if data.note:
+        print(f"sft: {data.note}", flush=True)
     dropped = f", {data.dropped} too long and left out" if data.dropped else ""
+    dropped += f", {data.dropped_controls} with control tokens left out" if data.dropped_controls else ""
     resumed = f", continuing after step {start}" if start else ""
     tokens = f"{data.tokens:,} tokens ({data.loss_tokens:,} trained)"
     print(

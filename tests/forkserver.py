@@ -47,8 +47,9 @@ def free_ports() -> Iterator[int]:
     """Ports that nobody listens on now; other processes begin elsewhere."""
     for number in itertools.count(os.getpid() * 97):
         port = PORTS[number % len(PORTS)]
-        with socket.socket() as found, contextlib.suppress(OSError):
-            found.bind(("127.0.0.1", port))
+        with socket.socket() as found:
+            taken = found.connect_ex(("127.0.0.1", port)) == 0
+        if not taken:
             yield port
 
 

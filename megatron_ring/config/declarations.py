@@ -19,6 +19,9 @@ Ranks = Literal["tensor", "expert", "expert_tensor"]
 VOCABULARY_TABLES = ("embedding.word_embeddings.weight", "output_layer.weight")
 CHUNK_LOGITS = 3 << 27
 """Elements of the logits that the head makes at a time: 3,072 tokens of 126,464 classes, 0.8 GB in bf16."""
+SPARE_PAGES = 2
+"""Pages of the KV cache that each row gets beside its tokens' own: the last page of a prompt is held beside its copies, and
+admission wants one to spare."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +142,11 @@ def chunk_tokens(classes: int, elements: int = CHUNK_LOGITS) -> int:
     """Tokens whose logits the head makes at a time on a GPU, with so many classes on a rank: whole tiles of the products."""
     size = max(1, elements // classes)
     return size - size % 256 if size > 256 else size
+
+
+def kv_bytes(model: ModelConfig, parallel: ParallelConfig, layers: int, itemsize: int) -> int:
+    """Keys and values of one token on a rank with so many layers, in bytes."""
+    return 2 * layers * (model.num_key_value_heads // parallel.tensor) * model.head_dim * itemsize
 
 
 def route_itemsize(model: ModelConfig) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from megatron_ring.config.checks import require
-from megatron_ring.config.metadata import UNLIMITED
+from megatron_ring.config.metadata import MAY_CHANGE, UNLIMITED
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class OptimizerConfig:
     """Global gradient-norm limit (L2; inf: none)."""
     moments: Literal["fp32", "bf16"] = "fp32"
     """Adam's moments; bf16 (CUDA) halves their memory and traffic, at 8 bits of precision. Master weights are fp32."""
-    apex: Literal["off", "gradients", "adam", "both"] = "off"
+    apex: Literal["off", "gradients", "adam", "both"] = field(default="off", metadata=MAY_CHANGE)
     """NVIDIA Apex in place of our kernels (CUDA): linear layers' gradients added straight to fp32 buffers, Adam, or both."""
 
     def __post_init__(self) -> None:

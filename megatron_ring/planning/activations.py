@@ -9,7 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from math import prod
 
-from megatron_ring.config.declarations import VOCABULARY_TABLES, Shape, chunk_tokens, declared_weights, layer_weights
+from megatron_ring.config.declarations import (
+    VOCABULARY_TABLES,
+    Shape,
+    chunk_tokens,
+    declared_weights,
+    kv_bytes,
+    layer_weights,
+)
 from megatron_ring.config.model import ModelConfig
 from megatron_ring.config.parallel import ParallelConfig
 from megatron_ring.config.sampling import SamplingConfig
@@ -159,5 +166,4 @@ def passing_in_sampling(model: ModelConfig, parallel: ParallelConfig, sampling: 
 
 def cache_bytes_per_token(model: ModelConfig, parallel: ParallelConfig, stage: int, itemsize: int) -> int:
     """Keys and values of one token on a rank of a pipeline stage."""
-    layers = len(parallel.stage_layers(model.num_layers, stage))
-    return 2 * layers * (model.num_key_value_heads // parallel.tensor) * model.head_dim * itemsize
+    return kv_bytes(model, parallel, len(parallel.stage_layers(model.num_layers, stage)), itemsize)

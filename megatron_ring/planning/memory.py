@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from megatron_ring.config.declarations import SPARE_PAGES
 from megatron_ring.config.model import ModelConfig
 from megatron_ring.config.parallel import ParallelConfig
 from megatron_ring.config.sampling import SamplingConfig
@@ -174,7 +175,7 @@ def _sampling(
         return [], None
     each = cache_bytes_per_token(model, parallel, stage, itemsize)
     rows = max(1, min(sampling.max_batch, work.requests))
-    wanted = rows * (work.longest + 2 * sampling.page_size)
+    wanted = rows * (work.longest + SPARE_PAGES * sampling.page_size)
     room = sampling.kv_tokens
     if room is None:
         room = max(0, int((free - OUTSIDE_TORCH) * sampling.kv_fraction)) // each
