@@ -23,10 +23,13 @@ from pathlib import Path
 from megatron_ring.rewards.sandbox.boxes import lock_folder
 from megatron_ring.rewards.sandbox.images import Limits
 
+NO_GROUPS_VARIABLE = "MEGATRON_RING_NO_CONTROL_GROUPS"  # set to 1, runs are watched even where groups could be made
+
 _PREFIX = "megatron-ring-"
 _WANTED = ("memory", "pids", "cpu", "cpuacct")
 _PERIOD = 100_000  # µs; the kernel's default period of CPU bandwidth
 _WEIGHT, _WEIGHT_ALONE = 1024, 10_240  # version 1 shares; version 2 weights are these over 10.24
+_AT_LIMIT = 0.99
 _HARMLESS = (OSError, ValueError)
 
 
@@ -75,9 +78,7 @@ class RunGroup:
         with contextlib.suppress(*_HARMLESS):
             if self._version == 2:
                 return self._count("memory.events", "max") > 0
-            # With swap counted there are two such limits, of equal size.
-            names = ("memory.failcnt", "memory.memsw.failcnt")
-            return any(int(self._read("memory", name)) for name in names if (self._folders["memory"] / name).exists())
+            return self.memory_peak() >= _AT_LIMIT * self._limits.total_bytes  # `failcnt` does not count everywhere
         return False
 
     def _count(self, name: str, event: str) -> int:
@@ -241,6 +242,8 @@ def _pids_in(folder: Path) -> list[int]:
 
 def open_delegation() -> Delegation | None:
     """Somewhere to make control groups, or None; a real group that a real process enters decides."""
+    if os.environ.get(NO_GROUPS_VARIABLE) == "1":
+        return None
     for version, bases in _candidates():
         with contextlib.suppress(*_HARMLESS, subprocess.SubprocessError):
             delegation = Delegation(version, bases)
@@ -263,7 +266,7 @@ def _works(delegation: Delegation) -> bool:
 
 def _candidates() -> Iterator[tuple[int, dict[str, Path]]]:
     """Version and folder per controller, the likeliest first."""
-    places = _own_groups()
+    places = own_groups()
     if "" in places:
         top, own = places[""]
         for folder in (own, *own.parents):
@@ -293,7 +296,7 @@ def _words(file: Path) -> set[str]:
     return set()
 
 
-def _own_groups() -> dict[str, tuple[Path, Path]]:
+def own_groups() -> dict[str, tuple[Path, Path]]:
     """By controller, "" for version 2: where its hierarchy is mounted, and this process's group in it."""
     mounts: dict[str, tuple[str, Path]] = {}
     for line in Path("/proc/self/mountinfo").read_text().splitlines():

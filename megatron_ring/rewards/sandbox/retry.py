@@ -25,7 +25,7 @@ def steadily(attempt: Callable[[bool], _Result], starved: Callable[[_Result], bo
 
     A failure of the machine is followed by another try, up to as many times as there are pauses. A result that is
     `starved` is replaced by that of a second try, alone: ahead of all other runs on this machine, and beside fewer of its
-    kind than there are processors.
+    kind than there are processors. That one decides: a program can starve itself, with many processes.
 
     Raises:
         MachineFailure: every try failed.

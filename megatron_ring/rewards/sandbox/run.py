@@ -12,10 +12,9 @@ from typing import Protocol
 from megatron_ring.rewards.sandbox.failure import MachineFailure
 from megatron_ring.rewards.sandbox.images import Limits
 from megatron_ring.rewards.sandbox.side_by_side import Stopped, stop_descriptor
-from megatron_ring.rewards.sandbox.watch import Watch
+from megatron_ring.rewards.sandbox.watch import LATE, Watch
 
 _CHUNK = 1 << 16
-_LATE = "late"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,11 +108,13 @@ def collect(handle: Handle, pipes: Pipes, stdin: bytes, limits: Limits, started:
     number: int | None = signal.SIGKILL
     timed_out = starved = False
     try:
-        output, reason = _pump(handle, pipes, stdin, limits, started + limits.seconds + grace)
+        output, reason = _pump(handle, pipes, stdin, limits, started + handle.watch.seconds + grace)
         if not reason:
             status, number, timed_out = _outcome(handle, output[1])
             reason = _reason(handle.watch, limits, status, number, timed_out)
-        timed_out = timed_out or reason == _LATE
+        timed_out = timed_out or reason == LATE
+        if timed_out and (memory := handle.watch.met_memory_limit()):  # what was left of it went on
+            timed_out, reason = False, memory
         if timed_out:
             reason = f"time limit of {limits.seconds:g} s exceeded"
             starved = handle.watch.starved()
@@ -133,8 +134,9 @@ def _outcome(handle: Handle, stderr: bytes) -> tuple[int | None, int | None, boo
 
 def _reason(watch: Watch, limits: Limits, status: int | None, number: int | None, timed_out: bool) -> str:
     """Why a run that ended by itself failed, or an empty text."""
-    memory = watch.met_memory_limit()
-    if memory or timed_out:
+    if timed_out:
+        return LATE
+    if memory := watch.met_memory_limit():
         return memory
     if number == signal.SIGKILL:
         if watch.cpu_seconds() >= limits.cpu_seconds - 1:
@@ -181,7 +183,7 @@ def _pump(handle: Handle, pipes: Pipes, stdin: bytes, limits: Limits, deadline: 
                     reason = flooded
             now = time.monotonic()
             if not (ended or reason):
-                reason = _LATE if now >= deadline else handle.watch.look() if now >= handle.watch.next_look else ""
+                reason = LATE if now >= deadline else handle.watch.look() if now >= handle.watch.next_look else ""
     for descriptor, buffer in buffers.items():  # what was in the pipes at the end
         while ended and len(buffer) <= limits.output_bytes and _read_some(descriptor, buffer):
             pass

@@ -70,18 +70,20 @@ def times(pids: list[int]) -> Times:
     return Times(cpu, waited, running)
 
 
-def memory_bytes(pids: list[int]) -> int:
-    """Bytes that these processes hold, as the module says, without their work directory."""
+def memory_bytes(pids: list[int], sockets: bool = True) -> int:
+    """Bytes that these processes hold, as the module says, without their work directory; without `sockets` what they have
+    mapped alone."""
     total = 0
-    sockets: set[str] = set()
+    found: set[str] = set()
     for pid in pids:
         with contextlib.suppress(*_GONE):
             for line in Path(f"/proc/{pid}/status").read_text().splitlines():
                 name, _, value = line.partition(":")
                 if name in _PAGES:
                     total += int(value.split()[0]) << 10
-        sockets |= _sockets(pid)
-    return total + _SOCKET_BYTES * len(sockets)
+        if sockets:
+            found |= _sockets(pid)
+    return total + _SOCKET_BYTES * len(found)
 
 
 def work_directory(pids: list[int]) -> tuple[int, int]:

@@ -21,7 +21,7 @@ from megatron_ring.rewards.sandbox.cgroups import Delegation, RunGroup
 from megatron_ring.rewards.sandbox.failure import MachineFailure
 from megatron_ring.rewards.sandbox.images import Limits, python_interpreter
 from megatron_ring.rewards.sandbox.seccomp import build_filter
-from megatron_ring.rewards.sandbox.watch import NICE, Watch
+from megatron_ring.rewards.sandbox.watch import NICE, PATIENCE, Watch
 
 GUEST_FILES = ("guest_zygote.py", "guest_jobs.py", "guest_values.py")
 _HERE = Path(__file__).parent
@@ -107,9 +107,10 @@ class WarmPython:
                 group = delegation.group(limits, alone)
                 end.callback(delegation.give_back, group)
             nice = 0 if alone or (group is not None and group.bounds_cpu) else NICE
-            request = _REQUEST.pack(spec["seconds"], nice)
+            seconds = spec["seconds"] * (PATIENCE if alone else 1)
+            request = _REQUEST.pack(seconds, nice)
             control = self._request(request, standard, () if group is None else group.entries)
-            control.settimeout(spec["seconds"] + 10)
+            control.settimeout(seconds + 10)
             try:
                 control.sendall(len(payload).to_bytes(8, "big") + payload)
             except BrokenPipeError:  # a run that could not be set up: it says so itself

@@ -13,6 +13,8 @@ from megatron_ring.rewards.sandbox import usage
 from megatron_ring.rewards.sandbox.cgroups import RunGroup
 from megatron_ring.rewards.sandbox.images import Limits
 
+LATE = "late"  # the reason to end a run that has had its time
+PATIENCE = 3  # times the time limit that a run may take on the clock where it waits for a processor
 NICE = 5  # of a run that no control group bounds: the trainer comes first
 _FIRST_LOOK = 0.03  # most runs are over by then
 _MOST_LOOKS = 20  # over a run's time, where a group bounds it
@@ -29,12 +31,18 @@ class Watch:
         group: the control group around it, if there is one.
         root: the number of its first process here; 0 while that is not known.
         alone: it is a second try, which is to have the processors that it wants.
+
+    Attributes:
+        seconds: how long the run may take on the clock.
+        next_look: when `look` is due, on `time.monotonic`.
     """
 
     def __init__(self, limits: Limits, group: RunGroup | None, root: Callable[[], int], alone: bool = False) -> None:
         self._limits, self._group, self._root, self._alone = limits, group, root, alone
         self._interval = max(0.1, limits.seconds / _MOST_LOOKS) if group else _SLOWEST
-        self.next_look = time.monotonic() + _FIRST_LOOK
+        self._started = time.monotonic()
+        self.next_look = self._started + _FIRST_LOOK
+        self.seconds = (PATIENCE if alone else 1) * limits.seconds  # on the clock
         self._last = (0.0, time.monotonic())  # CPU seconds and when
         self._cpu = self._waited = 0.0
         self._peak = 0
@@ -60,7 +68,12 @@ class Watch:
                 elif 2 * held > self._limits.total_bytes:
                     interval = _FASTEST
         self.next_look = time.monotonic() + interval
-        return reason
+        return reason or self._late()
+
+    def _late(self) -> str:
+        """A second try has more time on the clock, of which only what it did not wait for a processor counts."""
+        own = max(self.cpu_seconds(), time.monotonic() - self._started - self._waited)
+        return LATE if self._alone and own > self._limits.seconds else ""
 
     def met_memory_limit(self) -> str:
         """In words, that the kernel ended something of the run at its limit; empty where it did not."""
