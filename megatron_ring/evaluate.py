@@ -14,6 +14,7 @@ from megatron_ring.config.checks import require
 from megatron_ring.config.cli import parse
 from megatron_ring.config.evaluate import EvaluateConfig
 from megatron_ring.errors import run_main
+from megatron_ring.parallel import prepare
 
 if TYPE_CHECKING:
     from megatron_ring.config.model import ModelConfig
@@ -28,6 +29,7 @@ def main(config: EvaluateConfig) -> None:
         from megatron_ring.planning.stages import plan_evaluate
 
         return plan_evaluate(config)
+    prepare()
     from megatron_ring.data.writing import write_atomically
     from megatron_ring.rollout.evaluation import summarize
     from megatron_ring.rollout.lines import write_lines

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from megatron_ring.config.cli import parse
 from megatron_ring.config.sft import SFTConfig
 from megatron_ring.errors import run_main
+from megatron_ring.parallel import prepare
 
 if TYPE_CHECKING:  # rooms that import torch load when a run starts, so that --help answers at once
     from megatron_ring.data.sft_data import SFTDataset
@@ -27,6 +28,7 @@ def main(config: SFTConfig) -> None:
         from megatron_ring.planning.stages import plan_sft
 
         return plan_sft(config)
+    prepare()
     from megatron_ring.data.sft_data import load_datasets
     from megatron_ring.run.stage import open_model, open_run, resolve
 

@@ -28,6 +28,7 @@ from megatron_ring.config.cli import parse
 from megatron_ring.config.parallel import ParallelConfig
 from megatron_ring.config.presets import RING_TINY
 from megatron_ring.errors import run_main
+from megatron_ring.parallel import prepare
 
 if TYPE_CHECKING:
     from megatron_ring.parallel.context import ParallelContext
@@ -67,6 +68,7 @@ class BenchRollouts:
 
 
 def main(config: BenchRollouts) -> None:
+    prepare()
     import torch
 
     from megatron_ring.parallel import context

@@ -30,6 +30,7 @@ from megatron_ring.config.parallel import ParallelConfig
 from megatron_ring.config.presets import get_preset
 from megatron_ring.config.sampling import SamplingConfig
 from megatron_ring.errors import run_main
+from megatron_ring.parallel import prepare
 
 if TYPE_CHECKING:  # `tools` may be a package of someone else's; a script's own folder is on the path
     from megatron_ring.sampler.requests import GenerationRequest
@@ -98,6 +99,7 @@ class BenchSampler:
 
 
 def main(config: BenchSampler) -> None:
+    prepare()
     import torch
 
     from megatron_ring.model.exact import check_exact

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from megatron_ring.config.checks import require
-from megatron_ring.config.metadata import UNLIMITED
+from megatron_ring.config.metadata import MAY_CHANGE, UNLIMITED
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class OptimizerConfig:
     """Global gradient-norm limit (L2; inf: none)."""
     moments: Literal["fp32", "bf16"] = "fp32"
     """Adam's moments; bf16 (CUDA) halves their memory and traffic, at 8 bits of precision. Master weights are fp32."""
-    apex: Literal["off", "gradients", "adam", "both"] = "off"
+    apex: Literal["off", "gradients", "adam", "both"] = field(default="off", metadata=MAY_CHANGE)
     """NVIDIA Apex in place of our kernels (CUDA): linear layers' gradients added straight to fp32 buffers, Adam, or both."""
 
     def __post_init__(self) -> None:
@@ -45,8 +45,8 @@ class OptimizerConfig:
             require(0 <= getattr(self, name) < 1, f"--optimizer.{name} is {getattr(self, name)}, outside 0..1 (1 excluded)")
         require(0 < self.eps < math.inf, f"--optimizer.eps is {self.eps}, it must be a positive number")
         require(self.clip_grad > 0, f"--optimizer.clip-grad is {self.clip_grad}, it must be positive")
-        said = f"--optimizer.apex {self.apex}: its Adam keeps fp32 moments, leave --optimizer.moments at fp32"
-        require(self.moments == "fp32" or self.apex in ("off", "gradients"), said)
+        message = f"--optimizer.apex {self.apex}: its Adam keeps fp32 moments, leave --optimizer.moments at fp32"
+        require(self.moments == "fp32" or self.apex in ("off", "gradients"), message)
         require(self.weight_decay >= 0, f"--optimizer.weight-decay is {self.weight_decay}, below 0")
 
     def lr_at(self, step: int, total_steps: int) -> float:

@@ -83,12 +83,12 @@ class Collector:
         groups = pool.take_whole()
         scored = [item for group in groups for item in group.finished]
         rounds = generated = new_prompts = 0
-        while rounds == 0 or (lacks := missing(config, scored, budget)):
+        while rounds == 0 or (shortage := missing(config, scored, budget)):
             new_prompts += config.prompts_per_step - len(pool)
             if new_prompts > config.budget.max_rounds * config.prompts_per_step:
                 raise UserError(
                     f"step {step + 1}: {rounds} round(s) of {config.prompts_per_step} prompts x "
-                    f"{config.samples_per_prompt} samples gave {lacks}"
+                    f"{config.samples_per_prompt} samples gave {shortage}"
                 )
             with self.phases("sample"):
                 pool.add(self.open(self.stream.take(config.prompts_per_step - len(pool), step)))
@@ -128,7 +128,7 @@ class Collector:
         `continued`: responses that this step took up."""
         if self.config.budget.max_cuts is None:
             return {}
-        dropped, dropped_tokens = self.pool.age(self.config.budget.max_cuts)
+        dropped, dropped_tokens = self.pool.count_cut(self.config.budget.max_cuts)
         lengths = [item.length for item in self.pool.open if item.length]
         return {"continued": continued, "dropped": dropped, "dropped_tokens": dropped_tokens, "responses": len(lengths),
                 "tokens": sum(lengths), "waiting": len(self.pool.finished)}  # fmt: skip

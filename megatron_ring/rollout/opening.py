@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from megatron_ring.algorithm.budget_schedule import BudgetSchedule
-from megatron_ring.checkpoint.saving import latest_checkpoint
+from megatron_ring.checkpoint.latest import latest_checkpoint
 from megatron_ring.config.checks import require
 from megatron_ring.config.rl import RLConfig
 from megatron_ring.data.fields import PROMPT_FIELDS, Fields

@@ -28,19 +28,19 @@ class RewardKL:
             UserError: a rollout is longer than `capacity`.
         """
         lengths = [len(rollout.prompt_tokens) + rollout.response_length for rollout in rollouts]
-        mine, completions = deal_rollouts(rollouts, lengths, self.capacity, 0, self.reference.trainer.context)
+        plan, completions = deal_rollouts(rollouts, lengths, self.capacity, 0, self.reference.trainer.context)
 
         def sequence(i: int) -> PolicySequence:
-            prompt, whole = rollouts[i].prompt_tokens, completions[i]
-            return PolicySequence(prompt, whole.tokens, whole.logprobs, 0.0, 1.0, whole.length)
+            prompt, completion = rollouts[i].prompt_tokens, completions[i]
+            return PolicySequence(prompt, completion.tokens, completion.logprobs, 0.0, 1.0, completion.length)
 
-        packs = [policy_batch([sequence(i) for i in plan], self.capacity, self.pad_id) for plan in mine]
+        packs = [policy_batch([sequence(i) for i in places], self.capacity, self.pad_id) for places in plan]
         computed: dict[int, float] = {}
-        for plan, batch in zip(mine, self.reference.annotate(packs), strict=True):
+        for places, batch in zip(plan, self.reference.annotate(packs), strict=True):
             if batch.ref_logprobs is not None:
                 kl = kl_estimate(batch.sampler_logprobs, batch.ref_logprobs, self.estimator)
                 sums = sequence_sums(kl.double(), batch.loss_mask, batch.cu_seqlens).tolist()
-                computed |= dict(zip(plan, sums, strict=False))
+                computed |= dict(zip(places, sums, strict=False))
         distances: dict[int, float] = {}
         for part in collectives.gather_over_data(computed):
             distances |= part

@@ -92,13 +92,13 @@ def missing(config: RLConfig, scored: Sequence[ScoredRollout], budget: int | Non
     if budget is not None:
         tokens = usable_tokens(config, scored, budget)
         mean = sum(response_lengths(scored)) / max(1, len(scored))
-        lacks = f"{tokens:,} tokens (mean response {mean:.1f}) of the budget {budget:,}: {_MORE_ROUNDS}; a lower"
-        return f"{lacks} --budget.tokens or a larger --prompts-per-step needs a new run" if tokens < budget else ""
+        shortage = f"{tokens:,} tokens (mean response {mean:.1f}) of the budget {budget:,}: {_MORE_ROUNDS}; a lower"
+        return f"{shortage} --budget.tokens or a larger --prompts-per-step needs a new run" if tokens < budget else ""
     groups = len({item.rollout.prompt_index for item in kept_responses(config, scored, budget)})
     if not config.objective.dynamic_sampling or groups >= config.prompts_per_step:
         return ""
-    lacks = f"{groups} groups whose rewards differ, of {config.prompts_per_step}"
-    return f"{lacks}: {_MORE_ROUNDS}; --objective.dynamic-sampling False needs a new run"
+    shortage = f"{groups} groups whose rewards differ, of {config.prompts_per_step}"
+    return f"{shortage}: {_MORE_ROUNDS}; --objective.dynamic-sampling False needs a new run"
 
 
 def equal_rewards_fraction(scored: Sequence[ScoredRollout]) -> float:

@@ -29,16 +29,16 @@ def stretched_schedules(config: RLConfig, schedule: BudgetSchedule, start: int, 
         return []
     budgeted = config.objective.has_budget
     for step in range(start, steps):
-        said = []
+        changes = []
         was, now = (schedule.tokens(step, total) for total in (before, steps))
         if budgeted and was != now:
-            said.append(f"Phi ({schedule.name}) is {now:,} where it was to be {was:,}")
+            changes.append(f"Phi ({schedule.name}) is {now:,} where it was to be {was:,}")
         rate, new_rate = (optimizer.lr_at(step, total) for total in (before, steps))
         if rate != new_rate:
-            said.append(f"the learning rate ({optimizer.schedule}) is {new_rate:.4g} where it was to be {rate:.4g}")
-        if said:
+            changes.append(f"the learning rate ({optimizer.schedule}) is {new_rate:.4g} where it was to be {rate:.4g}")
+        if changes:
             return [f"--steps was {before:,} and is {steps:,}, which schedules stretch to: in step {step + 1:,} "
-                    f"{' and '.join(said)}"]  # fmt: skip
+                    f"{' and '.join(changes)}"]  # fmt: skip
     return []
 
 

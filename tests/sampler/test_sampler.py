@@ -421,6 +421,9 @@ def test_nothing_outlives_the_weights(run_on) -> None:
 IN_A_FORWARD_PASS = """
 from megatron_ring.config.parallel import ParallelConfig
 from megatron_ring.errors import run_main
+from megatron_ring.parallel import prepare
+
+prepare()
 from tests.sampler import test_sampler as here
 from megatron_ring.sampler.sampler import Sampler
 

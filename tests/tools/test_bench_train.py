@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +12,7 @@ import pytest
 import torch
 
 from megatron_ring.config.presets import get_preset
+from tests.processes import run
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tools"))  # the tool's parts find each other as scripts do
@@ -23,9 +22,7 @@ from bench_train_work import draw_lengths, draw_tokens, training_flops  # noqa: 
 
 
 def bench(*flags: str) -> Any:
-    command = [sys.executable, str(ROOT / "tools" / "bench_train.py"), "--preset", "ring-tiny", *flags]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    done = run([sys.executable, ROOT / "tools" / "bench_train.py", "--preset", "ring-tiny", *flags])
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -33,12 +30,15 @@ def bench(*flags: str) -> Any:
 @pytest.mark.parametrize("optimizer", [pytest.param(False, marks=pytest.mark.slow), True], ids=["gradients", "steps"])
 def test_contenders_side_by_side(optimizer: bool) -> None:
     flags = ["--sequence-length", "64", "--sequences", "4", "--compare", "mcore-stock", "transformers", "te"]
-    flags += ["--repeats", "2", "--steps", "2", "--warmup", "1", *(["--optimizer", "--profile"] if optimizer else [])]
+    flags += ["apex", "--repeats", "2", "--steps", "2", "--warmup", "1"]
+    flags += ["--optimizer", "--profile"] if optimizer else []
     out = bench(*flags)
     assert out["tokens_per_rank"] == 256 and out["ceilings"]["gemm_tflops"] > 0
-    assert list(out["contenders"]) == ["ring", "mcore-stock", "transformers", "te"]
+    assert list(out["contenders"]) == ["ring", "mcore-stock", "transformers", "te", "apex"]
     if not torch.cuda.is_available():
         assert "Error" in out["contenders"].pop("te")["error"]
+        why = "--optimizer.apex: NVIDIA Apex is not installed" if optimizer else "--compare apex: give --optimizer"
+        assert out["contenders"].pop("apex")["error"].startswith(f"UserError: {why}")
     for result in out["contenders"].values():
         assert result["loss"] == pytest.approx(6.3, abs=0.4)  # near log(512): random weights, random targets
         assert result["tokens_per_second"] == pytest.approx(256_000 / result["step_ms"])
