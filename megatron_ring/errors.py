@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -43,15 +44,25 @@ def _leave_process_group() -> None:
 
 def _first_of_this_launch() -> bool:
     """Whether no other process of the same launcher, on this machine, has asked before. A file that can be made only once
-    decides: the processes may know nothing of each other yet."""
-    launch = f"ring-error-{os.getuid()}-{os.getppid()}-{os.environ.get('MASTER_PORT', '')}"
+    decides: the processes may know nothing of each other yet. It goes away with the launcher."""
+    launcher = os.getppid()
+    name = f"ring-error-{os.getuid()}-{launcher}-{os.environ.get('MASTER_PORT', '')}"
     try:
-        os.close(os.open(Path(tempfile.gettempdir()) / launch, os.O_CREAT | os.O_EXCL, 0o600))
+        path = Path(tempfile.gettempdir()) / name
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL, 0o600))
+        _remove_with(launcher, path)
     except FileExistsError:
         return False
     except OSError:  # no place to write to: better twice than not at all
         return True
     return True
+
+
+def _remove_with(launcher: int, path: Path) -> None:
+    """Leave a process behind that removes `path` as soon as the launcher has ended, whatever ended it."""
+    program = 'while kill -0 "$0" 2>/dev/null; do sleep 0.1; done; rm -f "$1"'
+    streams = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+    subprocess.Popen(["/bin/sh", "-c", program, str(launcher), str(path)], start_new_session=True, **streams)
 
 
 def _say_once(message: str) -> None:
@@ -61,6 +72,15 @@ def _say_once(message: str) -> None:
     if rank is not None and not _first_of_this_launch():
         time.sleep(SECONDS_OF_SILENCE)
     print(f"error: {message}" + (f" (rank {rank})" if rank not in (None, "0") else ""), file=sys.stderr, flush=True)
+
+
+def _mend(error: OSError) -> str | None:
+    """What a user can do about the machine's files, in one line; None where that is not the trouble."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{error.filename or 'disk'}: {error.strerror}; free some space, then continue with the same command"
+    if error.errno == errno.ENOENT and str(error.strerror).startswith("No usable temporary directory"):
+        return "no temporary folder can be written to: set TMPDIR to one that can"
+    return None
 
 
 def run_main(main: Callable[[], None]) -> None:
@@ -77,9 +97,10 @@ def run_main(main: Callable[[], None]) -> None:
         _say_once(" ".join(str(error).split()))
         raise SystemExit(STOPPED_BY_ALARM) from None
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        message = _mend(error)
+        if message is None:
             raise
-        _say_once(f"{error.filename or 'disk'}: {error.strerror}; free some space, then continue with the same command")
+        _say_once(message)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)

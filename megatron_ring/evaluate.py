@@ -14,6 +14,7 @@ from megatron_ring.config.checks import require
 from megatron_ring.config.cli import parse
 from megatron_ring.config.evaluate import EvaluateConfig
 from megatron_ring.errors import run_main
+from megatron_ring.parallel import prepare
 
 if TYPE_CHECKING:
     from megatron_ring.config.model import ModelConfig
@@ -28,6 +29,7 @@ def main(config: EvaluateConfig) -> None:
         from megatron_ring.planning.stages import plan_evaluate
 
         return plan_evaluate(config)
+    prepare()
     from megatron_ring.data.writing import write_atomically
     from megatron_ring.rollout.evaluation import summarize
     from megatron_ring.rollout.lines import write_lines
@@ -61,15 +63,20 @@ def main(config: EvaluateConfig) -> None:
 
 def read_problems(config: EvaluateConfig, shape: ModelConfig, tokenizer: RingTokenizer) -> list[PromptRecord]:
     """The prompts; `UserError` for one without a verifier or room for a response, and where no result can be written."""
-    from megatron_ring.data.files import read_prompts
-    from megatron_ring.data.prompts import too_long
+    from megatron_ring.data.fields import PROMPT_FIELDS, Fields
+    from megatron_ring.data.files import read_prompt_file
+    from megatron_ring.data.prompts import check_texts, too_long
     from megatron_ring.data.schedule import PromptSource
     from megatron_ring.data.writing import check_target
     from megatron_ring.parallel import collectives
     from megatron_ring.rollout.scoring import check_prompts
 
-    records = read_prompts(config.prompts)
+    file = read_prompt_file(config.prompts, Fields.of(config, PROMPT_FIELDS, "--fields"), "--fields")
+    records = file.records
+    if file.note and collectives.is_main():
+        print(f"evaluate: {file.note}", flush=True)
     check_prompts([PromptSource("evaluation", config.prompts, tuple(records))], config.rewards)
+    check_texts(records, tokenizer, config.instruction)
     new = config.sampling.max_new_tokens
     problem = too_long(records, tokenizer, config.instruction, shape.max_positions - new)
     room = f"--sampling.max-new-tokens {new:,} leave room for {max(0, shape.max_positions - new):,}"
@@ -93,7 +100,7 @@ def sample_and_score(
     share = len(prompts[context.data_rank :: context.data_size]) * config.samples_per_problem
     sampler = Sampler(stage.model, context, config.sampling, tokenizer.eos_id, tokenizer.decode)
     with (
-        open_scorer(config.rewards, {record.domain for record in records}, tokenizer, context) as scorer,
+        open_scorer(config.rewards, {record.domain for record in records}, tokenizer, context, sampler) as scorer,
         Progress("evaluate", share, 0, context.is_main, unit="response") as progress,
     ):
         return evaluate_prompts(

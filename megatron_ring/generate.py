@@ -19,6 +19,7 @@ from megatron_ring.config.checks import require
 from megatron_ring.config.cli import parse
 from megatron_ring.config.generate import GenerateConfig
 from megatron_ring.errors import RequestError, UserError, run_main
+from megatron_ring.parallel import prepare
 
 if TYPE_CHECKING:
     from megatron_ring.data.records import PromptRecord
@@ -31,6 +32,7 @@ Asked = list[tuple["PromptRecord", int, "GenerationRequest"]]
 
 
 def main(config: GenerateConfig) -> None:
+    prepare()
     from megatron_ring.data.files import read_questions
     from megatron_ring.data.writing import append, check_target, write_atomically
     from megatron_ring.parallel import collectives

@@ -9,66 +9,123 @@ stopped it (torchrun turns either into 1 of its own).
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 from megatron_ring.config.cli import parse
 from megatron_ring.config.rl import RLConfig
 from megatron_ring.errors import StoppedByAlarm, run_main
+from megatron_ring.parallel import prepare
+
+if TYPE_CHECKING:  # rooms that import torch load when a run starts, so that --help answers at once
+    from megatron_ring.rollout.scoring import RolloutScorer
+    from megatron_ring.rollout.state import RLState, StepOutcome
 
 
 def main(config: RLConfig) -> None:
+    """All steps of a run, or those that are left."""
     if config.dry_run:
         from megatron_ring.planning.stages import plan_rl
 
         return plan_rl(config)
+    prepare()
     from megatron_ring.checkpoint.saving import CheckpointSaver
-    from megatron_ring.rollout.rl_run import RLRun
+    from megatron_ring.rollout.opening import announce, open_rl
+    from megatron_ring.rollout.saved_state import restore, roll_back, save
     from megatron_ring.rollout.scoring import open_scorer
     from megatron_ring.run.progress import Progress
     from megatron_ring.run.stage import latest_of
 
-    run = RLRun(config)
-    config = run.config
-    start = run.restore()
-    context, directory = run.context, run.directory
-    if context.is_main:
-        phi = run.budget(start)
-        said = f"Phi = {phi:,} tokens ({config.budget.scope}, {config.budget.schedule})" if phi else "no token budget"
-        print(f"rl: {config.prompts_per_step} prompts x {config.samples_per_prompt} samples, {config.objective.name}, "
-              + said + (f", continuing after step {start}" if start else ""), flush=True)  # fmt: skip
-        for remark in run.remarks(start):
-            print(f"rl: {remark}", flush=True)
-
+    run = open_rl(config)
+    start = restore(run)
+    announce(run, start)
+    config, context, directory = run.config, run.stage.context, run.directory
     with (
-        open_scorer(config.rewards, run.domains, run.tokenizer, context) as scorer,
+        open_scorer(config.rewards, run.domains, run.tokenizer, context, run.sampler) as scorer,
         CheckpointSaver(directory.checkpoints, context, config.keep_last, config.async_save) as saver,
         Progress("rl", config.steps, start, context.is_main) as progress,
     ):
         run.phases.finish()  # what came before belongs to no step
         step = start
         while step < config.steps:
-            outcome = run.step(step, scorer)
+            outcome = reinforce(run, scorer, step)
             if outcome.alarms:
                 saver.wait()  # all ranks see the same last checkpoint
             last = latest_of(directory) if outcome.alarms else None
             verdict = run.watch.judge(outcome.alarms, last, outcome.can_go_on)
             if verdict == "rollback":
-                step = run.roll_back(outcome.alarms)
+                step = roll_back(run, outcome.alarms)
                 continue
             step += 1
             saves = verdict == "go on" and (step % config.save_every == 0 or step == config.steps)
             if saves:
                 outcome.metrics["checkpoint"] = f"step_{step}"
-            run.write_rollouts(step, outcome)
-            metrics = run.timed(outcome)
-            directory.log(metrics)  # before the save: a run continued from this checkpoint finds its own line
+            metrics = run.record(outcome, step)  # before the save: a run continued from this checkpoint finds its own line
             if verdict == "stop":
                 directory.close()
                 raise StoppedByAlarm(run.watch.last_words(outcome.alarms, last))
             if saves:
-                run.save(saver, step)
+                save(run, saver, step)
             saver.check()
             progress.update(step, f"reward {metrics['reward/mean']:.3f} entropy {metrics.get('entropy', math.nan):.3f}")
     directory.close()
+
+
+def reinforce(run: RLState, scorer: RolloutScorer, step: int) -> StepOutcome:
+    """One update, the 0-based `step`."""
+    from megatron_ring.algorithm.budget import select_budget
+    from megatron_ring.rollout import metrics as figures
+    from megatron_ring.rollout.packing import pack_step
+    from megatron_ring.rollout.select import (
+        Selection,
+        budget_order,
+        kept_responses,
+        response_advantages,
+        response_lengths,
+    )
+    from megatron_ring.rollout.state import StepOutcome
+
+    config, policy, phases, context = run.config, run.policy, run.phases, run.stage.context
+    budget, lr, guard = run.budget(step), config.optimizer.lr_at(step, config.steps), run.watch.guard(step + 1)
+
+    with guard("sampling"), run.offload.away():
+        collected = run.collector.collect(step, scorer, budget)  # samples rounds, and scores while it samples
+        with phases("select"):
+            kept = kept_responses(config, collected.scored, budget)
+            distances = policy.reward_distances(kept)
+            advantages = response_advantages(config.objective, kept, distances)
+            order = budget_order(config, step, kept, advantages)
+            trained = select_budget(response_lengths(kept), budget, order).trained
+            selection = Selection(kept, advantages, trained, distances)
+    if guard.alarms:
+        return StepOutcome({"step": step + 1}, guard.alarms, guard.can_go_on)
+    with phases("pack"):
+        batches = pack_step(selection, config, policy.loss.objective, run.stage.model, context, run.tokenizer.pad_id)
+    with phases("first_pass"):
+        batches = policy.annotate(batches)
+    update = {}
+    with phases("train"):
+        with guard("grad_norm"):
+            result = run.trainer.train_step(batches, policy.loss, lr)
+            update = figures.update_metrics(result, budget, selection.kl)
+        update |= policy.loss.take_ratios(context.device)
+        run.sampler.weights_changed()
+        run.learn(collected)
+        policy.finish(step + 1)
+    if run.held_out.due(step + 1) and not guard.alarms:
+        with guard("evaluation"), run.offload.away(), phases("evaluation"):
+            update |= run.held_out.measure(run.sampler, scorer)
+    micro_batches = len(batches) * context.data_size
+    metrics = {
+        "step": step + 1,
+        **figures.sampling_metrics(collected, selection, by_domain=run.several_domains),
+        "tokens/packed_fraction": figures.packed_fraction(selection, micro_batches, config.data.micro_batch_tokens),
+        **update,
+        **run.stream.figures(step),
+        "solve_rate": run.schedule.solve_rate,
+        "lr": lr,
+        "throughput/tokens_per_second": collected.generated_tokens,
+    }
+    return StepOutcome(metrics, guard.judge(metrics), guard.can_go_on, collected, selection)
 
 
 def cli() -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from megatron_ring.config.cli import parse
 from megatron_ring.config.sft import SFTConfig
 from megatron_ring.errors import run_main
+from megatron_ring.parallel import prepare
 
 if TYPE_CHECKING:  # rooms that import torch load when a run starts, so that --help answers at once
     from megatron_ring.data.sft_data import SFTDataset
@@ -27,11 +28,12 @@ def main(config: SFTConfig) -> None:
         from megatron_ring.planning.stages import plan_sft
 
         return plan_sft(config)
+    prepare()
     from megatron_ring.data.sft_data import load_datasets
     from megatron_ring.run.stage import open_model, open_run, resolve
 
     config, shape, tokenizer = resolve(config)
-    data, validation = load_datasets(config.data, tokenizer, config.seed)
+    data, validation = load_datasets(config.data, tokenizer, config.seed, shape.max_positions)
     run = open_run(config)
     stage = open_model(config, shape, config.init_from)
     train(config, stage, run, data, validation)
@@ -84,7 +86,10 @@ def train(config: SFTConfig, stage: Stage, run: RunDirectory, data: SFTDataset, 
 
 def describe(data: SFTDataset, start: int) -> None:
     """Tell the user what will be trained."""
+    if data.note:
+        print(f"sft: {data.note}", flush=True)
     dropped = f", {data.dropped} too long and left out" if data.dropped else ""
+    dropped += f", {data.dropped_controls} with control tokens left out" if data.dropped_controls else ""
     resumed = f", continuing after step {start}" if start else ""
     tokens = f"{data.tokens:,} tokens ({data.loss_tokens:,} trained)"
     print(

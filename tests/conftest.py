@@ -11,6 +11,7 @@ import hypothesis
 import pytest
 import torch
 
+from megatron_ring.parallel import prepare
 from tests.distributed import Workers
 from tests.processes import default_signals
 
@@ -18,6 +19,8 @@ from tests.processes import default_signals
 # kernels call them on CPU tensors.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+
+prepare()  # before test modules import the rooms that build on megatron-core
 
 # The same commit gives the same verdict; `--hypothesis-profile=search` draws new cases at every run.
 hypothesis.settings.register_profile("repeatable", derandomize=True)

@@ -4,6 +4,7 @@ after another."""
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import sys
 import tempfile
@@ -26,9 +27,12 @@ def serve() -> None:
     import torch
 
     torch.set_num_threads(1)
-    from megatron_ring.parallel import context
+    from megatron_ring.parallel import context, prepare
+
+    prepare()
 
     connection = Client(sys.argv[1])
+    multiprocessing.current_process().authkey = connection.recv_bytes()  # tensors are passed on by it
     while True:
         try:
             port, function, arguments = connection.recv()
@@ -56,7 +60,9 @@ class Workers:
                 given = environment(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1")
                 with Listener(address) as listener:
                     self._processes.append(start([sys.executable, "-c", _PROGRAM, address], env=given))
-                    self._connections.append(listener.accept())
+                    connection = listener.accept()
+                connection.send_bytes(bytes(multiprocessing.current_process().authkey))
+                self._connections.append(connection)
 
     def __call__(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
         """`function(*arguments)` in every process; the results by rank. Raises with the first failing rank's trace."""

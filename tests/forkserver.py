@@ -47,15 +47,16 @@ def free_ports() -> Iterator[int]:
     """Ports that nobody listens on now; other processes begin elsewhere."""
     for number in itertools.count(os.getpid() * 97):
         port = PORTS[number % len(PORTS)]
-        with socket.socket() as found, contextlib.suppress(OSError):
-            found.bind(("127.0.0.1", port))
+        with socket.socket() as found:
+            taken = found.connect_ex(("127.0.0.1", port)) == 0
+        if not taken:
             yield port
 
 
 def preload() -> None:
     """Import the package's rooms and the libraries below them. The mains at its top level stay out: they run as
     `__main__`."""
-    importlib.import_module(f"{PACKAGE}.parallel")
+    importlib.import_module(f"{PACKAGE}.parallel").prepare()
     package = importlib.import_module(PACKAGE)
     names = [info.name for info in pkgutil.walk_packages(package.__path__, f"{PACKAGE}.") if info.name.count(".") > 1]
     for name in [*LIBRARIES, *names]:

@@ -28,7 +28,7 @@ CLOSED = {
     "analysis": {"errors"},
     "benchmarks": {"errors", "rewards"},
     "toy": {"errors"},
-    "config": {"errors"},
+    "config": {"algorithm", "errors"},  # what objectives declare of themselves, which loads no torch
 }
 # Room → outside modules that it may not import at all.
 FORBIDDEN = {
@@ -41,11 +41,11 @@ FORBIDDEN = {
     **dict.fromkeys(LIGHT, HEAVY),
 }
 LEVELS = {
-    **dict.fromkeys(LIGHT, 0),
+    **dict.fromkeys((*LIGHT, "algorithm"), 0),
     "parallel": 1,
     "model": 2,
     "checkpoint": 3,
-    **dict.fromkeys(("training", "sampler", "rewards", "algorithm", "data", "toy", "analysis", "planning"), 4),
+    **dict.fromkeys(("training", "sampler", "rewards", "data", "toy", "analysis", "planning"), 4),
     **dict.fromkeys(("run", "rollout", "reward_models", "benchmarks", "curation"), 5),
 }
 MAIN_LEVEL = 6

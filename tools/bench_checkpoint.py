@@ -28,6 +28,7 @@ from megatron_ring.config.parallel import ParallelConfig
 from megatron_ring.config.presets import get_preset
 from megatron_ring.config.stage import TrainedModelOptions
 from megatron_ring.errors import run_main
+from megatron_ring.parallel import prepare
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +63,7 @@ def seconds(work: Callable[[], Any]) -> float:
 
 
 def main(config: Bench) -> None:
+    prepare()
     import torch
 
     from megatron_ring.checkpoint.loading import load_checkpoint

@@ -23,6 +23,7 @@ from megatron_ring.config.cli import parse
 from megatron_ring.config.model import ModelConfig
 from megatron_ring.config.presets import get_preset
 from megatron_ring.errors import run_main
+from megatron_ring.parallel import prepare
 
 Work = Callable[[Any], Any]  # with one of the weights
 CACHE = 200 << 20  # bytes of weights that calls go through in turn, so that none is found in the GPU's cache
@@ -59,6 +60,7 @@ class BenchExact:
 
 
 def main(config: BenchExact) -> None:
+    prepare()
     import torch
 
     from megatron_ring.parallel.device import has_cuda

@@ -17,6 +17,7 @@ from megatron_ring.config.cli import parse
 from megatron_ring.config.parallel import ParallelConfig
 from megatron_ring.config.presets import get_preset
 from megatron_ring.errors import run_main
+from megatron_ring.parallel import prepare
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,7 @@ class BenchHead:
 
 
 def main(config: BenchHead) -> None:
+    prepare()
     import torch
 
     from megatron_ring.model.ring_model import build_model

@@ -28,6 +28,7 @@ from megatron_ring.config.cli import parse
 from megatron_ring.config.parallel import ParallelConfig
 from megatron_ring.config.presets import RING_TINY
 from megatron_ring.errors import run_main
+from megatron_ring.parallel import prepare
 
 if TYPE_CHECKING:
     from megatron_ring.parallel.context import ParallelContext
@@ -67,6 +68,7 @@ class BenchRollouts:
 
 
 def main(config: BenchRollouts) -> None:
+    prepare()
     import torch
 
     from megatron_ring.parallel import context
@@ -89,6 +91,7 @@ def measure(config: BenchRollouts, here: ParallelContext) -> dict[str, Any]:
     from megatron_ring.parallel import collectives
     from megatron_ring.parallel.host_bytes import exchange_over_data
     from megatron_ring.rollout.sharding import deal_rollouts
+    from megatron_ring.sampler.columns import TOKEN_BYTES
 
     total = config.responses * config.tokens
     made_up(replace(config, responses=here.data_size, samples=1), here)  # what the first use of torch takes is not theirs
@@ -107,7 +110,7 @@ def measure(config: BenchRollouts, here: ParallelContext) -> dict[str, Any]:
     dealt = timed(config, deal)
     taken = [i for i, completion in enumerate(completions) if completion.tokens]
     came = sum(rollouts[i].holder != here.data_rank for i in taken) * config.tokens
-    width = 16 + config.routes
+    width = TOKEN_BYTES + config.routes
     size = came * width // max(1, here.data_size - 1)  # as much from each of the others
     sizes = [0 if rank == here.data_rank else size for rank in range(here.data_size)]
     data = bytearray(sum(sizes))
@@ -148,7 +151,8 @@ def made_up(config: BenchRollouts, here: ParallelContext) -> list[Rollout]:
     import torch
 
     from megatron_ring.rollout.records import Rollout
-    from megatron_ring.sampler.completion import Completion, number_array, token_array
+    from megatron_ring.sampler.columns import DRAWN
+    from megatron_ring.sampler.completion import Completion
 
     made, facts = [], Completion(versions=[[0, config.tokens]], finish_reason="stop")
     for place in range(config.responses):
@@ -157,10 +161,11 @@ def made_up(config: BenchRollouts, here: ParallelContext) -> list[Rollout]:
         if sample == 0:
             prompt_tokens = [prompt % 1000 + i for i in range(config.prompt_tokens)]
         if holder == here.data_rank:
-            ids = token_array(torch.randint(150_000, (config.tokens,)).tolist())
-            numbers = [number_array(row) for row in torch.rand(3, config.tokens).log().tolist()]
+            columns: dict[str, Any] = {
+                column.name: column.new(torch.randint(150_000, (config.tokens,)).tolist()) for column in DRAWN
+            }
             routes = torch.randint(64, (config.tokens * config.routes,), dtype=torch.uint8).numpy().tobytes()
-            completion = Completion(ids, *numbers, [[0, config.tokens]], "stop", routes)  # type: ignore[call-arg, arg-type]
+            completion = replace(facts, **columns, routes=routes)
         made.append(Rollout(prompt, sample, str(prompt), "math", prompt_tokens, place, completion, holder))
     return made
 

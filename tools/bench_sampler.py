@@ -4,6 +4,7 @@ allow, both measured in the same run. Prints one JSON object.
 
     python tools/bench_sampler.py --preset ring-lite --prompts 128 --samples 1 --prompt-tokens 512 --new-tokens 128
     python tools/bench_sampler.py --preset ring-lite --prompts 64 --samples 16 --new-tokens 8192 --lengths long-tail
+    python tools/bench_sampler.py --preset ring-lite --prompts 128 --samples 1 --prompt-tokens 512 --mixed-settings
 
 The floor counts what every step must read (weights once, the embedding aside, and the keys and values of its sequences) and
 what prefill must multiply; a better sampler could not be faster on this machine.
@@ -29,15 +30,18 @@ from megatron_ring.config.parallel import ParallelConfig
 from megatron_ring.config.presets import get_preset
 from megatron_ring.config.sampling import SamplingConfig
 from megatron_ring.errors import run_main
+from megatron_ring.parallel import prepare
 
 if TYPE_CHECKING:  # `tools` may be a package of someone else's; a script's own folder is on the path
     from megatron_ring.sampler.requests import GenerationRequest
     from megatron_ring.sampler.sampler import Sampler
-    from megatron_ring.sampler.scheduler import Step
+    from megatron_ring.sampler.step import Step, StepShape
     from tools.bench_sampler_figure import Turn, draw
+    from tools.bench_sampler_mix import decode, mixed
     from tools.sampler_flags import check_figure, check_lengths, check_sampling, named_as_here
 else:
     from bench_sampler_figure import Turn, draw
+    from bench_sampler_mix import decode, mixed
     from sampler_flags import check_figure, check_lengths, check_sampling, named_as_here
 
 
@@ -65,6 +69,9 @@ class BenchSampler:
     """A run before them that does not count; off: the first timed one compiles kernels and captures graphs."""
     exact: bool = False
     """Kernels that give a token the same bits whatever its batch (CUDA, bf16)."""
+    mixed_settings: bool = False
+    """Also time the same prompts and lengths where every request has other settings: temperature, top-k, top-p, min-p,
+    stops, seed, wanted log-probabilities."""
     compare: Literal["none", "transformers"] = "none"
     """Also time transformers' `generate` and `generate_batch` on the same shape (one process, equal lengths), after our
     weights are freed."""
@@ -92,6 +99,7 @@ class BenchSampler:
 
 
 def main(config: BenchSampler) -> None:
+    prepare()
     import torch
 
     from megatron_ring.model.exact import check_exact
@@ -124,11 +132,17 @@ def main(config: BenchSampler) -> None:
         "lengths": config.lengths, "exact": config.exact,
         "read_gb_per_second": rates["read_gb_per_second"], "gemm_tflops": rates["gemm_tflops"],
     }  # fmt: skip
-    out["ring"], turns = measure(config, Sampler(model, here, config.sampling, eos_id=-1), requests, rates)
+    sampler = Sampler(model, here, config.sampling, -1, decode)
+    watch = Watch(sampler, rates)
+    out["ring"], turns = measure(config, sampler, requests, watch)
     if has_cuda():
         out["ring"]["peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+    if config.mixed_settings:
+        out["mixed"], _ = measure(config, sampler, mixed(requests, shape.vocab_size), watch)
+        for name in ("decode_tokens_per_second", "tokens_per_second"):
+            out[f"mixed_{name}_over_uniform"] = out["mixed"][name] / out["ring"][name]
     if config.compare == "transformers":
-        del model
+        del model, sampler, watch
         gc.collect()  # the sampler and what watched it hold each other
         batch = config.prompts * config.samples
         out["transformers"] = transformers_rates(shape, batch, config.prompt_tokens, config.new_tokens)
@@ -152,7 +166,8 @@ class Watch:
         self.others = sum(sizes.values()) - self.experts
         heads, itemsize = shape.num_key_value_heads // tensor, next(self.model.parameters()).itemsize
         self.token_bytes = 2 * len(self.model.local_layers) * heads * shape.head_dim * itemsize
-        self.run, sampler._forward = sampler._forward, self.step  # type: ignore[method-assign]
+        runner = sampler.runner
+        self.run, runner.forward = runner.forward, self.step  # type: ignore[method-assign]
         self.start()
 
     def start(self) -> None:
@@ -163,7 +178,7 @@ class Watch:
         self.turns: list[Turn] = []
         self.began = time.perf_counter()
 
-    def step(self, step: Step) -> Any:
+    def step(self, step: Step, shape: StepShape) -> Any:
         from megatron_ring.parallel.device import synchronize
 
         kind = "prefill" if step.chunks else "decode"
@@ -174,7 +189,7 @@ class Watch:
             self.floor[kind] += read / self.rates["read_gb_per_second"] / 1e9
         self.floor[kind] += sum(self.prefill_flops(c.start, c.count) for c in step.chunks) / self.rates["gemm_tflops"] / 1e12
         self.prefilled += sum(chunk.count for chunk in step.chunks)
-        sampled = self.run(step)
+        sampled = self.run(step, shape)
         if step.chunks:
             synchronize()
         end, tokens = time.perf_counter(), sum(len(drawn.tokens) for drawn in sampled)
@@ -204,12 +219,12 @@ class Watch:
 
 
 def measure(
-    config: BenchSampler, sampler: Sampler, requests: list[GenerationRequest], rates: dict[str, float]
+    config: BenchSampler, sampler: Sampler, requests: list[GenerationRequest], watch: Watch
 ) -> tuple[dict[str, Any], list[Turn]]:
     """Medians of the timed runs, and the steps of the last. A run ends on the host: it has every token."""
     from megatron_ring.parallel import collectives
 
-    watch, runs = Watch(sampler, rates), []
+    runs = []
     new = sum(request.max_new_tokens for request in requests)
     for _ in range(config.repeats + config.warm_up):
         late: list[float] = []  # when 90 % of the requests were done, and the least that had to take until then

@@ -23,6 +23,7 @@ from megatron_ring.config.cli import parse
 from megatron_ring.config.parallel import ParallelConfig
 from megatron_ring.config.presets import get_preset
 from megatron_ring.errors import run_main
+from megatron_ring.parallel import prepare
 
 if TYPE_CHECKING:
     import torch
@@ -54,6 +55,7 @@ class Bench:
 
 
 def main(config: Bench) -> None:
+    prepare()
     import torch
 
     if TYPE_CHECKING:

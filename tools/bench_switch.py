@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from megatron_ring import parallel
 from megatron_ring.config.checks import require
 from megatron_ring.config.cli import parse
 from megatron_ring.config.optimizer import OptimizerConfig, RouterLossConfig
@@ -134,6 +135,7 @@ def timed(work: Callable[[], object]) -> float:
 
 
 def main(config: BenchSwitch) -> None:
+    parallel.prepare()
     import torch
 
     from megatron_ring.parallel.device import free_memory, has_cuda

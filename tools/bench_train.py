@@ -34,6 +34,7 @@ from megatron_ring.config.model import ModelConfig
 from megatron_ring.config.parallel import ParallelConfig
 from megatron_ring.config.presets import get_preset
 from megatron_ring.errors import UserError, run_main
+from megatron_ring.parallel import prepare
 
 if TYPE_CHECKING:
     import torch
@@ -102,6 +103,7 @@ class Bench:
 
 
 def main(config: Bench) -> None:
+    prepare()
     if TYPE_CHECKING:
         from tools.bench_train_measure import add_rates, speedups
     else:

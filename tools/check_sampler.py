@@ -23,6 +23,7 @@ from megatron_ring.config.cli import parse
 from megatron_ring.config.sampling import SamplingConfig
 from megatron_ring.config.stage import ModelOptions
 from megatron_ring.errors import run_main
+from megatron_ring.parallel import prepare
 
 if TYPE_CHECKING:  # `tools` may be a package of someone else's; a script's own folder is on the path
     import torch
@@ -78,9 +79,10 @@ class CheckSampler(ModelOptions):
 
 
 def main(config: CheckSampler) -> None:
+    prepare()
     import torch
 
-    from megatron_ring.checkpoint.saving import checkpoint_folder
+    from megatron_ring.checkpoint.latest import checkpoint_folder
     from megatron_ring.run.stage import resolve_shape, set_first_weights, start_model
     from megatron_ring.sampler.trainer_mismatch import measure_mismatch
 

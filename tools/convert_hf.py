@@ -15,6 +15,7 @@ from pathlib import Path
 
 from megatron_ring.config.declarations import parameter_counts
 from megatron_ring.errors import UserError, run_main
+from megatron_ring.parallel import prepare
 
 DTYPES = ("keep", "fp32", "bf16")
 
@@ -44,10 +45,11 @@ def main() -> None:
     if args.dry_run and not source.exists():
         print(f"dry run of {args.command}: {source} -> {args.out}\nnot checked: {source}: not there")
         return
+    prepare()
     import torch
 
     from megatron_ring.checkpoint import convert
-    from megatron_ring.checkpoint.saving import checkpoint_folder
+    from megatron_ring.checkpoint.latest import checkpoint_folder
     from megatron_ring.data.tokenizer import RingTokenizer
     from megatron_ring.run.progress import Progress
 

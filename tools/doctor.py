@@ -121,7 +121,10 @@ def smoke_steps() -> Iterator[str]:
         importlib.import_module(name)
     yield "libraries"
     sys.path.insert(0, str(findings.ROOT))
-    import megatron_ring.parallel  # noqa: F401  # megatron-core, on the CPU platform where there is no CUDA
+    from megatron_ring.parallel import prepare
+
+    prepare()
+    import megatron.core  # noqa: F401
 
     yield "megatron-core"
     import torch

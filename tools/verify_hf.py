@@ -20,6 +20,7 @@ from megatron_ring.config.cli import parse
 from megatron_ring.config.parallel import ParallelConfig
 from megatron_ring.config.stage import ModelOptions
 from megatron_ring.errors import run_main
+from megatron_ring.parallel import prepare
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,7 @@ class VerifyConfig:
 
 
 def main(config: VerifyConfig) -> int:
+    prepare()
     from megatron_ring.checkpoint.parity import largest_differences
     from megatron_ring.checkpoint.safetensors_stream import read_header
     from megatron_ring.run.stage import open_model, resolve_shape

@@ -1,2 +1,2 @@
 """The algorithm: advantages, token budget, objectives, mismatch corrections. Pure functions on torch tensors; imports no
-other room."""
+other room. Objectives and corrections load without torch: config/ reads what they declare."""

@@ -23,7 +23,7 @@ class BudgetSelection:
     shortfall: int
 
 
-def select_budget(lengths: Sequence[int], budget: int, order: Sequence[int] | None = None) -> BudgetSelection:
+def select_budget(lengths: Sequence[int], budget: int | None, order: Sequence[int] | None = None) -> BudgetSelection:
     """Select exactly Phi = `budget` tokens, one response after another, the last one cut (C3PO, Ring-lite report).
 
     Takes the first N responses of the order with sum_{j<N} |y_j| < Phi <= sum_{j<=N} |y_j|, and of the N-th only the tokens
@@ -32,12 +32,14 @@ def select_budget(lengths: Sequence[int], budget: int, order: Sequence[int] | No
 
     Args:
         lengths: response tokens of each response.
-        budget: Phi in tokens, for the same set of responses (global or per rank is the caller's choice).
+        budget: Phi in tokens, for the same set of responses (global or per rank is the caller's choice); None: everything is
+            selected.
         order: the responses' indices, as a strategy of `budget_order` gives them; None: as they come, the report's way.
 
     Raises:
         ValueError: a budget below 1, a negative length, or an order that is not one of all responses.
     """
+    budget = max(1, sum(lengths)) if budget is None else budget
     if budget < 1:
         raise ValueError(f"the token budget is {budget}, must be at least 1")
     order = range(len(lengths)) if order is None else order

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor
-
-from megatron_ring.algorithm.policy import Objective, response_counts
+from megatron_ring.algorithm.objective import Objective
 
 
 class C3PO(Objective):
@@ -16,5 +13,9 @@ class C3PO(Objective):
     Psi is what `budget.select_budget` selects, and T = Phi where the step holds as many tokens.
     """
 
-    def token_weights(self, lengths: Sequence[int]) -> Tensor:
-        return torch.ones_like(response_counts(lengths))
+    name = "c3po"
+    summary = "mean over the token budget"
+    has_budget = True
+
+    def weights(self, lengths: Sequence[int]) -> list[float]:
+        return [1.0] * len(lengths)

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor
-
-from megatron_ring.algorithm.policy import Objective, response_counts
+from megatron_ring.algorithm.objective import Objective, ObjectiveDefaults
 
 
 class DAPO(Objective):
@@ -17,5 +14,9 @@ class DAPO(Objective):
     that `advantages.groups_that_differ` marks.
     """
 
-    def token_weights(self, lengths: Sequence[int]) -> Tensor:
-        return torch.ones_like(response_counts(lengths))
+    name = "dapo"
+    summary = "mean over tokens"
+    defaults = ObjectiveDefaults(clip_high=0.28, dynamic_sampling=True)
+
+    def weights(self, lengths: Sequence[int]) -> list[float]:
+        return [1.0] * len(lengths)

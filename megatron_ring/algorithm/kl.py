@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 KLEstimator = Literal["k1", "k2", "k3"]
 
@@ -28,4 +28,4 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, estimator: KLEstimator =
         return -difference
     if estimator == "k2":
         return difference.square() / 2
-    return torch.expm1(difference) - difference
+    return difference.expm1() - difference

@@ -1,21 +1,21 @@
-"""What all objectives share: the clipped surrogate, the KL and entropy terms, and their sum over one micro-batch.
+"""What all objectives share: the KL and entropy terms, the correction, and the sum of all terms over one micro-batch.
 
 Shapes: every tensor is one value per token, [T] (any shape will do as long as all agree). Losses are SUMS. The caller
 divides once by the global number of trained tokens, so any chunks, micro-batches and data-parallel ranks add up to the same
-number as one batch. What tells objectives apart is two things: the weight of each token and the probability ratio.
+number as one batch. What tells objectives apart is in `objective`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from megatron_ring.algorithm.kl import LOG_RATIO_LIMIT, KLEstimator, kl_estimate
+from megatron_ring.algorithm.kl import KLEstimator, kl_estimate
+from megatron_ring.algorithm.objective import Objective
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +32,8 @@ class PolicyTokens:
         weights: `Objective.token_weights` of each token's response; None: 1.
         sampler_logprobs: as the sampler recorded them, for the mismatch metrics; None: `old_logprobs` are these.
         ref_logprobs: log pi_ref, or None when there is no reference.
-        sequence_log_ratio: GSPO's detached log s of each token's response (`gspo.sequence_log_ratios`).
-        corrections: weight of each token's surrogate for the sampler/trainer mismatch (room's `mismatch`); None: 1.
+        sequence_log_ratio: GSPO's detached log s of each token's response (`sequences.sequence_log_ratios`).
+        corrections: weight of each token's surrogate for the sampler/trainer mismatch (`corrections`); None: 1.
     """
 
     logprobs: Tensor
@@ -93,93 +93,53 @@ class LossSettings:
             raise ValueError(f"clip is {self.clip_low} below and {self.clip_high} above, both must be above 0")
 
 
-class Objective(ABC):
-    """One policy objective, as a weight for each token and a probability ratio."""
+def policy_loss(
+    objective: Objective, tokens: PolicyTokens, settings: LossSettings
+) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
+    """The token sum of the loss for one micro-batch or a part of it.
 
-    sequence_level = False
-    """Whether it needs `PolicyTokens.sequence_log_ratio`."""
+        loss_sum = sum_{t in mask} w_t ( -c_t s_t + beta KL_t - alpha H_t )
 
-    @abstractmethod
-    def token_weights(self, lengths: Sequence[int]) -> Tensor:
-        """Weights [N], float64, of the tokens of each of a step's N responses over all ranks, by their trained tokens.
+    with s_t the objective's surrogate, as a rule min(r_t A, clip(r_t, 1 - low, 1 + high) A), and c_t the mismatch correction
+    (1 without one): it leaves the KL and entropy terms alone.
 
-        The objective's own mean is (1 / T) sum_i sum_t w_i l_it with T = sum_i |y_i|: the caller divides by T alone.
-        Raises `ValueError` for a length below 1.
-        """
+    Returns:
+        loss_sum, a scalar in fp32 (float64 for float64 inputs), and metrics: detached float64 scalars on its device,
+        sums over the masked tokens, to be added across micro-batches and ranks (`combine_metrics`): tokens;
+        policy_loss_sum (of the surrogate, weighted as in the loss); entropy_sum; kl_sum; clipped_tokens (where clipping
+        removes the gradient); corrected_away_tokens (c_t = 0); mismatch_logprob_abs_sum of |log pi_theta - sampler's|,
+        and its maximum, mismatch_logprob_abs_max.
 
-    def log_ratio(self, tokens: PolicyTokens) -> Tensor:
-        """log r of each token, [T]: log pi_theta - log pi_old."""
-        return tokens.logprobs - tokens.old_logprobs
-
-    def loss(self, tokens: PolicyTokens, settings: LossSettings) -> tuple[Tensor, dict[str, Tensor]]:
-        """The token sum of the loss for one micro-batch or a part of it.
-
-            loss_sum = sum_{t in mask} w_t ( -c_t min(r_t A, clip(r_t, 1 - low, 1 + high) A) + beta KL_t - alpha H_t )
-
-        with c_t the mismatch correction (1 without one): it leaves the KL and entropy terms alone.
-
-        Returns:
-            loss_sum, a scalar in fp32 (float64 for float64 inputs), and metrics: detached float64 scalars on its device,
-            sums over the masked tokens, to be added across micro-batches and ranks (`combine_metrics`): tokens;
-            policy_loss_sum (of the surrogate, weighted as in the loss); entropy_sum; kl_sum; clipped_tokens (where clipping
-            removes the gradient); corrected_away_tokens (c_t = 0); mismatch_logprob_abs_sum of |log pi_theta - sampler's|,
-            and its maximum, mismatch_logprob_abs_max.
-
-        Raises:
-            ValueError: kl_beta is set without ref_logprobs, or a sequence-level objective lacks sequence_log_ratio.
-        """
-        if settings.kl_beta != 0 and tokens.ref_logprobs is None:
-            raise ValueError(f"kl_beta is {settings.kl_beta} but there are no ref_logprobs")
-        mask, tokens = tokens.mask, tokens.masked()
-        weights = mask.to(tokens.logprobs.dtype) if tokens.weights is None else tokens.weights
-        corrections = torch.ones_like(weights) if tokens.corrections is None else tokens.corrections
-
-        log_ratio = self.log_ratio(tokens)
-        surrogate = clipped_surrogate(log_ratio, tokens.advantages, settings.clip_low, settings.clip_high)
-        policy_terms = -weights * corrections * surrogate
-        loss_sum = policy_terms.sum() - settings.alpha_entropy * (weights * tokens.entropy).sum()
-        kl = torch.zeros_like(tokens.logprobs)
-        if tokens.ref_logprobs is not None:
-            kl = kl_estimate(tokens.logprobs, tokens.ref_logprobs, settings.kl_estimator)
-            loss_sum = loss_sum + settings.kl_beta * (weights * kl).sum()
-
-        sampler = tokens.old_logprobs if tokens.sampler_logprobs is None else tokens.sampler_logprobs
-        mismatch = (tokens.logprobs - sampler).detach().abs()
-        clipped = clipped_tokens(log_ratio, tokens.advantages, settings.clip_low, settings.clip_high)
-        metrics = {
-            "tokens": _total(mask),
-            "policy_loss_sum": _total(policy_terms),
-            "entropy_sum": _total(tokens.entropy),
-            "kl_sum": _total(kl),
-            "clipped_tokens": _total(clipped),
-            "corrected_away_tokens": _total(mask & (corrections == 0)),
-            "mismatch_logprob_abs_sum": _total(mismatch),
-            "mismatch_logprob_abs_max": torch.cat([mismatch.flatten(), mismatch.new_zeros(1)]).max().double(),
-        }
-        return loss_sum, metrics
-
-
-def clipped_surrogate(log_ratio: Tensor, advantages: Tensor, low: float, high: float) -> Tensor:
-    """min(r A, clip(r, 1 - low, 1 + high) A) per token, r = exp(log_ratio) (PPO, arXiv 1707.06347, eq. 7).
-
-    With low = high it is PPO's; DAPO (arXiv 2503.14476) raises `high` alone. log_ratio is limited to +-LOG_RATIO_LIMIT.
+    Raises:
+        ValueError: kl_beta is set without ref_logprobs, or a sequence-level objective lacks sequence_log_ratio.
     """
-    ratio = log_ratio.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
-    return torch.minimum(ratio * advantages, ratio.clamp(1 - low, 1 + high) * advantages)
+    if settings.kl_beta != 0 and tokens.ref_logprobs is None:
+        raise ValueError(f"kl_beta is {settings.kl_beta} but there are no ref_logprobs")
+    mask, tokens = tokens.mask, tokens.masked()
+    weights = mask.to(tokens.logprobs.dtype) if tokens.weights is None else tokens.weights
+    corrections = torch.ones_like(weights) if tokens.corrections is None else tokens.corrections
 
+    log_ratio = objective.log_ratio(tokens)
+    policy_terms = -weights * corrections * objective.surrogate(log_ratio, tokens.advantages, settings)
+    loss_sum = policy_terms.sum() - settings.alpha_entropy * (weights * tokens.entropy).sum()
+    kl = torch.zeros_like(tokens.logprobs)
+    if tokens.ref_logprobs is not None:
+        kl = kl_estimate(tokens.logprobs, tokens.ref_logprobs, settings.kl_estimator)
+        loss_sum = loss_sum + settings.kl_beta * (weights * kl).sum()
 
-def clipped_tokens(log_ratio: Tensor, advantages: Tensor, low: float, high: float) -> Tensor:
-    """[T] bool: where clipping removes the surrogate's gradient (r > 1 + high and A > 0, or r < 1 - low and A < 0)."""
-    ratio = log_ratio.detach().exp()
-    return ((ratio > 1 + high) & (advantages > 0)) | ((ratio < 1 - low) & (advantages < 0))
-
-
-def response_counts(lengths: Sequence[int]) -> Tensor:
-    """Trained tokens of each response, float64 [N]. Raises `ValueError` for a length below 1."""
-    for index, length in enumerate(lengths):
-        if length < 1:
-            raise ValueError(f"response {index} has a length of {length} tokens, must be at least 1")
-    return torch.tensor(list(lengths), dtype=torch.float64)
+    sampler = tokens.old_logprobs if tokens.sampler_logprobs is None else tokens.sampler_logprobs
+    mismatch = (tokens.logprobs - sampler).detach().abs()
+    metrics = {
+        "tokens": _total(mask),
+        "policy_loss_sum": _total(policy_terms),
+        "entropy_sum": _total(tokens.entropy),
+        "kl_sum": _total(kl),
+        "clipped_tokens": _total(objective.clipped(log_ratio, tokens.advantages, settings)),
+        "corrected_away_tokens": _total(mask & (corrections == 0)),
+        "mismatch_logprob_abs_sum": _total(mismatch),
+        "mismatch_logprob_abs_max": torch.cat([mismatch.flatten(), mismatch.new_zeros(1)]).max().double(),
+    }
+    return loss_sum, metrics
 
 
 def combine_metrics(parts: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -26,6 +26,7 @@ from megatron.core import __version__ as megatron_version
 
 from megatron_ring.checkpoint.buffers import agreed
 from megatron_ring.checkpoint.fast_files import DirectWriter
+from megatron_ring.checkpoint.latest import latest_checkpoint
 from megatron_ring.checkpoint.manifest import make_durable, write_manifest
 from megatron_ring.checkpoint.pieces import (
     Piece,
@@ -64,18 +65,6 @@ def _optimizer_step(optimizer: Any) -> int:
 def random_file(rank: int) -> str:
     """Name of the file with a process's random states."""
     return f"random_rank_{rank}.pt"
-
-
-def latest_checkpoint(checkpoints: Path) -> Path | None:
-    """The last whole checkpoint of a run, or None."""
-    pointer = checkpoints / "latest"
-    return checkpoints / pointer.read_text().strip() if pointer.exists() else None
-
-
-def checkpoint_folder(source: Path) -> Path:
-    """`source`; or, where it is a run's file `checkpoints/latest`, the checkpoint that it names now."""
-    named = latest_checkpoint(source.parent) if source.name == "latest" and source.is_file() else None
-    return source if named is None else named
 
 
 def _plainly(error: BaseException) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from megatron_ring.config.checks import require
+from megatron_ring.config.data import Columns
 from megatron_ring.config.plan import DryRun
 from megatron_ring.config.rewards import RewardConfig
 from megatron_ring.config.sampling import SamplingConfig
@@ -17,11 +18,11 @@ def _evaluation_sampling() -> SamplingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(InferenceConfig, DryRun):
+class EvaluateConfig(Columns, InferenceConfig, DryRun):
     """One evaluation. Sampling defaults are the Ring-lite report's."""
 
     prompts: Path
-    """Prompt file (JSONL or parquet): `id, domain, prompt, answer` per line."""
+    """Prompt file (JSONL, JSON, parquet): `id, domain, prompt, answer` in each row; or a public file as it is downloaded."""
     out: Path
     """Folder for result.json and samples.jsonl."""
     samples_per_problem: int = 1
@@ -30,4 +31,5 @@ class EvaluateConfig(InferenceConfig, DryRun):
     rewards: RewardConfig = field(default_factory=RewardConfig)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(self.samples_per_problem >= 1, f"--samples-per-problem is {self.samples_per_problem}, below 1")

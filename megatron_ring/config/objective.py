@@ -1,33 +1,62 @@
 """Configurations of what an RL step optimizes: objective, token budget, mismatch correction, reference. Imports no torch.
 
-A setting whose default is None has another one for each objective or correction: `resolved` fills it in.
+A setting whose default is None has another one for each objective or correction, which declares it in algorithm/: `resolved`
+fills it in.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from typing_extensions import Doc
+
+from megatron_ring.algorithm.corrections import CORRECTIONS
+from megatron_ring.algorithm.objectives import OBJECTIVES
 from megatron_ring.config.checks import require
 from megatron_ring.config.metadata import MAY_CHANGE
 
-OBJECTIVE_DEFAULTS: dict[str, dict[str, Any]] = {
-    "c3po": {"clip": 0.2, "clip_high": 0.2, "std": True, "dynamic_sampling": False},
-    "grpo": {"clip": 0.2, "clip_high": 0.2, "std": True, "dynamic_sampling": False},
-    "dapo": {"clip": 0.2, "clip_high": 0.28, "std": True, "dynamic_sampling": True},
-    "dr-grpo": {"clip": 0.2, "clip_high": 0.2, "std": False, "dynamic_sampling": False},
-    "gspo": {"clip": 3e-4, "clip_high": 4e-4, "std": True, "dynamic_sampling": False},
-}
-CORRECTION_DEFAULTS: dict[str, dict[str, Any]] = {
-    "none": {},
-    "tis": {"cap": 2.0},
-    "icepop": {"low": 0.5, "high": 5.0},
-    "kpop": {"phi": 2.0},
-}
+if TYPE_CHECKING:
+    ObjectiveName = str
+    CorrectionName = str
+else:  # choices and help follow from what algorithm/ declares
+    ObjectiveName = Literal[tuple(OBJECTIVES)]
+    CorrectionName = Literal[("none", *CORRECTIONS)]
 
 
-def _given_or(defaults: dict[str, Any], config: Any) -> dict[str, Any]:
+def _default_of(setting: str) -> str:
+    """The default of a setting for the help: the most common one, then the objectives with another."""
+    values = {name: getattr(objective.defaults, setting) for name, objective in OBJECTIVES.items()}
+    common, _ = Counter(values.values()).most_common(1)[0]
+    others = [f"{name} {_shown(value)}" for name, value in values.items() if value != common]
+    return f"default: {'; '.join([_shown(common), *others])}"
+
+
+def _shown(value: float | bool) -> str:
+    return f"{value:g}" if not isinstance(value, bool) else "yes" if value else "no"
+
+
+def _owners(declaration: str) -> str:
+    return " or ".join(name for name, objective in OBJECTIVES.items() if getattr(objective, declaration))
+
+
+WITH_BUDGET, WITH_LENGTH_BUDGET = _owners("has_budget"), _owners("has_length_budget")
+"""The objectives that have one, for messages."""
+
+_OBJECTIVES_HELP = f"""{"; ".join(f"{name}: {objective.summary}" for name, objective in OBJECTIVES.items())}. A token budget
+belongs to {WITH_BUDGET}; the others train on all that is kept."""
+_DYNAMIC_HELP = f"""Drop groups whose rewards are all equal and sample more prompts in their place
+({_default_of("dynamic_sampling")})."""
+_LENGTH_HELP = (
+    f"The constant that {WITH_LENGTH_BUDGET} divides by (tokens; default: the longest response that sampling allows)."
+)
+_CORRECTIONS_HELP = "; ".join(f"{name}: {correction.summary}" for name, correction in CORRECTIONS.items())
+
+
+def _given_or(defaults: Mapping[str, Any], config: Any) -> dict[str, Any]:
     """The settings that `defaults` names: what `config` says of each, or else its default."""
     return {name: default if getattr(config, name) is None else getattr(config, name) for name, default in defaults.items()}
 
@@ -79,13 +108,11 @@ class BudgetConfig:
 class ObjectiveConfig:
     """The policy loss. Every formula is in docs/c3po.md."""
 
-    name: Literal["c3po", "grpo", "dapo", "dr-grpo", "gspo"] = "c3po"
-    """c3po: mean over the token budget; the others train on all they keep: grpo: mean over responses of the mean over
-    their tokens; dapo: mean over tokens; dr-grpo: sum over tokens, divided by a constant; gspo: one ratio a response."""
-    clip: float | None = None
-    """Epsilon of the clipped probability ratio, below 1 (default: 0.2; gspo 3e-4)."""
-    clip_high: float | None = None
-    """Epsilon above 1 (default: as below; dapo 0.28, gspo 4e-4)."""
+    name: Annotated[ObjectiveName, Doc(_OBJECTIVES_HELP)] = "c3po"
+    clip: Annotated[float | None, Doc(f"Epsilon of the clipped ratio, below 1 ({_default_of('clip')}).")] = None
+    clip_high: Annotated[
+        float | None, Doc(f"Epsilon above 1 ({_default_of('clip_high')}; as clip where that is given).")
+    ] = None
     kl_beta: float = 1e-3
     """Weight of the KL term to the reference policy (0: no term)."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
@@ -96,14 +123,11 @@ class ObjectiveConfig:
     """Weight of the entropy bonus."""
     baseline: Literal["mean", "leave-one-out"] = "mean"
     """What a reward is compared with: the mean of its group, or that of the group's other responses (RLOO)."""
-    std: bool | None = None
-    """Divide advantages by the group's standard deviation (default: yes; dr-grpo no)."""
-    dynamic_sampling: bool | None = None
-    """Drop groups whose rewards are all equal and sample more prompts in their place (default: no; dapo yes)."""
+    std: Annotated[bool | None, Doc(f"Divide advantages by the group's standard deviation ({_default_of('std')}).")] = None
+    dynamic_sampling: Annotated[bool | None, Doc(_DYNAMIC_HELP)] = None
     old_logprobs: Literal["sampler", "recomputed"] = "sampler"
     """Denominator of the ratio: log-probs as the sampler recorded them, or of a training forward before the update."""
-    length_budget: int | None = None
-    """The constant that dr-grpo divides by (tokens; default: the longest response that sampling allows)."""
+    length_budget: Annotated[int | None, Doc(_LENGTH_HELP)] = None
 
     def __post_init__(self) -> None:
         high = self.clip_high
@@ -111,17 +135,23 @@ class ObjectiveConfig:
         require(high is None or 0 < high < float("inf"), f"--objective.clip-high is {high}, not a positive number")
         require(self.kl_beta >= 0, f"--objective.kl-beta is {self.kl_beta}, below 0")
         require(
-            self.length_budget is None or self.name == "dr-grpo",
-            f"--objective.length-budget belongs to dr-grpo, --objective.name is {self.name}",
+            self.length_budget is None or OBJECTIVES[self.name].has_length_budget,
+            f"--objective.length-budget belongs to {WITH_LENGTH_BUDGET}, --objective.name is {self.name}",
         )
         require((self.length_budget or 1) >= 1, f"--objective.length-budget is {self.length_budget}, below 1")
 
+    @property
+    def has_budget(self) -> bool:
+        """Whether a step trains on exactly the token budget."""
+        return OBJECTIVES[self.name].has_budget
+
     def resolved(self, max_new_tokens: int) -> ObjectiveConfig:
         """The same with the objective's own defaults filled in."""
-        defaults = dict(OBJECTIVE_DEFAULTS[self.name])
-        if self.clip is not None and self.name not in ("dapo", "gspo"):
+        objective = OBJECTIVES[self.name]
+        defaults = dataclasses.asdict(objective.defaults)
+        if self.clip is not None and objective.defaults.clip == objective.defaults.clip_high:
             defaults["clip_high"] = self.clip  # symmetric
-        if self.name == "dr-grpo":
+        if objective.has_length_budget:
             defaults["length_budget"] = max_new_tokens
         return dataclasses.replace(self, **_given_or(defaults, self))
 
@@ -130,8 +160,7 @@ class ObjectiveConfig:
 class CorrectionConfig:
     """What is done about a sampler whose probabilities differ from the trainer's; k is the trainer's over the sampler's."""
 
-    name: Literal["none", "tis", "icepop", "kpop"] = "none"
-    """tis: weigh tokens by k, truncated; icepop: by k, none outside a range; kpop: by k, none whose binary KL is large."""
+    name: Annotated[CorrectionName, Doc(f"{_CORRECTIONS_HELP}.")] = "none"
     cap: float | None = None
     """Largest weight of tis (default: 2)."""
     low: float | None = None
@@ -145,20 +174,24 @@ class CorrectionConfig:
     in the trainer's passes in its place."""
 
     def __post_init__(self) -> None:
-        for owner, defaults in CORRECTION_DEFAULTS.items():
-            for name in defaults:
-                given = getattr(self, name)
-                message = f"--correction.{name} belongs to {owner}, --correction.name is {self.name}"
-                require(given is None or owner == self.name, message)
-                require(given is None or 0 < given < float("inf"), f"--correction.{name} is {given}, not a positive number")
-        own = _given_or(CORRECTION_DEFAULTS[self.name], self)
+        for owner in CORRECTIONS:
+            for name in correction_defaults(owner):
+                given, flag = getattr(self, name), f"--correction.{name}"
+                require(given is None or owner == self.name, f"{flag} belongs to {owner}, --correction.name is {self.name}")
+                require(given is None or 0 < given < float("inf"), f"{flag} is {given}, not a positive number")
+        own = _given_or(correction_defaults(self.name), self)
         cap, low, high = own.get("cap", 1), own.get("low", 0), own.get("high", 2)
         require(cap >= 1, f"--correction.cap is {cap}, below 1: no token would keep its weight")
         require(low < 1 < high, f"--correction.low {low} and --correction.high {high} must lie on either side of 1")
 
     def resolved(self) -> CorrectionConfig:
         """The same with the correction's own defaults filled in."""
-        return dataclasses.replace(self, **_given_or(CORRECTION_DEFAULTS[self.name], self))
+        return dataclasses.replace(self, **_given_or(correction_defaults(self.name), self))
+
+
+def correction_defaults(name: str) -> dict[str, Any]:
+    """The constants of a correction with their defaults; they are fields of `CorrectionConfig`."""
+    return {field.name: field.default for field in dataclasses.fields(CORRECTIONS[name])} if name in CORRECTIONS else {}
 
 
 @dataclass(frozen=True)

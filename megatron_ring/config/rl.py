@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import ClassVar, Literal, Self
 
 from megatron_ring.config.checks import require
+from megatron_ring.config.data import Columns
 from megatron_ring.config.metadata import MAY_CHANGE
 from megatron_ring.config.model import ModelConfig
-from megatron_ring.config.objective import BudgetConfig, CorrectionConfig, ObjectiveConfig, ReferenceConfig
+from megatron_ring.config.objective import WITH_BUDGET, BudgetConfig, CorrectionConfig, ObjectiveConfig, ReferenceConfig
 from megatron_ring.config.operations import AlarmConfig, HeldOutConfig, WandbConfig
 from megatron_ring.config.optimizer import OptimizerConfig
 from megatron_ring.config.plan import DryRun
@@ -19,7 +20,7 @@ from megatron_ring.config.stage import TrainingConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class RLDataConfig:
+class RLDataConfig(Columns):
     """Prompts and how training packs their responses."""
 
     prompts: Path
@@ -43,6 +44,7 @@ class RLDataConfig:
     """Length of a packed training micro-batch (tokens); at least the longest prompt and response together."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         low, high = self.min_solve_rate, self.max_solve_rate
         for name, rate in (("min", low), ("max", high)):
             require(rate is None or 0 <= rate <= 1, f"--data.{name}-solve-rate is {rate}, outside 0..1")
@@ -104,8 +106,8 @@ class RLConfig(TrainingConfig, DryRun):
         )
         objective, place = self.objective, self.reference.resolved(self.objective.kl_beta).place
         require(
-            not self.budget.is_set or objective.name == "c3po",
-            f"--budget: a token budget belongs to c3po, --objective.name is {objective.name}",
+            not self.budget.is_set or objective.has_budget,
+            f"--budget: a token budget belongs to {WITH_BUDGET}, --objective.name is {objective.name}",
         )
         require(
             self.correction.name == "none" or objective.old_logprobs == "recomputed",
@@ -130,23 +132,30 @@ class RLConfig(TrainingConfig, DryRun):
     def check_model(self, model: ModelConfig) -> None:
         """Raise `UserError` for settings that such a model has no use for."""
         has_router = model.first_dense_layers < model.num_layers and model.num_experts > 1
-        said = f"--correction.routes {self.correction.routes}: {self.init_from} has no mixture of experts"
-        require(has_router or self.correction.routes == "ignore", said)
-        said = "--correction.routes replay: weights of replayed experts are summed in another order than --exact's, take one"
-        require(not (self.exact and self.correction.routes == "replay"), said)
+        require(
+            has_router or self.correction.routes == "ignore",
+            f"--correction.routes {self.correction.routes}: {self.init_from} has no mixture of experts",
+        )
+        require(
+            not (self.exact and self.correction.routes == "replay"),
+            "--correction.routes replay: weights of replayed experts are summed in another order than --exact's, take one",
+        )
 
     def check(self, data_size: int) -> None:
         """Raise `UserError` when a step cannot work on so many data-parallel ranks."""
         prompts, samples, longest = self.prompts_per_step, self.samples_per_prompt, self.sampling.max_new_tokens
-        said = f"--prompts-per-step is {prompts}, below the number of data-parallel ranks ({data_size})"
-        require(prompts >= data_size, f"{said}: some would have nothing to sample")
+        require(
+            prompts >= data_size,
+            f"--prompts-per-step is {prompts}, below the number of data-parallel ranks ({data_size}): some would have "
+            f"nothing to sample",
+        )
         tokens, tensor = self.data.micro_batch_tokens, self.parallel.tensor
         require(tokens % tensor == 0, f"--data.micro-batch-tokens {tokens} does not split over TP={tensor} ranks")
         require(
             longest < tokens,
             f"--data.micro-batch-tokens {tokens:,} holds no prompt beside --sampling.max-new-tokens {longest:,}",
         )
-        if self.objective.name != "c3po":
+        if not self.objective.has_budget:
             return
         budgets, rounds = self.budget.resolve(data_size), self.budget.max_rounds
         for budget in budgets:

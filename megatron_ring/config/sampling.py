@@ -9,8 +9,8 @@ from megatron_ring.config.metadata import MAY_CHANGE
 
 
 @dataclass(frozen=True)
-class SamplingConfig:
-    """How responses are drawn."""
+class RequestSampling:
+    """How the tokens of one response are drawn, and what ends it. Requests of one batch may differ in all of it."""
 
     temperature: float = 1.0
     """Softmax temperature; 0 takes the most likely token."""
@@ -20,8 +20,6 @@ class SamplingConfig:
     """So many most likely tokens are kept (0: all)."""
     min_p: float = 0.0
     """Tokens with less than this part of the most likely one's probability are cut (0..1; 0: none)."""
-    max_new_tokens: int = 24_576
-    """Longest response (tokens)."""
     stop_token_ids: tuple[int, ...] = ()
     """Token ids that end a response besides the end-of-sequence token; the token stays in it."""
     stop_strings: tuple[str, ...] = ()
@@ -31,6 +29,40 @@ class SamplingConfig:
     """End a response whose last so many tokens are one n-gram over and over (0: never)."""
     repetition_ngram: int = 64
     """Longest n-gram that counts as repetition (tokens)."""
+
+    def __post_init__(self) -> None:
+        require_temperature(self.temperature, "--sampling.temperature")
+        require(0 < self.top_p <= 1, f"--sampling.top-p is {self.top_p}, outside (0, 1]")
+        require(0 <= self.min_p <= 1, f"--sampling.min-p is {self.min_p}, outside 0..1")
+        require("" not in self.stop_strings, "--sampling.stop-strings: an empty text would end every response")
+        self._check_least({"top_k": 0, "repetition_tokens": 0, "repetition_ngram": 1})
+        require(
+            self.repetition_tokens != 1,
+            "--sampling.repetition-tokens is 1: give at least 2 tokens, or 0 for none",
+        )
+
+    def _check_least(self, least: dict[str, int]) -> None:
+        for name, lowest in least.items():
+            value = getattr(self, name)
+            require(value is None or value >= lowest, f"--sampling.{name.replace('_', '-')} is {value}, below {lowest}")
+
+    @property
+    def whole_distribution(self) -> bool:
+        """Whether nothing is cut from the distribution that tokens are drawn from."""
+        return self.top_p == 1 and self.top_k == 0 and self.min_p == 0
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the most likely token is taken, without a draw."""
+        return self.temperature == 0
+
+
+@dataclass(frozen=True)
+class SamplingConfig(RequestSampling):
+    """How responses are drawn where their requests do not say otherwise, and what the sampler may take for it."""
+
+    max_new_tokens: int = 24_576
+    """Longest response (tokens)."""
     max_batch: int = field(default=256, metadata=MAY_CHANGE)
     """Sequences decoded together on one data-parallel rank."""
     prefill_tokens: int = field(default=8192, metadata=MAY_CHANGE)
@@ -46,22 +78,6 @@ class SamplingConfig:
     """Decode by CUDA graphs where a process holds all layers (PP=1); off: launch each kernel (slower, to compare)."""
 
     def __post_init__(self) -> None:
-        require_temperature(self.temperature, "--sampling.temperature")
-        require(0 < self.top_p <= 1, f"--sampling.top-p is {self.top_p}, outside (0, 1]")
-        require(0 <= self.min_p <= 1, f"--sampling.min-p is {self.min_p}, outside 0..1")
+        super().__post_init__()
         require(0 < self.kv_fraction <= 1, f"--sampling.kv-fraction is {self.kv_fraction}, outside (0, 1]")
-        require("" not in self.stop_strings, "--sampling.stop-strings: an empty text would end every response")
-        least = {"top_k": 0, "repetition_tokens": 0, "repetition_ngram": 1, "max_new_tokens": 1, "max_batch": 1,
-                 "prefill_tokens": 1, "page_size": 1, "kv_tokens": 1}  # fmt: skip
-        for name, lowest in least.items():
-            value = getattr(self, name)
-            require(value is None or value >= lowest, f"--sampling.{name.replace('_', '-')} is {value}, below {lowest}")
-        require(
-            self.repetition_tokens != 1,
-            "--sampling.repetition-tokens is 1: give at least 2 tokens, or 0 for none",
-        )
-
-    @property
-    def whole_distribution(self) -> bool:
-        """Whether nothing is cut from the distribution that tokens are drawn from."""
-        return self.top_p == 1 and self.top_k == 0 and self.min_p == 0
+        self._check_least({"max_new_tokens": 1, "max_batch": 1, "prefill_tokens": 1, "page_size": 1, "kv_tokens": 1})

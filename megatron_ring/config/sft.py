@@ -7,17 +7,19 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from megatron_ring.config.checks import require
+from megatron_ring.config.data import Columns
 from megatron_ring.config.metadata import MAY_CHANGE
 from megatron_ring.config.plan import DryRun
 from megatron_ring.config.stage import TrainingConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class SFTDataConfig:
+class SFTDataConfig(Columns):
     """Conversations and how they are packed."""
 
     train: Path
-    """SFT file (JSONL or parquet): `messages`, or `prompt` and `response`, per line."""
+    """SFT file (JSONL, JSON, parquet): `messages`, or `prompt` and `response`, in each row; or a public file as it is
+    downloaded."""
     validation: Path | None = None
     """SFT file measured at the end of each epoch (loss and entropy); never trained on."""
     tokenizer: Path
@@ -27,9 +29,15 @@ class SFTDataConfig:
     global_batch: int = 256
     """Packed sequences per optimizer step, over all data-parallel ranks."""
     overlong: Literal["error", "drop"] = "error"
-    """What becomes of conversations longer than the context length."""
+    """What becomes of conversations longer than the context length or the model's positions."""
+    train_on: Literal["all", "last", "marked"] = "all"
+    """Which of the assistant's messages carry loss: all but those that the file marks not to be trained; of these the last
+    alone; or only those that it marks to be trained (`weight` 0 or 1, `train` true or false)."""
+    control_tokens: Literal["error", "drop", "keep"] = "error"
+    """What becomes of conversations whose texts spell a control token, such as the end of a text."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(self.context_length >= 2, f"--data.context-length is {self.context_length}, below 2")
         require(self.global_batch >= 1, f"--data.global-batch is {self.global_batch}, below 1")
 

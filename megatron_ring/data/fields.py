@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from megatron_ring.config.checks import require
+from megatron_ring.config.data import Columns
 from megatron_ring.data.messages import RecordError
 
 PROMPT_FIELDS = ("id", "domain", "prompt", "answer", "metadata")
@@ -34,6 +35,11 @@ class Fields:
 
     columns: Mapping[str, str] = field(default_factory=dict)
     domain: str | None = None
+
+    @classmethod
+    def of(cls, columns: Columns, names: tuple[str, ...], flag: str) -> Fields:
+        """What a configuration says; `flag` is that of its `fields`. Raises `UserError`."""
+        return cls.parse(columns.fields, columns.domain, names, flag)
 
     @classmethod
     def parse(cls, pairs: Iterable[str], domain: str | None, names: tuple[str, ...], flag: str) -> Fields:

@@ -153,6 +153,21 @@ def fingerprint(schedule: PromptSchedule) -> str:
     return digest.hexdigest()
 
 
+def check_texts(records: Iterable[PromptRecord], tokenizer: RingTokenizer, instruction: str | None) -> None:
+    """Raise `UserError` for a prompt that cannot be asked: it spells a control token, or is of roles that the chat template
+    refuses. Names its place."""
+    known: set[tuple[str, ...]] = set()
+    for record in records:
+        roles = tuple(message.role for message in record.messages)
+        try:
+            tokenizer.check_prompt(record.prompt)
+            if roles not in known:
+                tokenizer.prompt_tokens(record.prompt, instruction)
+        except UserError as error:
+            raise UserError(f"{record.place or f'prompt {record.id!r}'}: {error}") from None
+        known.add(roles)
+
+
 def too_long(records: Iterable[PromptRecord], tokenizer: RingTokenizer, instruction: str | None, room: int) -> str | None:
     """What there is to say of the first prompt of more than `room` tokens; None where all fit. A token is a byte of text at
     least: only long texts are made tokens."""

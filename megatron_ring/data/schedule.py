@@ -27,7 +27,8 @@ from typing import Any
 import yaml
 
 from megatron_ring.config.checks import require
-from megatron_ring.data.files import read_prompts
+from megatron_ring.data.fields import Fields
+from megatron_ring.data.files import read_prompt_file
 from megatron_ring.data.interleave import whole_shares
 from megatron_ring.data.records import PromptRecord
 from megatron_ring.errors import UserError
@@ -64,10 +65,11 @@ class DataStage:
 
 @dataclass(frozen=True)
 class PromptSchedule:
-    """All sources of a run and its stages, in order."""
+    """All sources of a run and its stages, in order; `notes`: what is to be said of how their files were read."""
 
     sources: tuple[PromptSource, ...]
     stages: tuple[DataStage, ...]
+    notes: tuple[str, ...] = ()
 
     def stage_at(self, step: int) -> int:
         """The place of the stage that the 0-based step belongs to."""
@@ -93,19 +95,22 @@ def single_source(records: Sequence[PromptRecord], path: Path = Path("prompts"))
     return PromptSchedule((PromptSource(path.stem, path, tuple(records)),), (DataStage(0, (0,), (1,)),))
 
 
-def read_schedule(path: Path, min_solve_rate: float | None = None, max_solve_rate: float | None = None) -> PromptSchedule:
-    """Read a prompt file (.jsonl, .parquet) or a stage file (.yaml, .yml, .json) with its prompt files.
+def read_schedule(
+    path: Path, min_solve_rate: float | None = None, max_solve_rate: float | None = None, fields: Fields | None = None
+) -> PromptSchedule:
+    """Read a prompt file, or a stage file (.yaml, .yml, or .json with an object of stages) with its prompt files.
 
     Args:
         min_solve_rate, max_solve_rate: keep only prompts whose `metadata.solve_rate` lies between them, both included.
+        fields: columns of files that are neither of our form nor of a public one.
 
     Raises:
         UserError: names the file, and the stage or line, of whatever is missing or malformed.
     """
-    reader = _Reader(min_solve_rate, max_solve_rate)
-    if path.suffix not in STAGE_FILES:
+    reader = _Reader(min_solve_rate, max_solve_rate, fields)
+    if not is_stage_file(path):
         reader.source(path, None, str(path))
-        return PromptSchedule(tuple(reader.sources), (DataStage(0, (0,), (1,)),))
+        return PromptSchedule(tuple(reader.sources), (DataStage(0, (0,), (1,)),), tuple(reader.notes))
     stages, first_step = [], 0
     described = _stages(path)
     for number, stage in enumerate(described, start=1):
@@ -118,7 +123,18 @@ def read_schedule(path: Path, min_solve_rate: float | None = None, max_solve_rat
             require(_is_count(steps), f"{where}: 'steps' is {steps!r}: give the number of steps that it lasts")
         stages.append(reader.stage(path.parent, stage.get("prompts"), first_step, where))
         first_step += steps or 0
-    return PromptSchedule(tuple(reader.sources), tuple(stages))
+    return PromptSchedule(tuple(reader.sources), tuple(stages), tuple(reader.notes))
+
+
+def is_stage_file(path: Path) -> bool:
+    """Whether a file is one of stages and not of prompts. A .json file is where it is one object with `stages`."""
+    if path.suffix != ".json":
+        return path.suffix in STAGE_FILES
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return path.exists() and b'"stages"' in path.read_bytes()[:4096]  # its reader says what is wrong with it
+    return isinstance(content, dict) and "stages" in content
 
 
 def _stages(path: Path) -> list[dict[str, Any]]:
@@ -148,9 +164,10 @@ def _is_count(value: Any) -> bool:
 class _Reader:
     """Reads each prompt file once, and each source once whatever the number of stages that name it."""
 
-    def __init__(self, min_solve_rate: float | None, max_solve_rate: float | None) -> None:
+    def __init__(self, min_solve_rate: float | None, max_solve_rate: float | None, fields: Fields | None) -> None:
         self.sources: list[PromptSource] = []
-        self._low, self._high = min_solve_rate, max_solve_rate
+        self.notes: list[str] = []
+        self._low, self._high, self._fields = min_solve_rate, max_solve_rate, fields
         self._files: dict[Path, list[PromptRecord]] = {}
         self._places: dict[tuple[Path, str | None], int] = {}
         self._ids: dict[tuple[str, str], str] = {}
@@ -181,7 +198,9 @@ class _Reader:
         if (path, domain) in self._places:
             return self._places[path, domain]
         if path not in self._files:
-            self._files[path] = read_prompts(path)
+            file = read_prompt_file(path, self._fields)
+            self._files[path] = file.records
+            self.notes += [file.note] if file.note else []
         records = [record for record in self._files[path] if domain in (None, record.domain)]
         require(bool(records), f"{where}: {path} has no prompts of domain {domain!r}")
         records = self._filtered(path, records)

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Literal
 
 from megatron_ring.config.sft import SFTDataConfig
-from megatron_ring.data.files import read_sft
+from megatron_ring.data.fields import SFT_FIELDS, Fields
+from megatron_ring.data.files import read_sft_file
 from megatron_ring.data.packing import MicroBatch, empty_microbatch, pack_sequences, plan_packs
 from megatron_ring.data.records import SFTRecord
 from megatron_ring.data.sequences import TokenSequence
@@ -22,13 +23,23 @@ from megatron_ring.data.tokenizer import ControlTokenError, RingTokenizer, Train
 from megatron_ring.errors import UserError
 
 
-def load_datasets(config: SFTDataConfig, tokenizer: RingTokenizer, seed: int) -> tuple[SFTDataset, SFTDataset | None]:
-    """The packed training and validation conversations; `UserError` names the file that is at fault."""
+def load_datasets(
+    config: SFTDataConfig, tokenizer: RingTokenizer, seed: int, max_positions: int
+) -> tuple[SFTDataset, SFTDataset | None]:
+    """The packed training and validation conversations; `UserError` names the file that is at fault.
+
+    Args:
+        max_positions: of the model.
+    """
+    fields = Fields.of(config, SFT_FIELDS, "--data.fields")
 
     def load(path: Path) -> SFTDataset:
         try:
-            records = read_sft(path)
-            return SFTDataset(records, tokenizer, config.context_length, config.global_batch, seed, config.overlong)
+            file = read_sft_file(path, fields)
+            return SFTDataset(
+                file.records, tokenizer, config.context_length, config.global_batch, seed, config.overlong,
+                train_on=config.train_on, control_tokens=config.control_tokens, max_positions=max_positions, note=file.note,
+            )  # fmt: skip
         except UserError as error:
             raise UserError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from None
 
@@ -56,6 +67,7 @@ class SFTDataset:
         train_on: TrainOn = "all",
         control_tokens: Literal["error", "drop", "keep"] = "error",
         max_positions: int | None = None,
+        note: str = "",
     ) -> None:
         """Tokenize and plan.
 
@@ -66,6 +78,7 @@ class SFTDataset:
             control_tokens: what becomes of conversations that spell a control token: "error" refuses them, "drop" leaves
                 them out and counts them in `dropped_controls`, "keep" takes the tokens for what they spell.
             max_positions: of the model (None: as many as the capacity).
+            note: what is to be said of how the conversations were read.
 
         Raises:
             UserError: what cannot be packed or tokenized; names its place in the file.
@@ -77,6 +90,7 @@ class SFTDataset:
         self.capacity = capacity
         self.global_batch = global_batch
         self.seed = seed
+        self.note = note
         self._pad_id = tokenizer.pad_id
         self._sequences: list[TokenSequence] = []
         overlong: list[int] = []

@@ -23,7 +23,7 @@ class TokenStatistics:
         entropies: fp32 [C], in nats.
         log_normaliser: fp32 [C], so that log p_j = logit_j / temperature - log_normaliser.
         columns: int64 [C], the target's column, counted from this rank's first; it may be another rank's.
-        temperature: above 0.
+        temperature: above 0; float64 [C] where rows differ.
         probabilities: on the CPU [C, vocab/TP], within this rank's columns; and their share of all. None on CUDA.
     """
 
@@ -31,12 +31,12 @@ class TokenStatistics:
     entropies: torch.Tensor
     log_normaliser: torch.Tensor
     columns: torch.Tensor
-    temperature: float
+    temperature: float | torch.Tensor
     probabilities: tuple[torch.Tensor, torch.Tensor] | None = None
 
 
 def token_statistics(
-    logits_cv: torch.Tensor, targets: torch.Tensor, first: int = 0, temperature: float = 1.0
+    logits_cv: torch.Tensor, targets: torch.Tensor, first: int = 0, temperature: float | torch.Tensor = 1.0
 ) -> TokenStatistics:
     """Log-probability of each target and entropy, without gradients (`logits_gradient` has them).
 
@@ -44,7 +44,7 @@ def token_statistics(
         logits_cv: [C, vocab/TP], any float dtype; computed in fp32.
         targets: int64 [C], global token ids.
         first: the token id of this rank's first column.
-        temperature: softmax temperature, above 0.
+        temperature: softmax temperature, above 0; one for all, or float64 [C], of each row.
     """
     with torch.no_grad():
         columns = targets - first if first else targets
@@ -83,7 +83,7 @@ def _on_rank(columns: torch.Tensor, logits_cv: torch.Tensor) -> torch.Tensor:
 
 
 def _row_statistics(
-    logits_cv: torch.Tensor, columns: torch.Tensor, temperature: float
+    logits_cv: torch.Tensor, columns: torch.Tensor, temperature: float | torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """Of x = logits / temperature, fp32 [C] each: maximum m, sum exp(x - m), sum exp(x - m) (x - m), x at `columns`; and on
     the CPU softmax(x) [C, vocab/TP]."""
@@ -93,7 +93,9 @@ def _row_statistics(
         maximum, total, weighted, target = vocabulary_triton.statistics(logits_cv.contiguous(), columns, temperature)
         return maximum, total, weighted, target, None
     logits = logits_cv.float()
-    if temperature != 1.0:
+    if isinstance(temperature, torch.Tensor):
+        logits = logits / temperature[:, None].float()
+    elif temperature != 1.0:
         logits = logits / temperature
     maximum = logits.amax(dim=-1)
     target = logits.gather(1, _on_rank(columns, logits_cv)[:, None])[:, 0]
@@ -115,6 +117,7 @@ def logits_gradient(
 
     d logp/d logit_j = ([j = target] - p_j) / temperature;  dH/d logit_j = -p_j (log p_j + H) / temperature.
     """
+    assert isinstance(statistics.temperature, float | int), "training has one temperature"
     if logits_cv.is_cuda:
         from megatron_ring.model.kernels import vocabulary_triton
 
@@ -124,7 +127,7 @@ def logits_gradient(
         by_entropy = None if by_entropy is None else by_entropy.contiguous()
         return vocabulary_triton.gradient_in_place(
             logits_cv, found.columns, found.log_normaliser, found.entropies, by_logprob, by_entropy,
-            found.temperature,
+            statistics.temperature,
         )  # fmt: skip
     assert statistics.probabilities is not None
     p_cv, share = statistics.probabilities

@@ -177,6 +177,25 @@ def gather_over_world(item: T) -> list[T]:
     return items
 
 
+def gather_over_processes(item: T, of_replica: bool) -> list[tuple[int, T]]:
+    """Every `item` with its process's rank, in order, from all processes or from those of this data-parallel replica, on
+    every one of them. Pickles: for small host objects."""
+    group = parallel_state.get_model_parallel_group() if of_replica else dist.group.WORLD
+    items: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(items, item, group=group)
+    return list(zip(dist.get_process_group_ranks(group), items, strict=True))
+
+
+def broadcast_from_leader(item: T) -> T:
+    """The `item` of the first process of this data-parallel replica on every one of it. Pickles: for host objects."""
+    group = parallel_state.get_model_parallel_group()
+    if dist.get_world_size(group) == 1:
+        return item
+    items = [item]
+    dist.broadcast_object_list(items, src=dist.get_process_group_ranks(group)[0], group=group)
+    return items[0]
+
+
 def gather_over_pipeline(item: T) -> list[T] | None:
     """Every pipeline stage's `item`, in order, on the first stage; None on the others. Pickles: for host objects."""
     size = parallel_state.get_pipeline_model_parallel_world_size()

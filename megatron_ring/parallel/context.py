@@ -14,7 +14,9 @@ import torch.distributed as dist
 
 from megatron_ring.config.model import ModelConfig
 from megatron_ring.config.parallel import ParallelConfig
-from megatron_ring.parallel.device import current_device
+from megatron_ring.parallel import cpu_platform
+from megatron_ring.parallel.device import current_device, has_cuda
+from megatron_ring.parallel.platform import require_prepared
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class ParallelContext:
 
 def start_processes(timeout_minutes: float = 30.0) -> None:
     """Connect the processes of this launch, on the device of each; of no effect when they are connected."""
+    require_prepared()
     if dist.is_initialized():
         return
     cuda = torch.cuda.is_available()
@@ -89,6 +92,8 @@ def initialize(parallel: ParallelConfig, model: ModelConfig, seed: int, timeout_
     from megatron.core import parallel_state, tensor_parallel
 
     start_processes(timeout_minutes)
+    if not has_cuda():
+        cpu_platform.apply_to_megatron()
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=parallel.tensor,
         pipeline_model_parallel_size=parallel.pipeline,

@@ -132,6 +132,11 @@ def _patch_compile() -> None:
     torch.compile = compile_
 
 
+def is_applied() -> bool:
+    """Whether this process is on the CPU platform."""
+    return bool(getattr(torch.cuda, "_ring_cpu_platform", False))
+
+
 def apply() -> None:
     """Install the CPU platform. Idempotent; must run before megatron.core is imported.
 
@@ -140,7 +145,7 @@ def apply() -> None:
     """
     if torch.cuda.is_available():
         raise RuntimeError("the CPU platform is only for machines without CUDA")
-    if getattr(torch.cuda, "_ring_cpu_platform", False):
+    if is_applied():
         return
     torch.cuda._ring_cpu_platform = True
     for name in CUDA_LIBRARIES:
@@ -168,7 +173,7 @@ def apply() -> None:
 
 
 def apply_to_megatron() -> None:
-    """The part that needs megatron-core imported: its random-state setter writes to a CUDA generator."""
+    """The part that needs megatron-core imported: its random-state setter writes to a CUDA generator. Idempotent."""
     from megatron.core.tensor_parallel import random
 
     random._set_cuda_rng_state = lambda state, *_, **__: torch.set_rng_state(state)

@@ -12,9 +12,9 @@ from megatron_ring.config.parallel import ParallelConfig
 from megatron_ring.config.rl import RLConfig
 from megatron_ring.config.sampling import SamplingConfig
 from megatron_ring.config.sft import SFTConfig
+from megatron_ring.sampler.columns import TOKEN_BYTES
 
 Line = tuple[str, str]
-ROLLOUT_TOKEN = 16  # bytes of a sampled token on the host: its id and three numbers (sampler/completion.py)
 
 
 def layout_lines(model: ModelConfig, parallel: ParallelConfig, world: int, precision: str) -> list[Line]:
@@ -74,13 +74,13 @@ def rollouts_line(config: RLConfig, model: ModelConfig, data: int) -> Line:
     """Host memory of the responses that a data-parallel rank samples: all of one round, were each as long as it may be."""
     responses = math.ceil(config.prompts_per_step / data) * config.samples_per_prompt
     longest, parallel = config.sampling.max_new_tokens, config.parallel
-    routes, told = 0, f"{ROLLOUT_TOKEN} bytes a token"
+    routes, told = 0, f"{TOKEN_BYTES} bytes a token"
     if config.correction.routes != "ignore":
         stages = (parallel.stage_layers(model.num_layers, stage) for stage in range(parallel.pipeline))
         layers = max(sum(model.is_moe_layer(layer) for layer in stage) for stage in stages)
         routes = layers * model.experts_per_token * route_itemsize(model)
         told += f" and {routes} of experts"
-    size = responses * longest * (ROLLOUT_TOKEN + routes)
+    size = responses * longest * (TOKEN_BYTES + routes)
     said = f"up to {size / (1 << 20):,.0f} MiB of host memory on each process while sampling, {told}"
     return ("rollouts", f"{said}; up to three times that while tokens go to the ranks that train on them")
 
@@ -88,7 +88,7 @@ def rollouts_line(config: RLConfig, model: ModelConfig, data: int) -> Line:
 def _budget_lines(config: RLConfig, data: int, world: int, responses: int) -> list[Line]:
     capacity = config.data.micro_batch_tokens
     most = responses * config.sampling.max_new_tokens
-    if config.objective.name != "c3po":
+    if not config.objective.has_budget:
         fills = math.ceil(most / data / capacity)
         micro = f"{capacity:,} tokens; as many as the responses fill, up to {fills:,} on each rank"
         return [("token budget", f"none: all kept responses are trained, up to {most:,} tokens"), ("micro-batches", micro)]
@@ -109,7 +109,7 @@ def _budget_lines(config: RLConfig, data: int, world: int, responses: int) -> li
 
 def micro_batches(config: RLConfig, data: int) -> int:
     """Micro-batches of a step on each rank, at least."""
-    if config.objective.name != "c3po":
+    if not config.objective.has_budget:
         return 1
     return math.ceil(min(config.budget.resolve(data)) / data / config.data.micro_batch_tokens)
 

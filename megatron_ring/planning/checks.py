@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_ring.config.checks import require
+from megatron_ring.config.data import Columns
 from megatron_ring.config.model import ModelConfig
 from megatron_ring.config.presets import get_preset
 from megatron_ring.errors import UserError
@@ -32,7 +33,7 @@ class Checks:
             UserError: none of them tells it, or they contradict each other.
         """
         if source is not None and source.is_file():
-            from megatron_ring.checkpoint.saving import checkpoint_folder
+            from megatron_ring.checkpoint.latest import checkpoint_folder
 
             source = checkpoint_folder(source)
         there = source is not None and source.is_dir()
@@ -65,13 +66,16 @@ class Checks:
         return tokenizer
 
     def prompts(
-        self, path: Path, flag: str, rewards: RewardConfig, training: RLDataConfig | None = None, steps: int | None = None
-    ) -> list[PromptRecord] | None:
+        self, path: Path, flag: str, rewards: RewardConfig, training: RLDataConfig | None = None, steps: int | None = None,
+        whole_groups: bool = True, columns: Columns | None = None,
+    ) -> list[PromptRecord] | None:  # fmt: skip
         """The prompts, each of whose domains has a verifier that can use the answer; None where the file is not there.
 
         Args:
             training: of a run that trains on them, which may take a stage file, and choose by solve rate.
             steps: of that run.
+            whole_groups: whether its rounds sample all responses to a prompt.
+            columns: of a file that is evaluated.
 
         Raises:
             UserError: a malformed file, a domain that nothing scores, an answer that its verifier cannot use.
@@ -79,15 +83,20 @@ class Checks:
         if not path.exists():
             self.left.append(f"{flag} {path}: not there")
             return None
-        from megatron_ring.data.files import read_prompts
+        from megatron_ring.data.fields import PROMPT_FIELDS, Fields
+        from megatron_ring.data.files import read_prompt_file
         from megatron_ring.data.schedule import read_schedule, single_source
         from megatron_ring.rewards.composition import read_compositions
-        from megatron_ring.rewards.scorer import check_answers, verifiers_of
+        from megatron_ring.rewards.scorer import check_answers, check_domain
 
         if training is None:
-            schedule = single_source(read_prompts(path), path)
+            file = read_prompt_file(path, None if columns is None else Fields.of(columns, PROMPT_FIELDS, "--fields"))
+            schedule = single_source(file.records, path)
+            self.done += [file.note] if file.note else []
         else:
-            schedule = read_schedule(path, training.min_solve_rate, training.max_solve_rate)
+            fields = Fields.of(training, PROMPT_FIELDS, "--data.fields")
+            schedule = read_schedule(path, training.min_solve_rate, training.max_solve_rate, fields)
+            self.done += schedule.notes
         records = [record for source in schedule.sources for record in source.records]
         composed = {} if rewards.compositions is None else read_compositions(rewards.compositions)
         counts: dict[str, int] = {}
@@ -96,7 +105,7 @@ class Checks:
         for source in schedule.sources:
             for domain in source.domains:
                 try:
-                    verifiers_of(domain, composed)
+                    check_domain(domain, composed, whole_groups)
                 except UserError as error:
                     raise UserError(f"{flag} {source.path}: {error}") from None
             check_answers(source.answers(), composed)

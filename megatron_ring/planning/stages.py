@@ -31,7 +31,10 @@ def plan_rl(config: RLConfig) -> None:
     config.check(data)
     config.check_model(shape)
     tokenizer = checks.tokenizer(config.data.tokenizer, "--data.tokenizer", shape)
-    prompts = checks.prompts(config.data.prompts, "--data.prompts", config.rewards, config.data, config.steps)
+    whole_groups = config.budget.max_cuts is None
+    prompts = checks.prompts(
+        config.data.prompts, "--data.prompts", config.rewards, config.data, config.steps, whole_groups
+    )  # fmt: skip
     prompt = checks.longest_prompt(prompts, tokenizer, config.data.instruction)
     if config.evaluation.prompts is not None:
         held = checks.prompts(config.evaluation.prompts, "--evaluation.prompts", config.rewards)
@@ -70,7 +73,7 @@ def plan_sft(config: SFTConfig) -> None:
         from megatron_ring.data.sft_data import load_datasets
 
         readable = replace(config.data, validation=None) if missing else config.data
-        train, validation = load_datasets(readable, tokenizer, config.seed)
+        train, validation = load_datasets(readable, tokenizer, config.seed, shape.max_positions)
         steps = train.steps_per_epoch
         checks.done.append(f"--data.train {config.data.train}: {train.sequences:,} conversations of {train.tokens:,} tokens")
         if validation is not None:
@@ -88,7 +91,7 @@ def plan_evaluate(config: EvaluateConfig) -> None:
     shape = checks.shape(None, config.checkpoint, "--checkpoint", config.plan.preset)
     data = _data_ranks(config.parallel, shape, world)
     tokenizer = checks.tokenizer(config.tokenizer, "--tokenizer", shape)
-    prompts = checks.prompts(config.prompts, "--prompts", config.rewards)
+    prompts = checks.prompts(config.prompts, "--prompts", config.rewards, columns=config)
     prompt = checks.longest_prompt(prompts, tokenizer, config.instruction)
     checks.positions(shape, prompt, config.sampling.max_new_tokens)
     requests = config.sampling.max_batch

@@ -1,7 +1,7 @@
 r"""Two answers without structure: exact values, with a unit, per cent or degrees, or words. Else the question stays open.
 
-A unit is dropped only where the reference has none. A counted noun (`5 apples`) may be missing from the answer; another
-noun, another unit, or no unit where the reference has a physical one, is wrong.
+A unit is dropped only where the reference has none, and only what can be read as one. A counted noun (`5 apples`) may be
+missing from the answer; another noun, another unit, or no unit where the reference has a physical one, is wrong.
 """
 
 from __future__ import annotations
@@ -14,39 +14,27 @@ from megatron_ring.rewards.exact import NUMBER
 from megatron_ring.rewards.normalise import unwrap, without_spaces
 from megatron_ring.rewards.surds import Exact, evaluate, exact_agree
 from megatron_ring.rewards.units import KNOWN, looks_like_unit, parse_unit, same_unit
+from megatron_ring.rewards.words import FUNCTIONS, long_words, same_letters, words_agree, words_of
 
 _PERCENT = re.compile(r"\s*(?:\\?%|\\text\s*\{\s*\\?%\s*\}|(?:\\text\s*\{)?\s*(?:percent|per cent)\s*\}?)$")
 _DEGREES = re.compile(r"\s*(?:\^\{\\circ\}|(?:\\text\s*\{)?\s*degrees?\s*\}?)$")
+_DEGREE_SIGN = "^{\\circ}"
 _CURRENCY = re.compile(r"^(?:[€£¥₹]|\\pounds|\\euro|\\text\s*\{\s*\})\s*|\s*[€£¥₹]$")
 _TAIL = re.compile(r"(?:\\text\s*\{[^{}\\]*\}|\^\s*\{?[+-]?\d\}?|[/ ]|\\cdot)+")
-_TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
-_WORDS = re.compile(r"[A-Za-z][A-Za-z .'’\-]*")
-_LONG_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{4,}")
-# fmt: off
+_NO_WORDS = re.compile(r"[^A-Za-z .,'’\-]")
+_TEXT = re.compile(r"\\text\s*\{([^{}\\]*)\}")
 _QUALIFIERS = frozenset({
     "or", "and", "not", "more", "less", "fewer", "than", "least", "most", "about", "approximately", "around", "nearly",
     "between", "if", "when", "unless", "except", "to", "from", "plus", "minus",
     "times", "half", "double", "million", "billion",
     "trillion", "thousand", "hundred", "dozen", "wrong", "incorrect", "maybe", "cent",
-})
-_FUNCTIONS = frozenset({
-    "sin", "cos", "tan", "cot", "sec", "csc", "log", "ln", "exp", "max", "min", "gcd", "lcm", "mod", "det", "dim", "deg",
-    "arg", "lim", "sinh", "cosh", "tanh", "arcsin", "arccos", "arctan", "sqrt",
-})
-_SHORT_WORDS = frozenset({
-    "yes", "no", "true", "odd", "even", "none", "both", "all", "zero", "one", "two", "six", "ten", "red", "up", "left",
-})
-# fmt: on
+})  # fmt: skip
+_MAX_QUANTITY = 100  # characters
 _MAGNITUDES = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _MAGNITUDE = re.compile(r"\s*(?:\\text\s*\{)?\s*(thousand|million|billion|trillion)\b\s*\}?")
 _BASED = re.compile(r"([0-9A-F]{1,60})\s*_\s*\{?\s*(?:\\text\s*\{)?(\d{1,2}|two|eight|ten)\}?\}?")
 _CLOCK = re.compile(r"\d{1,6}(?:\s*:\s*\d{1,6})+")
-_TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
-_ANGLE = re.compile(r"(\d{1,10}(?:\.\d{1,10})?)\s*\^\{\\circ\}")
-_BINDING = re.compile(r"\\[A-Za-z]+|\\text\{[^{}]*\}|(?<![A-Za-z])(?:sin|cos|tan|log|ln|exp|sqrt|pi)(?![A-Za-z])")
-_BOUND = re.compile(r"\\(?:sum|prod|int|lim|oint|iint|max|min|sup|inf)(?![A-Za-z])")
-_VARIABLE = re.compile(r"(?<![A-Za-z])[a-df-hj-zA-Z](?![A-Za-z])")
-_NEGATION = re.compile(r"\\(?:ne|neg|lnot|not|notin)(?![A-Za-z])")
+_TRIGONOMETRIC = re.compile(r"(?:\\|\b)(?:" + "|".join(sorted(name for name in FUNCTIONS if name != "deg")) + r")(?![A-Za-z])")
 _MODULUS = re.compile(r"\s*\(?\s*\\(?:pmod|mod|bmod)(?![A-Za-z])\s*\{?\s*\d{1,9}\s*\}?\s*\)?$")
 _PREAMBLE = re.compile(r"^(?:\\text\s*\{)?\s*(?:[Tt]he )?(?:[Ff]inal )?[Aa]nswer(?: is|:| =)?\s*:?\s*\}?\s*")
 
@@ -60,10 +48,9 @@ class Quantity:
 
 
 def settle(reference: str, given: str) -> bool | tuple[str, str]:
-    """Whether two normalised atoms agree, or the two texts on whose equality that still hangs."""
+    """Whether two normalised atoms agree, or the two formulas on whose equality that still hangs."""
     if _same_text(reference, given):
         return True
-    reference, given = _in_radians(reference), _in_radians(given)
     if "mod" not in reference:
         given = _MODULUS.sub("", given)
     based = _same_based(reference, given)
@@ -71,27 +58,27 @@ def settle(reference: str, given: str) -> bool | tuple[str, str]:
         return based
     if _CLOCK.fullmatch(unwrap(reference)) and _CLOCK.search(given):
         return without_spaces(unwrap(reference)) == without_spaces(unwrap(given))
-    wanted_words, given_words = _words(reference), _words(given)
+    wanted_words, given_words = words_of(reference), words_of(given)
     if wanted_words is not None or given_words is not None:
-        if _letters(reference) == _letters(given):
+        if same_letters(reference, given):
             return True
-        if wanted_words is None or given_words is None:
-            either = given if given_words is None else reference
-            return False if evaluate(split_unit(either).head) or _long_words(either) or wanted_words else (reference, given)
-        return wanted_words == given_words
+        if wanted_words is not None and given_words is not None:
+            return words_agree(wanted_words, given_words)
+        either = given if given_words is None else reference
+        return False if evaluate(split_unit(either).head) or long_words(either) or wanted_words else (reference, given)
     wanted, got = split_unit(reference), split_unit(given)
     decided = _units_settle(wanted, got)
+    if decided is False and wanted.unit and not got.unit and evaluate(got.head) is None:
+        return reference, given  # 3 W^3 may be algebra
     if isinstance(decided, bool):
         return decided
-    if bool(_NEGATION.search(got.head)) != bool(_NEGATION.search(wanted.head)):
-        return False
-    if _long_words(got.head) - _long_words(wanted.head):
-        return False  # prose that Math-Verify would pass over
-    if evaluate(wanted.head) is not None and _VARIABLE.search(_BINDING.sub(" ", got.head)) and not _BOUND.search(got.head):
-        return False  # a number has no variables in it; Math-Verify takes some letters for units
     infinite = [head.lstrip("+-") == "\\infty" for head in (wanted.head, got.head)]
     if any(infinite):
         return all(infinite) and wanted.head.startswith("-") == got.head.startswith("-")
+    if long_words(got.head) - long_words(wanted.head):
+        return False  # prose: its letters are no variables
+    if not any(_TRIGONOMETRIC.search(head) for head in decided):  # `90° - x`, and an answer without the signs
+        return decided[0].replace(_DEGREE_SIGN, ""), decided[1].replace(_DEGREE_SIGN, "")
     return decided
 
 
@@ -100,7 +87,7 @@ def split_unit(text: str) -> Quantity:
     text = _CURRENCY.sub("", text.strip())
     for pattern, unit in ((_PERCENT, "%"), (_DEGREES, "deg")):
         match = pattern.search(text)
-        if match is not None and match.start() > 0:
+        if match is not None and match.start() > 0 and not (unit == "deg" and _TRIGONOMETRIC.search(text)):
             return Quantity(text[: match.start()], unit)
     start = text.find("\\text")
     number = NUMBER.match(text)
@@ -110,7 +97,20 @@ def split_unit(text: str) -> Quantity:
         tail = text[number.end() :]
         if looks_like_unit(tail) or _nouns(tail):
             return _quantity(text, number.end())
+    start = spaced_unit(text)
+    if start > 0 and all(len(symbol) > 1 for symbol, _ in parse_unit(text[start:]) or ()):
+        return _quantity(text, start)
     return Quantity(unwrap(text), "")
+
+
+def spaced_unit(text: str) -> int:
+    r"""Where the unit begins after a space and a value that is no plain number, as in `\sqrt{2} cm`; -1 for nowhere."""
+    start = text.find(" ") if len(text) <= _MAX_QUANTITY else -1
+    while start > 0:
+        if text[start + 1 : start + 2].isalpha() and looks_like_unit(text[start:]) and evaluate(text[:start]) is not None:
+            return start
+        start = text.find(" ", start + 1)
+    return -1
 
 
 def strip_preamble(text: str) -> str:
@@ -125,13 +125,6 @@ def _same_text(a: str, b: str) -> bool:
     return "/" not in a and re.search("[a-z]", a) is not None and a.replace(" ", "") == b.replace(" ", "")
 
 
-def _in_radians(text: str) -> str:
-    r"""With `\sin 30^\circ` as `\sin {\frac{30\pi}{180}}`: Math-Verify drops the degrees."""
-    if _TRIGONOMETRIC.search(text) is None:
-        return text
-    return _ANGLE.sub(r"{\\frac{\1\\pi}{180}}", text)
-
-
 def _quantity(text: str, start: int) -> Quantity:
     head, tail = text[:start].rstrip(" ~"), text[start:]
     magnitude = _MAGNITUDE.match(tail)
@@ -140,10 +133,15 @@ def _quantity(text: str, start: int) -> Quantity:
         if value is not None and value.rational is not None:
             head = str(value.rational * 10 ** _MAGNITUDES[magnitude[1]])
             tail = tail[magnitude.end() :].strip(" }")
-            return Quantity(head, tail)
-    if _QUALIFIERS & set(re.findall("[a-z-]+", tail.lower())):
+            return Quantity(head, tail) if _readable(tail) else Quantity(text, "")
+    if _QUALIFIERS & set(re.findall("[a-z-]+", tail.lower())) or not _readable(tail):
         return Quantity(text, "")
     return Quantity(head, tail.strip())
+
+
+def _readable(tail: str) -> bool:
+    """Whether what follows a number is a unit or words: no digits, signs or question marks."""
+    return parse_unit(tail) is not None or _NO_WORDS.search(_TEXT.sub(r"\1", tail)) is None
 
 
 def _nouns(tail: str) -> bool:
@@ -154,8 +152,10 @@ def _units_settle(wanted: Quantity, got: Quantity) -> bool | tuple[str, str]:
     """Judge units, then values."""
     reference, given = evaluate(wanted.head), evaluate(got.head)
     if wanted.unit in ("", "%", "deg") and got.unit in ("", "%", "deg"):
+        if {wanted.unit, got.unit} == {"%", "deg"}:
+            return False
         if reference is None or given is None:
-            return False if {wanted.unit, got.unit} == {"%", "deg"} else (wanted.head, got.head)
+            return wanted.head, got.head
         return _agree_scaled(reference, wanted.unit, given, got.unit)
     if wanted.unit not in ("", "%", "deg"):
         unit = parse_unit(wanted.unit)
@@ -172,36 +172,23 @@ def _units_settle(wanted: Quantity, got: Quantity) -> bool | tuple[str, str]:
 
 
 def _agree_scaled(reference: Exact, wanted: str, given: Exact, got: str) -> bool:
-    """Per cent may be left out or written as a fraction of one; degrees may be left out or written in radians."""
-    if exact_agree(reference, given):
-        return True
-    if wanted == got:
-        return False
+    """Per cent may be written as a fraction of one and degrees in radians; either sign may be left out.
+
+    But `0.5\\%` is not 0.5: where the reference has no sign and is 1 at most, it is a share and the answer's sign counts.
+    """
+    if wanted == got or not (got == "%" and _is_share(reference)):
+        if exact_agree(reference, given):
+            return True
+        if wanted == got:
+            return False
     factor, pi = (Fraction(1, 100), 0) if "%" in (wanted, got) else (Fraction(1, 180), 1)
     if wanted:
         return exact_agree(reference.scaled(factor, pi), given)
     return exact_agree(reference, given.scaled(factor, pi))
 
 
-def _words(text: str) -> str | None:
-    r"""An answer that is words, in a form for comparison; None where it may be mathematics."""
-    plain = _TEXT.sub(r" \1 ", text).strip()
-    if _WORDS.fullmatch(plain) is None:
-        return None
-    words = re.findall(r"[a-z]+", plain.lower().replace("'", "").replace("’", ""))
-    if any(word in _FUNCTIONS for word in words) or not words:
-        return None
-    if max(map(len, words)) < 4 and not _SHORT_WORDS & set(words) and not ("\\text" in text and len(plain) > 1):
-        return None
-    return " ".join(words[1:] if words[0] in ("the", "a", "an") and len(words) > 1 else words)
-
-
-def _letters(text: str) -> str:
-    return re.sub(r"\s", "", _TEXT.sub(r"\1", text)).lower()
-
-
-def _long_words(text: str) -> set[str]:
-    return set(_LONG_WORD.findall(_TEXT.sub(r" \1 ", re.sub(r"\\(?:begin|end)\{[a-z]+\}", "", text)))) - _FUNCTIONS
+def _is_share(value: Exact) -> bool:
+    return value.rational is not None and 0 < abs(value.rational) <= 1
 
 
 def _same_based(reference: str, given: str) -> bool | None:

@@ -5,6 +5,12 @@ from __future__ import annotations
 import re
 
 _BOX_START = re.compile(r"\\boxed\s*+\{")
+# `\boxed 5`: TeX takes one digit; a whole number is meant.
+_UNBRACED = re.compile(
+    r"\\boxed(?:\s{1,8}|(?=[-.\d\\]))"
+    r"(-?\d[\d,]{0,60}(?:\.\d{1,60})?(?<!,)|-?\.\d{1,60}|[A-Za-z](?=\s{0,8}(?:[$.]|\\[\])]|\n|\Z))"
+    r"|-?\\[A-Za-z]{1,20}(?:\{[^{}\\]{0,80}\}){0,2})"
+)
 # A run of backslashes, with the box it may open, or a brace. Possessive: no backtracking, so linear on any input.
 _TOKEN = re.compile(r"(\\++)(boxed\s*+\{)?+|[{}]")
 
@@ -13,9 +19,15 @@ def last_boxed(text: str) -> str | None:
     r"""Content of the `\boxed{...}` that starts last among those that close, or None when no box closes.
 
     Braces may nest; escaped ones (`\{`, `\}`) are text. A box left open, as in a response cut by its length limit,
-    does not count. Of nested boxes the inner one is the answer.
+    does not count: the last complete one does. So does one inside the thinking, where none follows. Of nested boxes the
+    inner one is the answer. Without a brace, as in `\boxed 5`, the next number, letter or command is the content.
     """
+    unbraced: re.Match[str] | None = None
+    for unbraced in _UNBRACED.finditer(text):
+        pass
     starts = [match.start() for match in _BOX_START.finditer(text)]
+    if unbraced is not None and (not starts or unbraced.start() > starts[-1]):
+        return unbraced[1]
     if not starts:
         return None
     content = _last_complete(text, starts[-1])

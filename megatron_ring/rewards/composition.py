@@ -1,4 +1,4 @@
-"""Rewards made of several verifiers: a weighted sum, gates that zero it, and DAPO's penalty for overlong responses.
+"""Rewards made of verifiers and batch scorers: a weighted sum, gates that zero it, and DAPO's penalty for what is too long.
 
     total = gates · Σ weight · reward + length weight · penalty(length)
 
@@ -29,18 +29,18 @@ from typing import Any
 
 from megatron_ring.errors import UserError
 from megatron_ring.rewards import format
+from megatron_ring.rewards.batch import reference_check
 from megatron_ring.rewards.instructions.finding import shown
 from megatron_ring.rewards.interface import Reward, ScoreRequest
-from megatron_ring.rewards.registry import verifier_for
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One verifier's share.
+    """The share of one verifier or batch scorer.
 
     Attributes:
         name: in logs, unlike that of any other part or gate.
-        domain: names the verifier.
+        domain: names it.
         weight: at least 0; gates have none.
         key: which entry of the row's answer is its reference; None for the whole answer.
         constant: its reference for every row, in a tuple of one; empty where the row has it.
@@ -194,7 +194,7 @@ def _read_part(entry: Any, weighted: bool) -> Part:
     key = _text(entry, "answer") if "answer" in entry else None
     constant = (entry["with"],) if "with" in entry else ()
     try:
-        check = verifier_for(domain).check_reference
+        check = reference_check(domain)
         if domain.startswith("format/") and key is None:
             constant = (format.read_options(domain, constant[0] if constant else {}),)
         elif constant and check is not None:

@@ -26,7 +26,7 @@ NUMBER = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class PlainNumber:
-    """An exact value, and whether it was written with a decimal point or a power of ten (so possibly rounded).
+    """An exact value, and whether it was written with a decimal point or times a power of ten (so possibly rounded).
 
     Attributes:
         value: the value.
@@ -47,7 +47,7 @@ def parse_number(text: str) -> PlainNumber | None:
     fields = match.groupdict()
     step = Fraction(0)
     if fields["power"] is not None:
-        value, rounded = Fraction(10) ** int(fields["power"]), True
+        value, rounded = Fraction(10) ** int(fields["power"]), False
     elif fields["mantissa"] is not None:
         exponent = fields["e"] or fields["braced"] or fields["bare"]
         scale = Fraction(10) ** int(exponent or 0)

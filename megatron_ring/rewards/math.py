@@ -1,31 +1,30 @@
 r"""Mathematics: reward 1 when the last `\boxed{}` equals the reference, 0 otherwise. No reward for format.
 
 An answer is taken apart (`structure`), its parts are compared exactly (`atoms`, `surds`), in microseconds. What is algebra
-goes to Math-Verify, which has to be imported and run in a process that can be killed: sympy hangs on `9^{9^{9^9}}`, and
-Math-Verify's own time limits need a main thread.
+is read as a whole or not at all (`formula`) and compared by its values (`algebra`), within milliseconds; integrals, infinite
+sums and limits need SymPy, which may hang, so algebra is done in a process that can be killed.
 """
 
 from __future__ import annotations
 
-import logging
-from fractions import Fraction
+from collections.abc import Callable
 from typing import Any
 
 from megatron_ring.errors import UserError
+from megatron_ring.rewards import algebra
+from megatron_ring.rewards.agreement import answers_agree
 from megatron_ring.rewards.atoms import settle, strip_preamble
 from megatron_ring.rewards.boxed import last_boxed, marked_answer
 from megatron_ring.rewards.choice import choice_agrees, choice_differs
-from megatron_ring.rewards.exact import PlainNumber, numbers_agree, parse_number
+from megatron_ring.rewards.exact import numbers_agree, parse_number
 from megatron_ring.rewards.interface import Reward, ScoreRequest
 from megatron_ring.rewards.normalise import clean, defines_macros, nesting, normalise
-from megatron_ring.rewards.structure import answers_agree, parse_answer
+from megatron_ring.rewards.structure import parse_answer
 
 MAX_ANSWER_CHARACTERS = 4096
 MAX_NESTING = 100
 NO_BOX = Reward(0.0, "no boxed answer")
 CORRECT = Reward(1.0, "correct")
-
-_TINY = Fraction(1, 1000)
 
 
 def verify(response: str, answer: Any) -> Reward:
@@ -48,7 +47,7 @@ def score(request: ScoreRequest) -> Reward:
 
 
 def quick_score(request: ScoreRequest) -> Reward | None:
-    """What is certain without Math-Verify: no box, exact values, identical text, a choice. None for the rest."""
+    """What is certain without algebra: no box, exact values, identical text, a choice. None for the rest."""
     given = last_boxed(request.response)
     if given is None:
         return NO_BOX
@@ -97,26 +96,28 @@ def quick_compare(given: str, reference: str) -> Reward | None:
         return Reward(0.0, "boxed answer defines macros or reads files")
     if nesting(given) > MAX_NESTING:
         return Reward(0.0, f"boxed answer nests brackets more than {MAX_NESTING} deep")
-    agree = _agree(given, reference, None)
+    agree = _agree(given, reference, _Judge(algebra=False))
     return None if agree is None else CORRECT if agree else differs(given, reference)
 
 
 def compare(given: str, reference: str) -> Reward:
-    """Compare two answers (contents of a box), with Math-Verify where plain comparison does not decide."""
+    """Compare two answers (contents of a box), with algebra where plain comparison does not decide."""
     decided = quick_compare(given, reference)
     if decided is not None:
         return decided
-    algebra = _Algebra()
-    agree = _agree(given, reference, algebra)
-    if agree:
+    judge = _Judge(algebra=True)
+    if _agree(given, reference, judge):
         return CORRECT
-    return Reward(0.0, algebra.problem) if algebra.problem else differs(given, reference)
+    if judge.unread == "reference":
+        return Reward(0.0, f"the reference answer {_short(reference)} cannot be read as a formula")
+    if judge.unread:
+        return Reward(0.0, f"the boxed answer {_short(given)} cannot be read as a formula")
+    return differs(given, reference)
 
 
 def prepare() -> None:
-    """Load Math-Verify and its parser's tables, so that the first answer is not charged for it."""
-    logging.getLogger("math_verify").setLevel(logging.ERROR)
-    compare(r"\sqrt{2}+x", r"x+\sqrt{2}")
+    """Load what algebra needs, so that the first answer is not charged for it."""
+    compare(r"\int_0^1 x dx", r"\lim_{x \to 0} \frac{\sin x}{2x}")
 
 
 def differs(given: str, reference: str) -> Reward:
@@ -124,48 +125,43 @@ def differs(given: str, reference: str) -> Reward:
     return Reward(0.0, f"boxed {_short(given)}, expected {_short(reference)}")
 
 
-def _agree(given: str, reference: str, algebra: _Algebra | None) -> bool | None:
-    def decide(wanted: str, got: str) -> bool | None:
-        settled = settle(wanted, got)
-        if isinstance(settled, bool) or algebra is None:
-            return settled if isinstance(settled, bool) else None
-        return algebra.equal(*settled)
-
+def _agree(given: str, reference: str, judge: _Judge) -> bool | None:
     wanted, got = parse_answer(normalise(reference)), parse_answer(strip_preamble(normalise(given)))
-    return answers_agree(wanted, got, decide)
+    return answers_agree(wanted, got, judge)
 
 
-class _Algebra:
-    """Math-Verify, and what it could not read."""
+class _Judge:
+    """Decides atoms: exactly where that takes no algebra, and with it where that is allowed.
 
-    def __init__(self) -> None:
-        self.problem = ""
+    Attributes:
+        unread: "reference" or "given" where one of the two was no formula known here.
+    """
 
-    def equal(self, reference: str, given: str) -> bool:
-        import math_verify
+    def __init__(self, algebra: bool) -> None:
+        self._algebra = algebra
+        self.unread = ""
 
-        # Its time limits use signals and cost a handler per call; the pool's kill bounds the time instead.
-        reference_parsed = math_verify.parse(f"${reference}$", parsing_timeout=None)
-        given_parsed = math_verify.parse(f"${given}$", parsing_timeout=None)
-        if not reference_parsed:
-            self.problem = f"the reference answer {_short(reference)} cannot be parsed"
+    def equal(self, reference: str, given: str) -> bool | None:
+        settled = settle(reference, given)
+        return settled if isinstance(settled, bool) else self._decide(lambda: algebra.agree(*settled))
+
+    def same_family(self, reference: str, given: str, parameter: str) -> bool | None:
+        if reference.replace(" ", "") == given.replace(" ", ""):
+            return True
+        return self._decide(lambda: algebra.same_family(reference, given, parameter))
+
+    def rounds_to(self, exact: str, decimal: str) -> bool | None:
+        number = parse_number(decimal)
+        return False if number is None else self._decide(lambda: algebra.rounds_to(exact, number))
+
+    def _decide(self, question: Callable[[], bool]) -> bool | None:
+        if not self._algebra:
+            return None
+        try:
+            return question()
+        except algebra.Unreadable as error:
+            self.unread = self.unread or error.side
             return False
-        if not given_parsed:
-            self.problem = f"the boxed answer {_short(given)} cannot be parsed"
-            return False
-        number = parse_number(reference)
-        if number is not None and number.value != 0 and abs(number.value) < _TINY:
-            reference_parsed, given_parsed = _scaled(number, given_parsed)
-        # The order matters: verify(reference, answer) is not symmetric.
-        return bool(math_verify.verify(reference_parsed, given_parsed, timeout_seconds=None))
-
-
-def _scaled(reference: PlainNumber, given: list[Any]) -> tuple[list[Any], list[Any]]:
-    """Both sides divided by a tiny reference: Math-Verify compares to an absolute precision, 1e-34 would equal 0."""
-    from sympy import Expr, Integer, Rational
-
-    divisor = Rational(reference.value.numerator, reference.value.denominator)
-    return [Integer(1)], [parsed / divisor for parsed in given if isinstance(parsed, Expr)]
 
 
 def _short(text: str) -> str:

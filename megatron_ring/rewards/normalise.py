@@ -1,6 +1,6 @@
 r"""One spelling for what LaTeX and Unicode let one write in many ways, so that later steps see few forms.
 
-The result is still LaTeX: it may be handed to Math-Verify. Everything here is linear in the text, or nearly.
+The result is still LaTeX, for `formula` and `structure` to read. Everything here is linear in the text, or nearly.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ _SIGNS: dict[int, int | str] = {
 # fmt: off
 _SYMBOLS = str.maketrans({
     "π": r"\pi ", "√": r"\sqrt ", "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "⩽": r"\le ", "⩾": r"\ge ", "≠": r"\ne ",
+    "≈": r"\approx ", "∀": r"\forall ", "ℤ": r"\mathbb{Z} ", "ℝ": r"\mathbb{R} ", "ℕ": r"\mathbb{N} ", "ℚ": r"\mathbb{Q} ",
     "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "×": r"\times ", "÷": r"\div ", "·": r"\cdot ", "⋅": r"\cdot ",
     "°": r"^{\circ}", "±": r"\pm ", "∅": r"\emptyset ", "⟨": "(", "⟩": ")", "⁄": "/", "θ": r"\theta ",
     "½": r"\frac{1}{2}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}",
@@ -41,12 +42,27 @@ _NAMES = {
     "textrm": r"\text", "textbf": r"\text", "textit": r"\text", "textnormal": r"\text", "mbox": r"\text",
     "textsf": r"\text", "texttt": r"\text", "mathrm": r"\text", "operatorname": r"\text", "unit": r"\text",
     "mathbf": "", "boldsymbol": "", "bm": "", "mathit": "", "mathsf": "", "hfill": "", "lor": " or ", "vee": " or ",
+    "mathbin": "", "mathop": "", "pmb": "", "ensuremath": "", "emph": r"\text", "hbox": r"\text", "checkmark": "",
+    "underline": "", "fbox": "", "framebox": "", "large": "", "Large": "", "LARGE": "", "huge": "", "Huge": "", "rm": "",
+    "bf": "", "it": "", "displaylines": "", "rightarrow": r"\to",
+    "Z": r"\mathbb{Z}", "ZZ": r"\mathbb{Z}", "N": r"\mathbb{N}", "R": r"\mathbb{R}", "RR": r"\mathbb{R}",
+    "lvert": "|", "rvert": "|", "vert": "|", "thickapprox": r"\approx", "simeq": r"\approx",
     "percent": r"\%", "degree": r"^{\circ}", "degrees": r"^{\circ}",
 }
 # fmt: on
+_MAX_INFIX = 8
+_INFIX_NAMES = {"choose": r"\binom", "over": r"\frac"}
 _DEGREE = re.compile(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))")
 _JOINING = re.compile(r"\\text\s*\{\s*,?\s*(or|and)\s*\}|(?<=[\s\d})\]])(or|and)(?=[\s\d\\(\[{])")
 _SEGMENT = re.compile(r"\\(?:overline|overleftrightarrow)\s*\{\s*([A-Z]{2})\s*\}")
+# Colours and boxes around an answer, with the arguments that are no part of it.
+_WRAPPER = re.compile(
+    r"\\(?:textcolor|color|colorbox|bbox|fcolorbox\s*\{[^{}]*\})\s*(?:\[[^\[\]]*\])?\s*\{[^{}]*\}|\\bbox\s*\[[^\[\]]*\]"
+    r"|\\(?:tag|label|phantom|hphantom|vphantom)\*?\s*\{[^{}]*\}"
+)
+_INFIX = re.compile(r"\\(choose|over)(?![A-Za-z])")
+_BARE_SET = re.compile(r"\\mathbb\s*([A-Z])(?![A-Za-z])|\\mathbb\s*\{\s*([A-Z])\s*\}")
+_ALIGNED = re.compile(r"(\\(?:begin|end)\s*\{)(?:aligned|alignedat|align|gathered|gather|split|dcases|rcases|cases)\*?(\})")
 _MATRIX_KIND = re.compile(r"(\\(?:begin|end)\s*\{)(?:bmatrix|pmatrix|smallmatrix|matrix|array)(\})(?:\{[clr| ]*\})?")
 _DEFINITION = re.compile(
     r"\\(?:def|edef|gdef|xdef|let|newcommand|renewcommand|providecommand|newenvironment|DeclareMathOperator|input|include"
@@ -79,15 +95,36 @@ def normalise(text: str) -> str:
         text = re.sub("√(\\d+)", r"\\sqrt{\1}", text).translate(_SYMBOLS)
     if "\\" in text:
         text = _STYLE.sub("", _SIZE.sub("", text))
-        text = _MATRIX_KIND.sub(r"\1matrix\2", text)
+        text = _MATRIX_KIND.sub(r"\1matrix\2", _ALIGNED.sub(r"\1cases\2", _WRAPPER.sub("", text)))
         text = _SPACE.sub(" ", text)
         text = _RENAMED.sub(lambda match: _NAMES.get(match[1], match[0]), text)
         text = _DEGREE.sub(r"^{\\circ}", text)
         text = _SEGMENT.sub(r"\1", text)
+        text = _BARE_SET.sub(lambda match: rf"\mathbb{{{match[1] or match[2]}}}", text)
+        text = _without_infix(text)
     text = _JOINING.sub(lambda match: f" {match[1] or match[2]} ", text)
     text = re.sub(r"\s+", " ", text).strip(" $").removesuffix(".").rstrip()
     if _SPACED_INTEGER.fullmatch(text):
         text = text.replace(" ", "")
+    return text
+
+
+def _without_infix(text: str) -> str:
+    r"""With `\binom{n}{k}` for `{n \choose k}`, and `\frac` for `\over`."""
+    for _ in range(_MAX_INFIX):
+        match = _INFIX.search(text)
+        if match is None:
+            break
+        start, depth = match.start(), 0
+        while start > 0 and depth >= 0:
+            start -= 1
+            depth += {"}": 1, "{": -1}.get(text[start], 0)
+        inside = depth < 0
+        end = closes_at(text, start) if inside else len(text)
+        top, bottom = text[start + 1 if inside else 0 : match.start()], text[match.end() : end]
+        if end < 0:
+            break
+        text = text[: start if inside else 0] + f"{_INFIX_NAMES[match[1]]}{{{top}}}{{{bottom}}}" + text[end + 1 :]
     return text
 
 

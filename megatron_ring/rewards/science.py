@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from megatron_ring.rewards.atoms import split_unit, strip_preamble
+from megatron_ring.rewards.atoms import spaced_unit, split_unit, strip_preamble
 from megatron_ring.rewards.boxed import last_boxed
 from megatron_ring.rewards.choice import choice_agrees
 from megatron_ring.rewards.exact import NUMBER, PlainNumber, measured_agree, parse_number
@@ -45,7 +45,7 @@ def score(request: ScoreRequest) -> Reward:
 
 
 def quick_score(request: ScoreRequest) -> Reward | None:
-    """What is certain without Math-Verify: plain numbers, units that differ, identical text. None for the rest."""
+    """What is certain without algebra: plain numbers, units that differ, identical text. None for the rest."""
     return _verify(request.response, request.answer, quick_compare)
 
 
@@ -57,6 +57,9 @@ def split_quantity(text: str) -> tuple[str, str] | None:
         if parse_unit(tail) is not None:
             return head, tail
     # A number that is not plain, such as \sqrt{2}: its unit has to be set as text.
+    start = spaced_unit(text)
+    if start > 0:
+        return text[:start], text[start:]
     starts = [start for start in (text.find(command) for command in _TEXT_COMMANDS) if start > 0]
     if not starts:
         return None

@@ -1,4 +1,5 @@
-"""What training, evaluation and `tools/score.py` score with: a pool, and compositions for the domains that have one."""
+"""What training, evaluation and `tools/score.py` score with: a pool, compositions for the domains that have one, and what
+waits for batch scorers."""
 
 from __future__ import annotations
 
@@ -9,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ring.errors import UserError
+from megatron_ring.rewards.batch import BATCH_SCORERS, BatchItem, reference_check
 from megatron_ring.rewards.composition import Composition, combine, part_reference, part_requests, read_compositions
 from megatron_ring.rewards.interface import Reward, ScoreRequest
 from megatron_ring.rewards.pool import RewardPool
-from megatron_ring.rewards.registry import verifier_for
 
 
 @dataclass(frozen=True)
@@ -29,42 +30,64 @@ class PendingReward:
 
 
 class Scorer:
-    """Scores a response by the composition of its domain, or by the verifier of that name; a context manager.
+    """Scores a response by the composition of its domain, or by the verifier or batch scorer of that name.
 
     Args:
-        pool: closed with it.
-        compositions: a JSON file, see `composition`; None for verifiers alone.
+        pool: closed with it. None in processes that only take part in batch scoring.
+        compositions: a JSON file, see `composition`; None without any.
 
     Raises:
         UserError: the file cannot be read or is malformed.
     """
 
-    def __init__(self, pool: RewardPool, compositions: Path | None = None) -> None:
+    def __init__(self, pool: RewardPool | None, compositions: Path | None = None) -> None:
         self._pool = pool
         self._compositions = {} if compositions is None else read_compositions(compositions)
+        self._waiting: dict[str, list[tuple[BatchItem, Future[Reward]]]] = {}
 
-    def start(self, domains: Iterable[str]) -> None:
-        """Check that all these domains can be scored here, and start their workers.
+    def start(self, domains: Iterable[str]) -> set[str]:
+        """Check that all these domains can be scored here, and start their workers. The verifiers and batch scorers that
+        they need.
 
         Raises:
             UserError: an unknown domain, or what a verifier lacks on this machine.
         """
-        self._pool.start({name for domain in domains for name in verifiers_of(domain, self._compositions)})
+        names = {name for domain in domains for name in scorers_of(domain, self._compositions)}
+        if self._pool is not None:
+            self._pool.start(names - BATCH_SCORERS.keys())
+        return names
 
     def check(self, domain: str) -> None:
-        """Raise `UserError` for a domain that has neither a composition nor a verifier."""
-        verifiers_of(domain, self._compositions)
+        """Raise `UserError` for a domain that nothing scores."""
+        scorers_of(domain, self._compositions)
 
-    def submit(self, request: ScoreRequest) -> PendingReward:
-        """Start scoring. Raises what `RewardPool.submit` does, and `UserError` for an answer that lacks a part's."""
+    def submit(self, request: ScoreRequest, place: tuple[int, int] | None = None) -> PendingReward:
+        """Start scoring. `place`: group and sample of the response, for batch scorers; None where there are no groups.
+
+        Raises:
+            UserError: an answer lacks a part's, or a batch scorer has no groups; and what `RewardPool.submit` raises.
+        """
         composition = self._compositions.get(request.domain)
         if composition is None:
-            return PendingReward(None, {"": self._pool.submit(request)}, None)
+            return PendingReward(None, {"": self._promise(request, place)}, None)
         if composition.length is not None and request.length is None:
             raise UserError(f"domain {request.domain!r} limits the response's length: give 'length' in tokens")
         requests = part_requests(composition, request)
-        parts = {name: self._pool.submit(part) for name, part in requests.items()}
+        parts = {name: self._promise(part, place) for name, part in requests.items()}
         return PendingReward(composition, parts, request.length)
+
+    def _promise(self, request: ScoreRequest, place: tuple[int, int] | None) -> Future[Reward]:
+        if request.domain not in BATCH_SCORERS:
+            return Future() if self._pool is None else self._pool.submit(request)
+        if place is None:
+            raise UserError(f"domain {request.domain!r} is scored with its group, in RL and evaluations alone")
+        promise: Future[Reward] = Future()
+        self._waiting.setdefault(request.domain, []).append((BatchItem(request, *place), promise))
+        return promise
+
+    def take_waiting(self, name: str) -> list[tuple[BatchItem, Future[Reward]]]:
+        """What was submitted for a batch scorer since the last call, by group and sample, with the promises to keep."""
+        return sorted(self._waiting.pop(name, []), key=lambda waiting: (waiting[0].group, waiting[0].sample))
 
     def score(self, requests: Iterable[ScoreRequest], on_progress: Callable[[int], None] | None = None) -> list[Reward]:
         """Score responses and wait; rewards in the order of the requests. `on_progress` is told how many are there."""
@@ -76,7 +99,8 @@ class Scorer:
         return rewards
 
     def close(self) -> None:
-        self._pool.close()
+        if self._pool is not None:
+            self._pool.close()
 
     def __enter__(self) -> Scorer:
         return self
@@ -85,19 +109,30 @@ class Scorer:
         self.close()
 
 
-def verifiers_of(domain: str, compositions: Mapping[str, Composition]) -> list[str]:
-    """The verifiers that score a domain. Raises `UserError` for one that has neither a composition nor a verifier."""
+def scorers_of(domain: str, compositions: Mapping[str, Composition]) -> list[str]:
+    """The verifiers and batch scorers that score a domain. Raises `UserError` for one that nothing scores."""
     composition = compositions.get(domain)
     if composition is not None:
         return [part.domain for part in (*composition.parts, *composition.gates)]
-    if compositions:
-        try:
-            verifier_for(domain)
-        except UserError as error:
-            said = f"{error}, or a domain of --compositions ({', '.join(sorted(compositions))})"
-            raise UserError(said) from None
-    verifier_for(domain)
+    try:
+        reference_check(domain)
+    except UserError as error:
+        others = f", or a batch scorer ({', '.join(sorted(BATCH_SCORERS))})"
+        if compositions:
+            others += f", or a domain of --compositions ({', '.join(sorted(compositions))})"
+        raise UserError(f"{error}{others}") from None
     return [domain]
+
+
+def check_domain(domain: str, compositions: Mapping[str, Composition], whole_groups: bool) -> None:
+    """Raise `UserError` for a domain that nothing scores, or only what compares whole groups where rounds do not have
+    them."""
+    for name in scorers_of(domain, compositions):
+        if not whole_groups and name in BATCH_SCORERS and BATCH_SCORERS[name].whole_groups:
+            raise UserError(
+                f"domain {domain!r} is scored by {name!r}, which compares the responses of a group: --budget.max-cuts takes "
+                f"groups apart, leave it out"
+            )
 
 
 def check_answers(rows: Iterable[tuple[str, str, Any]], compositions: Mapping[str, Composition]) -> None:
@@ -117,12 +152,12 @@ def check_answers(rows: Iterable[tuple[str, str, Any]], compositions: Mapping[st
 def _check_answer(domain: str, answer: Any, compositions: Mapping[str, Composition]) -> None:
     composition = compositions.get(domain)
     if composition is None:
-        check = verifier_for(domain).check_reference
+        check = reference_check(domain)
         if check is not None:
             check(answer)
         return
     for part in (*composition.parts, *composition.gates):
-        reference, check = part_reference(part, domain, answer), verifier_for(part.domain).check_reference
+        reference, check = part_reference(part, domain, answer), reference_check(part.domain)
         try:
             if check is not None:
                 check(reference)

@@ -1,25 +1,24 @@
-r"""What an answer is made of: tuples, intervals, sets, lists, unions, matrices and named values, down to its atoms.
+r"""What an answer is made of: tuples, intervals, sets, lists, unions, matrices, cases and named values, down to its atoms.
 
 Order counts in tuples and matrices and not in sets, lists (`1, 2`, `1 or 2`, `\pm 1`) and unions. A bracket's kind counts
-in pairs, which may be intervals. Inequalities in one variable are intervals. `x = 5` is 5 with a name.
+in pairs, which may be intervals. Inequalities in one variable are intervals. `x = 5` is 5 with a name. `agreement`
+compares what is read here.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from megatron_ring.rewards.exact import parse_number
+from megatron_ring.rewards.formula import parse, variables
 from megatron_ring.rewards.normalise import closes_at, unwrap
 from megatron_ring.rewards.surds import evaluate, exact_agree
 
-Kind = Literal["atom", "equation", "sequence", "set", "list", "union", "matrix"]
-Decide = Callable[[str, str], bool | None]
+Kind = Literal["atom", "equation", "sequence", "set", "list", "union", "matrix", "cases"]
 
 _MAX_DEPTH = 6
-_MAX_PAIRS = 400
 
 _TOKEN = re.compile(
     r"\\begin\s*\{[a-z]+\}|\\end\s*\{[a-z]+\}|\\[{}]|\\[A-Za-z]+|\\.|[()\[\]{}]| (?:or|and)(?= )|[,;=<>&]", re.DOTALL
@@ -30,13 +29,27 @@ _COMMAS = frozenset({",", ";", " or", " and"})
 _RELATIONS = frozenset({"<", ">", "\\le", "\\ge"})
 _VARIABLE = re.compile(r"[A-Za-z]|\\[a-z]+")
 _NOT_VARIABLES = frozenset({"e", "i", "\\pi", "\\infty"})
-_ARGUMENTS = re.compile(r"(?<=[A-Za-z'])\s*\([^()]{1,40}\)|_\s*(?:\w|\{[^{}]*\})|\\text\s*\{[^{}]*\}")
+_ARGUMENTS = re.compile(r"(?<=[fghpqrsuvwA-Z'])\s*\([^()]{1,40}\)|_\s*(?:\w|\{[^{}]*\})|\\text\s*\{[^{}]*\}")
 _NAME = re.compile(r"[A-Za-z\\ +\-*/{}()|,':]{1,60}")
 _BUILDER = re.compile(
     r"[a-z](?:\s*\\in\s*\\(?:mathbb\s*\{?\s*R\s*\}?|R))?\s*(?:\\mid|\||:)\s*([^|:]*(?:<|>|\\le|\\ge)[^|:]*)"
 )
 _EXCLUDED = re.compile(
     r"\\mathbb\s*\{?\s*R\s*\}?\s*(?:\\setminus|\\backslash|-)\s*\\\{([^,{}]+)\\\}|([a-z]) ?\\ne ?([^,<>=\\]+|\\frac[^,<>=]+)"
+)
+_SYSTEM = re.compile(r"(?:\\\{\s*)?\\begin\{(cases|matrix)\}((?:(?!\\begin|\\end).)*)\\end\{\1\}", re.DOTALL)
+_CONDITION = re.compile(r"^(?:\\text\s*\{\s*,?\s*(?:if|for|when|where)?\s*\}|if |for |when )\s*|^,\s*")
+_BEFORE_CONDITION = re.compile(r",?\s*\\text\s*\{\s*,?\s*(?:if|for|when)\s*\}|,(?=[^,]*(?:<|>|=|\\le|\\ge|\\ne))")
+_OTHERWISE = re.compile(r"(?:\\text\s*\{)?\s*(?:otherwise|else)\s*\}?")
+_ABSOLUTE = re.compile(r"\|\s*([a-z])\s*(?:([+-])\s*([^|]+?))?\s*\|")
+_INTEGERS = re.compile(
+    r"[\s,;(]*(?:\\text\s*\{[\s,(]*(?:where|for|with|for all|for any|for every|and)?\s*\}|where|with|for(?: all| any| every)?|\\forall)?"
+    r"\s*(?<![A-Za-z\\])([a-zA-Z])\s*(?:\\in\s*\\?(?:mathbb)?\{*\s*([ZN])\s*\}*"
+    r"|(?:\\text\s*\{)?\s*(?:is an?|is any|an|any)?\s*(integer)s?\s*\}?)\s*\)?$"
+)
+_QUANTIFIED = re.compile(
+    r"[\s,(]*(?:\\forall|(?:\\text\s*\{)?\s*for (?:all|every|any|each)(?![A-Za-z]))[\s}]*(?:\\text\s*\{)?\s*"
+    r"(?:real|complex)?\s*(?:numbers?|values? of)?[\s}]*[a-z]?\s*(?:\\in\s*\\?(?:mathbb)?\{*\s*[RC]\s*\}*)?\)?$"
 )
 _PLUS_MINUS = re.compile(r"\\pm(?![A-Za-z])")
 _MINUS_PLUS = re.compile(r"\\mp(?![A-Za-z])")
@@ -56,6 +69,9 @@ class Answer:
         items: the parts; a matrix has its rows as sequences.
         brackets: of a sequence, both in one string; "()" for any that is not a pair.
         name: what stands before `=`, or the variable of an inequality.
+        also: other sides of a chain `a = b = c`, which must be equal to it.
+        approximation: the decimal after `\\approx`.
+        parameter, domain: of an atom, a letter in it that stands for all integers ("Z") or natural numbers ("N").
     """
 
     kind: Kind
@@ -64,6 +80,10 @@ class Answer:
     items: tuple[Answer, ...] = ()
     brackets: str = ""
     name: str = ""
+    also: tuple[str, ...] = ()
+    approximation: str = ""
+    parameter: str = ""
+    domain: str = ""
 
 
 def parse_answer(text: str, depth: int = 0) -> Answer:
@@ -73,104 +93,30 @@ def parse_answer(text: str, depth: int = 0) -> Answer:
         text = text[1:-1].strip()
     if depth > _MAX_DEPTH or parse_number(text) is not None:
         return Answer("atom", text, text)
+    if depth == 0:
+        integers = _INTEGERS.search(text)
+        if integers is not None and integers.start() > 0 and integers[1] in text[: integers.start()]:
+            return _with_parameter(parse_answer(text[: integers.start()], 1), integers[1], integers[2] or "Z")
+        quantified = _QUANTIFIED.search(text)
+        if quantified is not None and quantified.start() > 0:
+            text = text[: quantified.start()]
     if _ALL_REAL.fullmatch(text):
         text = "(-\\infty,\\infty)"
     if _ONE_GROUPED_NUMBER.fullmatch(text):
         text = _THOUSANDS.sub("", text)
-    unions = _split(text, frozenset({"\\cup"}))
+    unions = split(text, frozenset({"\\cup"}))
     if len(unions) > 1:
         return Answer("union", text, items=tuple(parse_answer(part, depth + 1) for part in unions))
-    return _enclosed(text, depth) or _listed(text, depth) or _related(text) or _named(text, depth) or _plain(text, depth)
+    return _system(text, depth) or _enclosed(text, depth) or _listed(text, depth) or _related(text) or _named(text, depth) or _plain(text, depth)
 
 
-def answers_agree(reference: Answer, given: Answer, decide: Decide) -> bool | None:
-    """Whether the two are the same; None when that hangs on atoms that `decide` left open."""
-    if "equation" in (reference.kind, given.kind):
-        if not all(part.kind == "equation" or part.name for part in (reference, given)):
-            return False
-        return decide(reference.text, given.text)
-    if reference.name and given.name and not _same_name(reference.name, given.name):
-        return False
-    reference, given = _alike(reference, given), _alike(given, reference)
-    if reference.kind != given.kind:
-        return None if {reference.kind, given.kind} & {"union"} else False
-    if reference.kind == "atom":
-        return decide(reference.value, given.value)
-    if reference.kind in ("set", "list"):
-        return _same_members(reference.items, given.items, decide)
-    if reference.kind == "union":
-        same = _same_members(reference.items, given.items, decide)
-        return same if same or len(reference.items) == len(given.items) else None  # pieces may be joined
-    if reference.brackets != given.brackets or len(reference.items) != len(given.items):
-        return False
-    return _all(answers_agree(a, b, decide) for a, b in zip(reference.items, given.items, strict=True))
+def _with_parameter(answer: Answer, parameter: str, domain: str) -> Answer:
+    if answer.kind == "atom":
+        return replace(answer, parameter=parameter, domain=domain)
+    return replace(answer, items=tuple(_with_parameter(item, parameter, domain) for item in answer.items))
 
 
-def _alike(answer: Answer, other: Answer) -> Answer:
-    """`answer` in the form of `other`, where one thing is written in two forms."""
-    if answer.kind == "matrix" and other.kind == "sequence":
-        rows = answer.items
-        if len(rows) == 1:
-            return replace(rows[0], brackets=other.brackets)
-        if all(len(row.items) == 1 for row in rows):  # a column
-            return Answer("sequence", answer.text, items=tuple(row.items[0] for row in rows), brackets=other.brackets)
-    if answer.kind == "list":
-        names = [item.name for item in answer.items]
-        named = all(names) and len(set(names)) == len(names)
-        if other.kind == "sequence" and (named or other.brackets == "()"):
-            return replace(answer, kind="sequence", brackets=other.brackets)
-        if other.kind == "set":
-            return replace(answer, kind="set")
-        if named and other.kind == "list" and not any(item.name for item in other.items):
-            return replace(answer, kind="sequence", brackets="()")
-        if other.kind in ("union", "list", "sequence") and _intervals(answer):
-            return replace(answer, kind="union")
-        other_names = {item.name for item in other.items}
-        if other.kind == "list" and not any(names) and "" not in other_names and len(other_names) == len(other.items):
-            return replace(answer, kind="sequence", brackets="()")
-    if answer.kind == "set" and len(answer.items) == 1 and other.kind == "atom":
-        return answer.items[0]
-    return answer
-
-
-def _intervals(answer: Answer) -> bool:
-    return all(item.kind == "sequence" and item.name for item in answer.items)
-
-
-def _same_members(reference: tuple[Answer, ...], given: tuple[Answer, ...], decide: Decide) -> bool | None:
-    """Whether each has its equal on the other side."""
-    exact = _exact_members(reference), _exact_members(given)
-    if exact[0] is not None and exact[1] is not None:
-        return exact[0] == exact[1]
-    if len(reference) * len(given) > _MAX_PAIRS and len(reference) != len(given):
-        return False
-    if len(reference) * len(given) > _MAX_PAIRS:
-        return _all(answers_agree(a, b, decide) for a, b in zip(reference, given, strict=True))
-    table = [[answers_agree(a, b, decide) for b in given] for a in reference]
-    rows = _all(_any(row) for row in table)
-    columns = _all(_any([row[index] for row in table]) for index in range(len(given)))
-    return _all([rows, columns])
-
-
-def _exact_members(items: tuple[Answer, ...]) -> frozenset[Hashable] | None:
-    """The members' values, where all are exact: a set of any size is then compared at once."""
-    if any(item.kind != "atom" or item.name for item in items):
-        return None
-    values = [evaluate(item.value) for item in items]
-    members = [None if value is None or value.rounded else frozenset(value.terms.items()) for value in values]
-    return None if None in members else frozenset(members)
-
-
-def _all(values: Iterable[bool | None]) -> bool | None:
-    seen = set(values)
-    return False if False in seen else None if None in seen else True
-
-
-def _any(values: list[bool | None]) -> bool | None:
-    return True if True in values else None if None in values else False
-
-
-def _split(text: str, separators: frozenset[str], found: list[str] | None = None) -> list[str]:
+def split(text: str, separators: frozenset[str], found: list[str] | None = None) -> list[str]:
     """Parts between separators that stand outside all brackets; `found` receives the separators."""
     parts, depth, start = [], 0, 0
     for match in _TOKEN.finditer(text):
@@ -193,7 +139,7 @@ def _items(content: str, depth: int) -> tuple[Answer, ...]:
         return ()
     if ", " in content:  # in `1,000, 2,000` only the spaced commas separate
         content = _THOUSANDS.sub("", content)
-    return tuple(parse_answer(part, depth + 1) for part in _split(content, frozenset({",", ";"})))
+    return tuple(parse_answer(part, depth + 1) for part in split(content, frozenset({",", ";"})))
 
 
 def _enclosed(text: str, depth: int) -> Answer | None:
@@ -226,6 +172,38 @@ def _enclosed(text: str, depth: int) -> Answer | None:
     return Answer("sequence", text, items=items, brackets=brackets if len(items) == 2 else "()")
 
 
+def _system(text: str, depth: int) -> Answer | None:
+    """A `cases` environment: equations that hold together, or values with their conditions."""
+    found = _SYSTEM.fullmatch(text) if "\\begin" in text else None
+    if found is None:
+        return None
+    rows = [row.strip() for row in found[2].split("\\\\") if row.strip()]
+    pairs = [_value_and_condition(row) for row in rows]
+    if found[1] == "cases" and len(rows) > 1 and all(pairs):
+        items = []
+        for value, condition in (pair for pair in pairs if pair is not None):
+            second = "otherwise" if _OTHERWISE.fullmatch(condition) else condition
+            parts = parse_answer(value.rstrip(", "), depth + 1), parse_answer(second, depth + 1)
+            items.append(Answer("sequence", value, items=parts, brackets="if"))
+        if sum(item.items[1].value == "otherwise" for item in items) < 2:
+            return Answer("cases", text, items=tuple(items))
+    named = tuple(parse_answer(row.replace("&", " "), depth + 1) for row in rows)
+    if not all(item.name or item.kind == "equation" for item in named) or any(item.brackets for item in named):
+        return None
+    return named[0] if len(named) == 1 else Answer("list", text, items=named)
+
+
+def _value_and_condition(row: str) -> tuple[str, str] | None:
+    value, mark, condition = row.partition("&")
+    if not mark:
+        where = _BEFORE_CONDITION.search(row)
+        if where is None:
+            return None
+        value, condition = row[: where.start()], row[where.end() :]
+    condition = _CONDITION.sub("", _CONDITION.sub("", condition.strip()))
+    return None if "&" in condition or condition.startswith("=") or not value.strip() else (value.strip(), condition.strip())
+
+
 def _row(text: str, depth: int) -> Answer:
     cells = tuple(parse_answer(cell, depth + 1) for cell in text.split("&"))
     return Answer("sequence", text, items=cells, brackets="()")
@@ -234,7 +212,7 @@ def _row(text: str, depth: int) -> Answer:
 def _listed(text: str, depth: int) -> Answer | None:
     found: list[str] = []
     spaced = _THOUSANDS.sub("", text) if ", " in text else text
-    parts = _split(spaced, _COMMAS, found)
+    parts = split(spaced, _COMMAS, found)
     if len(parts) == 1:
         return None
     parts = [re.sub(r"^(?:and|or) ", "", part) for part in parts if part]  # after `, and`
@@ -253,7 +231,7 @@ def _related(text: str) -> Answer | None:
         pieces = [Answer("sequence", text, items=tuple(bounds[at : at + 2]), brackets="()") for at in (0, 1)]
         return Answer("union", text, items=tuple(pieces), name=variable)
     found: list[str] = []
-    parts = _split(text, _RELATIONS, found)
+    parts = split(text, _RELATIONS, found)
     if len(parts) not in (2, 3) or not all(parts):
         return None
     if len({relation in ("<", "\\le") for relation in found}) > 1:
@@ -261,33 +239,67 @@ def _related(text: str) -> Answer | None:
     if found[0] in (">", "\\ge"):
         parts, found = parts[::-1], found[::-1]
     infinite = "\\infty"
+    if len(parts) == 2 and (_ABSOLUTE.fullmatch(parts[0]) or _ABSOLUTE.fullmatch(parts[1])):
+        return _distance(text, parts, found[0])
     if len(parts) == 3:
         (low, name, high), (left, right) = parts, found
-    elif _is_variable(parts[0]):
+    elif is_variable(parts[0]):
         (name, high), low, left, right = parts, "-" + infinite, "<", found[0]
     else:
         (low, name), high, left, right = parts, infinite, found[0], "<"
-    if not _is_variable(name):
+    if not is_variable(name):
         return None
     brackets = ("[" if "le" in left or "ge" in left else "(") + ("]" if "le" in right or "ge" in right else ")")
     ends = (Answer("atom", low, low), Answer("atom", high, high))
     return Answer("sequence", text, items=ends, brackets=brackets, name=name)
 
 
-def _is_variable(text: str) -> bool:
+def _distance(text: str, parts: list[str], relation: str) -> Answer:
+    """`|x - c| < r` as an interval around c, `|x - c| > r` as the two beyond it."""
+    within = _ABSOLUTE.fullmatch(parts[0])
+    match = within or _ABSOLUTE.fullmatch(parts[1])
+    assert match is not None
+    radius = parts[1] if within else parts[0]
+    centre = "0" if match[2] is None else f"({match[3]})" if match[2] == "-" else f"-({match[3]})"
+    closed = "le" in relation or "ge" in relation
+    low, high = (Answer("atom", end, end) for end in (f"{centre}-({radius})", f"{centre}+({radius})"))
+    if within:
+        return Answer("sequence", text, items=(low, high), brackets="[]" if closed else "()", name=match[1])
+    ends = [Answer("atom", end, end) for end in ("-\\infty", "\\infty")]
+    pieces = (
+        Answer("sequence", text, items=(ends[0], low), brackets="(]" if closed else "()"),
+        Answer("sequence", text, items=(high, ends[1]), brackets="[)" if closed else "()"),
+    )
+    return Answer("union", text, items=pieces, name=match[1])
+
+
+def is_variable(text: str) -> bool:
+    """Whether a text is the name of a variable, and of one only."""
     return _VARIABLE.fullmatch(text) is not None and text not in _NOT_VARIABLES
 
 
 def _named(text: str, depth: int) -> Answer | None:
     """A value with a name before `=` or `\\in`, or an equation."""
-    members = _split(text, frozenset({"\\in"}))
-    if len(members) == 2 and _is_variable(members[0]):
+    members = split(text, frozenset({"\\in"}))
+    if len(members) == 2 and is_variable(members[0]):
         return replace(parse_answer(members[1], depth + 1), name=members[0], text=text)
-    sides = _split(text, frozenset({"="}))
+    found: list[str] = []
+    sides = split(text, frozenset({"=", "\\approx"}), found)
     if len(sides) == 1:
         return None
-    if not all(sides) or len(sides) > 8:
+    if found[-1] == "\\approx" and sides[-1]:
+        exact = text[: text.rindex("\\approx")].strip()
+        if not exact or _is_name(exact):
+            return replace(parse_answer(sides[-1], depth + 1), name=exact, text=text)
+        if found.count("\\approx") == 1 and parse_number(sides[-1]) is not None:
+            return replace(parse_answer(exact, depth + 1), approximation=sides[-1], text=text)
+    if "\\approx" in found or not all(sides) or len(sides) > 8:
         return Answer("equation", text, text)
+    return _chain(text, sides, depth)
+
+
+def _chain(text: str, sides: list[str], depth: int) -> Answer:
+    """`x = 3 + 4 = 7` is 7, called x."""
     if len(sides) == 2 and _is_name(sides[1]) and not _is_name(sides[0]):
         sides.reverse()
     values = [value for value in map(evaluate, sides) if value is not None]
@@ -296,19 +308,21 @@ def _named(text: str, depth: int) -> Answer | None:
     if not _is_name(sides[0]) and len(values) < len(sides):
         return Answer("equation", text, text)
     name = sides[0] if _is_name(sides[0]) else ""
-    return replace(parse_answer(sides[-1], depth + 1), name=name, text=text)
+    between = sides[1:-1]
+    if between and evaluate(sides[-1]) is not None:  # in V = lwh = 24 a formula stands before the value
+        between = [side for side in between if evaluate(side) is None and _is_constant(side)]
+    return replace(parse_answer(sides[-1], depth + 1), name=name, text=text, also=tuple(between))
+
+
+def _is_constant(text: str) -> bool:
+    reading = parse(text)
+    return reading is not None and not variables(reading.loose)
 
 
 def _is_name(text: str) -> bool:
     """Whether this may stand before `=` without being a condition on the value: letters, `f(2)`, `a+b`; not `2x`, `x^2`."""
     bare = _ARGUMENTS.sub("a", text)
     return _NAME.fullmatch(bare) is not None and re.search("[A-Za-z]", bare) is not None and evaluate(text) is None
-
-
-def _same_name(a: str, b: str) -> bool:
-    a, b = (re.sub(r"[\s{}]|\\text", "", name) for name in (a, b))
-    # y = … and f(x) = … name the same thing, as do A and \text{Area}.
-    return a == b or not (_is_variable(a) and _is_variable(b))
 
 
 def _plain(text: str, depth: int) -> Answer:

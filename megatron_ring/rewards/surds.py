@@ -1,7 +1,7 @@
 r"""Exact values: sums of rational multiples of √n, π and i, read from LaTeX without a computer algebra system.
 
 Covers `\frac{-1+\sqrt{5}}{2}`, `\frac{3\pi}{4}`, `3+4i`, `2\frac{1}{2}`, `2^{10}`, `5!`. The form is canonical, so equal
-values have equal terms. Whatever is too large, too deep or not of this kind is None: Math-Verify may know it.
+values have equal terms. Whatever is too large, too deep or not of this kind is None: `algebra` may know it.
 """
 
 from __future__ import annotations
@@ -16,13 +16,17 @@ from megatron_ring.rewards.exact import PlainNumber, numbers_agree, parse_number
 from megatron_ring.rewards.terms import NotExact, Terms, add, divide, multiply, negate, power, root, small, tidy
 
 _MAX_DEPTH = 40
-_MAX_FACTORIAL = 100
+_MAX_FACTORIAL = 1000
 _MAX_CHARACTERS = 400
+
+_MAX_POWER_OF_PI = 20
+_PI = Fraction("3.14159265358979323846264338327950288419716939937510")
 
 _PRODUCT = re.compile(r"\s*(?:\\(?:cdot|times|ast)(?![A-Za-z])|\*)")
 _QUOTIENT = re.compile(r"\s*(?:/|\\div(?![A-Za-z]))")
 _SUM = re.compile(r"\s*([+-])")
-_FACTOR = re.compile(r"\s*(?=[({i]|\\(?:frac|sqrt|pi|binom)(?![A-Za-z]))")
+# A brace is not seen: 4{2} is shown as 42.
+_FACTOR = re.compile(r"\s*(?=[(i]|\{(?!\s*\{*\s*[\d.])|\\(?:frac|sqrt|pi|binom)(?![A-Za-z]))")
 _NUMBER = re.compile(r"\s*(\d{1,3}(?:,\d{3}){1,20}(?!\d)(?:\.\d{0,100})?|\d{1,200}(?:\.\d{0,200})?|\.\d{1,200})", re.ASCII)
 _ARGUMENT = r"\s*(?:\{\s*(\d{1,30})\s*\}|(\d))"
 _MIXED = re.compile(rf"\s*(\d{{1,30}})(?:\s*\\frac{_ARGUMENT}{_ARGUMENT}|\s(\d{{1,30}})\s*/\s*(\d{{1,30}}))", re.ASCII)
@@ -211,8 +215,11 @@ class _Parser:
 
 
 def _approximate(terms: Terms, imaginary: int) -> Fraction | None:
-    try:
-        parts = [float(x) * math.sqrt(n) * math.pi**pi for (n, pi, i), x in terms.items() if i == imaginary]
-        return Fraction(sum(parts))
-    except (OverflowError, ValueError):
-        return None
+    """The real or imaginary part to some forty digits of each term; None where it is too large."""
+    total = Fraction(0)
+    for (n, pi, i), value in terms.items():
+        if abs(pi) > _MAX_POWER_OF_PI:
+            return None
+        if i == imaginary:
+            total += value * Fraction(math.isqrt(n * 10**80), 10**40) * _PI**pi
+    return total

@@ -7,7 +7,7 @@ from fractions import Fraction
 
 Terms = dict[tuple[int, int, int], Fraction]  # (square-free n, power of π, power of i: 0 or 1) → coefficient
 
-_MAX_BITS = 4096
+_MAX_BITS = 1 << 16
 _MAX_TERMS = 12
 _MAX_RADICAND = 10**9
 
@@ -82,7 +82,7 @@ def power(base: Terms, exponent_terms: Terms) -> Terms:
         base = root(base, small({(1, 0, 0): Fraction(exponent.denominator)}, 20))
     times = abs(exponent.numerator)
     size = max(map(bits, base.values()), default=1)
-    if size * times > _MAX_BITS or times > (1000 if len(base) < 2 else 12) or (not base and exponent <= 0):
+    if size * times > _MAX_BITS or times > (100_000 if len(base) < 2 else 12) or (not base and exponent <= 0):
         raise NotExact
     value: Terms = {(1, 0, 0): Fraction(1)}
     for bit in bin(times)[2:]:
@@ -120,10 +120,14 @@ def _square_part(n: int) -> tuple[int, int]:
     if n > _MAX_RADICAND:
         raise NotExact
     outside, divisor = 1, 2
+    inside = 1
     while divisor**3 <= n:  # what is left then has two prime factors at most
-        while n % divisor**2 == 0:
-            n //= divisor**2
-            outside *= divisor
+        times = 0
+        while n % divisor == 0:
+            n //= divisor
+            times += 1
+        outside *= divisor ** (times // 2)
+        inside *= divisor ** (times % 2)
         divisor += 1
     root = math.isqrt(n)
-    return (outside * root, 1) if root * root == n else (outside, n)
+    return (outside * root, inside) if root * root == n else (outside, inside * n)

@@ -9,7 +9,7 @@ from functools import cache, lru_cache
 from typing import Any
 
 # Where our symbol is not pint's.
-_NAMES = {"Ohm": "ohm", "Ang": "angstrom", "Torr": "torr", "AU": "astronomical_unit", "amu": "dalton", "u": "dalton"}
+_NAMES = {"Wh": "watt_hour", "Ah": "ampere_hour", "Ohm": "ohm", "Ang": "angstrom", "Torr": "torr", "AU": "astronomical_unit", "amu": "dalton", "u": "dalton"}
 # pint gives these the dimension of something else (Hz = Bq = rad/s, Gy = Sv), but 50 Hz is not 50 rad/s.
 _OF_THEIR_OWN = ("Bq", "Gy", "Sv", "rad", "deg", "sr", "lm", "lx", "cd", "B")
 _BY_NAME_ONLY = ("dB", "rpm", "ppb", "ppm")
@@ -70,7 +70,7 @@ def _container(unit: tuple[tuple[str, int], ...]) -> Any:
     alone = len(unit) == 1 and unit[0][1] == 1
     powers: Counter[str] = Counter()
     for symbol, power in unit:
-        ours = next((name for name in ("Ohm", "Ang", "Torr") if symbol.endswith(name)), symbol)
+        ours = next((name for name in ("Ohm", "Ang", "Torr", "Wh", "Ah") if symbol.endswith(name)), symbol)
         name = symbol.removesuffix(ours) + _NAMES.get(ours, ours)
         if symbol in _TEMPERATURES and not alone:
             name = f"delta_{symbol}"

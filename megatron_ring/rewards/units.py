@@ -17,14 +17,15 @@ _WRAPPER = re.compile(r"\\(?:text|mathrm|textrm|mathit|operatorname|mbox|unit)\s
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
 _SUPERSCRIPT = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+")
 _DEGREE = re.compile(r"\^?\{?\s*\\circ\s*\}?|°|\\degree\b")
-_PRODUCT = re.compile(r"\\left(?=\()|\\right(?=\))|\\cdot|\\times|\\[,;: ]|[·⋅*~×]")
-_TOKEN = re.compile(r"\s*(?:([A-Za-z]+)\s*(?:\^\s*\(?([+-]?\d{1,2})\)?|([+-]?\d))?|([/()]))")
-_SPELLINGS = {"l": "L", "days": "d", "day": "d"}
+_FRACTION = re.compile(r"\\[dt]?frac\s*\{((?:[^{}]++|\{[^{}]*+\})*+)\}\s*\{((?:[^{}]++|\{[^{}]*+\})*+)\}")
+_PRODUCT = re.compile(r"\\left(?=\()|\\right(?=\))|\\cdot|\\times|\\[,;: ]|[·⋅•∙*~×]")
+_TOKEN = re.compile(r"\s*(?:([A-Za-z]+)(?:\s*\^\s*(?:\(([+-]?\d{1,2})\)|([+-]?\d{1,2}))|([+-]?\d)(?!\d))?|([/()]))")
+_SPELLINGS = {"l": "L", "days": "d", "day": "d", "Ohms": "Ohm"}
 
 # fmt: off
 _PREFIXABLE = (
     "m", "g", "s", "A", "K", "mol", "cd", "Hz", "N", "Pa", "J", "W", "C", "V", "F", "Ohm", "S", "Wb", "T", "H", "lm",
-    "lx", "Bq", "Gy", "Sv", "L", "eV", "bar", "cal", "M", "B", "Da",
+    "lx", "Bq", "Gy", "Sv", "L", "eV", "bar", "cal", "M", "B", "Da", "Wh", "Ah",
 )
 _OTHERS = (
     "min", "h", "d", "day", "days", "yr", "rad", "sr", "u", "amu", "atm", "Torr", "mmHg", "psi", "Ang", "dB", "ppm",
@@ -37,34 +38,34 @@ KNOWN = frozenset(prefix + unit for prefix in PREFIXES for unit in _PREFIXABLE) 
 def parse_unit(text: str) -> Unit | None:
     """Read a product of symbols with integer exponents; None when the text is anything else, or nothing.
 
-    A slash divides by the next symbol or bracket only, as in `J/mol/K` or `J/(mol K)`.
+    A slash divides by all that follows it, up to the next slash: `J/mol·K` is J/(mol K). After a bracket it has ended.
     """
     exponents: dict[str, int] = {}
     text = _normalise(text)
-    position, sign, bracket_sign, inside = 0, 1, 1, False
+    position, sign, inside, symbols = 0, 1, False, 0
     while position < len(text):
         token = _TOKEN.match(text, position)
         if token is None:
             return None
         position = token.end()
-        symbol, mark = token[1], token[4]
+        symbol, mark = token[1], token[5]
         if symbol:
             symbol = _SPELLINGS.get(symbol, symbol)
-            exponents[symbol] = exponents.get(symbol, 0) + sign * bracket_sign * int(token[2] or token[3] or 1)
-            sign = 1
+            exponents[symbol] = exponents.get(symbol, 0) + sign * int(token[2] or token[3] or token[4] or 1)
+            symbols += 1
         elif mark == "/":
-            if sign < 0 or not exponents:
+            if inside or position == len(text) or (sign < 0 and not symbols):
                 return None
-            sign = -1
+            sign, symbols = -1, 0
         elif mark == "(":
-            if inside:
+            if inside or (sign < 0 and symbols):
                 return None
-            inside, bracket_sign, sign = True, sign, 1
+            inside, symbols = True, 0
         else:
-            if not inside:
+            if not inside or not symbols:
                 return None
-            inside, bracket_sign = False, 1
-    if inside or sign < 0:
+            inside, sign = False, 1
+    if inside or (sign < 0 and not symbols):
         return None
     return tuple(sorted((symbol, power) for symbol, power in exponents.items() if power)) or None
 
@@ -72,11 +73,11 @@ def parse_unit(text: str) -> Unit | None:
 def conversion(given: str, wanted: str) -> Conversion | None:
     """How a value in the one unit becomes a value in the other; None where it cannot.
 
-    Words that are no units are the same when they are, or when one is the other's plural.
+    What cannot be read as units is the same when it is written the same, or when one is the other's plural.
     """
     left, right = parse_unit(given), parse_unit(wanted)
     if left is None or right is None:
-        return Conversion() if _words(given) == _words(wanted) else None
+        return Conversion() if left is right and _words(given) == _words(wanted) else None
     if left == right or _singular(left) == _singular(right):
         return Conversion()
     if any(symbol not in KNOWN for symbol, _ in (*left, *right)):
@@ -113,15 +114,22 @@ def _singular(unit: Unit) -> Unit:
 
 
 def _words(text: str) -> list[str]:
-    return [word.removesuffix("s").lower() for word in re.findall("[A-Za-z]+", _WRAPPER.sub(r" \1", text))]
+    """Words and signs, in order; a plural is its singular."""
+    return [word.removesuffix("s") if len(word) > 3 else word for word in re.findall(r"[A-Za-z]+|\d+|[^\s{}.]", _plain(text))]
+
+
+def _plain(text: str) -> str:
+    return _WRAPPER.sub(r" \1", text)
 
 
 def _normalise(text: str) -> str:
-    text = spell_out(_WRAPPER.sub(r" \1", text))
+    text = _FRACTION.sub(r" (\1)/(\2)", _plain(text)) if "frac" in text else _plain(text)
+    text = re.sub(r"(?<=[a-z])-(?=[a-z])", " ", text)
+    text = spell_out(text.replace("℃", "°C").replace("℉", "°F"))
     text = re.sub(r"\\mu\b\s*|[µμ]", "u", text)
     text = re.sub(r"\\Omega\b|[ΩΩ]", " Ohm", text)
     text = re.sub(r"\\AA\b|[ÅÅ]", " Ang", text)
-    text = re.sub(r"([kMGm])\s+Ohm\b", r"\1Ohm", text)
+    text = re.sub(r"\b([kMGmun])\s*(?:Ohm|ohm)s?\b", r"\1Ohm", text)
     text = re.sub(r" *deg\s*([CF])\b", r" deg\1", _DEGREE.sub(" deg", text))
     text = _SUPERSCRIPT.sub(lambda match: "^" + match[0].translate(_SUPERSCRIPTS), text)
     return _PRODUCT.sub(" ", text).replace("{", "").replace("}", "").strip()

@@ -8,7 +8,8 @@ from typing import Any
 from megatron_ring.config.operations import HeldOutConfig
 from megatron_ring.config.rl import RLConfig
 from megatron_ring.config.sampling import SamplingConfig
-from megatron_ring.data.files import read_prompts
+from megatron_ring.data.fields import PROMPT_FIELDS, Fields
+from megatron_ring.data.files import read_prompt_file
 from megatron_ring.data.prompts import StreamPrompt
 from megatron_ring.data.schedule import PromptSource
 from megatron_ring.data.tokenizer import RingTokenizer
@@ -23,12 +24,12 @@ def evaluate_prompts(
     samples: int, seed: int, instruction: str | None, on_progress: Callable[[int], None] | None = None,
 ) -> list[ScoredRollout]:  # fmt: skip
     """`samples` scored responses to each prompt, ordered, on every rank."""
-    asked = open_rollouts(
+    to_sample = open_rollouts(
         prompts, tokenizer, samples=samples, seed=seed, max_new_tokens=sampler.sampling.max_new_tokens,
         instruction=instruction,
     )  # fmt: skip
     scorer.start()
-    rollouts, _ = sample_rollouts(sampler, asked, version=0, on_progress=on_progress, on_rollout=scorer.submit)
+    rollouts, _ = sample_rollouts(sampler, to_sample, version=0, on_progress=on_progress, on_rollout=scorer.submit)
     return scorer.finish(rollouts)
 
 
@@ -61,9 +62,13 @@ class HeldOut:
         self._run, self._tokenizer = config, tokenizer
         self.sampling: SamplingConfig = self.config.sampling(config.sampling)
         self.prompts: list[StreamPrompt] = []
+        self.notes: list[str] = []  # what is to be said of how they were read
         self._sampler: Sampler | None = None
         if self.config.prompts is not None:
-            records = read_prompts(self.config.prompts)
+            fields = Fields.of(config.data, PROMPT_FIELDS, "--data.fields")
+            file = read_prompt_file(self.config.prompts, fields)
+            records = file.records
+            self.notes = [file.note] if file.note else []
             check_prompts([PromptSource("evaluation", self.config.prompts, tuple(records))], config.rewards)
             self.prompts = [StreamPrompt(position, record) for position, record in enumerate(records)]
 
@@ -79,13 +84,15 @@ class HeldOut:
     def measure(self, sampler: Sampler, scorer: RolloutScorer) -> dict[str, float]:
         """Figures of the weights as they are. `sampler` is the training's: its cache is freed, and so is this one's."""
         sampler.release()
-        held = Sampler(sampler.model, sampler.context, self.sampling, sampler.eos_id, self._tokenizer.decode)
-        scored = evaluate_prompts(
-            self.prompts, held, self._tokenizer, scorer, samples=self.config.samples_per_problem,
-            seed=self._run.seed, instruction=self._run.data.instruction,
-        )  # fmt: skip
-        held.release()
-        found = summarize(scored)
-        by_domain, _ = found.pop("by_domain"), found.pop("problems")
-        figures = {f"evaluation/{name}": value for name, value in found.items()}
+        held_out = Sampler(sampler.model, sampler.context, self.sampling, sampler.eos_id, self._tokenizer.decode)
+        try:
+            scored = evaluate_prompts(
+                self.prompts, held_out, self._tokenizer, scorer, samples=self.config.samples_per_problem,
+                seed=self._run.seed, instruction=self._run.data.instruction,
+            )  # fmt: skip
+        finally:
+            held_out.release()
+        summary = summarize(scored)
+        by_domain, _ = summary.pop("by_domain"), summary.pop("problems")
+        figures = {f"evaluation/{name}": value for name, value in summary.items()}
         return figures | {f"evaluation/pass_at_1/{name}": part["pass_at_1"] for name, part in by_domain.items()}

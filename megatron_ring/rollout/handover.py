@@ -4,14 +4,13 @@ step. What is small, such as lengths and what ended them, every rank knows of al
 from __future__ import annotations
 
 import dataclasses
-from array import array
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from megatron_ring.parallel.context import ParallelContext
 from megatron_ring.parallel.host_bytes import exchange_over_data
-from megatron_ring.sampler.completion import Completion, number_array, token_array
-
-WIDTH = 16  # bytes of a token, its routes apart
+from megatron_ring.sampler.columns import DRAWN, Column
+from megatron_ring.sampler.completion import Completion
 
 
 def hand_over(
@@ -54,15 +53,16 @@ def hand_over(
 
 
 def _append(completion: Completion, data: bytearray) -> None:
-    for column in (completion.tokens, completion.logprobs, completion.processed_logprobs, completion.entropies):
-        data += column  # its bytes
+    for column in DRAWN:
+        data += getattr(completion, column.name)  # its bytes
     data += completion.routes
 
 
 def _read(data: memoryview, expected: Sequence[Completion]) -> Iterator[Completion]:
-    """Undo `_append` for responses of known lengths. What is left of a token's bytes are its routes."""
+    """Undo `_append` for responses of known lengths and columns. What is left of a token's bytes are its routes."""
     tokens = sum(completion.length for completion in expected)
-    routes = len(data) // tokens - WIDTH if tokens else 0
+    numbers = sum(one.length * column.itemsize for one in expected for column in _columns(one))
+    routes = (len(data) - numbers) // tokens if tokens else 0
     at = 0
 
     def take(size: int) -> memoryview:
@@ -70,18 +70,16 @@ def _read(data: memoryview, expected: Sequence[Completion]) -> Iterator[Completi
         at += size
         return data[at - size : at]
 
-    def numbers(count: int) -> array[float]:
-        column = number_array()
-        column.frombytes(take(4 * count))
-        return column
-
     for completion in expected:
-        count, ids = completion.length, token_array()
-        ids.frombytes(take(4 * count))
-        logprobs, processed, entropies = numbers(count), numbers(count), numbers(count)
-        yield dataclasses.replace(
-            completion, tokens=ids, logprobs=logprobs, processed_logprobs=processed, entropies=entropies,
-            routes=bytes(take(routes * count)),
-        )  # fmt: skip
+        read: dict[str, Any] = {}
+        for column in _columns(completion):
+            read[column.name] = column.new()
+            read[column.name].frombytes(take(column.itemsize * completion.length))
+        yield dataclasses.replace(completion, **read, routes=bytes(take(routes * completion.length)))
     if at != len(data):
         raise RuntimeError(f"{len(data)} bytes came for {tokens} tokens: replicas disagree on what they hold")
+
+
+def _columns(completion: Completion) -> list[Column]:
+    """Those that each of its tokens has."""
+    return [column for column in DRAWN if column.name not in completion.absent]

@@ -10,6 +10,7 @@ from megatron_ring.data.records import PromptRecord
 from megatron_ring.data.tokenizer import RingTokenizer
 from megatron_ring.rollout.collecting import CollectedStep
 from megatron_ring.rollout.records import ScoredRollout
+from megatron_ring.rollout.select import Selection, equal_rewards_fraction, response_lengths
 from megatron_ring.training.trainer import StepResult
 
 
@@ -33,10 +34,10 @@ def _parts(items: list[ScoredRollout], suffix: str) -> dict[str, float]:
                 values.setdefault(f"reward_{group}/{name}", []).append(value)
         if "length_penalty" in item.detail:
             values.setdefault("reward_length_penalty", []).append(item.detail["length_penalty"])
-    return {name + suffix: sum(found) / len(found) for name, found in values.items()}
+    return {name + suffix: sum(of_responses) / len(of_responses) for name, of_responses in values.items()}
 
 
-def sampling_metrics(collected: CollectedStep, by_domain: bool) -> dict[str, Any]:
+def sampling_metrics(collected: CollectedStep, selection: Selection, by_domain: bool) -> dict[str, Any]:
     """The figures of a step's responses under the names of the metrics contract; docs/c3po.md says what each means.
     `by_domain`: those of each domain, too."""
     scored = collected.scored
@@ -49,20 +50,19 @@ def sampling_metrics(collected: CollectedStep, by_domain: bool) -> dict[str, Any
     return metrics | {
         "response_length/truncated_fraction": truncated / len(scored),
         "tokens/generated": collected.generated_tokens,
-        "tokens/discarded_fraction": 1 - collected.trained_tokens / sum(item.rollout.response_length for item in scored),
+        "tokens/discarded_fraction": 1 - selection.trained_tokens / sum(response_lengths(scored)),
         "sampling_rounds": collected.rounds,
-        "groups/equal_rewards_fraction": collected.selection.equal_fraction,
-        **(_staleness(collected) if collected.unfinished else {}),
+        "groups/equal_rewards_fraction": equal_rewards_fraction(scored),
+        **(_staleness(collected.step, selection) if collected.unfinished else {}),
         **{f"unfinished/{name}": count for name, count in collected.unfinished.items()},
     }
 
 
-def update_metrics(collected: CollectedStep, result: StepResult) -> dict[str, Any]:
-    """The figures of a step's update, likewise."""
-    kl = collected.selection.kl
+def update_metrics(result: StepResult, budget: int | None, kl: float | None) -> dict[str, Any]:
+    """The figures of a step's update, likewise. `kl`: what was taken off the rewards, where it was."""
     return {
         "tokens/trained": result.loss_tokens,
-        "tokens/budget": collected.budget or result.loss_tokens,
+        "tokens/budget": budget or result.loss_tokens,
         "grad_norm": result.grad_norm,
         "entropy": result.mean("entropy_sum"),
         "kl": result.mean("kl_sum") if kl is None else kl,
@@ -77,20 +77,20 @@ def update_metrics(collected: CollectedStep, result: StepResult) -> dict[str, An
     }
 
 
-def packed_fraction(collected: CollectedStep, micro_batches: int, capacity: int) -> float:
+def packed_fraction(selection: Selection, micro_batches: int, capacity: int) -> float:
     """Share of the update's computed tokens that are some response's or its prompt's, not padding; `micro_batches` of all
     data-parallel ranks, of `capacity` tokens each."""
-    kept = zip(collected.scored, collected.selection.trained, strict=True)
+    kept = zip(selection.kept, selection.trained, strict=True)
     tokens = sum(len(item.rollout.prompt_tokens) + trained for item, trained in kept if trained)
     return tokens / (micro_batches * capacity)
 
 
-def _staleness(collected: CollectedStep) -> dict[str, float]:
-    """By how many updates the trained tokens are older than this step's weights."""
+def _staleness(step: int, selection: Selection) -> dict[str, float]:
+    """By how many updates the trained tokens are older than the weights of the 0-based `step`."""
     ages: dict[int, int] = {}  # age -> tokens
-    for item, left in zip(collected.scored, collected.selection.trained, strict=True):
+    for item, left in zip(selection.kept, selection.trained, strict=True):
         for version, count in item.rollout.completion.versions:
-            ages[collected.step - version] = ages.get(collected.step - version, 0) + min(count, left)
+            ages[step - version] = ages.get(step - version, 0) + min(count, left)
             left -= min(count, left)
     tokens = sum(ages.values())
     return {

@@ -8,6 +8,7 @@ from typing import Any
 
 from megatron_ring.config.rl import RLConfig
 from megatron_ring.data.packing import PolicyBatch
+from megatron_ring.rollout.records import ScoredRollout
 from megatron_ring.rollout.reward_kl import RewardKL
 from megatron_ring.training.first_pass import FirstPass
 from megatron_ring.training.policy_loss import make_correction, make_policy_loss
@@ -25,16 +26,21 @@ class PolicyUpdate:
         recompute = objective.old_logprobs == "recomputed"
         self._first_pass = FirstPass(trainer, self.loss, recompute, make_correction(config.correction))
         self._refresh_every, self._folder = config.reference.refresh_every, folder
-        self.reference, self.reward_kl = None, None
+        self.reference, self._reward_kl = None, None
         if place in ("device", "host"):
             self.reference = ReferencePolicy(trainer, config.sampling.temperature, place)
             if objective.kl_place == "reward":
-                self.reward_kl = RewardKL(self.reference, objective.kl_estimator, config.data.micro_batch_tokens, pad_id)
+                self._reward_kl = RewardKL(self.reference, objective.kl_estimator, config.data.micro_batch_tokens, pad_id)
+
+    def reward_distances(self, scored: Sequence[ScoredRollout]) -> list[float] | None:
+        """KL of each response from the reference (nats), where it is to be taken off the rewards; else None. All ranks take
+        part."""
+        return None if self._reward_kl is None else self._reward_kl([item.rollout for item in scored])
 
     def annotate(self, batches: Sequence[PolicyBatch]) -> list[PolicyBatch]:
         """The micro-batches with all log-probabilities that the loss needs beside its own."""
         annotated = self._first_pass.annotate(batches)
-        if self.reference is not None and self.reward_kl is None:
+        if self.reference is not None and self._reward_kl is None:
             annotated = self.reference.annotate(annotated)
         return annotated
 

@@ -69,15 +69,15 @@ class RolloutPool:
         self.groups = {position: group for position, group in self.groups.items() if group.open}
         return whole
 
-    def age(self, max_cuts: int) -> tuple[int, int]:
+    def count_cut(self, max_cuts: int) -> tuple[int, int]:
         """The weights change: count one more cut for each response that was begun, and drop those with more than `max_cuts`.
         A group goes on with what it has left, or is dropped when that is less than two responses. Returns the responses that
         were dropped and their tokens."""
         dropped: list[int] = []
         for position, group in list(self.groups.items()):
-            aged = [dataclasses.replace(item, cuts=item.cuts + (item.length > 0)) for item in group.open]
-            group.open = [item for item in aged if item.cuts <= max_cuts]
-            dropped += [item.length for item in aged if item.cuts > max_cuts]
+            counted = [dataclasses.replace(item, cuts=item.cuts + (item.length > 0)) for item in group.open]
+            group.open = [item for item in counted if item.cuts <= max_cuts]
+            dropped += [item.length for item in counted if item.cuts > max_cuts]
             if len(group.open) + len(group.finished) < 2:
                 dropped += [item.length for item in group.open]
                 dropped += [item.rollout.response_length for item in group.finished]

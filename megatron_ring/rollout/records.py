@@ -9,6 +9,9 @@ from typing import Any, get_args
 
 from megatron_ring.sampler.completion import Completion, FinishReason
 
+Key = tuple[int, int]
+"""The prompt's position in the stream, and which of its responses: no two of a run have the same."""
+
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
@@ -48,6 +51,10 @@ class Rollout:
             raise ValueError(f"{where}: finish reason {self.finish_reason!r} is none of {get_args(FinishReason)}")
 
     @property
+    def key(self) -> Key:
+        return self.prompt_index, self.sample
+
+    @property
     def response_length(self) -> int:
         """Number of response tokens."""
         return self.completion.length
@@ -70,6 +77,10 @@ class ScoredRollout:
     reward: float
     reason: str
     detail: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> Key:
+        return self.rollout.key
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.reward):

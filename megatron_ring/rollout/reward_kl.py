@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from megatron_ring.algorithm.gspo import sequence_sums
 from megatron_ring.algorithm.kl import KLEstimator, kl_estimate
+from megatron_ring.algorithm.sequences import sequence_sums
 from megatron_ring.data.packing import policy_batch
 from megatron_ring.data.sequences import PolicySequence
 from megatron_ring.parallel import collectives
@@ -28,21 +28,21 @@ class RewardKL:
             UserError: a rollout is longer than `capacity`.
         """
         lengths = [len(rollout.prompt_tokens) + rollout.response_length for rollout in rollouts]
-        mine, completions = deal_rollouts(rollouts, lengths, self.capacity, 0, self.reference.trainer.context)
+        plan, completions = deal_rollouts(rollouts, lengths, self.capacity, 0, self.reference.trainer.context)
 
         def sequence(i: int) -> PolicySequence:
-            prompt, whole = rollouts[i].prompt_tokens, completions[i]
-            return PolicySequence(prompt, whole.tokens, whole.logprobs, 0.0, 1.0, whole.length)
+            prompt, completion = rollouts[i].prompt_tokens, completions[i]
+            return PolicySequence(prompt, completion.tokens, completion.logprobs, 0.0, 1.0, completion.length)
 
-        packs = [policy_batch([sequence(i) for i in plan], self.capacity, self.pad_id) for plan in mine]
-        found: dict[int, float] = {}
-        for plan, batch in zip(mine, self.reference.annotate(packs), strict=True):
+        packs = [policy_batch([sequence(i) for i in places], self.capacity, self.pad_id) for places in plan]
+        computed: dict[int, float] = {}
+        for places, batch in zip(plan, self.reference.annotate(packs), strict=True):
             if batch.ref_logprobs is not None:
                 kl = kl_estimate(batch.sampler_logprobs, batch.ref_logprobs, self.estimator)
                 sums = sequence_sums(kl.double(), batch.loss_mask, batch.cu_seqlens).tolist()
-                found |= dict(zip(plan, sums, strict=False))
-        everyone: dict[int, float] = {}
-        for part in collectives.gather_over_data(found):
-            everyone |= part
-        everyone = collectives.broadcast_object_from_last_stage(everyone)
-        return [everyone[i] for i in range(len(rollouts))]
+                computed |= dict(zip(places, sums, strict=False))
+        distances: dict[int, float] = {}
+        for part in collectives.gather_over_data(computed):
+            distances |= part
+        distances = collectives.broadcast_object_from_last_stage(distances)
+        return [distances[i] for i in range(len(rollouts))]

@@ -72,7 +72,7 @@ def open_rollouts(
 
 def sample_rollouts(
     sampler: Sampler,
-    asked: Sequence[OpenRollout],
+    to_sample: Sequence[OpenRollout],
     *,
     version: int,
     token_budget: int | None = None,
@@ -86,7 +86,7 @@ def sample_rollouts(
     Each replica takes every data-size-th prompt, all its responses, with what others have sampled of them.
 
     Args:
-        asked: ordered by prompt: earlier ones go first.
+        to_sample: ordered by prompt: earlier ones go first.
         version: of the weights.
         token_budget: stop as soon as the groups whose responses are all finished hold so many tokens, over all replicas
             (None: finish all).
@@ -95,50 +95,50 @@ def sample_rollouts(
         on_rollout: given each of this replica's own rollouts as soon as it is whole, while others are being sampled.
     """
     context = sampler.context
-    asked = _dealt(asked, context)
-    mine = [item for item in asked if item.holder == context.data_rank]
-    whole = _WholeGroups(mine, held_tokens or {})
+    to_sample = _assigned(to_sample, context)
+    own = [item for item in to_sample if item.holder == context.data_rank]
+    whole = _WholeGroups(own, held_tokens or {})
 
-    def finished(index: int, completion: Completion) -> None:
-        item = mine[index]
+    def take(index: int, completion: Completion) -> None:
+        item = own[index]
         whole.add(item.prompt.position, len(completion.tokens))
         if on_rollout is not None:
             on_rollout(item.rollout(completion), item.prompt.record)
 
     completions = sampler.generate(
-        [item.request for item in mine], version=version, token_budget=token_budget, counted=lambda: whole.tokens,
-        on_progress=on_progress, on_finished=finished,
+        [item.request for item in own], version=version, token_budget=token_budget, counted=lambda: whole.tokens,
+        on_progress=on_progress, on_finished=take,
     )  # fmt: skip
-    everyone = [iter(part) for part in collectives.gather_over_data([one.without_tokens() for one in completions])]
-    everyone[context.data_rank] = iter(completions)
-    done, still = [], []
-    for item in asked:
-        completion = next(everyone[item.holder])
+    completions_of = [iter(part) for part in collectives.gather_over_data([one.without_tokens() for one in completions])]
+    completions_of[context.data_rank] = iter(completions)
+    finished, unfinished = [], []
+    for item in to_sample:
+        completion = next(completions_of[item.holder])
         if completion.finish_reason is not None:
-            done.append(item.rollout(completion))
+            finished.append(item.rollout(completion))
         else:
-            still.append(dataclasses.replace(item, request=item.request.continued(completion)))
-    done.sort(key=lambda rollout: (rollout.prompt_index, rollout.sample))
-    return done, sorted(still, key=lambda item: (item.prompt.position, item.sample))
+            unfinished.append(dataclasses.replace(item, request=item.request.continued(completion)))
+    finished.sort(key=lambda rollout: rollout.key)
+    return finished, sorted(unfinished, key=lambda item: (item.prompt.position, item.sample))
 
 
-def _dealt(asked: Sequence[OpenRollout], context: ParallelContext) -> list[OpenRollout]:
+def _assigned(to_sample: Sequence[OpenRollout], context: ParallelContext) -> list[OpenRollout]:
     """The same responses, each held by the replica that goes on with it."""
-    place = {position: i for i, position in enumerate(dict.fromkeys(item.prompt.position for item in asked))}
-    takers = [place[item.prompt.position] % context.data_size for item in asked]
-    begun = hand_over([item.request.begun for item in asked], [item.holder for item in asked], takers, context)
+    place = {position: i for i, position in enumerate(dict.fromkeys(item.prompt.position for item in to_sample))}
+    takers = [place[item.prompt.position] % context.data_size for item in to_sample]
+    begun = hand_over([item.request.begun for item in to_sample], [item.holder for item in to_sample], takers, context)
     return [
         dataclasses.replace(item, request=item.request.continued(completion), holder=taker)
-        for item, completion, taker in zip(asked, begun, takers, strict=True)
+        for item, completion, taker in zip(to_sample, begun, takers, strict=True)
     ]
 
 
 class _WholeGroups:
     """Counts the tokens of groups whose responses are all finished."""
 
-    def __init__(self, asked: Sequence[OpenRollout], held_tokens: Mapping[int, int]) -> None:
+    def __init__(self, to_sample: Sequence[OpenRollout], held_tokens: Mapping[int, int]) -> None:
         self.tokens = 0
-        self._open = Counter(item.prompt.position for item in asked)
+        self._open = Counter(item.prompt.position for item in to_sample)
         self._tokens = Counter(held_tokens)
 
     def add(self, position: int, length: int) -> None:

@@ -1,9 +1,11 @@
-"""Rewards for rollouts: each data-parallel replica scores its own, beside the sampling of others; all get all rewards."""
+"""Rewards for rollouts: each data-parallel replica scores its own, by verifiers while others are sampled, then by batch
+scorers; all get all rewards."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from megatron_ring.config.rewards import RewardConfig
 from megatron_ring.data.records import PromptRecord
@@ -13,21 +15,38 @@ from megatron_ring.errors import UserError
 from megatron_ring.parallel import collectives
 from megatron_ring.parallel.context import ParallelContext
 from megatron_ring.rewards import Reward, RewardPool, Scorer, ScoreRequest
+from megatron_ring.rewards.batch import BATCH_SCORERS, BatchScorer, load_batch_scorer
 from megatron_ring.rewards.composition import read_compositions
-from megatron_ring.rewards.scorer import PendingReward, check_answers, verifiers_of
-from megatron_ring.rollout.records import Rollout, ScoredRollout
+from megatron_ring.rewards.scorer import PendingReward, check_answers, check_domain
+from megatron_ring.rollout.records import Key, Rollout, ScoredRollout
+from megatron_ring.sampler.sampler import Sampler
 
-_Key = tuple[int, int]  # prompt's position in the stream, sample
+
+@dataclass(frozen=True)
+class ScorerResources:
+    """What a batch scorer may use, the same on all ranks of a replica.
+
+    Attributes:
+        sampler: holds the policy's model, and is idle while responses are scored; its cache is there until the step's last
+            round. None where the caller has none.
+    """
+
+    context: ParallelContext
+    tokenizer: RingTokenizer
+    sampler: Sampler | None
 
 
-def check_prompts(sources: Iterable[PromptSource], config: RewardConfig, answers: bool = True) -> None:
-    """Raise `UserError`, naming the prompt file, for a domain that has neither a verifier nor a composition; naming the
-    line, for an answer that the domain's verifier cannot use, unless these are not to be checked."""
+def check_prompts(
+    sources: Iterable[PromptSource], config: RewardConfig, answers: bool = True, whole_groups: bool = True
+) -> None:
+    """Raise `UserError`, naming the prompt file, for a domain that cannot be scored; naming the line, for an answer that the
+    domain's verifier cannot use, unless these are not to be checked. `whole_groups`: whether rounds sample all responses to
+    a prompt."""
     compositions = {} if config.compositions is None else read_compositions(config.compositions)
     for source in sources:
         for domain in source.domains:
             try:
-                verifiers_of(domain, compositions)
+                check_domain(domain, compositions, whole_groups)
             except UserError as error:
                 raise UserError(f"{source.path}: {error}") from None
         if answers:
@@ -35,29 +54,34 @@ def check_prompts(sources: Iterable[PromptSource], config: RewardConfig, answers
 
 
 class RolloutScorer:
-    """Scores rollouts as they come: `start`, `submit` while they are sampled, `finish`. All ranks call `finish`; the leaders
-    of replicas alone hold a scorer."""
+    """Scores rollouts as they come: `start`, `submit` while they are sampled, `finish`. All ranks hold one and make all
+    calls alike; verifiers work for the leaders of replicas alone."""
 
-    def __init__(self, scorer: Scorer | None, tokenizer: RingTokenizer, context: ParallelContext) -> None:
-        self._scorer, self._tokenizer, self._context = scorer, tokenizer, context
-        self._pending: dict[_Key, PendingReward] = {}
+    def __init__(
+        self, scorer: Scorer, batch_scorers: Mapping[str, BatchScorer], tokenizer: RingTokenizer, context: ParallelContext
+    ) -> None:
+        self._scorer, self._batch_scorers = scorer, batch_scorers
+        self._tokenizer, self._context = tokenizer, context
+        self._pending: dict[Key, PendingReward] = {}
         self._problem: str | None = None
 
     def start(self) -> None:
         """Before rollouts are sampled: forget those of a sampling that failed before its `finish`. Their keys may come
         again, as held-out prompts count from 0, too."""
         self._pending.clear()
+        for name in self._batch_scorers:
+            self._scorer.take_waiting(name)
         self._problem = None
 
     def submit(self, rollout: Rollout, record: PromptRecord) -> None:
         """Begin to score one of this replica's rollouts. Never raises: `finish` does, on every rank alike."""
-        if self._scorer is None or self._problem is not None:
+        if self._problem is not None or not (self._context.leads_replica or self._batch_scorers):
             return
         prompt = record.prompt if isinstance(record.prompt, str) else [vars(message) for message in record.prompt]
         text = self._tokenizer.decode(rollout.completion.tokens)
         request = ScoreRequest(record.domain, prompt, text, record.answer, rollout.response_length)
         try:
-            self._pending[rollout.prompt_index, rollout.sample] = self._scorer.submit(request)
+            self._pending[rollout.key] = self._scorer.submit(request, rollout.key)
         except UserError as error:
             self._problem = f"prompt {record.id!r}: {error}"
 
@@ -67,47 +91,66 @@ class RolloutScorer:
         Raises:
             UserError: a replica could not score.
         """
-        rewards: dict[_Key, Reward] = {}
+        own: dict[Key, Reward] = {}
         try:
-            if self._problem is None:
-                rewards = {key: pending.result() for key, pending in self._pending.items()}
+            self._score_batches()
+            if self._problem is None and self._context.leads_replica:
+                own = {key: pending.result() for key, pending in self._pending.items()}
         except UserError as error:
             self._problem = str(error)
-        everyone: dict[_Key, Reward] = {}
-        for problem, part in collectives.gather_over_world((self._problem, rewards)):
+        rewards: dict[Key, Reward] = {}
+        for problem, of_rank in collectives.gather_over_world((self._problem, own)):
             if problem is not None:
                 raise UserError(problem)
-            everyone |= part
+            rewards |= of_rank
         self._pending.clear()
         scored = []
         for rollout in rollouts:
-            reward = everyone[rollout.prompt_index, rollout.sample]
+            reward = rewards[rollout.key]
             scored.append(ScoredRollout(rollout, reward.value, reward.reason, reward.detail))
         return scored
+
+    def _score_batches(self) -> None:
+        """Ask every batch scorer, in the same order on every rank, also a rank that has nothing for it."""
+        for name, batch_scorer in self._batch_scorers.items():
+            waiting = self._scorer.take_waiting(name)
+            rewards = batch_scorer.score([item for item, _ in waiting])
+            for (_, promise), reward in zip(waiting, rewards, strict=True):
+                promise.set_result(reward)
 
 
 @contextmanager
 def open_scorer(
-    config: RewardConfig, domains: Iterable[str], tokenizer: RingTokenizer, context: ParallelContext
-) -> Iterator[RolloutScorer]:
+    config: RewardConfig, domains: Iterable[str], tokenizer: RingTokenizer, context: ParallelContext,
+    sampler: Sampler | None = None,
+) -> Iterator[RolloutScorer]:  # fmt: skip
     """A scorer whose workers are up, for rollouts of these domains; its workers end with the context.
 
     Raises:
         UserError: on every rank, where a domain cannot be scored: unknown, or without what its verifier needs.
     """
-    scorer, problem = None, None
-    if context.leads_replica:
-        try:
-            pool = RewardPool(config.workers, config.time_limit, unsafe_code=config.unsafe_code)
-            scorer = Scorer(pool, config.compositions)
-            scorer.start(domains)
-        except UserError as error:
-            problem = str(error)
+    scorer, names, problem = None, set[str](), None
     try:
-        problems = [found for found in collectives.gather_over_world(problem) if found is not None]
-        if problems:
-            raise UserError(problems[0])
-        yield RolloutScorer(scorer, tokenizer, context)
+        pool = (
+            RewardPool(config.workers, config.time_limit, unsafe_code=config.unsafe_code) if context.leads_replica else None
+        )
+        scorer = Scorer(pool, config.compositions)
+        names = scorer.start(domains)
+    except UserError as error:
+        problem = str(error)
+    try:
+        _settle(problem)
+        assert scorer is not None
+        resources = ScorerResources(context, tokenizer, sampler)
+        batch_scorers = {name: load_batch_scorer(name, resources) for name in sorted(names & BATCH_SCORERS.keys())}
+        yield RolloutScorer(scorer, batch_scorers, tokenizer, context)
     finally:
         if scorer is not None:
             scorer.close()
+
+
+def _settle(problem: str | None) -> None:
+    """Raise, on every rank, the problem of any."""
+    problems = [other for other in collectives.gather_over_world(problem) if other is not None]
+    if problems:
+        raise UserError(problems[0])

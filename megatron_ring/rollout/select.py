@@ -8,11 +8,10 @@ from dataclasses import dataclass
 import torch
 
 from megatron_ring.algorithm.advantages import group_advantages, groups_that_differ
-from megatron_ring.algorithm.budget import select_budget
 from megatron_ring.algorithm.budget_order import ORDERS, StepResponses
+from megatron_ring.config.objective import ObjectiveConfig
 from megatron_ring.config.rl import RLConfig
 from megatron_ring.rollout.records import ScoredRollout
-from megatron_ring.rollout.reward_kl import RewardKL
 from megatron_ring.sampler.requests import request_seed
 
 # What a run that is continued may change of its steps (MAY_CHANGE).
@@ -21,16 +20,91 @@ _MORE_ROUNDS = "raise --budget.max-rounds, with which this run can be continued"
 
 @dataclass(frozen=True)
 class Selection:
-    """For each response of a step its advantage and how many of its first tokens are trained (0: none).
+    """What of a step is trained.
 
-    equal_fraction: share of groups whose rewards are all equal. kl: mean KL per token that was taken off the rewards (nats),
-    None when the KL is elsewhere.
+    Attributes:
+        kept: the responses that may be.
+        advantages: of each of these.
+        trained: how many of its first tokens are trained (0: none).
+        distances: its KL from the reference in nats, which was taken off its reward; None when the KL is elsewhere.
     """
 
+    kept: list[ScoredRollout]
     advantages: list[float]
     trained: list[int]
-    equal_fraction: float
-    kl: float | None
+    distances: list[float] | None
+
+    @property
+    def trained_tokens(self) -> int:
+        return sum(self.trained)
+
+    @property
+    def kl(self) -> float | None:
+        """Mean KL of a token that was taken off the rewards (nats)."""
+        if self.distances is None:
+            return None
+        return torch.tensor(self.distances, dtype=torch.float64).sum().item() / sum(response_lengths(self.kept))
+
+
+def response_lengths(scored: Sequence[ScoredRollout]) -> list[int]:
+    """Tokens of each response."""
+    return [item.rollout.response_length for item in scored]
+
+
+def kept_responses(config: RLConfig, scored: Sequence[ScoredRollout], budget: int | None) -> list[ScoredRollout]:
+    """The responses that may be trained: all of them, or with dynamic sampling those of groups whose rewards differ; of
+    these, without a budget, the first `prompts_per_step` groups."""
+    if not config.objective.dynamic_sampling:
+        return list(scored)
+    kept = [item for item, differs in zip(scored, _differ(scored).tolist(), strict=True) if differs]
+    if budget is not None:
+        return kept
+    first = set(list(dict.fromkeys(item.rollout.prompt_index for item in kept))[: config.prompts_per_step])
+    return [item for item in kept if item.rollout.prompt_index in first]
+
+
+def response_advantages(
+    objective: ObjectiveConfig, kept: Sequence[ScoredRollout], distances: Sequence[float] | None
+) -> list[float]:
+    """The advantage of each response in its group. `distances`: KL of each (nats), to be taken off its reward."""
+    rewards = torch.tensor([item.reward for item in kept], dtype=torch.float64)
+    if distances is not None:
+        rewards = rewards - objective.kl_beta * torch.tensor(distances, dtype=torch.float64)
+    return group_advantages(rewards, _groups(kept), objective.baseline, objective.std is not False).tolist()
+
+
+def budget_order(
+    config: RLConfig, step: int, kept: Sequence[ScoredRollout], advantages: Sequence[float]
+) -> list[int]:  # fmt: skip
+    """In which order responses fill the budget. The 0-based `step` seeds a random one."""
+    groups, seed = [item.rollout.prompt_index for item in kept], request_seed(config.seed, step)
+    return ORDERS[config.budget.order](StepResponses(response_lengths(kept), advantages, groups, seed))
+
+
+def usable_tokens(config: RLConfig, scored: Sequence[ScoredRollout], budget: int) -> int:
+    """Response tokens among which the budget may choose."""
+    return sum(response_lengths(kept_responses(config, scored, budget)))
+
+
+def missing(config: RLConfig, scored: Sequence[ScoredRollout], budget: int | None) -> str:
+    """What keeps these responses from being a step, with mends; empty when nothing does. Without a budget and dynamic
+    sampling any responses will do."""
+    if budget is not None:
+        tokens = usable_tokens(config, scored, budget)
+        mean = sum(response_lengths(scored)) / max(1, len(scored))
+        shortage = f"{tokens:,} tokens (mean response {mean:.1f}) of the budget {budget:,}: {_MORE_ROUNDS}; a lower"
+        return f"{shortage} --budget.tokens or a larger --prompts-per-step needs a new run" if tokens < budget else ""
+    groups = len({item.rollout.prompt_index for item in kept_responses(config, scored, budget)})
+    if not config.objective.dynamic_sampling or groups >= config.prompts_per_step:
+        return ""
+    shortage = f"{groups} groups whose rewards differ, of {config.prompts_per_step}"
+    return f"{shortage}: {_MORE_ROUNDS}; --objective.dynamic-sampling False needs a new run"
+
+
+def equal_rewards_fraction(scored: Sequence[ScoredRollout]) -> float:
+    """Share of groups whose rewards are all equal."""
+    groups, differ = _groups(scored), _differ(scored)
+    return 1 - len(groups[differ].unique()) / len(groups.unique())
 
 
 def _groups(scored: Sequence[ScoredRollout]) -> torch.Tensor:
@@ -40,65 +114,3 @@ def _groups(scored: Sequence[ScoredRollout]) -> torch.Tensor:
 def _differ(scored: Sequence[ScoredRollout]) -> torch.Tensor:
     rewards = torch.tensor([item.reward for item in scored], dtype=torch.float64)
     return groups_that_differ(rewards, _groups(scored))
-
-
-def _kept(config: RLConfig, scored: Sequence[ScoredRollout], budget: int | None) -> list[int]:
-    """Indices of the responses that may be trained: all of them, or with dynamic sampling those of groups whose rewards
-    differ; of these, without a budget, the first `prompts_per_step` groups."""
-    if not config.objective.dynamic_sampling:
-        return list(range(len(scored)))
-    kept = _differ(scored).nonzero()[:, 0].tolist()
-    if budget is not None:
-        return kept
-    first = list(dict.fromkeys(scored[i].rollout.prompt_index for i in kept))[: config.prompts_per_step]
-    return [i for i in kept if scored[i].rollout.prompt_index in set(first)]
-
-
-def usable_tokens(config: RLConfig, scored: Sequence[ScoredRollout], budget: int) -> int:
-    """Response tokens among which the budget may choose."""
-    return sum(scored[i].rollout.response_length for i in _kept(config, scored, budget))
-
-
-def missing(config: RLConfig, scored: Sequence[ScoredRollout], budget: int | None) -> str:
-    """What keeps these responses from being a step, with mends; empty when nothing does. Without a budget and dynamic
-    sampling any responses will do."""
-    if budget is not None:
-        tokens = usable_tokens(config, scored, budget)
-        mean = sum(item.rollout.response_length for item in scored) / max(1, len(scored))
-        lacks = f"{tokens:,} tokens (mean response {mean:.1f}) of the budget {budget:,}: {_MORE_ROUNDS}; a lower"
-        return f"{lacks} --budget.tokens or a larger --prompts-per-step needs a new run" if tokens < budget else ""
-    groups = len({scored[i].rollout.prompt_index for i in _kept(config, scored, budget)})
-    if not config.objective.dynamic_sampling or groups >= config.prompts_per_step:
-        return ""
-    lacks = f"{groups} groups whose rewards differ, of {config.prompts_per_step}"
-    return f"{lacks}: {_MORE_ROUNDS}; --objective.dynamic-sampling False needs a new run"
-
-
-def select_step(
-    config: RLConfig, step: int, scored: Sequence[ScoredRollout], budget: int | None, reward_kl: RewardKL | None
-) -> Selection:
-    """Advantages from every response of a kept group, then the budget. `step` (0-based) seeds a random order."""
-    objective = config.objective
-    kept = _kept(config, scored, budget)
-    items = [scored[i] for i in kept]
-    lengths = [item.rollout.response_length for item in items]
-    rewards, groups = torch.tensor([item.reward for item in items], dtype=torch.float64), _groups(items)
-    kl = None
-    if reward_kl is not None:
-        distances = torch.tensor(reward_kl([item.rollout for item in items]), dtype=torch.float64)
-        rewards = rewards - objective.kl_beta * distances
-        kl = distances.sum().item() / sum(lengths)
-    advantages = group_advantages(rewards, groups, objective.baseline, objective.std is not False).tolist()
-    trained = list(lengths)
-    if budget is not None:
-        responses = StepResponses(lengths, advantages, groups.tolist(), request_seed(config.seed, step))
-        trained = select_budget(lengths, budget, ORDERS[config.budget.order](responses)).trained
-    selection = Selection([0.0] * len(scored), [0] * len(scored), 1 - _share_of_groups_that_differ(scored), kl)
-    for i, advantage, count in zip(kept, advantages, trained, strict=True):
-        selection.advantages[i], selection.trained[i] = advantage, count
-    return selection
-
-
-def _share_of_groups_that_differ(scored: Sequence[ScoredRollout]) -> float:
-    groups, differ = _groups(scored), _differ(scored)
-    return len(groups[differ].unique()) / len(groups.unique())

@@ -6,7 +6,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from array import array
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,13 +20,15 @@ from megatron_ring.errors import UserError
 from megatron_ring.parallel import collectives
 from megatron_ring.parallel.context import ParallelContext
 from megatron_ring.rollout.pool import Group, RolloutPool
-from megatron_ring.rollout.records import ScoredRollout
+from megatron_ring.rollout.records import Key, ScoredRollout
 from megatron_ring.rollout.sampling import OpenRollout
-from megatron_ring.sampler.completion import Completion, number_array, token_array
+from megatron_ring.sampler.columns import DRAWN, Column
+from megatron_ring.sampler.completion import Completion
 
 Held = list[tuple[dict[str, Any], Completion]]  # of each response what is said of it, and its tokens
-Key = tuple[int, int]  # prompt's position in the stream, sample
 NAME = re.compile(r"unfinished(?:_(\d+))?\.safetensors")  # without a number: of all replicas
+OLD_VALUES = ("logprobs", "processed_logprobs", "entropies")  # rows of "values" in old files
+DTYPES = {"i": torch.int32, "f": torch.float32}
 
 
 def save_unfinished(pool: RolloutPool, context: ParallelContext) -> dict[str, bytes]:
@@ -104,7 +105,9 @@ def rebuilt(
     pool.groups = {place: Group(prompt) for place, prompt in prompts.items()}
     for about, rank in entries:
         key = about["position"], about["sample"]
-        completion = whole.get(key) or Completion(versions=about["versions"], finish_reason=about.get("finish_reason"))
+        completion = whole.get(key) or Completion(
+            versions=about["versions"], finish_reason=about.get("finish_reason"), absent=tuple(about["absent"])
+        )
         item, group = dataclasses.replace(new[key], holder=rank), pool.groups[about["position"]]
         if completion.finish_reason is None:
             group.open.append(dataclasses.replace(item, request=item.request.continued(completion), cuts=about["cuts"]))
@@ -114,40 +117,40 @@ def rebuilt(
 
 
 def to_bytes(held: Held, routes: Tensor) -> bytes:
-    """As safetensors: an index of the responses, and for each token its id, three numbers and its routes, uint8 [tokens,
-    bytes of a token over all pipeline stages]."""
+    """As safetensors: an index of the responses, their columns by name, each one response after another, and for each token
+    its routes, uint8 [tokens, bytes of a token over all pipeline stages]."""
     index = [
-        {**about, "versions": whole.versions, "finish_reason": whole.finish_reason, "tokens": whole.length}
+        {**about, "versions": whole.versions, "finish_reason": whole.finish_reason, "tokens": whole.length,
+         "absent": whole.absent}
         for about, whole in held
-    ]
-    columns = [number_array(), number_array(), number_array()]
-    tokens = token_array()
-    for _, whole in held:
-        tokens += whole.tokens
-        for column, more in zip(columns, (whole.logprobs, whole.processed_logprobs, whole.entropies), strict=True):
-            column += more
-    return save({
-        "index": torch.frombuffer(bytearray(json.dumps(index).encode()), dtype=torch.uint8),
-        "tokens": _tensor(tokens, torch.int32),
-        "values": torch.stack([_tensor(column, torch.float32) for column in columns]),
-        "routes": routes.contiguous(),
-    })  # fmt: skip
+    ]  # fmt: skip
+    columns = {column.name: _joined(column, [whole for _, whole in held]) for column in DRAWN}
+    index_bytes = torch.frombuffer(bytearray(json.dumps(index).encode()), dtype=torch.uint8)
+    return save({"index": index_bytes, **columns, "routes": routes.contiguous()})
 
 
 def from_bytes(data: bytes, stage: slice) -> Held:
-    """Undo `to_bytes`, with the routes of a pipeline stage."""
+    """Undo `to_bytes`, with the routes of a pipeline stage. A column that the file does not know is absent."""
     file, held, start = load(data), Held(), 0
-    values = file["values"].float()  # float64 in old checkpoints, of fp32 numbers
+    if "values" in file:
+        file |= dict(zip(OLD_VALUES, file.pop("values").float(), strict=True))  # float64 in old checkpoints, of fp32 numbers
+    taken = dict.fromkeys((column.name for column in DRAWN), 0)
+    unknown = [name for name in taken if name not in file]
     for about in json.loads(bytes(file["index"].numpy())):
-        end = start + about.pop("tokens")
-        tokens, logprobs, processed, entropies = token_array(), number_array(), number_array(), number_array()
-        tokens.frombytes(_bytes(file["tokens"][start:end]))
-        for column, row in zip((logprobs, processed, entropies), values, strict=True):
-            column.frombytes(_bytes(row[start:end]))
-        routes = _bytes(file["routes"][start:end, stage])
-        reason = about.get("finish_reason")
-        held.append((about, Completion(tokens, logprobs, processed, entropies, about["versions"], reason, routes)))
-        start = end
+        length = about.pop("tokens")
+        about["absent"] = sorted({*about.get("absent", ()), *unknown}) if length else []
+        columns: dict[str, Any] = {}
+        for column in DRAWN:
+            if column.name not in about["absent"]:
+                columns[column.name] = column.new()
+                columns[column.name].frombytes(_bytes(file[column.name][taken[column.name] :][:length]))
+                taken[column.name] += length
+        whole = Completion(
+            **columns, versions=about["versions"], finish_reason=about.get("finish_reason"), absent=tuple(about["absent"]),
+            routes=_bytes(file["routes"][start : start + length, stage]),
+        )  # fmt: skip
+        held.append((about, whole))
+        start += length
     return held
 
 
@@ -158,8 +161,13 @@ def _routes(held: Held) -> Tensor:
     return found.view(tokens, len(joined) // max(1, tokens))
 
 
-def _tensor(column: array[Any], dtype: torch.dtype) -> Tensor:
-    return torch.frombuffer(column, dtype=dtype) if column else torch.zeros(0, dtype=dtype)
+def _joined(column: Column, responses: Sequence[Completion]) -> Tensor:
+    """A column of one response after another."""
+    joined = column.new()
+    for whole in responses:
+        joined += getattr(whole, column.name)
+    dtype = DTYPES[column.typecode]
+    return torch.frombuffer(joined, dtype=dtype) if joined else torch.zeros(0, dtype=dtype)
 
 
 def _bytes(tensor: Tensor) -> bytes:

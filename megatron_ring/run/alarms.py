@@ -56,9 +56,11 @@ class Alarms:
         """The rules that this step breaks. `metrics` are its own, under their keys; some may be missing where the step
         failed. A reward is compared with those of the same stage of the data alone."""
         step = metrics["step"]
-        found = [Alarm(step, name, None, None, f"is {metrics[name]}") for name in FINITE if not _fine(metrics, name)]
-        if found:
-            return found
+        broken_numbers = [
+            Alarm(step, name, None, None, f"is {metrics[name]}") for name in FINITE if not _fine(metrics, name)
+        ]
+        if broken_numbers:
+            return broken_numbers
         rules = (self._entropy(metrics), self._grad_norm(metrics), self._reward(metrics))
         return [Alarm(step, *broken) for broken in rules if broken is not None]
 

@@ -12,7 +12,7 @@ from megatron_ring.errors import UserError
 
 def changed_ranks(config: RLConfig, schedule: BudgetSchedule) -> list[str]:
     """Whether Phi is another because the data-parallel ranks are. `schedule` has its state."""
-    if config.objective.name != "c3po" or schedule.before[0] == schedule.first:
+    if not config.objective.has_budget or schedule.before[0] == schedule.first:
         return []
     was, now = (f"{tokens:,}" for tokens in (schedule.before[0], schedule.first))
     return [
@@ -27,18 +27,18 @@ def stretched_schedules(config: RLConfig, schedule: BudgetSchedule, start: int, 
     steps, optimizer = config.steps, config.optimizer
     if before is None or before == steps:
         return []
-    budgeted = config.objective.name == "c3po"
+    budgeted = config.objective.has_budget
     for step in range(start, steps):
-        said = []
+        changes = []
         was, now = (schedule.tokens(step, total) for total in (before, steps))
         if budgeted and was != now:
-            said.append(f"Phi ({schedule.name}) is {now:,} where it was to be {was:,}")
+            changes.append(f"Phi ({schedule.name}) is {now:,} where it was to be {was:,}")
         rate, new_rate = (optimizer.lr_at(step, total) for total in (before, steps))
         if rate != new_rate:
-            said.append(f"the learning rate ({optimizer.schedule}) is {new_rate:.4g} where it was to be {rate:.4g}")
-        if said:
+            changes.append(f"the learning rate ({optimizer.schedule}) is {new_rate:.4g} where it was to be {rate:.4g}")
+        if changes:
             return [f"--steps was {before:,} and is {steps:,}, which schedules stretch to: in step {step + 1:,} "
-                    f"{' and '.join(said)}"]  # fmt: skip
+                    f"{' and '.join(changes)}"]  # fmt: skip
     return []
 
 

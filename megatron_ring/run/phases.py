@@ -45,23 +45,17 @@ class Phases:
         key = f"memory/{name}_gib"
         self._bytes[key] = max(size, self._bytes.get(key, 0))
 
-    def split(self, name: str, parts: dict[str, float], rest: str) -> None:
-        """Give the seconds of a phase to its parts, which were measured within it, and what they leave to `rest`."""
-        self.add(rest, self._seconds.pop(name) - sum(parts.values()))
-        for part, seconds in parts.items():
-            self.add(part, seconds)
-
     def finish(self) -> dict[str, float]:
         """End the step: its `time/…` and `processor/…` (of all threads of this process) in seconds on this rank, and
         `memory/…` in GiB, the largest of all ranks. All ranks take part."""
         now = time.perf_counter()
         total, self._began = now - self._began, now
-        found = {f"time/{name}": seconds for name, seconds in self._seconds.items()}
-        found = {"time/step": total, **found, "time/other": total - sum(self._seconds.values())}
+        figures = {f"time/{name}": seconds for name, seconds in self._seconds.items()}
+        figures = {"time/step": total, **figures, "time/other": total - sum(self._seconds.values())}
         processor, began = time.process_time(), self._processor_began
-        found |= {f"processor/{name}": seconds for name, seconds in {**self._processor, "step": processor - began}.items()}
+        figures |= {f"processor/{name}": seconds for name, seconds in {**self._processor, "step": processor - began}.items()}
         self._processor, self._processor_began = {}, processor
-        everyone = collectives.gather_over_world(self._bytes)
-        found |= {key: max(part.get(key, 0) for part in everyone) / GIB for key in self._bytes}
+        of_ranks = collectives.gather_over_world(self._bytes)
+        figures |= {key: max(part.get(key, 0) for part in of_ranks) / GIB for key in self._bytes}
         self._seconds, self._bytes = {}, {}
-        return found
+        return figures

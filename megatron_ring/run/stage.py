@@ -15,9 +15,9 @@ import torch
 
 from megatron_ring.checkpoint.hf_config import read_config
 from megatron_ring.checkpoint.hf_tensors import PublishedTensors
+from megatron_ring.checkpoint.latest import checkpoint_folder, latest_checkpoint
 from megatron_ring.checkpoint.loading import load_checkpoint
 from megatron_ring.checkpoint.manifest import model_config_of
-from megatron_ring.checkpoint.saving import checkpoint_folder, latest_checkpoint
 from megatron_ring.checkpoint.weights import fill_from, initialize_weights
 from megatron_ring.config.checks import require
 from megatron_ring.config.model import ModelConfig

@@ -3,14 +3,50 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 from megatron_ring.config.operations import AlarmConfig
+from megatron_ring.errors import NotFiniteError
+from megatron_ring.parallel import collectives
 from megatron_ring.run.alarms import Alarm, Alarms
 
 Verdict = Literal["go on", "rollback", "stop"]
+
+
+class StepGuard:
+    """Turns what fails within a step into alarms.
+
+    Attributes:
+        alarms: so far.
+        can_go_on: whether another step can follow on the weights as they are.
+    """
+
+    def __init__(self, rules: Alarms, step: int) -> None:
+        """`step`: from 1, as alarms name it."""
+        self._rules, self._step = rules, step
+        self.alarms: list[Alarm] = []
+        self.can_go_on = True
+
+    @contextmanager
+    def __call__(self, metric: str) -> Iterator[None]:
+        """What computes numbers that are not finite ends the block here, with an alarm of this metric: an update that was
+        left out, or weights that are broken, with which nothing can go on."""
+        try:
+            yield
+        except FloatingPointError as error:
+            self.alarms.append(Alarm(self._step, metric, None, None, f"is not finite ({error})"))
+        except NotFiniteError as error:
+            self.alarms.append(Alarm(self._step, metric, None, None, f"failed: {error}"))
+            self.can_go_on = False
+
+    def judge(self, metrics: Mapping[str, Any]) -> list[Alarm]:
+        """The step's alarms: what failed, or else the rules that its metrics break. All ranks take part and get the same,
+        whatever rounding may tell them."""
+        self.alarms = collectives.gather_over_world(self.alarms or self._rules.check(metrics))[0]
+        return self.alarms
 
 
 class Watch:
@@ -23,6 +59,10 @@ class Watch:
         self._before: set[str] = set()  # metrics in alarm at the step before, which need no second warning
         self._records: list[dict[str, Any]] = []
         self._written: list[tuple[int, dict[str, Any]]] = []
+
+    def guard(self, step: int) -> StepGuard:
+        """For the parts of one step, counted from 1: `with guard(METRIC): …`."""
+        return StepGuard(self.rules, step)
 
     def judge(self, alarms: Sequence[Alarm], checkpoint: Path | None, can_go_on: bool) -> Verdict:
         """What is to be done about the alarms of a step.

@@ -1,3 +1,6 @@
-"""Generation inside the training process, on the live training weights, under the training layout."""
+"""Generation inside the training process, on the live training weights, under the training layout.
 
-import megatron_ring.parallel  # noqa: F401  (first: it prepares the platform for megatron-core)
+`Sampler` answers requests that are all known (`generate`) or that come while others decode (`engine`). An `Engine` takes
+steps: `Scheduler` plans one, `ModelRunner` runs it over the paged KV cache and draws tokens with each row's own settings,
+`StepEdge` keeps the ranks together in between. `columns` is the table of what is kept of each token; a `Completion` has it.
+"""

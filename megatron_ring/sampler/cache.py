@@ -12,14 +12,14 @@ import torch
 
 from megatron_ring.config.declarations import SPARE_PAGES, kv_bytes
 from megatron_ring.config.sampling import SamplingConfig
-from megatron_ring.errors import UserError
+from megatron_ring.errors import RequestError, UserError
 from megatron_ring.model.ring_model import RingModel
 from megatron_ring.parallel import collectives
 from megatron_ring.parallel.context import ParallelContext
 from megatron_ring.parallel.device import free_memory
 from megatron_ring.sampler.pages import pages_for
 from megatron_ring.sampler.requests import GenerationRequest
-from megatron_ring.sampler.scheduler import Step
+from megatron_ring.sampler.step import Step
 
 CPU_BYTES = 2 << 30  # of a cache whose size nobody stated
 
@@ -110,21 +110,55 @@ def size_for(
     Raises:
         UserError: the longest request does not fit.
     """
-    shape, size = model.ring_config, sampling.page_size
+    size = sampling.page_size
     longest = sorted((pages_for(len(r.prompt_tokens) + r.max_new_tokens, size) for r in requests), reverse=True)
     rows, columns = max(1, min(sampling.max_batch, len(requests))), max(longest, default=1)
-    if sampling.kv_tokens is not None:
-        most, limit = sampling.kv_tokens // size, f"--sampling.kv-tokens {sampling.kv_tokens}"
-        mend = f"raise it to {columns * size} at least, or lower --sampling.max-new-tokens"
-    else:
-        itemsize = next(model.parameters()).itemsize
-        page_bytes = size * kv_bytes(shape, context.config, len(model.local_layers), itemsize)
-        free = free_memory()
-        room = CPU_BYTES if free is None else held + int(free * sampling.kv_fraction)
-        most = collectives.min_over_replica(room // page_bytes - 1, context.device)
-        limit, mend = f"a KV cache of {room / 2**30:.1f} GiB", "lower --sampling.max-new-tokens"
+    most, limit = _most_pages(model, context, sampling, held)
     if most < columns:
-        raise UserError(
-            f"{limit} holds {max(0, most)} pages of {size} tokens and the longest request needs {columns}: {mend}"
-        )
+        raise UserError(_too_long(most, columns, limit, sampling))
     return CacheSize(min(sum(longest[:rows]) + SPARE_PAGES * rows, most), size, rows, columns)
+
+
+def size_for_any(model: RingModel, context: ParallelContext, sampling: SamplingConfig, held: int) -> CacheSize:
+    """A cache for requests that are not known yet: --sampling.kv-tokens, or what memory there is, but no more than
+    --sampling.max-batch requests of the model's longest could use. Otherwise as `size_for`.
+
+    Raises:
+        UserError: there is no room for a page.
+    """
+    columns = pages_for(model.ring_config.max_positions, sampling.page_size)
+    most, limit = _most_pages(model, context, sampling, held)
+    if most < 1:
+        raise UserError(_too_long(most, 1, limit, sampling))
+    pages = min(sampling.max_batch * (columns + SPARE_PAGES), most)
+    return CacheSize(pages, sampling.page_size, sampling.max_batch, min(columns, pages))
+
+
+def check_fits(request: GenerationRequest, size: CacheSize) -> None:
+    """Raise `RequestError` where a cache of `size` does not hold `request` alone."""
+    tokens = len(request.prompt_tokens) + request.max_new_tokens
+    if pages_for(tokens, size.page_size) > size.columns:
+        raise RequestError(
+            f"a prompt of {len(request.prompt_tokens)} tokens and {request.max_new_tokens} new ones exceed the KV cache of "
+            f"{size.columns * size.page_size}: raise --sampling.kv-tokens, or lower --sampling.max-new-tokens"
+        )
+
+
+def _most_pages(model: RingModel, context: ParallelContext, sampling: SamplingConfig, held: int) -> tuple[int, str]:
+    """Pages that there may be, and what limits them, in words."""
+    if sampling.kv_tokens is not None:
+        return sampling.kv_tokens // sampling.page_size, f"--sampling.kv-tokens {sampling.kv_tokens}"
+    itemsize = next(model.parameters()).itemsize
+    page_bytes = sampling.page_size * kv_bytes(model.ring_config, context.config, len(model.local_layers), itemsize)
+    free = free_memory()
+    room = CPU_BYTES if free is None else held + int(free * sampling.kv_fraction)
+    most = collectives.min_over_replica(room // page_bytes - 1, context.device)
+    return most, f"a KV cache of {room / 2**30:.1f} GiB"
+
+
+def _too_long(most: int, columns: int, limit: str, sampling: SamplingConfig) -> str:
+    mend = "lower --sampling.max-new-tokens"
+    if sampling.kv_tokens is not None:
+        mend = f"raise it to {columns * sampling.page_size} at least, or {mend}"
+    size = sampling.page_size
+    return f"{limit} holds {max(0, most)} pages of {size} tokens and the longest request needs {columns}: {mend}"

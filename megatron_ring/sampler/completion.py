@@ -1,67 +1,44 @@
-"""A response as the sampler gives it: tokens with what was noted of each, as typed arrays.
-
-These take 16 bytes a token. As lists of Python's numbers they would take 140.
-"""
+"""A response as the sampler gives it: the columns of its tokens, and what ended it."""
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
+
+from megatron_ring.sampler.columns import DRAWN, NAMES, TokenColumns
 
 # An end-of-sequence token; one of the other stop tokens; a stop string; the tail repeats itself; as long as it may be.
 FinishReason = Literal["stop", "stop_token", "stop_string", "repetition", "length"]
 
 
-def token_array(values: Iterable[int] = ()) -> array[int]:
-    """Token ids as int32."""
-    return array("i", values)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion(TokenColumns):
+    """A response, whole or as far as it came. Its columns are those of `TokenColumns`; their numbers take 16 bytes a token,
+    as lists of Python's numbers they would take 140.
 
-
-def number_array(values: Iterable[float] = ()) -> array[float]:
-    """One number for each token as fp32, the precision that the sampler computes them in and the loss takes them in."""
-    return array("f", values)
-
-
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """A response, whole or as far as it came. Any sequences of numbers will do; they are kept as typed arrays.
-
-    Of a response that another data-parallel rank holds there are `versions` and `finish_reason` alone.
+    Of a response that another data-parallel rank holds there are `versions`, `finish_reason` and `absent` alone.
 
     Attributes:
-        tokens: int32, what was sampled, the token that ended it and the tokens of a stop string included.
-        logprobs: fp32, of each token under softmax(logits / temperature) (nats; temperature 1 for greedy decoding): what a
-            training forward computes.
-        processed_logprobs: fp32, of each token under what it was drawn from: that distribution cut by top-k, top-p, min-p.
-        entropies: fp32, of softmax(logits / temperature) at each token (nats).
-        versions: spans [weights version, tokens sampled under it], in order; a version is the number of updates before.
         finish_reason: None where it is not finished.
-        routes: of each token, the experts in the pass that drew it: `model.routes.route_dtype` [tokens, L, k] as bytes, over
-            the MoE layers of this process's pipeline stage. Empty where the sampler does not note them.
+        absent: names of columns that no token has: nobody asked for them, or they were not there when its first tokens
+            were sampled. Every other column has a number for every token.
 
     Raises:
         ValueError: numbers or versions for more or fewer tokens than there are.
     """
 
-    tokens: array[int] = field(default_factory=token_array)
-    logprobs: array[float] = field(default_factory=number_array)
-    processed_logprobs: array[float] = field(default_factory=number_array)
-    entropies: array[float] = field(default_factory=number_array)
-    versions: list[list[int]] = field(default_factory=list)
     finish_reason: FinishReason | None = None
-    routes: bytes = b""
+    absent: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name, make, kind in (("tokens", token_array, "i"), *((name, number_array, "f") for name in NUMBERS)):
-            values = getattr(self, name)
-            if not isinstance(values, array) or values.typecode != kind:
-                object.__setattr__(self, name, make(values))
-        for name in NUMBERS:
-            count = len(getattr(self, name))
-            if count != len(self.tokens):
-                raise ValueError(f"{count} {name} for {len(self.tokens)} response tokens")
+        for column in DRAWN:
+            values = getattr(self, column.name)
+            if not isinstance(values, array) or values.typecode != column.typecode:
+                object.__setattr__(self, column.name, column.new(values))
+            count = len(getattr(self, column.name))
+            if count != (0 if column.name in self.absent else len(self.tokens)):
+                raise ValueError(f"{count} {column.name} for {len(self.tokens)} response tokens")
         if len(self.tokens) not in (0, self.length):
             raise ValueError(f"versions {self.versions} for {len(self.tokens)} response tokens")
 
@@ -72,7 +49,11 @@ class Completion:
 
     def without_tokens(self) -> Completion:
         """What every rank knows of it."""
-        return Completion(versions=self.versions, finish_reason=self.finish_reason)
+        return Completion(versions=self.versions, finish_reason=self.finish_reason, absent=self.absent)
 
 
-NUMBERS = ("logprobs", "processed_logprobs", "entropies")
+def absent_columns(wanted: frozenset[str] | None, begun: Completion) -> tuple[str, ...]:
+    """The columns that a response has not when `wanted` are asked for (None: all) and it goes on from `begun`. Its tokens it
+    always has."""
+    asked = NAMES if wanted is None else wanted | {"tokens"}
+    return tuple(name for name in NAMES if name not in asked or name in begun.absent)

@@ -2,7 +2,7 @@
 of each row.
 
 Inversion of the distribution function at splitmix64's number of (seed, position), as `sampling.draw_tokens` has it, and
-log-probability and entropy from the same pass. A row's result does not depend on the others.
+log-probability and entropy from the same pass. A row's result does not depend on the others, nor on whether they are cut.
 
 Suffixes: n sequences, v vocabulary.
 """
@@ -13,12 +13,14 @@ import torch
 import triton
 import triton.language as tl
 
+from megatron_ring.sampler.row_settings import RowSettings
+
 TILE = 4096
 
 
 @triton.jit
 def _draw_tile_statistics(  # type: ignore[no-untyped-def]
-    logits_ptr, least_ptr, out_ptr, width, inverse_temperature, tiles, CUT: tl.constexpr, TILE: tl.constexpr
+    logits_ptr, least_ptr, out_ptr, inverse_temperature_ptr, width, tiles, CUT: tl.constexpr, TILE: tl.constexpr
 ):
     """Of each tile: maximum m, sum of exp(x - m), sum of exp(x - m) (x - m), of the kept ones sum of exp(x - m); fp32
     [3 or 4, N, tiles]."""
@@ -26,7 +28,7 @@ def _draw_tile_statistics(  # type: ignore[no-untyped-def]
     column = tile * TILE + tl.arange(0, TILE)
     inside = column < width
     logits = tl.load(logits_ptr + row.to(tl.int64) * width + column, mask=inside, other=-1e37).to(tl.float32)
-    x = logits * inverse_temperature
+    x = logits * tl.load(inverse_temperature_ptr + row).to(tl.float32)
     highest = tl.max(x, 0)
     x = x - highest
     p = tl.where(inside, tl.exp(x), 0.0)
@@ -46,10 +48,11 @@ def _mix(x, shift: tl.constexpr):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _draw_token(  # type: ignore[no-untyped-def]
-    logits_ptr, least_ptr, statistics_ptr, seeds_ptr, positions_ptr, out_ptr, width, inverse_temperature, tiles,
-    CUT: tl.constexpr, TILE: tl.constexpr, TILES: tl.constexpr,
+    logits_ptr, least_ptr, statistics_ptr, seeds_ptr, positions_ptr, out_ptr, inverse_temperature_ptr, greedy_ptr, width,
+    tiles, CUT: tl.constexpr, TILE: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
-    """fp64 [4, N]: token, its log-probability, that among the kept ones, entropy."""
+    """fp64 [4, N]: token, its log-probability, that among the kept ones, entropy. Of a greedy row the highest logits are
+    kept: its token is the first of them, as certain."""
     row = tl.program_id(0)
     rows = tl.num_programs(0)
     x = tl.load(seeds_ptr + row).to(tl.uint64, bitcast=True)
@@ -75,6 +78,8 @@ def _draw_token(  # type: ignore[no-untyped-def]
 
     kept_total = total
     if CUT:  # from here on only the kept ones have any mass
+        greedy = tl.load(greedy_ptr + row) > 0.0
+        uniform = tl.where(greedy, 0.0, uniform)
         mass = (tl.load(at + 3 * plane, mask=tile < tiles, other=0.0) * shrink).to(tl.float64)
         kept_total = tl.sum(mass, 0)
     target = uniform * kept_total
@@ -84,7 +89,7 @@ def _draw_token(  # type: ignore[no-untyped-def]
     before = tl.sum(tl.where(tile < chosen, mass, 0.0), 0)
     column = chosen * TILE + tl.arange(0, TILE)
     raw = tl.load(logits_ptr + row.to(tl.int64) * width + column, mask=column < width, other=-1e37).to(tl.float32)
-    logits = raw * inverse_temperature - highest
+    logits = raw * tl.load(inverse_temperature_ptr + row).to(tl.float32) - highest
     p = tl.where(column < width, tl.exp(logits), 0.0)
     if CUT:
         p = tl.where(raw >= tl.load(least_ptr + row), p, 0.0)
@@ -98,28 +103,28 @@ def _draw_token(  # type: ignore[no-untyped-def]
     tl.store(out_ptr + rows + row, (logit - log_total).to(tl.float64))
     kept_logprob = logit - log_total
     if CUT:  # a total of nothing but NaN says NaN here too
-        kept_logprob = logit - tl.log(kept_total.to(tl.float32)) + 0.0 * log_total
+        kept_logprob = tl.where(greedy, 0.0, logit - tl.log(kept_total.to(tl.float32))) + 0.0 * log_total
     tl.store(out_ptr + 2 * rows + row, kept_logprob.to(tl.float64))
     tl.store(out_ptr + 3 * rows + row, (log_total - mean).to(tl.float64))
 
 
 def draw(
-    logits_nv: torch.Tensor, seeds_n: torch.Tensor, positions_n: torch.Tensor, temperature: float,
+    logits_nv: torch.Tensor, seeds_n: torch.Tensor, positions_n: torch.Tensor, settings: RowSettings,
     least_n: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
     """A token for each row of logits [N, V] (contiguous), drawn with int64 [N] seeds and positions from those that are not
-    below fp32 `least_n` (default: from all). float64 [N] each: token ids, their log-probabilities among all and among those,
-    and the rows' entropies (nats), of all. Logits that are not finite give NaN."""
+    below fp32 `least_n` (default: from all; greedy rows need it). float64 [N] each: token ids, their log-probabilities among
+    all and among those, and the rows' entropies (nats), of all. Logits that are not finite give NaN."""
     rows, width = logits_nv.shape
     tiles, cut = triton.cdiv(width, TILE), least_n is not None
-    least = logits_nv if least_n is None else least_n
+    least, inverse = logits_nv if least_n is None else least_n, settings.inverse_temperature
     statistics = torch.empty(3 + cut, rows, tiles, dtype=torch.float32, device=logits_nv.device)
     out = torch.empty(4, rows, dtype=torch.float64, device=logits_nv.device)
     _draw_tile_statistics[(rows, tiles)](
-        logits_nv, least, statistics, width, 1.0 / temperature, tiles, CUT=cut, TILE=TILE, num_warps=8
+        logits_nv, least, statistics, inverse, width, tiles, CUT=cut, TILE=TILE, num_warps=8
     )
     _draw_token[(rows,)](
-        logits_nv, least, statistics, seeds_n, positions_n, out, width, 1.0 / temperature, tiles, CUT=cut, TILE=TILE,
+        logits_nv, least, statistics, seeds_n, positions_n, out, inverse, settings.greedy, width, tiles, CUT=cut, TILE=TILE,
         TILES=triton.next_power_of_2(tiles), num_warps=8,
     )  # fmt: skip
     return out[0], out[1], out[2], out[3]

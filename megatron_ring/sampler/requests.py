@@ -1,4 +1,4 @@
-"""What is asked of the sampler, what it returns, and the state of a response between the two. No tensors."""
+"""What is asked of the sampler, and the state of a response while it is being answered. No tensors."""
 
 from __future__ import annotations
 
@@ -6,34 +6,62 @@ import dataclasses
 import hashlib
 from array import array
 from collections.abc import MutableSequence
-from collections.abc import Sequence as Sequence_
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from megatron_ring.sampler.completion import Completion, FinishReason, number_array, token_array
+from megatron_ring.config.sampling import RequestSampling
+from megatron_ring.errors import RequestError
+from megatron_ring.sampler.columns import DRAWN, NAMES
+from megatron_ring.sampler.completion import Completion, FinishReason, absent_columns
+from megatron_ring.sampler.row_settings import cuts, numbers_of
+
+if TYPE_CHECKING:
+    from megatron_ring.sampler.stopping import StopConditions
 
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """One response to draw. The result depends on `seed` and the weights, not on the batch it is decoded in, nor on where
-    an earlier call stopped.
+    """One response to draw. The result depends on the request and the weights, not on the batch it is decoded in, nor on
+    where an earlier call stopped.
 
     Attributes:
         prompt_tokens: at least one.
         seed: int64, not negative.
         max_new_tokens: longest response, what `begun` holds included.
         begun: what an earlier call sampled before its token budget was used up.
+        sampling: how its tokens are drawn and what ends it (None: as the sampler's own settings say).
+        columns: names of the columns (`columns.NAMES`) that are wanted beside its tokens, such as "logprobs" (None: all).
     """
 
     prompt_tokens: list[int]
     seed: int
     max_new_tokens: int
     begun: Completion = field(default_factory=Completion)
+    sampling: RequestSampling | None = None
+    columns: frozenset[str] | None = None
 
     def continued(self, begun: Completion) -> GenerationRequest:
         """The request that continues `begun`, an unfinished answer to this one. Its random numbers go on where they
         stopped; its keys and values are computed anew."""
         return dataclasses.replace(self, begun=begun)
+
+    def check(self, max_positions: int) -> None:
+        """Raise `RequestError` where a model of so many positions cannot answer it."""
+        prompt, new = len(self.prompt_tokens), self.max_new_tokens
+        if prompt + new > max_positions:
+            raise RequestError(
+                f"a prompt of {prompt} tokens and {new} new ones exceed the model's {max_positions} positions: lower "
+                f"--sampling.max-new-tokens"
+            )
+        if prompt == 0:
+            raise RequestError("a prompt without tokens: give each at least one")
+        if self.begun.length >= new:
+            raise RequestError(f"a response of {self.begun.length} tokens is not to have more than {new}")
+        if not 0 <= self.seed < 2**63:
+            raise RequestError(f"seed {self.seed} is outside 0..2^63-1")
+        if self.columns is not None and not self.columns <= set(NAMES):
+            unknown = ", ".join(sorted(self.columns - set(NAMES)))
+            raise RequestError(f"no column is named {unknown}: ask for some of {', '.join(NAMES)}")
 
 
 def request_seed(*parts: int) -> int:
@@ -47,51 +75,85 @@ class Prefix:
     """What the samples of one prompt share: the keys and values of its tokens but the last, which each sample feeds itself.
 
     Attributes:
-        length: tokens.
+        tokens: of the whole prompt.
         unfinished: samples that are not finished.
         pages: held from when they are filled until all samples are finished, or until memory runs short.
         filler: the sample that is filling them.
         blocked: samples that wait for it.
     """
 
-    length: int
+    tokens: tuple[int, ...]
     unfinished: int = 0
     pages: list[int] = field(default_factory=list)
     filler: Sequence | None = None
     blocked: list[Sequence] = field(default_factory=list)
 
+    @property
+    def length(self) -> int:
+        """Tokens that are shared."""
+        return len(self.tokens) - 1
+
 
 class Sampled(NamedTuple):
-    """Tokens drawn in a row for one sequence, as `Completion` describes their numbers; `routes` token by token."""
+    """Tokens drawn in a row for one sequence.
 
-    tokens: MutableSequence[int]
-    logprobs: MutableSequence[float]
-    processed_logprobs: MutableSequence[float]
-    entropies: MutableSequence[float]
-    routes: Sequence_[bytes] = ()
+    Attributes:
+        columns: numbers of each of `columns.DRAWN`, in its order.
+        routes: experts of each token; empty where they are not noted.
+    """
 
-    def extend(self, other: Sampled, start: int, end: int) -> None:
-        """Take other's tokens start..end-1."""
-        self.tokens.extend(other.tokens[start:end])
-        self.logprobs.extend(other.logprobs[start:end])
-        self.processed_logprobs.extend(other.processed_logprobs[start:end])
-        self.entropies.extend(other.entropies[start:end])
+    columns: tuple[MutableSequence[Any], ...]
+    routes: MutableSequence[bytes]
+
+    @property
+    def tokens(self) -> MutableSequence[int]:
+        return self.columns[0]
+
+    def of(self, name: str) -> MutableSequence[Any]:
+        """The column of that name."""
+        return self.columns[NAMES.index(name)]
+
+    def first(self, count: int) -> Sampled:
+        """The first `count` tokens."""
+        if count == len(self.tokens):
+            return self
+        return Sampled(tuple(column[:count] for column in self.columns), self.routes[:count])
 
 
 class Sequence:
-    """A request being answered: what has been sampled, and where its keys and values are."""
+    """A request being answered: what has been sampled, and where its keys and values are.
 
-    def __init__(self, index: int, request: GenerationRequest, prefix: Prefix) -> None:
+    Args:
+        sampling: how its tokens are drawn.
+        stops: what ends it, where the scheduler is not told otherwise.
+    """
+
+    def __init__(
+        self, index: int, request: GenerationRequest, prefix: Prefix, sampling: RequestSampling | None = None,
+        stops: StopConditions | None = None,
+    ) -> None:  # fmt: skip
         self.index, self.request, self.prefix = index, request, prefix
-        self.tokens = request.begun.tokens[:]
-        self.sampled = Sampled(token_array(), number_array(), number_array(), number_array())  # in this call
-        self.routes = bytearray()
+        self.sampling, self.stops = sampling or request.sampling or RequestSampling(), stops
+        self.cuts = cuts(self.sampling)
+        self.numbers = numbers_of(self.sampling)
+        self.absent = absent_columns(request.columns, request.begun)
+        self.columns: list[array[Any]] = [
+            column.new() if column.name in self.absent else getattr(request.begun, column.name)[:] for column in DRAWN
+        ]
+        self._kept = [place for place, column in enumerate(DRAWN) if column.name not in self.absent]
+        self.versions = [list(span) for span in request.begun.versions]
+        self.routes = bytearray(request.begun.routes)
         self.finish_reason: FinishReason | None = None
         self.length = len(request.prompt_tokens) + len(self.tokens)
         self.row = -1  # of the block table; -1: not running
         self.pages: list[int] = []
         self.cached = 0  # tokens whose keys and values lie in `pages`
         self.writable = 0  # positions from `cached` up to here lie in pages that nobody else uses
+
+    @property
+    def tokens(self) -> array[int]:
+        """What has been sampled."""
+        return self.columns[0]
 
     @property
     def left_to_fill(self) -> int:
@@ -105,7 +167,8 @@ class Sequence:
 
     @property
     def last_token(self) -> int:
-        return self.tokens[-1] if self.tokens else self.request.prompt_tokens[-1]
+        tokens = self.columns[0]
+        return tokens[-1] if tokens else self.request.prompt_tokens[-1]
 
     def slice(self, start: int, count: int) -> list[int]:
         """`count` tokens of prompt and response from position `start`."""
@@ -113,33 +176,21 @@ class Sequence:
         end = start + count
         return [*prompt[start:end], *self.tokens[max(0, start - len(prompt)) : max(0, end - len(prompt))]]
 
-    def take(self, drawn: Sampled, start: int, end: int) -> None:
-        """Take drawn tokens start..end-1."""
-        self.tokens.extend(drawn.tokens[start:end])
-        self.sampled.extend(drawn, start, end)
+    def take(self, drawn: Sampled, start: int, end: int, version: int = 0) -> None:
+        """Take drawn tokens start..end-1, sampled under `version` of the weights."""
+        for place in self._kept:
+            self.columns[place].extend(drawn.columns[place][start:end])
         self.routes += b"".join(drawn.routes[start:end])
         self.length += end - start
+        if self.versions and self.versions[-1][0] == version:
+            self.versions[-1][1] += end - start
+        elif end > start:
+            self.versions.append([version, end - start])
 
-    def completion(self, version: int) -> Completion:
-        """What there is, where `version` are the weights of this call."""
-        begun, new = self.request.begun, self.sampled
-        versions = [list(span) for span in begun.versions]
-        if versions and versions[-1][0] == version:
-            versions[-1][1] += len(new.tokens)
-        elif new.tokens:
-            versions.append([version, len(new.tokens)])
+    def completion(self) -> Completion:
+        """What there is."""
+        columns: dict[str, Any] = {column.name: values[:] for column, values in zip(DRAWN, self.columns, strict=True)}
         return Completion(
-            tokens=self.tokens[:],
-            logprobs=_joined(begun.logprobs, new.logprobs),
-            processed_logprobs=_joined(begun.processed_logprobs, new.processed_logprobs),
-            entropies=_joined(begun.entropies, new.entropies),
-            versions=versions,
-            finish_reason=self.finish_reason,
-            routes=begun.routes + self.routes,
-        )
-
-
-def _joined(first: array[float], more: Sequence_[float]) -> array[float]:
-    whole = first[:]
-    whole.extend(more)
-    return whole
+            **columns, versions=[list(span) for span in self.versions], finish_reason=self.finish_reason,
+            absent=self.absent, routes=bytes(self.routes),
+        )  # fmt: skip

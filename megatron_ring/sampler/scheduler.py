@@ -3,8 +3,10 @@
 Continuous batching over a paged cache. A sequence is *filled* in chunks up to its last token but one, then *decoded*: its
 last token is fed and a new one sampled. Nothing is sampled while filling, so that all decoding steps look alike.
 
-- The samples of one prompt share its pages: the first fills them, the others wait for it. A page with several users is
-  copied before it is written to.
+- Requests come at any time, and may be cancelled at any time between two steps.
+- The samples of one prompt share its pages, whenever they come: the first fills them, the others wait for it. A page with
+  several users is copied before it is written to; only the sample that filled it may go on behind the prompt. A prompt is
+  forgotten with its last sample.
 - Older requests (lower index) go first. When pages run out the youngest running sequence gives its own back: it keeps what
   it has sampled, and is filled again later. So the oldest always advances, and every request finishes.
 """
@@ -15,67 +17,46 @@ import heapq
 from bisect import insort
 from collections.abc import Callable
 from collections.abc import Sequence as Sequence_
-from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
+from megatron_ring.config.sampling import RequestSampling
 from megatron_ring.sampler.completion import FinishReason
 from megatron_ring.sampler.pages import PagePool, pages_for
 from megatron_ring.sampler.requests import GenerationRequest, Prefix, Sampled, Sequence
+from megatron_ring.sampler.step import Chunk, Step
 
-
-@dataclass(frozen=True)
-class Chunk:
-    """Tokens start..start+count-1 of a sequence, to be filled."""
-
-    sequence: Sequence
-    start: int
-    count: int
-
-
-@dataclass
-class Step:
-    """One forward pass: all of `decoding` feed their last token, `chunks` are filled beside them.
-
-    Before it, pages are copied (`copies`: target -> source, all read before any is written) and the block table changes:
-    `table` holds (row, column, page). With a `horizon` above 1 it is so many forward passes without a look between them;
-    a sequence that ends on the way goes on to no effect.
-    """
-
-    decoding: list[Sequence] = field(default_factory=list)
-    chunks: list[Chunk] = field(default_factory=list)
-    copies: dict[int, int] = field(default_factory=dict)
-    table: list[tuple[int, int, int]] = field(default_factory=list)
-    horizon: int = 1
+if TYPE_CHECKING:
+    from megatron_ring.sampler.stopping import StopConditions
 
 
 class Scheduler:
-    """The state of all requests of one call. `plan` and `advance` take turns.
+    """The state of all requests that are not finished. `plan` and `advance` take turns; between them requests come and go.
 
     Args:
-        requests: in order of age. Each must fit the pages alone.
-        pages: of the cache, the scrap page not counted.
+        pages: of the cache, the scrap page not counted. Each request must fit them alone.
         page_size: tokens of a page.
         max_batch: sequences running at once.
         prefill_tokens: tokens filled in one step, at most.
         stop: why a sequence ends after the token it just took; None if it does not.
         may_stop: whether it might end within these tokens that it has not taken yet; asked so that `stop` need not be.
+
+    Attributes:
+        sequences: those not finished, by index, which is their age.
+        version: of the weights that sample now.
+        finished, generated, filled, preemptions: counts since the start: of requests, of tokens, of tokens, of times.
     """
 
     def __init__(
-        self, requests: Sequence_[GenerationRequest], *, pages: int, page_size: int, max_batch: int, prefill_tokens: int,
+        self, *, pages: int, page_size: int, max_batch: int, prefill_tokens: int,
         stop: Callable[[Sequence], FinishReason | None],
-        may_stop: Callable[[Sequence, Sequence_[int]], bool] = lambda sequence, tokens: True,
+        may_stop: Callable[[Sequence, Sequence_[int]], bool] = lambda sequence, tokens: True, version: int = 0,
     ) -> None:  # fmt: skip
         self.page_size, self.max_batch, self.prefill_tokens = page_size, max_batch, prefill_tokens
-        self.stop, self.may_stop = stop, may_stop
+        self.stop, self.may_stop, self.version = stop, may_stop, version
         self.pool = PagePool(pages)
-        prefixes: dict[tuple[int, ...], Prefix] = {}
-        self.sequences: list[Sequence] = []
-        for index, request in enumerate(requests):
-            prefix = prefixes.setdefault(tuple(request.prompt_tokens), Prefix(len(request.prompt_tokens) - 1))
-            prefix.unfinished += 1
-            self.sequences.append(Sequence(index, request, prefix))
-        self._prefixes = list(prefixes.values())
-        self._waiting = [(sequence.index, sequence) for sequence in self.sequences]  # a heap: they are sorted
+        self.sequences: dict[int, Sequence] = {}
+        self._prefixes: dict[tuple[int, ...], Prefix] = {}
+        self._waiting: list[tuple[int, Sequence]] = []  # a heap
         self._blocked = 0
         self.running: list[Sequence] = []  # sorted by age
         self._rows = list(range(max_batch - 1, -1, -1))
@@ -83,7 +64,43 @@ class Scheduler:
 
     @property
     def has_work(self) -> bool:
-        return self.finished < len(self.sequences)
+        return bool(self.sequences)
+
+    def add(
+        self, index: int, request: GenerationRequest, sampling: RequestSampling | None = None,
+        stops: StopConditions | None = None,
+    ) -> Sequence:  # fmt: skip
+        """Take a request; `index` is larger than those before, and what `Sequence` is told beside it."""
+        key = tuple(request.prompt_tokens)
+        prefix = self._prefixes.setdefault(key, Prefix(key))
+        prefix.unfinished += 1
+        sequence = self.sequences[index] = Sequence(index, request, prefix, sampling, stops)
+        heapq.heappush(self._waiting, (index, sequence))
+        return sequence
+
+    def cancel(self, index: int) -> None:
+        """Forget a request, and free what it holds. One that is not there, as it has finished, is none of it."""
+        sequence = self.sequences.get(index)
+        if sequence is None:
+            return
+        if sequence.row >= 0:
+            self._stop_running(sequence)
+            if sequence.prefix.filler is sequence:
+                self._unblock(sequence.prefix)
+        elif sequence in sequence.prefix.blocked:
+            sequence.prefix.blocked.remove(sequence)
+            self._blocked -= 1
+        else:
+            self._waiting.remove((index, sequence))
+            heapq.heapify(self._waiting)
+        self._forget(sequence)
+
+    def restart(self) -> None:
+        """Compute all keys and values anew: the weights or the memory of the cache are no longer what they were."""
+        for sequence in reversed(self.running[:]):
+            self._preempt(sequence)
+        for prefix in self._prefixes.values():
+            self._drop(prefix)
 
     def plan(self, horizon: int = 1) -> Step:
         """The next step; it has work whenever the scheduler has. Where nothing is filled and pages suffice, its horizon is
@@ -131,15 +148,14 @@ class Scheduler:
             sequence.cached += chunk.count
             self.filled += chunk.count
             if prefix.filler is sequence and sequence.cached >= prefix.length:
-                prefix.pages = sequence.pages[: pages_for(prefix.length, self.page_size)]
-                self.pool.share(prefix.pages)
+                self._hold(prefix, sequence)
                 sequence.writable = 0  # its next token may go into a page that is now shared
                 self._unblock(prefix)
         done = []
         for sequence, drawn in zip(step.decoding, sampled, strict=True):
             count = len(drawn.tokens)
             if not self.may_stop(sequence, drawn.tokens):
-                sequence.take(drawn, 0, count)
+                sequence.take(drawn, 0, count, self.version)
             else:
                 count = self._take_one_by_one(sequence, drawn)
                 if sequence.finish_reason is not None:
@@ -149,15 +165,13 @@ class Scheduler:
         for sequence in done:
             self._stop_running(sequence)
             self.finished += 1
-            sequence.prefix.unfinished -= 1
-            if sequence.prefix.unfinished == 0:
-                self._drop(sequence.prefix)
+            self._forget(sequence)
         return done
 
     def _take_one_by_one(self, sequence: Sequence, drawn: Sampled) -> int:
         """Take tokens up to the one that ends the sequence; how many."""
         for place in range(len(drawn.tokens)):
-            sequence.take(drawn, place, place + 1)
+            sequence.take(drawn, place, place + 1, self.version)
             sequence.finish_reason = self.stop(sequence)
             if sequence.finish_reason is not None:
                 return place + 1
@@ -173,7 +187,8 @@ class Scheduler:
             if self.pool.free:
                 page = self.pool.take()
                 if column < len(sequence.pages):
-                    step.copies[page] = sequence.pages[column]
+                    # Copies are made at once: what is itself a copy of this step is taken from where it comes from.
+                    step.copies[page] = step.copies.get(sequence.pages[column], sequence.pages[column])
                     self.pool.release([sequence.pages[column]])
                     sequence.pages[column] = page
                 else:
@@ -192,6 +207,7 @@ class Scheduler:
         while self._waiting and len(self.running) + self._blocked < self.max_batch:
             sequence = self._waiting[0][1]
             prefix = sequence.prefix
+            self._find_running(prefix)
             if prefix.filler is not None:
                 heapq.heappop(self._waiting)
                 prefix.blocked.append(sequence)
@@ -205,6 +221,25 @@ class Scheduler:
                 continue
             heapq.heappop(self._waiting)
             self._start(sequence, step)
+
+    def _find_running(self, prefix: Prefix) -> None:
+        """Where nobody holds the pages of a prompt, or fills them for others, but a sample that came before runs: take its
+        pages, or let it be the one that fills them."""
+        if prefix.pages or prefix.filler is not None or prefix.unfinished == 1 or not prefix.length:
+            return
+        for sequence in self.running:
+            if sequence.prefix is prefix:
+                if sequence.cached >= prefix.length:
+                    self._hold(prefix, sequence)
+                else:
+                    prefix.filler = sequence
+                return
+
+    def _hold(self, prefix: Prefix, sequence: Sequence) -> None:
+        """Hold the pages in which `sequence` has the prompt. What it goes on to write into the last of them is behind the
+        prompt, and read by nobody else."""
+        prefix.pages = sequence.pages[: pages_for(prefix.length, self.page_size)]
+        self.pool.share(prefix.pages)
 
     def _start(self, sequence: Sequence, step: Step) -> None:
         prefix = sequence.prefix
@@ -226,6 +261,14 @@ class Scheduler:
         self._rows.append(sequence.row)
         sequence.pages, sequence.cached, sequence.writable, sequence.row = [], 0, 0, -1
 
+    def _forget(self, sequence: Sequence) -> None:
+        del self.sequences[sequence.index]
+        prefix = sequence.prefix
+        prefix.unfinished -= 1
+        if prefix.unfinished == 0:
+            self._drop(prefix)
+            del self._prefixes[prefix.tokens]
+
     def _preempt(self, sequence: Sequence) -> None:
         self._stop_running(sequence)
         if sequence.prefix.filler is sequence:
@@ -246,7 +289,7 @@ class Scheduler:
 
     def _drop_a_prefix(self) -> bool:
         """Let go of the youngest prompt that is held; False when none is."""
-        for prefix in reversed(self._prefixes):
+        for prefix in reversed(self._prefixes.values()):
             if prefix.pages:
                 self._drop(prefix)
                 return True

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import torch
 
-from megatron_ring.algorithm.gspo import sequence_log_ratios
-from megatron_ring.algorithm.mismatch import Correction
+from megatron_ring.algorithm.corrections import Correction
+from megatron_ring.algorithm.sequences import sequence_log_ratios
 from megatron_ring.data.packing import PolicyBatch
 from megatron_ring.training.loss_output import LossOutput
 from megatron_ring.training.policy_loss import PolicyLoss
@@ -22,13 +22,13 @@ def evaluated_logprobs(trainer: Trainer, temperature: float, batches: Sequence[P
     trainer.evaluate(batches, collected)
     if not trainer.context.last_stage:
         return None
-    found, logprobs = [], torch.cat(collected.logprobs)
+    of_batches, logprobs = [], torch.cat(collected.logprobs)
     for batch in batches:
         count = int(batch.loss_mask.sum())
         placed = torch.zeros(batch.loss_mask.shape)
         placed[batch.loss_mask], logprobs = logprobs[:count], logprobs[count:]
-        found.append(placed)
-    return found
+        of_batches.append(placed)
+    return of_batches
 
 
 class FirstPass:

@@ -7,19 +7,13 @@ from typing import Any
 
 import torch
 
+from megatron_ring.algorithm.corrections import CORRECTIONS, Correction
 from megatron_ring.algorithm.histogram import Histogram
-from megatron_ring.algorithm.mismatch import (
-    Correction,
-    IcePop,
-    KPop,
-    TruncatedImportance,
-    ratio_edges,
-    ratio_histogram,
-    ratio_quantiles,
-)
+from megatron_ring.algorithm.mismatch import ratio_edges, ratio_histogram, ratio_quantiles
+from megatron_ring.algorithm.objective import Objective
 from megatron_ring.algorithm.objectives import make_objective
-from megatron_ring.algorithm.policy import LossSettings, Objective, PolicyTokens
-from megatron_ring.config.objective import CorrectionConfig
+from megatron_ring.algorithm.policy import LossSettings, PolicyTokens, policy_loss
+from megatron_ring.config.objective import CorrectionConfig, correction_defaults
 from megatron_ring.config.rl import RLConfig
 from megatron_ring.data.packing import PolicyBatch
 from megatron_ring.parallel import collectives
@@ -51,7 +45,7 @@ class PolicyLoss:
         )
         ratios = ratio_histogram(logprobs.detach() - batch.sampler_logprobs)
         self._ratios = ratios if self._ratios is None else self._ratios + ratios
-        loss, figures = self.objective.loss(tokens, self.settings)
+        loss, figures = policy_loss(self.objective, tokens, self.settings)
         maxima = {"mismatch_logprob_abs_max": figures.pop("mismatch_logprob_abs_max")}
         return LossOutput(loss, sums=figures, maxima=maxima)
 
@@ -61,9 +55,9 @@ class PolicyLoss:
         counts = torch.zeros(len(ratio_edges()) + 1, dtype=torch.int64) if self._ratios is None else self._ratios
         self._ratios = None
         counts = collectives.broadcast_from_last_stage(collectives.sum_over_data(counts.to(device)))
-        found: dict[str, Any] = dict(zip(QUANTILES, ratio_quantiles(counts, list(QUANTILES.values())), strict=True))
-        found["log_k"] = Histogram([-math.inf, *ratio_edges().tolist(), math.inf], counts.tolist())
-        return {f"mismatch/{name}": value for name, value in found.items()}
+        figures: dict[str, Any] = dict(zip(QUANTILES, ratio_quantiles(counts, list(QUANTILES.values())), strict=True))
+        figures["log_k"] = Histogram([-math.inf, *ratio_edges().tolist(), math.inf], counts.tolist())
+        return {f"mismatch/{name}": value for name, value in figures.items()}
 
 
 def make_policy_loss(config: RLConfig) -> PolicyLoss:
@@ -83,8 +77,6 @@ def make_policy_loss(config: RLConfig) -> PolicyLoss:
 
 def make_correction(config: CorrectionConfig) -> Correction | None:
     """The mismatch correction that a resolved configuration asks for."""
-    if config.cap is not None:
-        return TruncatedImportance(config.cap)
-    if config.low is not None and config.high is not None:
-        return IcePop(config.low, config.high)
-    return None if config.phi is None else KPop(config.phi)
+    if config.name not in CORRECTIONS:
+        return None
+    return CORRECTIONS[config.name](**{constant: getattr(config, constant) for constant in correction_defaults(config.name)})

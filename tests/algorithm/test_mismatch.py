@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_ring.algorithm.mismatch import IcePop, KPop, TruncatedImportance, binary_kl, ratio_histogram, ratio_quantiles
+from megatron_ring.algorithm.corrections import IcePop, KPop, TruncatedImportance, binary_kl
+from megatron_ring.algorithm.mismatch import ratio_histogram, ratio_quantiles
 
 probabilities = st.lists(st.tuples(st.floats(1e-6, 0.999), st.floats(1e-6, 0.999)), min_size=1, max_size=20)
 

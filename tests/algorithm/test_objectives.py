@@ -12,11 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from megatron_ring.algorithm.gspo import GSPO, sequence_log_ratios, sequence_sums
+from megatron_ring.algorithm.corrections import Correction, IcePop, KPop, TruncatedImportance
+from megatron_ring.algorithm.gspo import GSPO
 from megatron_ring.algorithm.kl import kl_estimate
-from megatron_ring.algorithm.mismatch import Correction, IcePop, KPop, TruncatedImportance
+from megatron_ring.algorithm.objective import Objective, clipped_surrogate
 from megatron_ring.algorithm.objectives import make_objective
-from megatron_ring.algorithm.policy import LossSettings, Objective, PolicyTokens, clipped_surrogate, combine_metrics
+from megatron_ring.algorithm.policy import LossSettings, PolicyTokens, combine_metrics, policy_loss
+from megatron_ring.algorithm.sequences import sequence_log_ratios, sequence_sums
 from tests.algorithm.transcription import LOSSES, Constants, Response
 
 CORRECTIONS: dict[str, Correction] = {
@@ -89,12 +91,12 @@ def run(
     places: list[int], size: int,
 ) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
     """The whole step's loss; response i goes to micro-batch places[i] (on whichever rank), each cut into chunks."""
-    weights = objective.token_weights([len(r) for r in step]).tolist()
+    weights = objective.token_weights([len(r) for r in step])
     results = []
     for place in sorted(set(places)):
         here = [i for i in range(len(step)) if places[i] == place]
         tokens = flat([step[i] for i in here], objective, correction, [weights[i] for i in here])
-        results += [objective.loss(chunk, loss_settings) for chunk in chunks(tokens, size)]
+        results += [policy_loss(objective, chunk, loss_settings) for chunk in chunks(tokens, size)]
     total = torch.stack([loss for loss, _ in results]).sum() / sum(len(r) for r in step)
     return total, combine_metrics(metrics for _, metrics in results)
 
@@ -190,8 +192,8 @@ def test_masked_positions_may_hold_anything(name: str, garbage: float) -> None:
     clean = {key: value[mask].requires_grad_(key in ("logprobs", "entropy")) for key, value in values.items()}
     dirty = {key: value.masked_fill(~mask, garbage) for key, value in values.items()}
     dirty = {key: value.requires_grad_(key in ("logprobs", "entropy")) for key, value in dirty.items()}
-    expected, expected_metrics = objective.loss(PolicyTokens(mask=mask[mask], **clean), SETTINGS)
-    loss, metrics = objective.loss(PolicyTokens(mask=mask, **dirty), SETTINGS)
+    expected, expected_metrics = policy_loss(objective, PolicyTokens(mask=mask[mask], **clean), SETTINGS)
+    loss, metrics = policy_loss(objective, PolicyTokens(mask=mask, **dirty), SETTINGS)
     expected.backward()
     loss.backward()
     torch.testing.assert_close(loss, expected)
@@ -213,7 +215,7 @@ def test_enormous_ratios_keep_loss_and_gradient_finite(drift: float, advantage: 
         mask=torch.ones(3, dtype=torch.bool), ref_logprobs=usual,
     )  # fmt: skip
     chosen = LossSettings(clip_low=0.2, clip_high=0.2, kl_beta=0.07, alpha_entropy=0.03, kl_estimator=kl)
-    loss, _ = make_objective("c3po", 1).loss(tokens, chosen)
+    loss, _ = policy_loss(make_objective("c3po", 1), tokens, chosen)
     loss.backward()
     assert logprobs.grad is not None
     assert loss.isfinite() and logprobs.grad.isfinite().all()
@@ -223,7 +225,7 @@ def test_metrics_are_sums_with_their_names() -> None:
     step = make_step([5, 4], 5)
     correction = CORRECTIONS["icepop"]
     tokens = flat(step, make_objective("c3po", 1), correction, [2.0, 0.5])
-    _, metrics = make_objective("c3po", 1).loss(tokens, SETTINGS)
+    _, metrics = policy_loss(make_objective("c3po", 1), tokens, SETTINGS)
     mask = tokens.mask
     change = (tokens.logprobs - tokens.old_logprobs)[mask].detach()
     assert tokens.weights is not None and tokens.corrections is not None
@@ -250,12 +252,12 @@ def test_nothing_selected_is_a_zero_with_a_gradient() -> None:
     nothing = PolicyTokens(**(vars(tokens) | {"mask": torch.zeros_like(tokens.mask)}))
     for none in (nothing, chunks(nothing, 2)[0]):
         leaf = none.logprobs.detach().requires_grad_()
-        loss, metrics = GSPO().loss(PolicyTokens(**(vars(none) | {"logprobs": leaf})), SETTINGS)
+        loss, metrics = policy_loss(GSPO(), PolicyTokens(**(vars(none) | {"logprobs": leaf})), SETTINGS)
         loss.backward()
         assert loss == 0 and leaf.grad is not None and leaf.grad.eq(0).all()
         assert metrics["mismatch_logprob_abs_max"] == 0
     empty = {key: value[:0] for key, value in vars(tokens).items() if value is not None}
-    assert GSPO().loss(PolicyTokens(**empty), SETTINGS)[0] == 0
+    assert policy_loss(GSPO(), PolicyTokens(**empty), SETTINGS)[0] == 0
 
 
 def test_bfloat16_inputs_are_summed_in_fp32() -> None:
@@ -264,7 +266,7 @@ def test_bfloat16_inputs_are_summed_in_fp32() -> None:
         for key, value in vars(tokens_of(make_step([3], 0))).items()
         if value is not None
     }
-    loss, metrics = GSPO().loss(PolicyTokens(**halves), SETTINGS)
+    loss, metrics = policy_loss(GSPO(), PolicyTokens(**halves), SETTINGS)
     assert loss.dtype == torch.float32 and metrics["tokens"].dtype == torch.float64
 
 
@@ -275,9 +277,9 @@ def test_bad_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match="must be torch"):
         tokens_of(step, mask=torch.ones(5))
     with pytest.raises(ValueError, match="kl_beta"):
-        GSPO().loss(tokens_of(step, ref_logprobs=None), SETTINGS)
+        policy_loss(GSPO(), tokens_of(step, ref_logprobs=None), SETTINGS)
     with pytest.raises(ValueError, match="sequence_log_ratio"):
-        GSPO().loss(tokens_of(step, sequence_log_ratio=None), SETTINGS)
+        policy_loss(GSPO(), tokens_of(step, sequence_log_ratio=None), SETTINGS)
     for low, high in ((0.0, 0.2), (0.2, 0.0)):
         with pytest.raises(ValueError, match="clip"):
             LossSettings(clip_low=low, clip_high=high, kl_beta=0.0, alpha_entropy=0.0)

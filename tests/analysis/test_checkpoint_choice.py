@@ -13,6 +13,7 @@ from megatron_ring.analysis.checkpoint_choice import choose_checkpoint
 from megatron_ring.analysis.read_run import Epoch
 from megatron_ring.errors import UserError
 from tests.analysis.plausible import write_sft
+from tests.processes import run
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "select_checkpoint.py"
 
@@ -66,7 +67,7 @@ def test_nothing_to_choose_from() -> None:
 
 
 def run_tool(*flags: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, str(TOOL), *flags], capture_output=True, text=True, timeout=60)
+    return run([sys.executable, TOOL, *flags], timeout=60)
 
 
 def test_tool_prints_the_path_alone_and_records_the_choice(tmp_path: Path) -> None:

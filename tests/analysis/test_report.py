@@ -17,6 +17,7 @@ from megatron_ring.analysis.report import write_report
 from megatron_ring.analysis.verdict import budget_sentence, finite_sentence, paragraphs, reward_sentence
 from megatron_ring.errors import UserError
 from tests.analysis.plausible import rl_record, write_evaluation, write_export, write_jsonl, write_rl, write_sft
+from tests.processes import run
 
 ROOT = Path(__file__).resolve().parents[2]
 HOSTILE = "<script>alert(1)</script></style></pre>\x1b[31m\x00\u202egnp.exe\ud800<img src=x onerror=alert(1)>&amp; \"'"
@@ -60,7 +61,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("pipeline")
     sft = write_sft(root / "sft")
     tool = [sys.executable, str(ROOT / "tools" / "select_checkpoint.py"), "--run", str(sft)]
-    subprocess.run(tool, check=True, capture_output=True, timeout=60)
+    assert run(tool, timeout=60).returncode == 0
     return {
         "sft": sft,
         "rl": write_rl(root / "rl"),
@@ -73,7 +74,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def test_whole_report_by_the_tool(parts: dict[str, Path], tmp_path: Path) -> None:
     flags = [text for name, path in parts.items() for text in (f"--{name}", str(path))]
     command = [sys.executable, str(ROOT / "tools" / "report.py"), *flags, "--out", str(tmp_path), "--title", "A & B"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = run(command, timeout=120)
     assert (done.returncode, done.stdout) == (0, f"{tmp_path}/report.html\n")
     found = outline(tmp_path / "report.html")
     assert found.tags.count("img") == 3 and all(link.startswith("data:image/png;base64,") for link in found.links)

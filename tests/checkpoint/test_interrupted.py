@@ -161,7 +161,7 @@ def train_and_save_for_ever(folder: Path, reached: Any) -> None:
 
 def start(folder: Path) -> tuple[Any, Any]:
     server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["megatron_ring.checkpoint.loading", "tests.training.test_trainer",
+    server.set_forkserver_preload(["tests.conftest", "megatron_ring.checkpoint.loading", "tests.training.test_trainer",
                                    "megatron_ring.training.trainer", "megatron_ring.training.losses"])  # fmt: skip
     receiver, sender = server.Pipe(duplex=False)
     process = server.Process(target=train_and_save_for_ever, args=(folder, sender), daemon=True)
@@ -186,7 +186,7 @@ def test_twenty_kills_lose_nothing(tmp_path: Path) -> None:
     """After each kill `latest` names a whole checkpoint, none that was whole before is lost, and the run goes on from it
     to the same bytes as an undisturbed one."""
     from megatron_ring.checkpoint.manifest import damaged_files, read_manifest
-    from megatron_ring.checkpoint.saving import latest_checkpoint
+    from megatron_ring.checkpoint.latest import latest_checkpoint
 
     killed, generator, in_the_middle = tmp_path / "killed", random.Random(1), 0
     for _ in range(KILLS):

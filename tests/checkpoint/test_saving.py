@@ -59,7 +59,7 @@ def continue_from(
     parallel: ParallelConfig, folder: Path, shape: ModelConfig = RING_TINY, dtype: torch.dtype = torch.float32
 ) -> list[float]:
     from megatron_ring.checkpoint.loading import load_checkpoint
-    from megatron_ring.checkpoint.saving import latest_checkpoint
+    from megatron_ring.checkpoint.latest import latest_checkpoint
 
     trainer, here = trainer_for(parallel, shape, seed=99, dtype=dtype)
     found = latest_checkpoint(folder)
@@ -186,7 +186,7 @@ def test_a_failed_save_leaves_the_previous_checkpoint(run_on, tmp_path: Path, li
 
 def test_a_half_written_checkpoint_is_never_taken(tmp_path: Path) -> None:
     """What a kill leaves: a temporary folder, or a renamed one that `latest` does not name yet."""
-    from megatron_ring.checkpoint.saving import latest_checkpoint
+    from megatron_ring.checkpoint.latest import latest_checkpoint
 
     (tmp_path / ".step_9.tmp").mkdir()
     assert latest_checkpoint(tmp_path) is None

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import re
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from megatron_ring.config.rl import RLConfig
 from megatron_ring.config.sft import SFTConfig
 from megatron_ring.errors import UserError
 from tests.docs.markdown import Command, anchors, commands, fences, links, pages
+from tests.processes import run
 from tools.quote_source import with_quotes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -151,7 +151,7 @@ def _parsed(stage: str, flags: list[str]) -> str | None:
 @functools.cache
 def _help(script: str, subcommand: str | None) -> str:
     arguments = [sys.executable, script, *([subcommand] if subcommand else []), "--help"]
-    done = subprocess.run(arguments, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    done = run(arguments, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -3,21 +3,42 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 
+from megatron_ring.checkpoint.saving import CheckpointSaver
+from megatron_ring.rollout.scoring import RolloutScorer
+from megatron_ring.sampler.sampler import Sampler
+from megatron_ring.training.trainer import Trainer
 from tests.mains.conftest import command, environment, rl_flags, run, start
 from tests.mains.test_pipeline import metrics, timeless, weights
 
 WATCH = Path(__file__).parent / "watch"
-# Phase and 0-based step, with a checkpoint after every second step: before the first one, twice behind one, in the second.
-KILLS = [("sampling", 1), ("scoring", 2), ("training", 3), ("saving", 4)]
+
+
+class Kill(NamedTuple):
+    """Where a run is killed: in a function, from a 0-based step on, behind so many Python calls from within it."""
+
+    function: Callable[..., Any]
+    step: int
+    calls: int
+
+
+# With a checkpoint after every second step: before the first one, twice behind one, in the second.
+KILLS = {
+    "sampling": Kill(Sampler.generate, 1, 2_000),
+    "scoring": Kill(RolloutScorer.finish, 2, 10),
+    "training": Kill(Trainer.train_step, 3, 5_000),
+    "saving": Kill(CheckpointSaver._write, 4, 200),
+}
 
 
 def descendants(pid: int) -> Iterator[int]:
@@ -31,9 +52,13 @@ def descendants(pid: int) -> Iterator[int]:
     yield pid
 
 
-def kill_within(arguments: list[str], phase: str, step: int, marker: Path) -> None:
+def kill_within(arguments: list[str], run_dir: Path, phase: str, marker: Path) -> None:
     """Start, wait until the first process has frozen in `phase`, kill -9 everything that was started."""
-    env = environment() | {"FREEZE": f"{phase}:{step}:{marker}"}
+    kill = KILLS[phase]
+    code = kill.function.__code__
+    asked = {"file": code.co_filename, "function": code.co_qualname, "metrics": str(run_dir / "metrics.jsonl"),
+             "lines": kill.step, "calls": kill.calls, "marker": str(marker)}  # fmt: skip
+    env = environment(FREEZE=json.dumps(asked))
     env["PYTHONPATH"] = f"{WATCH}:{env['PYTHONPATH']}"
     process = start(arguments, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
@@ -70,8 +95,8 @@ def test_killed_in_every_phase(tiny_data: Path, tmp_path: Path, sft_checkpoint: 
     done = run(command("megatron_ring.rl", *rl_flags(tiny_data, alone, sft_checkpoint, *more), processes=processes))
     assert done.returncode == 0, done.stderr
     arguments = command("megatron_ring.rl", *rl_flags(tiny_data, killed, sft_checkpoint, *more), processes=processes)
-    for phase, step in KILLS:
-        kill_within(arguments, phase, step, tmp_path / phase)
+    for phase in KILLS:
+        kill_within(arguments, killed, phase, tmp_path / phase)
     left = {path.name for path in (killed / "checkpoints").iterdir()}
     assert left == {"latest", "step_2", ".step_4.tmp"} or "step_4" in left, left
     done = run(arguments)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_ring.config.objective import OBJECTIVE_DEFAULTS
+from megatron_ring.algorithm.objectives import OBJECTIVES
 from tests.conftest import ROOT
 from tests.mains.conftest import environment, run
 from tests.mains.test_pipeline import metrics
@@ -93,7 +93,7 @@ def test_another_objective_is_a_change_of_one_variable(named: str, tmp_path: Pat
             assert dry_run(f"examples/{launcher}.sh", tmp_path, *flags).stdout == done.stdout
 
 
-@pytest.mark.parametrize("objective", [None, *OBJECTIVE_DEFAULTS])
+@pytest.mark.parametrize("objective", [None, *OBJECTIVES])
 def test_objectives_share_no_folder_after_sft(objective: str | None, tmp_path: Path) -> None:
     """By the commands themselves, which `echo` in the place of Python prints. `{}`: where an objective's name stands."""
     expected = {

@@ -25,8 +25,8 @@ OFFLOAD = "--offload-optimizer"
 def observed(flags: list[str]) -> list[tuple[str, dict[str, int], dict[str, int]]]:
     """Run the main here; the trainer's storages whenever something that matters begins, in order."""
     from megatron_ring.checkpoint import saving
-    from megatron_ring.rollout import rl_run
-    from megatron_ring.sampler.sampler import Sampler
+    from megatron_ring.rollout import opening
+    from megatron_ring.sampler.runner import ModelRunner
     from megatron_ring.training import first_pass, reference
     from megatron_ring.training.trainer import Trainer
 
@@ -49,8 +49,8 @@ def observed(flags: list[str]) -> list[tuple[str, dict[str, int], dict[str, int]
             trainers.append(self)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rl_run, "Trainer", Watched)
-        for owner, name in ((Sampler, "_forward"), (first_pass, "evaluated_logprobs"), (reference, "evaluated_logprobs"),
+        patch.setattr(opening, "Trainer", Watched)
+        for owner, name in ((ModelRunner, "forward"), (first_pass, "evaluated_logprobs"), (reference, "evaluated_logprobs"),
                             (Trainer, "train_step"), (saving, "_pieces")):  # fmt: skip
             watch(owner, name)
         train_here(flags)
@@ -89,11 +89,11 @@ def test_nothing_but_the_place_of_memory_differs(
 def check_places(seen: list[tuple[str, dict[str, int], dict[str, int]]]) -> None:
     """Away whenever the sampler runs, there whenever anything else does that wants it. (Log-probs for a KL in the reward are
     scored before it comes back: they need weights alone.)"""
-    assert {name for name, _, _ in seen} == {"_forward", "evaluated_logprobs", "train_step", "_pieces"}
+    assert {name for name, _, _ in seen} == {"forward", "evaluated_logprobs", "train_step", "_pieces"}
     away = {"masters": 0, "moments": 0, "gradients": 0}
     for name, have, whole in seen:
         assert have["weights"] == whole["weights"] > 0
-        if name == "_forward":
+        if name == "forward":
             assert have == whole | away
         elif name != "evaluated_logprobs":
             # Saving brings the state back itself as well, but here it has been; gradients come with the rest.

@@ -35,6 +35,7 @@ def make_config(data: Path, parallel: ParallelConfig) -> RLConfig:
 
 def collected(data: Path, parallel: ParallelConfig, through_bytes: bool) -> dict[str, Any]:
     """Several steps, the weights drawn anew for each of them; what became of every response."""
+    from megatron_ring.algorithm.budget import select_budget
     from megatron_ring.checkpoint.weights import initialize_weights
     from megatron_ring.data.files import read_prompts
     from megatron_ring.data.prompts import PromptStream
@@ -44,7 +45,9 @@ def collected(data: Path, parallel: ParallelConfig, through_bytes: bool) -> dict
     from megatron_ring.parallel import context
     from megatron_ring.rollout.collecting import Collector
     from megatron_ring.rollout.scoring import open_scorer
+    from megatron_ring.rollout.select import kept_responses, response_advantages, response_lengths
     from megatron_ring.rollout.unfinished import from_bytes, held_by, rebuilt, to_bytes
+    from megatron_ring.run.phases import Phases
     from megatron_ring.sampler.sampler import Sampler
 
     config = make_config(data, parallel)
@@ -53,12 +56,15 @@ def collected(data: Path, parallel: ParallelConfig, through_bytes: bool) -> dict
     tokenizer = RingTokenizer.load(config.data.tokenizer)
     prompts = read_prompts(config.data.prompts)
     sampler = Sampler(model, here, config.sampling, tokenizer.eos_id)
-    collector = Collector(config, PromptStream(single_source(prompts), 3), sampler, tokenizer)
-    steps = []
+    collector = Collector(config, PromptStream(single_source(prompts), 3), sampler, tokenizer, Phases())
+    steps, selections = [], []
     with open_scorer(config.rewards, {prompt.domain for prompt in prompts}, tokenizer, here) as scorer:
         for step in range(STEPS):
             initialize_weights(model, seed=step)
             steps.append(collector.collect(step, scorer, PHI))
+            kept = kept_responses(config, steps[-1].scored, PHI)
+            advantages = response_advantages(config.objective, kept, None)
+            selections.append((advantages, select_budget(response_lengths(kept), PHI).trained))
             if through_bytes:
                 held = held_by(collector.pool, 0)
                 again = from_bytes(to_bytes(held, torch.zeros(sum(whole.length for _, whole in held), 0)), slice(None))
@@ -67,7 +73,8 @@ def collected(data: Path, parallel: ParallelConfig, through_bytes: bool) -> dict
                 collector.pool = rebuilt([[about for about, _ in again]], whole, source, collector.open)
     taken = collector.stream.state_dict()["position"]
     largest = _largest_difference(model, steps) if here.world_size == 1 else 0.0
-    return {"steps": steps, "open": collector.pool.open, "finished": collector.pool.finished, "taken": taken,
+    pool = collector.pool
+    return {"steps": steps, "selections": selections, "open": pool.open, "finished": pool.finished, "taken": taken,
             "difference": largest}  # fmt: skip
 
 
@@ -109,7 +116,8 @@ def check_nothing_is_lost(found: dict[str, Any]) -> None:
     tokens += sum(item.rollout.response_length for item in found["finished"])
     generated = sum(step.generated_tokens for step in steps)
     assert tokens + sum(step.unfinished["dropped_tokens"] for step in steps) == generated
-    assert all(step.trained_tokens == PHI and step.rounds >= 1 for step in steps)
+    assert all(step.rounds >= 1 for step in steps)
+    assert all(sum(trained) == PHI for _, trained in found["selections"])
     for step in steps:
         groups: dict[int, int] = {}
         for item in step.scored:
@@ -154,7 +162,7 @@ def check_who_holds_what(ranks: list[dict[str, Any]], replicas: int) -> None:
         steps = [[(i.rollout.holder, i.reward, i.reason) for i in step.scored] for step in found["steps"]]
         still = [(i.prompt, i.sample, i.cuts, i.holder, i.request.begun.without_tokens()) for i in found["open"]]
         done = [replace(rollout, completion=rollout.completion.without_tokens()) for rollout in rollouts_of(found)]
-        return steps, [step.selection for step in found["steps"]], still, done
+        return steps, found["selections"], still, done
 
     assert known(ranks[0]) == known(ranks[1])
     holders = {rollout.holder for rollout in rollouts_of(ranks[0])}

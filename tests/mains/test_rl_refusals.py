@@ -11,8 +11,8 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 
+from megatron_ring.algorithm.objectives import OBJECTIVES
 from megatron_ring.config.cli import parse
-from megatron_ring.config.objective import OBJECTIVE_DEFAULTS
 from megatron_ring.config.rl import RLConfig
 from megatron_ring.errors import UserError
 from tests.mains.conftest import command, rl_flags
@@ -146,7 +146,8 @@ def test_a_main_ends_with_one_line_and_status_2(fails_with, tiny_data: Path, tmp
 
 
 def test_every_objective_has_its_own_defaults_and_keeps_what_is_given() -> None:
-    for name, defaults in OBJECTIVE_DEFAULTS.items():
+    for name, declared in OBJECTIVES.items():
+        defaults = dataclasses.asdict(declared.defaults)
         flags = ["--objective.name", name]
         objective = parsed(*flags, budget=None).objective
         assert {key: getattr(objective, key) for key in defaults} == defaults

@@ -60,6 +60,10 @@ def test_cuda_libraries_are_left_alone_without_a_gpu(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text("raise SystemExit('imported')\n")
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
-    command = [sys.executable, "-c", "import megatron_ring.model.ring_model"]
+    command = [
+        sys.executable,
+        "-c",
+        "from megatron_ring import parallel; parallel.prepare(); import megatron_ring.model.ring_model",
+    ]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

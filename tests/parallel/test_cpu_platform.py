@@ -21,7 +21,8 @@ def _applied() -> None:
 
 def test_a_start_does_not_import_the_compiler() -> None:
     code = (
-        "import sys, torch, megatron_ring.rollout.rl_run; torch.compile(lambda x: x);"
+        "import sys, torch, megatron_ring.parallel as parallel; parallel.prepare();"
+        "import megatron_ring.rollout.opening; torch.compile(lambda x: x);"
         "print([name for name in sys.modules if name.startswith(('torch._inductor', 'torch._dynamo'))])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from megatron_ring.data.packing import PolicyBatch, plan_rollouts, policy_batch
 from megatron_ring.data.sequences import PolicySequence
 from megatron_ring.rollout.records import Rollout, ScoredRollout
+from megatron_ring.sampler.columns import NAMES
 from megatron_ring.sampler.completion import Completion
 
 ROUTE_BYTES = 6  # of a token: two layers of three experts
@@ -19,7 +21,9 @@ def completion(length: int, first: int = 0, routes: bool = False, finished: bool
     numbers = ([-(scale + i) / 7 for i in ids] for scale in (0.5, 0.25, -9e4))
     noted = bytes((3 * i + j) % 251 for i in ids for j in range(ROUTE_BYTES)) if routes else b""
     versions = [[1, length - length // 2], [4, length // 2]] if length > 1 else [[4, length]] if length else []
-    return Completion([*ids], *numbers, versions, "stop" if finished else None, noted)  # type: ignore[arg-type, call-arg]
+    columns: dict[str, Any] = dict(zip(NAMES, [[*ids], *numbers], strict=False))  # of columns that came later: tokens again
+    columns |= {name: [*ids] for name in NAMES if name not in columns}
+    return Completion(**columns, versions=versions, finish_reason="stop" if finished else None, routes=noted)
 
 
 def step_of(lengths: list[int], holders: list[int], samples: int = 3, routes: bool = False) -> list[ScoredRollout]:

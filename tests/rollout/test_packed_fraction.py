@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_ring.data.sequences import PolicySequence
-from megatron_ring.rollout.collecting import CollectedStep
 from megatron_ring.rollout.metrics import packed_fraction
 from megatron_ring.rollout.select import Selection
 from tests.rollout.responses import pack_rollouts, step_of
@@ -31,6 +30,5 @@ def test_it_is_what_the_micro_batches_hold(lengths: list[int], untrained: set[in
     ]  # fmt: skip
     batches = [b for part in range(parts) for b in pack_rollouts(sequences, capacity, 0, part=part, parts=parts)]
     counted = torch.stack([batch.token_mask for batch in batches])
-    selection = Selection([1.0] * len(scored), trained, 0.0, None)
-    step = CollectedStep(0, scored, {}, selection, None, 1, sum(lengths), {}, 0.0, 0.0)
-    assert packed_fraction(step, len(batches), capacity) == pytest.approx(counted.double().mean().item())
+    selection = Selection(scored, [1.0] * len(scored), trained, None)
+    assert packed_fraction(selection, len(batches), capacity) == pytest.approx(counted.double().mean().item())

@@ -54,7 +54,7 @@ def test_only_what_was_begun_is_cut_and_too_many_cuts_drop_it() -> None:
     a, b, c = (pool.open[3 * i : 3 * i + 3] for i in range(3))
     pool.set_open([begin(a[0], 4, cuts=1), begin(a[1], 2), a[2], begin(b[0], 6, cuts=1), c[0], begin(c[1], 3, cuts=1)])
     pool.finish([finish(b[1], 3), finish(b[2], 4)])
-    assert pool.age(max_cuts=1) == (4, 4 + 6 + 3 + 0)  # the third group has one response left, which is dropped, too
+    assert pool.count_cut(max_cuts=1) == (4, 4 + 6 + 3 + 0)  # the third group has one response left, which is dropped, too
     assert [(item.prompt.position, item.sample, item.cuts) for item in pool.open] == [(0, 1, 1), (0, 2, 0)]
     assert [len(group.finished) for group in pool.take_whole()] == [2]  # the second goes on with what it has
-    assert pool.age(max_cuts=1) == (2, 2) and len(pool) == 0
+    assert pool.count_cut(max_cuts=1) == (2, 2) and len(pool) == 0

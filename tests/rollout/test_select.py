@@ -25,7 +25,10 @@ def scored(rewards: dict[int, list[float]], lengths: list[int] | None = None) ->
             n = 5 if lengths is None else lengths[len(made)]
             tokens = [(7 * len(made) + 3 * t) % 300 for t in range(n)]
             logprobs = [-0.5 - 0.1 * t for t in range(n)]
-            completion = Completion(tokens, logprobs, logprobs, [0.0] * n, [[0, n]], "stop")
+            completion = Completion(
+                tokens=tokens, logprobs=logprobs, processed_logprobs=logprobs, entropies=[0.0] * n, versions=[[0, n]],
+                finish_reason="stop",
+            )  # fmt: skip
             rollout = Rollout(prompt, sample, str(prompt), "math", [1, prompt], 0, completion)
             made.append(ScoredRollout(rollout, reward, ""))
     return made
@@ -42,8 +45,26 @@ def make_config(prompts: int = 2, budget: dict[str, Any] | None = None, **object
 REWARDS = {4: [1.0, 1.0], 9: [0.0, 1.0], 2: [0.5, 0.0], 7: [0.0, 0.0], 5: [1.0, 0.0]}
 
 
+def select(
+    config: RLConfig, step: int, scored: list[ScoredRollout], budget: int | None, distances: Any = None
+) -> dict[tuple[int, int], tuple[float, int]]:
+    """Advantage and trained tokens of each kept response by its key, as an RL step finds them. `distances`: of kept ones."""
+    from megatron_ring.algorithm.budget import select_budget
+    from megatron_ring.rollout.select import budget_order, kept_responses, response_advantages, response_lengths
+
+    kept = kept_responses(config, scored, budget)
+    advantages = response_advantages(config.objective, kept, None if distances is None else distances(kept))
+    trained = select_budget(response_lengths(kept), budget, budget_order(config, step, kept, advantages)).trained
+    return {item.key: pair for item, *pair in zip(kept, advantages, trained, strict=True)}  # type: ignore[misc]
+
+
+def of_all(scored: list[ScoredRollout], selected: dict[Any, Any], which: int) -> list[Any]:
+    """Advantages (0) or trained tokens (1) of every response, 0 where it is not kept."""
+    return [selected.get(item.key, (0.0, 0))[which] for item in scored]
+
+
 def test_dynamic_sampling_trains_the_first_groups_with_a_signal() -> None:
-    from megatron_ring.rollout.select import missing, select_step
+    from megatron_ring.rollout.select import equal_rewards_fraction, missing
 
     step, config = scored(REWARDS), make_config(name="dapo")
     assert missing(config, step[:4], None) == (
@@ -51,27 +72,27 @@ def test_dynamic_sampling_trains_the_first_groups_with_a_signal() -> None:
         "--objective.dynamic-sampling False needs a new run"
     )
     assert missing(config, step[:6], None) == ""
-    selection = select_step(config, 0, step, None, None)
-    assert selection.trained == [0, 0, 5, 5, 5, 5, 0, 0, 0, 0]
-    assert selection.advantages == pytest.approx([0, 0, -1, 1, 1, -1, 0, 0, 0, 0])
-    assert selection.equal_fraction == pytest.approx(0.4) and selection.kl is None
+    selected = select(config, 0, step, None)
+    assert of_all(step, selected, 1) == [0, 0, 5, 5, 5, 5, 0, 0, 0, 0] and len(selected) == 4
+    assert of_all(step, selected, 0) == pytest.approx([0, 0, -1, 1, 1, -1, 0, 0, 0, 0])
+    assert equal_rewards_fraction(step) == pytest.approx(0.4)
 
 
 def test_without_it_everything_is_trained() -> None:
-    from megatron_ring.rollout.select import missing, select_step
+    from megatron_ring.rollout.select import missing
 
     step, groups = scored(REWARDS), [p for p, rewards in REWARDS.items() for _ in rewards]
     rewards = [item.reward for item in step]
     for name, baseline, std in (("grpo", "mean", True), ("dr-grpo", "leave-one-out", False)):
         config = make_config(name=name, baseline=baseline)
         assert missing(config, step[:1], None) == ""
-        selection = select_step(config, 0, step, None, None)
-        assert selection.trained == [5] * 10
-        assert selection.advantages == pytest.approx(advantages(rewards, groups, baseline != "mean", std))
+        selected = select(config, 0, step, None)
+        assert of_all(step, selected, 1) == [5] * 10
+        assert of_all(step, selected, 0) == pytest.approx(advantages(rewards, groups, baseline != "mean", std))
 
 
 def test_a_budget_counts_the_tokens_of_kept_groups_alone() -> None:
-    from megatron_ring.rollout.select import missing, select_step
+    from megatron_ring.rollout.select import missing
 
     step = scored(REWARDS, lengths=[3, 3, 4, 9, 5, 6, 3, 3, 2, 8])
     config = make_config(dynamic_sampling=True, budget={"order": "longest-first"})
@@ -80,9 +101,9 @@ def test_a_budget_counts_the_tokens_of_kept_groups_alone() -> None:
         "a lower --budget.tokens or a larger --prompts-per-step needs a new run"
     )
     assert missing(config, step, 34) == ""
-    assert select_step(config, 0, step, 20, None).trained == [0, 0, 0, 9, 0, 3, 0, 0, 0, 8]
+    assert of_all(step, select(config, 0, step, 20), 1) == [0, 0, 0, 9, 0, 3, 0, 0, 0, 8]
     shuffled = make_config(budget={"order": "random"})
-    first, again, later = (select_step(shuffled, number, step, 20, None).trained for number in (3, 3, 4))
+    first, again, later = (of_all(step, select(shuffled, number, step, 20), 1) for number in (3, 3, 4))
     assert first == again != later and sum(first) == sum(later) == 20
 
 
@@ -100,17 +121,18 @@ def test_a_continued_run_may_change_what_the_mends_say() -> None:
 
 
 def test_kl_in_the_reward_comes_before_the_advantages_and_after_the_choice_of_groups() -> None:
-    from megatron_ring.rollout.select import select_step
+    from megatron_ring.rollout.select import Selection
 
     step = scored({1: [1.0, 1.0, 1.0], 2: [1.0, 0.0, 0.0]})
     distances = [0.5, 1.0, 0.0, 2.0, 0.0, 4.0]
     config = make_config(name="grpo", kl_beta=0.1, kl_place="reward", std=False)
     penalized = [item.reward - 0.1 * distance for item, distance in zip(step, distances, strict=True)]
-    selection = select_step(config, 0, step, None, lambda rollouts: distances)  # type: ignore[arg-type]
-    assert selection.advantages == pytest.approx(advantages(penalized, [1, 1, 1, 2, 2, 2], False, False))
-    assert selection.kl == pytest.approx(sum(distances) / 30)
+    selected = select(config, 0, step, None, lambda kept: distances)
+    assert of_all(step, selected, 0) == pytest.approx(advantages(penalized, [1, 1, 1, 2, 2, 2], False, False))
+    assert Selection(step, [0.0] * 6, [5] * 6, distances).kl == pytest.approx(sum(distances) / 30)
+    assert Selection(step, [0.0] * 6, [5] * 6, None).kl is None
     dapo = make_config(name="dapo", prompts=1, kl_beta=0.1, kl_place="reward")
-    assert select_step(dapo, 0, step, None, lambda rollouts: distances[3:]).trained == [0, 0, 0, 5, 5, 5]  # type: ignore
+    assert of_all(step, select(dapo, 0, step, None, lambda kept: distances[3:]), 1) == [0, 0, 0, 5, 5, 5]
 
 
 def kl_of(parallel: ParallelConfig, step: list[ScoredRollout]) -> list[float]:

@@ -46,7 +46,7 @@ def packed_together(parallel: ParallelConfig, cases: list[Case]) -> int:
     """How many micro-batches agreed in all their fields."""
     from megatron_ring.algorithm.objectives import make_objective
     from megatron_ring.parallel import context
-    from megatron_ring.rollout.collecting import CollectedStep, pack_step
+    from megatron_ring.rollout.packing import pack_step
     from megatron_ring.rollout.select import Selection
 
     here = context.initialize(parallel, RING_TINY, 0)
@@ -59,9 +59,8 @@ def packed_together(parallel: ParallelConfig, cases: list[Case]) -> int:
         step = step_of([n for n, _, _ in case[0]], [holder for _, holder, _ in case[0]], routes=case[1])
         scored: list[ScoredRollout] = as_rank_has_it(step, here.data_rank)
         advantages = [advantage_of(place) for place in range(len(step))]
-        chosen = Selection(advantages, [trained for _, _, trained in case[0]], 0.0, None)
-        collected = CollectedStep(0, scored, {}, chosen, None, 1, 0, {}, 0.0, 0.0)
-        found = pack_step(collected, config, make_objective("c3po", 9), model, here, 0)
+        selection = Selection(scored, advantages, [trained for _, _, trained in case[0]], None)
+        found = pack_step(selection, config, make_objective("c3po", 9), model, here, 0)
         wanted = packed_by_one(case, here.data_rank, here.data_size)
         assert len(found) == len(wanted)
         for batch, other in zip(found, wanted, strict=True):

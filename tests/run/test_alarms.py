@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_ring.config.operations import AlarmConfig
-from megatron_ring.errors import UserError
+from megatron_ring.errors import NotFiniteError, UserError
 from megatron_ring.run.alarms import Alarm, Alarms
 from megatron_ring.run.watch import Watch
 
@@ -142,3 +142,20 @@ def test_settings_that_cannot_be(setting: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError) as refused:
         AlarmConfig(**setting)
     assert said in str(refused.value)
+
+
+def test_what_fails_within_a_step_becomes_an_alarm(capsys: pytest.CaptureFixture[str]) -> None:
+    guard, seen = Watch(AlarmConfig(), speaks=True).guard(7), []
+    with guard("sampling"):
+        seen.append("sampled")
+    assert guard.alarms == [] and guard.can_go_on
+    with guard("grad_norm"):
+        raise FloatingPointError("gradient norm is nan")
+    assert [str(alarm) for alarm in guard.alarms] == ["alarm at step 7: grad_norm is not finite (gradient norm is nan)"]
+    assert guard.can_go_on  # the update was left out
+    with guard("evaluation"):
+        raise NotFiniteError("the weights are broken")
+    assert str(guard.alarms[1]) == "alarm at step 7: evaluation failed: the weights are broken" and not guard.can_go_on
+    with pytest.raises(UserError, match="no memory"), guard("sampling"):
+        raise UserError("no memory")  # a mistake is none of its business
+    assert len(guard.alarms) == 2 and seen == ["sampled"]

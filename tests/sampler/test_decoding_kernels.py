@@ -15,6 +15,7 @@ from megatron_ring.config.sampling import SamplingConfig  # noqa: E402
 from megatron_ring.model.kernels import few_tokens_triton  # noqa: E402
 from megatron_ring.model.kernels.rows import sort_by_expert  # noqa: E402
 from megatron_ring.sampler import cut_triton, draw_triton  # noqa: E402
+from megatron_ring.sampler.row_settings import RowSettings, cuts, numbers_of  # noqa: E402
 from megatron_ring.sampler.sampling import processed, uniforms  # noqa: E402
 
 DEVICE = torch.device("cuda" if CUDA else "cpu")
@@ -62,9 +63,19 @@ def test_experts_against_float64(tokens: int, k: int, hidden: int, width: int, o
     assert (found - wanted).norm() / wanted.norm() < (2e-6 if dtype is torch.float32 else 1e-2)
 
 
+def rows_of(*samplings: SamplingConfig, count: int = 1) -> RowSettings:
+    """Each of them for `count` rows."""
+    each = [sampling for sampling in samplings for _ in range(count)]
+    return RowSettings.of([numbers_of(sampling) for sampling in each], any(map(cuts, each)), DEVICE)
+
+
+def heated(temperature: float, count: int) -> RowSettings:
+    return rows_of(SamplingConfig(temperature=temperature), count=count)
+
+
 def in_its_interval(logits_nv: torch.Tensor, ids: torch.Tensor, u: torch.Tensor, temperature: float) -> torch.Tensor:
     """Whether the distribution function passes u at each id, up to fp32's rounding."""
-    p = processed(logits_nv, SamplingConfig(temperature=temperature))
+    p = processed(logits_nv, heated(temperature, len(logits_nv)))
     upper = p.cumsum(-1).gather(1, ids[:, None])[:, 0]
     lower = upper - p.gather(1, ids[:, None])[:, 0]
     return (lower - 2e-6 <= u) & (u <= upper + 2e-6)
@@ -79,7 +90,7 @@ def test_drawing_is_inversion_of_the_distribution_function(width: int, temperatu
     logits[:, width // 2] = -1e30  # impossible
     seeds = torch.randint(2**62, (9,), generator=generator).to(DEVICE)
     positions = torch.arange(9, device=DEVICE)
-    ids, logprobs, kept, entropies = draw_triton.draw(logits, seeds, positions, temperature)
+    ids, logprobs, kept, entropies = draw_triton.draw(logits, seeds, positions, heated(temperature, 9))
     assert torch.equal(kept, logprobs)
     found = ids.long()
     log_p = torch.log_softmax(logits.double() / temperature, dim=-1)
@@ -91,16 +102,58 @@ def test_drawing_is_inversion_of_the_distribution_function(width: int, temperatu
 def test_a_row_does_not_depend_on_the_others() -> None:
     logits = torch.randn(6, 9000, generator=torch.Generator().manual_seed(1)).to(DEVICE)
     seeds, positions = torch.arange(6, device=DEVICE) * 977, torch.arange(6, device=DEVICE)
-    together = torch.stack(draw_triton.draw(logits, seeds, positions, 1.0))
-    alone = [torch.stack(draw_triton.draw(logits[i : i + 1], seeds[i : i + 1], positions[i : i + 1], 1.0)) for i in range(6)]
+    together = torch.stack(draw_triton.draw(logits, seeds, positions, heated(1.0, 6)))
+    one = heated(1.0, 1)
+    alone = [torch.stack(draw_triton.draw(logits[i : i + 1], seeds[i : i + 1], positions[i : i + 1], one)) for i in range(6)]
     assert torch.equal(together, torch.cat(alone, dim=1))
+
+
+MIXED = [SamplingConfig(), SamplingConfig(temperature=0.6, top_p=0.9), SamplingConfig(temperature=0.0, top_k=5),
+         SamplingConfig(temperature=1.5), SamplingConfig(top_k=20, min_p=0.05), SamplingConfig(temperature=2.0, min_p=0.3),
+         SamplingConfig(temperature=0.7, top_k=50, top_p=0.8, min_p=0.02)]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("width", [100, cut_triton.TILE + 3])
+def test_rows_may_differ_in_their_settings(width: int, dtype: torch.dtype) -> None:
+    """Each is bit for bit what it is alone, where rows without cuts take the kernels that know of none."""
+    generator = torch.Generator().manual_seed(width)
+    logits = (torch.randn(len(MIXED), width, generator=generator) * 3).to(DEVICE, dtype)
+    seeds = torch.arange(len(MIXED), device=DEVICE) * 977 + 5
+    whole = DrawOf(logits, seeds, rows_of(*MIXED))
+    for i, sampling in enumerate(MIXED):
+        alone = DrawOf(logits[i : i + 1], seeds[i : i + 1], rows_of(sampling))
+        assert alone.settings.cuts == cuts(sampling)
+        assert torch.equal(whole.numbers[:, i], alone.numbers[:, 0])
+        if sampling.greedy:
+            assert whole.numbers[0, i] == logits[i].argmax() and whole.numbers[2, i] == 0.0
+            log_p = torch.log_softmax(logits[i].double(), -1)
+            assert torch.allclose(whole.numbers[1, i], log_p.max(), atol=5e-5)
+
+
+class DrawOf:
+    """What is drawn for rows, as a decoding step does it."""
+
+    def __init__(self, logits: torch.Tensor, seeds: torch.Tensor, settings: RowSettings) -> None:
+        self.settings = settings
+        least = cut_triton.least_kept(logits, settings) if settings.cuts else None
+        self.numbers = torch.stack(draw_triton.draw(logits, seeds, seeds // 7, settings, least))
+
+
+def test_of_equal_highest_logits_a_greedy_row_takes_the_first() -> None:
+    logits = torch.zeros(3, 9000, device=DEVICE)
+    logits[0, [7, 8500]] = 2.0
+    logits[1, [4100, 8999]] = 5.0
+    logits[2, 3:] = 1.0
+    drawn = DrawOf(logits, torch.arange(3, device=DEVICE) + 11, rows_of(SamplingConfig(temperature=0.0), count=3))
+    assert drawn.numbers[0].tolist() == [7, 4100, 3] and (drawn.numbers[2] == 0).all()
 
 
 def test_frequencies_are_the_probabilities() -> None:
     rows = 20_000 if CUDA else 250
     logits = torch.tensor([0.0, 1.0, -2.0, 0.5, 3.0]).expand(rows, 5).contiguous().to(DEVICE)
     seeds = torch.arange(rows, device=DEVICE)
-    ids, _, _, _ = draw_triton.draw(logits, seeds, torch.zeros_like(seeds), 1.0)
+    ids, _, _, _ = draw_triton.draw(logits, seeds, torch.zeros_like(seeds), heated(1.0, rows))
     found = torch.bincount(ids.long(), minlength=5) / rows
     assert (found - torch.softmax(logits[0], 0)).abs().max() < 2 / rows**0.5  # four standard deviations at most
 
@@ -109,7 +162,7 @@ def test_logits_that_are_not_finite_are_seen() -> None:
     logits = torch.zeros(3, 100, device=DEVICE)
     logits[0, 3], logits[1, 4] = float("nan"), float("inf")
     seeds = torch.arange(3, device=DEVICE)
-    ids, logprobs, _, entropies = draw_triton.draw(logits, seeds, seeds, 1.0)
+    ids, logprobs, _, entropies = draw_triton.draw(logits, seeds, seeds, heated(1.0, 3))
     assert not torch.isfinite(logprobs + entropies)[:2].any() and torch.isfinite(logprobs + entropies)[2]
     assert ((ids >= 0) & (ids < 100)).all()
 
@@ -132,8 +185,9 @@ def test_what_is_kept(
         DEVICE, dtype
     )
     logits[3, ::2] = -float("inf")
-    least = cut_triton.least_kept(logits, temperature, top_k, top_p, min_p)
-    kept, wanted = logits >= least[:, None], processed(logits, sampling) > 0
+    settings = rows_of(sampling, count=4)
+    least = cut_triton.least_kept(logits, settings)
+    kept, wanted = logits >= least[:, None], processed(logits, settings) > 0
     kept &= torch.isfinite(logits)
     assert kept.any(-1).all()
     differing = torch.where(kept != wanted, torch.softmax(logits.double() / temperature, -1), 0.0).sum(-1)
@@ -147,8 +201,9 @@ def test_drawing_from_what_is_kept(cuts: tuple[int, float, float], width: int, t
     top_k, top_p, min_p = cuts
     logits = (torch.randn(5, width, generator=torch.Generator().manual_seed(width)) * 2).to(DEVICE)
     seeds, positions = torch.arange(5, device=DEVICE) * 7919, torch.arange(5, device=DEVICE)
-    least = cut_triton.least_kept(logits, temperature, top_k, top_p, min_p)
-    ids, logprobs, kept_logprobs, entropies = draw_triton.draw(logits, seeds, positions, temperature, least)
+    settings = rows_of(SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p), count=5)
+    least = cut_triton.least_kept(logits, settings)
+    ids, logprobs, kept_logprobs, entropies = draw_triton.draw(logits, seeds, positions, settings, least)
     kept = torch.where(logits >= least[:, None], logits.double(), -float("inf"))
     assert in_its_interval(kept, ids.long(), uniforms(seeds, positions), temperature).all()
     log_p, log_kept = (torch.log_softmax(x.double() / temperature, dim=-1) for x in (logits, kept))
@@ -161,6 +216,7 @@ def test_cut_logits_that_are_not_finite_are_seen() -> None:
     logits = torch.zeros(3, 100, device=DEVICE)
     logits[0, 3], logits[1, 4] = float("nan"), float("inf")
     seeds = torch.arange(3, device=DEVICE)
-    ids, *numbers = draw_triton.draw(logits, seeds, seeds, 1.0, cut_triton.least_kept(logits, 1.0, 50, 0.9, 0.0))
+    settings = rows_of(SamplingConfig(top_k=50, top_p=0.9), count=3)
+    ids, *numbers = draw_triton.draw(logits, seeds, seeds, settings, cut_triton.least_kept(logits, settings))
     assert all(not torch.isfinite(found[:2]).any() and torch.isfinite(found[2]) for found in numbers)
     assert ((ids >= 0) & (ids < 100)).all()

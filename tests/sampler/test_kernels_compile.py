@@ -28,12 +28,13 @@ def build(kernel, types, warps, stages=3, **constants):
     assert built.asm["cubin"]
     print(kernel.__name__, built.metadata.shared)
 
-numbers = dict.fromkeys(("width", "tiles", "top_k"), "i32")
-numbers |= dict.fromkeys(("inverse_temperature", "top_p", "below_highest"), "fp32")
+numbers = dict.fromkeys(("width", "tiles"), "i32")
+settings = ("inverse_temperature", "top_k", "top_p", "below_highest", "greedy")
+numbers |= dict.fromkeys((f"{name}_ptr" for name in settings), "*fp64")
 others = {"statistics_ptr": "*fp32", "seeds_ptr": "*i64", "positions_ptr": "*i64"}
 for logits, shift in (("*bf16", 16), ("*fp32", 0)):
     types = {"logits_ptr": logits, "out_ptr": "*fp32", **numbers, **others}
-    build(cut_triton._find_least_kept, types, cut_triton.WARPS, CUTS_K=True, CUTS_P=True, SHIFT=shift, TILE=cut_triton.TILE)
+    build(cut_triton._find_least_kept, types, cut_triton.WARPS, SHIFT=shift, TILE=cut_triton.TILE)
     for cut in (False, True):
         types["least_ptr"] = "*fp32" if cut else logits
         build(draw_triton._draw_tile_statistics, types, 8, CUT=cut, TILE=draw_triton.TILE)

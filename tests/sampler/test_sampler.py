@@ -75,6 +75,7 @@ def groups(samples: list[int], new: int = 16) -> list[Any]:
 
 def greedy_and_sampled() -> dict[str, float]:
     from megatron_ring.model.logprobs import token_statistics
+    from megatron_ring.sampler.row_settings import RowSettings, numbers_of
     from megatron_ring.sampler.sampling import processed
 
     model, here = make(ParallelConfig())
@@ -93,7 +94,7 @@ def greedy_and_sampled() -> dict[str, float]:
     for prompt, completion, rows in zip(asked, sampled, logits, strict=True):
         at, tokens = rows[len(prompt) - 1 : -1], torch.tensor(completion.tokens)
         trained = token_statistics(at, tokens, 0, 0.8)
-        kept = processed(at, cut)
+        kept = processed(at, RowSettings.of([numbers_of(cut)] * len(at), cuts=True))
         drawn_from = (kept / kept.sum(-1, keepdim=True)).gather(1, tokens[:, None])[:, 0].log()
         for found, wanted in (
             (completion.logprobs, trained.logprobs),
@@ -137,13 +138,13 @@ def settings_do_not_matter() -> dict[str, int]:
         sampling = SamplingConfig(top_p=0.9, max_batch=batch, page_size=page, prefill_tokens=chunk, kv_tokens=tokens)
         sampler = Sampler(model, here, sampling, EOS)
         sampler.horizon = horizon
-        schedulers = []
-        make_scheduler = sampler._scheduler
-        sampler._scheduler = lambda asked: schedulers.append(make_scheduler(asked)) or schedulers[0]
+        engines = []
+        open_engine = sampler._open
+        sampler._open = lambda *about: engines.append(open_engine(*about)) or engines[0]
         found = sampler.generate([requests[i] for i in order[:kept]])
         assert [c.tokens for c in found] == [wanted[i] for i in order[:kept]]
         counts["runs"] += 1
-        counts["preemptions"] += schedulers[0].preemptions
+        counts["preemptions"] += engines[0].scheduler.preemptions
 
     check()
     return counts
@@ -373,7 +374,9 @@ def refused() -> list[str]:
     from megatron_ring.sampler.sampler import Sampler
 
     model, here = make(ParallelConfig())
-    begun = GenerationRequest([4], 0, 2).continued(Completion([5, 6], [0.0] * 2, [0.0] * 2, [0.0] * 2, [[0, 2]]))
+    begun = GenerationRequest([4], 0, 2).continued(
+        Completion(tokens=[5, 6], logprobs=[0.0] * 2, processed_logprobs=[0.0] * 2, entropies=[0.0] * 2, versions=[[0, 2]])
+    )
     found = []
     for request in (GenerationRequest([], 0, 4), begun, GenerationRequest([4] * 50, 0, 15)):
         with pytest.raises(UserError) as error:
@@ -396,14 +399,14 @@ def after_the_weights_moved() -> list[bool]:
     requests = groups([2, 2])
     sampler = Sampler(model, here, SamplingConfig(), EOS)
     first = sampler.generate(requests)
-    held, memory = sampler._cache is not None, sampler._cache
+    held, memory = sampler.runner.cache is not None, sampler.runner.cache
     again = sampler.generate(requests)
-    reused = sampler._cache is memory
+    reused = sampler.runner.cache is memory
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(1.3)
     sampler.weights_changed()
-    freed = sampler._cache is None
+    freed = sampler.runner.cache is None
     return [
         held, reused, freed, first == again, first != sampler.generate(requests),
         sampler.generate(requests) == Sampler(model, here, SamplingConfig(), EOS).generate(requests),
@@ -416,8 +419,11 @@ def test_nothing_outlives_the_weights(run_on) -> None:
 
 
 IN_A_FORWARD_PASS = """
-from megatron_ring.config import ParallelConfig
+from megatron_ring.config.parallel import ParallelConfig
 from megatron_ring.errors import run_main
+from megatron_ring.parallel import prepare
+
+prepare()
 from tests.sampler import test_sampler as here
 from megatron_ring.sampler.sampler import Sampler
 

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_ring.config.sampling import SamplingConfig
+from megatron_ring.sampler.row_settings import RowSettings, cuts, numbers_of
 from megatron_ring.sampler.sampling import draw_tokens, nucleus, processed, uniforms
 
 
@@ -46,6 +47,12 @@ def test_nucleus_is_the_smallest_set_that_reaches_top_p(weights: list[float], to
     assert min(kept[kept > 0]).item() >= ordered[chosen - 1] - 1e-15
 
 
+def rows_of(*samplings: SamplingConfig, count: int = 1) -> RowSettings:
+    """Each of them for `count` rows."""
+    each = [sampling for sampling in samplings for _ in range(count)]
+    return RowSettings.of([numbers_of(sampling) for sampling in each], any(map(cuts, each)))
+
+
 def reference(p: torch.Tensor, sampling: SamplingConfig) -> torch.Tensor:
     """top-k, then top-p of the rest, then min-p of the rest, over a list, renormalised at each."""
     order = sorted(range(len(p)), key=lambda i: (-p[i].item(), i))
@@ -73,10 +80,10 @@ def test_cut_distributions(logits: list[int], temperature: float, top_p: float, 
     sampling = SamplingConfig(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p)
     logits_nv = torch.tensor([logits], dtype=torch.float64) / 10
     wanted = reference(torch.softmax(logits_nv[0] / temperature, 0), sampling)
-    found = processed(logits_nv, sampling)[0]
+    found = processed(logits_nv, rows_of(sampling))[0]
     assert torch.allclose(found / found.sum(), wanted, atol=1e-12)
     u = torch.linspace(0, 1 - 2**-53, 41, dtype=torch.float64)
-    drawn = draw_tokens(logits_nv.repeat(41, 1), u, sampling)
+    drawn = draw_tokens(logits_nv.repeat(41, 1), u, rows_of(sampling, count=41))
     assert (wanted[drawn.ids] > 0).all()
     assert torch.allclose(drawn.logprobs, wanted[drawn.ids].log())
 
@@ -87,13 +94,17 @@ def test_draws_follow_the_distribution() -> None:
     for temperature, top_p in ((1.0, 1.0), (0.5, 1.0), (1.0, 0.8)):
         sampling = SamplingConfig(temperature=temperature, top_p=top_p)
         p = reference(torch.softmax(logits[0].double() / temperature, 0), sampling)
-        found = torch.bincount(draw_tokens(logits, u, sampling).ids, minlength=5) / 100_000
+        found = torch.bincount(draw_tokens(logits, u, rows_of(sampling, count=100_000)).ids, minlength=5) / 100_000
         assert (found - p).abs().max() < 5 * (0.25 / 100_000) ** 0.5
         assert found[p == 0].sum() == 0
 
 
 def test_edges() -> None:
-    logits, one, greedy = torch.tensor([[1.0, 1.0, -float("inf")]]), SamplingConfig(), SamplingConfig(temperature=0)
+    logits, one, greedy = (
+        torch.tensor([[1.0, 1.0, -float("inf")]]),
+        rows_of(SamplingConfig()),
+        rows_of(SamplingConfig(temperature=0)),
+    )
     assert draw_tokens(logits, torch.tensor([1.0 - 2**-53], dtype=torch.float64), one).ids.item() == 1
     assert draw_tokens(logits, torch.tensor([0.0], dtype=torch.float64), one).ids.item() == 0
     assert draw_tokens(logits, torch.tensor([0.9], dtype=torch.float64), greedy).ids.item() == 0

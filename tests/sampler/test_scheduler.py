@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import random
 from copy import copy
+from typing import Any
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from megatron_ring.sampler.completion import Completion, number_array
+from megatron_ring.sampler.columns import number_array
+from megatron_ring.sampler.completion import Completion
 from megatron_ring.sampler.pages import PagePool, pages_for
 from megatron_ring.sampler.requests import GenerationRequest, Sampled, Sequence, request_seed
 from megatron_ring.sampler.scheduler import Scheduler, Step
@@ -22,7 +24,7 @@ EOS = 0
 def drawn(sequence: Sequence) -> Sampled:
     """A token that depends on the request's seed and the position alone."""
     token = random.Random(f"{sequence.request.seed} {len(sequence.tokens)}").randrange(12)
-    return Sampled([token], [-0.5 * token], [-0.25 * token], [0.1 * token])
+    return Sampled(([token], [-0.5 * token], [-0.25 * token], [0.1 * token]), [])
 
 
 def stop(sequence: Sequence) -> str | None:
@@ -33,8 +35,8 @@ def stop(sequence: Sequence) -> str | None:
 
 def expected(request: GenerationRequest) -> list[int]:
     """The response alone."""
-    scheduler = Scheduler([request], pages=99, page_size=4, max_batch=1, prefill_tokens=99, stop=stop)
-    sequence = scheduler.sequences[0]
+    scheduler = Scheduler(pages=99, page_size=4, max_batch=1, prefill_tokens=99, stop=stop)
+    sequence = scheduler.add(0, request)
     while scheduler.has_work:
         step = scheduler.plan()
         scheduler.advance(step, [drawn(sequence) for sequence in step.decoding])
@@ -78,8 +80,8 @@ class SimulatedCache:
         """The tokens of all turns of a step that is being run, each fed to the next turn, those behind an end too."""
         ahead = [copy(sequence) for sequence in step.decoding]
         for sequence in ahead:
-            sequence.tokens, sequence.sampled = sequence.tokens[:], Sampled([], [], [], [])
-        found = [Sampled([], [], [], []) for _ in ahead]
+            sequence.columns, sequence.versions = [column[:] for column in sequence.columns], []
+        found = [Sampled(([], [], [], []), []) for _ in ahead]
         for turn in range(step.horizon):
             for sequence, whole in zip(ahead, found, strict=True):
                 if turn and sequence.length - 1 < sequence.writable:
@@ -87,10 +89,13 @@ class SimulatedCache:
                 elif turn:
                     assert sequence.length - 1 >= sequence.limit, "no room for a token that counts"
                 one = drawn(sequence)
-                whole.extend(one, 0, 1)
+                for column, values in zip(whole.columns, one.columns, strict=True):
+                    column.extend(values)
                 sequence.take(one, 0, 1)
         return found
 
+
+LONGEST = 14 + 9  # tokens of a prompt and of a response
 
 limits = st.fixed_dictionaries(
     {
@@ -104,35 +109,74 @@ limits = st.fixed_dictionaries(
 
 
 class Sampling(RuleBasedStateMachine):
-    """Steps of a scheduler whose requests and limits are drawn, with interruptions: what is unfinished goes on in another
-    scheduler with other limits."""
+    """Steps of a scheduler whose requests and limits are drawn, with arrivals, cancellations and interruptions: what is
+    unfinished goes on in another scheduler with other limits, or in the same one with an empty cache."""
 
     @initialize(
         prompts=st.lists(st.tuples(st.integers(1, 14), st.integers(1, 5), st.integers(1, 9)), min_size=1, max_size=7),
         limits=limits,
     )
     def start(self, prompts: list[tuple[int, int, int]], limits: dict[str, int]) -> None:
-        self.asked = [
-            GenerationRequest([50 + i] * length, request_seed(i, k), new)
-            for i, (length, samples, new) in enumerate(prompts)
-            for k in range(samples)
-        ]
+        self.asked: list[GenerationRequest] = []
         self.answers: dict[int, Completion] = {}  # by seed
-        self.version = 0
-        self.open(self.asked, **limits)
+        self.version = self.seeds = 0
+        self.open([], **limits)
+        for prompt, (length, samples, new) in enumerate(prompts):
+            for _ in range(samples):
+                self.arrive(prompt, length, new)
 
     def open(
         self, requests: list[GenerationRequest], page_size: int, more_pages: int, max_batch: int, prefill_tokens: int,
         horizon: int,
     ) -> None:  # fmt: skip
         self.horizon = horizon
-        longest = max((pages_for(len(r.prompt_tokens) + r.max_new_tokens, page_size) for r in requests), default=1)
-        self.pages, self.oldest_waits = longest + more_pages, 0
+        self.pages, self.oldest_waits = pages_for(LONGEST, page_size) + more_pages, 0
         self.cache = SimulatedCache(page_size)
         self.scheduler = Scheduler(
-            requests, pages=self.pages, page_size=page_size, max_batch=max_batch, prefill_tokens=prefill_tokens, stop=stop,
+            pages=self.pages, page_size=page_size, max_batch=max_batch, prefill_tokens=prefill_tokens, stop=stop,
             may_stop=lambda s, tokens: EOS in tokens or len(s.tokens) + len(tokens) >= s.request.max_new_tokens,
+            version=self.version,
         )  # fmt: skip
+        self.added = 0
+        for request in requests:
+            self.add(request)
+
+    def add(self, request: GenerationRequest) -> None:
+        self.scheduler.add(self.added, request)
+        self.added += 1
+
+    @rule(prompt=st.integers(0, 8), length=st.integers(1, 14), new=st.integers(1, 9))
+    def arrive(self, prompt: int, length: int, new: int) -> None:
+        """One more sample of a prompt, a new one or one that others are answering."""
+        known = {request.prompt_tokens[0] - 50: len(request.prompt_tokens) for request in self.asked}
+        tokens = [50 + prompt] * known.get(prompt, length)
+        self.seeds += 1
+        self.asked.append(GenerationRequest(tokens, request_seed(self.seeds), new))
+        self.add(self.asked[-1])
+
+    @rule(which=st.integers(0, 10**6))
+    def cancel(self, which: int) -> None:
+        """One that is running, waiting or blocked; its memory is free at once."""
+        scheduler = self.scheduler
+        scheduler.cancel(self.added + which)  # not there
+        if scheduler.sequences:
+            index, sequence = list(scheduler.sequences.items())[which % len(scheduler.sequences)]
+            scheduler.cancel(index)
+            scheduler.cancel(index)
+            self.asked.remove(sequence.request if sequence.request in self.asked else self.first_of(sequence.request))
+            self.oldest_waits = 0
+
+    def first_of(self, request: GenerationRequest) -> GenerationRequest:
+        """The request that `request` continues."""
+        return next(one for one in self.asked if one.seed == request.seed)
+
+    @rule()
+    def restart(self) -> None:
+        self.version += 1
+        self.scheduler.version = self.version
+        self.scheduler.restart()
+        self.cache.pages.clear()
+        self.oldest_waits = 0
 
     @rule(count=st.integers(1, 12))
     def steps(self, count: int) -> None:
@@ -142,9 +186,9 @@ class Sampling(RuleBasedStateMachine):
 
     def step(self) -> None:
         scheduler = self.scheduler
-        oldest = next(s for s in scheduler.sequences if s.finish_reason is None)
+        oldest = next(iter(scheduler.sequences.values()))
         before = (oldest.length, oldest.cached)
-        held = {sequence: sequence.tokens[:] for sequence in scheduler.sequences}
+        held = {sequence: sequence.tokens[:] for sequence in scheduler.sequences.values()}
         step = scheduler.plan(self.horizon)
         assert step.decoding or step.chunks
         assert step.horizon in (1, self.horizon) and (step.horizon == 1 or not step.chunks)
@@ -155,14 +199,14 @@ class Sampling(RuleBasedStateMachine):
         assert all(sequence.tokens[: len(tokens)] == tokens for sequence, tokens in held.items())
         for sequence in done:
             assert sequence.request.seed not in self.answers
-            self.answers[sequence.request.seed] = sequence.completion(self.version)
+            self.answers[sequence.request.seed] = sequence.completion()
         # The oldest advances, or waits for another sample that fills its prompt (at most 13 tokens).
         self.oldest_waits = 0 if (oldest.length, oldest.cached) != before else self.oldest_waits + 1
         assert self.oldest_waits <= 14
 
     @rule(limits=limits)
     def interrupt(self, limits: dict[str, int]) -> None:
-        left = [s.request.continued(s.completion(self.version)) for s in self.scheduler.sequences if not s.finish_reason]
+        left = [s.request.continued(s.completion()) for s in self.scheduler.sequences.values()]
         self.version += 1
         self.open(left, **limits)
 
@@ -170,7 +214,7 @@ class Sampling(RuleBasedStateMachine):
     def pages_are_accounted_for(self) -> None:
         scheduler = self.scheduler
         users = [0] * (self.pages + 1)
-        for holder in [*scheduler.running, *scheduler._prefixes]:
+        for holder in [*scheduler.running, *scheduler._prefixes.values()]:
             assert len(set(holder.pages)) == len(holder.pages)
             for page in holder.pages:
                 users[page] += 1
@@ -179,7 +223,11 @@ class Sampling(RuleBasedStateMachine):
         assert scheduler.running == sorted(scheduler.running, key=lambda sequence: sequence.index)
         rows = [sequence.row for sequence in scheduler.running]
         assert len(set(rows)) == len(rows) and all(0 <= row < scheduler.max_batch for row in rows)
-        assert all(s.row == -1 and not s.pages and s.cached == 0 for s in scheduler.sequences if s not in scheduler.running)
+        waiting = [s for s in scheduler.sequences.values() if s not in scheduler.running]
+        assert all(s.row == -1 and not s.pages and s.cached == 0 for s in waiting)
+        blocked = [s for prefix in scheduler._prefixes.values() for s in prefix.blocked]
+        assert len(blocked) == scheduler._blocked and {s for _, s in scheduler._waiting} | set(blocked) == set(waiting)
+        assert {id(s.prefix) for s in scheduler.sequences.values()} == {id(p) for p in scheduler._prefixes.values()}
 
     def teardown(self) -> None:
         for _ in range(5000):
@@ -187,7 +235,10 @@ class Sampling(RuleBasedStateMachine):
                 break
             self.step()
             self.pages_are_accounted_for()
-        assert self.scheduler.pool.free == self.pages and not self.scheduler.running
+        scheduler = self.scheduler
+        assert scheduler.pool.free == self.pages and len(scheduler._rows) == scheduler.max_batch
+        assert not (scheduler.running or scheduler.sequences or scheduler._prefixes or scheduler._waiting)
+        assert self.answers.keys() >= {request.seed for request in self.asked}
         for request in self.asked:
             answer = self.answers[request.seed]
             assert list(answer.tokens) == expected(request)
@@ -202,6 +253,13 @@ TestSampling = Sampling.TestCase
 TestSampling.settings = settings(max_examples=200, stateful_step_count=5, deadline=None)
 
 
+def of(requests: list[GenerationRequest], **limits: Any) -> Scheduler:
+    scheduler = Scheduler(**limits)
+    for index, request in enumerate(requests):
+        scheduler.add(index, request)
+    return scheduler
+
+
 def run(scheduler: Scheduler) -> None:
     cache = SimulatedCache(scheduler.page_size)
     while scheduler.has_work:
@@ -213,14 +271,14 @@ def run(scheduler: Scheduler) -> None:
 @pytest.mark.parametrize("samples", [2, 16])
 def test_the_samples_of_a_prompt_share_one_prefill(samples: int) -> None:
     requests = [GenerationRequest([60 + i] * 23, request_seed(i, k), 9) for i in range(3) for k in range(samples)]
-    scheduler = Scheduler(requests, pages=400, page_size=4, max_batch=5, prefill_tokens=10, stop=stop)
+    scheduler = of(requests, pages=400, page_size=4, max_batch=5, prefill_tokens=10, stop=stop)
     run(scheduler)
     assert scheduler.filled == 3 * 22 and scheduler.preemptions == 0
 
 
 def test_full_pages_are_shared_and_the_last_is_copied() -> None:
     requests = [GenerationRequest([7] * 11, request_seed(k), 3) for k in range(4)]
-    scheduler = Scheduler(requests, pages=40, page_size=4, max_batch=4, prefill_tokens=99, stop=lambda _: None)
+    scheduler = of(requests, pages=40, page_size=4, max_batch=4, prefill_tokens=99, stop=lambda _: None)
     scheduler.advance(scheduler.plan(), [])
     step = scheduler.plan()  # 10 shared tokens: two whole pages and half of a third
     assert len(step.decoding) == 4 and len(step.copies) == 4
@@ -232,26 +290,58 @@ def test_full_pages_are_shared_and_the_last_is_copied() -> None:
 def test_the_youngest_makes_room_and_loses_nothing() -> None:
     requests = [GenerationRequest([i + 1] * 4, request_seed(i), 12) for i in range(3)]
     never = lambda s: "length" if len(s.tokens) >= 12 else None  # noqa: E731
-    scheduler = Scheduler(requests, pages=9, page_size=2, max_batch=3, prefill_tokens=99, stop=never)
-    order = []
+    scheduler = of(requests, pages=9, page_size=2, max_batch=3, prefill_tokens=99, stop=never)
+    order, sequences = [], list(scheduler.sequences.values())
     while scheduler.has_work:
         step = scheduler.plan()
-        before = [sequence.tokens[:] for sequence in scheduler.sequences]
+        before = [sequence.tokens[:] for sequence in sequences]
         order += [s.index for s in scheduler.advance(step, [drawn(sequence) for sequence in step.decoding])]
-        for sequence, held in zip(scheduler.sequences, before, strict=True):
+        for sequence, held in zip(sequences, before, strict=True):
             assert sequence.tokens[: len(held)] == held
     assert scheduler.preemptions > 0 and order == [0, 1, 2]
-    assert all(len(sequence.tokens) == 12 for sequence in scheduler.sequences)
+    assert all(len(sequence.tokens) == 12 for sequence in sequences)
 
 
-def test_spans_of_one_version_are_one() -> None:
-    request = GenerationRequest([1], 0, 9, Completion([5], [-1.0], [-1.0], [0.1], [[4, 1]]))
-    scheduler = Scheduler([request], pages=9, page_size=4, max_batch=1, prefill_tokens=9, stop=stop)
+@pytest.mark.parametrize("version", [4, 5])
+def test_spans_of_one_version_are_one(version: int) -> None:
+    begun = Completion(tokens=[5], logprobs=[-1.0], processed_logprobs=[-1.0], entropies=[0.1], versions=[[4, 1]])
+    request = GenerationRequest([1], 0, 9, begun)
+    scheduler = of([request], pages=9, page_size=4, max_batch=1, prefill_tokens=9, stop=stop, version=version)
     scheduler.advance(scheduler.plan(), [])
     step = scheduler.plan()
-    scheduler.advance(step, [Sampled([7], [-2.0], [-2.0], [0.2])])
-    assert scheduler.sequences[0].completion(4).versions == [[4, 2]]
-    assert scheduler.sequences[0].completion(5).versions == [[4, 1], [5, 1]]
+    scheduler.advance(step, [Sampled(([7], [-2.0], [-2.0], [0.2]), [])])
+    assert scheduler.sequences[0].completion().versions == ([[4, 2]] if version == 4 else [[4, 1], [5, 1]])
+    assert request.begun.versions == [[4, 1]]
+
+
+def test_a_sample_that_comes_later_shares_what_is_filled() -> None:
+    """Of one that is decoding its last page behind the prompt, of one that is still filling, and not of one that is gone."""
+    scheduler = of([], pages=40, page_size=4, max_batch=4, prefill_tokens=5, stop=lambda _: None)
+    cache = SimulatedCache(4)
+
+    def steps(count: int) -> None:
+        for _ in range(count):
+            step = scheduler.plan()
+            cache.run(step)
+            scheduler.advance(step, [drawn(sequence) for sequence in step.decoding])
+
+    scheduler.add(0, GenerationRequest([7] * 11, 0, 20))
+    steps(1)  # 5 of 10 tokens are filled
+    scheduler.add(1, GenerationRequest([7] * 11, 1, 20))
+    steps(1)
+    assert scheduler.filled == 10
+    steps(3)
+    scheduler.add(2, GenerationRequest([7] * 11, 2, 20))
+    steps(2)
+    first, second, third = scheduler.sequences.values()
+    assert scheduler.filled == 10 and first.pages[:2] == second.pages[:2] == third.pages[:2] and len(third.tokens) == 2
+    assert len({first.pages[2], second.pages[2], third.pages[2]}) == 3
+    for index in range(3):
+        scheduler.cancel(index)
+    assert scheduler.pool.free == 40 and not scheduler._prefixes
+    scheduler.add(3, GenerationRequest([7] * 11, 3, 20))
+    steps(2)
+    assert scheduler.filled == 20
 
 
 def test_a_page_is_never_given_twice() -> None:

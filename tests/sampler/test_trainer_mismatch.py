@@ -21,6 +21,7 @@ from megatron_ring.config.sampling import SamplingConfig
 from megatron_ring.errors import UserError
 from tests.conftest import ROOT
 from tests.distributed import Workers
+from tests.processes import run
 from tests.sampler.test_sampler import full_forward, groups, make
 
 SMALL = replace(RING_TINY, vocab_size=300, first_dense_layers=1)
@@ -81,8 +82,7 @@ def test_several_processes_are_refused(run_on) -> None:
 
 
 def check_sampler(*flags: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "tools" / "check_sampler.py"), *flags]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return run([sys.executable, ROOT / "tools" / "check_sampler.py", *flags], timeout=120)
 
 
 def test_the_tool(tmp_path: Path) -> None:

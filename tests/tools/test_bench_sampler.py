@@ -15,7 +15,7 @@ import torch
 
 from megatron_ring.errors import NotFiniteError, UserError
 from tests.conftest import ROOT
-from tests.mains.conftest import environment
+from tests.processes import run
 from tools.bench_sampler_figure import Turn, binned
 from tools.sampler_flags import named_as_here
 
@@ -23,8 +23,7 @@ from tools.sampler_flags import named_as_here
 def bench(
     *flags: str, tool: str = "bench_sampler.py", before: Callable[[], None] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, str(ROOT / "tools" / tool), *flags], capture_output=True,
-                          text=True, env=environment(), timeout=200, cwd=ROOT, preexec_fn=before)  # fmt: skip
+    return run([sys.executable, ROOT / "tools" / tool, *flags], timeout=200, really=before is not None, preexec_fn=before)
 
 
 def in_six_gb() -> None:

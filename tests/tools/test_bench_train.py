@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +12,7 @@ import pytest
 import torch
 
 from megatron_ring.config.presets import get_preset
+from tests.processes import run
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tools"))  # the tool's parts find each other as scripts do
@@ -23,9 +22,7 @@ from bench_train_work import draw_lengths, draw_tokens, training_flops  # noqa: 
 
 
 def bench(*flags: str) -> Any:
-    command = [sys.executable, str(ROOT / "tools" / "bench_train.py"), "--preset", "ring-tiny", *flags]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    done = run([sys.executable, ROOT / "tools" / "bench_train.py", "--preset", "ring-tiny", *flags])
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

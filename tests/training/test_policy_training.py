@@ -46,7 +46,7 @@ def make_sequences(weights: Any) -> list[PolicySequence]:
     lengths = [3, 11, 1, 8, 5, 2, 7, 1, 6]
     trained = [3, 11, 1, 3, 5, 2, 7, 1, 6]
     made = []
-    for length, kept, weight in zip(lengths, trained, weights(trained).tolist(), strict=True):
+    for length, kept, weight in zip(lengths, trained, weights(trained), strict=True):
         tokens = torch.randint(300, (length + 2,), generator=generator).tolist()
         noise = (0.3 * torch.randn(length, generator=generator) + 0.2 * torch.randn(1, generator=generator)).tolist()
         advantage = float(torch.randn(1, generator=generator)) if length != 7 else 0.0

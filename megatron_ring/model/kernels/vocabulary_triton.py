@@ -11,10 +11,13 @@ STATISTICS_BLOCK, BLOCK, WARPS = 1024, 4096, 8
 
 @triton.jit
 def _cross_entropy_statistics(  # type: ignore[no-untyped-def]
-    logits_ptr, column_ptr, out_ptr, rows, width, inverse_temperature, FINISH: tl.constexpr, BLOCK: tl.constexpr
-):
+    logits_ptr, column_ptr, out_ptr, inverse_temperature_ptr, rows, width, inverse_temperature, BY_ROW: tl.constexpr,
+    FINISH: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     start_of_row = logits_ptr + row * width
+    if BY_ROW:
+        inverse_temperature = tl.load(inverse_temperature_ptr + row)
     # Each lane keeps the maximum, the sum of exp and the sum of exp * logit of its own columns.
     # Four columns at a time: one change of the maximum for all of them. Behind the row stands -1e37: exp makes it 0, and
     # 0 * -1e37 is 0.
@@ -90,25 +93,33 @@ def _cross_entropy_scale(x_ptr, scale_ptr, out_ptr, count, BLOCK: tl.constexpr):
     tl.store(out_ptr + at, x.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-def statistics(logits_cv: torch.Tensor, columns: torch.Tensor, temperature: float) -> tuple[torch.Tensor, ...]:
-    """fp32 [C] each, of x = logits / temperature: the maximum m, sum of exp(x - m), sum of exp(x - m) (x - m), and x at
-    `columns` int64 [C] (0 where that is none of the row's)."""
+def statistics(
+    logits_cv: torch.Tensor, columns: torch.Tensor, temperature: float | torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    """fp32 [C] each, of x = logits / temperature (one for all, or float64 [C]): the maximum m, sum of exp(x - m), sum of
+    exp(x - m) (x - m), and x at `columns` int64 [C] (0 where that is none of the row's)."""
     return tuple(_statistics(logits_cv, columns, temperature, 4))
 
 
-def finished_statistics(logits_cv: torch.Tensor, columns: torch.Tensor, temperature: float) -> tuple[torch.Tensor, ...]:
-    """fp32 [C] each, where the row has all classes: log-probability of `columns`, entropy, logsumexp of
+def finished_statistics(
+    logits_cv: torch.Tensor, columns: torch.Tensor, temperature: float | torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    """As `statistics`, where the row has all classes: log-probability of `columns`, entropy, logsumexp of
     logits / temperature."""
     return tuple(_statistics(logits_cv, columns, temperature, 3))
 
 
-def _statistics(logits_cv: torch.Tensor, columns: torch.Tensor, temperature: float, results: int) -> torch.Tensor:
+def _statistics(
+    logits_cv: torch.Tensor, columns: torch.Tensor, temperature: float | torch.Tensor, results: int
+) -> torch.Tensor:
     rows, width = logits_cv.shape
     out = torch.empty(results, rows, dtype=torch.float32, device=logits_cv.device)
+    by_row = isinstance(temperature, torch.Tensor)
+    inverse_of_row = (1.0 / temperature).float() if isinstance(temperature, torch.Tensor) else out
     if rows:
         _cross_entropy_statistics[(rows,)](
-            logits_cv, columns, out, rows, width, 1.0 / temperature, FINISH=results == 3, BLOCK=STATISTICS_BLOCK,
-            num_warps=4,
+            logits_cv, columns, out, inverse_of_row, rows, width, 1.0 if by_row else 1.0 / temperature, BY_ROW=by_row,
+            FINISH=results == 3, BLOCK=STATISTICS_BLOCK, num_warps=4,
         )  # fmt: skip
     return out
 

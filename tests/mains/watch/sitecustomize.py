@@ -1,72 +1,66 @@
-"""Python imports this at its start when its folder is on PYTHONPATH: it freezes the process within a phase of an RL run.
+"""Python imports this at its start when its folder is on PYTHONPATH: it freezes the process within a phase of a run.
 
-`FREEZE=PHASE:STEP:MARKER`: a thread watches what the others do, as a debugger would, and as soon as one of them is inside
-PHASE at the 0-based STEP or later it creates the file MARKER and stops the process where it stands. The program itself runs
-unchanged. Scoring may be over before such a thread looks again, where all rewards are there already: each call of the main
-thread is traced instead, and that phase stops where it begins.
+`FREEZE` in the environment is a JSON object: as soon as the function `function` of `file` has begun when the file
+`metrics` has at least `lines` lines, and as many as `calls` other Python functions have been called from within it, the
+file `marker` is created and the process stops where it stands. If the function makes fewer calls, it stops where that
+returns. Every call is seen, on all threads, so that no phase is too short to be found. The program itself runs unchanged.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
 import threading
-import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
-# A phase is a function of a file. Most run below `RLRun.step`, whose frame knows the step; a save's thread knows its own.
-PHASES = {
-    "sampling": ("sampler.py", "generate"),
-    "scoring": ("rollout_rewards.py", "finish"),
-    "training": ("trainer.py", "train_step"),
-    "saving": ("saving.py", "_write"),
-}
+Tracer = Callable[[FrameType, str, Any], Any]
 
 
-def _step_inside(frame: FrameType | None, phase: str) -> int:
-    """The step in which a thread is inside `phase`; -1 if it is not."""
-    inside, step = False, -1
-    while frame is not None:
-        code = frame.f_code
-        name = (os.path.basename(code.co_filename), code.co_name)
-        if name == PHASES[phase]:
-            inside = True
-            if phase == "saving":
-                step = frame.f_locals["save"].step
-        elif name == ("rl_run.py", "step"):
-            step = frame.f_locals["step"]
-        frame = frame.f_back
-    return step if inside else -1
+def freeze(file: str, function: str, metrics: str, lines: int, calls: int, marker: str) -> Tracer:
+    """The trace function of every thread."""
+    left: dict[int, int] = {}  # by thread that is inside: calls until it is deep enough
+
+    def stop() -> None:
+        Path(marker).touch()
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+    def within(frame: FrameType, event: str, _: Any) -> Tracer:
+        if event == "return":
+            stop()
+        return within
+
+    def called(frame: FrameType, event: str, _: Any) -> Tracer | None:
+        thread = threading.get_ident()
+        if thread in left:
+            left[thread] -= 1
+            if not left[thread]:
+                stop()
+        elif frame.f_code.co_qualname == function and frame.f_code.co_filename == file and recorded(metrics) >= lines:
+            left[thread] = calls
+            frame.f_trace_lines = False
+            return within
+        return None
+
+    return called
 
 
-def _freeze(marker: Path) -> None:
-    marker.touch()
-    os.kill(os.getpid(), signal.SIGSTOP)
+def recorded(metrics: str) -> int:
+    """Steps that a run has recorded so far."""
+    try:
+        return Path(metrics).read_bytes().count(b"\n")
+    except OSError:
+        return 0
 
 
-def _watch(phase: str, step: int, marker: Path) -> None:
-    me = threading.get_ident()
-    while True:
-        for thread, frame in list(sys._current_frames().items()):
-            if thread != me and _step_inside(frame, phase) >= step:
-                _freeze(marker)
-        time.sleep(0.0005)
-
-
-def _trace(phase: str, step: int, marker: Path) -> None:
-    def called(frame: FrameType, *_: object) -> None:
-        if frame.f_code.co_name == PHASES[phase][1] and _step_inside(frame, phase) >= step:
-            _freeze(marker)
-
-    sys.settrace(called)
-
-
-if "FREEZE" in os.environ and os.environ.get("RANK", "0") == "0":
-    _phase, _step, _marker = os.environ["FREEZE"].split(":", 2)
-    if _phase == "scoring":
-        _trace(_phase, int(_step), Path(_marker))
-    else:
-        sys.setswitchinterval(0.0005)
-        threading.Thread(target=_watch, args=(_phase, int(_step), Path(_marker)), daemon=True).start()
+# torchrun itself has nothing to freeze, and the verifiers of a rank inherit its environment without this.
+if "FREEZE" in os.environ and "torch.distributed.run" not in sys.orig_argv:
+    _asked = json.loads(os.environ.pop("FREEZE"))
+    if os.environ.get("RANK", "0") == "0":
+        _tracer = freeze(**_asked)
+        threading.settrace(_tracer)
+        sys.settrace(_tracer)

@@ -1,0 +1,130 @@
+"""How an RL run begins: its data, its checks, and everything that lives from step to step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from megatron_ring.algorithm.budget_schedule import BudgetSchedule
+from megatron_ring.checkpoint.latest import latest_checkpoint
+from megatron_ring.config.checks import require
+from megatron_ring.config.rl import RLConfig
+from megatron_ring.data.fields import PROMPT_FIELDS, Fields
+from megatron_ring.data.prompts import PromptStream, check_texts, too_long
+from megatron_ring.data.records import PromptRecord
+from megatron_ring.data.schedule import PromptSchedule, read_schedule
+from megatron_ring.data.tokenizer import RingTokenizer
+from megatron_ring.parallel import collectives
+from megatron_ring.rewards.composition import fingerprint
+from megatron_ring.rollout.collecting import Collector
+from megatron_ring.rollout.evaluation import HeldOut
+from megatron_ring.rollout.offload import SamplingOffload
+from megatron_ring.rollout.policy_update import PolicyUpdate
+from megatron_ring.rollout.scoring import check_prompts
+from megatron_ring.rollout.state import RLState
+from megatron_ring.run.continuing import changed_ranks, stretched_schedules
+from megatron_ring.run.directory import RunDirectory
+from megatron_ring.run.phases import Phases
+from megatron_ring.run.stage import Stage, open_model, open_run, resolve
+from megatron_ring.run.wandb_log import check_wandb
+from megatron_ring.run.watch import Watch
+from megatron_ring.sampler.sampler import Sampler
+from megatron_ring.training.trainer import Trainer
+
+
+def open_rl(config: RLConfig) -> RLState:
+    """The state of a run before its first step, in every process; the model has the weights that RL starts from.
+
+    Raises:
+        UserError: the configuration fits neither the layout, the model, the tokenizer, the data nor the run directory.
+    """
+    config, shape, tokenizer = resolve(config)
+    prompts = read_prompts_of(config)
+    held_out = HeldOut(config, tokenizer)
+    check_wandb(config.wandb)
+    # It makes every long prompt into tokens: once for all processes.
+    collectives.from_main(lambda: check_lengths(config, prompts, held_out, tokenizer, shape.max_positions))
+    directory = open_run(config)
+    stage = open_model(config, shape, config.init_from)
+    return _build(config, stage, directory, tokenizer, prompts, held_out)
+
+
+def read_prompts_of(config: RLConfig) -> PromptSchedule:
+    """The prompts by stages. Raises `UserError` for a file that cannot be read, or whose responses could not be scored."""
+    data = config.data
+    fields = Fields.of(data, PROMPT_FIELDS, "--data.fields")
+    prompts = read_schedule(data.prompts, data.min_solve_rate, data.max_solve_rate, fields)
+    # A run that has begun cannot change its prompts; of the time before answers were checked it may have any.
+    begun = collectives.from_main(lambda: latest_checkpoint(config.run_dir / "checkpoints")) is not None
+    whole_groups = config.budget.max_cuts is None
+    check_prompts(prompts.sources, config.rewards, answers=not begun, whole_groups=whole_groups)
+    return prompts
+
+
+def _build(
+    config: RLConfig, stage: Stage, directory: RunDirectory, tokenizer: RingTokenizer, prompts: PromptSchedule,
+    held_out: HeldOut,
+) -> RLState:  # fmt: skip
+    context, model, phases = stage.context, stage.model, Phases()
+    floor = None if config.data.curriculum == "none" else config.data.curriculum_floor
+    stream = PromptStream(prompts, config.seed, config.data.drop_after, floor)
+    trainer = Trainer(model, context, config.optimizer)
+    sampler = Sampler(
+        model, context, config.sampling, tokenizer.eos_id, tokenizer.decode, note_routes=config.correction.routes != "ignore"
+    )
+    model.router_losses.replay = config.correction.routes == "replay"
+    composed = config.rewards.compositions
+    return RLState(
+        config=config,
+        stage=stage,
+        directory=directory,
+        tokenizer=tokenizer,
+        stream=stream,
+        schedule=BudgetSchedule(config.budget.schedule, *config.budget.resolve(context.data_size)),
+        trainer=trainer,
+        sampler=sampler,
+        # Copies the weights as the reference: before any later ones.
+        policy=PolicyUpdate(config, trainer, tokenizer.pad_id, directory.path / "reference"),
+        collector=Collector(config, stream, sampler, tokenizer, phases),
+        held_out=held_out,
+        watch=Watch(config.alarms, speaks=context.is_main),
+        phases=phases,
+        offload=SamplingOffload(trainer.offload if config.offload_optimizer else None, sampler, phases),
+        compositions=None if composed is None else fingerprint(composed),
+        domains=prompts.domains | held_out.domains,
+        several_domains=len(prompts.domains) > 1,
+        notes=(*prompts.notes, *held_out.notes),
+        unreached=prompts.unreached(config.steps),
+    )
+
+
+def check_lengths(
+    config: RLConfig, prompts: PromptSchedule, held_out: HeldOut, tokenizer: RingTokenizer, positions: int
+) -> None:
+    """Raise `UserError` for a prompt that cannot be asked, or leaves no room for the longest response in the model's
+    `positions`."""
+    sampling, evaluating = config.sampling.max_new_tokens, held_out.sampling.max_new_tokens
+    records = [record for source in prompts.sources for record in source.records]
+
+    def check(flag: str, records: Sequence[PromptRecord], room: int, response: str) -> None:
+        check_texts(records, tokenizer, config.data.instruction)
+        problem = too_long(records, tokenizer, config.data.instruction, room)
+        require(problem is None, f"{flag}: {problem}, and {response} leave room for {max(0, room):,}")
+
+    check("--data.prompts", records, min(config.data.micro_batch_tokens, positions) - sampling,
+          f"--sampling.max-new-tokens {sampling:,}")  # fmt: skip
+    check("--evaluation.prompts", [prompt.record for prompt in held_out.prompts], positions - evaluating,
+          f"--evaluation.max-new-tokens {evaluating:,}")  # fmt: skip
+
+
+def announce(run: RLState, start: int) -> None:
+    """Say on the main process what the run is, and what changes where it goes on after `start` steps."""
+    if not run.stage.context.is_main:
+        return
+    config, phi = run.config, run.budget(start)
+    budget = f"Phi = {phi:,} tokens ({config.budget.scope}, {config.budget.schedule})" if phi else "no token budget"
+    work = f"{config.prompts_per_step} prompts x {config.samples_per_prompt} samples, {config.objective.name}, {budget}"
+    print(f"rl: {work}" + (f", continuing after step {start}" if start else ""), flush=True)
+    remarks = [*run.notes, *changed_ranks(config, run.schedule)]
+    remarks += stretched_schedules(config, run.schedule, start, run.steps_before) + run.unreached
+    for remark in remarks:
+        print(f"rl: {remark}", flush=True)

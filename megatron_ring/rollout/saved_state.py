@@ -1,0 +1,73 @@
+"""What of an RL run its checkpoints hold: saving it, going on from it, going back to it."""
+
+from __future__ import annotations
+
+from megatron_ring.checkpoint.loading import load_checkpoint
+from megatron_ring.checkpoint.saving import CheckpointSaver
+from megatron_ring.model.routes import route_bytes
+from megatron_ring.rollout.pool import RolloutPool
+from megatron_ring.rollout.state import RLState
+from megatron_ring.rollout.unfinished import load_unfinished, save_unfinished
+from megatron_ring.run.alarms import Alarm
+from megatron_ring.run.continuing import check_compositions
+from megatron_ring.run.directory import plain
+from megatron_ring.run.stage import latest_of, set_first_weights
+from megatron_ring.run.wandb_log import WandbLog
+
+
+def save(run: RLState, saver: CheckpointSaver, steps: int) -> None:
+    """Save the state after `steps` steps."""
+    with run.phases("save_wait"):
+        saver.wait()  # before `policy.save`: until it is whole the one before it counts
+        extra = {
+            "prompts": run.stream.state_dict(),
+            "budget": run.schedule.state_dict(),
+            "policy": run.policy.save(),
+            "watch": run.watch.state_dict(),
+            "compositions": run.compositions,
+            "steps": run.config.steps,
+        }
+        files = save_unfinished(run.collector.pool, run.stage.context)
+        saver.save(steps, run.stage.model, run.trainer.optimizer, extra, files=files)
+
+
+def restore(run: RLState) -> int:
+    """Go on from the last whole checkpoint, if there is one; the steps done, 0 without one."""
+    start = _load(run)
+    config, directory = run.config, run.directory
+    if directory.writes and config.wandb.project is not None:
+        directory.more_logs.append(WandbLog(config.wandb, directory.path, plain(config)))
+    return start
+
+
+def roll_back(run: RLState, alarms: list[Alarm]) -> int:
+    """Go back to the last whole checkpoint, on with prompts that no step has seen; the steps done there. What is being saved
+    must be whole."""
+    run.sampler.weights_changed()
+    reference = run.policy.reference
+    if reference is not None and reference.step:  # the checkpoint may be from before that
+        set_first_weights(run.stage, run.config.init_from, run.config.seed)
+        reference.start_over()
+    run.phases.finish()  # the time of what is undone belongs to no step
+    return _load(run, alarms)
+
+
+def _load(run: RLState, rolled_back_for: list[Alarm] | None = None) -> int:
+    start = 0
+    checkpoint = latest_of(run.directory)
+    if checkpoint is not None:
+        model, context = run.stage.model, run.stage.context
+        start, extra = load_checkpoint(checkpoint, model, context, run.trainer.optimizer)
+        check_compositions(run.compositions, extra)
+        run.steps_before = extra.get("steps")
+        run.stream.load_state_dict(extra["prompts"], keep_place=rolled_back_for is not None)
+        run.schedule.load_state_dict(extra["budget"])
+        run.policy.load(extra["policy"])
+        run.collector.pool = RolloutPool()  # what the rolled-back steps were sampling is not taken up again
+        if rolled_back_for is not None:
+            run.watch.rolled_back(rolled_back_for, extra["watch"], start)
+        else:
+            run.watch.load_state_dict(extra["watch"])
+            run.collector.pool = load_unfinished(checkpoint, run.stream, run.collector.open, route_bytes(model), context)
+    run.directory.start_logging(start)
+    return start

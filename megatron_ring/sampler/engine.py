@@ -1,0 +1,264 @@
+"""The sampler as an engine: requests come, are cancelled and finish while others decode.
+
+    engine = sampler.engine()                        # on every rank; memory for requests that are not known yet
+    if engine.leads:                                 # rank 0 of each data-parallel replica brings its requests
+        first = engine.add(GenerationRequest(prompt, seed=1, max_new_tokens=256))
+        greedy = RequestSampling(temperature=0.0, stop_strings=("</answer>",))
+        engine.add(GenerationRequest(other, seed=2, max_new_tokens=64, sampling=greedy, columns=frozenset()))
+        engine.close()                               # nothing more will come
+    while not (report := engine.step()).closed:      # on every rank
+        for number, sampled in report.tokens.items():    # new tokens and their numbers, by request
+            stream(number, sampled.tokens)
+        for number, completion in report.finished.items():
+            answer(number, completion)
+
+Who calls what: `Sampler.engine` and `step` are called by every rank, `add`, `cancel` and `close` by the leader of a replica
+(`leads`: tensor-parallel rank 0 of the first pipeline stage). The others learn of it at the next step, which waits for the
+leader. Replicas step independently of each other, unless they share experts (EP): then all ranks step together, and one
+without work takes part. Every rank of a replica gets the same reports.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+from megatron_ring.config.sampling import SamplingConfig
+from megatron_ring.errors import NotFiniteError
+from megatron_ring.sampler.cache import CacheSize, check_fits
+from megatron_ring.sampler.completion import Completion
+from megatron_ring.sampler.edge import News, StepEdge, Tally
+from megatron_ring.sampler.requests import GenerationRequest, Sampled
+from megatron_ring.sampler.runner import ModelRunner
+from megatron_ring.sampler.scheduler import Scheduler
+from megatron_ring.sampler.step import Step, StepShape
+from megatron_ring.sampler.stopping import Decode, StopConditions
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What a step has brought to this replica, by number of the request.
+
+    Attributes:
+        tokens: those sampled in the step.
+        finished: the requests that end with it, whole.
+        closed: nothing is left to do: no step was taken, and none will be.
+    """
+
+    tokens: dict[int, Sampled] = field(default_factory=dict)
+    finished: dict[int, Completion] = field(default_factory=dict)
+    closed: bool = False
+
+
+@dataclass(frozen=True)
+class TokenBudget:
+    """The engine closes as soon as all replicas have sampled `limit` tokens.
+
+    Attributes:
+        counted: this replica's tokens that count, asked before each step (None: all).
+    """
+
+    limit: int
+    counted: Callable[[], int] | None = None
+
+
+class Engine:
+    """Answers requests as they come, each as if it were alone: see the module. `Sampler.engine` makes one.
+
+    Args:
+        size: of the cache.
+        version: of the weights, for `Completion.versions`. It may be set between two steps.
+
+    Raises:
+        UserError: there is no memory for the cache, or no tokenizer for the stop strings of the settings.
+    """
+
+    def __init__(
+        self, runner: ModelRunner, size: CacheSize, eos_id: int, decode: Decode | None, edge: StepEdge, *,
+        version: int = 0, budget: TokenBudget | None = None,
+    ) -> None:  # fmt: skip
+        self.runner, self.size, self.budget = runner, size, budget
+        self.sampling: SamplingConfig = runner.sampling
+        self.context, self._edge, self._eos_id, self._decode = runner.context, edge, eos_id, decode
+        usual = StopConditions(self.sampling, eos_id, decode)
+        self.scheduler = Scheduler(
+            pages=size.pages, page_size=size.page_size, max_batch=size.rows, prefill_tokens=self.sampling.prefill_tokens,
+            stop=lambda sequence: (sequence.stops or usual).reason(sequence),
+            may_stop=lambda sequence, tokens: (sequence.stops or usual).may_end(sequence, tokens), version=version,
+        )  # fmt: skip
+        runner.open(size)
+        self._numbers = itertools.count()
+        self._inbox: deque[tuple[int, GenerationRequest | None]] = deque()  # None: cancelled
+        self._failure: Exception | None = None
+        self._closing = self.closed = False
+
+    @property
+    def leads(self) -> bool:
+        """Whether this rank brings the requests of its replica."""
+        return self.context.leads_replica
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a request of this replica is not finished, as of the last step."""
+        return self.scheduler.has_work
+
+    def add(self, request: GenerationRequest) -> int:
+        """Take a request, and give it a number. Older requests go first. Another thread than that of `step` may call it.
+
+        Raises:
+            RequestError: it cannot be served. Nothing else is touched by it.
+            UserError: it has stop strings, and there is no tokenizer.
+        """
+        if not self.leads or self._closing:
+            raise RuntimeError("the engine is closed" if self.leads else "only the leader of a replica adds requests")
+        self._check(request)
+        number = next(self._numbers)
+        self._inbox.append((number, request))
+        return number
+
+    def cancel(self, number: int) -> None:
+        """Give up a request. Its memory is free from the next step on, which says nothing more of it. One that has finished
+        is left alone."""
+        if not self.leads:
+            raise RuntimeError("only the leader of a replica cancels requests")
+        self._inbox.append((number, None))
+
+    def close(self) -> None:
+        """Nothing more will come: steps go on until all is answered."""
+        self._closing = True
+
+    def fail(self, error: Exception) -> None:
+        """Something failed on this rank between two steps: the next one raises it on every rank."""
+        self._failure = self._failure or error
+
+    def admit(self, requests: list[GenerationRequest]) -> None:
+        """Take requests that every rank of the replica brings, numbered from 0: `add` without telling."""
+        for request in requests:
+            self._admit(next(self._numbers), request)
+
+    def weights_changed(self, version: int) -> None:
+        """The weights have moved: what is begun goes on under the new ones, its keys and values are computed anew. All ranks
+        of the replica call it, between the same two steps."""
+        self.scheduler.restart()
+        self.scheduler.version = version
+
+    def partial(self, number: int) -> Completion:
+        """An unfinished request as far as it came."""
+        return self.scheduler.sequences[number].completion()
+
+    @torch.no_grad()
+    def step(self, watched: bool = False) -> StepReport:
+        """Take what came, run a forward pass, or some in a row, and say what it brought.
+
+        Args:
+            watched: each token is wanted at once: no passes in a row.
+
+        Raises:
+            UserError, RuntimeError: on every rank that steps with this one: one of them failed, and why. The engine is of no
+                use any more.
+        """
+        news = self._drain()
+        agreed = self._edge.agree(self._tally(news, watched))
+        if agreed.failed:
+            self.closed = True
+            self._edge.settle(self._failure)
+        if agreed.news:
+            self._take(self._edge.share_news(news))
+        spent = self.budget is not None and agreed.tokens >= self.budget.limit
+        if not agreed.work or spent:
+            self.closed = spent or not agreed.open
+            return StepReport(closed=self.closed)
+        model = self.runner.model
+        was_training = model.training
+        if was_training:
+            model.eval()
+        try:
+            return self._step(1 if agreed.watched else self._horizon(agreed.tokens))
+        finally:
+            if was_training:
+                model.train()
+
+    def _step(self, horizon: int) -> StepReport:
+        scheduler, runner = self.scheduler, self.runner
+        if runner.cache is None:  # it was given back meanwhile
+            scheduler.restart()
+            runner.open(self.size)
+        busy = scheduler.has_work
+        step = scheduler.plan(horizon) if busy else Step(horizon=horizon)
+        if not busy and not self._edge.shares_experts:
+            return StepReport()
+        shape = self._edge.share_shape(step) if runner.in_rows else StepShape.of(step)
+        sampled = runner.run(step, shape)
+        before = [len(sequence.tokens) for sequence in step.decoding]
+        try:
+            _check_finite(step, sampled)
+            done = scheduler.advance(step, sampled)
+        except Exception as error:
+            self.fail(error)
+            return StepReport()
+        taken = zip(step.decoding, sampled, before, strict=True)
+        tokens = {sequence.index: drawn.first(len(sequence.tokens) - count) for sequence, drawn, count in taken}
+        return StepReport(tokens, {sequence.index: sequence.completion() for sequence in done})
+
+    def _horizon(self, tokens: int) -> int:
+        """Tokens in a row. Near the end of a budget one at a time: it is not overshot by more than a forward pass. What is
+        not counted is not lost: no need for that near the end of a budget of other tokens."""
+        most = self.runner.horizon * self.sampling.max_batch * self.context.data_size
+        near = self.budget is not None and self.budget.counted is None and tokens + most > self.budget.limit
+        return 1 if near else self.runner.horizon
+
+    def _tally(self, news: News, watched: bool) -> Tally:
+        tokens = 0
+        if self.leads:
+            counted = None if self.budget is None else self.budget.counted
+            tokens = self.scheduler.generated if counted is None else counted()
+        work = self.scheduler.has_work or bool(news.requests)
+        return Tally(
+            failed=int(self._failure is not None), work=int(work), open=int(self.leads and not self._closing),
+            news=len(news.requests) + len(news.cancelled), tokens=tokens, watched=int(watched),
+        )  # fmt: skip
+
+    def _drain(self) -> News:
+        """What came since the last step. A request that was cancelled before it was told is not told."""
+        requests: dict[int, GenerationRequest] = {}
+        cancelled = []
+        for _ in range(len(self._inbox)):
+            number, request = self._inbox.popleft()
+            if request is not None:
+                requests[number] = request
+            elif requests.pop(number, None) is None:
+                cancelled.append(number)
+        return News(list(requests.items()), cancelled)
+
+    def _take(self, news: News) -> None:
+        for number in news.cancelled:
+            self.scheduler.cancel(number)
+        for number, request in news.requests:
+            self._admit(number, request)
+
+    def _admit(self, number: int, request: GenerationRequest) -> None:
+        stops = None if request.sampling is None else StopConditions(request.sampling, self._eos_id, self._decode)
+        self.scheduler.add(number, request, request.sampling or self.sampling, stops)
+
+    def _check(self, request: GenerationRequest) -> None:
+        request.check(self.runner.model.ring_config.max_positions)
+        check_fits(request, self.size)
+        if request.sampling is not None:
+            StopConditions(request.sampling, self._eos_id, self._decode)
+
+
+def _check_finite(step: Step, sampled: list[Sampled]) -> None:
+    for sequence, drawn in zip(step.decoding, sampled, strict=True):
+        logprobs, entropies = drawn.of("logprobs"), drawn.of("entropies")
+        if math.isfinite(sum(logprobs) + sum(entropies)):
+            continue
+        wrong = [not math.isfinite(a + b) for a, b in zip(logprobs, entropies, strict=True)].index(True)
+        raise NotFiniteError(
+            f"response {sequence.index}, token {len(sequence.tokens) + wrong}: the model's logits are not finite: its "
+            f"weights are broken, go back to an earlier checkpoint"
+        )

@@ -1,0 +1,169 @@
+"""Runs the steps of the sampler: forward passes of the live model over the paged cache, and the draw of a token."""
+
+from __future__ import annotations
+
+import torch
+
+from megatron_ring.config.sampling import SamplingConfig
+from megatron_ring.errors import UserError
+from megatron_ring.model.ring_model import RingModel, forward_all_stages
+from megatron_ring.model.routes import NotedRoutes, new_routes, routes_as_bytes
+from megatron_ring.parallel import collectives
+from megatron_ring.parallel.context import ParallelContext
+from megatron_ring.sampler.attention import PagedLayout
+from megatron_ring.sampler.cache import CacheSize, PagedCache
+from megatron_ring.sampler.columns import DRAWN, fill_columns
+from megatron_ring.sampler.decoding import HORIZON, DecodeLoop
+from megatron_ring.sampler.requests import Sampled
+from megatron_ring.sampler.requests import Sequence as Response
+from megatron_ring.sampler.row_settings import RowSettings
+from megatron_ring.sampler.sampling import draw_rows
+from megatron_ring.sampler.step import Chunk, Step, StepShape
+
+
+class ModelRunner:
+    """The model with the memory of a cache. Between two steps nothing is kept that `release` does not give back.
+
+    Attributes:
+        graphs: whether decoding runs as CUDA graphs.
+        horizon: tokens decoded in a row, at most.
+    """
+
+    def __init__(self, model: RingModel, context: ParallelContext, sampling: SamplingConfig, note_routes: bool) -> None:
+        self.model, self.context, self.sampling, self.note_routes = model, context, sampling, note_routes
+        self.cache: PagedCache | None = None
+        self._loop: DecodeLoop | None = None
+        parallel = context.config
+        # One pass through a pipeline cannot feed itself; megatron-core's dispatcher waits for the device.
+        able = parallel.pipeline == parallel.expert_tensor == 1
+        # Exactly, and by Transformer Engine's experts, rows are exchanged, which waits as well. Its tensor-parallel layers
+        # have not been tried in a graph.
+        theirs = not model.config.ring_parts.experts.exchanges
+        able = able and not ((model.config.ring_exact or theirs) and parallel.expert > 1)
+        able = able and not (theirs and parallel.tensor > 1)
+        self.graphs = able and context.device.type == "cuda" and sampling.cuda_graphs
+        # Without graphs nothing is gained by not looking at each token.
+        self.horizon = HORIZON if self.graphs else 1
+
+    @property
+    def in_rows(self) -> bool:
+        """Whether decoding and filling are passes of their own, over as many rows on all ranks that share experts."""
+        return self.graphs or self.horizon > 1
+
+    @property
+    def cache_bytes(self) -> int:
+        return 0 if self.cache is None else self.cache.bytes
+
+    def open(self, size: CacheSize) -> None:
+        """See to a cache that is as large as `size` at least.
+
+        Raises:
+            UserError: there is no memory for it.
+        """
+        if self.cache is not None and self.cache.serves(size):
+            return
+        self.release()  # before taking more
+        try:
+            self.cache = PagedCache(size, self.model, self.context)
+        except RuntimeError as error:  # torch's ways to say that there is no memory, of a GPU and of a CPU
+            raise UserError(
+                f"no memory for a KV cache of {size.pages * size.page_size:,} tokens: lower --sampling.kv-tokens, "
+                f"--sampling.kv-fraction or --sampling.max-batch"
+            ) from error
+
+    def release(self) -> None:
+        """Give back the memory of the cache."""
+        self.cache = self._loop = None
+
+    @property
+    def has_loop(self) -> bool:
+        """Whether there is what CUDA graphs were captured with."""
+        return self._loop is not None
+
+    def drop_loop(self) -> None:
+        """Forget the captured graphs."""
+        self._loop = None
+
+    def run(self, step: Step, shape: StepShape) -> list[Sampled]:
+        """`forward`. Others may wait inside the same forward pass and cannot be told of a failure: this process ends, and
+        its launcher ends theirs.
+
+        Raises:
+            UserError, RuntimeError: naming this rank.
+        """
+        try:
+            return self.forward(step, shape)
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"rank {self.context.rank}: sampling ran out of memory: lower --sampling.kv-fraction, "
+                f"--sampling.prefill-tokens or --sampling.max-batch"
+            ) from error
+        except Exception as error:
+            raise RuntimeError(f"rank {self.context.rank}: {type(error).__name__}: {error}") from error
+
+    @torch.no_grad()
+    def forward(self, step: Step, shape: StepShape) -> list[Sampled]:
+        """Run a step through all pipeline stages; as many tokens as `shape.turns` for each sequence that decodes.
+
+        Args:
+            shape: of the step of all ranks that share experts.
+        """
+        assert self.cache is not None
+        self.cache.prepare(step)
+        if not self.in_rows:
+            return self._forward_eagerly(step.decoding, step.chunks)
+        sampled = []
+        if shape.rows:
+            if self._loop is None:
+                most = self.sampling.max_batch
+                self._loop = DecodeLoop(self.model, self.cache, most, self.graphs, self.note_routes)
+            sampled = self._loop.run(step.decoding, shape)
+        if shape.fills:
+            self._forward_eagerly([], step.chunks)
+        return sampled
+
+    def _forward_eagerly(self, decoding: list[Response], chunks: list[Chunk]) -> list[Sampled]:
+        assert self.cache is not None
+        chunks = sorted(chunks, key=lambda chunk: chunk.start > 0)  # stable: `PagedLayout` wants this order
+        tokens = [sequence.last_token for sequence in decoding]
+        positions = [sequence.cached for sequence in decoding]
+        rows = [sequence.row for sequence in decoding]
+        for chunk in chunks:
+            tokens += chunk.sequence.slice(chunk.start, chunk.count)
+            positions += range(chunk.start, chunk.start + chunk.count)
+            rows += [chunk.sequence.row] * chunk.count
+        ends = [sequence.cached + 1 for sequence in decoding] + [chunk.start + chunk.count for chunk in chunks]
+        real, tensor = len(tokens), self.context.config.tensor
+        padding = max(1, -(-real // tensor)) * tensor - real  # at least one token, as many for every tensor-parallel rank
+        none = [0] * padding
+        tokens_t, positions_t, rows_t = self._tensor([tokens + none, positions + none, rows + none]).unbind()
+        layout = PagedLayout(positions_t, rows_t, real, ends, [chunk.count for chunk in chunks], self.cache)
+        noted = new_routes(self.model, len(tokens_t)) if self.note_routes else None
+        if noted is not None:
+            layout.routes = NotedRoutes(noted, self.model.route_layers.start)
+        sampled = torch.arange(len(decoding), device=self.context.device)
+        logits_nv = forward_all_stages(self.model, tokens_t, layout, sampled)
+        if not decoding:
+            return []
+        columns = collectives.broadcast_from_last_stage(self._draw(logits_nv, decoding)).tolist()
+        numbers = [
+            [[int(value)] for value in part] if column.typecode == "i" else [[value] for value in part]
+            for column, part in zip(DRAWN, columns, strict=True)
+        ]
+        routes: list[list[bytes]] = [[] for _ in decoding]
+        if noted is not None:
+            routes = routes_as_bytes(noted[None, : len(decoding)])
+        return [Sampled(tuple(found), chosen) for *found, chosen in zip(*numbers, routes, strict=True)]
+
+    def _draw(self, logits_nv: torch.Tensor | None, decoding: list[Response]) -> torch.Tensor:
+        """float64 [columns, N] for the rows' logits; room for them where those are on another stage."""
+        if logits_nv is None:
+            return torch.empty(len(DRAWN), len(decoding), dtype=torch.float64, device=self.context.device)
+        seeds, counts = self._tensor([[s.request.seed for s in decoding], [len(s.tokens) for s in decoding]])
+        some_cuts = any(sequence.cuts for sequence in decoding)
+        settings = RowSettings.of([sequence.numbers for sequence in decoding], some_cuts, self.context.device)
+        tensor_rank, exact = self.context.tensor_rank, self.model.config.ring_exact
+        return fill_columns(draw_rows(logits_nv, seeds, counts, settings, tensor_rank, exact))
+
+    def _tensor(self, values: list) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.int64, device=self.context.device)

@@ -1,0 +1,58 @@
+"""A step of the sampler: which sequences decode, what is filled beside them. No tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from megatron_ring.sampler.requests import Sequence
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Tokens start..start+count-1 of a sequence, to be filled."""
+
+    sequence: Sequence
+    start: int
+    count: int
+
+
+@dataclass
+class Step:
+    """One forward pass: all of `decoding` feed their last token, `chunks` are filled beside them.
+
+    Before it, pages are copied (`copies`: target -> source, all read before any is written) and the block table changes:
+    `table` holds (row, column, page). With a `horizon` above 1 it is so many forward passes without a look between them;
+    a sequence that ends on the way goes on to no effect.
+    """
+
+    decoding: list[Sequence] = field(default_factory=list)
+    chunks: list[Chunk] = field(default_factory=list)
+    copies: dict[int, int] = field(default_factory=dict)
+    table: list[tuple[int, int, int]] = field(default_factory=list)
+    horizon: int = 1
+
+
+class StepShape(NamedTuple):
+    """What ranks that share experts must agree on before a step, as each of them runs the same passes over as many rows.
+
+    Attributes:
+        rows: sequences that decode, on the rank that has the most.
+        longest: no sequence becomes longer in the step.
+        fills: 1 where some rank fills chunks.
+        turns: forward passes in a row, as few as on any rank.
+        cuts: 1 where some row of some rank is cut or greedy (`row_settings.cuts`).
+    """
+
+    rows: int
+    longest: int
+    fills: int
+    turns: int
+    cuts: int
+
+    @classmethod
+    def of(cls, step: Step) -> StepShape:
+        """Of this rank's step."""
+        longest = max((sequence.cached for sequence in step.decoding), default=-step.horizon) + step.horizon
+        some_cuts = any(sequence.cuts for sequence in step.decoding)
+        return cls(len(step.decoding), longest, int(bool(step.chunks)), step.horizon, int(some_cuts))

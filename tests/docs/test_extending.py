@@ -1,0 +1,145 @@
+"""Each section of docs/extending.md, built from the page's own text in a copy of the package, and run."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.docs.extending import apply, copy_of_the_package
+
+LIMITS = {"An objective": 2, "A verifier": 2, "A batch scorer": 2}
+
+
+def run_in(root: Path, *arguments: str, timeout: float = 300.0) -> subprocess.CompletedProcess[str]:
+    """Python in the copy, which it imports and nothing else of this checkout."""
+    env = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, *arguments], cwd=root, env=env, capture_output=True, text=True, timeout=timeout)
+
+
+@pytest.fixture(scope="module")
+def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The package with every section in it."""
+    root = copy_of_the_package(tmp_path_factory.mktemp("extended"))
+    for title, most in LIMITS.items():
+        touched = apply(title, root)
+        assert 0 < len(touched) <= most, (title, touched)
+        for checks in (["check"], ["format", "--check"]):
+            linted = run_in(root, "-m", "ruff", *checks, "--config", str(ROOT / "pyproject.toml"), *sorted(touched))
+            assert linted.returncode == 0, (title, linted.stdout, linted.stderr)
+    return root
+
+
+OBJECTIVE = """
+import json, sys, torch
+import megatron_ring
+from megatron_ring.algorithm.objectives import make_objective
+from megatron_ring.algorithm.policy import LossSettings, PolicyTokens, policy_loss
+
+given = json.loads(sys.argv[1])
+tensors = {name: torch.tensor(values, dtype=torch.float64) for name, values in given.items()}
+logprobs = tensors["logprobs"].requires_grad_()
+objective = make_objective("cispo", 1)
+tokens = PolicyTokens(logprobs=logprobs, entropy=torch.zeros(4).double(), old_logprobs=tensors["old"],
+                      advantages=tensors["advantages"], mask=torch.ones(4, dtype=torch.bool),
+                      weights=torch.tensor(objective.token_weights([1, 3]), dtype=torch.float64)[[0, 1, 1, 1]])
+settings = LossSettings(clip_low=0.2, clip_high=2.0, kl_beta=0.0, alpha_entropy=0.0)
+loss, metrics = policy_loss(objective, tokens, settings)
+loss.backward()
+print(json.dumps([megatron_ring.__file__, logprobs.grad.tolist(), metrics["clipped_tokens"].item()]))
+"""
+
+
+def test_an_objective(extended: Path) -> None:
+    logprobs, old, advantages = [-0.5, -2.0, -0.1, -1.0], [-1.0, -1.0, -3.0, -1.0], [1.0, -2.0, 0.5, -0.25]
+    done = run_in(extended, "-c", OBJECTIVE, json.dumps({"logprobs": logprobs, "old": old, "advantages": advantages}))
+    assert done.returncode == 0, done.stderr
+    where, gradient, clipped = json.loads(done.stdout)
+    assert where.startswith(str(extended))
+    ratios = [math.exp(new - before) for new, before in zip(logprobs, old, strict=True)]
+    # d/d log pi of -sg[min(r, 3)] A log pi
+    assert gradient == pytest.approx([-min(r, 3.0) * a for r, a in zip(ratios, advantages, strict=True)], abs=1e-12)
+    assert clipped == sum(ratio > 3 for ratio in ratios) == 1
+
+    flags = ["-m", "megatron_ring.rl", "--run-dir", "r", "--init-from", "i", "--data.prompts", "p", "--data.tokenizer", "t"]
+    shown = " ".join(run_in(extended, "-m", "megatron_ring.rl", "--help").stdout.replace("│", " ").split())
+    assert "cispo: mean over tokens, clips their weight and not their gradient;" in shown
+    assert "{c3po,cispo,grpo" in shown and "cispo 2;" in shown and "(default: no; cispo yes; dapo yes)" in shown
+    refused = run_in(extended, *flags, "--objective.name", "cispo", "--budget.tokens", "9")
+    assert refused.returncode == 2
+    assert refused.stderr == "error: --budget: a token budget belongs to c3po, --objective.name is cispo\n"
+
+
+def test_a_verifier(extended: Path, tmp_path: Path) -> None:
+    answer = {"a": [1, True], "b": None}
+    block = "So:\n```json\n{}\n```\n"
+    wanted = {
+        block.replace("{}", '{"b": null, "a": [1, true]}'): (1.0, "the same value"),
+        block.replace("{}", '{"b": null, "a": [1, 1]}'): (0.0, "another value"),
+        block.replace("{}", "[" * 100_000): (0.0, "the fenced block is not JSON"),
+        '{"a": [1, true], "b": null}': (0.0, "no fenced block"),
+    }
+    rows = [{"domain": "json", "response": response, "answer": answer} for response in wanted]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = tmp_path / "out.jsonl"
+    done = run_in(extended, "tools/score.py", "--input", str(tmp_path / "in.jsonl"), "--output", str(out), "--workers", "1")
+    assert done.returncode == 0, done.stderr
+    scored = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [(row["reward"], row["reason"]) for row in scored] == list(wanted.values())
+
+
+SCORER = r"""
+import json
+from megatron_ring.rewards import ScoreRequest
+from megatron_ring.rewards.batch import BatchItem, load_batch_scorer
+
+responses = [[r"\boxed{1}", r"\boxed{2}", r"\boxed{ 1 }", "?"], [r"\boxed{3}", r"\boxed{4}"], ["?"]]
+items = [BatchItem(ScoreRequest("group/majority", None, response, {}), group, sample)
+         for group, of_group in enumerate(responses) for sample, response in enumerate(of_group)]
+print(json.dumps([reward.value for reward in load_batch_scorer("group/majority", None).score(items)]))
+"""
+
+
+def test_a_batch_scorer(extended: Path) -> None:
+    done = run_in(extended, "-c", SCORER)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [1, 0, 1, 0, 0, 0, 0]
+
+
+@pytest.mark.slow
+def test_a_run_of_two_steps_with_both(extended: Path, tmp_path: Path) -> None:
+    """From random weights, whose responses have no final answer: the scorer says so of each, beside a verifier that tells
+    them apart, and the objective trains on what that one gives."""
+    data, start, out = tmp_path / "data", tmp_path / "start", tmp_path / "run"
+    for tool, flags in (
+        ("make_tiny_data.py", ["--out", str(data), "--train", "20", "--validation", "9", "--rl", "9", "--heldout", "9"]),
+        ("make_random_hf.py", ["--preset", "ring-tiny", "--out", str(start), "--dtype", "fp32"]),
+    ):
+        made = run_in(extended, f"tools/{tool}", *flags)
+        assert made.returncode == 0, made.stderr
+    parts = [{"name": "vote", "domain": "group/majority"}, {"name": "json", "domain": "json", "answer": "value"}]
+    gates = {"length": {"maximum": 12, "cache": 12}}
+    (tmp_path / "rewards.json").write_text(json.dumps({"mixed": {"parts": parts, **gates}}))
+    rows = [{"id": str(i), "domain": "mixed", "prompt": f"{i} + 1 = ?", "answer": {"value": i}} for i in range(8)]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = run_in(
+        extended, "-m", "megatron_ring.rl", "--run-dir", str(out), "--init-from", str(start), "--steps", "2",
+        "--data.prompts", str(tmp_path / "prompts.jsonl"), "--data.tokenizer", str(data / "tokenizer"),
+        "--data.micro-batch-tokens", "128", "--prompts-per-step", "2", "--samples-per-prompt", "4",
+        "--sampling.max-new-tokens", "12", "--sampling.stop-token-ids", *map(str, range(60)),
+        "--rewards.workers", "1", "--rewards.compositions", str(tmp_path / "rewards.json"), "--objective.name", "cispo",
+        "--objective.dynamic-sampling", "False",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    metrics = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in metrics] == [1, 2] and all(row["grad_norm"] > 0 for row in metrics)
+    assert all(row["reward_parts/vote"] == row["reward_parts/json"] == 0 and row["reward/std"] > 0 for row in metrics)
+    for step in (1, 2):
+        for line in (out / "rollouts" / f"step_{step}.jsonl").read_text().splitlines():
+            assert json.loads(line)["detail"]["parts"]["vote"] == [0, "no final answer"]

@@ -1,0 +1,48 @@
+"""The platform is set up by a call: imports change nothing, and nothing works, or is too late, without the call."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tests.conftest import ROOT
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the platform is for machines without CUDA")
+
+# What the platform replaces, before and after the code of a case.
+PROGRAM = """
+import torch, torch.distributed as dist
+before = [torch.cuda.Event, torch.cuda.current_device, torch.empty, torch.Tensor.cuda, torch.compile, dist.all_to_all_single]
+{code}
+after = [torch.cuda.Event, torch.cuda.current_device, torch.empty, torch.Tensor.cuda, torch.compile, dist.all_to_all_single]
+print(sum(a is not b for a, b in zip(before, after)))
+"""
+
+
+def run(code: str) -> tuple[str, str]:
+    """What a process prints, and the last line of its traceback."""
+    done = subprocess.run([sys.executable, "-c", PROGRAM.format(code=code)], cwd=ROOT, capture_output=True, text=True)
+    return done.stdout, done.stderr.strip().split("\n")[-1]
+
+
+def test_imports_change_nothing_of_torch() -> None:
+    code = "import megatron_ring.parallel.context, megatron_ring.parallel.collectives, megatron_ring.training.trainer"
+    assert run(f"{code}\nimport megatron_ring.rollout.rl_run, megatron_ring.run.stage")[0] == "0\n"
+
+
+def test_the_call_does_and_may_be_repeated() -> None:
+    call = "from megatron_ring.parallel import prepare; prepare()"
+    assert run(f"{call}\nimport megatron_ring.run.stage\nprepare()") == ("6\n", "")
+
+
+def test_work_without_the_call_is_refused() -> None:
+    _, error = run("from megatron_ring.parallel import context; context.start_processes()")
+    assert error.startswith("RuntimeError: ") and "call megatron_ring.parallel.prepare() before" in error
+
+
+def test_a_call_that_comes_too_late_is_refused() -> None:
+    _, error = run("import megatron_ring.run.stage; from megatron_ring.parallel import prepare; prepare()")
+    assert error.startswith("RuntimeError: ") and "call megatron_ring.parallel.prepare() before" in error
