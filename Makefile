@@ -72,7 +72,7 @@ $(TRITON): $(STAMP)
 	@touch $@
 
 test: venv $(SMOLLM2) $(TRITON) ## every test (ARGS= for pytest)
-	@echo "test: all tests on two workers, 25 to 30 minutes"
+	@echo "test: all tests on two workers, about a quarter of an hour"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: venv ## lint, types and the fast tests

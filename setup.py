@@ -32,6 +32,7 @@ setup(
         "langdetect>=1.0.9",  # languages and sentences of instructions, without downloads
         "nupunkt>=0.6",
         "tyro",
+        "pydantic>=2",  # checks a config.yaml against the dataclasses
         "typing_extensions>=4.8",  # Doc: help that is made of what algorithm/ declares
         "rich",
         "tensorboard",

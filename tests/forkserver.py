@@ -32,7 +32,7 @@ import time
 import types
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn, TextIO, cast
+from typing import Any, NoReturn
 
 PACKAGE = "megatron_ring"
 # What the mains, the tools and the tests' own modules import besides, when they first need it.
@@ -125,9 +125,13 @@ def _receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
     return request, streams
 
 
-def _stream(number: int, mode: str, **options: Any) -> TextIO:
-    """The server's own know whether they can be sought in, a child's may differ."""
-    return cast(TextIO, open(number, mode, encoding="utf-8", closefd=False, **options))
+def _stream(like: Any, number: int, mode: str) -> Any:
+    """A standard stream as the interpreter made the server's, which however know of another file whether it can be sought
+    in."""
+    stream: Any = open(number, mode, encoding=like.encoding, errors=like.errors, closefd=False)  # noqa: SIM115
+    if mode == "w":
+        stream.reconfigure(line_buffering=like.line_buffering, write_through=like.write_through)
+    return stream
 
 
 def _settle(request: dict[str, Any], streams: list[int]) -> None:
@@ -137,9 +141,9 @@ def _settle(request: dict[str, Any], streams: list[int]) -> None:
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
-    sys.stdin = sys.__stdin__ = _stream(0, "r")  # type: ignore[misc]
-    sys.stdout = sys.__stdout__ = _stream(1, "w")  # type: ignore[misc]
-    sys.stderr = sys.__stderr__ = _stream(2, "w", buffering=1, errors="backslashreplace")  # type: ignore[misc]
+    sys.stdin = sys.__stdin__ = _stream(sys.stdin, 0, "r")  # type: ignore[misc]
+    sys.stdout = sys.__stdout__ = _stream(sys.stdout, 1, "w")  # type: ignore[misc]
+    sys.stderr = sys.__stderr__ = _stream(sys.stderr, 2, "w")  # type: ignore[misc]
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["environment"])

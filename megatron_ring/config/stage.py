@@ -112,8 +112,3 @@ class InferenceConfig(StageConfig):
     instruction: str | None = None
     """Text added to every user message."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
-
-
-def flag_of(setting: str) -> str:
-    """The flag of a setting's dotted name."""
-    return "--" + setting.replace("_", "-")

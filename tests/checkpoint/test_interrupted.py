@@ -185,8 +185,8 @@ def last_told(receiver: Any) -> int:
 def test_twenty_kills_lose_nothing(tmp_path: Path) -> None:
     """After each kill `latest` names a whole checkpoint, none that was whole before is lost, and the run goes on from it
     to the same bytes as an undisturbed one."""
-    from megatron_ring.checkpoint.manifest import damaged_files, read_manifest
     from megatron_ring.checkpoint.latest import latest_checkpoint
+    from megatron_ring.checkpoint.manifest import damaged_files, read_manifest
 
     killed, generator, in_the_middle = tmp_path / "killed", random.Random(1), 0
     for _ in range(KILLS):

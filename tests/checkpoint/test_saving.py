@@ -58,8 +58,8 @@ def save_after_three(
 def continue_from(
     parallel: ParallelConfig, folder: Path, shape: ModelConfig = RING_TINY, dtype: torch.dtype = torch.float32
 ) -> list[float]:
-    from megatron_ring.checkpoint.loading import load_checkpoint
     from megatron_ring.checkpoint.latest import latest_checkpoint
+    from megatron_ring.checkpoint.loading import load_checkpoint
 
     trainer, here = trainer_for(parallel, shape, seed=99, dtype=dtype)
     found = latest_checkpoint(folder)

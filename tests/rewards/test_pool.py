@@ -112,11 +112,14 @@ def test_kills_at_any_time_lose_and_double_nothing() -> None:
     expected = [float(i % 3 == i % 2) for i in range(150)] + [1.0] * 50
     stop, kills = threading.Event(), 0
     with RewardPool(workers=2, time_limit=60) as own:
+        started = time.monotonic()
+        own.start(["math"])
+        pace = max(0.4, time.monotonic() - started)  # on average a worker lives for half as long again as it starts
 
         def kill() -> None:
             nonlocal kills
             rng = random.Random(7)
-            while not stop.wait(rng.uniform(0.0, 1.2)):
+            while not stop.wait(rng.uniform(0.0, 3 * pace)):
                 for pid in own.worker_pids[:1]:
                     os.kill(pid, signal.SIGKILL)
                     kills += 1
@@ -132,8 +135,8 @@ def test_kills_at_any_time_lose_and_double_nothing() -> None:
         finally:
             stop.set()
             killer.join()
-    # Where processes start slowly an item may be hit twice: then it is given up, and says so.
-    given_up = [i for i, reward in enumerate(rewards) if "process died" in reward.reason]
+    # An item may be hit again and again: then it is given up, and says so.
+    given_up = [i for i, reward in enumerate(rewards) if "machine failed" in reward.reason]
     assert 2 * len(given_up) <= kills and len(given_up) < 20
     assert all(reward.value == expected[i] for i, reward in enumerate(rewards) if i not in given_up)
     assert sorted(done) == list(range(200)) and kills >= 2

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import os
+import resource
+import signal
 import subprocess
 import sys
 import time
@@ -98,7 +100,7 @@ def test_compositions_and_details(tmp_path: Path) -> None:
 
 
 def test_a_killed_run_is_continued(tmp_path: Path) -> None:
-    responses = [rf"\boxed{{x+{i % 3}}}" for i in range(3000)]
+    responses = [rf"\boxed{{x+{i % 3}}}" for i in range(1000)]
     rows = [{"domain": "math", "response": text, "answer": f"{i % 2}+x"} for i, text in enumerate(responses)]
     source, whole, killed = tmp_path / "in.jsonl", tmp_path / "whole.jsonl", tmp_path / "killed.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -119,6 +121,7 @@ def test_a_killed_run_is_continued(tmp_path: Path) -> None:
     while not (partial.exists() and partial.read_bytes().count(b"\n") > 20):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
+    process.send_signal(signal.SIGSTOP)  # it must still be writing in the next line
     busy = score("--input", source, "--output", killed)
     assert busy.returncode == 2 and "another run is writing it" in busy.stderr
     process.kill()
@@ -151,8 +154,14 @@ def test_user_errors_are_one_line_and_status_2(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["in.jsonl"]
 
 
+def processor_time() -> float:
+    """Seconds of the processes that this one has waited for."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def test_help_is_quick() -> None:
-    started = time.monotonic()
+    started = processor_time()
     done = score("--help")
     assert done.returncode == 0 and "--time-limit" in done.stdout
-    assert time.monotonic() - started < 2.0
+    assert processor_time() - started < 2.0
