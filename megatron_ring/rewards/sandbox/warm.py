@@ -191,6 +191,7 @@ class WarmPython:
             stack.enter_context(theirs)
             python, binds = python_interpreter()
             command = bwrap.confinement((*binds, "/usr/bin/prlimit"), Limits(), proc="write")
+            command += ["--dir", "/empty"]
             descriptors = [theirs.fileno()]
             for path, content in guest_files().items():
                 descriptors.append(stack.enter_context(bwrap.memory_file(content)))
