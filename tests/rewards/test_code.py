@@ -42,7 +42,12 @@ def runner() -> Iterator[CodeRunner]:
         ("```\nx\n```\n```C++ title\ny\n```", "y\n", "c++"),
         ("```py\nx\n```\nthen\n```py\ny", "x\n", "py"),
         ("```py\nx\n```\n```\n```", "x\n", "py"),
-        ("````md\n```py\nx\n```\n````", "```py\nx\n```\n", "md"),
+        ("````md\n```py\nx\n```\n````", "x\n", "py"),
+        ("```py\nx\n```\nIt prints\n```\n8\n```", "x\n", "py"),
+        ("```py\nx\n```\n```bash\npython x.py\n```\n```output\n8\n```", "x\n", "py"),
+        ("```\nx\n```\n```text\n8\n```", "x\n", None),
+        ("```{.python .numberLines}\nx\n```", "x\n", "python"),
+        ("```text\n8\n```", "", None),
         ("```py\nx", "", None),
     ],
 )
