@@ -248,6 +248,8 @@ def _stdio(pairs: Any, answer: Mapping[str, Any]) -> CodeTests:
 
 
 def _unit(test: str, setup: str, entry_points: Any, answer: Mapping[str, Any]) -> CodeTests:
+    if not test.strip():
+        raise UserError("the reference holds no tests")
     names = [entry_points] if isinstance(entry_points, str) else list(entry_points or ())
     if not all(isinstance(name, str) and name.isidentifier() for name in names):
         raise TypeError("entry_point must name what the solution defines")

@@ -82,7 +82,7 @@ def test_large_references_are_checked_by_their_form_alone() -> None:
     packed = base64.b64encode(zlib.compress(pickle.dumps("[" + "1" * 3 * 2**20), level=0)).decode()
     assert len(packed) > LARGE
     check_tests({"private_test_cases": packed})
-    check_tests(json.dumps({"tests": "x" * LARGE}))
+    check_tests(json.dumps({"tests": "x" * (LARGE + 1)}))
     with pytest.raises(UserError, match="is not JSON"):
         check_tests("x" * 2 * LARGE)
     with pytest.raises(UserError, match="is not JSON"):

@@ -233,8 +233,7 @@ class Client:
         """One request and its reply. Raises what the solution raised, `CandidateGone` where it does not answer."""
         request = {"operation": operation, "name": name, "target": target, "args": list(args), "kwargs": kwargs or {}}
         line = guest_values.dumps(request, self._outgoing)
-        made = operation in ("call", "invoke", "method")
-        self.calls += made
+        self.calls += operation in ("call", "call_on", "invoke", "method")
         try:
             reply = self._exchange(line)
             failed = "error" in reply
