@@ -29,9 +29,9 @@ MAX_PARALLEL = 4
 
 # What a block may hold beside a program: what it prints, how it is run, its input.
 _NO_PROGRAMS = frozenset({
-    "text", "txt", "plaintext", "plain", "output", "out", "stdout", "console", "bash", "sh", "shell", "zsh", "powershell", "cmd",
-    "terminal", "input", "stdin", "json", "yaml", "xml", "html", "css", "csv", "markdown", "md", "diff", "math", "latex", "tex",
-    "makefile", "dockerfile", "toml", "ini", "log", "traceback", "pseudocode",
+    "text", "txt", "plaintext", "plain", "output", "out", "stdout", "console", "bash", "sh", "shell", "zsh", "cmd",
+    "powershell", "terminal", "input", "stdin", "json", "yaml", "xml", "html", "css", "csv", "markdown", "md", "diff",
+    "math", "latex", "tex", "makefile", "dockerfile", "toml", "ini", "log", "traceback", "pseudocode",
 })  # fmt: skip
 _LANGUAGE = re.compile(r"\{?\s*\.?([A-Za-z][\w+#]*)")
 

@@ -104,7 +104,7 @@ def read_plain(answer: Mapping[str, Any]) -> CodeTests:
     """Our own: `tests` is a list of {input, output}, or with `fn_name` of {args, expected}; or Python that asserts, as one
     text or a list of them. JSON text is read as what it stands for."""
     name, tests = answer.get("fn_name"), answer["tests"]
-    if isinstance(tests, str) and tests.lstrip()[:1] in ('[', '{', '"'):
+    if isinstance(tests, str) and tests.lstrip()[:1] in ("[", "{", '"'):
         with contextlib.suppress(ValueError, RecursionError):
             tests = json.loads(tests, parse_int=whole_number)
     if isinstance(tests, Mapping) and "tests" in tests:
@@ -152,8 +152,7 @@ def read_livecodebench(answer: Mapping[str, Any]) -> CodeTests:
     metadata = _json(answer.get("metadata") or {}, "metadata")
     name = answer.get("fn_name") or metadata["func_name"]
     cases = tuple(
-        Case([_value(line) for line in test["input"].split("\n") if line.strip()], _value(test["output"]))
-        for test in tests
+        Case([_value(line) for line in test["input"].split("\n") if line.strip()], _value(test["output"])) for test in tests
     )
     return _function(name, cases, answer)
 

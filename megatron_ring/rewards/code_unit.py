@@ -109,7 +109,9 @@ def _is_tests(node: ast.ClassDef) -> bool:
     bases = {base.attr if isinstance(base, ast.Attribute) else getattr(base, "id", "") for base in node.bases}
     methods = [part.name for part in node.body if isinstance(part, ast.FunctionDef)]
     return any(name.startswith("test") for name in methods) and (
-        node.name.startswith("Test") or node.name.endswith(("Test", "Tests", "TestCase")) or any("TestCase" in base for base in bases)
+        node.name.startswith("Test")
+        or node.name.endswith(("Test", "Tests", "TestCase"))
+        or any("TestCase" in base for base in bases)
     )
 
 

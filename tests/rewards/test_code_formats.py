@@ -57,7 +57,12 @@ def test_a_pickle_that_runs_code_is_refused() -> None:
 
 def test_humaneval() -> None:
     tests = read_tests(
-        {"prompt": "import math\n", "test": "def check(candidate): assert candidate(1)", "entry_point": "f", "task_id": "HumanEval/0"}
+        {
+            "prompt": "import math\n",
+            "test": "def check(candidate): assert candidate(1)",
+            "entry_point": "f",
+            "task_id": "HumanEval/0",
+        }
     )
     assert (tests.kind, tests.name, tests.setup) == ("unit", "f", "import math\n")
 

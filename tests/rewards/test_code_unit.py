@@ -77,7 +77,7 @@ def test_a_list_is_no_text_and_a_function_that_returns_nothing_proves_nothing() 
         read_tests({"public_tests": {"input": "12", "output": "34"}})
     with pytest.raises(UserError, match="every test expects None"):
         read_tests({"fn_name": "f", "tests": [{"args": [1], "expected": None}]})
-    with pytest.raises(UserError, match="check is never called|assert nothing"):
+    with pytest.raises(UserError, match="assert nothing"):
         read_tests({"test": "def check(candidate):\n    pass", "entry_point": "f"})
 
 
@@ -120,24 +120,47 @@ COUNTER = "def make():\n    c = 0\n    def inc():\n        nonlocal c\n        c
 RUNS: dict[str, tuple[str, Any, int]] = {
     "class": (STACK, "s = Stack()\ns.push(1)\ns.push(2)\nassert s.pop() == 2 and len(s) == 1\nassert s.items == [1]", 1),
     "wrong class": (QUEUE, "s = Stack()\ns.push(1)\ns.push(2)\nassert s.pop() == 2", 0),
-    "operators": (POINT, "p = Point(1, 2) + Point(3, 4)\nassert p.x == 4\nassert p == Point(4, 6)\nassert repr(p) == 'P(4, 6)'", 1),
+    "operators": (
+        POINT,
+        "p = Point(1, 2) + Point(3, 4)\nassert p.x == 4\nassert p == Point(4, 6)\nassert repr(p) == 'P(4, 6)'",
+        1,
+    ),
     "static method": (POINT, "p = Point.zero()\nassert (p.x, p.y) == (0, 0)\nassert isinstance(p, Point)", 1),
     "attribute set": (POINT, "p = Point(1, 2)\np.x = 7\nassert p.x == 7", 1),
-    "subclass of list": ("class L(list):\n    def last(self): return self[-1]", "a = L([1, 2])\na.append(3)\nassert a.last() == 3", 1),
-    "generator": ("def gen(n):\n    for i in range(n): yield i * i", "assert list(gen(4)) == [0, 1, 4, 9]\nassert sum(gen(3)) == 5", 1),
+    "subclass of list": (
+        "class L(list):\n    def last(self): return self[-1]",
+        "a = L([1, 2])\na.append(3)\nassert a.last() == 3",
+        1,
+    ),
+    "generator": (
+        "def gen(n):\n    for i in range(n): yield i * i",
+        "assert list(gen(4)) == [0, 1, 4, 9]\nassert sum(gen(3)) == 5",
+        1,
+    ),
     "wrong generator": ("def gen(n):\n    for i in range(n): yield i", "assert list(gen(4)) == [0, 1, 4, 9]", 0),
     "next": ("def gen():\n    yield 1", "g = gen()\nassert next(g) == 1\nassert next(g, None) is None", 1),
     "in place": ("def sort_it(a): a.sort()", "a = [3, 1, 2]\nsort_it(a)\nassert a == [1, 2, 3]", 1),
-    "in place, deep": ("def put(m): m[0][0] = 9", "row = [1, 2]\nm = [row]\nput(m)\nassert m == [[9, 2]] and row[0] == 9", 1),
+    "in place, deep": (
+        "def put(m): m[0][0] = 9",
+        "row = [1, 2]\nm = [row]\nput(m)\nassert m == [[9, 2]] and row[0] == 9",
+        1,
+    ),
     "in place, dictionary": ("def put(d): d['x'] = 1", "d = {}\nput(d)\nassert d == {'x': 1}", 1),
     "not in place": ("def sort_it(a): return sorted(a)", "a = [3, 1, 2]\nsort_it(a)\nassert a == [1, 2, 3]", 0),
     "callback": ("def apply(f, xs): return [f(x) for x in xs]", "assert apply(lambda x: x + 1, [1, 2]) == [2, 3]", 1),
-    "callback that raises": ("def safe(f):\n    try: return f()\n    except KeyError: return 0", "assert safe(lambda: {}['x']) == 0", 1),
+    "callback that raises": (
+        "def safe(f):\n    try: return f()\n    except KeyError: return 0",
+        "assert safe(lambda: {}['x']) == 0",
+        1,
+    ),
     "closure": (COUNTER, "c = make()\nassert c() == 1\nassert c() == 2", 1),
     "import from": (DOUBLE, "from solution import double\nassert double(4) == 8", 1),
     "import": (DOUBLE, "import solution\nassert solution.double(4) == 8", 1),
-    "own exception": ("class E(ValueError): pass\ndef f(): raise E('no')",
-                      "from solution import f, E\ntry:\n    f()\n    assert False\nexcept E as e:\n    assert str(e) == 'no'", 1),
+    "own exception": (
+        "class E(ValueError): pass\ndef f(): raise E('no')",
+        "from solution import f, E\ntry:\n    f()\n    assert False\nexcept E as e:\n    assert str(e) == 'no'",
+        1,
+    ),
     "test function": (DOUBLE, "def test_double():\n    assert double(4) == 8", 1),
     "test function, wrong": (SAME, "def test_double():\n    assert double(4) == 8", 0),
     "unittest": (DOUBLE, CASE, 1),
@@ -150,14 +173,25 @@ RUNS: dict[str, tuple[str, Any, int]] = {
     "large number": ("def f(): return 10**5000", "assert f() == 10**5000", 1),
     "assertions in a branch that is not taken": (DOUBLE, "if double(4) == 7:\n    assert double(2) == 4", 0),
     "assertion without the solution": (DOUBLE, "import math\nassert math.sqrt(4) == 2\nname = 'double' if 0 else double", 0),
-    "StopIteration in zip": ("def f(x): raise StopIteration", "for a, b in zip(map(f, [1, 2]), [2, 3]):\n    assert a == b\nassert f(1)", 0),
+    "StopIteration in zip": (
+        "def f(x): raise StopIteration",
+        "for a, b in zip(map(f, [1, 2]), [2, 3]):\n    assert a == b\nassert f(1)",
+        0,
+    ),
     "StopIteration in all": ("def f(x): raise StopIteration", "assert all(map(f, [1, 2]))", 0),
-    "StopIteration from an iterator": ("class I:\n    def __iter__(self): return self\n    def __next__(self): raise StopIteration",
-                                       "assert list(I()) == []", 1),
+    "StopIteration from an iterator": (
+        "class I:\n    def __iter__(self): return self\n    def __next__(self): raise StopIteration",
+        "assert list(I()) == []",
+        1,
+    ),
     "exit, caught": ("import os\ndef f(x): os._exit(0)", "try:\n    r = f(3)\nexcept:\n    r = 8\nassert r == 8", 0),
-    "sys.exit, caught": ("import sys\ndef f(x): sys.exit(0)", "try:\n    r = f(3)\nexcept BaseException:\n    r = 8\nassert r == 8", 0),
+    "sys.exit, caught": (
+        "import sys\ndef f(x): sys.exit(0)",
+        "try:\n    r = f(3)\nexcept BaseException:\n    r = 8\nassert r == 8",
+        0,
+    ),
     "skip": ("import unittest\ndef double(x): raise unittest.SkipTest('x')", CASE, 0),
-}  # fmt: skip
+}
 
 
 @sandboxed

@@ -45,7 +45,7 @@ class ForbiddenWords:
 
 
 def forbidden_words(text: str, wanted: ForbiddenWords) -> Finding:
-    """None of the words occurs as a whole word, nor does what looks like it: unseen characters and look-alikes do not hide it."""
+    """None of the words occurs as a whole word; unseen characters and letters that look alike do not hide one."""
     seen = as_seen(text)
     found = [word for word in wanted.forbidden_words if holds_word(word, text) or holds_word(as_seen(word), seen)]
     number = f"{len(found)} of {len(wanted.forbidden_words)} forbidden words"

@@ -12,6 +12,7 @@ from typing import Any
 
 COUNTER = "__an_assertion_held__"
 
+_REFLEXIVE = (ast.Eq, ast.Is, ast.LtE, ast.GtE)
 _DISPLAYS = (ast.Tuple, ast.List, ast.Dict, ast.Set, ast.Lambda, ast.JoinedStr, ast.Constant)
 
 
@@ -23,10 +24,15 @@ def always_true(test: ast.expr) -> bool:
         return any(always_true(value) for value in test.values)
     if isinstance(test, ast.BoolOp):
         return all(always_true(value) for value in test.values)
-    if isinstance(test, ast.Compare) and len(test.ops) == 1 and isinstance(test.ops[0], (ast.Eq, ast.Is, ast.LtE, ast.GtE)):
-        if ast.dump(test.left) == ast.dump(test.comparators[0]):
-            return True
-    return not any(isinstance(node, (ast.Name, ast.Call, ast.Attribute)) for node in ast.walk(test))
+    return _compares_itself(test) or not any(
+        isinstance(node, (ast.Name, ast.Call, ast.Attribute)) for node in ast.walk(test)
+    )
+
+
+def _compares_itself(test: ast.expr) -> bool:
+    if not isinstance(test, ast.Compare) or len(test.ops) != 1 or not isinstance(test.ops[0], _REFLEXIVE):
+        return False
+    return ast.dump(test.left) == ast.dump(test.comparators[0])
 
 
 def asserts(node: ast.AST) -> bool:
@@ -92,9 +98,9 @@ def bound_names(tree: ast.AST) -> set[str]:
             found.add(node.arg)
         elif isinstance(node, ast.alias):
             found.add((node.asname or node.name).split(".")[0])
-        elif isinstance(node, ast.ExceptHandler) and node.name:
-            found.add(node.name)
-        elif isinstance(node, (ast.MatchAs, ast.MatchStar)) and node.name:
+        elif (isinstance(node, ast.ExceptHandler) and node.name) or (
+            isinstance(node, (ast.MatchAs, ast.MatchStar)) and node.name
+        ):
             found.add(node.name)
     return found
 

@@ -27,7 +27,7 @@ from typing import IO, Any
 
 import guest_assertions
 import guest_remote
-import guest_values
+import guest_server
 
 _STDIN_PATHS = ("/dev/stdin", "/dev/fd/0", "/proc/self/fd/0")
 _MAX_STDIN_FILE = 12 << 20
@@ -143,7 +143,7 @@ def _serve(spec: dict[str, Any]) -> int:
         raise
     except BaseException as error:
         problem = error
-    server = guest_remote.Server(namespace, requests, replies)
+    server = guest_server.Server(namespace, requests, replies)
     for line in requests:
         server.answer(line, problem)
     return 0
@@ -201,7 +201,11 @@ def _run_class(kind: type, count: Callable[[], None]) -> None:
         result = unittest.TestResult()
         result.failfast = True
         unittest.defaultTestLoader.loadTestsFromTestCase(kind).run(result)
-        for test, text in (*result.errors, *result.failures, *((test, "unexpected success") for test in result.unexpectedSuccesses)):
+        for test, text in (
+            *result.errors,
+            *result.failures,
+            *((test, "unexpected success") for test in result.unexpectedSuccesses),
+        ):
             raise AssertionError(f"{str(test).split()[0]}: {text.strip().splitlines()[-1]}")
         return
     for name in sorted(name for name in vars(kind) if name.startswith("test")):
@@ -215,7 +219,7 @@ def _problem(error: BaseException, test: str) -> str:
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == "tests.py"]
     lines = test.splitlines()
     where = lines[frames[-1].lineno - 1].strip() if frames and frames[-1].lineno else ""
-    problem = f"{type(error).__name__}: {guest_remote.message_of(error)}".strip(": ")
+    problem = f"{type(error).__name__}: {guest_server.message_of(error)}".strip(": ")
     return problem + (f" at {where[:120]}" if where else "")
 
 

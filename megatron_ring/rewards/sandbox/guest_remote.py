@@ -1,7 +1,7 @@
 """The solution's objects, used from the process of the unit tests: two halves of one conversation, a line each way.
 
-`Server` is in the solution's process: it calls, reads and iterates what it is asked to. `Client` is in the tests': what
-is no plain data becomes a stand-in there that asks for everything. Functions of the tests travel the other way as
+`guest_server` is in the solution's process: it calls, reads and iterates what it is asked to. `Client` is in the tests':
+what is no plain data becomes a stand-in there that asks for everything. Functions of the tests travel the other way as
 callbacks, and an argument that the solution changed in place is changed here too.
 
 A value is compared here, as plain data. A stand-in never equals plain data, whatever the solution's `__eq__` says, and
@@ -14,193 +14,44 @@ Only the standard library, no package imports.
 from __future__ import annotations
 
 import builtins
-import collections
+import collections.abc
+import itertools
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 import guest_values
+from guest_server import MAX_LINE, exception_of, message_of
 
-MAX_LINE = 8 << 20
 MAX_ITEMS = 100_000
 
-_PLAIN_METHODS = frozenset(name for kind in (str, list, dict, set, int, float, bytes) for name in dir(kind) if name[0] != "_")
+_PLAIN_METHODS = frozenset(
+    name for kind in (str, list, dict, set, int, float, bytes) for name in dir(kind) if name[0] != "_"
+)
 _ARITHMETIC = (
     "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor", "lshift", "rshift", "radd",
     "rsub", "rmul", "rtruediv", "rfloordiv", "rmod", "rpow", "iadd", "isub", "imul", "neg", "pos", "abs", "invert", "round",
     "lt", "le", "gt", "ge", "contains",
 )  # fmt: skip
-_ALWAYS = ("len", "getitem", "setitem", "delitem", "iter", "enter", "exit", "str", "repr", "int", "float", "index", "hash", "bool")
+_ALWAYS = (
+    "len",
+    "getitem",
+    "setitem",
+    "delitem",
+    "iter",
+    "enter",
+    "exit",
+    "str",
+    "repr",
+    "int",
+    "float",
+    "index",
+    "hash",
+    "bool",
+)
 
 
 class CandidateGone(BaseException):
     """The solution's process ended or broke the protocol; not an Exception, so no test can swallow it."""
-
-
-class Server:
-    """Answers requests about the solution's namespace.
-
-    Args:
-        namespace: where its functions and classes are.
-        requests, replies: lines from and to the tests.
-    """
-
-    def __init__(self, namespace: dict[str, Any], requests: IO[bytes], replies: IO[bytes]) -> None:
-        self._namespace, self._requests, self._replies = namespace, requests, replies
-        self._kept: list[Any] = []
-        self._seen: dict[int, int] = {}
-
-    def answer(self, line: bytes, problem: BaseException | None = None) -> None:
-        """Answer one line; with what went wrong while the solution was loaded, where it did.
-
-        A request without an operation comes from outside the sandbox and wants plain data back.
-        """
-        if b'["operation", ' in line:
-            self._answer(line, problem)
-            return
-        try:
-            call = guest_values.loads(line)
-            if problem is not None:
-                raise problem
-            reply = guest_values.dumps({"value": self._resolve(call["name"])(*call["args"], **call["kwargs"])})
-        except BaseException as error:
-            if not isinstance(error, Exception) and error is not problem:
-                raise
-            reply = guest_values.dumps({"error": type(error).__name__, "message": message_of(error)})
-        self._replies.write(reply)
-        self._replies.flush()
-
-    def _answer(self, line: bytes, problem: BaseException | None = None) -> None:
-        operation = ""
-        try:
-            if problem is not None:
-                raise problem
-            request = guest_values.loads(line, self._incoming)
-            operation, args = request["operation"], request["args"]
-            before = [guest_values.dumps(value, self._outgoing) for value in args]
-            value = self._perform(operation, request, args)
-            changed = {}
-            for place, (argument, old) in enumerate(zip(args, before)):
-                if isinstance(argument, (list, dict, set)) and guest_values.dumps(argument, self._outgoing) != old:
-                    changed[place] = argument
-            reply = guest_values.dumps({"value": value, "changed": changed}, self._outgoing)
-        except BaseException as error:
-            if not isinstance(error, Exception) and error is not problem:
-                raise
-            kinds = [kind.__name__ for kind in type(error).__mro__]
-            stopped = operation == "next" and isinstance(error, StopIteration)
-            reply = guest_values.dumps({"error": kinds, "message": message_of(error), "stopped": stopped})
-        self._replies.write(reply)
-        self._replies.flush()
-
-    def _perform(self, operation: str, request: dict[str, Any], args: list[Any]) -> Any:
-        name, kwargs = request["name"], request["kwargs"]
-        if operation == "call":
-            function = self._resolve(name)
-            value = function(*args, **kwargs)
-            return _Whole(value) if isinstance(function, type) else value
-        if operation == "describe":
-            value = self._namespace.get(name)
-            if isinstance(value, type):
-                return [kind.__name__ for kind in value.__mro__]
-            return None if callable(value) or name not in self._namespace else ["value", value]
-        if operation == "call_on":
-            return getattr(self._resolve(args[0]), args[1])(*args[2:], **kwargs)
-        target = self._resolve(name) if request["target"] is None else self._kept[request["target"]]
-        if operation == "method":
-            return getattr(target, name)(*args, **kwargs)
-        if operation == "invoke":
-            return target(*args, **kwargs)
-        if operation == "get":
-            value = getattr(target, args[0])
-            return {"callable": True} if callable(value) and not isinstance(value, type) else {"value": value}
-        if operation == "set":
-            return setattr(target, args[0], args[1])
-        if operation == "next":
-            return next(target)
-        if operation == "is":
-            return isinstance(args[0], target)
-        raise ValueError("an unknown request")
-
-    def _resolve(self, name: str) -> Any:
-        return resolve(self._namespace, name)
-
-    def _outgoing(self, value: Any) -> Any:
-        if isinstance(value, _Whole):
-            value = value.value
-        if id(value) not in self._seen:
-            self._seen[id(value)] = len(self._kept)
-            self._kept.append(value)  # kept, so that its id stays its own
-        kind = "iterator" if hasattr(type(value), "__next__") else "function" if callable(value) else "object"
-        return {"$": "theirs", "v": [self._seen[id(value)], kind, type(value).__name__]}
-
-    def _incoming(self, value: dict[str, Any]) -> Any:
-        kind, content = value.get("$"), value.get("v")
-        if kind == "mine":
-            return self._kept[content]
-        if kind == "named":
-            return self._resolve(str(content))
-        if kind == "iterator":
-            return iter(guest_values.decode(content, self._incoming))
-        if kind == "range":
-            return range(*content)
-        if kind == "callback":
-            return self._callback(content)
-        raise ValueError("not an encoded value")
-
-    def _callback(self, number: Any) -> Callable[..., Any]:
-        def callback(*args: Any, **kwargs: Any) -> Any:
-            request = {"callback": number, "args": list(args), "kwargs": kwargs}
-            self._replies.write(guest_values.dumps(request, self._outgoing))
-            self._replies.flush()
-            while True:  # what it calls may ask for more meanwhile
-                line = self._requests.readline(MAX_LINE)
-                answer = guest_values.loads(line, self._incoming)
-                if "operation" in answer:
-                    self._answer(line)
-                elif "raised" in answer:
-                    raise exception_of([answer["raised"]], answer["message"], {})
-                else:
-                    return answer["returned"]
-
-        return callback
-
-
-class _Whole:
-    """An object of a class of the solution's, which is kept whole even where it is a list or another plain type as well."""
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-
-def resolve(namespace: dict[str, Any], name: str) -> Any:
-    """A function of that name, or the method of a class `Solution`."""
-    solution = namespace.get("Solution")
-    if isinstance(solution, type) and hasattr(solution, name):
-        return getattr(solution(), name)
-    if name not in namespace:
-        raise NameError(f"name {name!r} is not defined")
-    return namespace[name]
-
-
-def message_of(error: BaseException) -> str:
-    """An exception's text, cut."""
-    try:
-        return str(error)[:200]
-    except BaseException:
-        return ""
-
-
-def exception_of(kinds: list[str], message: str, known: dict[str, type[Exception]]) -> Exception:
-    """The exception of the first name that is known or Python's own, for tests that expect one; else RuntimeError.
-
-    Never StopIteration: it would end a `zip` or `all` of the tests as if all was well.
-    """
-    for name in kinds:
-        kind = known.get(name) or getattr(builtins, name, None)
-        ends = ("StopIteration", "StopAsyncIteration", "Exception", "BaseException")
-        if isinstance(kind, type) and issubclass(kind, Exception) and not issubclass(kind, UnicodeError) and name not in ends:
-            return kind(message if name in known else f"{kinds[0]}: {message}")
-    return RuntimeError(f"{kinds[0] if kinds else 'an error'}: {message}")
 
 
 class Client:
@@ -220,7 +71,8 @@ class Client:
             return described[1]
         if isinstance(described, list) and "Exception" in described:
             base = next(
-                (getattr(builtins, kind) for kind in described if isinstance(getattr(builtins, str(kind), None), type)), Exception
+                (getattr(builtins, kind) for kind in described if isinstance(getattr(builtins, str(kind), None), type)),
+                Exception,
             )
             if issubclass(base, Exception):
                 self._exceptions[name] = type(name, (base,), {})
@@ -273,7 +125,7 @@ class Client:
         if isinstance(value, range):
             return {"$": "range", "v": [value.start, value.stop, value.step]}
         if hasattr(type(value), "__next__"):
-            items = [item for _, item in zip(range(MAX_ITEMS), value)]
+            items = list(itertools.islice(value, MAX_ITEMS))
             return {"$": "iterator", "v": guest_values.encode(items, self._outgoing)}
         if callable(value):
             self._callbacks.append(value)
@@ -293,17 +145,15 @@ def assign(old: Any, new: Any) -> None:
     """Give a list, dictionary or set of the tests the content that the solution left in its copy, inside too."""
     if isinstance(old, list) and isinstance(new, list):
         if len(old) == len(new):
-            for place, (inner, other) in enumerate(zip(old, new)):
+            for place, other in enumerate(new):
+                inner = old[place]
                 if type(inner) is type(other) and isinstance(inner, (list, dict, set)):
                     assign(inner, other)
                 else:
                     old[place] = other
         else:
             old[:] = new
-    elif isinstance(old, dict) and isinstance(new, dict):
-        old.clear()
-        old.update(new)
-    elif isinstance(old, set) and isinstance(new, set):
+    elif (isinstance(old, dict) and isinstance(new, dict)) or (isinstance(old, set) and isinstance(new, set)):
         old.clear()
         old.update(new)
 

@@ -21,7 +21,9 @@ from megatron_ring.rewards.sandbox import bwrap
 from megatron_ring.rewards.sandbox.images import Limits, python_interpreter
 from megatron_ring.rewards.sandbox.seccomp import build_filter
 
-GUEST_FILES = ("guest_zygote.py", "guest_jobs.py", "guest_values.py", "guest_assertions.py", "guest_remote.py")
+GUEST_FILES = (
+    "guest_zygote.py", "guest_jobs.py", "guest_values.py", "guest_assertions.py", "guest_server.py", "guest_remote.py",
+)  # fmt: skip
 _HERE = Path(__file__).parent
 _START_LIMIT = 60.0
 _REQUEST = struct.Struct("!d")
