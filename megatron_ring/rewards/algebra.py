@@ -12,13 +12,14 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from megatron_ring.rewards.exact import PlainNumber
+from megatron_ring.rewards.exact import PlainNumber, numbers_agree
 from megatron_ring.rewards.formula import Node, Reading, variables
 from megatron_ring.rewards.formula_parser import parse
 from megatron_ring.rewards.formula_values import Evaluator, Value
 from megatron_ring.rewards.points import (
     ENOUGH,
     LADDER,
+    as_fraction,
     close,
     constant,
     contains,
@@ -64,7 +65,22 @@ def formulas_agree(reference: Reading, given: Reading) -> bool:
     readings = [(reference.loose, given.loose)]
     if reference.ambiguous or given.ambiguous:
         readings.append((reference.tight, given.tight))
-    return any(_same_values(a, b, base) for a, b in readings for base in _bases(a, b))
+    rounded = reference.rounded or given.rounded
+    return any(
+        _same_values(a, b, base) or (rounded and _same_to_the_digits(a, b, base))
+        for a, b in readings
+        for base in _bases(a, b)
+    )
+
+
+def _same_to_the_digits(reference: Node, given: Node, base: int) -> bool:
+    """Whether two constants agree as decimals do, where one of them has a decimal in it."""
+    if variables(reference) or variables(given):
+        return False
+    wanted, got, digits = values_at(reference, given, {}, base)
+    if wanted is None or got is None or not (is_real(wanted) and is_real(got)):
+        return False
+    return numbers_agree(*(PlainNumber(as_fraction(value, digits), True) for value in (wanted, got)))
 
 
 def same_family(reference: str, given: str, parameter: str) -> bool:

@@ -6,11 +6,13 @@ The tests are parsed, never run, here. What asserts nothing would reward any pro
 from __future__ import annotations
 
 import ast
+import builtins
+import symtable
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from megatron_ring.errors import UserError
-from megatron_ring.rewards.sandbox.guest_assertions import asserts, bound_names, used_names
+from megatron_ring.rewards.sandbox.guest_assertions import asserts, used_names, wants_exception
 
 MODULES = ("solution", "main", "your_module", "candidate")  # from which tests import what they test
 _CATCH_ALL = ("AssertionError", "Exception", "BaseException")
@@ -50,11 +52,11 @@ def plan_unit(test: str, setup: str, entry_points: tuple[str, ...]) -> UnitPlan:
         if len(node.args.posonlyargs) + len(node.args.args) > len(node.args.defaults) or node.args.kwonlyargs:
             raise UserError(f"line {node.lineno} of the tests: {node.name} takes arguments, fixtures are not supported")
     roots = {*called, *classes, *(node.name for node in own)} | ({"check"} if entry_points else set())
-    if not any(asserts(node) for node in _reached(tree, prepared, top, roots)):
+    if not any(asserts(node) or wants_exception(node) for node in _reached(tree, prepared, top, roots)):
         unused = next((node.name for node in functions if node.name not in roots), None)
         hint = f": {unused} is never called" if unused else ""
         raise UserError(f"the tests assert nothing{hint}")
-    names = _supplied(tree, prepared, entry_points)
+    names = _supplied(tree, entry_points, _undefined(test) - _defined(symtable.symtable(setup, "setup", "exec")))
     return UnitPlan(names, tuple(node.name for node in own), tuple(classes))
 
 
@@ -133,7 +135,30 @@ def _reached(tree: ast.Module, prepared: ast.Module, top: list[ast.stmt], roots:
     return nodes
 
 
-def _supplied(tree: ast.Module, prepared: ast.Module, entry_points: tuple[str, ...]) -> tuple[str, ...]:
+def _undefined(source: str) -> set[str]:
+    """Names that the tests read as global ones and never define, nor Python itself."""
+    top = symtable.symtable(source, "tests", "exec")
+    used, waiting = set(), [top]
+    while waiting:
+        table = waiting.pop()
+        waiting += table.get_children()
+        symbols = (symbol for symbol in table.get_symbols() if symbol.is_referenced())
+        used |= {symbol.get_name() for symbol in symbols if table is top or symbol.is_global()}
+    return used - _defined(top) - set(dir(builtins)) - {"__name__", "__file__", "__doc__"}
+
+
+def _defined(top: symtable.SymbolTable) -> set[str]:
+    """Names that a module binds at its top level, or in a function that declares them global."""
+    found, waiting = set(), [top]
+    while waiting:
+        table = waiting.pop()
+        waiting += table.get_children()
+        bound = (symbol for symbol in table.get_symbols() if symbol.is_assigned() or symbol.is_imported())
+        found |= {symbol.get_name() for symbol in bound if table is top or symbol.is_declared_global()}
+    return found
+
+
+def _supplied(tree: ast.Module, entry_points: tuple[str, ...], free: set[str]) -> tuple[str, ...]:
     """The names that come from the solution: those that are declared or imported from it; else what nobody defines."""
     if entry_points:
         return entry_points
@@ -142,7 +167,6 @@ def _supplied(tree: ast.Module, prepared: ast.Module, entry_points: tuple[str, .
         alias.name in MODULES for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names
     ):
         return ()  # the module `solution` has them
-    free = used_names(tree) - bound_names(tree) - bound_names(prepared)
     if not free:
         raise UserError("the tests use nothing that a solution could define")
     if len(free) > 1:

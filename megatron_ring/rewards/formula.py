@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 
+UNKNOWN = "unknown "  # before the name of a function of which nothing is known
+
 
 @dataclass(frozen=True, slots=True)
 class Node:

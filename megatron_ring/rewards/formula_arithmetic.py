@@ -208,7 +208,7 @@ class Arithmetic:
             self.at += 1
             index = self.group(depth) if token == "\\sqrt" and self.next == "[" else number(2)
             return Node("root", (self.argument(depth), index))
-        return self.symbol()
+        return self.symbol(depth)
 
     def special(self, depth: int) -> Node | None:
         """A function or large operator that begins here; None where none does."""
@@ -236,7 +236,8 @@ class Arithmetic:
             raise NotUnderstood
         return Node("add", (whole, fraction))
 
-    def symbol(self) -> Node:
+    def symbol(self, depth: int) -> Node:
+        """A variable or constant. `depth` is for functions that look like one."""
         token = self.next
         self.at += 1
         if token in DECORATIONS:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from megatron_ring.rewards.formula import Node, Reading, number
+from megatron_ring.rewards.formula import UNKNOWN, Node, Reading, number
 from megatron_ring.rewards.formula_arithmetic import BARS, LARGE, OPEN, Arithmetic
 from megatron_ring.rewards.formula_tokens import FUNCTIONS, LISTED_FUNCTIONS, NotUnderstood, is_number, tokens_of
 
@@ -28,6 +28,10 @@ def parse(text: str) -> Reading | None:
     return Reading(loose, tight, any("." in token for token in tokens if is_number(token)))
 
 
+def _is_unknown(node: Node) -> bool:
+    return node.kind == "symbol" and node.name[0] in "fgFG" and node.name[1:2] in ("", "'", "_")
+
+
 class _Parser(Arithmetic):
     """Arithmetic with functions and large operators."""
 
@@ -36,6 +40,19 @@ class _Parser(Arithmetic):
             return self.large(depth)
         name = self.next.removeprefix("\\")
         return self.function(depth) if name in FUNCTIONS or name in LISTED_FUNCTIONS else None
+
+    def symbol(self, depth: int) -> Node:
+        """A variable; or f, g, F or G of something, a function of which nothing is known."""
+        node = super().symbol(depth)
+        if not _is_unknown(node) or self.next != "(":
+            return node
+        return Node("call", self.arguments(depth), UNKNOWN + node.name)
+
+    def power(self, depth: int) -> Node:
+        node = super().power(depth)
+        if node.kind == "power" and _is_unknown(node.parts[0]) and self.next == "(":
+            raise NotUnderstood  # f^{-1}(x)
+        return node
 
     def function(self, depth: int) -> Node:
         name = self.next.removeprefix("\\")
@@ -61,13 +78,17 @@ class _Parser(Arithmetic):
     def listed(self, name: str, depth: int) -> Node:
         if self.next not in ("(", "\\{"):
             raise NotUnderstood
+        return Node("call", self.arguments(depth), name)
+
+    def arguments(self, depth: int) -> tuple[Node, ...]:
+        """What stands between brackets and commas."""
         closing = OPEN[self.next]
         self.at += 1
         items = [self.sum(depth + 1)]
         while self.take(","):
             items.append(self.sum(depth + 1))
         self.expect(closing)
-        return Node("call", tuple(items), name)
+        return tuple(items)
 
     def function_argument(self, name: str, depth: int) -> Node:
         """What is in brackets; or the product up to the next function, bracket or sign of an operation."""
@@ -107,9 +128,9 @@ class _Parser(Arithmetic):
             body = number(1) if self.next == "d" else self.sum(depth + 1)
             self.integrals -= 1
             self.expect("d")
-            return Node("integral", (self.symbol(), low, high, body))
+            return Node("integral", (self.symbol(depth), low, high, body))
         self.expect("{")
-        variable = self.symbol()
+        variable = self.symbol(depth)
         if operator == "\\lim":
             if self.next not in ("\\to", "\\rightarrow"):
                 raise NotUnderstood

@@ -53,6 +53,11 @@ def is_real(value: Value) -> bool:
     return isinstance(value, Fraction) or not hasattr(value, "_mpc_")
 
 
+def as_fraction(value: Value, digits: int) -> Fraction:
+    """A real value as a fraction, to the digits that it has."""
+    return value if isinstance(value, Fraction) else Fraction(value.context.nstr(value, digits))
+
+
 def constant(value: Value) -> Node:
     return Node("number", value=value)
 

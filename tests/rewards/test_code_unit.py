@@ -26,6 +26,7 @@ def runner() -> Iterator[CodeRunner]:
 # Tests that would reward any program, and what is said of them.
 NOTHING = [
     ("", "holds no tests"),
+    ("\n \n", "holds no tests"),
     ("# nothing\n\n", "assert nothing"),
     ("def check(candidate):\n    assert candidate(1) == 2", "assert nothing: check is never called"),
     ("def helper():\n    assert f(1) == 2", "assert nothing: helper is never called"),
@@ -53,6 +54,7 @@ NOTHING = [
     ("for got in map(answer, [1, 2]):\n    assert isclose(got, 5)", "answer and isclose"),
     ("assert answer(3) == reference(3)", "answer and reference are defined by nobody"),
     ("assert check_all(answer, [1, 2])", "answer and check_all are defined by nobody"),
+    ("try:\n    f(-1)\nexcept ValueError:\n    pass", "assert nothing"),
     ("[]", "holds no tests"),
     ("{}", "TypeError"),
     ('[{"input": "4", "output": ""}]', "no test expects any output"),
@@ -115,6 +117,8 @@ if __name__ == "__main__":
     unittest.main()
 """
 DOUBLE, SAME = "def double(x): return 2 * x", "def double(x): return x"
+RAISES = "def f(x):\n    if x < 0: raise ValueError('no')\n    return x + 1"
+SAME_F = "def f(x): return x + 1"
 COUNTER = "def make():\n    c = 0\n    def inc():\n        nonlocal c\n        c += 1\n        return c\n    return inc"
 # Program, tests, reward.
 RUNS: dict[str, tuple[str, Any, int]] = {
@@ -190,6 +194,11 @@ RUNS: dict[str, tuple[str, Any, int]] = {
         "try:\n    r = f(3)\nexcept BaseException:\n    r = 8\nassert r == 8",
         0,
     ),
+    "wants an exception": (RAISES, "try:\n    f(-1)\n    assert False\nexcept ValueError:\n    pass", 1),
+    "wants an exception in vain": (SAME_F, "try:\n    f(-1)\n    assert False\nexcept ValueError:\n    pass", 0),
+    "wants an exception, else": (RAISES, "try:\n    f(-1)\nexcept ValueError:\n    pass\nelse:\n    raise KeyError", 1),
+    "the name of an argument": (SAME_F, "def check(f):\n    assert f(1) == 2\ncheck(f)", 1),
+    "results in a list": (SAME_F, "good = []\nfor x in (1, 2):\n    good.append(f(x) == x + 1)\nassert all(good)", 1),
     "skip": ("import unittest\ndef double(x): raise unittest.SkipTest('x')", CASE, 0),
 }
 

@@ -13,13 +13,16 @@ from typing import Any
 COUNTER = "__an_assertion_held__"
 
 _REFLEXIVE = (ast.Eq, ast.Is, ast.LtE, ast.GtE)
-_DISPLAYS = (ast.Tuple, ast.List, ast.Dict, ast.Set, ast.Lambda, ast.JoinedStr, ast.Constant)
 
 
 def always_true(test: ast.expr) -> bool:
     """Whether an assertion says nothing: `assert True`, `assert (f(1) == 2, "message")`, `assert 1 == 1`, `x == x`."""
-    if isinstance(test, _DISPLAYS):
+    if isinstance(test, ast.Constant):
+        return bool(test.value)
+    if isinstance(test, (ast.Lambda, ast.JoinedStr)):
         return True
+    if isinstance(test, (ast.Tuple, ast.List, ast.Set)):
+        return bool(test.elts)
     if isinstance(test, ast.BoolOp) and isinstance(test.op, ast.Or):
         return any(always_true(value) for value in test.values)
     if isinstance(test, ast.BoolOp):
@@ -69,40 +72,44 @@ def _is_assertion_call(call: ast.Call) -> bool:
     return any(isinstance(node, (ast.Name, ast.Call)) for argument in arguments for node in ast.walk(argument))
 
 
+def _cannot_be_reached(statements: list[ast.stmt]) -> bool:
+    """Whether one of them says that the program must not come here: `assert False`, `raise`, `self.fail()`."""
+    return any(_ends(part) or (isinstance(part, ast.Assert) and _is_false(part.test)) for part in statements)
+
+
+def wants_exception(node: ast.AST) -> bool:
+    """Whether a `try` fails unless its body raises: it ends with `assert False`, or that or a `raise` stands in `else`."""
+    if not isinstance(node, ast.Try):
+        return False
+    body = [part for part in node.body if not isinstance(part, ast.Raise)]
+    return _cannot_be_reached(body) or _cannot_be_reached(node.orelse)
+
+
+def _is_false(test: ast.expr) -> bool:
+    return isinstance(test, ast.Constant) and not test.value
+
+
 class _Counting(ast.NodeTransformer):
     """Adds a call after each statement that asserts, which is reached where it held."""
 
     def visit(self, node: ast.AST) -> Any:
         counts = isinstance(node, ast.stmt) and asserts(node)
+        if isinstance(node, ast.Try) and wants_exception(node):
+            for handler in node.handlers:  # the exception that was wanted came
+                handler.body.insert(0, ast.copy_location(_count(), handler.body[0]))
         self.generic_visit(node)
         if not counts:
             return node
-        call = ast.Expr(ast.Call(ast.Name(COUNTER, ast.Load()), [], []))
-        return [node, ast.copy_location(call, node)]
+        return [node, ast.copy_location(_count(), node)]
+
+
+def _count() -> ast.Expr:
+    return ast.Expr(ast.Call(ast.Name(COUNTER, ast.Load()), [], []))
 
 
 def counting(source: str) -> ast.Module:
     """The tests with a count of the assertions that held."""
     return ast.fix_missing_locations(_Counting().visit(ast.parse(source)))
-
-
-def bound_names(tree: ast.AST) -> set[str]:
-    """Every name that the code itself binds, anywhere."""
-    found: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
-            found.add(node.id)
-        elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-            found.add(node.name)
-        elif isinstance(node, ast.arg):
-            found.add(node.arg)
-        elif isinstance(node, ast.alias):
-            found.add((node.asname or node.name).split(".")[0])
-        elif (isinstance(node, ast.ExceptHandler) and node.name) or (
-            isinstance(node, (ast.MatchAs, ast.MatchStar)) and node.name
-        ):
-            found.add(node.name)
-    return found
 
 
 def used_names(tree: ast.AST) -> set[str]:
