@@ -139,7 +139,9 @@ class Arithmetic:
     def exponent(self, depth: int) -> Node:
         """TeX would take one digit or sign for an exponent, but nobody means that by 2^10 or x^-1."""
         if self.take("-"):
-            return Node("negate", (self.exponent(depth),))
+            if depth > _MAX_DEPTH:
+                raise NotUnderstood
+            return Node("negate", (self.exponent(depth + 1),))
         if is_number(self.next):
             return self.literal()
         return self.argument(depth)

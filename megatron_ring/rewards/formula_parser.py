@@ -12,6 +12,7 @@ from megatron_ring.rewards.formula import UNKNOWN, Node, Reading, number
 from megatron_ring.rewards.formula_arithmetic import BARS, LARGE, OPEN, Arithmetic
 from megatron_ring.rewards.formula_tokens import FUNCTIONS, LISTED_FUNCTIONS, NotUnderstood, is_number, tokens_of
 
+_MAX_HEIGHT = 120  # of a tree, so that walking it never exhausts the stack
 _TRIGONOMETRIC = frozenset({"sin", "cos", "tan", "cot", "sec", "csc"})
 
 
@@ -23,9 +24,19 @@ def parse(text: str) -> Reading | None:
         parser = _Parser(tokens, tight=False)
         loose = parser.whole()
         tight = _Parser(tokens, tight=True).whole() if parser.ambiguous else loose
-    except NotUnderstood:
+    except (NotUnderstood, RecursionError):
+        return None
+    if max(_height(loose), _height(tight)) > _MAX_HEIGHT:
         return None
     return Reading(loose, tight, any("." in token for token in tokens if is_number(token)))
+
+
+def _height(node: Node) -> int:
+    height, level = 0, [node]
+    while level and height <= _MAX_HEIGHT:
+        level = [part for inner in level for part in inner.parts]
+        height += 1
+    return height
 
 
 def _is_unknown(node: Node) -> bool:

@@ -36,17 +36,18 @@ def exact_root(value: Fraction, index: int) -> Fraction | None:
 
 
 def _whole_root(n: int, index: int) -> int | None:
-    """The exact root of a natural number, by bisection; None where there is none."""
+    """The exact root of a natural number, by Newton's method; None where there is none."""
     if index == 1 or n < 2:
         return n
     if index == 2:
         root = math.isqrt(n)
         return root if root * root == n else None
-    low, high = 1, 1 << (n.bit_length() // index + 1)
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (middle + 1, high) if middle**index < n else (low, middle)
-    return low if low**index == n else None
+    root = 1 << (n.bit_length() // index + 1)
+    while True:
+        better = ((index - 1) * root + n // root ** (index - 1)) // index
+        if better >= root:
+            return root if root**index == n else None
+        root = better
 
 
 def exact_logarithm(x: Fraction, base: Fraction) -> Fraction | None:

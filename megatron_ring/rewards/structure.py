@@ -31,13 +31,13 @@ _CONDITION = re.compile(r"^(?:\\text\s*\{\s*,?\s*(?:if|for|when|where)?\s*\}|if 
 _BEFORE_CONDITION = re.compile(r",?\s*\\text\s*\{\s*,?\s*(?:if|for|when)\s*\}|,(?=[^,]*(?:<|>|=|\\le|\\ge|\\ne))")
 _OTHERWISE = re.compile(r"(?:\\text\s*\{)?\s*(?:otherwise|else)\s*\}?")
 _INTEGERS = re.compile(
-    r"[\s,;(]*(?:\\text\s*\{[\s,(]*(?:where|for|with|for all|for any|for every|and)?\s*\}"
+    r"[\s,;(]{0,6}(?:\\text\s*\{[\s,(]*(?:where|for|with|for all|for any|for every|and)?\s*\}"
     r"|where|with|for(?: all| any| every)?|\\forall)?"
     r"\s*(?<![A-Za-z\\])([a-zA-Z])\s*(?:\\in\s*\\?(?:mathbb)?\{*\s*([ZN])\s*\}*"
     r"|(?:\\text\s*\{)?\s*(?:is an?|is any|an|any)?\s*(integer)s?\s*\}?)\s*\)?$"
 )
 _QUANTIFIED = re.compile(
-    r"[\s,(]*(?:\\forall|(?:\\text\s*\{)?\s*for (?:all|every|any|each)(?![A-Za-z]))[\s}]*(?:\\text\s*\{)?\s*"
+    r"[\s,(]{0,6}(?:\\forall|(?:\\text\s*\{)?\s*for (?:all|every|any|each)(?![A-Za-z]))[\s}]*(?:\\text\s*\{)?\s*"
     r"(?:real|complex)?\s*(?:numbers?|values? of)?[\s}]*[a-z]?\s*(?:\\in\s*\\?(?:mathbb)?\{*\s*[RC]\s*\}*)?\)?$"
 )
 _PLUS_MINUS = re.compile(r"\\pm(?![A-Za-z])")
@@ -57,10 +57,10 @@ def parse_answer(text: str, depth: int = 0) -> Answer:
     if depth == 0:
         integers = _INTEGERS.search(text)
         if integers is not None and integers.start() > 0 and integers[1] in text[: integers.start()]:
-            return _with_parameter(parse_answer(text[: integers.start()], 1), integers[1], integers[2] or "Z")
+            return _with_parameter(parse_answer(text[: integers.start()].rstrip(" ,;("), 1), integers[1], integers[2] or "Z")
         quantified = _QUANTIFIED.search(text)
         if quantified is not None and quantified.start() > 0:
-            text = text[: quantified.start()]
+            text = text[: quantified.start()].rstrip(" ,(")
     if _ALL_REAL.fullmatch(text):
         text = "(-\\infty,\\infty)"
     if _ONE_GROUPED_NUMBER.fullmatch(text):
