@@ -109,7 +109,7 @@ class Scorer:
     @property
     def machine_failures(self) -> int:
         """Verdicts that are missing so far because of the machine."""
-        return self._pool.machine_failures
+        return 0 if self._pool is None else self._pool.machine_failures
 
     def close(self) -> None:
         if self._pool is not None:
