@@ -9,7 +9,9 @@ from __future__ import annotations
 import argparse
 import ast
 import dataclasses
+import importlib
 import inspect
+import pkgutil
 import textwrap
 import types
 import typing
@@ -19,17 +21,13 @@ from typing import Any, Literal, get_args, get_origin
 
 from typing_extensions import Doc
 
-from megatron_ring.config.evaluate import EvaluateConfig
-from megatron_ring.config.generate import GenerateConfig
+from megatron_ring import config
 from megatron_ring.config.metadata import changeable, flag_of, types_of
-from megatron_ring.config.rl import RLConfig
-from megatron_ring.config.sft import SFTConfig
-from megatron_ring.config.stage import TrainingConfig
+from megatron_ring.config.stage import StageConfig, TrainingConfig
 from megatron_ring.data.writing import write_atomically
 from megatron_ring.errors import run_main
 
 PAGE = Path(__file__).resolve().parents[1] / "docs/reference/flags.md"
-MAINS: dict[str, type] = {"sft": SFTConfig, "rl": RLConfig, "evaluate": EvaluateConfig, "generate": GenerateConfig}
 VALUES = {int: "whole number", float: "number", str: "text", Path: "path"}
 INTRODUCTION = """# Flags
 
@@ -41,6 +39,18 @@ the flag's meaning explains it. Flags marked with ↻ may change when a run is c
 """
 
 
+def stages() -> dict[str, Any]:
+    """The configuration of each main by its name."""
+    for module in pkgutil.iter_modules(config.__path__):
+        importlib.import_module(f"{config.__name__}.{module.name}")
+    queue, found = [StageConfig], {}
+    for kind in queue:
+        queue += kind.__subclasses__()
+        if kind.stage_name:
+            found[kind.stage_name] = kind
+    return dict(sorted(found.items()))
+
+
 def main() -> None:
     """Write the page."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
@@ -50,7 +60,7 @@ def main() -> None:
 
 def reference() -> str:
     """The page, one section for each main."""
-    return "\n".join([INTRODUCTION, *(_section(name, kind) for name, kind in MAINS.items())])
+    return "\n".join([INTRODUCTION, *(_section(name, kind) for name, kind in stages().items())])
 
 
 def _section(name: str, kind: type) -> str:

@@ -49,7 +49,7 @@ class StageConfig(ModelOptions):
     """A stage: it has a model and a tokenizer."""
 
     stage_name: ClassVar[str] = ""
-    """Its name in a run directory's config.yaml."""
+    """Name of its main, and of the stage in a run directory's config.yaml. Bases of several stages have none."""
     weights_setting: ClassVar[str] = "init_from"
     """Name of the setting that holds the checkpoint or Hugging Face folder; None there means new weights."""
     tokenizer_setting: ClassVar[str] = "data.tokenizer"

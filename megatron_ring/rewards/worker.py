@@ -17,10 +17,9 @@ import sys
 from typing import Any
 
 from megatron_ring.lifetime import die_with_parent
+from megatron_ring.rewards.interface import WORKERS_VARIABLE as WORKERS_VARIABLE  # for `pool`
 
 HEADER = struct.Struct("!Q")
-# How many workers share this machine, for those that run things side by side.
-WORKERS_VARIABLE = "MEGATRON_RING_REWARD_WORKERS"
 
 # Algebra leaves caches behind. A worker whose address space has grown to this share of its limit is replaced.
 _RETIRE_AT = 0.5

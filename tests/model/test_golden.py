@@ -50,7 +50,7 @@ def test_import_and_export_keep_the_logits(run_on, golden: Path, tmp_path: Path,
     importing = ("import", "--hf", str(golden / name), "--out", str(checkpoint))
     exporting = ("export", "--checkpoint", str(checkpoint), "--out", str(back), "--like", str(golden / name))
     for flags in (importing, exporting):
-        done = run(command_of_tool("convert_hf.py", *flags))
+        done = run(command_of_tool("convert_hf.py", *flags), really=True)
         assert done.returncode == 0 and "380,864 parameters" in done.stdout, done.stderr
     assert json.loads((back / "config.json").read_text())["norm_head"] is False
     for folder in (checkpoint, back):
@@ -63,7 +63,7 @@ def test_import_and_export_keep_the_logits(run_on, golden: Path, tmp_path: Path,
 def test_the_tool_says_yes_and_no(golden: Path, tmp_path: Path) -> None:
     folder = golden / CHECKPOINTS[1]
     flags = ("--hf", str(folder), "--expected", str(folder / "expected.safetensors"))
-    done = run(command_of_tool("verify_hf.py", *flags, "--parallel.tensor", "2", processes=2))
+    done = run(command_of_tool("verify_hf.py", *flags, "--parallel.tensor", "2", processes=2), really=True)
     result = json.loads(done.stdout)
     assert done.returncode == 0 and result["passed"] and result["max_abs_logit_difference"] <= 2e-5, done.stderr
     wrong = load_file(folder / "expected.safetensors")

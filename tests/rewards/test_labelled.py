@@ -71,6 +71,8 @@ def test_the_quick_path_decides_most() -> None:
     rows = [row for domain in DOMAINS for row in labelled(domain)]
     requests = [ScoreRequest(row["domain"], None, row["response"], row["answer"]) for row in rows]
     quick = [verifier_for(request.domain).quick_score(request) for request in requests]  # type: ignore[misc]
-    assert sum(reward is not None for reward in quick) > 0.7 * len(rows)  # the set has far more algebra than real answers have
+    assert sum(reward is not None for reward in quick) > 0.7 * len(
+        rows
+    )  # the set has far more algebra than real answers have
     decided = [(row, reward) for row, reward in zip(rows, quick, strict=True) if reward is not None]
     assert all(reward.value == row["reward"] for row, reward in decided if "known_miss" not in row)

@@ -47,14 +47,15 @@ def dense() -> Iterator[Any]:
     yield model.eval()
 
 
-def upcycled(out: Path, *flags: str) -> Path:
-    done = run(command_of_tool("upcycle.py", "--source", upcycle.PACKAGE, "--out", str(out), "--dtype", "fp32", *flags))
+def upcycled(out: Path, *flags: str, really: bool = False) -> Path:
+    arguments = command_of_tool("upcycle.py", "--source", upcycle.PACKAGE, "--out", str(out), "--dtype", "fp32", *flags)
+    done = run(arguments, really=really)
     assert done.returncode == 0 and "134,515,008 dense weights became " in done.stdout, done.stderr
     return out
 
 
 def test_tensors_and_tokens_are_the_published_ones(dense: Any, tmp_path: Path) -> None:
-    moe = upcycled(tmp_path / "moe", "--experts", "2", "--shared-experts", "2")
+    moe = upcycled(tmp_path / "moe", "--experts", "2", "--shared-experts", "2", really=True)
     written, wanted = load_file(moe / "model.safetensors"), dense.state_dict()
     assert written["lm_head.weight"].equal(wanted["model.embed_tokens.weight"])
     assert written["model.norm.weight"].equal(wanted["model.norm.weight"])

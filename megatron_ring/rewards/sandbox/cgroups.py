@@ -26,20 +26,24 @@ from megatron_ring.rewards.sandbox.images import Limits
 NO_GROUPS_VARIABLE = "MEGATRON_RING_NO_CONTROL_GROUPS"  # set to 1, runs are watched even where groups could be made
 
 _PREFIX = "megatron-ring-"
-_WANTED = ("memory", "pids", "cpu", "cpuacct")
+_WANTED = ("memory", "pids", "cpu")
 _PERIOD = 100_000  # µs; the kernel's default period of CPU bandwidth
 _WEIGHT, _WEIGHT_ALONE = 1024, 10_240  # version 1 shares; version 2 weights are these over 10.24
 _AT_LIMIT = 0.99
+_REUSES = 64  # runs in a row of one group; what the kernel keeps charged for dead runs is not to add up
 _HARMLESS = (OSError, ValueError)
 
 
 class RunGroup:
     """The control group of one run: enter it, read it, end it."""
 
-    def __init__(self, version: int, folders: Mapping[str, Path], limits: Limits, alone: bool) -> None:
+    def __init__(self, version: int, folders: Mapping[str, str], limits: Limits, alone: bool) -> None:
         self._version, self._folders, self._limits = version, folders, limits
-        for folder in dict.fromkeys(folders.values()):
-            folder.mkdir()
+        self._distinct = list(dict.fromkeys(folders.values()))
+        self.key = (limits.total_bytes, limits.processes, limits.cpus, alone)
+        self._runs_left, self._cpu_before = _REUSES, 0.0
+        for folder in self._distinct:
+            os.mkdir(folder)
         try:
             self._set_limits(alone)
         except OSError:
@@ -49,7 +53,7 @@ class RunGroup:
     @property
     def entries(self) -> list[str]:
         """The files into which a process writes `0` to enter."""
-        return [str(folder / "cgroup.procs") for folder in dict.fromkeys(self._folders.values())]
+        return [f"{folder}/cgroup.procs" for folder in self._distinct]
 
     @property
     def bounds_cpu(self) -> bool:
@@ -58,7 +62,7 @@ class RunGroup:
     def pids(self) -> list[int]:
         """The processes in it, by the numbers that we see."""
         with contextlib.suppress(OSError):
-            return _pids_in(self._folders["memory"])
+            return _pids_in(Path(self._folders["memory"]))
         return []
 
     def memory_peak(self) -> int:
@@ -81,33 +85,42 @@ class RunGroup:
             return self.memory_peak() >= _AT_LIMIT * self._limits.total_bytes  # `failcnt` does not count everywhere
         return False
 
-    def _count(self, name: str, event: str) -> int:
-        return int(dict(line.split() for line in self._read("memory", name).splitlines()).get(event, "0"))
-
     def cpu_seconds(self) -> float | None:
         """CPU time of all that ever ran in it; None where the kernel does not say."""
-        with contextlib.suppress(*_HARMLESS):
+        with contextlib.suppress(*_HARMLESS, KeyError):
             if self._version == 2:
-                fields = dict(line.split() for line in self._read("cpu", "cpu.stat").splitlines())
-                return int(fields["usage_usec"]) / 1e6
-            if "cpuacct" in self._folders:
-                return int(self._read("cpuacct", "cpuacct.usage")) / 1e9
+                return self._count("cpu.stat", "usage_usec") / 1e6 - self._cpu_before
         return None
 
     def kill(self) -> None:
         """Kill all that is in it. What dies needs the processor for that: its bound is lifted."""
-        name, unbound = ("cpu.max", "max") if self._version == 2 else ("cpu.cfs_quota_us", "-1")
-        self._write_if_there("cpu", name, unbound)
-        self._write_if_there("memory", "cgroup.kill", "1")
+        with contextlib.suppress(OSError, KeyError):
+            if self._version == 2:
+                self._write("cpu", "cpu.max", "max")
+            else:
+                self._write("cpu", "cpu.cfs_quota_us", "-1")
         for pid in self.pids():
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
 
+    def reusable(self) -> bool:
+        """Whether it is as good as new: empty, and no run of it came near its limits. Making one costs a tenth of a run."""
+        self._runs_left -= 1
+        self._cpu_before += self.cpu_seconds() or 0.0
+        calm = 4 * self.memory_peak() < self._limits.total_bytes and not self.killed()
+        return self._runs_left > 0 and calm and not self._read_procs()
+
+    def _read_procs(self) -> str:
+        try:
+            return self._read("memory", "cgroup.procs")
+        except OSError:
+            return "gone"
+
     def close(self) -> bool:
-        """Remove it; False while something in it is still dying."""
-        for folder in dict.fromkeys(self._folders.values()):
+        """Remove it; False while something in it is still alive or dying."""
+        for folder in self._distinct:
             try:
-                folder.rmdir()
+                os.rmdir(folder)
             except FileNotFoundError:
                 continue
             except OSError:
@@ -117,30 +130,41 @@ class RunGroup:
     def _set_limits(self, alone: bool) -> None:
         limits, weight = self._limits, _WEIGHT_ALONE if alone else _WEIGHT
         quota = int(limits.cpus * _PERIOD)
-        pids = limits.processes + 2  # bubblewrap's own, outside of the run's name space
+        memory = str(limits.total_bytes)
         if self._version == 2:
-            self._write("memory", "memory.max", str(limits.total_bytes))
-            self._write_if_there("memory", "memory.swap.max", "0")
-            self._write_if_there("memory", "memory.oom.group", "1")
-            self._write_if_there("pids", "pids.max", str(pids))
-            self._write_if_there("cpu", "cpu.max", f"{quota} {_PERIOD}")
-            self._write_if_there("cpu", "cpu.weight", str(round(weight / 10.24)))
+            self._write("memory", "memory.max", memory)
+            others = [
+                ("memory", "memory.swap.max", "0"),
+                ("memory", "memory.oom.group", "1"),
+                ("cpu", "cpu.max", f"{quota} {_PERIOD}"),
+                ("cpu", "cpu.weight", str(round(weight / 10.24))),
+            ]
         else:
-            self._write("memory", "memory.limit_in_bytes", str(limits.total_bytes))
-            self._write_if_there("memory", "memory.memsw.limit_in_bytes", str(limits.total_bytes))
-            self._write_if_there("pids", "pids.max", str(pids))
-            self._write_if_there("cpu", "cpu.cfs_quota_us", str(quota))
-            self._write_if_there("cpu", "cpu.shares", str(weight))
+            self._write("memory", "memory.limit_in_bytes", memory)
+            others = [
+                ("memory", "memory.memsw.limit_in_bytes", memory),
+                ("cpu", "cpu.cfs_quota_us", str(quota)),
+                ("cpu", "cpu.shares", str(weight)),
+            ]
+        # Two more for bubblewrap, outside of the run's name space.
+        for controller, name, value in (*others, ("pids", "pids.max", str(limits.processes + 2))):
+            with contextlib.suppress(OSError, KeyError):
+                self._write(controller, name, value)
+
+    def _count(self, name: str, event: str) -> int:
+        fields = dict(line.split() for line in self._read("memory", name).splitlines())
+        return int(fields.get(event, "0"))
 
     def _read(self, controller: str, name: str) -> str:
-        return (self._folders[controller] / name).read_text()
+        with open(f"{self._folders[controller]}/{name}") as file:
+            return file.read()
 
     def _write(self, controller: str, name: str, value: str) -> None:
-        (self._folders[controller] / name).write_text(value)
-
-    def _write_if_there(self, controller: str, name: str, value: str) -> None:
-        with contextlib.suppress(KeyError, OSError):
-            self._write(controller, name, value)
+        descriptor = os.open(f"{self._folders[controller]}/{name}", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(descriptor, value.encode())
+        finally:
+            os.close(descriptor)
 
 
 class Delegation:
@@ -150,6 +174,8 @@ class Delegation:
         self._version = version
         self._numbers = itertools.count()
         self._lingering: list[RunGroup] = []
+        self._free: dict[object, list[RunGroup]] = {}  # by `RunGroup.key`
+        self._closed = False
         name = _PREFIX + uuid.uuid4().hex[:12]
         self._folders = {controller: base / name for controller, base in bases.items()}
         self._locks: list[int] = []
@@ -180,12 +206,19 @@ class Delegation:
             OSError: the kernel refuses another one.
         """
         self.tidy()
+        with contextlib.suppress(KeyError, IndexError):
+            return self._free[limits.total_bytes, limits.processes, limits.cpus, alone].pop()
         number = next(self._numbers)
-        folders = {controller: folder / f"run-{number}" for controller, folder in self._folders.items()}
+        folders = {controller: f"{folder}/run-{number}" for controller, folder in self._folders.items()}
         return RunGroup(self._version, folders, limits, alone)
 
     def give_back(self, group: RunGroup) -> None:
         """Kill what is left in a group and remove it, now or, where something dies slowly, later. Does not wait."""
+        if not self._closed and group.reusable():  # as most are: their run is dead by now
+            self._free.setdefault(group.key, []).append(group)
+            return
+        if group.close():
+            return
         group.kill()
         if not group.close():
             self._lingering.append(group)
@@ -205,6 +238,10 @@ class Delegation:
 
     def close(self) -> None:
         """Remove all, as far as that is empty within a few seconds."""
+        self._closed = True
+        for free in self._free.values():
+            self._lingering += free
+        self._free = {}
         self.tidy(5.0)
         for folder in dict.fromkeys(self._folders.values()):
             with contextlib.suppress(OSError):

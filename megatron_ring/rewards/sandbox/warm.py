@@ -23,7 +23,9 @@ from megatron_ring.rewards.sandbox.images import Limits, python_interpreter
 from megatron_ring.rewards.sandbox.seccomp import build_filter
 from megatron_ring.rewards.sandbox.watch import NICE, PATIENCE, Watch
 
-GUEST_FILES = ("guest_zygote.py", "guest_jobs.py", "guest_values.py")
+GUEST_FILES = (
+    "guest_zygote.py", "guest_jobs.py", "guest_values.py", "guest_assertions.py", "guest_server.py", "guest_remote.py",
+)  # fmt: skip
 _HERE = Path(__file__).parent
 _START_LIMIT = 60.0
 _REQUEST = struct.Struct("!di")
@@ -191,6 +193,7 @@ class WarmPython:
             stack.enter_context(theirs)
             python, binds = python_interpreter()
             command = bwrap.confinement((*binds, "/usr/bin/prlimit"), Limits(), proc="write")
+            command += ["--dir", "/empty"]
             descriptors = [theirs.fileno()]
             for path, content in guest_files().items():
                 descriptors.append(stack.enter_context(bwrap.memory_file(content)))
