@@ -27,11 +27,13 @@ setup(
         "transformers>=5",
         "tokenizers",
         "safetensors",
-        "math-verify[antlr4_13_2]>=0.9,<0.10",
+        "math-verify[antlr4_13_2]>=0.9,<0.10",  # the baseline that our verifiers are compared with
+        "sympy>=1.13",  # sums, integrals and limits in answers; its mpmath for every value that is not rational
         "pint>=0.24",  # units of science answers
         "langdetect>=1.0.9",  # languages and sentences of instructions, without downloads
         "nupunkt>=0.6",
         "tyro",
+        "pydantic>=2",  # checks a config.yaml against the dataclasses
         "typing_extensions>=4.8",  # Doc: help that is made of what algorithm/ declares
         "rich",
         "tensorboard",

@@ -61,8 +61,8 @@ def _first_of_this_launch() -> bool:
 def _remove_with(launcher: int, path: Path) -> None:
     """Leave a process behind that removes `path` as soon as the launcher has ended, whatever ended it."""
     program = 'while kill -0 "$0" 2>/dev/null; do sleep 0.1; done; rm -f "$1"'
-    streams = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
-    subprocess.Popen(["/bin/sh", "-c", program, str(launcher), str(path)], start_new_session=True, **streams)
+    command, none = ["/bin/sh", "-c", program, str(launcher), str(path)], subprocess.DEVNULL
+    subprocess.Popen(command, stdin=none, stdout=none, stderr=none, start_new_session=True)
 
 
 def _say_once(message: str) -> None:

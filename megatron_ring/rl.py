@@ -90,8 +90,8 @@ def reinforce(run: RLState, scorer: RolloutScorer, step: int) -> StepOutcome:
     with guard("sampling"), run.offload.away():
         collected = run.collector.collect(step, scorer, budget)  # samples rounds, and scores while it samples
         with phases("select"):
-            kept = kept_responses(config, collected.scored, budget)
-            distances = policy.reward_distances(kept)
+            kept = kept_responses(config, collected.scored, budget)  # dynamic sampling drops groups without a signal
+            distances = policy.reward_distances(kept)  # of a KL in the reward
             advantages = response_advantages(config.objective, kept, distances)
             order = budget_order(config, step, kept, advantages)
             trained = select_budget(response_lengths(kept), budget, order).trained
@@ -101,14 +101,14 @@ def reinforce(run: RLState, scorer: RolloutScorer, step: int) -> StepOutcome:
     with phases("pack"):
         batches = pack_step(selection, config, policy.loss.objective, run.stage.model, context, run.tokenizer.pad_id)
     with phases("first_pass"):
-        batches = policy.annotate(batches)
+        batches = policy.annotate(batches)  # log-probs recomputed and of the reference, where they are needed
     update = {}
     with phases("train"):
         with guard("grad_norm"):
             result = run.trainer.train_step(batches, policy.loss, lr)
             update = figures.update_metrics(result, budget, selection.kl)
         update |= policy.loss.take_ratios(context.device)
-        run.sampler.weights_changed()
+        run.sampler.weights_changed()  # nothing cached outlives an update
         run.learn(collected)
         policy.finish(step + 1)
     if run.held_out.due(step + 1) and not guard.alarms:

@@ -36,8 +36,9 @@ _PIPES = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
 
 
 def environment(**more: str) -> dict[str, str]:
-    """Of a command started by a test: the package on its path, one thread."""
-    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **more}
+    """Of a command started by a test: the package before what is on its path, one thread."""
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **more}
 
 
 def _read_early(variables: Mapping[str, str]) -> dict[str, str]:

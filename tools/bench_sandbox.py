@@ -22,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from megatron_ring.errors import UserError, run_main
 from megatron_ring.rewards.sandbox import Limits, RunResult, bwrap
+from megatron_ring.rewards.sandbox.fresh import Fresh, Unsafe
 from megatron_ring.rewards.sandbox.images import python_interpreter
-from megatron_ring.rewards.sandbox.run import Fresh, Unsafe
 from megatron_ring.rewards.sandbox.runner import CodeRunner
 
 PROGRAM = "a, b = map(int, input().split())\nprint(a * b)\n"

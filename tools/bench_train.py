@@ -104,6 +104,10 @@ class Bench:
 
 def main(config: Bench) -> None:
     prepare()
+    if TYPE_CHECKING:
+        from tools.bench_train_measure import add_rates, speedups
+    else:
+        from bench_train_measure import add_rates, speedups
     from megatron_ring.parallel import context as parallel_context
     from megatron_ring.run.stage import resolve_dtype
 
@@ -248,26 +252,6 @@ def least_ms(config: Bench, shape: ModelConfig, context: ParallelContext, flops:
         held = parameter_counts(shape)[0] / context.world_size  # the distributed optimizer splits them
         least += OPTIMIZER_BYTES * held / ceiling["copy_gb_per_second"] / 1e6
     return least
-
-
-def add_rates(
-    result: dict[str, Any], flops: float, tokens: int, least: float, ceiling: dict[str, float], processes: int
-) -> None:
-    """What the times mean: tokens/s of all processes together, TFLOP/s of each, shares of the ceilings."""
-    seconds = result["step_ms"] / 1000
-    tflops = flops / processes / seconds / 1e12
-    result |= {
-        "tokens_per_second": tokens / seconds,
-        "tflops": tflops,
-        "mfu": tflops / ceiling["gemm_tflops"],
-        "of_ceiling": least / result["step_ms"],
-    }
-
-
-def speedups(found: dict[str, Any]) -> dict[str, float]:
-    """Our rate over each other's."""
-    rates = {name: result["tokens_per_second"] for name, result in found.items() if "error" not in result}
-    return {name: rates["ring"] / rate for name, rate in rates.items() if name != "ring"}
 
 
 def describe(

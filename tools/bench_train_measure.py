@@ -125,6 +125,26 @@ class Measurement:
         }
 
 
+def add_rates(
+    result: dict[str, Any], flops: float, tokens: int, least: float, ceiling: dict[str, float], processes: int
+) -> None:
+    """What the times mean: tokens/s of all processes together, TFLOP/s of each, shares of the ceilings."""
+    seconds = result["step_ms"] / 1000
+    tflops = flops / processes / seconds / 1e12
+    result |= {
+        "tokens_per_second": tokens / seconds,
+        "tflops": tflops,
+        "mfu": tflops / ceiling["gemm_tflops"],
+        "of_ceiling": least / result["step_ms"],
+    }
+
+
+def speedups(found: dict[str, Any]) -> dict[str, float]:
+    """Our rate over each other's."""
+    rates = {name: result["tokens_per_second"] for name, result in found.items() if "error" not in result}
+    return {name: rates["ring"] / rate for name, rate in rates.items() if name != "ring"}
+
+
 def profile(contender: Contender, steps: int = 2) -> dict[str, Any]:
     """Milliseconds of a step by kind of kernel (on the CPU: of torch operation), and the largest of those of no kind."""
     from torch.profiler import ProfilerActivity

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 from megatron_ring.config.checks import require
 from megatron_ring.config.data import Columns
@@ -20,6 +21,8 @@ def _evaluation_sampling() -> SamplingConfig:
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(Columns, InferenceConfig, DryRun):
     """One evaluation. Sampling defaults are the Ring-lite report's."""
+
+    stage_name: ClassVar[str] = "evaluate"
 
     prompts: Path
     """Prompt file (JSONL, JSON, parquet): `id, domain, prompt, answer` in each row; or a public file as it is downloaded."""

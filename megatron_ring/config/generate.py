@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from megatron_ring.config.checks import require
 from megatron_ring.config.stage import InferenceConfig
@@ -13,6 +13,8 @@ from megatron_ring.config.stage import InferenceConfig
 @dataclass(frozen=True, kw_only=True)
 class GenerateConfig(InferenceConfig):
     """Text from a model."""
+
+    stage_name: ClassVar[str] = "generate"
 
     prompts: Path | None = None
     """JSONL or parquet file with a `prompt` (text or messages) in each row, `id` optional (default: standard input, a line

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import re
 from typing import Any, get_type_hints
 
 MAY_CHANGE: dict[str, Any] = {"may_change": True}
@@ -17,6 +19,27 @@ def types_of(kind: Any) -> dict[str, Any]:
     """The type of each setting of a dataclass, by name, in order."""
     hints = get_type_hints(kind)
     return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+
+
+def names_of(kind: Any, prefix: str = "") -> list[str]:
+    """Dotted names of all settings of a dataclass."""
+    names = []
+    for name, inner in types_of(kind).items():
+        names += names_of(inner, f"{prefix}{name}.") if dataclasses.is_dataclass(inner) else [f"{prefix}{name}"]
+    return names
+
+
+def flag_of(name: str) -> str:
+    """The flag of a setting's dotted name."""
+    return "--" + name.replace("_", "-")
+
+
+def did_you_mean(name: str, known: list[str]) -> str:
+    """A hint for a message: the known name that ends alike, or else is written alike; "" where there is none."""
+    last = re.split(r"\.|--", name)[-1]
+    alike = [other for other in known if re.split(r"\.|--", other)[-1] == last]
+    alike = alike or difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {alike[0]}?" if alike else ""
 
 
 def changeable(kind: Any) -> frozenset[str]:

@@ -32,8 +32,8 @@ class AlarmConfig:
     def __post_init__(self) -> None:
         for name in ("entropy_floor", "grad_norm_factor", "reward_drop"):
             value = getattr(self, name)
-            said = f"--alarms.{name.replace('_', '-')} is {value}, not a positive number"
-            require(value is None or 0 < value < math.inf, said)
+            message = f"--alarms.{name.replace('_', '-')} is {value}, not a positive number"
+            require(value is None or 0 < value < math.inf, message)
         factor = self.grad_norm_factor
         require(factor is None or factor > 1, f"--alarms.grad-norm-factor is {factor}: give more than 1")
         require(self.window >= 1, f"--alarms.window is {self.window}, below 1")

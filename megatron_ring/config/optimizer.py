@@ -45,8 +45,8 @@ class OptimizerConfig:
             require(0 <= getattr(self, name) < 1, f"--optimizer.{name} is {getattr(self, name)}, outside 0..1 (1 excluded)")
         require(0 < self.eps < math.inf, f"--optimizer.eps is {self.eps}, it must be a positive number")
         require(self.clip_grad > 0, f"--optimizer.clip-grad is {self.clip_grad}, it must be positive")
-        said = f"--optimizer.apex {self.apex}: its Adam keeps fp32 moments, leave --optimizer.moments at fp32"
-        require(self.moments == "fp32" or self.apex in ("off", "gradients"), said)
+        message = f"--optimizer.apex {self.apex}: its Adam keeps fp32 moments, leave --optimizer.moments at fp32"
+        require(self.moments == "fp32" or self.apex in ("off", "gradients"), message)
         require(self.weight_decay >= 0, f"--optimizer.weight-decay is {self.weight_decay}, below 0")
 
     def lr_at(self, step: int, total_steps: int) -> float:

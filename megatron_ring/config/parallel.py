@@ -48,27 +48,27 @@ class ParallelConfig:
     def check(self, model: ModelConfig, world_size: int) -> None:
         """Raise `UserError` naming the numbers when `model` cannot be laid out over `world_size` processes."""
         tp, pp, ep, etp = self.tensor, self.pipeline, self.expert, self.expert_tensor
-        said = f"TP={tp} PP={pp} EP={ep} ETP={etp} on {world_size} process(es)"
-        require(world_size % (tp * pp) == 0, f"layout {said}: TP*PP = {tp * pp} does not divide {world_size}")
+        layout = f"TP={tp} PP={pp} EP={ep} ETP={etp} on {world_size} process(es)"
+        require(world_size % (tp * pp) == 0, f"layout {layout}: TP*PP = {tp * pp} does not divide {world_size}")
         require(
             world_size % (ep * etp * pp) == 0,
-            f"layout {said}: EP*ETP*PP = {ep * etp * pp} does not divide {world_size}",
+            f"layout {layout}: EP*ETP*PP = {ep * etp * pp} does not divide {world_size}",
         )
-        require(pp <= model.num_layers, f"layout {said}: {model.num_layers} layer(s) are too few for PP={pp} stages")
-        require(model.num_experts % ep == 0, f"layout {said}: {model.num_experts} experts do not split over EP={ep}")
+        require(pp <= model.num_layers, f"layout {layout}: {model.num_layers} layer(s) are too few for PP={pp} stages")
+        require(model.num_experts % ep == 0, f"layout {layout}: {model.num_experts} experts do not split over EP={ep}")
         require(
             model.num_key_value_heads % tp == 0,
-            f"layout {said}: {model.num_key_value_heads} KV heads do not split over TP={tp}",
+            f"layout {layout}: {model.num_key_value_heads} KV heads do not split over TP={tp}",
         )
         require(
             model.expert_width % etp == 0,
-            f"layout {said}: expert width {model.expert_width} does not split over ETP={etp}",
+            f"layout {layout}: expert width {model.expert_width} does not split over ETP={etp}",
         )
         for name, width in (("shared-expert", model.shared_width), ("dense", model.dense_width)):
-            require(width % tp == 0, f"layout {said}: {name} width {width} does not split over TP={tp}")
+            require(width % tp == 0, f"layout {layout}: {name} width {width} does not split over TP={tp}")
 
     def check_exact(self, layer_impl: str) -> None:
         """Raise `UserError` where neither the layout nor the layers' implementation allows --exact."""
         require(layer_impl == "native", f"--exact: --layer-impl {layer_impl} brings products of its own, leave it native")
-        said = f"TP={self.tensor} ETP={self.expert_tensor}: sums over ranks are in NCCL's order, set both to 1"
-        require(self.tensor == 1 and self.expert_tensor == 1, f"--exact: {said}")
+        layout = f"TP={self.tensor} ETP={self.expert_tensor}: sums over ranks are in NCCL's order, set both to 1"
+        require(self.tensor == 1 and self.expert_tensor == 1, f"--exact: {layout}")

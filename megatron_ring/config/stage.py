@@ -49,7 +49,7 @@ class StageConfig(ModelOptions):
     """A stage: it has a model and a tokenizer."""
 
     stage_name: ClassVar[str] = ""
-    """Its name in a run directory's config.yaml."""
+    """Name of its main, and of the stage in a run directory's config.yaml. Bases of several stages have none."""
     weights_setting: ClassVar[str] = "init_from"
     """Name of the setting that holds the checkpoint or Hugging Face folder; None there means new weights."""
     tokenizer_setting: ClassVar[str] = "data.tokenizer"
@@ -113,7 +113,5 @@ class InferenceConfig(StageConfig):
     """Text added to every user message."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
-
-def flag_of(setting: str) -> str:
-    """The flag of a setting's dotted name."""
-    return "--" + setting.replace("_", "-")
+    def check_model(self, model: ModelConfig) -> None:
+        self.sampling.check_vocabulary(model.vocab_size)

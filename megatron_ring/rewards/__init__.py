@@ -1,4 +1,5 @@
-"""Verifiable rewards: one verifier per file, run in killable processes. Imports neither torch nor megatron."""
+"""Verifiable rewards: one verifier per file, run in killable processes; batch scorers, which score many responses at once.
+Imports neither torch nor megatron."""
 
 from megatron_ring.rewards.interface import Reward, ScoreRequest, Verifier
 from megatron_ring.rewards.pool import RewardPool

@@ -8,7 +8,7 @@ from collections.abc import Hashable, Iterable
 from dataclasses import replace
 from typing import Protocol
 
-from megatron_ring.rewards.structure import Answer, is_variable
+from megatron_ring.rewards.answer_parts import Answer, is_variable
 from megatron_ring.rewards.surds import evaluate
 
 _MAX_PAIRS = 400
@@ -54,7 +54,9 @@ def answers_agree(reference: Answer, given: Answer, judge: Judge) -> bool | None
         given = replace(given, kind=reference.kind)
     reference, given = _alike(reference, given), _alike(given, reference)
     if reference.kind != given.kind:
-        if {reference.kind, given.kind} == {"atom", "sequence"} and all(map(_INEQUALITY.search, (reference.text, given.text))):
+        if {reference.kind, given.kind} == {"atom", "sequence"} and all(
+            map(_INEQUALITY.search, (reference.text, given.text))
+        ):
             return judge.equal(reference.text, given.text)  # x + y < 3 and y < 3 - x
         return None if {reference.kind, given.kind} & {"union"} else False
     if reference.kind == "atom":
@@ -66,9 +68,9 @@ def answers_agree(reference: Answer, given: Answer, judge: Judge) -> bool | None
     if reference.kind == "union":
         same = _same_members(reference.items, given.items, judge)
         return same if same or len(reference.items) == len(given.items) else None  # pieces may be joined
-    if reference.brackets == given.brackets == "if":
-        if "otherwise" in (reference.items[1].value, given.items[1].value):  # what the other cases leave
-            return answers_agree(reference.items[0], given.items[0], judge)
+    of_cases = reference.brackets == given.brackets == "if"
+    if of_cases and "otherwise" in (reference.items[1].value, given.items[1].value):  # what the other cases leave
+        return answers_agree(reference.items[0], given.items[0], judge)
     if reference.brackets != given.brackets or len(reference.items) != len(given.items):
         return False
     return _all(answers_agree(a, b, judge) for a, b in zip(reference.items, given.items, strict=True))
@@ -89,7 +91,9 @@ def _atoms_agree(reference: Answer, given: Answer, judge: Judge) -> bool | None:
         return judge.equal(wanted, got)
     if reference.parameter and given.parameter and reference.domain != given.domain:
         return False
-    names = [answer.parameter or _guessed(answer.value, reference.parameter or given.parameter) for answer in (reference, given)]
+    names = [
+        answer.parameter or _guessed(answer.value, reference.parameter or given.parameter) for answer in (reference, given)
+    ]
     wanted, got = (
         re.sub(rf"(?<![A-Za-z\\]){name}(?![A-Za-z])", names[0], text) if name else text
         for text, name in zip((wanted, got), names, strict=True)
@@ -127,7 +131,9 @@ def _alike(answer: Answer, other: Answer) -> Answer:
         names = [item.name for item in answer.items]
         named = all(names) and len(set(names)) == len(names)
         if other.kind == "sequence" and (named or other.brackets == "()"):
-            return replace(answer, kind="sequence", items=_in_order(answer.items) if named else answer.items, brackets=other.brackets)
+            return replace(
+                answer, kind="sequence", items=_in_order(answer.items) if named else answer.items, brackets=other.brackets
+            )
         if named and other.kind == "list" and not any(item.name for item in other.items):
             return replace(answer, kind="sequence", items=_in_order(answer.items), brackets="()")
         if other.kind in ("union", "list", "sequence") and _intervals(answer):
@@ -229,5 +235,3 @@ def _all(values: Iterable[bool | None]) -> bool | None:
 
 def _any(values: list[bool | None]) -> bool | None:
     return True if True in values else None if None in values else False
-
-

@@ -34,7 +34,9 @@ _MAGNITUDES = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _MAGNITUDE = re.compile(r"\s*(?:\\text\s*\{)?\s*(thousand|million|billion|trillion)\b\s*\}?")
 _BASED = re.compile(r"([0-9A-F]{1,60})\s*_\s*\{?\s*(?:\\text\s*\{)?(\d{1,2}|two|eight|ten)\}?\}?")
 _CLOCK = re.compile(r"\d{1,6}(?:\s*:\s*\d{1,6})+")
-_TRIGONOMETRIC = re.compile(r"(?:\\|\b)(?:" + "|".join(sorted(name for name in FUNCTIONS if name != "deg")) + r")(?![A-Za-z])")
+_TRIGONOMETRIC = re.compile(
+    r"(?:\\|\b)(?:" + "|".join(sorted(name for name in FUNCTIONS if name != "deg")) + r")(?![A-Za-z])"
+)
 _MODULUS = re.compile(r"\s*\(?\s*\\(?:pmod|mod|bmod)(?![A-Za-z])\s*\{?\s*\d{1,9}\s*\}?\s*\)?$")
 _PREAMBLE = re.compile(r"^(?:\\text\s*\{)?\s*(?:[Tt]he )?(?:[Ff]inal )?[Aa]nswer(?: is|:| =)?\s*:?\s*\}?\s*")
 

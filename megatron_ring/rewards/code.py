@@ -10,22 +10,30 @@ import atexit
 import functools
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from megatron_ring.errors import UserError
 from megatron_ring.rewards.code_compare import outputs_agree, values_agree
 from megatron_ring.rewards.code_formats import CodeTests, read_tests
-from megatron_ring.rewards.interface import Reward, ScoreRequest
+from megatron_ring.rewards.code_unit import MODULES
+from megatron_ring.rewards.interface import WORKERS_VARIABLE, Reward, ScoreRequest
 from megatron_ring.rewards.sandbox import RunResult, guest_values
 from megatron_ring.rewards.sandbox.images import ALIASES, PYTHON_LIMITS, image_for
 from megatron_ring.rewards.sandbox.runner import CodeRunner, CompileError
-from megatron_ring.rewards.worker import WORKERS_VARIABLE
 
 CORRECT = Reward(1.0, "correct")
 MAX_SOURCE = 1 << 18
 MAX_PARALLEL = 4
+
+# What a block may hold beside a program: what it prints, how it is run, its input.
+_NO_PROGRAMS = frozenset({
+    "text", "txt", "plaintext", "plain", "output", "out", "stdout", "console", "bash", "sh", "shell", "zsh", "cmd",
+    "powershell", "terminal", "input", "stdin", "json", "yaml", "xml", "html", "css", "csv", "markdown", "md", "diff",
+    "math", "latex", "tex", "makefile", "dockerfile", "toml", "ini", "log", "traceback", "pseudocode",
+})  # fmt: skip
+_LANGUAGE = re.compile(r"\{?\s*\.?([A-Za-z][\w+#]*)")
 
 _FENCE = re.compile(r"^[ \t]*(`{3,}|~{3,})[ \t]*([^\n`]*)$", re.MULTILINE)
 
@@ -38,25 +46,36 @@ class Solution:
     language: str | None
 
 
-def extract_solution(response: str) -> Solution:
-    """The last complete fenced block that holds anything; without any fence the whole response.
+def extract_solution(response: str, language: str | None = None) -> Solution:
+    """The program of a response: its last complete fenced block that holds one; without any fence the whole response.
 
-    A block that is left open, as in a response cut by its length limit, does not count.
+    Of blocks that name a programming language the last one counts, of `language` where there is one. Only where there is
+    none does a block without a name count. Blocks of output, commands or data are passed over. A block that is left open,
+    as in a response cut by its length limit, does not count.
     """
-    found: Solution | None = None
+    blocks = list(_blocks(response))
+    if not blocks:
+        return Solution("" if _FENCE.search(response) else response, None)
+    named = [block for block in blocks if block.language in ALIASES]
+    wanted = [block for block in named if language and ALIASES[str(block.language)] == ALIASES.get(language.lower())]
+    others = [block for block in blocks if block.language not in _NO_PROGRAMS]
+    return (wanted or named or others or [Solution("", None)])[-1]
+
+
+def _blocks(response: str) -> Iterator[Solution]:
+    """Complete fenced blocks that hold anything, in order."""
     opened: re.Match[str] | None = None
-    fences = 0
     for fence in _FENCE.finditer(response):
-        fences += 1
         if opened is None:
             opened = fence
         elif fence[1].startswith(opened[1]) and not fence[2].strip():
             block = response[opened.end() + 1 : fence.start()]
-            words = opened[2].split()
-            if block.strip():
-                found = Solution(block, words[0].lower() if words else None)
+            word = _LANGUAGE.match(opened[2])
+            if word and word[1].lower() in ("md", "markdown"):
+                yield from _blocks(block)
+            elif block.strip():
+                yield Solution(block, word[1].lower() if word else None)
             opened = None
-    return found or Solution("" if fences else response, None)
 
 
 def score(request: ScoreRequest) -> Reward:
@@ -84,7 +103,7 @@ def judge(response: str, answer: object, runner: CodeRunner, parallel: int | Non
         tests = read_tests(answer)
     except UserError as error:
         return Reward(0.0, str(error))
-    solution = extract_solution(response)
+    solution = extract_solution(response, tests.language)
     if not solution.source.strip():
         return Reward(0.0, "no code in the response")
     if len(solution.source) > MAX_SOURCE:
@@ -136,7 +155,9 @@ def _first_failure(tests: CodeTests, problem_of: Callable[[int], str | None], pa
 
 def _script_problem(solution: Solution, tests: CodeTests, index: int, runner: CodeRunner) -> str | None:
     limits = PYTHON_LIMITS.within(tests.seconds)
-    result = runner.python("script", {"source": solution.source, "setup": tests.setup}, limits, _stdin(tests, index))
+    stdin = _stdin(tests, index)
+    fields = {"source": solution.source, "setup": tests.setup, "stdin_bytes": len(stdin)}
+    result = runner.python("script", fields, limits, stdin)
     return _output_problem(result, tests, index)
 
 
@@ -168,7 +189,12 @@ def _function_problem(solution: Solution, tests: CodeTests, index: int, runner: 
 
 
 def _judge_unit(solution: Solution, tests: CodeTests, runner: CodeRunner) -> Reward:
-    fields = {"setup": tests.setup, "test": tests.test, "entry_point": tests.name}
+    plan = tests.plan
+    assert plan is not None  # read with the tests
+    fields = {
+        "setup": tests.setup, "test": tests.test, "entry_point": tests.name,
+        "names": plan.names, "functions": plan.functions, "classes": plan.classes, "modules": MODULES,
+    }  # fmt: skip
     candidate = {"setup": tests.setup, "source": solution.source}
     passed, problem = runner.unit_tests(candidate, fields, PYTHON_LIMITS.within(tests.seconds))
     return CORRECT if passed else Reward(0.0, _one_line(problem))

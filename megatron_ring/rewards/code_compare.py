@@ -7,6 +7,8 @@ import re
 from typing import Any
 
 TOLERANCE = 1e-6
+LARGE_TOLERANCE = 1e-12  # of numbers so large that floats are farther apart than the other
+ZERO_TOLERANCE = 1e-9
 
 _NUMBER = re.compile(r"[+-]?(?:\d{1,40}(?:\.\d{0,40})?|\.\d{1,40})(?:[eE][+-]?\d{1,3})?", re.ASCII)
 _MAX_DEPTH = 100
@@ -15,8 +17,8 @@ _MAX_DEPTH = 100
 def outputs_agree(expected: str, given: str) -> bool:
     """Equal line by line, but for white space at the ends of lines and of the text, and for rounding.
 
-    A number that is expected with a decimal point or an exponent may differ by 1e-6, absolute or relative; an expected
-    integer may be written as `3.0`.
+    A number that is expected with a decimal point or an exponent may differ by 1e-6, and by a millionth of itself where it
+    is below 1; from 0 by 1e-9. An expected integer may be written as `3.0`.
     """
     expected_lines, given_lines = _lines(expected), _lines(given)
     if expected_lines == given_lines:
@@ -73,6 +75,8 @@ def _close(expected: float, given: float) -> bool:
     try:
         if not (math.isfinite(expected) and math.isfinite(given)):
             return expected == given or (math.isnan(expected) and math.isnan(given))
-        return math.isclose(expected, given, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
+        size = abs(expected)
+        allowed = max(TOLERANCE * min(1.0, size), LARGE_TOLERANCE * size) if size else ZERO_TOLERANCE
+        return abs(expected - given) <= allowed
     except OverflowError:  # an integer beyond every float
         return False

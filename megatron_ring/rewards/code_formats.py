@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import decimal
 import json
 import pickle
 import zlib
@@ -11,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from megatron_ring.errors import UserError
+from megatron_ring.rewards.code_unit import UnitPlan, plan_unit
 
 DEFAULT_SECONDS = 6.0
 MAX_SECONDS = 60.0
@@ -40,6 +43,7 @@ class CodeTests:
         name: the function, or for unit tests the entry point (None: the tests call functions by their names).
         setup: trusted code that comes before the solution.
         test: trusted code that asserts; with an entry point it may define `check(candidate)`.
+        plan: which names the solution supplies to it, and what of it runs.
         seconds: time limit of each run.
         language: the solution's, where the problem fixes it; None: what the response's code block says.
     """
@@ -49,6 +53,7 @@ class CodeTests:
     name: str | None = None
     setup: str = ""
     test: str = ""
+    plan: UnitPlan | None = None
     seconds: float = DEFAULT_SECONDS
     language: str | None = None
 
@@ -66,8 +71,12 @@ def read_tests(answer: Any) -> CodeTests:
         tests = FORMATS[name](answer)
     except _MALFORMED as error:
         raise UserError(f"the reference is not of the form {name}: {type(error).__name__} {error}"[:200]) from None
-    if not tests.cases and not tests.test:
+    if not tests.cases and not tests.test.strip():
         raise UserError("the reference holds no tests")
+    if tests.kind == "stdio" and not any(case.expected.strip() for case in tests.cases):
+        raise UserError("no test expects any output: a program that does nothing would pass")
+    if tests.kind == "function" and all(case.expected is None for case in tests.cases):
+        raise UserError("every test expects None: a function that does nothing would pass")
     return tests
 
 
@@ -92,12 +101,22 @@ def _recognised(answer: Any) -> tuple[Mapping[str, Any], str]:
 
 
 def read_plain(answer: Mapping[str, Any]) -> CodeTests:
-    """Our own: `tests` is a list of {input, output}, or with `fn_name` of {args, expected}; or text of assertions."""
+    """Our own: `tests` is a list of {input, output}, or with `fn_name` of {args, expected}; or Python that asserts, as one
+    text or a list of them. JSON text is read as what it stands for."""
     name, tests = answer.get("fn_name"), answer["tests"]
+    if isinstance(tests, str) and tests.lstrip()[:1] in ("[", "{", '"'):
+        with contextlib.suppress(ValueError, RecursionError):
+            tests = json.loads(tests, parse_int=whole_number)
+    if isinstance(tests, Mapping) and "tests" in tests:
+        tests = tests["tests"]
+    if isinstance(tests, list) and tests and all(isinstance(test, str) for test in tests):
+        tests = "\n".join(tests)
     if isinstance(tests, str):
-        return CodeTests("unit", test=tests, setup=answer.get("setup", ""), language="python", seconds=_seconds(answer))
+        return _unit(tests, answer.get("setup") or "", name or answer.get("entry_point"), answer)
+    if not isinstance(tests, list):
+        raise TypeError("tests must be a list or Python")
     if name:
-        cases = tuple(Case(list(test["args"]), test["expected"]) for test in tests)
+        cases = tuple(Case(list(_json(test["args"], "args")), test["expected"]) for test in tests)
         return _function(name, cases, answer)
     return _stdio(((test["input"], test["output"]) for test in tests), answer)
 
@@ -105,7 +124,7 @@ def read_plain(answer: Mapping[str, Any]) -> CodeTests:
 def read_apps(answer: Mapping[str, Any]) -> CodeTests:
     """APPS and TACO: `input_output` holds `inputs`, `outputs` and, for functions, `fn_name`."""
     content = _json(answer["input_output"], "input_output")
-    inputs, outputs, name = content["inputs"], content["outputs"], content.get("fn_name")
+    inputs, outputs, name = _list(content["inputs"]), _list(content["outputs"]), content.get("fn_name")
     if len(inputs) != len(outputs):
         raise ValueError(f"{len(inputs)} inputs but {len(outputs)} outputs")
     if not name:
@@ -120,7 +139,7 @@ def read_codecontests(answer: Mapping[str, Any]) -> CodeTests:
     pairs = []
     for part in ("public_tests", "private_tests", "generated_tests"):
         tests = answer.get(part) or {"input": [], "output": []}
-        pairs += list(zip(tests["input"], tests["output"], strict=True))
+        pairs += list(zip(_list(tests["input"]), _list(tests["output"]), strict=True))
     return _stdio(iter(pairs), answer)
 
 
@@ -133,22 +152,14 @@ def read_livecodebench(answer: Mapping[str, Any]) -> CodeTests:
     metadata = _json(answer.get("metadata") or {}, "metadata")
     name = answer.get("fn_name") or metadata["func_name"]
     cases = tuple(
-        Case([json.loads(line) for line in test["input"].split("\n") if line.strip()], json.loads(test["output"]))
-        for test in tests
+        Case([_value(line) for line in test["input"].split("\n") if line.strip()], _value(test["output"])) for test in tests
     )
     return _function(name, cases, answer)
 
 
 def read_humaneval(answer: Mapping[str, Any]) -> CodeTests:
     """HumanEval: `test` defines `check(candidate)`, `prompt` holds imports and helpers that the solution may leave out."""
-    return CodeTests(
-        "unit",
-        name=answer["entry_point"],
-        setup=answer.get("prompt", ""),
-        test=answer["test"],
-        seconds=_seconds(answer),
-        language="python",
-    )
+    return _unit(answer["test"], answer.get("prompt") or "", answer["entry_point"], answer)
 
 
 FORMATS: dict[str, Callable[[Mapping[str, Any]], CodeTests]] = {
@@ -198,9 +209,24 @@ def _json(value: Any, name: str) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
+        return json.loads(value, parse_int=whole_number)
     except (ValueError, RecursionError):
         raise UserError(f"the reference's {name} is not JSON") from None
+
+
+def whole_number(digits: str) -> int:
+    """An integer of any length; Python's own reader stops at 4,300 digits."""
+    return int(digits) if len(digits) < 4000 else int(decimal.Decimal(digits))
+
+
+def _value(text: str) -> Any:
+    return json.loads(text, parse_int=whole_number)
+
+
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list):  # a text has letters where a list has tests
+        raise TypeError(f"a list is wanted, not {type(value).__name__}")
+    return value
 
 
 def _text(value: Any) -> str:
@@ -218,6 +244,17 @@ def _seconds(answer: Mapping[str, Any]) -> float:
 def _stdio(pairs: Any, answer: Mapping[str, Any]) -> CodeTests:
     cases = tuple(Case(_text(given), _text(expected)) for given, expected in pairs)
     return CodeTests("stdio", cases, seconds=_seconds(answer), language=answer.get("language"))
+
+
+def _unit(test: str, setup: str, entry_points: Any, answer: Mapping[str, Any]) -> CodeTests:
+    if not test.strip():
+        raise UserError("the reference holds no tests")
+    names = [entry_points] if isinstance(entry_points, str) else list(entry_points or ())
+    if not all(isinstance(name, str) and name.isidentifier() for name in names):
+        raise TypeError("entry_point must name what the solution defines")
+    plan = plan_unit(test, setup, tuple(names))
+    name = names[0] if len(names) == 1 else None
+    return CodeTests("unit", name=name, test=test, setup=setup, plan=plan, language="python", seconds=_seconds(answer))
 
 
 def _function(name: str, cases: tuple[Case, ...], answer: Mapping[str, Any]) -> CodeTests:

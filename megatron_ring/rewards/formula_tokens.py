@@ -15,7 +15,8 @@ _TOKEN = re.compile(
 _SPACE = re.compile(r"\s*")
 # By the name they are written with, with or without a backslash; the value is ours.
 FUNCTIONS = {
-    **{name: name for name in ("sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh", "coth", "exp", "ln", "log")},
+    **{name: name for name in ("sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh", "coth")},
+    "exp": "exp", "ln": "ln", "log": "log",
     **{f"arc{name}": f"arc{name}" for name in ("sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh")},
     **{f"a{name}": f"arc{name}" for name in ("sin", "cos", "tan", "sinh", "cosh", "tanh")},
     **{f"ar{name}": f"arc{name}" for name in ("sinh", "cosh", "tanh")},

@@ -7,29 +7,21 @@ within the digits is zero. Everything is bounded; nothing of SymPy is used but i
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Mapping
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-from megatron_ring.rewards.formula import Node
+from megatron_ring.rewards.formula import UNKNOWN, Node, number
+from megatron_ring.rewards.rationals import MAX_BITS, TooCoarse, Undefined, bits, bounded, exact_logarithm, exact_root
 
 Value = Any  # a Fraction where it is known exactly, else a real or complex number of mpmath's
 
-_MAX_BITS = 1 << 17
 _MAX_FACTORIAL = 5000
 _MAX_TERMS = 5000
 _MAX_EXPONENT = 10**8  # of e
 _GUARD = 12  # decimal digits that rounding may spoil
-_COMPLEX_ROUNDING = 15
-
-
-class TooCoarse(Exception):
-    """More digits are needed to tell."""
-
-
-class Undefined(Exception):
-    """The formula has no value here, or none that can be worked out within bounds."""
 
 
 @lru_cache(maxsize=8)
@@ -122,7 +114,7 @@ class Evaluator:
 
     def _add(self, terms: list[Value]) -> Value:
         if all(isinstance(term, Fraction) for term in terms):
-            return _bounded(sum(terms, Fraction(0)))
+            return bounded(sum(terms, Fraction(0)))
         numbers = [self.real(term) for term in terms]
         largest = max(map(abs, numbers))
         if any(number != 0 and abs(number) < largest * self._noise for number in numbers):
@@ -141,7 +133,7 @@ class Evaluator:
 
     def _multiply(self, a: Value, b: Value) -> Value:
         if isinstance(a, Fraction) and isinstance(b, Fraction):
-            return _bounded(a * b)
+            return bounded(a * b)
         if a == 0 or b == 0:
             return Fraction(0)
         value = self.real(a) * self.real(b)
@@ -167,7 +159,7 @@ class Evaluator:
         if exponent.denominator == 1:
             times = exponent.numerator
             if isinstance(base, Fraction):
-                if _bits(base) * abs(times) <= _MAX_BITS:
+                if bits(base) * abs(times) <= MAX_BITS:
                     return base**times
                 if abs(base) == 1:
                     return base ** (times % 2)
@@ -182,7 +174,7 @@ class Evaluator:
         return self._tidied(value, abs(value))
 
     def _bound(self, exponent: Value, base: Value) -> None:
-        size = abs(self.real(exponent) if _bits(exponent) < 200 else self._mp.mpf(exponent.numerator) / exponent.denominator)
+        size = abs(self.real(exponent) if bits(exponent) < 200 else self._mp.mpf(exponent.numerator) / exponent.denominator)
         if size * (1 + abs(self._mp.log(abs(self.real(base))))) > _MAX_EXPONENT:
             raise Undefined
 
@@ -194,7 +186,7 @@ class Evaluator:
         if value == 0:
             return Fraction(0)
         if isinstance(value, Fraction):
-            exact = _exact_root(abs(value), n)
+            exact = exact_root(abs(value), n)
             if exact is not None and (value > 0 or n % 2):
                 return exact if value > 0 else -exact
         number = self.real(value)
@@ -218,18 +210,20 @@ class Evaluator:
 
     def _binomial(self, top: Value, bottom: Value) -> Value:
         whole = all(isinstance(value, Fraction) and value.denominator == 1 for value in (top, bottom))
-        if whole and 0 <= top <= _MAX_FACTORIAL and 0 <= bottom:
+        if whole and 0 <= top <= _MAX_FACTORIAL and bottom >= 0:
             return Fraction(math.comb(top.numerator, bottom.numerator))
         if whole and 0 <= bottom <= 100:
             value = Fraction(1)
             for k in range(bottom.numerator):
-                value = _bounded(value * (top - k) / (k + 1))
+                value = bounded(value * (top - k) / (k + 1))
             return value
         if max(abs(top), abs(bottom)) > 10**9:
             raise Undefined
         return self._mp.binomial(self.real(top), self.real(bottom))
 
     def _call(self, name: str, values: list[Value]) -> Value:
+        if name.startswith(UNKNOWN):
+            return self._value(_stand_in(name, values))
         if name in ("max", "min", "gcd", "lcm"):
             return self._listed(name, values)
         x = values[0]
@@ -246,7 +240,7 @@ class Evaluator:
         if x == 0 and name in ("cos", "sec", "cosh"):
             return Fraction(1)
         number = self.real(x)
-        if name in ("sinh", "cosh", "tanh", "coth") and abs(number) > _MAX_EXPONENT or abs(number) > 10**30:
+        if (name in ("sinh", "cosh", "tanh", "coth") and abs(number) > _MAX_EXPONENT) or abs(number) > 10**30:
             raise Undefined
         reciprocal = {"cot": "tan", "sec": "cos", "csc": "sin", "coth": "tanh"}
         own = {name: name.replace("arc", "a") for name in ("arcsin", "arccos", "arctan", "arcsinh", "arccosh", "arctanh")}
@@ -267,7 +261,7 @@ class Evaluator:
             return Fraction(0)
         base = values[1] if len(values) > 1 else Fraction(10) if name == "lg" or (name == "log" and self._base) else None
         if isinstance(x, Fraction) and isinstance(base, Fraction):
-            exact = _exact_logarithm(x, base)
+            exact = exact_logarithm(x, base)
             if exact is not None:
                 return exact
         number = self.real(x)
@@ -318,41 +312,13 @@ class Evaluator:
         return self._mp.mpmathify(closed_form(node, self._digits))
 
 
-def _bits(value: Value) -> int:
-    return max(value.numerator.bit_length(), value.denominator.bit_length()) if isinstance(value, Fraction) else 0
-
-
-def _bounded(value: Fraction) -> Fraction:
-    if _bits(value) > _MAX_BITS:
-        raise Undefined
-    return value
-
-
-def _exact_root(value: Fraction, index: int) -> Fraction | None:
-    top, bottom = _whole_root(value.numerator, index), _whole_root(value.denominator, index)
-    return None if top is None or bottom is None else Fraction(top, bottom)
-
-
-def _whole_root(n: int, index: int) -> int | None:
-    """The exact root of a natural number, by bisection; None where there is none."""
-    if index == 1 or n < 2:
-        return n
-    if index == 2:
-        root = math.isqrt(n)
-        return root if root * root == n else None
-    low, high = 1, 1 << (n.bit_length() // index + 1)
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (middle + 1, high) if middle**index < n else (low, middle)
-    return low if low**index == n else None
-
-
-def _exact_logarithm(x: Fraction, base: Fraction) -> Fraction | None:
-    """The logarithm where it is rational with a denominator of at most 12."""
-    if x <= 0 or base <= 0 or base == 1:
-        raise Undefined
-    estimate = (math.log(x.numerator) - math.log(x.denominator)) / (math.log(base.numerator) - math.log(base.denominator))
-    guess = Fraction(estimate).limit_denominator(12)
-    if abs(guess.numerator) > 10_000 or _bits(base) * abs(guess.numerator) > _MAX_BITS:
-        return None
-    return guess if base**guess.numerator == x**guess.denominator else None
+def _stand_in(name: str, values: list[Value]) -> Node:
+    """Some function for one of which nothing is known, like no other and with no property of its own."""
+    chance = random.Random(name)
+    terms = []
+    for value in values:
+        argument = Node("number", value=value)
+        cube = Node("multiply", (number(chance.randint(2, 99)), Node("power", (argument, number(3)))))
+        bell = Node("add", (Node("power", (argument, number(2))), number(chance.randint(2, 99))))
+        terms += [cube, Node("divide", (number(chance.randint(2, 99)), bell))]
+    return Node("add", tuple(terms))

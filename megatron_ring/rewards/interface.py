@@ -6,6 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+# In the environment of a worker: how many workers share this machine, for those that run things side by side.
+WORKERS_VARIABLE = "MEGATRON_RING_REWARD_WORKERS"
+
 
 @dataclass(frozen=True, slots=True)
 class Reward:

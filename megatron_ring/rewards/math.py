@@ -159,6 +159,8 @@ class _Judge:
             return None
         try:
             return question()
+        except RecursionError:
+            return False
         except algebra.Unreadable as error:
             self.unread = self.unread or error.side
             return False

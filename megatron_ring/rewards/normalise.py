@@ -61,6 +61,7 @@ _WRAPPER = re.compile(
     r"|\\(?:tag|label|phantom|hphantom|vphantom)\*?\s*\{[^{}]*\}"
 )
 _INFIX = re.compile(r"\\(choose|over)(?![A-Za-z])")
+_BARE_MODULUS = re.compile(r"\\(pmod|mod|bmod) ?(\d+)")
 _BARE_SET = re.compile(r"\\mathbb\s*([A-Z])(?![A-Za-z])|\\mathbb\s*\{\s*([A-Z])\s*\}")
 _ALIGNED = re.compile(r"(\\(?:begin|end)\s*\{)(?:aligned|alignedat|align|gathered|gather|split|dcases|rcases|cases)\*?(\})")
 _MATRIX_KIND = re.compile(r"(\\(?:begin|end)\s*\{)(?:bmatrix|pmatrix|smallmatrix|matrix|array)(\})(?:\{[clr| ]*\})?")
@@ -101,7 +102,7 @@ def normalise(text: str) -> str:
         text = _DEGREE.sub(r"^{\\circ}", text)
         text = _SEGMENT.sub(r"\1", text)
         text = _BARE_SET.sub(lambda match: rf"\mathbb{{{match[1] or match[2]}}}", text)
-        text = _without_infix(text)
+        text = _BARE_MODULUS.sub(r"\\\1{\2}", _without_infix(text))
     text = _JOINING.sub(lambda match: f" {match[1] or match[2]} ", text)
     text = re.sub(r"\s+", " ", text).strip(" $").removesuffix(".").rstrip()
     if _SPACED_INTEGER.fullmatch(text):

@@ -12,34 +12,35 @@ import contextlib
 import queue
 import sys
 import threading
+import time
 from collections.abc import Iterable
 from concurrent.futures import CancelledError, Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from megatron_ring.errors import UserError
 from megatron_ring.rewards.interface import Reward, ScoreRequest, WorkerKind
+from megatron_ring.rewards.lane import Item, Lane, Tally
+from megatron_ring.rewards.reasons import printable_line
 from megatron_ring.rewards.registry import verifier_for
 from megatron_ring.rewards.sandbox.bwrap import UNSAFE_VARIABLE
+from megatron_ring.rewards.sandbox.sweep import sweep
 from megatron_ring.rewards.worker import WORKERS_VARIABLE
-from megatron_ring.rewards.worker_process import WorkerDied, WorkerProcess, WorkerTimeout
+from megatron_ring.rewards.worker_process import WorkerProcess
 
 DEFAULT_TIME_LIMIT = 5.0
 DEFAULT_MEMORY_BYTES = 4 << 30
 
 _QUICK_CHARACTERS = 1 << 18  # longer responses are searched for their box in a worker
 _WAITING = 4096  # items; past them `submit` waits
-# An item whose worker crashes gets another; one whose worker somebody kills, as the kernel does for want of memory, several.
-_ATTEMPTS = 2
-_ATTEMPTS_WHEN_KILLED = 20
-_READY = Reward(0.0, "ready")
+_DYING = 5.0  # seconds that `close` waits for runs of the sandbox to be dead
+_THREAD_PAUSES = (0.2, 1.0, 3.0)  # seconds before each further try to start a thread
 
 
 class _Task(NamedTuple):
-    """An item and the promise of its reward; without a request, the promise of a worker that is up."""
+    """An item and the promise of its reward."""
 
-    request: ScoreRequest | None
-    time_limit: float
+    item: Item
     future: Future[Reward]
 
 
@@ -86,9 +87,10 @@ class RewardPool:
             said = "programs that a model wrote run WITHOUT a sandbox where bubblewrap does not work"
             print(f"warning: unsafe code is allowed: {said}", file=sys.stderr, flush=True)
         self._lock = threading.Lock()
-        self._closed = False
+        self._closing = threading.Event()
         self._live: set[WorkerProcess] = set()
         self._lanes: dict[WorkerKind, _Lanes] = {}
+        self._tally = Tally()
 
     def start(self, domains: Iterable[str]) -> None:
         """Start a worker for each kind that these domains need, and wait for it: what is missing is said now, not later.
@@ -97,7 +99,7 @@ class RewardPool:
             UserError: a domain has no verifier, or its workers cannot work here.
         """
         kinds = dict.fromkeys(verifier_for(domain).worker for domain in domains)
-        waiting = [self._put(kind, _Task(None, self._time_limit, Future())) for kind in kinds]
+        waiting = [self._put(kind, _Task(Item(None, self._time_limit), Future())) for kind in kinds]
         for future in waiting:
             future.result()
 
@@ -107,8 +109,12 @@ class RewardPool:
         What can be decided within milliseconds is decided here. A response whose scoring hangs, crashes or runs out of
         memory gets reward 0 with the reason; other items are not affected. Waits while thousands of items are waiting.
 
+        Where the machine fails an item is tried again a few times. Then it is left without a verdict: its reward is 0, says
+        why under `machine_failure` in `detail`, and counts in `machine_failures`.
+
         Raises:
-            UserError: the domain has no verifier. (From the future: workers cannot work at all.)
+            UserError: the domain has no verifier, or no thread can be started. (From the future: workers cannot work at
+                all, or too many items are without a verdict.)
             RuntimeError: the pool is closed.
         """
         verifier = verifier_for(request.domain)
@@ -116,10 +122,10 @@ class RewardPool:
         if verifier.quick_score is not None and len(request.response) <= _QUICK_CHARACTERS:
             reward = verifier.quick_score(request)
             if reward is not None:
-                future.set_result(reward)
+                future.set_result(replace(reward, reason=printable_line(reward.reason)))
                 return future
         time_limit = max(self._time_limit, verifier.time_limit or 0.0)
-        return self._put(verifier.worker, _Task(request, time_limit, future))
+        return self._put(verifier.worker, _Task(Item(request, time_limit), future))
 
     def score(self, requests: Iterable[ScoreRequest]) -> list[Reward]:
         """Score responses and wait; rewards in the order of the requests. Raises what `submit` and its futures do."""
@@ -132,10 +138,15 @@ class RewardPool:
         with self._lock:
             return [worker.process.pid for worker in self._live]
 
+    @property
+    def machine_failures(self) -> int:
+        """Items that are without a verdict so far, because of the machine."""
+        return self._tally.unscored
+
     def close(self) -> None:
         """Kill the workers and cancel what is not scored yet. Safe to call twice."""
         with self._lock:
-            self._closed = True
+            self._closing.set()
             live, lanes = list(self._live), list(self._lanes.values())
         for group in lanes:
             with contextlib.suppress(queue.Empty):
@@ -151,6 +162,8 @@ class RewardPool:
         for group in lanes:
             for thread in group.threads:
                 thread.join()
+        if "code" in self._lanes:
+            sweep(_DYING)
 
     def __enter__(self) -> RewardPool:
         return self
@@ -161,7 +174,7 @@ class RewardPool:
     def _put(self, kind: WorkerKind, task: _Task) -> Future[Reward]:
         lanes = self._lanes_of(kind)
         while True:
-            if self._closed:
+            if self._closing.is_set():
                 raise RuntimeError("the reward pool is closed")
             with contextlib.suppress(queue.Full):
                 lanes.tasks.put(task, timeout=0.2)
@@ -169,84 +182,57 @@ class RewardPool:
 
     def _lanes_of(self, kind: WorkerKind) -> _Lanes:
         with self._lock:
-            if self._closed:
+            if self._closing.is_set():
                 raise RuntimeError("the reward pool is closed")
             if kind not in self._lanes:
                 tasks: queue.Queue[_Task | None] = queue.Queue(_WAITING)
                 # Daemons: a caller that forgets `close` can still exit, and its workers die with it.
-                threads = [
-                    threading.Thread(target=self._run_lane, args=(kind, tasks), name=f"reward-{kind}-{i}", daemon=True)
-                    for i in range(self._workers)
-                ]
-                self._lanes[kind] = _Lanes(tasks, threads)
-                for thread in threads:
-                    thread.start()
+                self._lanes[kind] = _Lanes(tasks, self._start_threads(kind, tasks))
             return self._lanes[kind]
 
+    def _start_threads(self, kind: WorkerKind, tasks: queue.Queue[_Task | None]) -> list[threading.Thread]:
+        """As many as there are workers, or as the machine allows: one is enough to go on."""
+        threads: list[threading.Thread] = []
+        for pause in (*_THREAD_PAUSES, 0.0):
+            try:
+                while len(threads) < self._workers:
+                    name = f"reward-{kind}-{len(threads)}"
+                    thread = threading.Thread(target=self._run_lane, args=(kind, tasks), name=name, daemon=True)
+                    thread.start()
+                    threads.append(thread)
+            except RuntimeError:  # no thread can be started
+                if threads:
+                    break
+                time.sleep(pause)
+        if not threads:
+            raise UserError("rewards: this machine starts no further thread: end other programs, or raise `ulimit -u`")
+        return threads
+
     def _run_lane(self, kind: WorkerKind, tasks: queue.Queue[_Task | None]) -> None:
-        worker: WorkerProcess | None = None
+        lane = Lane(lambda: self._start_worker(kind), self._end_worker, self._closing, self._tally)
         while (task := tasks.get()) is not None:
-            if self._closed:
+            if self._closing.is_set():
                 task.future.cancel()
             if not task.future.set_running_or_notify_cancel():
                 continue
-            outcome: Reward | Exception = CancelledError()
-            crashes, deaths = 0, 0
-            while crashes < _ATTEMPTS and deaths < _ATTEMPTS_WHEN_KILLED and not self._closed:
-                outcome, worker, death = self._attempt(task, kind, worker)
-                if death is None:
-                    break
-                deaths += 1
-                crashes += not death.killed
-            if self._closed and not isinstance(outcome, Reward):  # it was killed by `close`, not by the response
+            outcome = lane.score(task.item)
+            if self._closing.is_set() and not isinstance(outcome, Reward):  # it was ended by `close`, not by the response
                 outcome = CancelledError()
             if isinstance(outcome, Reward):
-                task.future.set_result(outcome)
+                task.future.set_result(replace(outcome, reason=printable_line(outcome.reason)))
             else:
                 task.future.set_exception(outcome)
-        self._discard(worker)
+        lane.discard()
 
-    def _attempt(
-        self, task: _Task, kind: WorkerKind, worker: WorkerProcess | None
-    ) -> tuple[Reward | Exception, WorkerProcess | None, WorkerDied | None]:
-        """One try to score an item: its reward or what went wrong, the worker for the next, how the worker died if so."""
-        outcome: Reward | Exception
-        death, retire = None, True
-        try:
-            worker = self._usable(kind, worker)
-            outcome, retire = (_READY, False) if task.request is None else worker.ask(task.request, task.time_limit)
-        except WorkerTimeout:
-            outcome = Reward(0.0, f"time limit of {task.time_limit:g} s exceeded")
-        except WorkerDied as error:
-            outcome, death = Reward(0.0, f"the verifier's process died: {error}"), error
-        except Exception as error:
-            outcome = error
-        if retire:
-            self._discard(worker)
-            worker = None
-            if self._closed:
-                outcome = CancelledError()
-        return outcome, worker, death
-
-    def _usable(self, kind: WorkerKind, worker: WorkerProcess | None) -> WorkerProcess:
-        """The lane's worker, or a new one when there is none or when it died while it was idle."""
-        if worker is not None and worker.process.poll() is None:
-            return worker
-        self._discard(worker)
+    def _start_worker(self, kind: WorkerKind) -> WorkerProcess:
         with self._lock:
-            if self._closed:
+            if self._closing.is_set():
                 raise CancelledError
             worker = WorkerProcess(kind, self._memory_bytes, self._variables)
             self._live.add(worker)
-        try:
-            worker.await_ready()
-        except (UserError, WorkerDied):
-            self._discard(worker)
-            raise
-        return worker
+            return worker
 
-    def _discard(self, worker: WorkerProcess | None) -> None:
-        if worker is not None:
-            with self._lock:
-                self._live.discard(worker)
-            worker.kill()
+    def _end_worker(self, worker: WorkerProcess) -> None:
+        with self._lock:
+            self._live.discard(worker)
+        worker.kill()

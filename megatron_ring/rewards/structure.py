@@ -8,47 +8,36 @@ compares what is read here.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
 
+from megatron_ring.rewards.answer_parts import Answer, is_variable, split
 from megatron_ring.rewards.exact import parse_number
-from megatron_ring.rewards.formula import parse, variables
+from megatron_ring.rewards.formula import variables
+from megatron_ring.rewards.formula_parser import parse
+from megatron_ring.rewards.inequalities import as_interval
 from megatron_ring.rewards.normalise import closes_at, unwrap
 from megatron_ring.rewards.surds import evaluate, exact_agree
 
-Kind = Literal["atom", "equation", "sequence", "set", "list", "union", "matrix", "cases"]
-
 _MAX_DEPTH = 6
 
-_TOKEN = re.compile(
-    r"\\begin\s*\{[a-z]+\}|\\end\s*\{[a-z]+\}|\\[{}]|\\[A-Za-z]+|\\.|[()\[\]{}]| (?:or|and)(?= )|[,;=<>&]", re.DOTALL
-)
-_OPENING = ("(", "[", "{", "\\{")
-_CLOSING = (")", "]", "}", "\\}")
 _COMMAS = frozenset({",", ";", " or", " and"})
-_RELATIONS = frozenset({"<", ">", "\\le", "\\ge"})
-_VARIABLE = re.compile(r"[A-Za-z]|\\[a-z]+")
-_NOT_VARIABLES = frozenset({"e", "i", "\\pi", "\\infty"})
 _ARGUMENTS = re.compile(r"(?<=[fghpqrsuvwA-Z'])\s*\([^()]{1,40}\)|_\s*(?:\w|\{[^{}]*\})|\\text\s*\{[^{}]*\}")
 _NAME = re.compile(r"[A-Za-z\\ +\-*/{}()|,':]{1,60}")
 _BUILDER = re.compile(
     r"[a-z](?:\s*\\in\s*\\(?:mathbb\s*\{?\s*R\s*\}?|R))?\s*(?:\\mid|\||:)\s*([^|:]*(?:<|>|\\le|\\ge)[^|:]*)"
 )
-_EXCLUDED = re.compile(
-    r"\\mathbb\s*\{?\s*R\s*\}?\s*(?:\\setminus|\\backslash|-)\s*\\\{([^,{}]+)\\\}|([a-z]) ?\\ne ?([^,<>=\\]+|\\frac[^,<>=]+)"
-)
 _SYSTEM = re.compile(r"(?:\\\{\s*)?\\begin\{(cases|matrix)\}((?:(?!\\begin|\\end).)*)\\end\{\1\}", re.DOTALL)
 _CONDITION = re.compile(r"^(?:\\text\s*\{\s*,?\s*(?:if|for|when|where)?\s*\}|if |for |when )\s*|^,\s*")
 _BEFORE_CONDITION = re.compile(r",?\s*\\text\s*\{\s*,?\s*(?:if|for|when)\s*\}|,(?=[^,]*(?:<|>|=|\\le|\\ge|\\ne))")
 _OTHERWISE = re.compile(r"(?:\\text\s*\{)?\s*(?:otherwise|else)\s*\}?")
-_ABSOLUTE = re.compile(r"\|\s*([a-z])\s*(?:([+-])\s*([^|]+?))?\s*\|")
 _INTEGERS = re.compile(
-    r"[\s,;(]*(?:\\text\s*\{[\s,(]*(?:where|for|with|for all|for any|for every|and)?\s*\}|where|with|for(?: all| any| every)?|\\forall)?"
+    r"[\s,;(]{0,6}(?:\\text\s*\{[\s,(]*(?:where|for|with|for all|for any|for every|and)?\s*\}"
+    r"|where|with|for(?: all| any| every)?|\\forall)?"
     r"\s*(?<![A-Za-z\\])([a-zA-Z])\s*(?:\\in\s*\\?(?:mathbb)?\{*\s*([ZN])\s*\}*"
     r"|(?:\\text\s*\{)?\s*(?:is an?|is any|an|any)?\s*(integer)s?\s*\}?)\s*\)?$"
 )
 _QUANTIFIED = re.compile(
-    r"[\s,(]*(?:\\forall|(?:\\text\s*\{)?\s*for (?:all|every|any|each)(?![A-Za-z]))[\s}]*(?:\\text\s*\{)?\s*"
+    r"[\s,(]{0,6}(?:\\forall|(?:\\text\s*\{)?\s*for (?:all|every|any|each)(?![A-Za-z]))[\s}]*(?:\\text\s*\{)?\s*"
     r"(?:real|complex)?\s*(?:numbers?|values? of)?[\s}]*[a-z]?\s*(?:\\in\s*\\?(?:mathbb)?\{*\s*[RC]\s*\}*)?\)?$"
 )
 _PLUS_MINUS = re.compile(r"\\pm(?![A-Za-z])")
@@ -56,34 +45,6 @@ _MINUS_PLUS = re.compile(r"\\mp(?![A-Za-z])")
 _ALL_REAL = re.compile(r"\\mathbb\s*\{?\s*R\s*\}?|\\R|(?:\\text\s*\{)?\s*all real numbers\s*\}?")
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _ONE_GROUPED_NUMBER = re.compile(r"[^,\d(\[{]*\d{1,3}(?:,\d{3})+(?:\.\d+)?(?![\d,])[^,]*", re.ASCII)
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A part of an answer.
-
-    Attributes:
-        kind: what it is; "equation" is one whose left side is more than a name.
-        text: the whole of it, with its name.
-        value: the text of an atom, without its name.
-        items: the parts; a matrix has its rows as sequences.
-        brackets: of a sequence, both in one string; "()" for any that is not a pair.
-        name: what stands before `=`, or the variable of an inequality.
-        also: other sides of a chain `a = b = c`, which must be equal to it.
-        approximation: the decimal after `\\approx`.
-        parameter, domain: of an atom, a letter in it that stands for all integers ("Z") or natural numbers ("N").
-    """
-
-    kind: Kind
-    text: str
-    value: str = ""
-    items: tuple[Answer, ...] = ()
-    brackets: str = ""
-    name: str = ""
-    also: tuple[str, ...] = ()
-    approximation: str = ""
-    parameter: str = ""
-    domain: str = ""
 
 
 def parse_answer(text: str, depth: int = 0) -> Answer:
@@ -96,10 +57,10 @@ def parse_answer(text: str, depth: int = 0) -> Answer:
     if depth == 0:
         integers = _INTEGERS.search(text)
         if integers is not None and integers.start() > 0 and integers[1] in text[: integers.start()]:
-            return _with_parameter(parse_answer(text[: integers.start()], 1), integers[1], integers[2] or "Z")
+            return _with_parameter(parse_answer(text[: integers.start()].rstrip(" ,;("), 1), integers[1], integers[2] or "Z")
         quantified = _QUANTIFIED.search(text)
         if quantified is not None and quantified.start() > 0:
-            text = text[: quantified.start()]
+            text = text[: quantified.start()].rstrip(" ,(")
     if _ALL_REAL.fullmatch(text):
         text = "(-\\infty,\\infty)"
     if _ONE_GROUPED_NUMBER.fullmatch(text):
@@ -107,31 +68,20 @@ def parse_answer(text: str, depth: int = 0) -> Answer:
     unions = split(text, frozenset({"\\cup"}))
     if len(unions) > 1:
         return Answer("union", text, items=tuple(parse_answer(part, depth + 1) for part in unions))
-    return _system(text, depth) or _enclosed(text, depth) or _listed(text, depth) or _related(text) or _named(text, depth) or _plain(text, depth)
+    return (
+        _system(text, depth)
+        or _enclosed(text, depth)
+        or _listed(text, depth)
+        or as_interval(text)
+        or _named(text, depth)
+        or _plain(text, depth)
+    )
 
 
 def _with_parameter(answer: Answer, parameter: str, domain: str) -> Answer:
     if answer.kind == "atom":
         return replace(answer, parameter=parameter, domain=domain)
     return replace(answer, items=tuple(_with_parameter(item, parameter, domain) for item in answer.items))
-
-
-def split(text: str, separators: frozenset[str], found: list[str] | None = None) -> list[str]:
-    """Parts between separators that stand outside all brackets; `found` receives the separators."""
-    parts, depth, start = [], 0, 0
-    for match in _TOKEN.finditer(text):
-        token = match[0]
-        if token in _OPENING or token.startswith("\\begin"):
-            depth += 1
-        elif token in _CLOSING or token.startswith("\\end"):
-            depth -= 1
-        elif depth == 0 and token in separators:
-            parts.append(text[start : match.start()].strip())
-            start = match.end()
-            if found is not None:
-                found.append(token)
-    parts.append(text[start:].strip())
-    return parts
 
 
 def _items(content: str, depth: int) -> tuple[Answer, ...]:
@@ -220,62 +170,6 @@ def _listed(text: str, depth: int) -> Answer | None:
     if " and" in found and any(item.kind == "sequence" and item.name for item in items):
         return Answer("atom", text, text)  # both conditions, not either
     return items[0] if len(items) == 1 else Answer("list", text, items=items)
-
-
-def _related(text: str) -> Answer | None:
-    """An inequality as an interval, `x \\ne a` and `\\mathbb{R} \\setminus \\{a\\}` as two."""
-    excluded = _EXCLUDED.fullmatch(text)
-    if excluded is not None:
-        variable, value = ("", excluded[1]) if excluded[1] else (excluded[2], excluded[3])
-        bounds = [Answer("atom", end, end) for end in ("-\\infty", value, "\\infty")]
-        pieces = [Answer("sequence", text, items=tuple(bounds[at : at + 2]), brackets="()") for at in (0, 1)]
-        return Answer("union", text, items=tuple(pieces), name=variable)
-    found: list[str] = []
-    parts = split(text, _RELATIONS, found)
-    if len(parts) not in (2, 3) or not all(parts):
-        return None
-    if len({relation in ("<", "\\le") for relation in found}) > 1:
-        return None
-    if found[0] in (">", "\\ge"):
-        parts, found = parts[::-1], found[::-1]
-    infinite = "\\infty"
-    if len(parts) == 2 and (_ABSOLUTE.fullmatch(parts[0]) or _ABSOLUTE.fullmatch(parts[1])):
-        return _distance(text, parts, found[0])
-    if len(parts) == 3:
-        (low, name, high), (left, right) = parts, found
-    elif is_variable(parts[0]):
-        (name, high), low, left, right = parts, "-" + infinite, "<", found[0]
-    else:
-        (low, name), high, left, right = parts, infinite, found[0], "<"
-    if not is_variable(name):
-        return None
-    brackets = ("[" if "le" in left or "ge" in left else "(") + ("]" if "le" in right or "ge" in right else ")")
-    ends = (Answer("atom", low, low), Answer("atom", high, high))
-    return Answer("sequence", text, items=ends, brackets=brackets, name=name)
-
-
-def _distance(text: str, parts: list[str], relation: str) -> Answer:
-    """`|x - c| < r` as an interval around c, `|x - c| > r` as the two beyond it."""
-    within = _ABSOLUTE.fullmatch(parts[0])
-    match = within or _ABSOLUTE.fullmatch(parts[1])
-    assert match is not None
-    radius = parts[1] if within else parts[0]
-    centre = "0" if match[2] is None else f"({match[3]})" if match[2] == "-" else f"-({match[3]})"
-    closed = "le" in relation or "ge" in relation
-    low, high = (Answer("atom", end, end) for end in (f"{centre}-({radius})", f"{centre}+({radius})"))
-    if within:
-        return Answer("sequence", text, items=(low, high), brackets="[]" if closed else "()", name=match[1])
-    ends = [Answer("atom", end, end) for end in ("-\\infty", "\\infty")]
-    pieces = (
-        Answer("sequence", text, items=(ends[0], low), brackets="(]" if closed else "()"),
-        Answer("sequence", text, items=(high, ends[1]), brackets="[)" if closed else "()"),
-    )
-    return Answer("union", text, items=pieces, name=match[1])
-
-
-def is_variable(text: str) -> bool:
-    """Whether a text is the name of a variable, and of one only."""
-    return _VARIABLE.fullmatch(text) is not None and text not in _NOT_VARIABLES
 
 
 def _named(text: str, depth: int) -> Answer | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from megatron_ring.rewards.formula import Node
+from megatron_ring.rewards.formula import UNKNOWN, Node
 
 _CALLS = {"abs": "Abs", "ln": "log", "log": "log", "ceil": "ceiling", "max": "Max", "min": "Min"}
 
@@ -58,5 +58,7 @@ def _sympy(node: Node) -> Any:
         return sympy.factorial(parts[0])
     if node.kind == "binomial":
         return sympy.binomial(*parts)
+    if node.name.startswith(UNKNOWN):
+        raise ValueError("a function of which nothing is known")
     name = _CALLS.get(node.name, node.name.replace("arc", "a"))
     return getattr(sympy, name)(*parts)

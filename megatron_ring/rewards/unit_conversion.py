@@ -9,7 +9,16 @@ from functools import cache, lru_cache
 from typing import Any
 
 # Where our symbol is not pint's.
-_NAMES = {"Wh": "watt_hour", "Ah": "ampere_hour", "Ohm": "ohm", "Ang": "angstrom", "Torr": "torr", "AU": "astronomical_unit", "amu": "dalton", "u": "dalton"}
+_NAMES = {
+    "Wh": "watt_hour",
+    "Ah": "ampere_hour",
+    "Ohm": "ohm",
+    "Ang": "angstrom",
+    "Torr": "torr",
+    "AU": "astronomical_unit",
+    "amu": "dalton",
+    "u": "dalton",
+}
 # pint gives these the dimension of something else (Hz = Bq = rad/s, Gy = Sv), but 50 Hz is not 50 rad/s.
 _OF_THEIR_OWN = ("Bq", "Gy", "Sv", "rad", "deg", "sr", "lm", "lx", "cd", "B")
 _BY_NAME_ONLY = ("dB", "rpm", "ppb", "ppm")

@@ -115,7 +115,9 @@ def _singular(unit: Unit) -> Unit:
 
 def _words(text: str) -> list[str]:
     """Words and signs, in order; a plural is its singular."""
-    return [word.removesuffix("s") if len(word) > 3 else word for word in re.findall(r"[A-Za-z]+|\d+|[^\s{}.]", _plain(text))]
+    return [
+        word.removesuffix("s") if len(word) > 3 else word for word in re.findall(r"[A-Za-z]+|\d+|[^\s{}.]", _plain(text))
+    ]
 
 
 def _plain(text: str) -> str:

@@ -6,6 +6,7 @@ limit in bytes.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -16,13 +17,13 @@ import sys
 from typing import Any
 
 from megatron_ring.lifetime import die_with_parent
+from megatron_ring.rewards.interface import WORKERS_VARIABLE as WORKERS_VARIABLE  # for `pool`
 
 HEADER = struct.Struct("!Q")
-# How many workers share this machine, for those that run things side by side.
-WORKERS_VARIABLE = "MEGATRON_RING_REWARD_WORKERS"
 
 # Algebra leaves caches behind. A worker whose address space has grown to this share of its limit is replaced.
 _RETIRE_AT = 0.5
+_OOM_SCORE = 500  # of 1000, which is a run's
 
 
 def send_message(connection: socket.socket, message: Any) -> None:
@@ -48,9 +49,18 @@ def _limit_process(parent: int, memory_bytes: int | None) -> None:
     if os.getppid() != parent:  # it died before that took effect
         raise SystemExit(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    _offer_to_the_kernel()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if memory_bytes is not None:
         resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+
+
+def _offer_to_the_kernel() -> None:
+    """Where memory is short the kernel ends workers before the trainer, and what a sandbox runs before workers."""
+    with contextlib.suppress(OSError, ValueError), open("/proc/self/oom_score_adj", "r+") as score:
+        if int(score.read()) < _OOM_SCORE:
+            score.seek(0)
+            score.write(str(_OOM_SCORE))
 
 
 def _address_space() -> int:
@@ -83,6 +93,7 @@ def main() -> None:
     _limit_process(parent, memory_bytes)
     connection = socket.socket(fileno=descriptor)
     from megatron_ring.errors import UserError
+    from megatron_ring.rewards.sandbox.failure import MachineFailure
 
     try:
         from megatron_ring.rewards.interface import ScoreRequest
@@ -91,6 +102,9 @@ def main() -> None:
         _prepare(sys.argv[3])
     except UserError as error:
         send_message(connection, {"user_error": str(error)})
+        raise SystemExit(1) from None
+    except MachineFailure as error:
+        send_message(connection, {"machine": str(error)})
         raise SystemExit(1) from None
     except Exception as error:
         send_message(connection, {"error": f"{type(error).__name__}: {error}"})
@@ -107,6 +121,9 @@ def main() -> None:
             answer = {"value": reward.value, "reason": reward.reason, "detail": dict(reward.detail)}
         except UserError as error:
             send_message(connection, {"user_error": str(error)})
+            continue
+        except MachineFailure as error:
+            send_message(connection, {"machine": str(error)})
             continue
         except Exception as error:
             # Never the error's own text: printing an expression can take forever.

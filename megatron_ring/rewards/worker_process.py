@@ -16,6 +16,9 @@ from typing import Any
 
 from megatron_ring.errors import UserError
 from megatron_ring.rewards.interface import Reward, ScoreRequest, WorkerKind
+from megatron_ring.rewards.sandbox import usage, watch
+from megatron_ring.rewards.sandbox.failure import MachineFailure
+from megatron_ring.rewards.sandbox.sweep import sweep
 from megatron_ring.rewards.worker import HEADER, send_message
 
 _START_LIMIT = 120.0  # seconds; a cold file system on a busy node, not part of any item's time
@@ -36,23 +39,32 @@ class WorkerDied(Exception):
 
 
 class WorkerProcess:
-    """One worker process and the socket to it. Used by one lane only."""
+    """One worker process and the socket to it. Used by one lane only.
+
+    Raises:
+        OSError: the machine has no process, descriptor or memory for it.
+    """
 
     def __init__(self, kind: WorkerKind, memory_bytes: int, variables: dict[str, str]) -> None:
-        ours, theirs = socket.socketpair()
+        self.kind = kind
         environment = dict(os.environ) | variables
         paths = [str(_PACKAGE_ROOT), environment.get("PYTHONPATH", "")]
         environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+        ours, theirs = socket.socketpair()
         arguments = [str(theirs.fileno()), str(os.getpid()), kind, str(memory_bytes)]
-        with theirs:
-            self.process = subprocess.Popen(
-                [sys.executable, "-P", "-c", _WORKER_PROGRAM, *arguments],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                env=environment,
-            )
+        try:
+            with theirs:
+                self.process = subprocess.Popen(
+                    [sys.executable, "-P", "-c", _WORKER_PROGRAM, *arguments],
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    env=environment,
+                )
+        except OSError:
+            ours.close()
+            raise
         self.connection = ours
 
     def await_ready(self) -> None:
@@ -61,11 +73,14 @@ class WorkerProcess:
         Raises:
             UserError: they could not be loaded.
             WorkerDied: somebody killed it.
+            MachineFailure: the machine has nothing left for what they need.
         """
         try:
             message = self._receive(time.monotonic() + _START_LIMIT)
             if "user_error" in message:
                 raise UserError(message["user_error"])
+            if "machine" in message:
+                raise MachineFailure(message["machine"])
             problem = message.get("error")
         except WorkerTimeout:
             problem = f"not ready after {_START_LIMIT:g} s"
@@ -81,10 +96,12 @@ class WorkerProcess:
 
         Raises:
             UserError: nothing can be scored on this machine.
+            MachineFailure: the machine has nothing left to score this one with, for now.
             WorkerTimeout: no answer within `time_limit` seconds.
             WorkerDied: the process ended instead of answering.
         """
         deadline = time.monotonic() + time_limit
+        self._before = usage.times([self.process.pid])
         self.connection.settimeout(time_limit)
         try:
             send_message(self.connection, asdict(request))
@@ -95,14 +112,25 @@ class WorkerProcess:
         message = self._receive(deadline)
         if "user_error" in message:
             raise UserError(message["user_error"])
+        if "machine" in message:
+            raise MachineFailure(message["machine"])
         reward = Reward(float(message["value"]), str(message["reason"]), message["detail"])
         return reward, bool(message["retire"])
 
+    def starved(self, time_limit: float) -> bool:
+        """Whether the time since `ask` went by while the process waited for a processor; call it while it is alive."""
+        now = usage.times([self.process.pid])
+        return watch.is_starved(
+            now.cpu_seconds - self._before.cpu_seconds, now.waited_seconds - self._before.waited_seconds, time_limit
+        )
+
     def kill(self) -> None:
-        """End the process at once."""
+        """End the process at once, and remove what it leaves behind as far as that is dead already."""
         self.process.kill()
         self.connection.close()
         self.process.wait()
+        if self.kind == "code":
+            sweep()
 
     def _receive(self, deadline: float) -> dict[str, Any]:
         (size,) = HEADER.unpack(self._receive_bytes(HEADER.size, deadline))

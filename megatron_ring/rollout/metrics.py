@@ -38,7 +38,7 @@ def _parts(items: list[ScoredRollout], suffix: str) -> dict[str, float]:
 
 
 def sampling_metrics(collected: CollectedStep, selection: Selection, by_domain: bool) -> dict[str, Any]:
-    """The figures of a step's responses under the names of the metrics contract; docs/c3po.md says what each means.
+    """The figures of a step's responses under the names of the metrics contract; docs/reference/metrics.md has each.
     `by_domain`: those of each domain, too."""
     scored = collected.scored
     domains = sorted({item.rollout.domain for item in scored})

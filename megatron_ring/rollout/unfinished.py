@@ -135,10 +135,10 @@ def from_bytes(data: bytes, stage: slice) -> Held:
     if "values" in file:
         file |= dict(zip(OLD_VALUES, file.pop("values").float(), strict=True))  # float64 in old checkpoints, of fp32 numbers
     taken = dict.fromkeys((column.name for column in DRAWN), 0)
-    unknown = [name for name in taken if name not in file]
     for about in json.loads(bytes(file["index"].numpy())):
         length = about.pop("tokens")
-        about["absent"] = sorted({*about.get("absent", ()), *unknown}) if length else []
+        absent = {*about.get("absent", ()), *(taken.keys() - file.keys())} if length else set()
+        about["absent"] = [name for name in taken if name in absent]
         columns: dict[str, Any] = {}
         for column in DRAWN:
             if column.name not in about["absent"]:

@@ -12,13 +12,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
-import yaml
-
 from megatron_ring.algorithm.histogram import Histogram
 from megatron_ring.config.checks import require
-from megatron_ring.config.cli import build_config, read_yaml
 from megatron_ring.config.metadata import changeable
 from megatron_ring.config.stage import StageConfig
+from megatron_ring.config.yaml_file import build_config, dump_yaml, read_yaml
 from megatron_ring.data.writing import write_atomically
 from megatron_ring.errors import UserError
 
@@ -77,7 +75,7 @@ class RunDirectory:
         values = {"stage": config.stage_name, **plain(config)}
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, yaml.safe_dump(values, sort_keys=False).encode())
+            write_atomically(path, dump_yaml(values).encode())
         except OSError as error:
             raise UserError(f"--run-dir {self.path}: cannot be written: {error.strerror}") from None
 

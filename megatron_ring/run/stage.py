@@ -20,10 +20,11 @@ from megatron_ring.checkpoint.loading import load_checkpoint
 from megatron_ring.checkpoint.manifest import model_config_of
 from megatron_ring.checkpoint.weights import fill_from, initialize_weights
 from megatron_ring.config.checks import require
+from megatron_ring.config.metadata import flag_of
 from megatron_ring.config.model import ModelConfig
 from megatron_ring.config.optimizer import RouterLossConfig
 from megatron_ring.config.presets import get_preset
-from megatron_ring.config.stage import ModelOptions, StageConfig, TrainedModelOptions, TrainingConfig, flag_of
+from megatron_ring.config.stage import ModelOptions, StageConfig, TrainedModelOptions, TrainingConfig
 from megatron_ring.data.tokenizer import RingTokenizer
 from megatron_ring.errors import UserError
 from megatron_ring.model.exact import check_exact

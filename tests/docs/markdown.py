@@ -13,6 +13,7 @@ _FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.M | re.S)
 _HEADING = re.compile(r"^#{1,6} (.+?)\s*$", re.M)
 _LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 _HEREDOC = re.compile(r"<<-?\s*['\"]?(\w+)['\"]?.*?\n.*?^\1$", re.M | re.S)
+_INDENTED = re.compile(r"^ {4}((?:\w+=\S* )*(?:python|torchrun|make|sbatch|examples/\S+\.sh)\s.*)$", re.M)
 _SUBSTITUTION = re.compile(r"\$\(([^()]*)\)")
 _SEPARATORS = {"|", "||", "&&", ";", "&"}
 _REDIRECTIONS = {">", ">>", "<"}
@@ -60,7 +61,11 @@ def fences(text: str) -> list[tuple[str, str, int]]:
 
 
 def commands(page: str, text: str) -> Iterator[Command]:
-    """The simple commands of the shell fences of a page, those inside $(…) too. In a console fence they follow a $."""
+    """The simple commands of the shell fences of a page, those inside $(…) too. In a console fence they follow a $. Lines of
+    indented code count where they begin with one of our commands."""
+    outside = _FENCE.sub(lambda fence: "\n" * fence[0].count("\n"), text)
+    for match in _INDENTED.finditer(outside):
+        yield from _commands(f"{page}:{outside.count(chr(10), 0, match.start()) + 1}", match[1])
     for language, body, line in fences(text):
         if language not in SHELL:
             continue

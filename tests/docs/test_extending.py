@@ -14,7 +14,7 @@ import pytest
 from tests.conftest import ROOT
 from tests.docs.extending import apply, copy_of_the_package
 
-LIMITS = {"An objective": 2, "A verifier": 2, "A batch scorer": 2}
+LIMITS = {"An objective": 2, "A verifier": 2, "A batch scorer": 2, "A token column": 1, "A stage": 4}
 
 
 def run_in(root: Path, *arguments: str, timeout: float = 300.0) -> subprocess.CompletedProcess[str]:
@@ -110,6 +110,90 @@ def test_a_batch_scorer(extended: Path) -> None:
     done = run_in(extended, "-c", SCORER)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == [1, 0, 1, 0, 0, 0, 0]
+
+
+COLUMN = """
+import dataclasses, json, torch
+import megatron_ring
+import megatron_ring.parallel
+megatron_ring.parallel.prepare()
+from safetensors.torch import load, save
+from megatron_ring.checkpoint.weights import initialize_weights
+from megatron_ring.config.parallel import ParallelConfig
+from megatron_ring.config.presets import RING_TINY
+from megatron_ring.config.sampling import SamplingConfig
+from megatron_ring.model.layout import PackedLayout
+from megatron_ring.model.ring_model import build_model, forward_all_stages
+from megatron_ring.parallel import context
+from megatron_ring.rollout.handover import hand_over
+from megatron_ring.rollout.unfinished import from_bytes, to_bytes
+from megatron_ring.sampler.requests import GenerationRequest
+from megatron_ring.sampler.sampler import Sampler
+
+here = context.initialize(ParallelConfig(), RING_TINY, seed=0)
+model = build_model(RING_TINY, here)
+initialize_weights(model, seed=11)
+prompt, unwanted = [5, 6 + here.data_rank, 7], frozenset({"logprobs"})
+requests = [GenerationRequest(prompt, 3, 20), GenerationRequest(prompt, 4, 20, columns=unwanted)]
+whole, bare = Sampler(model, here, SamplingConfig(), eos_id=-1).generate(requests)
+assert bare.absent == ("processed_logprobs", "entropies", "ranks") and not bare.ranks
+
+tokens = torch.tensor([*prompt, *whole.tokens])
+logits = forward_all_stages(model, tokens, PackedLayout(torch.arange(23), [23]))[2:-1]
+ranks = (logits > logits.gather(1, tokens[3:, None])).sum(-1)
+assert whole.ranks.typecode == "i" and list(whole.ranks) == ranks.tolist() and max(whole.ranks) > 9
+
+# Each process gives both its responses to the other.
+mine, other = here.data_rank, 1 - here.data_rank
+facts = [whole.without_tokens(), bare.without_tokens()]
+held = [whole, bare, *facts] if mine == 0 else [*facts, whole, bare]
+taken = hand_over(held, [0, 0, 1, 1], [1, 1, 0, 0], here)[2 * other :]
+assert len(taken[0].ranks) == 20 and taken[0].ranks != whole.ranks and not taken[1].ranks
+
+half = dataclasses.replace(whole, finish_reason=None)
+data = to_bytes([({"position": 0}, half), ({"position": 1}, bare)], torch.zeros(40, 0, dtype=torch.uint8))
+assert [one for _, one in from_bytes(data, slice(None))] == [half, bare]
+before = {name: tensor for name, tensor in load(data).items() if name != "ranks"}
+old = from_bytes(save(before), slice(None))[0][1]
+assert old.absent == ("ranks",) and old.entropies == half.entropies
+more = Sampler(model, here, SamplingConfig(), eos_id=-1).generate([GenerationRequest(prompt, 3, 25, begun=old)])[0]
+assert more.absent == ("ranks",) and more.tokens[:20] == whole.tokens and len(more.entropies) == 25
+print(megatron_ring.__file__)
+context.shutdown()
+"""
+
+
+def test_a_token_column(extended: Path) -> None:
+    """In responses as they are sampled, after two processes have exchanged them, and out of the file of a checkpoint."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    (extended / "column.py").write_text(COLUMN)
+    done = run_in(extended, *launcher, "column.py")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [str(extended / "megatron_ring" / "__init__.py")] * 2
+
+
+@pytest.mark.slow
+def test_a_stage(extended: Path, tmp_path: Path) -> None:
+    """It measures the validation loss that a run of SFT has recorded, on one process and on two that share the experts."""
+    data, run = tmp_path / "data", tmp_path / "run"
+    sizes = ["--train", "24", "--validation", "9", "--rl", "1", "--heldout", "1"]
+    made = run_in(extended, "tools/make_tiny_data.py", "--out", str(data), *sizes)
+    assert made.returncode == 0, made.stderr
+    common = ["--data.tokenizer", str(data / "tokenizer"), "--data.context-length", "256", "--data.global-batch", "2"]
+    trained = run_in(
+        extended, "-m", "megatron_ring.sft", "--run-dir", str(run), "--preset", "ring-tiny", "--epochs", "1", *common,
+        "--data.train", str(data / "sft_train.jsonl"), "--data.validation", str(data / "sft_validation.jsonl"),
+    )  # fmt: skip
+    assert trained.returncode == 0, trained.stderr
+    recorded = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["validation/loss"]
+    flags = ["--init-from", str(run / "checkpoints/latest"), "--data.train", str(data / "sft_validation.jsonl"), *common]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    for start, more in ((["-m"], []), (launcher, ["--parallel.expert", "2"])):
+        measured = run_in(extended, *start, "megatron_ring.perplexity", *flags, *more)
+        assert measured.returncode == 0, measured.stderr
+        assert json.loads(measured.stdout.splitlines()[-1])["loss"] == pytest.approx(recorded, rel=1e-5)
+    refused = run_in(extended, "-m", "megatron_ring.perplexity", *flags, "--init-from", str(tmp_path / "none"))
+    assert refused.returncode == 2 and refused.stderr.count("\n") == 1
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import torch
 
 from megatron_ring.config.parallel import ParallelConfig
 from megatron_ring.config.presets import RING_LITE
-from megatron_ring.config.sampling import SamplingConfig
+from megatron_ring.config.sampling import RequestSampling, SamplingConfig
 from tests.layouts import LAYOUTS
 
 if not torch.cuda.is_available():
@@ -124,6 +124,44 @@ def test_graphs_are_what_single_launches_are(run_on, settings: dict[str, Any]) -
     if "stop_token_ids" not in settings:
         assert all(len(response) in (40, 90, 140) for response in tokens)
         assert alike(tokens, plain[0]) > 0.7  # bf16 rounds otherwise in a batch of another size
+
+
+MIXED = [
+    RequestSampling(), RequestSampling(temperature=0.6, top_p=0.9), RequestSampling(temperature=0.0),
+    RequestSampling(temperature=1.3), RequestSampling(top_k=30, min_p=0.02),
+    RequestSampling(temperature=0.8, top_k=50, top_p=0.9),
+]  # fmt: skip
+
+
+def mixed_and_alone() -> tuple[list[list[int]], list[list[int]], list[list[int]], list[int]]:
+    """Tokens of requests that all have other settings, by graphs and by single launches; those of the same prompts where no
+    row is cut; and the number of graphs after each call."""
+    from megatron_ring.sampler.sampler import Sampler
+
+    model, here, requests = model_and_requests(ParallelConfig(), torch.float32)
+    mixed = [replace(request, sampling=MIXED[i % len(MIXED)]) for i, request in enumerate(requests)]
+    uncut = [replace(request, sampling=MIXED[3 * (i % 2)]) for i, request in enumerate(requests)]
+    sampler, graphs = Sampler(model, here, SamplingConfig(max_batch=64), eos_id=-1), []
+    found = []
+    for asked in (requests, uncut, mixed, uncut, mixed):
+        found.append(sampler.generate(asked))
+        loop = sampler.runner._loop
+        assert loop is not None
+        graphs.append(len(loop._captured))
+    for again, first in ((found[3], found[1]), (found[4], found[2])):
+        assert [c.tokens for c in again] == [c.tokens for c in first]
+    plain = Sampler(model, here, SamplingConfig(max_batch=64, cuda_graphs=False), eos_id=-1).generate(mixed)
+    return [list(c.tokens) for c in found[2]], [list(c.tokens) for c in plain], [list(c.tokens) for c in found[1]], graphs
+
+
+@pytest.mark.distributed
+def test_rows_of_one_graph_differ_in_their_settings(run_on) -> None:
+    """In fp32. Other settings need no other graph, cuts one more for each batch and span."""
+    mixed, plain, uncut, graphs = run_on(1, mixed_and_alone)[0]
+    first, same, cut, *later = graphs
+    assert first == same and cut <= 2 * first and later == [cut, cut]
+    assert alike(mixed, plain) > 0.95
+    assert alike(mixed[::12], uncut[::12]) > 0.9  # these have the first of the settings in both
 
 
 def responses(parallel: ParallelConfig) -> tuple[int, list[list[int]]]:

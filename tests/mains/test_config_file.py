@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from megatron_ring.config.cli import load_config, parse
+from megatron_ring.config.cli import parse
 from megatron_ring.config.evaluate import EvaluateConfig
 from megatron_ring.config.generate import GenerateConfig
 from megatron_ring.config.operations import WandbConfig
@@ -17,6 +17,7 @@ from megatron_ring.config.optimizer import OptimizerConfig
 from megatron_ring.config.rl import RLConfig, RLDataConfig
 from megatron_ring.config.sampling import SamplingConfig
 from megatron_ring.config.sft import SFTConfig, SFTDataConfig
+from megatron_ring.config.yaml_file import dump_yaml, load_config
 from megatron_ring.errors import UserError
 from megatron_ring.run.directory import plain
 from tests.mains.conftest import command, command_of_tool, run
@@ -27,7 +28,7 @@ HERE = Path("here")
 
 def written(folder: Path, values: Any) -> Path:
     path = folder / "config.yaml"
-    path.write_text(values if isinstance(values, str) else yaml.safe_dump(values))
+    path.write_text(values if isinstance(values, str) else dump_yaml(values))
     return path
 
 
@@ -38,7 +39,7 @@ def written(folder: Path, values: Any) -> Path:
         RLConfig(run_dir=HERE, init_from=HERE, data=RLDataConfig(prompts=HERE, tokenizer=HERE, drop_after=3)).resolved(),
         RLConfig(run_dir=HERE, init_from=HERE, data=RLDataConfig(prompts=HERE, tokenizer=HERE, instruction="1.10"),
                  sampling=SamplingConfig(stop_token_ids=(3, 4), stop_strings=("no", "7")), seed=-(2**63),
-                 optimizer=OptimizerConfig(clip_grad=float("inf")), wandb=WandbConfig(project="2026-11-27", name="null")),
+                 optimizer=OptimizerConfig(clip_grad=float("inf")), wandb=WandbConfig(project="2026-11-27", name="12e5")),
         EvaluateConfig(checkpoint=HERE, prompts=HERE, tokenizer=HERE, out=HERE, exact=True),
         GenerateConfig(checkpoint=HERE, tokenizer=HERE),
     ],
@@ -61,26 +62,28 @@ def test_what_a_run_records_builds_its_configuration(config: Any, tmp_path: Path
         ({"seed": None}, "seed is None, not a whole number"),
         ({"seed": 10**26}, f"--seed is {10**26}, outside -2^63..2^63-1"),
         ({"budget": {"tokens": "many"}}, "budget.tokens is 'many', not a whole number"),
-        ({"budget": {"order": "sideways"}}, "budget.order is 'sideways': use one of in-order, random, by-group, "),
+        ({"budget": {"order": "sideways"}}, "budget.order is 'sideways': use one of 'in-order', 'random', 'by-group', "),
         ({"budget": ["tokens"]}, "budget is ['tokens'], not a group of settings"),
         ({"budget": None}, "budget is None, not a group of settings"),
         ({"budget": {"tokens": 0}}, "--budget.tokens is 0, below 1"),
         ({"budget": {"token": 1}}, "unknown setting budget.token; did you mean budget.tokens?"),
         ({"epochs": 3}, "unknown setting epochs"),
         ({7: 3}, "unknown setting 7"),
-        ({"objective": {"name": "ppo"}}, "objective.name is 'ppo': use one of c3po, grpo, dapo, dr-grpo, gspo"),
-        ({"objective": {"name": ["c3po"]}}, "objective.name is ['c3po']: use one of c3po"),
+        ({"objective": {"name": "ppo"}}, "objective.name is 'ppo': use one of 'c3po', 'grpo', 'dapo', 'dr-grpo' or 'gspo'"),
+        ({"objective": {"name": ["c3po"]}}, "objective.name is ['c3po']: use one of 'c3po'"),
         ({"objective": {"clip": "wide"}}, "objective.clip is 'wide', not a number"),
         ({"optimizer": {"lr": [1]}}, "optimizer.lr is [1], not a number"),
-        ({"optimizer": {"weight_decay": "1e999"}}, "--optimizer.weight-decay is inf, not a finite number"),
-        ({"optimizer": {"eps": 10**400}}, "not a number"),
+        ({"optimizer": {"weight_decay": float("inf")}}, "--optimizer.weight-decay is inf, not a finite number"),
+        ({"optimizer": {"eps": 10**400}}, "--optimizer.eps is inf, it must be a positive number"),
+        ({"objective": {"clip": "2e-1x"}}, "objective.clip is '2e-1x', not a number"),
         ({"exact": "yes"}, "exact is 'yes', not true or false"),
         ({"exact": 1}, "exact is 1, not true or false"),
-        ({"run_dir": 2026}, "run_dir is 2026, not a path in quotes"),
+        ({"run_dir": 2026}, "run_dir is 2026, not a text in quotes"),
         ({"wandb": {"project": False}}, "wandb.project is False, not a text in quotes"),
         ({"sampling": {"stop_strings": "end"}}, "sampling.stop_strings is 'end', not a list"),
         ({"sampling": {"stop_token_ids": [3, "x"]}}, "sampling.stop_token_ids[1] is 'x', not a whole number"),
         ({"data": {"prompts": "p"}}, "data.tokenizer is missing, and has no default"),
+        ({"data": {"prompts": "p", "tokeniser": "t"}}, "unknown setting data.tokeniser; did you mean data.tokenizer?"),
     ],
 )  # fmt: skip
 def test_mistakes_name_the_file_and_the_setting(edited: dict[Any, Any], said: str, tmp_path: Path) -> None:
@@ -90,7 +93,9 @@ def test_mistakes_name_the_file_and_the_setting(edited: dict[Any, Any], said: st
     assert str(refused.value).startswith(f"--config {file}: ") and said in str(refused.value)
 
 
-@pytest.mark.parametrize("text", ["", "- a\n", "a: [\n", "seed: 2026-13-45\n", "a: \x00\n", b"\xff\xfe\xfa", "[" * 5000])
+@pytest.mark.parametrize(
+    "text", ["", "- a\n", "a: [\n", "a: !!set {b}\n", "a: &b [*b]\n", "a: \x00\n", b"\xff\xfe\xfa", "[" * 5000]
+)
 def test_what_is_no_configuration(text: str | bytes, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(UserError, match=f"^--config {tmp_path / 'file'}: not "):

@@ -57,7 +57,12 @@ def test_a_pickle_that_runs_code_is_refused() -> None:
 
 def test_humaneval() -> None:
     tests = read_tests(
-        {"prompt": "import math\n", "test": "def check(candidate): pass", "entry_point": "f", "task_id": "HumanEval/0"}
+        {
+            "prompt": "import math\n",
+            "test": "def check(candidate): assert candidate(1)",
+            "entry_point": "f",
+            "task_id": "HumanEval/0",
+        }
     )
     assert (tests.kind, tests.name, tests.setup) == ("unit", "f", "import math\n")
 
@@ -82,7 +87,7 @@ def test_large_references_are_checked_by_their_form_alone() -> None:
     packed = base64.b64encode(zlib.compress(pickle.dumps("[" + "1" * 3 * 2**20), level=0)).decode()
     assert len(packed) > LARGE
     check_tests({"private_test_cases": packed})
-    check_tests(json.dumps({"tests": "x" * LARGE}))
+    check_tests(json.dumps({"tests": "x" * (LARGE + 1)}))
     with pytest.raises(UserError, match="is not JSON"):
         check_tests("x" * 2 * LARGE)
     with pytest.raises(UserError, match="is not JSON"):

@@ -66,7 +66,7 @@ def test_a_hostile_answer_costs_its_time_limit_and_nobody_else(pool: RewardPool,
     started = time.monotonic()
     rewards = pool.score([good, request(response), good, good])
     assert [reward.value for reward in rewards] == [1, 0, 1, 1]
-    assert time.monotonic() - started < 2.0 + 10
+    assert time.monotonic() - started < 2 * 2.0 + 20  # on a busy machine it is tried again, by a worker that starts slowly
     assert rewards[1].reason == "time limit of 2 s exceeded" or rewards[1].reason.startswith("boxed")
 
 
@@ -112,11 +112,14 @@ def test_kills_at_any_time_lose_and_double_nothing() -> None:
     expected = [float(i % 3 == i % 2) for i in range(150)] + [1.0] * 50
     stop, kills = threading.Event(), 0
     with RewardPool(workers=2, time_limit=60) as own:
+        started = time.monotonic()
+        own.start(["math"])
+        pace = max(0.4, time.monotonic() - started)  # on average a worker lives for half as long again as it starts
 
         def kill() -> None:
             nonlocal kills
             rng = random.Random(7)
-            while not stop.wait(rng.uniform(0.0, 1.2)):
+            while not stop.wait(rng.uniform(0.0, 3 * pace)):
                 for pid in own.worker_pids[:1]:
                     os.kill(pid, signal.SIGKILL)
                     kills += 1
@@ -132,8 +135,8 @@ def test_kills_at_any_time_lose_and_double_nothing() -> None:
         finally:
             stop.set()
             killer.join()
-    # Where processes start slowly an item may be hit twice: then it is given up, and says so.
-    given_up = [i for i, reward in enumerate(rewards) if "process died" in reward.reason]
+    # An item may be hit again and again: then it is given up, and says so.
+    given_up = [i for i, reward in enumerate(rewards) if "machine failed" in reward.reason]
     assert 2 * len(given_up) <= kills and len(given_up) < 20
     assert all(reward.value == expected[i] for i, reward in enumerate(rewards) if i not in given_up)
     assert sorted(done) == list(range(200)) and kills >= 2

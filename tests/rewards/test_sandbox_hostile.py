@@ -15,6 +15,7 @@ from megatron_ring.rewards.code import judge
 from megatron_ring.rewards.sandbox import bwrap
 from megatron_ring.rewards.sandbox.images import image_for
 from megatron_ring.rewards.sandbox.runner import CodeRunner
+from megatron_ring.rewards.sandbox.side_by_side import Stopped
 from tests.rewards.hostile import other_programs, python_programs
 
 X86 = pytest.mark.skipif(platform.machine() != "x86_64", reason="system calls by their x86_64 numbers")
@@ -140,14 +141,20 @@ def test_runs_do_not_share_their_random_state(runner: CodeRunner) -> None:
 def test_closing_the_runner_ends_its_runs() -> None:
     runner = CodeRunner()
     assert judge("print(1)", {"tests": [{"input": "", "output": "1"}]}, runner).value == 1
-    result: list[float] = []
+    ended: list[bool] = []
     waiting = {"tests": [{"input": "", "output": "1"}], "time_limit": 30}
-    thread = threading.Thread(target=lambda: result.append(judge("import time\ntime.sleep(60)", waiting, runner).value))
+
+    def work() -> None:
+        with pytest.raises(Stopped):
+            judge("import time\ntime.sleep(60)", waiting, runner)
+        ended.append(True)
+
+    thread = threading.Thread(target=work)
     thread.start()
     time.sleep(0.5)
     runner.close()
     thread.join(timeout=10)
-    assert result == [0.0]
+    assert ended == [True]
 
 
 def test_the_zygote_is_replaced_when_it_dies(runner: CodeRunner) -> None:

@@ -52,6 +52,36 @@ def test_latest_of_a_run(run_on, tmp_path: Path) -> None:
     assert run_on(2, loaded, str(tmp_path)) == [5.0, 5.0]
 
 
+def agreed(folder: str) -> list[object]:
+    """Rank 1 sees another run, and nothing of rank 0's mistake."""
+    from megatron_ring.parallel import collectives, context
+    from megatron_ring.run import stage as under_test
+    from megatron_ring.run.directory import RunDirectory
+
+    context.start_processes()
+    first = collectives.is_main()
+    run = Path(folder) / ("mine" if first else "others")
+    seen: list[object] = [under_test.latest_of(RunDirectory(run, writes=first))]
+
+    def refuse() -> None:
+        raise UserError(f"no such file, says rank {0 if first else 1}")
+
+    try:
+        collectives.from_main(refuse)
+    except UserError as error:
+        seen.append(str(error))
+    return [*seen, collectives.from_main(lambda: "first" if first else "second")]
+
+
+@pytest.mark.distributed
+def test_rank_0_reads_and_refuses_for_all(run_on, tmp_path: Path) -> None:
+    for name, step in (("mine", 3), ("others", 5)):
+        (tmp_path / name / "checkpoints").mkdir(parents=True)
+        (tmp_path / name / "checkpoints" / "latest").write_text(f"step_{step}\n")
+    wanted = [tmp_path / "mine" / "checkpoints" / "step_3", "no such file, says rank 0", "first"]
+    assert run_on(2, agreed, str(tmp_path)) == [wanted, wanted]
+
+
 def test_what_is_no_checkpoint(tmp_path: Path) -> None:
     latest, other = tmp_path / "latest", tmp_path / "other"
     latest.write_text("step_9\n")

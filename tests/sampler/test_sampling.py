@@ -88,6 +88,21 @@ def test_cut_distributions(logits: list[int], temperature: float, top_p: float, 
     assert torch.allclose(drawn.logprobs, wanted[drawn.ids].log())
 
 
+def test_rows_that_differ_are_what_they_are_alone() -> None:
+    """To the last bit, tokens and numbers."""
+    mixed = [
+        SamplingConfig(), SamplingConfig(temperature=0.6, top_p=0.9), SamplingConfig(temperature=0.0, top_k=5),
+        SamplingConfig(temperature=1.5), SamplingConfig(top_k=20, min_p=0.05), SamplingConfig(temperature=2.0, min_p=0.3),
+        SamplingConfig(temperature=0.7, top_k=50, top_p=0.8, min_p=0.02), SamplingConfig(top_k=999),
+    ]  # fmt: skip
+    logits = torch.randn(len(mixed), 200, generator=torch.Generator().manual_seed(3)) * 2
+    u = uniforms(torch.arange(len(mixed)), torch.zeros(len(mixed), dtype=torch.int64))
+    together = draw_tokens(logits, u, rows_of(*mixed))
+    for i, sampling in enumerate(mixed):
+        alone = draw_tokens(logits[i : i + 1], u[i : i + 1], rows_of(sampling))
+        assert torch.equal(together.ids[i], alone.ids[0]) and torch.equal(together.logprobs[i], alone.logprobs[0]), sampling
+
+
 def test_draws_follow_the_distribution() -> None:
     logits = torch.tensor([[0.0, 1.0, 2.0, -30.0, 0.5]]).repeat(100_000, 1)
     u = uniforms(torch.arange(100_000), torch.zeros(100_000, dtype=torch.int64))

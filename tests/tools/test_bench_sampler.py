@@ -48,6 +48,16 @@ def test_bench_sampler(lengths: str) -> None:
     assert out["read_gb_per_second"] > 0 and 0 <= ring["host_share"] < 1
 
 
+@pytest.mark.slow
+def test_mixed_settings_beside_uniform_ones() -> None:
+    done = bench("--prompts", "8", "--samples", "1", "--new-tokens", "5", "--repeats", "1", "--mixed-settings")
+    assert done.returncode == 0, done.stderr
+    out = json.loads(done.stdout)
+    assert out["ring"]["tokens"] == out["mixed"]["tokens"] == 40 == 5 * out["mixed"]["decoded_together_at_most"]
+    for name in ("decode_tokens_per_second", "tokens_per_second"):
+        assert out[f"mixed_{name}_over_uniform"] == out["mixed"][name] / out["ring"][name] > 0
+
+
 def test_what_cannot_be_compared_is_refused() -> None:
     done = bench("--compare", "transformers", "--lengths", "long-tail")
     assert done.returncode == 2 and "--lengths equal" in done.stderr and done.stderr.count("\n") == 1

@@ -30,12 +30,15 @@ def bench(*flags: str, really: bool = False) -> Any:
 @pytest.mark.parametrize("optimizer", [pytest.param(False, marks=pytest.mark.slow), True], ids=["gradients", "steps"])
 def test_contenders_side_by_side(optimizer: bool) -> None:
     flags = ["--sequence-length", "64", "--sequences", "4", "--compare", "mcore-stock", "transformers", "te"]
-    flags += ["--repeats", "2", "--steps", "2", "--warmup", "1", *(["--optimizer", "--profile"] if optimizer else [])]
+    flags += ["apex", "--repeats", "2", "--steps", "2", "--warmup", "1"]
+    flags += ["--optimizer", "--profile"] if optimizer else []
     out = bench(*flags, really=optimizer)
     assert out["tokens_per_rank"] == 256 and out["ceilings"]["gemm_tflops"] > 0
-    assert list(out["contenders"]) == ["ring", "mcore-stock", "transformers", "te"]
+    assert list(out["contenders"]) == ["ring", "mcore-stock", "transformers", "te", "apex"]
     if not torch.cuda.is_available():
         assert "Error" in out["contenders"].pop("te")["error"]
+        why = "--optimizer.apex: NVIDIA Apex is not installed" if optimizer else "--compare apex: give --optimizer"
+        assert out["contenders"].pop("apex")["error"].startswith(f"UserError: {why}")
     for result in out["contenders"].values():
         assert result["loss"] == pytest.approx(6.3, abs=0.4)  # near log(512): random weights, random targets
         assert result["tokens_per_second"] == pytest.approx(256_000 / result["step_ms"])

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from megatron_ring.rewards.instructions import arguments
 from megatron_ring.rewards.instructions.finding import Check, Finding, compared, shown
+from megatron_ring.rewards.instructions.lookalikes import as_seen
 from megatron_ring.rewards.instructions.text import holds_word, occurrences
 
 
@@ -44,8 +45,9 @@ class ForbiddenWords:
 
 
 def forbidden_words(text: str, wanted: ForbiddenWords) -> Finding:
-    """None of the words occurs as a whole word."""
-    found = [word for word in wanted.forbidden_words if holds_word(word, text)]
+    """None of the words occurs as a whole word; unseen characters and letters that look alike do not hide one."""
+    seen = as_seen(text)
+    found = [word for word in wanted.forbidden_words if holds_word(word, text) or holds_word(as_seen(word), seen)]
     number = f"{len(found)} of {len(wanted.forbidden_words)} forbidden words"
     return Finding(not found, f"{number}, as {shown(found[0])}" if found else number)
 

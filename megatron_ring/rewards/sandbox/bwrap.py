@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 from megatron_ring.errors import UserError
 from megatron_ring.rewards.sandbox.images import LIBRARIES, Limits, python_interpreter
@@ -24,6 +24,8 @@ HELP = "apt-get install bubblewrap"
 ACCOUNT = 64_123  # no account has this number on Debian, Ubuntu or Fedora
 INSIDE_ACCOUNT = "1000"
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "TMPDIR": "/tmp", "LANG": "C.UTF-8", "PYTHONHASHSEED": "0"}
+
+Proc = Literal["none", "read", "write"]  # whether a run sees a /proc, of its own processes only
 
 _NAMESPACES = ("user", "pid", "ipc", "net", "uts")
 # Threads of numerical libraries would count as processes.
@@ -40,22 +42,46 @@ def account() -> dict[str, Any]:
     return {"user": ACCOUNT, "group": ACCOUNT, "extra_groups": []} if os.geteuid() == 0 else {}
 
 
+# As root the first lines need root: it enters the groups, and a score that root has raised cannot be lowered again.
+_ENTER = (
+    'while [ "$1" != -- ]; do echo 0 >"$1" || exit 125; shift; done; shift; echo 1000 >/proc/self/oom_score_adj; exec "$@"'
+)
+
+
+def entering(command: Iterable[str], groups: Iterable[str] = (), nice: int = 0) -> list[str]:
+    """A bwrap command whose process first enters control groups (the files that it writes `0` to), becomes the first that
+    the kernel ends where memory is short, and drops root."""
+    drop = ["setpriv", f"--reuid={ACCOUNT}", f"--regid={ACCOUNT}", "--clear-groups", "--"] if os.geteuid() == 0 else []
+    lower = ["nice", "-n", str(nice)] if nice else []
+    return ["/bin/sh", "-c", _ENTER, "sh", *groups, "--", *lower, *drop, *command]
+
+
 def confinement(
-    binds: Iterable[str], limits: Limits, *, own_proc: bool = False, box: str = "", writable: bool = False
+    binds: Iterable[str], limits: Limits, *, proc: Proc = "none", box: str = "", writable: bool = False
 ) -> list[str]:
-    """The bwrap command up to the program: what it sees and where it starts."""
+    """The bwrap command up to the program: what it sees and where it starts. A bind `-PATH` is an empty directory over
+    what earlier binds show there, and later ones may fill it."""
     command = [_bwrap(), *(f"--unshare-{kind}" for kind in _NAMESPACES), "--unshare-cgroup-try"]
-    command += ["--die-with-parent", "--new-session", "--cap-drop", "ALL", "--hostname", "sandbox"]
+    # As the first process of its name space a run leaves nothing behind, and no process without its limits is beside it.
+    command += ["--as-pid-1", "--die-with-parent", "--new-session", "--cap-drop", "ALL", "--hostname", "sandbox"]
     command += ["--uid", INSIDE_ACCOUNT, "--gid", INSIDE_ACCOUNT]
+    hidden = []
     for path in dict.fromkeys(binds):
-        if os.path.islink(path) and os.path.dirname(path) == "/":
+        if path.startswith("-"):
+            if os.path.isdir(path[1:]):
+                hidden.append(path[1:])
+                command += ["--tmpfs", path[1:]]
+        elif os.path.islink(path) and os.path.dirname(path) == "/":
             command += ["--symlink", os.readlink(path), path]
         elif os.path.exists(path):
             command += ["--ro-bind", path, path]
     for device in ("null", "random", "urandom"):
         command += ["--dev-bind", f"/dev/{device}", f"/dev/{device}"]
     command += ["--symlink", "/proc/self/fd", "/dev/fd", "--symlink", "/proc/self/fd/0", "/dev/stdin"]
-    command += ["--proc", "/proc"] if own_proc else ["--dir", "/proc"]
+    for path in hidden:
+        command += ["--remount-ro", path]
+    command += ["--dir", "/proc"] if proc == "none" else ["--proc", "/proc"]
+    command += ["--remount-ro", "/proc"] if proc == "read" else []
     command += ["--size", str(limits.work_bytes), "--perms", "0700", "--tmpfs", "/tmp"]
     if box:
         command += ["--bind" if writable else "--ro-bind", box, "/box"]
@@ -67,11 +93,14 @@ def limited(limits: Limits, command: Iterable[str]) -> list[str]:
     values = {
         "cpu": limits.cpu_seconds,
         "as": limits.memory_bytes,
+        "data": limits.data_bytes,
         "nproc": limits.processes,
         "fsize": limits.file_bytes,
         "nofile": limits.open_files,
         "core": 0,
         "memlock": 0,
+        "msgqueue": 0,
+        "sigpending": 256,
     }
     options = [f"--{name}={value}:{value}" for name, value in values.items() if value is not None]
     return ["/usr/bin/prlimit", *options, "--stack=67108864:", "--", *command]
@@ -120,14 +149,13 @@ def find_problem() -> str | None:
         with memory_file(build_filter()) as filter_fd:
             command = confinement((*LIBRARIES, *binds, "/usr/bin/prlimit"), Limits())
             done = subprocess.run(
-                [*command, "--remount-ro", "/", "--seccomp", str(filter_fd), "--", *program],
+                entering([*command, "--remount-ro", "/", "--seccomp", str(filter_fd), "--", *program]),
                 pass_fds=[filter_fd],
                 capture_output=True,
                 text=True,
                 timeout=60,
                 env=environment(),
                 stdin=subprocess.DEVNULL,
-                **account(),
             )
     except (OSError, subprocess.SubprocessError) as error:
         return f"bubblewrap does not work here ({error})"

@@ -3,35 +3,41 @@
     script  the solution as a program: stdin and stdout are the program's.
     serve   the solution's functions, called by request: a line on stdin → a line on stdout. Both are moved out of the
             solution's way before it is loaded. It could write replies of its own; they would be judged like any other.
-    unit    the tests, WITHOUT the solution: its functions are stand-ins that ask the `serve` process of the same run
-            (calls on stdout, replies on stdin) and get plain data back. The verdict goes to stderr, which the solution
-            does not have. So a solution cannot touch the tests, their process or their verdict.
+    unit    the tests, WITHOUT the solution: its functions and objects are stand-ins that ask the `serve` process of the
+            same run (calls on stdout, replies on stdin, see `guest_remote`). The verdict goes to stderr, which the
+            solution does not have. So a solution cannot touch the tests, their process or their verdict.
 
 Runs under the plain system Python: only the standard library, no package imports.
 """
 
 from __future__ import annotations
 
-import ast
 import atexit
 import builtins
 import contextlib
+import io
 import json
 import os
 import sys
 import threading
 import traceback
 import types
+from collections.abc import Callable
 from typing import IO, Any
 
-import guest_values
+import guest_assertions
+import guest_remote
+import guest_server
 
-MAX_LINE = 8 << 20
+_STDIN_PATHS = ("/dev/stdin", "/dev/fd/0", "/proc/self/fd/0")
+_MAX_STDIN_FILE = 12 << 20
 
 
 def run_job(spec: dict[str, Any]) -> None:
     """Run the job in this process and never return."""
     status = 1
+    if hasattr(sys, "set_int_max_str_digits"):
+        sys.set_int_max_str_digits(0)  # numbers of any size may be printed: the time limit bounds it
     try:
         status = {"script": _script, "serve": _serve, "unit": _unit}[spec["job"]](spec)
     except SystemExit as stop:
@@ -81,8 +87,41 @@ def _load(spec: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _script(spec: dict[str, Any]) -> int:
+    if spec.get("stdin_bytes", _MAX_STDIN_FILE + 1) <= _MAX_STDIN_FILE:  # a larger one stays a pipe
+        _stdin_as_file()
+    _open_stdin_by_path()
     _load(spec, "__main__")
     return 0
+
+
+def _stdin_as_file() -> None:
+    """Put stdin into a file, as `< input.txt` does: programs ask for its size, or read it twice."""
+    path = f"stdin-{os.getpid()}"
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    os.unlink(path)
+    while part := os.read(0, 1 << 16):
+        os.write(file, part)
+    os.lseek(file, 0, os.SEEK_SET)
+    os.dup2(file, 0)
+    os.close(file)
+
+
+def _open_stdin_by_path() -> None:
+    """Let `open("/dev/stdin")` work where there is no /proc for it to point into."""
+    real_open, real_os_open = io.open, os.open
+
+    def open_file(file: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(file, (str, bytes, os.PathLike)) and os.fsdecode(file) in _STDIN_PATHS:
+            file = os.dup(0)
+        return real_open(file, *args, **kwargs)
+
+    def open_descriptor(path: Any, *args: Any, **kwargs: Any) -> int:
+        if isinstance(path, (str, bytes, os.PathLike)) and os.fsdecode(path) in _STDIN_PATHS:
+            return os.dup(0)
+        return real_os_open(path, *args, **kwargs)
+
+    builtins.open = io.open = open_file  # type: ignore[assignment]
+    os.open = open_descriptor  # type: ignore[assignment]
 
 
 def _take_channels() -> tuple[IO[bytes], IO[bytes]]:
@@ -97,117 +136,101 @@ def _take_channels() -> tuple[IO[bytes], IO[bytes]]:
 def _serve(spec: dict[str, Any]) -> int:
     requests, replies = _take_channels()
     namespace: dict[str, Any] = {}
-    problem: bytes | None = None
+    problem: BaseException | None = None
     try:
         namespace = _load(spec, "solution")
     except SystemExit:
         raise
     except BaseException as error:
-        problem = _failure(error)
+        problem = error
+    server = guest_server.Server(namespace, requests, replies)
     for line in requests:
-        replies.write(problem or _call(namespace, guest_values.loads(line)))
-        replies.flush()
+        server.answer(line, problem)
     return 0
-
-
-def _call(namespace: dict[str, Any], call: dict[str, Any]) -> bytes:
-    try:
-        function = _resolve(namespace, call["name"])
-        return guest_values.dumps({"value": function(*call["args"], **call["kwargs"])})
-    except Exception as error:
-        return _failure(error)
-
-
-def _failure(error: BaseException) -> bytes:
-    return guest_values.dumps({"error": type(error).__name__, "message": _message(error)})
-
-
-def _resolve(namespace: dict[str, Any], name: str) -> Any:
-    """A function of that name, or the method of a class `Solution`."""
-    solution = namespace.get("Solution")
-    if isinstance(solution, type) and hasattr(solution, name):
-        return getattr(solution(), name)
-    if name not in namespace:
-        raise NameError(f"name {name!r} is not defined")
-    return namespace[name]
-
-
-def _message(error: BaseException) -> str:
-    try:
-        return str(error)[:200]
-    except BaseException:
-        return ""
-
-
-class CandidateGone(BaseException):
-    """The solution's process ended or broke the protocol; not an Exception, so no test can swallow it."""
-
-
-class _Stand:
-    """Stands in for one function of the solution."""
-
-    def __init__(self, name: str, replies: IO[bytes], calls: IO[bytes]) -> None:
-        self._name, self._replies, self._calls = name, replies, calls
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        request = guest_values.dumps({"name": self._name, "args": list(args), "kwargs": kwargs})
-        try:
-            self._calls.write(request)
-            self._calls.flush()
-            line = self._replies.readline(MAX_LINE)
-            reply = guest_values.loads(line)
-            failed = "error" in reply
-            value = None if failed else reply["value"]
-        except BaseException:
-            raise CandidateGone("the solution's process ended or sent no valid reply") from None
-        if failed:
-            raise _exception(str(reply["error"]), str(reply.get("message")))
-        return value
-
-
-def _exception(name: str, message: str) -> Exception:
-    """The built-in exception of that name, for tests that expect one; RuntimeError for any other."""
-    kind = getattr(builtins, name, None)
-    if isinstance(kind, type) and issubclass(kind, Exception) and not issubclass(kind, UnicodeError):
-        return kind(f"{name}: {message}")
-    return RuntimeError(f"{name}: {message}")
 
 
 def _unit(spec: dict[str, Any]) -> int:
     replies, calls = _take_channels()
-    verdict: dict[str, Any] = {"passed": False, "problem": "the tests did not finish"}
-    names = [spec["entry_point"]] if spec.get("entry_point") else _free_names(spec["test"], spec.get("setup") or "")
+    client = guest_remote.Client(replies, calls)
+    held = 0
+
+    def count() -> None:
+        nonlocal held
+        held += 1
+
+    problem: str | None = None
     try:
-        namespace = _load({"setup": spec.get("setup")}, "tests")
-        namespace.update((name, _Stand(name, replies, calls)) for name in names)
-        exec(compile(spec["test"], "tests.py", "exec"), namespace)
-        if spec.get("entry_point") and "check" in namespace:
-            namespace["check"](namespace[spec["entry_point"]])
-        verdict = {"passed": True, "problem": None}
+        _run_tests(spec, client, count)
+        if not held or not client.calls:
+            problem = "the tests asserted nothing about the solution"
     except BaseException as error:
-        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == "tests.py"]
-        lines = spec["test"].splitlines()
-        where = lines[frames[-1].lineno - 1].strip() if frames and frames[-1].lineno else ""
-        problem = f"{type(error).__name__}: {_message(error)}".strip(": ")
-        verdict["problem"] = problem + (f" at {where[:120]}" if where else "")
+        problem = _problem(error, spec["test"])
+    if client.gone:  # whatever the tests caught
+        problem = problem or "the solution's process ended before the tests did"
+    verdict = {"passed": problem is None, "problem": problem, "assertions": held, "calls": client.calls}
     os.write(2, json.dumps(verdict).encode() + b"\n")
     return 0
 
 
-def _free_names(test: str, setup: str) -> list[str]:
-    """Names that the tests use and nothing but the solution can define."""
-    used: set[str] = set()
-    bound = set(dir(builtins))
-    for source in (setup, test):
-        for node in ast.walk(ast.parse(source)):
-            if isinstance(node, ast.Name):
-                (used if isinstance(node.ctx, ast.Load) else bound).add(node.id)
-            elif isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-                bound.add(node.name)
-            elif isinstance(node, ast.arg):
-                bound.add(node.arg)
-            elif isinstance(node, ast.alias):
-                bound.add((node.asname or node.name).split(".")[0])
-            elif isinstance(node, ast.ExceptHandler) and node.name:
-                bound.add(node.name)
-    return sorted(used - bound)
+def _run_tests(spec: dict[str, Any], client: guest_remote.Client, count: Callable[[], None]) -> None:
+    """The top level of the tests, `check` of the entry point, and what else was planned: functions and classes."""
+    for module_name in spec["modules"]:
+        sys.modules[module_name] = _Supplied(module_name, client)
+    namespace = _load({"setup": spec.get("setup")}, "tests")
+    namespace.update((name, client.supplied(name)) for name in spec["names"])
+    namespace[guest_assertions.COUNTER] = count
+    namespace["__name__"] = "__main__"
+    if "unittest" in spec["test"]:
+        import unittest
+
+        unittest.main = lambda *args, **kwargs: None  # type: ignore[assignment,misc]
+    exec(compile(guest_assertions.counting(spec["test"]), "tests.py", "exec"), namespace)
+    if spec["names"] and "check" in namespace and spec.get("entry_point"):
+        namespace["check"](namespace[spec["entry_point"]])
+    for name in spec["functions"]:
+        namespace[name]()
+    for name in spec["classes"]:
+        _run_class(namespace[name], count)
+
+
+def _run_class(kind: type, count: Callable[[], None]) -> None:
+    """All tests of a unittest case, or of a plain class of tests. Raises for the first that fails."""
+    import unittest
+
+    if issubclass(kind, unittest.TestCase):
+        result = unittest.TestResult()
+        result.failfast = True
+        unittest.defaultTestLoader.loadTestsFromTestCase(kind).run(result)
+        for test, text in (
+            *result.errors,
+            *result.failures,
+            *((test, "unexpected success") for test in result.unexpectedSuccesses),
+        ):
+            raise AssertionError(f"{str(test).split()[0]}: {text.strip().splitlines()[-1]}")
+        return
+    for name in sorted(name for name in vars(kind) if name.startswith("test")):
+        instance = kind()
+        getattr(instance, "setup_method", lambda: None)()
+        getattr(instance, name)()
+        getattr(instance, "teardown_method", lambda: None)()
+
+
+def _problem(error: BaseException, test: str) -> str:
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == "tests.py"]
+    lines = test.splitlines()
+    where = lines[frames[-1].lineno - 1].strip() if frames and frames[-1].lineno else ""
+    problem = f"{type(error).__name__}: {guest_server.message_of(error)}".strip(": ")
+    return problem + (f" at {where[:120]}" if where else "")
+
+
+class _Supplied(types.ModuleType):
+    """The module `solution` that tests import from."""
+
+    def __init__(self, name: str, client: guest_remote.Client) -> None:
+        super().__init__(name)
+        self._client = client
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return self._client.supplied(name)

@@ -1,9 +1,11 @@
 """The warm interpreter inside bubblewrap: forks once per run, each fork sealed off before it sees the solution.
 
 Modes (first argument):
-    zygote FD     serve requests on the socket FD: one datagram per run that holds its seconds, with four descriptors: the
-                  run's control socket, stdin, stdout, stderr. The control socket carries the run's spec (a length, then
-                  JSON) and later its result; when its other end closes, the run is killed.
+    zygote FD     serve requests on the socket FD: one datagram per run that holds its seconds and its niceness, with four
+                  or more descriptors: the run's control socket, stdin, stdout, stderr, and those of control groups that it
+                  enters by writing `0`. The control socket carries the run's spec (a length, then JSON) one way; the
+                  other way a descriptor of its process, and lines of JSON: `{"failed": …}` from a run that could not be
+                  set up, and at last its result. When its other end closes, the run is killed.
     once FILE     run one job from the spec in FILE, where the sandbox around this process belongs to it alone.
 
 Each run is one process, cloned into user, mount and pid name spaces of its own. It is pid 1 there: whatever it left behind
@@ -39,11 +41,13 @@ PRELOADED = (
     "array", "bisect", "collections", "copy", "datetime", "decimal", "fractions", "functools", "heapq", "io", "itertools",
     "math", "operator", "queue", "random", "re", "statistics", "string", "typing",
 )  # fmt: skip
-REQUEST = struct.Struct("!d")
+REQUEST = struct.Struct("!di")
+MAX_DESCRIPTORS = 8
+EMPTY = "/empty"  # a directory of the sandbox
 SPEC_HEADER = struct.Struct("!Q")
 
 _NEWNS, _NEWUSER, _NEWPID = 0x00020000, 0x10000000, 0x20000000
-_MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REC, _MS_PRIVATE = 1, 2, 4, 8, 0x4000, 0x40000
+_MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_BIND, _MS_REC, _MS_PRIVATE = 2, 4, 8, 0x1000, 0x4000, 0x40000
 _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _SECCOMP_FILTER = 38, 22, 2
 _SYS_CAPSET = {"x86_64": 126, "aarch64": 91}
 _SYS_CLONE = {"x86_64": 56, "aarch64": 220}
@@ -62,8 +66,9 @@ def _mount(kind: str, target: str, flags: int, options: str = "") -> None:
 
 
 def _write(path: str, text: str) -> None:
-    with open(path, "w") as file:
-        file.write(text)
+    descriptor = os.open(path, os.O_WRONLY)
+    os.write(descriptor, text.encode())
+    os.close(descriptor)
 
 
 def clone() -> int:
@@ -94,7 +99,8 @@ def private_files(limits: dict[str, Any]) -> None:
     """An empty work directory of bounded size and number of files; no /proc."""
     size, files = limits["work_bytes"], limits["work_files"]
     _mount("tmpfs", "/tmp", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC, f"size={size},nr_inodes={files},mode=0700")
-    _mount("tmpfs", "/proc", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC | _MS_RDONLY, "size=4096,nr_inodes=1")
+    # A file system of its own would cost more than all else here.
+    _check(_libc.mount(EMPTY.encode(), b"/proc", None, ctypes.c_ulong(_MS_BIND), None), "mount /proc")
     os.chdir("/tmp")
 
 
@@ -103,6 +109,7 @@ def limit(limits: dict[str, Any]) -> None:
     for name, value in (
         ("RLIMIT_CPU", limits["cpu_seconds"]),
         ("RLIMIT_AS", limits["memory_bytes"]),
+        ("RLIMIT_DATA", limits["data_bytes"]),
         ("RLIMIT_NPROC", limits["processes"]),
         ("RLIMIT_FSIZE", limits["file_bytes"]),
         ("RLIMIT_NOFILE", limits["open_files"]),
@@ -139,9 +146,25 @@ def _receive(control: socket.socket, size: int) -> bytes:
     return bytes(data)
 
 
-def _run(control: socket.socket, standard: list[int], program: bytes, uid: int, gid: int) -> None:
+@dataclass(frozen=True)
+class _Request:
+    """What a run is given: its control socket, its standard descriptors, the entries of its control groups."""
+
+    seconds: float
+    nice: int
+    control: socket.socket
+    standard: list[int]
+    groups: list[int]
+
+
+def _run(request: _Request, program: bytes, uid: int, gid: int) -> None:
     """The run itself: seal this process, then execute the job. Never returns."""
+    control = request.control
     try:
+        for entry in request.groups:
+            os.write(entry, b"0")
+        if request.nice:
+            os.nice(request.nice)
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         (size,) = SPEC_HEADER.unpack(_receive(control, SPEC_HEADER.size))
         spec = json.loads(_receive(control, size))
@@ -149,16 +172,24 @@ def _run(control: socket.socket, standard: list[int], program: bytes, uid: int, 
         _write("/proc/self/oom_score_adj", "1000")
         private_files(spec["limits"])
         os.setsid()
-        for target, source in enumerate(standard):
+        for target, source in enumerate(request.standard):
             os.dup2(source, target)
-        os.closerange(3, 1 << 16)
         limit(spec["limits"])
+        kept = control.fileno()
+        os.closerange(3, kept)
+        os.closerange(kept + 1, 1 << 16)
         seal(program)
     except BaseException as error:
-        os.write(standard[2], f"the sandbox could not be set up: {error}\n".encode())
+        _tell(control, {"failed": str(error)[:200]})
         os._exit(125)
+    control.close()  # nothing of a solution has run so far: what was told over it is true
     sys.modules["random"].seed()
     guest_jobs.run_job(spec)
+
+
+def _tell(control: socket.socket, message: dict[str, Any]) -> None:
+    with contextlib.suppress(OSError):
+        control.sendall(json.dumps(message).encode() + b"\n")
 
 
 class _Zygote:
@@ -170,6 +201,7 @@ class _Zygote:
         self._poll = select.poll()
         self._poll.register(requests, select.POLLIN)
         self._runs: dict[int, _Run] = {}  # by both descriptors that are watched for it
+        self._dying: dict[int, _Run] = {}  # killed and reported, by the descriptor of their process
 
     def serve(self) -> None:
         """Until the socket closes."""
@@ -181,52 +213,76 @@ class _Zygote:
                 if descriptor == self._requests.fileno():
                     if not self._take_request():
                         return
-                elif (run := self._runs.get(descriptor)) is not None:
-                    self._end(run, ended=descriptor == run.watched)
+                elif (run := self._runs.get(descriptor) or self._dying.get(descriptor)) is not None:
+                    if descriptor == run.watched:
+                        self._reap(run)
+                    else:
+                        self._end(run)
             now = time.monotonic()
             for run in {run.pid: run for run in self._runs.values() if run.deadline <= now}.values():
-                self._end(run, ended=False, timed_out=True)
+                self._end(run, timed_out=True)
 
     def _take_request(self) -> bool:
-        message, descriptors, _, _ = socket.recv_fds(self._requests, 1 << 16, 4)
+        message, descriptors, _, _ = socket.recv_fds(self._requests, 1 << 16, MAX_DESCRIPTORS)
         if not message:
             return False
         if not descriptors:
             self._program = message
             self._requests.send(b"ready")
             return True
-        control, standard = socket.socket(fileno=descriptors[0]), descriptors[1:]
-        (seconds,) = REQUEST.unpack(message)
-        uid, gid = os.getuid(), os.getgid()
+        seconds, nice = REQUEST.unpack(message)
+        request = _Request(seconds, nice, socket.socket(fileno=descriptors[0]), descriptors[1:4], descriptors[4:])
         try:
-            pid = clone()
+            self._begin(request)
         except OSError as error:
-            os.write(standard[2], f"the sandbox could not be set up: {error}\n".encode())
-            control.close()
-        else:
-            if pid == 0:
-                _run(control, standard, self._program, uid, gid)
-            started = time.monotonic()
-            run = _Run(pid, os.pidfd_open(pid), control, started, started + seconds)
-            for descriptor in (run.watched, control.fileno()):
-                self._runs[descriptor] = run
-                # The run reads its spec from the control socket: only the end of that is ours to see.
-                self._poll.register(descriptor, select.POLLIN if descriptor == run.watched else select.POLLRDHUP)
-        for descriptor in standard:
+            _tell(request.control, {"failed": str(error)[:200]})
+            request.control.close()
+        for descriptor in descriptors[1:]:
             os.close(descriptor)
         return True
 
-    def _end(self, run: _Run, ended: bool, timed_out: bool = False) -> None:
-        if not ended:
-            os.kill(run.pid, signal.SIGKILL)
+    def _begin(self, request: _Request) -> None:
+        uid, gid = os.getuid(), os.getgid()
+        pid = clone()
+        if pid == 0:
+            _run(request, self._program, uid, gid)
+        started = time.monotonic()
+        try:
+            watched = os.pidfd_open(pid)
+        except OSError:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            raise
+        run = _Run(pid, watched, request.control, started, started + request.seconds)
+        with contextlib.suppress(OSError):  # nobody wants it any more: the poll says so, too
+            socket.send_fds(run.control, [b"\n"], [watched])
+        for descriptor in (watched, run.control.fileno()):
+            self._runs[descriptor] = run
+            # The run reads its spec from the control socket: only the end of that is ours to see.
+            self._poll.register(descriptor, select.POLLIN if descriptor == watched else select.POLLRDHUP)
+
+    def _end(self, run: _Run, timed_out: bool = False) -> None:
+        """Kill a run and report it. It may take its time to die, as what has no processor does: nobody waits for that."""
+        os.kill(run.pid, signal.SIGKILL)
+        self._report(run, signal.SIGKILL, timed_out)
+        self._dying[run.watched] = run
+
+    def _reap(self, run: _Run) -> None:
+        """A run is dead, and with it all that it started."""
         _, status = os.waitpid(run.pid, 0)
-        for descriptor in (run.watched, run.control.fileno()):
-            self._poll.unregister(descriptor)
-            del self._runs[descriptor]
+        self._report(run, status, timed_out=False)
+        self._poll.unregister(run.watched)
+        self._dying.pop(run.watched, None)
         os.close(run.watched)
-        result = {"status": status, "timed_out": timed_out, "seconds": time.monotonic() - run.started}
-        with run.control, contextlib.suppress(OSError):
-            run.control.sendall(json.dumps(result).encode())
+
+    def _report(self, run: _Run, status: int, timed_out: bool) -> None:
+        """Once for each run."""
+        if self._runs.pop(run.watched, None) is None:
+            return
+        del self._runs[run.control.fileno()]
+        self._poll.unregister(run.control.fileno())
+        with run.control:
+            _tell(run.control, {"status": status, "timed_out": timed_out})
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 import shutil
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from megatron_ring.errors import UserError
@@ -21,16 +23,22 @@ class Limits:
 
     Attributes:
         seconds: wall clock; the whole process tree is killed then.
-        memory_bytes: address space of each process. None for run-time systems that reserve far more than they use.
+        total_bytes: memory of all its processes together, with their files and what the kernel holds for them.
+        memory_bytes: address space of each process; large for run-time systems that reserve far more than they use.
+        data_bytes: of it, what a process may write to and shares with nobody.
         processes: processes and threads together.
+        cpus: processors that all of them together may keep busy.
         file_bytes: largest file.
         work_bytes: all files together, on a tmpfs; and `work_files` their number where that can be set.
         output_bytes: of stdout, and of stderr; a run that writes more is ended.
     """
 
     seconds: float = 6.0
-    memory_bytes: int | None = 1024 * MIB
+    total_bytes: int = 1024 * MIB
+    memory_bytes: int = 1024 * MIB
+    data_bytes: int | None = None
     processes: int = 8
+    cpus: float = 1.0
     file_bytes: int = 16 * MIB
     open_files: int = 64
     work_bytes: int = 32 * MIB
@@ -57,7 +65,7 @@ class Image:
         run: command.
         binds: paths that running needs, read-only; those that do not exist are left out.
         compile_binds: the same for compiling.
-        own_proc: it needs a /proc (of its own processes only).
+        own_proc: it needs a /proc (of its own processes only, read-only).
     """
 
     name: str
@@ -67,13 +75,22 @@ class Image:
     limits: Limits = field(default_factory=Limits)
     compile: tuple[str, ...] = ()
     compile_binds: tuple[str, ...] = ()
-    compile_limits: Limits = field(default_factory=lambda: Limits(30.0, 2048 * MIB, 32, 64 * MIB, 256))
+    compile_limits: Limits = field(
+        default_factory=lambda: Limits(
+            seconds=30.0, total_bytes=2048 * MIB, memory_bytes=2048 * MIB, processes=32, file_bytes=64 * MIB, open_files=256
+        )
+    )
     own_proc: bool = False
 
 
 JAVA_HEAP = "-Xmx256m"
-# One collector thread, no recompilation, no shared files: start-up counts, not long runs.
-JAVA_FLAGS = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData", "-XX:CICompilerCount=1")
+# One collector thread, no recompilation, no shared files: start-up counts, not long runs. What is not heap is bounded, too.
+JAVA_FLAGS = (
+    "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData", "-XX:CICompilerCount=1",
+    "-XX:MaxDirectMemorySize=128m", "-XX:MaxMetaspaceSize=192m", "-XX:ReservedCodeCacheSize=64m",
+)  # fmt: skip
+# Run-time systems reserve far more address space than they use; what they may write to is bounded instead.
+RESERVES = Limits(memory_bytes=64 << 30, data_bytes=1024 * MIB, cpus=2.0)
 # Debian keeps a JDK's settings outside of it.
 JAVA_BINDS = (*LIBRARIES, *(f"/etc/java-{version}-openjdk" for version in range(8, 31)))
 IMAGES = {
@@ -93,10 +110,10 @@ IMAGES = {
         compile=("javac", f"-J{JAVA_HEAP}", *(f"-J{flag}" for flag in JAVA_FLAGS), "-encoding", "UTF-8", "-nowarn",
                  "-proc:none", "-d", "/box", "/box/{main}.java"),
         compile_binds=JAVA_BINDS,
-        compile_limits=Limits(30.0, None, 64, 64 * MIB, 1024),
+        compile_limits=replace(RESERVES, seconds=30.0, processes=64, file_bytes=64 * MIB, open_files=1024),
         run=("java", JAVA_HEAP, "-Xss64m", *JAVA_FLAGS, "-cp", "/box", "{main}"),
         binds=JAVA_BINDS,
-        limits=Limits(memory_bytes=None, processes=48, open_files=1024),
+        limits=replace(RESERVES, data_bytes=3072 * MIB, processes=48, open_files=256),
         own_proc=True,
     ),
     "javascript": Image(
@@ -104,7 +121,7 @@ IMAGES = {
         source="main.js",
         run=("node", "--max-old-space-size=256", "--stack-size=30000", "/box/main.js"),
         binds=LIBRARIES,
-        limits=Limits(memory_bytes=None, processes=32, open_files=256),
+        limits=replace(RESERVES, processes=32, open_files=128),
     ),
 }  # fmt: skip
 ALIASES = {
@@ -127,9 +144,11 @@ def image_for(language: str) -> Image:
     # A tool outside the system's directories brings its own tree.
     homes = [os.path.dirname(os.path.dirname(command[0])) for command in (image.run, image.compile) if command]
     extra = tuple(home for home in homes if home not in ("/", "/usr"))
+    # Of /usr/local, which holds much else, a run needs a compiler's libraries at most.
+    local = ("/usr/local/lib64", *sorted(glob.glob("/usr/local/lib/*.so*"))) if "/usr/local" in extra else ()
     return replace(
         image,
-        binds=(*image.binds, *extra, image.run[0]),
+        binds=(*image.binds, *(home for home in extra if home != "/usr/local"), *local, image.run[0]),
         compile_binds=(*image.compile_binds, *extra, *image.compile[:1]),
     )
 
@@ -145,11 +164,31 @@ def _located(command: tuple[str, ...], language: str) -> tuple[str, ...]:
 
 
 def python_interpreter() -> tuple[str, tuple[str, ...]]:
-    """A Python for solutions, and the paths it needs: the system's, for a virtual environment may lie in a closed home."""
+    """A Python for solutions, and the paths it needs: the system's, for a virtual environment may lie in a closed home.
+
+    Of a Python outside of /usr solutions see the standard library, and numpy where that is installed; nothing else that is
+    installed beside them.
+    """
     found = shutil.which("python3", path=SYSTEM_PATH) or sys.executable
     executable = os.path.realpath(found)
     prefix = os.path.dirname(os.path.dirname(executable))
-    return executable, (*LIBRARIES, executable, os.path.join(prefix, "lib"))
+    if prefix == "/usr":
+        return executable, (*LIBRARIES, executable)
+    return executable, (*LIBRARIES, executable, *_own_library(prefix, os.path.basename(executable)))
+
+
+def _own_library(prefix: str, name: str) -> Iterator[str]:
+    """What a Python of this name needs of a tree of its own, as binds of `bwrap.confinement`."""
+    folder = os.path.join(prefix, "lib")
+    yield from sorted(glob.glob(os.path.join(glob.escape(folder), "*.so*")))
+    versions = [os.path.join(folder, name)]
+    if not os.path.isdir(versions[0]):
+        versions = sorted(glob.glob(os.path.join(glob.escape(folder), "python3.*")))
+    for version in versions:
+        yield version
+        packages = os.path.join(version, "site-packages")
+        yield "-" + packages
+        yield from (path for part in ("numpy", "numpy.libs") if os.path.isdir(path := os.path.join(packages, part)))
 
 
 def java_main(source: str) -> str:

@@ -1,22 +1,18 @@
-"""Feed one run, read what it writes up to a cap, and end it at its limits. Also: one fresh sandbox per run."""
+"""Feed one run, read what it writes up to a cap, and end it at its limits."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import selectors
 import signal
-import subprocess
-import tempfile
 import time
-from contextlib import ExitStack
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Protocol
 
-from megatron_ring.rewards.sandbox import bwrap
+from megatron_ring.rewards.sandbox.failure import MachineFailure
 from megatron_ring.rewards.sandbox.images import Limits
-from megatron_ring.rewards.sandbox.seccomp import build_filter
+from megatron_ring.rewards.sandbox.side_by_side import Stopped, stop_descriptor
+from megatron_ring.rewards.sandbox.watch import LATE, Watch
 
 _CHUNK = 1 << 16
 
@@ -31,6 +27,7 @@ class RunResult:
         stdout, stderr: what it wrote, cut at the limit.
         seconds: wall clock.
         reason: in words; empty for exit status 0 within all limits.
+        starved: it met its time limit while it waited for a processor: no verdict on the program.
     """
 
     status: int | None
@@ -40,6 +37,7 @@ class RunResult:
     timed_out: bool
     seconds: float
     reason: str
+    starved: bool = False
 
     @property
     def ok(self) -> bool:
@@ -50,43 +48,26 @@ class RunResult:
 class Handle(Protocol):
     """A run that has been started."""
 
+    @property
+    def watch(self) -> Watch:
+        """What looks at it from outside."""
+        ...
+
     def fileno(self) -> int:
-        """Becomes readable when the run has ended."""
+        """Becomes readable when there is something to hear of the run."""
+        ...
+
+    def ended(self) -> bool:
+        """Whether that is its end."""
         ...
 
     def outcome(self) -> tuple[int | None, int | None, bool]:
-        """Exit status, signal, timed out; called once it has ended."""
+        """Exit status, signal, timed out; called once it has ended. Raises `MachineFailure` for a run that never began."""
         ...
 
     def kill(self) -> None:
         """End the run and all it started, now. Safe after its end."""
         ...
-
-
-class ProcessHandle:
-    """A run that is a bwrap process; with the outer process its whole pid space dies."""
-
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        self._process = process
-        self._watched = os.pidfd_open(process.pid)
-
-    def fileno(self) -> int:
-        return self._watched
-
-    def outcome(self) -> tuple[int | None, int | None, bool]:
-        code = self._process.wait()
-        number = -code if code < 0 else code - 128 if 128 < code < 128 + 65 else None  # as shells and bwrap report it
-        return (code, None, False) if number is None else (None, number, False)
-
-    def kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            # Unsandboxed runs lead a process group of their own; for bwrap it changes nothing.
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.kill()
-        self._process.wait()
-        if self._watched >= 0:
-            os.close(self._watched)
-            self._watched = -1
 
 
 class Pipes:
@@ -118,45 +99,78 @@ def collect(handle: Handle, pipes: Pipes, stdin: bytes, limits: Limits, started:
 
     `grace` is added to the limit where the run is also ended from inside, which knows better when it began.
     The pipes are closed on return and nothing of the run is left.
+
+    Raises:
+        MachineFailure: it never began, or somebody else ended it.
+        Stopped: its result is of no use any more, see `side_by_side`.
     """
+    status: int | None = None
+    number: int | None = signal.SIGKILL
+    timed_out = starved = False
     try:
-        output, flooded, late = _pump(handle, pipes, stdin, limits, started + limits.seconds + grace)
-        status, number, timed_out = (None, signal.SIGKILL, late) if flooded or late else handle.outcome()
+        output, reason = _pump(handle, pipes, stdin, limits, started + handle.watch.seconds + grace)
+        if not reason:
+            status, number, timed_out = _outcome(handle, output[1])
+            reason = _reason(handle.watch, limits, status, number, timed_out)
+        timed_out = timed_out or reason == LATE
+        if timed_out and (memory := handle.watch.met_memory_limit()):  # what was left of it went on
+            timed_out, reason = False, memory
+        if timed_out:
+            reason = f"time limit of {limits.seconds:g} s exceeded"
+            starved = handle.watch.starved()
     finally:
         handle.kill()
         pipes.close()
-    seconds = time.monotonic() - started
-    reason = ""
-    if late or timed_out:
-        reason = f"time limit of {limits.seconds:g} s exceeded"
-    elif flooded:
-        reason = f"more than {limits.output_bytes} bytes of output"
-    elif number is not None:
+    return RunResult(status, number, output[0], output[1], timed_out, time.monotonic() - started, reason, starved)
+
+
+def _outcome(handle: Handle, stderr: bytes) -> tuple[int | None, int | None, bool]:
+    try:
+        return handle.outcome()
+    except MachineFailure as error:
+        lines = stderr[-1000:].decode("utf-8", "replace").strip().splitlines()
+        raise MachineFailure(f"{error}: {lines[-1]}" if lines else str(error)) from None
+
+
+def _reason(watch: Watch, limits: Limits, status: int | None, number: int | None, timed_out: bool) -> str:
+    """Why a run that ended by itself failed, or an empty text."""
+    if timed_out:
+        return LATE
+    if memory := watch.met_memory_limit():
+        return memory
+    if number == signal.SIGKILL:
+        if watch.cpu_seconds() >= limits.cpu_seconds - 1:
+            return f"CPU time limit of {limits.cpu_seconds} s exceeded"
+        if watch.killed_by_the_machine():
+            peak = watch.memory_peak()
+            if 2 * peak < limits.total_bytes:
+                raise MachineFailure("a run was killed: the machine is short of memory")
+            return f"killed with {peak >> 20} MiB where the machine is short of memory"
+    if number is not None:
         name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
-        reason = f"killed by {name}"
-    elif status != 0:
-        reason = f"exit status {status}"
-    return RunResult(status, number, output[0], output[1], late or timed_out, seconds, reason)
+        return f"killed by {name}"
+    return f"exit status {status}" if status != 0 else ""
 
 
-def _pump(
-    handle: Handle, pipes: Pipes, stdin: bytes, limits: Limits, deadline: float
-) -> tuple[tuple[bytes, bytes], bool, bool]:
-    """Move bytes until the run ends; returns (stdout, stderr), too much output, too late."""
+def _pump(handle: Handle, pipes: Pipes, stdin: bytes, limits: Limits, deadline: float) -> tuple[tuple[bytes, bytes], str]:
+    """Move bytes until the run ends; returns (stdout, stderr), and why it must be ended, empty where it did itself."""
     buffers = {pipes.stdout: bytearray(), pipes.stderr: bytearray()}
-    todo, flooded, late, ended = memoryview(stdin), False, False, False
+    todo, reason, ended = memoryview(stdin), "", False
+    flooded = f"more than {limits.output_bytes} bytes of output"
+    stop = stop_descriptor()
     with selectors.DefaultSelector() as selector:
-        selector.register(handle.fileno(), selectors.EVENT_READ)
-        for descriptor in buffers:
+        for descriptor in (handle.fileno(), *buffers, *(() if stop is None else (stop,))):
             selector.register(descriptor, selectors.EVENT_READ)
         selector.register(pipes.stdin, selectors.EVENT_WRITE)
         stdin_fd = pipes.stdin
-        while not (flooded or late or ended):
-            events = selector.select(max(0.0, deadline - time.monotonic()))
-            late = not events
+        while not (reason or ended):
+            now = time.monotonic()
+            events = selector.select(max(0.0, min(deadline, handle.watch.next_look) - now))
             for key, _ in events:
                 if key.fd == handle.fileno():
-                    ended = True
+                    ended = handle.ended()
+                elif key.fd == stop:
+                    raise Stopped
                 elif key.fd == stdin_fd:
                     todo = _feed(key.fd, todo)
                     if not todo:
@@ -166,14 +180,16 @@ def _pump(
                 elif not _read_some(key.fd, buffers[key.fd]):
                     selector.unregister(key.fd)
                 elif len(buffers[key.fd]) > limits.output_bytes:
-                    flooded = True
-            late = late or (not ended and time.monotonic() > deadline)
+                    reason = flooded
+            now = time.monotonic()
+            if not (ended or reason):
+                reason = LATE if now >= deadline else handle.watch.look() if now >= handle.watch.next_look else ""
     for descriptor, buffer in buffers.items():  # what was in the pipes at the end
         while ended and len(buffer) <= limits.output_bytes and _read_some(descriptor, buffer):
             pass
-        flooded = flooded or len(buffer) > limits.output_bytes
+        reason = flooded if len(buffer) > limits.output_bytes else reason
     out, err = (bytes(buffer[: limits.output_bytes]) for buffer in buffers.values())
-    return (out, err), flooded, late
+    return (out, err), reason
 
 
 def _feed(descriptor: int, todo: memoryview) -> memoryview:
@@ -192,86 +208,3 @@ def _read_some(descriptor: int, buffer: bytearray) -> bool:
         return False
     buffer += part
     return bool(part)
-
-
-@dataclass(frozen=True, slots=True)
-class Fresh:
-    """One command in a sandbox of its own.
-
-    Attributes:
-        command: the program and its arguments, as seen inside.
-        binds: paths that it may read.
-        files: more files inside, path → content.
-        box: a directory shown as `/box`; `writable` for compilers.
-        sets_limits: the program sets its limits itself.
-        own_proc: it sees a /proc, of its own processes only.
-    """
-
-    command: tuple[str, ...]
-    binds: tuple[str, ...]
-    limits: Limits
-    files: dict[str, bytes] = field(default_factory=dict)
-    box: str = ""
-    writable: bool = False
-    sets_limits: bool = False
-    own_proc: bool = False
-
-    def start(self, standard: list[int]) -> ProcessHandle:
-        """Start it on these descriptors for stdin, stdout and stderr."""
-        inner = self.command if self.sets_limits else bwrap.limited(self.limits, self.command)
-        binds = (*self.binds, "/usr/bin/prlimit")
-        wrapper = bwrap.confinement(binds, self.limits, own_proc=self.own_proc, box=self.box, writable=self.writable)
-        with ExitStack() as stack:
-            descriptors = []
-            for path, content in self.files.items():
-                descriptors.append(stack.enter_context(bwrap.memory_file(content)))
-                wrapper += ["--ro-bind-data", str(descriptors[-1]), path]
-            descriptors.append(stack.enter_context(bwrap.memory_file(build_filter())))
-            process = subprocess.Popen(
-                [*wrapper, "--remount-ro", "/", "--seccomp", str(descriptors[-1]), "--", *inner],
-                stdin=standard[0],
-                stdout=standard[1],
-                stderr=standard[2],
-                pass_fds=descriptors,
-                env=bwrap.environment(),
-                start_new_session=True,
-                **bwrap.account(),
-            )
-            return ProcessHandle(process)
-
-    def run(self, stdin: bytes = b"") -> RunResult:
-        """Start it and drive it to its end."""
-        started = time.monotonic()
-        pipes = Pipes()
-        try:
-            handle = self.start(pipes.theirs)
-        except BaseException:
-            pipes.close()
-            raise
-        pipes.close_theirs()
-        return collect(handle, pipes, stdin, self.limits, started)
-
-
-@dataclass(frozen=True, slots=True)
-class Unsafe(Fresh):
-    """The same without a sandbox, for trusted programs where there is none: limits on time, memory and output only."""
-
-    def start(self, standard: list[int]) -> ProcessHandle:
-        """Start it with `/guest` and `/box` replaced by directories of the host, which are left to the system to clear."""
-        home = tempfile.mkdtemp(prefix="unsafe-code-") if self.files else tempfile.gettempdir()
-        for path, content in self.files.items():
-            target = Path(home + path)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(content)
-        inner = [argument.replace("/box", self.box) if self.box else argument for argument in self.command]
-        inner = [home + argument if argument in self.files else argument for argument in inner]
-        process = subprocess.Popen(
-            inner,
-            stdin=standard[0],
-            stdout=standard[1],
-            stderr=standard[2],
-            cwd=home,
-            env=bwrap.environment(),
-            start_new_session=True,
-        )
-        return ProcessHandle(process)

@@ -28,18 +28,25 @@ _REFUSED: dict[str, tuple[int, int | None]] = {
     "pidfd_getfd": (438, 438), "process_madvise": (440, 440), "perf_event_open": (298, 241), "bpf": (321, 280),
     "userfaultfd": (323, 282), "io_uring_setup": (425, 425), "io_uring_enter": (426, 426),
     "io_uring_register": (427, 427), "add_key": (248, 217), "request_key": (249, 218), "keyctl": (250, 219),
-    # memory outside the address space's limit and the work directory's
+    # memory outside the address space's limit and the work directory's; pages that a pipe keeps
     "memfd_create": (319, 279), "memfd_secret": (447, 447), "shmget": (29, 194), "shmat": (30, 196),
     "shmctl": (31, 195), "semget": (64, 190), "semop": (65, 193), "semctl": (66, 191), "semtimedop": (220, 192),
     "msgget": (68, 186), "msgsnd": (69, 189), "msgrcv": (70, 188), "msgctl": (71, 187), "mq_open": (240, 180),
     "move_pages": (279, 239), "migrate_pages": (256, 238), "set_mempolicy": (238, 237), "mbind": (237, 235),
+    "set_mempolicy_home_node": (450, 450), "vmsplice": (278, 75), "splice": (275, 76), "tee": (276, 77),
+    "mq_unlink": (241, 181), "remap_file_pages": (216, 234),
+    # a share of the processors that is not for it to choose, and a way to die slowly
+    "sched_setparam": (142, 118), "sched_setscheduler": (144, 119), "sched_setattr": (314, 274),
+    "sched_setaffinity": (203, 122), "setpriority": (141, 140), "ioprio_set": (251, 30),
+    # kernel objects of which a user has few: one run could take them all from its neighbours
+    "inotify_init": (253, None), "inotify_init1": (294, 26), "fanotify_mark": (301, 263),
     # name spaces and mounts
     "unshare": (272, 97), "setns": (308, 268), "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41),
     "chroot": (161, 51), "open_tree": (428, 428), "move_mount": (429, 429), "fsopen": (430, 430),
     "fsconfig": (431, 431), "fsmount": (432, 432), "fspick": (433, 433), "mount_setattr": (442, 442),
     "open_by_handle_at": (304, 265), "name_to_handle_at": (303, 264), "fanotify_init": (300, 262),
-    # the network; socketpair stays, event loops use it
-    "socket": (41, 198), "connect": (42, 203), "bind": (49, 200), "listen": (50, 201),
+    # the network; socketpair stays, event loops use it, but not with larger buffers than the kernel's default
+    "setsockopt": (54, 208), "socket": (41, 198), "connect": (42, 203), "bind": (49, 200), "listen": (50, 201),
     # the machine
     "kexec_load": (246, 104), "kexec_file_load": (320, 294), "init_module": (175, 105), "finit_module": (313, 273),
     "delete_module": (176, 106), "reboot": (169, 142), "swapon": (167, 224), "swapoff": (168, 225),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import queue
@@ -10,21 +9,26 @@ import socket
 import struct
 import subprocess
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from megatron_ring.errors import UserError
-from megatron_ring.rewards.sandbox import bwrap
+from megatron_ring.rewards.sandbox import bwrap, usage
+from megatron_ring.rewards.sandbox.cgroups import Delegation, RunGroup
+from megatron_ring.rewards.sandbox.failure import MachineFailure
 from megatron_ring.rewards.sandbox.images import Limits, python_interpreter
 from megatron_ring.rewards.sandbox.seccomp import build_filter
+from megatron_ring.rewards.sandbox.watch import NICE, PATIENCE, Watch
 
-GUEST_FILES = ("guest_zygote.py", "guest_jobs.py", "guest_values.py")
+GUEST_FILES = (
+    "guest_zygote.py", "guest_jobs.py", "guest_values.py", "guest_assertions.py", "guest_server.py", "guest_remote.py",
+)  # fmt: skip
 _HERE = Path(__file__).parent
 _START_LIMIT = 60.0
-_REQUEST = struct.Struct("!d")
+_REQUEST = struct.Struct("!di")
 GRACE = 0.5  # the zygote ends a run at its limit; past this much more we do
 
 
@@ -35,25 +39,45 @@ def job_spec(job: str, limits: Limits, fields: Mapping[str, Any]) -> dict[str, A
 
 
 class WarmHandle:
-    """A run of the zygote, held by its control socket: closing it kills the run."""
+    """A run of the zygote, held by its control socket: closing it kills the run. `end` is closed once it is over."""
 
-    def __init__(self, control: socket.socket) -> None:
-        self._control = control
+    def __init__(self, control: socket.socket, limits: Limits, group: RunGroup | None, alone: bool, end: ExitStack) -> None:
+        self._control, self._end = control, end
+        self._heard = bytearray()
+        self._pidfd = -1
+        self.watch = Watch(limits, group, lambda: usage.process_of(self._pidfd) if self._pidfd >= 0 else 0, alone)
 
     def fileno(self) -> int:
         return self._control.fileno()
 
+    def ended(self) -> bool:
+        try:
+            data, descriptors, _, _ = socket.recv_fds(self._control, 4096, 1, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+        if descriptors:
+            self._pidfd = descriptors[0]
+            self._end.callback(os.close, self._pidfd)
+        self._heard += data
+        return not data or b"status" in self._heard
+
     def outcome(self) -> tuple[int | None, int | None, bool]:
-        with contextlib.suppress(OSError):
-            message = self._control.recv(4096)
-            if message:
-                result = json.loads(message)
-                code = os.waitstatus_to_exitcode(result["status"])
-                return (code, None, result["timed_out"]) if code >= 0 else (None, -code, result["timed_out"])
-        return 125, None, False  # the zygote died, or could not start the run: its stderr says
+        messages: dict[str, Any] = {}
+        for line in self._heard.splitlines():
+            if line:
+                messages |= json.loads(line)
+        if "failed" in messages:
+            raise MachineFailure(f"a run could not be set up ({messages['failed']})")
+        if "status" not in messages:
+            raise MachineFailure("the warm interpreter died")
+        code = os.waitstatus_to_exitcode(messages["status"])
+        return (code, None, messages["timed_out"]) if code >= 0 else (None, -code, messages["timed_out"])
 
     def kill(self) -> None:
         self._control.close()
+        self._end.close()
 
 
 class WarmPython:
@@ -66,30 +90,62 @@ class WarmPython:
         # bwrap dies with the THREAD that started it, so one thread does that and lives as long as this object.
         self._orders: queue.SimpleQueue[queue.SimpleQueue[Exception | None] | None] = queue.SimpleQueue()
         self._starter: threading.Thread | None = None
+        self._worked = False
 
-    def start(self, spec: dict[str, Any], standard: list[int]) -> WarmHandle:
+    def start(
+        self, spec: dict[str, Any], limits: Limits, standard: list[int], delegation: Delegation | None, alone: bool = False
+    ) -> WarmHandle:
         """Start one job on these descriptors for stdin, stdout and stderr.
 
         Raises:
-            UserError: the sandbox does not start.
+            UserError: the sandbox does not start, and never did.
+            OSError: the machine has no process, descriptor or memory for it.
+            MachineFailure: the sandbox did start before, and does not now or does not stay up.
         """
         payload = json.dumps(spec).encode()
-        for attempt in (1, 2):
-            ours, theirs = socket.socketpair()
+        with ExitStack() as end:
+            group = None
+            if delegation is not None:
+                group = delegation.group(limits, alone)
+                end.callback(delegation.give_back, group)
+            nice = 0 if alone or (group is not None and group.bounds_cpu) else NICE
+            seconds = spec["seconds"] * (PATIENCE if alone else 1)
+            request = _REQUEST.pack(seconds, nice)
+            control = self._request(request, standard, () if group is None else group.entries)
+            control.settimeout(seconds + 10)
             try:
-                with theirs, self._lock:
-                    requests = self._ensure()
-                    socket.send_fds(requests, [_REQUEST.pack(spec["seconds"])], [theirs.fileno(), *standard])
-                ours.settimeout(spec["seconds"] + 10)
-                ours.sendall(len(payload).to_bytes(8, "big") + payload)
-                return WarmHandle(ours)
-            except OSError as error:  # the zygote died; a new one is started once
-                ours.close()
-                with self._lock:
-                    self._stop()
-                if attempt == 2:
-                    raise UserError(f"the warm sandbox does not stay up ({error})") from None
-        raise AssertionError
+                control.sendall(len(payload).to_bytes(8, "big") + payload)
+            except BrokenPipeError:  # a run that could not be set up: it says so itself
+                pass
+            except OSError:
+                control.close()
+                raise
+            control.setblocking(False)
+            return WarmHandle(control, limits, group, alone, end.pop_all())
+
+    def _request(self, request: bytes, standard: list[int], entries: Sequence[str]) -> socket.socket:
+        """Ask the zygote for a run; the control socket to it. A zygote that died is replaced once."""
+        with ExitStack() as ours:
+            groups = [os.open(entry, os.O_WRONLY | os.O_CLOEXEC) for entry in entries]
+            for descriptor in groups:
+                ours.callback(os.close, descriptor)
+            for _ in range(2):
+                control, theirs = socket.socketpair()
+                try:
+                    with theirs, self._lock:
+                        requests = self._ensure()
+                        try:
+                            socket.send_fds(requests, [request], [theirs.fileno(), *standard, *groups])
+                        except (BrokenPipeError, ConnectionResetError):
+                            self._stop()
+                            raise
+                    return control
+                except (BrokenPipeError, ConnectionResetError):
+                    control.close()
+                except BaseException:
+                    control.close()
+                    raise
+        raise MachineFailure("the warm interpreter does not stay up")
 
     def close(self) -> None:
         """Kill the zygote and with it every run. A later run would start a new one."""
@@ -117,7 +173,9 @@ class WarmPython:
             self._orders.put(answer)
             problem = answer.get()
             if problem is not None:
-                raise UserError(f"the warm sandbox did not start ({problem})")
+                said = f"the warm sandbox did not start ({problem})"
+                raise MachineFailure(said) if self._worked else UserError(said)
+            self._worked = True
         assert self._requests is not None
         return self._requests
 
@@ -134,7 +192,8 @@ class WarmPython:
         with ExitStack() as stack:
             stack.enter_context(theirs)
             python, binds = python_interpreter()
-            command = bwrap.confinement((*binds, "/usr/bin/prlimit"), Limits(), own_proc=True)
+            command = bwrap.confinement((*binds, "/usr/bin/prlimit"), Limits(), proc="write")
+            command += ["--dir", "/empty"]
             descriptors = [theirs.fileno()]
             for path, content in guest_files().items():
                 descriptors.append(stack.enter_context(bwrap.memory_file(content)))

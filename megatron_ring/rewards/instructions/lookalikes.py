@@ -1,0 +1,31 @@
+"""What a reader sees of a text: without characters that are not shown, with one letter for those that look alike."""
+
+from __future__ import annotations
+
+import unicodedata
+
+# Letters of other scripts that are drawn like Latin ones, capitals apart from small letters.
+_PAIRS = (
+    ("аеікморсухјѕһԁԛԝ", "aeikmopcyxjshdqw"),  # Cyrillic
+    ("АВЕІКМНОРСТУХЈЅ", "ABEIKMHOPCTYXJS"),
+    ("втнґгѵ", "bthrrv"),
+    ("αβεικνορτυχγωϲϳ", "abeikvoptuxywcj"),  # Greek
+    ("ΑΒΕΖΗΙΚΜΝΟΡΤΥΧ", "ABEZHIKMNOPTYX"),
+    ("օսհոցզ", "ouhngq"),  # Armenian
+    ("ᴀʙᴄᴅᴇꜰɢʜɪᴊᴋʟᴍɴᴏᴘʀꜱᴛᴜᴠᴡʏᴢ", "abcdefghijklmnoprstuvwyz"),
+    ("ıɑɡɩʟ", "iagil"),
+)
+_ALIKE = {ord(other): latin for others, letters in _PAIRS for other, latin in zip(others, letters, strict=True)}
+_UNSEEN = ("Cf", "Mn", "Me", "Cc")
+
+
+def as_seen(text: str) -> str:
+    """The text with compatible characters made one (full width, bold, circled), unseen ones dropped, look-alikes Latin.
+
+    An accent that makes a letter of its own, as in é, stays; line breaks and tabs do.
+    """
+    if text.isascii():
+        return text
+    composed = unicodedata.normalize("NFKC", text)
+    kept = (letter for letter in composed if letter in "\n\t" or unicodedata.category(letter) not in _UNSEEN)
+    return "".join(kept).translate(_ALIKE)
