@@ -13,7 +13,7 @@ import re
 from fractions import Fraction
 
 from megatron_ring.rewards.exact import PlainNumber, numbers_agree
-from megatron_ring.rewards.formula import Node, Reading, variables
+from megatron_ring.rewards.formula import Node, Reading, as_products, variables
 from megatron_ring.rewards.formula_parser import parse
 from megatron_ring.rewards.formula_values import Evaluator, Value
 from megatron_ring.rewards.points import (
@@ -165,6 +165,7 @@ def _bare_log(node: Node) -> bool:
 
 
 def _same_values(reference: Node, given: Node, base: int) -> bool:
+    reference, given = as_products(reference, given)
     names = variables(reference) | variables(given)
     if len(names) > _MAX_VARIABLES:
         return False

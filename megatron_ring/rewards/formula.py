@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 UNKNOWN = "unknown "  # before the name of a function of which nothing is known
@@ -61,3 +61,17 @@ def variables(node: Node) -> set[str]:
         bound = {node.parts[0].name}
         return (variables(node.parts[-1]) - bound).union(*(variables(part) for part in node.parts[1:-1]))
     return set().union(*(variables(part) for part in node.parts)) if node.parts else set()
+
+
+def as_products(*nodes: Node) -> list[Node]:
+    """The formulas with `g(x)` as a product where g stands alone somewhere in one of them: there it is a variable."""
+    plain = set().union(*map(variables, nodes))
+    return [_as_products(node, plain) for node in nodes]
+
+
+def _as_products(node: Node, plain: set[str]) -> Node:
+    parts = tuple(_as_products(part, plain) for part in node.parts)
+    name = node.name.removeprefix(UNKNOWN)
+    if node.kind == "call" and name != node.name and name in plain and len(parts) == 1:
+        return Node("multiply", (Node("symbol", name=name), *parts))
+    return replace(node, parts=parts)

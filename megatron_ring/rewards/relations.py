@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from megatron_ring.rewards.formula import Node, Reading, subtract, variables
+from megatron_ring.rewards.formula import Node, Reading, as_products, subtract, variables
 from megatron_ring.rewards.formula_values import Evaluator, Value
 from megatron_ring.rewards.points import ENOUGH, LADDER, close, constant, is_real, points, positive, values_at
 from megatron_ring.rewards.rationals import TooCoarse, Undefined
@@ -13,7 +13,8 @@ _FLIPPED = {"<": ">", "\\le": "\\ge", ">": "<", "\\ge": "\\le", "=": "=", "\\ne"
 
 
 def relations_agree(wanted: list[Reading], sign: str, got: list[Reading], other: str) -> bool:
-    left, right = (_cleared(subtract(sides[0].loose, sides[1].loose), sign in ("=", "\\ne")) for sides in (wanted, got))
+    sides = as_products(*(subtract(left.loose, right.loose) for left, right in (wanted, got)))
+    left, right = (_cleared(side, sign in ("=", "\\ne")) for side in sides)
     names = variables(left)
     if not names or names != variables(right):
         return False
