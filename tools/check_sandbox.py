@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from megatron_ring.errors import UserError, run_main
 from megatron_ring.rewards import Reward, RewardPool, ScoreRequest
-from megatron_ring.rewards.sandbox import Limits, bwrap, cgroups, usage
+from megatron_ring.rewards.sandbox import Limits, boxes, bwrap, cgroups, usage
 from megatron_ring.rewards.sandbox.images import IMAGES, image_for
 
 if TYPE_CHECKING:  # `tools` may be a package of someone else's; a script's own folder is on the path
@@ -193,7 +193,7 @@ def check(name: str, program: Program, pool: RewardPool, monitor: Monitor, findi
         findings.problems.append(f"{name}: {seconds:.1f} s for its verdict, expected within {program.soon:g}")
 
 
-def run(options: CheckOptions, inside: str) -> Findings:
+def run(options: CheckOptions) -> Findings:
     """All programs, one after another, each beside the honest ones."""
     findings = Findings()
     before = _left()
@@ -222,10 +222,8 @@ def run(options: CheckOptions, inside: str) -> Findings:
         lost = [reward.reason for reward in rewards if reward.value != 1]
         if lost or not rewards:
             findings.problems.append(f"honest program {name!r}: {len(lost)} of {len(rewards)} lost: {lost[:3]}")
-    time.sleep(1)
     for thing in sorted(_left() - before):
         findings.problems.append(f"left behind: {thing}")
-    del inside
     return findings
 
 
@@ -237,11 +235,13 @@ def _available(language: str) -> bool:
 
 
 def _left() -> set[str]:
-    """Processes, directories and control groups of ours that are there."""
+    """Processes of ours that are there, and directories and control groups that nobody holds."""
     found = {f"process {pid}" for pid in usage.descendants(os.getpid())[1:]}
-    found |= {str(path) for path in Path(tempfile.gettempdir()).glob("megatron-ring-*")}
-    for _, own in cgroups.own_groups().values():
-        found |= {str(path) for path in own.glob("megatron-ring-*")}
+    folders = [Path(tempfile.gettempdir()), *(own for _, own in cgroups.own_groups().values())]
+    for path in (path for folder in folders for path in folder.glob("megatron-ring-*")):
+        with contextlib.suppress(OSError):  # another pool's, which is alive
+            os.close(boxes.lock_folder(path))
+            found.add(str(path))
     return found
 
 
@@ -261,7 +261,7 @@ def main() -> None:
         bounded = delegation is not None
         if delegation is not None:
             delegation.close()
-        findings = run(options, inside)
+        findings = run(options)
         report = {
             "container": inside,
             "user": os.geteuid(),

@@ -10,7 +10,7 @@ from megatron_ring.algorithm.objective import ObjectiveDefaults
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from megatron_ring.algorithm.policy import PolicyTokens
+    from megatron_ring.algorithm.tokens import PolicyTokens
 
 
 class GSPO(GRPO):

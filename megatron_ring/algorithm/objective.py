@@ -16,7 +16,7 @@ from megatron_ring.algorithm.kl import LOG_RATIO_LIMIT
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from megatron_ring.algorithm.policy import LossSettings, PolicyTokens
+    from megatron_ring.algorithm.tokens import LossSettings, PolicyTokens
 
 
 @dataclass(frozen=True, kw_only=True)

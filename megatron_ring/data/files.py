@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from megatron_ring.data.fields import Fields, seems_to_hold
-from megatron_ring.data.forms import Form, prompt_form, sft_form, small
+from megatron_ring.data.forms import Form, prompt_form, small
 from megatron_ring.data.records import (
     Message,
     PromptRecord,
@@ -33,6 +33,7 @@ from megatron_ring.data.records import (
     sft_to_json,
 )
 from megatron_ring.data.rows import read_rows, write_rows
+from megatron_ring.data.sft_forms import sft_form
 from megatron_ring.errors import UserError
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Public data sets as they are downloaded, recognised by their columns and read as rows of the contract.
+"""Public files of prompts as they are downloaded, recognised by their columns and read as rows of the contract.
 
 A form is recognised from the first row of a file, whatever the capitals of its column names; all further rows must be of it.
 What a form lacks (`id`, `domain`) is filled in: the number of the row, the domain that the data set is of.
@@ -51,20 +51,17 @@ def small(row: Mapping[str, Any]) -> Row:
 
 def prompt_form(row: Mapping[str, Any]) -> Form | None:
     """The form of a prompt file whose first row this is; None where it is of none."""
-    return _first(PROMPT_FORMS, row)
+    return first_fitting(PROMPT_FORMS, row)
 
 
-def sft_form(row: Mapping[str, Any]) -> Form | None:
-    """The form of an SFT file whose first row this is; None where it is of none."""
-    return _first(SFT_FORMS, row)
-
-
-def _first(forms: tuple[Form, ...], row: Mapping[str, Any]) -> Form | None:
+def first_fitting(forms: tuple[Form, ...], row: Mapping[str, Any]) -> Form | None:
+    """The first of these forms that a row is of."""
     lowered = small(row)
     return next((form for form in forms if form.fits(lowered)), None)
 
 
-def _columns(*names: str) -> frozenset[str]:
+def columns(*names: str) -> frozenset[str]:
+    """Names of columns."""
     return frozenset(names)
 
 
@@ -87,7 +84,7 @@ def _parsed(value: Any, name: str) -> Any:
         raise RecordError(f"'{name}' is not JSON") from None
 
 
-def _kept(row: Row, *names: str) -> Row:
+def kept(row: Row, *names: str) -> Row:
     """Columns for the metadata."""
     return {name: row[name] for name in names if row.get(name) is not None}
 
@@ -151,7 +148,7 @@ def _problem_answer(row: Row) -> Row:
         **_id_of(row, "unique_id", "id", "problem_idx"),
         "prompt": row["problem"],
         "answer": _text(row["answer"], "answer"),
-        "metadata": _kept(row, "level", "subject", "type", "source", "year", "url"),
+        "metadata": kept(row, "level", "subject", "type", "source", "year", "url"),
     }
 
 
@@ -160,7 +157,7 @@ def _problem_solution(row: Row) -> Row:
     answer = last_boxed(row["solution"]) if isinstance(row["solution"], str) else None
     if answer is None:
         raise RecordError("'solution' has no \\boxed{} answer")
-    return {"domain": "math", "prompt": row["problem"], "answer": answer, "metadata": _kept(row, "level", "type", "source")}
+    return {"domain": "math", "prompt": row["problem"], "answer": answer, "metadata": kept(row, "level", "type", "source")}
 
 
 def _messages_label(row: Row) -> Row:
@@ -190,7 +187,7 @@ def _apps(row: Row) -> Row:
         **_id_of(row, "problem_id", "id"),
         "prompt": _starter(row["question"], starter),
         "answer": {"input_output": content},
-        "metadata": _kept(row, "difficulty", "source", "url", "tags"),
+        "metadata": kept(row, "difficulty", "source", "url", "tags"),
     }
 
 
@@ -200,8 +197,8 @@ def _livecodebench(row: Row) -> Row:
         "domain": "code",
         **_id_of(row, "question_id"),
         "prompt": _starter(row["question_content"], row.get("starter_code")),
-        "answer": {"format": "livecodebench", **_kept(row, *names)},
-        "metadata": _kept(row, "platform", "contest_id", "contest_date", "difficulty", "question_title"),
+        "answer": {"format": "livecodebench", **kept(row, *names)},
+        "metadata": kept(row, "platform", "contest_id", "contest_date", "difficulty", "question_title"),
     }
 
 
@@ -211,8 +208,8 @@ def _codecontests(row: Row) -> Row:
         "domain": "code",
         **_id_of(row, "name"),
         "prompt": _starter(row["description"], None),
-        "answer": {"format": "codecontests", **_kept(row, *names)},
-        "metadata": _kept(row, "source", "difficulty", "cf_rating"),
+        "answer": {"format": "codecontests", **kept(row, *names)},
+        "metadata": kept(row, "source", "difficulty", "cf_rating"),
     }
 
 
@@ -221,7 +218,7 @@ def _humaneval(row: Row) -> Row:
         "domain": "code",
         **_id_of(row, "task_id"),
         "prompt": f"Complete this function. Answer with all of it in a code block.\n```python\n{row['prompt']}\n```",
-        "answer": {"format": "humaneval", **_kept(row, "prompt", "test", "entry_point")},
+        "answer": {"format": "humaneval", **kept(row, "prompt", "test", "entry_point")},
     }
 
 
@@ -252,78 +249,18 @@ def _ifeval(row: Row) -> Row:
 
 
 PROMPT_FORMS: tuple[Form, ...] = (
-    Form("verl (prompt, reward_model.ground_truth)", _columns("prompt", "reward_model"), _verl),
-    Form("LiveCodeBench", _columns("question_content", "public_test_cases"), _livecodebench),
-    Form("CodeContests", _columns("description", "public_tests"), _codecontests),
-    Form("HumanEval", _columns("prompt", "test", "entry_point"), _humaneval),
-    Form("MBPP", _columns("test_list"), _mbpp, holds=lambda row: "text" in row or "prompt" in row),
-    Form("TACO or APPS (question, input_output)", _columns("question", "input_output"), _apps),
-    Form("IFEval", _columns("prompt", "instruction_id_list", "kwargs"), _ifeval),
-    Form("GSM8K (question, answer behind ####)", _columns("question", "answer"), _gsm8k,
+    Form("verl (prompt, reward_model.ground_truth)", columns("prompt", "reward_model"), _verl),
+    Form("LiveCodeBench", columns("question_content", "public_test_cases"), _livecodebench),
+    Form("CodeContests", columns("description", "public_tests"), _codecontests),
+    Form("HumanEval", columns("prompt", "test", "entry_point"), _humaneval),
+    Form("MBPP", columns("test_list"), _mbpp, holds=lambda row: "text" in row or "prompt" in row),
+    Form("TACO or APPS (question, input_output)", columns("question", "input_output"), _apps),
+    Form("IFEval", columns("prompt", "instruction_id_list", "kwargs"), _ifeval),
+    Form("GSM8K (question, answer behind ####)", columns("question", "answer"), _gsm8k,
          holds=lambda row: isinstance(row["answer"], str) and "####" in row["answer"]),
-    Form("math (problem, answer)", _columns("problem", "answer"), _problem_answer, _columns("domain")),
-    Form("MATH (problem, boxed answer in solution)", _columns("problem", "solution"), _problem_solution, _columns("answer")),
-    Form("math (prompt of messages, label)", _columns("prompt", "label"), _messages_label, _columns("answer"),
+    Form("math (problem, answer)", columns("problem", "answer"), _problem_answer, columns("domain")),
+    Form("MATH (problem, boxed answer in solution)", columns("problem", "solution"), _problem_solution, columns("answer")),
+    Form("math (prompt of messages, label)", columns("prompt", "label"), _messages_label, columns("answer"),
          holds=lambda row: isinstance(row["prompt"], list)),
-    Form("math (origin_prompt, gold_answer)", _columns("origin_prompt", "gold_answer"), _origin_prompt),
+    Form("math (origin_prompt, gold_answer)", columns("origin_prompt", "gold_answer"), _origin_prompt),
 )  # fmt: skip
-
-
-SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "chatgpt": "assistant",
-            "model": "assistant", "system": "system", "developer": "system"}  # fmt: skip
-
-
-def _sharegpt(row: Row) -> Row:
-    turns = row["conversations"]
-    if not isinstance(turns, list):
-        raise RecordError("'conversations' is not a list")
-    messages: list[Any] = []
-    if isinstance(row.get("system"), str) and row["system"].strip():
-        messages.append({"role": "system", "content": row["system"]})
-    for index, turn in enumerate(turns):
-        if not isinstance(turn, dict):
-            raise RecordError(f"turn {index} of 'conversations' is no object")
-        if "from" not in turn:
-            messages.append(turn)  # role and content under this name
-            continue
-        speaker = SPEAKERS.get(str(turn["from"]).lower())
-        if speaker is None:
-            raise RecordError(f"turn {index} of 'conversations' is from {turn['from']!r}: use one of {', '.join(SPEAKERS)}")
-        others = {name: value for name, value in turn.items() if name not in ("from", "value")}
-        messages.append({**others, "role": speaker, "content": turn.get("value")})
-    return {**_kept(row, "domain", "source"), "messages": messages, **_kept(row, "tools")}
-
-
-def _completion(row: Row) -> Row:
-    return {**_kept(row, "domain", "source", "tools"), "prompt": row["prompt"], "response": row["completion"]}
-
-
-def _alpaca(row: Row) -> Row:
-    given = row.get("input")
-    user = f"{row['instruction']}\n\n{given}" if isinstance(given, str) and given.strip() else row["instruction"]
-    system = row.get("system")
-    messages = [{"role": "system", "content": system}] if isinstance(system, str) and system.strip() else []
-    messages += [{"role": "user", "content": user}, {"role": "assistant", "content": row["output"]}]
-    return {**_kept(row, "domain", "source"), "messages": messages}
-
-
-def _answered(question: str, answer: str) -> Callable[[Row], Row]:
-    def convert(row: Row) -> Row:
-        return {"domain": "math", **_kept(row, "source"), "prompt": row[question], "response": row[answer]}
-
-    return convert
-
-
-NOT_CONTRACT = _columns("messages", "response")
-SFT_FORMS: tuple[Form, ...] = (
-    Form("ShareGPT (conversations)", _columns("conversations"), _sharegpt, NOT_CONTRACT),
-    Form("prompt and completion", _columns("prompt", "completion"), _completion, NOT_CONTRACT),
-    Form("Alpaca (instruction, input, output)", _columns("instruction", "output"), _alpaca, NOT_CONTRACT),
-    Form("GSM8K (question, answer)", _columns("question", "answer"), _answered("question", "answer"), NOT_CONTRACT),
-    Form(
-        "worked problems (problem, solution)",
-        _columns("problem", "solution"),
-        _answered("problem", "solution"),
-        NOT_CONTRACT,
-    ),
-)

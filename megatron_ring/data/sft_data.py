@@ -94,28 +94,21 @@ class SFTDataset:
         self._pad_id = tokenizer.pad_id
         self._sequences: list[TokenSequence] = []
         overlong: list[int] = []
-        longest = 0
-        limit = min(capacity, max_positions or capacity)
+        longest, limit = 0, min(capacity, max_positions or capacity)
         self.dropped_controls = 0
         digest = hashlib.blake2b(digest_size=16)
         for index, record in enumerate(records):
-            try:
-                tokens, loss_mask = tokenizer.training_tokens(record, instruction, train_on, control_tokens == "keep")
-            except ControlTokenError as error:
-                if control_tokens == "error":
-                    raise _placed(record, index, error) from None
+            pair = _tokenized(record, index, tokenizer, instruction, train_on, control_tokens)
+            if pair is None:
                 self.dropped_controls += 1
-                continue
-            except UserError as error:
-                raise _placed(record, index, error) from None
-            if len(tokens) > limit:
+            elif len(pair.tokens) > limit:
                 overlong.append(index)
-                longest = max(longest, len(tokens))
-                continue
-            # Arrays, not lists: 5 bytes a token instead of 44.
-            ids, mask = array("i", tokens), array("b", loss_mask)
-            digest.update(len(tokens).to_bytes(8, "little") + ids.tobytes() + mask.tobytes())
-            self._sequences.append(TokenSequence(ids, mask))
+                longest = max(longest, len(pair.tokens))
+            else:
+                # Arrays, not lists: 5 bytes a token instead of 44.
+                ids, mask = array("i", pair.tokens), array("b", pair.loss_mask)
+                digest.update(len(ids).to_bytes(8, "little") + ids.tobytes() + mask.tobytes())
+                self._sequences.append(TokenSequence(ids, mask))
         self.dropped = len(overlong)
         self.fingerprint = digest.hexdigest()
         self._check_lengths(len(records), overlong, longest, limit, on_overlong)
@@ -180,6 +173,13 @@ class SFTDataset:
             )
 
 
-def _placed(record: SFTRecord, index: int, error: UserError) -> UserError:
-    """The error with the record's place."""
-    return UserError(f"{record.place or f'record {index + 1}'}: {error}")
+def _tokenized(
+    record: SFTRecord, index: int, tokenizer: RingTokenizer, instruction: str | None, train_on: TrainOn, control_tokens: str
+) -> TokenSequence | None:
+    """A record's tokens; None where it is to be left out. Raises `UserError` with its place."""
+    try:
+        return tokenizer.training_tokens(record, instruction, train_on, control_tokens == "keep")
+    except UserError as error:
+        if isinstance(error, ControlTokenError) and control_tokens == "drop":
+            return None
+        raise UserError(f"{record.place or f'record {index + 1}'}: {error}") from None

@@ -12,7 +12,8 @@ from megatron_ring.algorithm.histogram import Histogram
 from megatron_ring.algorithm.mismatch import ratio_edges, ratio_histogram, ratio_quantiles
 from megatron_ring.algorithm.objective import Objective
 from megatron_ring.algorithm.objectives import make_objective
-from megatron_ring.algorithm.policy import LossSettings, PolicyTokens, policy_loss
+from megatron_ring.algorithm.policy import policy_loss
+from megatron_ring.algorithm.tokens import LossSettings, PolicyTokens
 from megatron_ring.config.objective import CorrectionConfig, correction_defaults
 from megatron_ring.config.rl import RLConfig
 from megatron_ring.data.packing import PolicyBatch

@@ -17,8 +17,9 @@ from megatron_ring.algorithm.gspo import GSPO
 from megatron_ring.algorithm.kl import kl_estimate
 from megatron_ring.algorithm.objective import Objective, clipped_surrogate
 from megatron_ring.algorithm.objectives import make_objective
-from megatron_ring.algorithm.policy import LossSettings, PolicyTokens, combine_metrics, policy_loss
+from megatron_ring.algorithm.policy import combine_metrics, policy_loss
 from megatron_ring.algorithm.sequences import sequence_log_ratios, sequence_sums
+from megatron_ring.algorithm.tokens import LossSettings, PolicyTokens
 from tests.algorithm.transcription import LOSSES, Constants, Response
 
 CORRECTIONS: dict[str, Correction] = {

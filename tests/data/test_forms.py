@@ -70,7 +70,7 @@ PROMPTS: dict[str, tuple[dict[str, Any], tuple[str, str, Any, str]]] = {
         ("code", "Double it.", ..., "abc1"),
     ),
     "HumanEval": (
-        {"task_id": "HumanEval/0", "prompt": "def f(x):\n", "canonical_solution": "  return x", "entry_point": "f",
+        {"task_id": "HumanEval/0", "prompt": "def f(x):\n    '1'\n", "canonical_solution": "  return x", "entry_point": "f",
          "test": "def check(candidate):\n    assert candidate(1) == 1\n"},
         ("code", "Complete this function.", ..., "HumanEval/0"),
     ),

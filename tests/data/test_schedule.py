@@ -113,7 +113,7 @@ def test_files_that_are_no_stage_files(folder: Path) -> None:
         with pytest.raises(UserError, match=said):
             read_schedule(folder / "s.yaml")
     (folder / "s.json").write_text("{")
-    with pytest.raises(UserError, match="cannot be read as json"):
+    with pytest.raises(UserError, match="not JSON"):
         read_schedule(folder / "s.json")
     with pytest.raises(UserError, match="No such file"):
         read_schedule(folder / "gone.yaml")

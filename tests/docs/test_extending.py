@@ -40,7 +40,8 @@ OBJECTIVE = """
 import json, sys, torch
 import megatron_ring
 from megatron_ring.algorithm.objectives import make_objective
-from megatron_ring.algorithm.policy import LossSettings, PolicyTokens, policy_loss
+from megatron_ring.algorithm.policy import policy_loss
+from megatron_ring.algorithm.tokens import LossSettings, PolicyTokens
 
 given = json.loads(sys.argv[1])
 tensors = {name: torch.tensor(values, dtype=torch.float64) for name, values in given.items()}

@@ -30,7 +30,7 @@ def run(code: str) -> tuple[str, str]:
 
 def test_imports_change_nothing_of_torch() -> None:
     code = "import megatron_ring.parallel.context, megatron_ring.parallel.collectives, megatron_ring.training.trainer"
-    assert run(f"{code}\nimport megatron_ring.rollout.rl_run, megatron_ring.run.stage")[0] == "0\n"
+    assert run(f"{code}\nimport megatron_ring.rollout.opening, megatron_ring.run.stage")[0] == "0\n"
 
 
 def test_the_call_does_and_may_be_repeated() -> None:

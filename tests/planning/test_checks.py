@@ -33,7 +33,7 @@ def test_prompts_of_a_stage_file(tmp_path: Path) -> None:
         checks = Checks()
         checks.prompts(path, "--data.prompts", RewardConfig(), training, steps)
         assert checks.done == [path_line, *(f"--data.prompts {path}: {said}" for said in late)]
-    with pytest.raises(UserError, match=r"name it \.jsonl or \.parquet"):  # nothing is trained on in an evaluation
+    with pytest.raises(UserError, match="unknown kind of file"):  # nothing is trained on in an evaluation
         checks.prompts(path, "--prompts", RewardConfig())
     write_prompts(tmp_path / "other.jsonl", rows("poetry", 4))
     with pytest.raises(UserError, match=r"--data\.prompts .*other\.jsonl: unknown domain 'poetry'"):

@@ -148,5 +148,5 @@ def test_mistakes_are_named(mix, message: str) -> None:
 
 @pytest.mark.parametrize("module", ["problems", "code_problems", "files"])
 def test_imports_stay_light(module: str) -> None:
-    code = f"import sys, megatron_ring.data.{module}; print({{'torch', 'transformers', 'numpy'}} & set(sys.modules))"
+    code = f"import sys, megatron_ring.toy.{module}; print({{'torch', 'transformers', 'numpy'}} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"

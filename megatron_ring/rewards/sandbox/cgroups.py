@@ -259,7 +259,7 @@ def sweep(base: Path) -> bool:
             descriptor = lock_folder(folder)
         except OSError:  # somebody's, or not ours to touch
             continue
-        for child in (*folder.glob("run-*"), folder):
+        for child in [Path(name) for name, _, _ in os.walk(folder, topdown=False)]:  # the deepest first
             try:
                 for pid in _pids_in(child):
                     os.kill(pid, signal.SIGKILL)

@@ -99,7 +99,7 @@ def work_directory(pids: list[int]) -> tuple[int, int]:
     """Bytes and entries of the /tmp that these processes share; zeros where it cannot be seen, or is not there yet."""
     for pid in pids:
         with contextlib.suppress(OSError):
-            inside = os.path.join("/proc", str(pid), "root", "tmp")
+            inside = os.path.join(f"/proc/{pid}/root", "tmp")
             if os.stat(inside).st_dev != os.stat("/tmp").st_dev:
                 state = os.statvfs(inside)
                 return (state.f_blocks - state.f_bfree) * state.f_frsize, max(0, state.f_files - state.f_ffree)

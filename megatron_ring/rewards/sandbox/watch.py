@@ -44,7 +44,7 @@ class Watch:
         self.next_look = self._started + _FIRST_LOOK
         self.seconds = (PATIENCE if alone else 1) * limits.seconds  # on the clock
         self._last = (0.0, time.monotonic())  # CPU seconds and when
-        self._cpu = self._waited = 0.0
+        self._cpu = self._waited = self._stood = self._used = 0.0
         self._peak = 0
         self._kills_before = 0 if group else _kernel_kills()
 
@@ -55,7 +55,7 @@ class Watch:
         reason = ""
         if pids:
             found = usage.times(pids)
-            self._cpu, self._waited = max(self._cpu, found.cpu_seconds), max(self._waited, found.waited_seconds)
+            self._note(found)
             held, files = usage.work_directory(pids)
             if files > self._limits.work_files + 1:  # the directory itself is one
                 reason = f"more than {self._limits.work_files} files"
@@ -70,10 +70,20 @@ class Watch:
         self.next_look = time.monotonic() + interval
         return reason or self._late()
 
+    def _note(self, found: usage.Times) -> None:
+        """Remember CPU time and waiting. The kernel's own count of waiting leaves out what a bound of the group around us
+        takes: a run that wants to go on and does not is seen here, too."""
+        (before, when), now = self._last, time.monotonic()
+        self._last = found.cpu_seconds, now
+        self._used = (found.cpu_seconds - before) / max(now - when, 1e-3)
+        if found.running:
+            self._stood += max(0.0, now - when - max(0.0, found.cpu_seconds - before))
+        self._cpu = max(self._cpu, found.cpu_seconds)
+        self._waited = max(self._waited, found.waited_seconds, self._stood)
+
     def _late(self) -> str:
-        """A second try has more time on the clock, of which only what it did not wait for a processor counts."""
-        own = max(self.cpu_seconds(), time.monotonic() - self._started - self._waited)
-        return LATE if self._alone and own > self._limits.seconds else ""
+        """A second try has more time on the clock, of which only CPU time counts."""
+        return LATE if self._alone and self.cpu_seconds() > self._limits.seconds else ""
 
     def met_memory_limit(self) -> str:
         """In words, that the kernel ended something of the run at its limit; empty where it did not."""
@@ -107,11 +117,8 @@ class Watch:
 
     def _share_processors(self, found: usage.Times) -> None:
         """Have threads that run side by side weigh as much together as `limits.cpus` of them."""
-        (before, when), now = self._last, time.monotonic()
-        self._last = found.cpu_seconds, now
-        used = (found.cpu_seconds - before) / max(now - when, 1e-3)
         crowd = len(found.running) / self._limits.cpus
-        if used <= self._limits.cpus and crowd <= 1.5:
+        if self._used <= self._limits.cpus and crowd <= 1.5:
             return
         nice = min(19, (0 if self._alone else NICE) + round(math.log(max(crowd, 1.0)) / math.log(_NICE_STEP)))
         for thread in found.running:
