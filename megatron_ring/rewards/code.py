@@ -11,7 +11,6 @@ import functools
 import os
 import re
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from megatron_ring.errors import UserError
@@ -22,6 +21,7 @@ from megatron_ring.rewards.interface import WORKERS_VARIABLE, Reward, ScoreReque
 from megatron_ring.rewards.sandbox import RunResult, guest_values
 from megatron_ring.rewards.sandbox.images import ALIASES, PYTHON_LIMITS, image_for
 from megatron_ring.rewards.sandbox.runner import CodeRunner, CompileError
+from megatron_ring.rewards.sandbox.side_by_side import first_problem
 
 CORRECT = Reward(1.0, "correct")
 MAX_SOURCE = 1 << 18
@@ -137,20 +137,9 @@ def judge(response: str, answer: object, runner: CodeRunner, parallel: int | Non
 
 
 def _first_failure(tests: CodeTests, problem_of: Callable[[int], str | None], parallel: int) -> Reward:
-    """Run tests side by side; the reason names the first in order that fails, and later ones are not begun."""
-    count = len(tests.cases)
-    first = problem_of(0)  # most wrong solutions fail at once: no need to start others beside it
-    if first is None and count > 1:
-        with ThreadPoolExecutor(max_workers=min(parallel, count - 1)) as pool:
-            futures: list[Future[str | None]] = [pool.submit(problem_of, index) for index in range(1, count)]
-            try:
-                for index, future in enumerate(futures, start=1):
-                    problem = future.result()
-                    if problem is not None:
-                        return Reward(0.0, f"test {index + 1} of {count}: {problem}")
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
-    return CORRECT if first is None else Reward(0.0, f"test 1 of {count}: {first}")
+    """Run tests side by side; the first failure to come ends the others."""
+    found = first_problem(problem_of, len(tests.cases), parallel)
+    return CORRECT if found is None else Reward(0.0, f"test {found[0] + 1} of {len(tests.cases)}: {found[1]}")
 
 
 def _script_problem(solution: Solution, tests: CodeTests, index: int, runner: CodeRunner) -> str | None:

@@ -48,6 +48,7 @@ def sampling_metrics(collected: CollectedStep, selection: Selection, by_domain: 
         metrics |= _reward_and_length(items, f"/{domain}") | _parts(items, f"/{domain}")
     truncated = sum(item.rollout.finish_reason == "length" for item in scored)
     return metrics | {
+        "reward/machine_failures": sum("machine_failure" in item.detail for item in scored),
         "response_length/truncated_fraction": truncated / len(scored),
         "tokens/generated": collected.generated_tokens,
         "tokens/discarded_fraction": 1 - selection.trained_tokens / sum(response_lengths(scored)),

@@ -21,7 +21,8 @@ from megatron_ring.rewards import Reward, RewardPool, ScoreRequest
 from megatron_ring.rewards import pool as pool_module
 
 ROOT = Path(__file__).resolve().parents[2]
-HANG = r"\boxed{9^{9^{9^9}}}"
+MANY = 1500  # items that keep two workers busy for longer than a worker takes to start, several times
+HANG = r"\boxed{\int_0^1 e^{x^{x^x}} dx}"  # SymPy looks for it until it is stopped
 
 
 def request(response: str, answer: object = "x+1", domain: str = "math") -> ScoreRequest:
@@ -58,7 +59,9 @@ def test_results_come_in_order(pool: RewardPool) -> None:
 
 
 @pytest.mark.parametrize(
-    "response", [HANG, r"\boxed{10!!!!}", r"\boxed{" + "(" * 300 + "1" + ")" * 300 + "}"], ids=["tower", "!!!!", "("]
+    "response",
+    [HANG, r"\boxed{9^{9^{9^9}}}", r"\boxed{10!!!!}", r"\boxed{" + "(" * 300 + "1" + ")" * 300 + "}"],
+    ids=["integral", "tower", "!!!!", "("],
 )
 def test_a_hostile_answer_costs_its_time_limit_and_nobody_else(pool: RewardPool, response: str) -> None:
     good = request(r"\boxed{1+x}")
@@ -67,7 +70,7 @@ def test_a_hostile_answer_costs_its_time_limit_and_nobody_else(pool: RewardPool,
     rewards = pool.score([good, request(response), good, good])
     assert [reward.value for reward in rewards] == [1, 0, 1, 1]
     assert time.monotonic() - started < 2 * 2.0 + 20  # on a busy machine it is tried again, by a worker that starts slowly
-    assert rewards[1].reason == "time limit of 2 s exceeded" or rewards[1].reason.startswith("boxed")
+    assert (rewards[1].reason == "time limit of 2 s exceeded") == (response == HANG)
 
 
 def test_a_long_response_goes_through_a_worker(pool: RewardPool) -> None:
@@ -107,9 +110,9 @@ def test_a_worker_that_dies_costs_one_item(pool: RewardPool) -> None:
 
 
 def test_kills_at_any_time_lose_and_double_nothing() -> None:
-    requests = [request(rf"\boxed{{x^2+{i}x+{i % 3}}}", f"{i}x+x^2+{i % 2}") for i in range(150)]
+    requests = [request(rf"\boxed{{x^2+{i}x+{i % 3}}}", f"{i}x+x^2+{i % 2}") for i in range(MANY)]
     requests += [ScoreRequest("logic/twenty_four", None, r"\boxed{4*6*1*1}", {"numbers": [1, 1, 4, 6]})] * 50
-    expected = [float(i % 3 == i % 2) for i in range(150)] + [1.0] * 50
+    expected = [float(i % 3 == i % 2) for i in range(MANY)] + [1.0] * 50
     stop, kills = threading.Event(), 0
     with RewardPool(workers=2, time_limit=60) as own:
         started = time.monotonic()
@@ -139,7 +142,7 @@ def test_kills_at_any_time_lose_and_double_nothing() -> None:
     given_up = [i for i, reward in enumerate(rewards) if "machine failed" in reward.reason]
     assert 2 * len(given_up) <= kills and len(given_up) < 20
     assert all(reward.value == expected[i] for i, reward in enumerate(rewards) if i not in given_up)
-    assert sorted(done) == list(range(200)) and kills >= 2
+    assert sorted(done) == list(range(MANY + 50)) and kills >= 2
 
 
 def test_submit_waits_when_too_much_waits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,7 +245,7 @@ pool = RewardPool(workers=2, time_limit=1000)
 good = ScoreRequest("math", None, r"\boxed{1+x}", "x+1")
 while len(pool.worker_pids) < 2:
     pool.score([good] * 4)
-pool.submit(ScoreRequest("math", None, r"\boxed{9^{9^{9^9}}}", "x+1"))
+pool.submit(ScoreRequest("math", None, r"\boxed{\int_0^1 e^{x^{x^x}} dx}", "x+1"))
 time.sleep(0.5)
 print(*pool.worker_pids, flush=True)
 time.sleep(1000)
@@ -270,6 +273,7 @@ def test_exit_without_close_does_not_hang() -> None:
 
 
 RANK_PROGRAM = r"""
+INTEGRAL = r"\int_0^1 e^{x^{x^x}} dx"
 import threading, torch, torch.distributed as dist
 from megatron_ring.rewards import RewardPool, ScoreRequest
 dist.init_process_group("gloo", init_method=INIT, rank=RANK, world_size=2)
@@ -278,7 +282,7 @@ stop = threading.Event()
 noise = threading.Thread(target=lambda: [torch.ones(64, 64).sum() for _ in iter(lambda: stop.wait(0.001), True)])
 noise.start()
 with RewardPool(workers=1, time_limit=2.0) as pool:
-    futures = [pool.submit(ScoreRequest("math", None, r"\boxed{%s}" % a, "x+1")) for a in ("1+x", "9^{9^{9^9}}", "x")]
+    futures = [pool.submit(ScoreRequest("math", None, r"\boxed{%s}" % a, "x+1")) for a in ("1+x", INTEGRAL, "x")]
     total = torch.ones(1)
     dist.all_reduce(total, group=group)
     values = torch.tensor([future.result().value for future in futures])

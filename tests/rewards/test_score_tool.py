@@ -30,7 +30,7 @@ def test_one_line_out_for_each_line_in(tmp_path: Path) -> None:
         b'{"domain": "math", "response": "\\\\boxed{1}"}',
         b'{"domain": "poetry", "response": "x", "answer": "1"}',
         b'{"domain": "math", "response": 5, "answer": "1"}',
-        b'{"domain": "math", "response": "\\\\boxed{9^{9^{9^9}}}", "answer": "1"}',
+        b'{"domain": "math", "response": "\\\\boxed{\\\\int_0^1 e^{x^{x^x}} dx}", "answer": "x+1"}',
         b'{"domain": "math", "response": "\\\\boxed{1}", "answer": NaN}',
         b'{"domain": "math", "response": "\xff", "answer": "1"}',
         b"[" * 100_000,

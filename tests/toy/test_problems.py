@@ -146,7 +146,7 @@ def test_mistakes_are_named(mix, message: str) -> None:
         mix()
 
 
-@pytest.mark.parametrize("module", ["problems", "code_problems", "files"])
+@pytest.mark.parametrize("module", ["toy.problems", "toy.code_problems", "data.files"])
 def test_imports_stay_light(module: str) -> None:
-    code = f"import sys, megatron_ring.toy.{module}; print({{'torch', 'transformers', 'numpy'}} & set(sys.modules))"
+    code = f"import sys, megatron_ring.{module}; print({{'torch', 'transformers', 'numpy'}} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
