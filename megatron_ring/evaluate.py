@@ -5,6 +5,7 @@ torchrun --nproc-per-node 8 -m megatron_ring.evaluate --checkpoint DIR --prompts
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Sequence
@@ -43,11 +44,7 @@ def main(config: EvaluateConfig) -> None:
     result = {
         "checkpoint": str(config.checkpoint),
         "prompts": str(config.prompts),
-        "temperature": config.sampling.temperature,
-        "top_p": config.sampling.top_p,
-        "max_new_tokens": config.sampling.max_new_tokens,
-        "seed": config.seed,
-        "samples_per_problem": config.samples_per_problem,
+        **deciding(config, stage, tokenizer),
         **summarize(scored),
         "seconds": time.perf_counter() - began,
     }
@@ -59,6 +56,34 @@ def main(config: EvaluateConfig) -> None:
     if stage.context.is_main:
         write_atomically(config.out / "result.json", (json.dumps(result, indent=1) + "\n").encode())
         print(f"evaluate: pass@1 {result['pass_at_1']:.3f} on {result['problems']} problems -> {config.out}/result.json")
+
+
+def deciding(config: EvaluateConfig, stage: Stage, tokenizer: RingTokenizer) -> dict[str, Any]:
+    """All that decides the scores besides the weights: a result can be told from another of its name."""
+    from megatron_ring.rewards.composition import fingerprint
+
+    sampling, composed = config.sampling, config.rewards.compositions
+    return {
+        "prompts_sha256": hashlib.sha256(config.prompts.read_bytes()).hexdigest(),
+        "tokenizer_fingerprint": tokenizer.fingerprint,
+        "instruction": config.instruction,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
+        "min_p": sampling.min_p,
+        "max_new_tokens": sampling.max_new_tokens,
+        "stop_token_ids": list(sampling.stop_token_ids),
+        "stop_strings": list(sampling.stop_strings),
+        "repetition_tokens": sampling.repetition_tokens,
+        "repetition_ngram": sampling.repetition_ngram,
+        "seed": config.seed,
+        "samples_per_problem": config.samples_per_problem,
+        "precision": str(stage.model.config.params_dtype).removeprefix("torch."),
+        "layer_impl": config.layer_impl,
+        "exact": config.exact,
+        "time_limit": config.rewards.time_limit,
+        "compositions": None if composed is None else fingerprint(composed),
+    }
 
 
 def read_problems(config: EvaluateConfig, shape: ModelConfig, tokenizer: RingTokenizer) -> list[PromptRecord]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import dataclasses
 import gc
 import importlib
 import itertools
@@ -64,6 +65,16 @@ def preload() -> None:
             importlib.import_module(name)
 
 
+@dataclasses.dataclass
+class Child:
+    """A process, the handle that tells its end, and whoever asked for it."""
+
+    pid: int
+    handle: int
+    connection: socket.socket
+    over: bool = False
+
+
 def serve(path: str) -> dict[str, Any]:
     """Fork for whoever asks. Returns in each child, with what it is to be."""
     listener = socket.socket(socket.AF_UNIX)
@@ -72,49 +83,60 @@ def serve(path: str) -> dict[str, Any]:
     selector = selectors.DefaultSelector()
     selector.register(listener, selectors.EVENT_READ)
     selector.register(0, selectors.EVENT_READ)
-    children: dict[int, tuple[int, int, socket.socket]] = {}  # by pidfd and by connection: pid, pidfd, connection
+    children: list[Child] = []
     while True:
         for key, _ in selector.select():
-            if key.fileobj == 0:
-                for pid, _, _ in children.values():
-                    os.kill(pid, signal.SIGKILL)
+            if key.fileobj == 0:  # the test process has ended
+                for child in children:
+                    os.kill(child.pid, signal.SIGKILL)
                 os._exit(0)
+            child = key.data
             if key.fileobj is listener:
                 connection, _ = listener.accept()
                 request, streams = _receive(connection)
                 pid = os.fork()
                 if pid == 0:
-                    selector.close()
-                    listener.close()
-                    for _, handle, other in children.values():
-                        with contextlib.suppress(OSError):
-                            os.close(handle)
-                        other.close()
+                    _let_go(selector, listener, children)
                     _settle(request, streams)
                     connection.sendall(f"pid {os.getpid()}\n".encode())
                     connection.close()
                     return request
                 for stream in streams:
                     os.close(stream)
-                handle = os.pidfd_open(pid)
-                children[handle] = children[connection.fileno()] = (pid, handle, connection)
-                selector.register(handle, selectors.EVENT_READ)
-                selector.register(connection, selectors.EVENT_READ)
-                continue
-            pid, handle, connection = children[key.fd]
-            if key.fd != handle:  # whoever asked is gone
-                signal.pidfd_send_signal(handle, signal.SIGKILL)
-                selector.unregister(connection)
-                continue
-            _, status = os.waitpid(pid, 0)
-            with contextlib.suppress(OSError):
-                connection.sendall(f"status {os.waitstatus_to_exitcode(status)}\n".encode())
-            del children[handle], children[connection.fileno()]
-            selector.unregister(handle)
-            with contextlib.suppress(KeyError):
-                selector.unregister(connection)
-            os.close(handle)
-            connection.close()
+                child = Child(pid, os.pidfd_open(pid), connection)
+                children.append(child)
+                selector.register(child.handle, selectors.EVENT_READ, child)
+                selector.register(connection, selectors.EVENT_READ, child)
+            elif child.over:
+                pass  # both events came together
+            elif key.fileobj is child.connection:  # whoever asked is gone
+                os.kill(child.pid, signal.SIGKILL)
+                selector.unregister(child.connection)
+            else:
+                _report(child, selector)
+                children.remove(child)
+
+
+def _report(child: Child, selector: selectors.BaseSelector) -> None:
+    """Tell whoever asked how a child has ended."""
+    child.over = True
+    _, status = os.waitpid(child.pid, 0)
+    with contextlib.suppress(OSError):
+        child.connection.sendall(f"status {os.waitstatus_to_exitcode(status)}\n".encode())
+    selector.unregister(child.handle)
+    with contextlib.suppress(KeyError):
+        selector.unregister(child.connection)
+    os.close(child.handle)
+    child.connection.close()
+
+
+def _let_go(selector: selectors.BaseSelector, listener: socket.socket, children: list[Child]) -> None:
+    """In a new child: close what is the server's."""
+    selector.close()
+    listener.close()
+    for child in children:
+        os.close(child.handle)
+        child.connection.close()
 
 
 def _receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:

@@ -30,6 +30,14 @@ class RequestSampling:
     repetition_ngram: int = 64
     """Longest n-gram that counts as repetition (tokens)."""
 
+    def check_vocabulary(self, vocab_size: int) -> None:
+        """Raise `UserError` for a stop token that the model cannot draw: it would end nothing."""
+        for token in self.stop_token_ids:
+            require(
+                0 <= token < vocab_size,
+                f"--sampling.stop-token-ids: {token} is outside the model's vocabulary of {vocab_size:,} tokens",
+            )
+
     def __post_init__(self) -> None:
         require_temperature(self.temperature, "--sampling.temperature")
         require(0 < self.top_p <= 1, f"--sampling.top-p is {self.top_p}, outside (0, 1]")

@@ -112,3 +112,6 @@ class InferenceConfig(StageConfig):
     instruction: str | None = None
     """Text added to every user message."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+    def check_model(self, model: ModelConfig) -> None:
+        self.sampling.check_vocabulary(model.vocab_size)

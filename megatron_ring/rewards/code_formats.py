@@ -17,6 +17,7 @@ from megatron_ring.rewards.code_unit import UnitPlan, plan_unit
 
 DEFAULT_SECONDS = 6.0
 MAX_SECONDS = 60.0
+MAX_DIGITS = 50_000
 LARGE = 1 << 16  # characters of a reference that is not read before it is used
 # What harnesses for LeetCode-style problems put before the solution.
 FUNCTION_SETUP = (
@@ -215,7 +216,9 @@ def _json(value: Any, name: str) -> Any:
 
 
 def whole_number(digits: str) -> int:
-    """An integer of any length; Python's own reader stops at 4,300 digits."""
+    """An integer of up to 50,000 digits; Python's own reader stops at 4,300. Raises `ValueError` for a longer one."""
+    if len(digits) > MAX_DIGITS:
+        raise ValueError(f"an integer of more than {MAX_DIGITS} digits")
     return int(digits) if len(digits) < 4000 else int(decimal.Decimal(digits))
 
 

@@ -176,18 +176,21 @@ def test_the_exported_folder_takes_after_like(tmp_path: Path) -> None:
     extras = {"auto_map": {"AutoModelForCausalLM": "modeling_bailing_moe.BailingMoeModelForCausalLM"}, "eos_token_id": 7,
               "norm_head": True, "architectures": ["Other"]}  # fmt: skip
     hf = write_folder(tmp_path / "hf", TINY, random_tensors(TINY), **extras)
-    for name in ("tokenizer.json", "modeling_bailing_moe.py", "chat_template.jinja", "generation_config.json"):
+    for name in ("tokenizer.json", "modeling_bailing_moe.py", "chat_template.jinja"):
         (hf / name).write_text(f"{name} of like")
+    generation = {"eos_token_id": [7, 8], "top_p": 0.9}
+    (hf / "generation_config.json").write_text(json.dumps(generation))
     (hf / "pytorch_model.bin").write_text("not copied")
     import_folder(hf, tmp_path / "ckpt")
     export_checkpoint(tmp_path / "ckpt", tmp_path / "back", like=hf, dtype=torch.bfloat16)
     config = json.loads((tmp_path / "back" / "config.json").read_text())
-    assert (config["auto_map"], config["eos_token_id"], config["architectures"]) == (extras["auto_map"], 7, ["Other"])
+    assert (config["eos_token_id"], config["architectures"]) == (7, ["BailingMoeForCausalLM"])
+    assert config["auto_map"]["AutoModelForCausalLM"] == "modeling_bailing_moe.BailingMoeForCausalLM"  # code of ours
     assert config["norm_head"] is False and config["torch_dtype"] == "bfloat16"
     assert sorted(path.name for path in (tmp_path / "back").iterdir()) == sorted(
         ["config.json", "model.safetensors", "tokenizer.json", "modeling_bailing_moe.py", "chat_template.jinja",
-         "generation_config.json"])  # fmt: skip
-    assert (tmp_path / "back" / "generation_config.json").read_text() == "generation_config.json of like"
+         "configuration_bailing_moe.py", "generation_config.json"])  # fmt: skip
+    assert json.loads((tmp_path / "back" / "generation_config.json").read_text()) == generation
     with pytest.raises(UserError, match="exists already"):
         export_checkpoint(tmp_path / "ckpt", tmp_path / "back")
 

@@ -14,7 +14,7 @@ import pytest
 from tests.conftest import ROOT
 from tests.docs.extending import apply, copy_of_the_package
 
-LIMITS = {"An objective": 2, "A verifier": 2, "A batch scorer": 2, "A token column": 1}
+LIMITS = {"An objective": 2, "A verifier": 2, "A batch scorer": 2, "A token column": 1, "A stage": 4}
 
 
 def run_in(root: Path, *arguments: str, timeout: float = 300.0) -> subprocess.CompletedProcess[str]:
@@ -170,6 +170,30 @@ def test_a_token_column(extended: Path) -> None:
     done = run_in(extended, *launcher, "column.py")
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [str(extended / "megatron_ring" / "__init__.py")] * 2
+
+
+@pytest.mark.slow
+def test_a_stage(extended: Path, tmp_path: Path) -> None:
+    """It measures the validation loss that a run of SFT has recorded, on one process and on two that share the experts."""
+    data, run = tmp_path / "data", tmp_path / "run"
+    sizes = ["--train", "24", "--validation", "9", "--rl", "1", "--heldout", "1"]
+    made = run_in(extended, "tools/make_tiny_data.py", "--out", str(data), *sizes)
+    assert made.returncode == 0, made.stderr
+    common = ["--data.tokenizer", str(data / "tokenizer"), "--data.context-length", "256", "--data.global-batch", "2"]
+    trained = run_in(
+        extended, "-m", "megatron_ring.sft", "--run-dir", str(run), "--preset", "ring-tiny", "--epochs", "1", *common,
+        "--data.train", str(data / "sft_train.jsonl"), "--data.validation", str(data / "sft_validation.jsonl"),
+    )  # fmt: skip
+    assert trained.returncode == 0, trained.stderr
+    recorded = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["validation/loss"]
+    flags = ["--init-from", str(run / "checkpoints/latest"), "--data.train", str(data / "sft_validation.jsonl"), *common]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    for start, more in ((["-m"], []), (launcher, ["--parallel.expert", "2"])):
+        measured = run_in(extended, *start, "megatron_ring.perplexity", *flags, *more)
+        assert measured.returncode == 0, measured.stderr
+        assert json.loads(measured.stdout.splitlines()[-1])["loss"] == pytest.approx(recorded, rel=1e-5)
+    refused = run_in(extended, "-m", "megatron_ring.perplexity", *flags, "--init-from", str(tmp_path / "none"))
+    assert refused.returncode == 2 and refused.stderr.count("\n") == 1
 
 
 @pytest.mark.slow

@@ -61,12 +61,10 @@ def kill_within(arguments: list[str], run_dir: Path, phase: str, marker: Path) -
     env = environment(FREEZE=json.dumps(asked))
     env["PYTHONPATH"] = f"{WATCH}:{env['PYTHONPATH']}"
     process = start(arguments, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
     try:
         while not marker.exists():
             assert process.poll() is None, (phase, process.returncode, process.stderr.read() if process.stderr else "")
-            assert time.monotonic() < deadline, phase
-            time.sleep(0.01)
+            time.sleep(0.01)  # as long as the machine takes: the test's own time limit says where it hangs
     finally:
         for pid in list(descendants(process.pid)):
             with contextlib.suppress(ProcessLookupError):  # it ended with one of the others

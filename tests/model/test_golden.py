@@ -50,7 +50,7 @@ def test_import_and_export_keep_the_logits(run_on, golden: Path, tmp_path: Path,
     importing = ("import", "--hf", str(golden / name), "--out", str(checkpoint))
     exporting = ("export", "--checkpoint", str(checkpoint), "--out", str(back), "--like", str(golden / name))
     for flags in (importing, exporting):
-        done = run(command_of_tool("convert_hf.py", *flags), really=True)
+        done = run(command_of_tool("convert_hf.py", *flags))
         assert done.returncode == 0 and "380,864 parameters" in done.stdout, done.stderr
     assert json.loads((back / "config.json").read_text())["norm_head"] is False
     for folder in (checkpoint, back):

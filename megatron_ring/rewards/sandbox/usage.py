@@ -7,13 +7,14 @@ directory, and a socket's buffer for every socket that it holds. Pages shared be
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 _TICK = os.sysconf("SC_CLK_TCK")
 _PAGES = ("RssAnon", "RssShmem", "VmSwap", "VmPTE")
-_SOCKET_BYTES = 212_992  # the kernel's default bound of what may wait in a socket
+_SOCKET_BYTES = 212_992  # what may wait in a socket, where the kernel's own default cannot be read
 _GONE = (OSError, ValueError, IndexError)
 
 
@@ -83,14 +84,22 @@ def memory_bytes(pids: list[int], sockets: bool = True) -> int:
                     total += int(value.split()[0]) << 10
         if sockets:
             found |= _sockets(pid)
-    return total + _SOCKET_BYTES * len(found)
+    return total + _socket_bytes() * len(found)
+
+
+@functools.cache
+def _socket_bytes() -> int:
+    """Bytes that may wait in one socket: a run cannot change that."""
+    with contextlib.suppress(*_GONE):
+        return int(Path("/proc/sys/net/core/wmem_default").read_text())
+    return _SOCKET_BYTES
 
 
 def work_directory(pids: list[int]) -> tuple[int, int]:
     """Bytes and entries of the /tmp that these processes share; zeros where it cannot be seen, or is not there yet."""
     for pid in pids:
         with contextlib.suppress(OSError):
-            inside = f"/proc/{pid}/root/tmp"
+            inside = os.path.join("/proc", str(pid), "root", "tmp")
             if os.stat(inside).st_dev != os.stat("/tmp").st_dev:
                 state = os.statvfs(inside)
                 return (state.f_blocks - state.f_bfree) * state.f_frsize, max(0, state.f_files - state.f_ffree)
