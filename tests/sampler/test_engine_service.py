@@ -196,10 +196,9 @@ def test_the_leader_alone_brings_requests(run_on: Any) -> None:
     assert all("only the leader of a replica" in line for line in found[1][1]) and len(found[1][1]) == 2
 
 
-def from_a_thread() -> int:
+def from_a_thread(alone: list[Any]) -> int:
     from megatron_ring.sampler.sampler import Sampler
 
-    alone = each_alone()
     model, here = make(ParallelConfig())
     engine, numbers = Sampler(model, here, limited(4, 8, 5, 40), EOS, decode).engine(), {}
 
@@ -220,4 +219,5 @@ def from_a_thread() -> int:
 
 @pytest.mark.distributed
 def test_another_thread_may_ask(run_on: Any) -> None:
-    assert run_on(1, from_a_thread) == [16]
+    (alone,) = run_on(1, each_alone)
+    assert run_on(1, from_a_thread, alone) == [16]

@@ -81,6 +81,7 @@ def test_stop_strings_need_a_tokenizer() -> None:
         StopConditions(SamplingConfig(stop_strings=("x",)), EOS)
 
 
+@settings(deadline=None)
 @given(
     before=st.lists(st.integers(10, 99), max_size=9),
     gram=st.lists(st.integers(4, 9), min_size=1, max_size=6),
