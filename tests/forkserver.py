@@ -78,8 +78,9 @@ class Child:
 def serve(path: str) -> dict[str, Any]:
     """Fork for whoever asks. Returns in each child, with what it is to be."""
     listener = socket.socket(socket.AF_UNIX)
-    listener.bind(path)
+    listener.bind(f"{path}.new")
     listener.listen(64)
+    os.rename(f"{path}.new", path)  # who sees it can connect
     selector = selectors.DefaultSelector()
     selector.register(listener, selectors.EVENT_READ)
     selector.register(0, selectors.EVENT_READ)

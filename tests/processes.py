@@ -31,7 +31,7 @@ ADDRESS = "FORK_SERVER"  # the environment variable that tells `forked_python` w
 # Variables of these names are read when the interpreter starts or a library is imported, so that a child of the server
 # would not see another value. PYTHONPATH is honoured.
 READ_EARLY = ("PYTHON", "OMP_", "MKL_", "TORCH_", "TRITON_", "CUDA_", "HF_", "LD_", "LC_", "LANG")
-SECONDS_TO_START = 120.0
+SECONDS_TO_START = 300.0
 _PIPES = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
 
 
