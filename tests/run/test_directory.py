@@ -22,18 +22,28 @@ HERE = Path(__file__).parent
 HELD_OUT = ("prompts", "every", "samples_per_problem", "temperature", "top_p", "max_new_tokens")
 ALARMS = ("action", "entropy_floor", "grad_norm_factor", "reward_drop", "window", "max_rollbacks")
 MEMORY_AND_SPEED = ("max_batch", "prefill_tokens", "page_size", "kv_tokens", "kv_fraction", "cuda_graphs")
-TRAINING = {"run_dir", "save_every", "keep_last", "async_save", "layer_impl", "recompute", "exact"}
+TRAINING = {
+    "run_dir",
+    "save_every",
+    "keep_last",
+    "async_save",
+    "layer_impl",
+    "recompute",
+    "exact",
+    "grace_seconds",
+    "parallel.tensor",
+}
 
 
 def test_what_a_continued_run_may_change() -> None:
-    assert changeable(SFTConfig) >= TRAINING | {"max_steps"}
+    assert changeable(SFTConfig) >= TRAINING | {"max_steps", "epochs", *(f"alarms.{name}" for name in ALARMS)}
     assert changeable(RLConfig) >= TRAINING | {
         "steps", "offload_optimizer", "rewards.workers", "reference.place", "wandb.project", "wandb.name",
         "budget.max_rounds", *(f"sampling.{name}" for name in MEMORY_AND_SPEED), *(f"alarms.{name}" for name in ALARMS),
         *(f"evaluation.{name}" for name in HELD_OUT),
     }  # fmt: skip
     fixed = {"seed", "precision", "init_from", "data.prompts", "budget.tokens", "sampling.temperature", "optimizer.lr",
-             "objective.name", "samples_per_prompt", "parallel.tensor", "router.balance"}  # fmt: skip
+             "objective.name", "samples_per_prompt", "router.balance"}  # fmt: skip
     assert not fixed & changeable(RLConfig)
 
 
