@@ -198,8 +198,8 @@ def discard(path: Path) -> None:
 
 
 def tidy(checkpoints: Path) -> None:
-    """Remove what saves and removals left that were killed, and end a first save that had only `latest` left to write. For the
-    one run that writes here."""
+    """Remove what killed saves and removals left, and end a first save that had only `latest` left to write. For the one run
+    that writes here."""
     if not os.path.lexists(checkpoints / "latest") and _interrupted(checkpoints) is not None:
         os.replace(_draft_pointer(checkpoints), checkpoints / "latest")
     for path in list(checkpoints.iterdir()) if checkpoints.is_dir() else []:
