@@ -194,7 +194,7 @@ def test_slurm_runs_a_launcher_on_every_node(tmp_path: Path) -> None:
 
 
 def test_a_job_that_is_asked_to_stop_goes_back_into_the_queue(tmp_path: Path) -> None:
-    """The batch shell gets the signal (here of its first task) and hands it to the tasks, of which the run alone acts on it."""
+    """The batch shell gets the signal, here from its first task, and hands it on; the launchers do not heed it."""
     folder, launcher = tmp_path / "bin", tmp_path / "launcher.sh"
     folder.mkdir()
     (folder / "scancel").write_text(f'#!/usr/bin/env bash\necho "$*" >> "{tmp_path}/asked"\n')
