@@ -199,4 +199,4 @@ class Folder(RuleBasedStateMachine):
 
 
 TestFolder = Folder.TestCase
-TestFolder.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+TestFolder.settings = settings(max_examples=30, stateful_step_count=20, deadline=None)
