@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from megatron_ring.lifetime import die_with_torchrun
@@ -32,7 +33,23 @@ class StoppedByAlarm(Exception):
     """A run that ended itself because an alarm went off. The message is one line."""
 
 
+class StoppedBySignal(Exception):
+    """A run that was asked to end and has saved what it could. The message is one line; empty where all is said."""
+
+
 STOPPED_BY_ALARM = 3
+STOPPED_BY_SIGNAL = 75  # EX_TEMPFAIL of sysexits.h: try again later
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Have an `OSError` within it say which file it is about: writing to an open file does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def _leave_process_group() -> None:
@@ -84,8 +101,8 @@ def _mend(error: OSError) -> str | None:
 
 
 def run_main(main: Callable[[], None]) -> None:
-    """Run a main; turn `UserError` into one line on stderr and exit status 2, an alarm into one and status 3, Ctrl-C into
-    status 130."""
+    """Run a main; turn `UserError` into one line on stderr and exit status 2, an alarm into one and status 3, a signal that
+    asked for the end into status 75, Ctrl-C into status 130."""
     die_with_torchrun()
     try:
         main()
@@ -96,6 +113,10 @@ def run_main(main: Callable[[], None]) -> None:
     except StoppedByAlarm as error:
         _say_once(" ".join(str(error).split()))
         raise SystemExit(STOPPED_BY_ALARM) from None
+    except StoppedBySignal as stopped:
+        if str(stopped):
+            print(" ".join(str(stopped).split()), file=sys.stderr, flush=True)
+        raise SystemExit(STOPPED_BY_SIGNAL) from None
     except OSError as error:
         message = _mend(error)
         if message is None:

@@ -3,7 +3,7 @@
     torchrun --nproc-per-node 8 -m megatron_ring.rl --run-dir runs/rl --init-from CKPT --data.prompts FILE …
 
 The same command continues a run that was stopped. Exit status: 0 when the run is done, 2 for a mistake, 3 when an alarm
-stopped it (torchrun turns either into 1 of its own).
+stopped it, 75 when a signal did (torchrun turns each into 1 of its own).
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ def main(config: RLConfig) -> None:
 
         return plan_rl(config)
     prepare()
-    from megatron_ring.checkpoint.saving import CheckpointSaver
     from megatron_ring.rollout.opening import announce, open_rl
     from megatron_ring.rollout.saved_state import restore, roll_back, save
     from megatron_ring.rollout.scoring import open_scorer
     from megatron_ring.run.progress import Progress
-    from megatron_ring.run.stage import latest_of
+    from megatron_ring.run.stage import latest_of, open_saver, open_stop_request
 
     run = open_rl(config)
     start = restore(run)
     announce(run, start)
     config, context, directory = run.config, run.stage.context, run.directory
     with (
+        open_stop_request(directory, config) as stop,
         open_scorer(config.rewards, run.domains, run.tokenizer, context, run.sampler) as scorer,
-        CheckpointSaver(directory.checkpoints, context, config.keep_last, config.async_save) as saver,
+        open_saver(directory, config, context) as saver,
         Progress("rl", config.steps, start, context.is_main) as progress,
     ):
         run.phases.finish()  # what came before belongs to no step
@@ -55,8 +55,8 @@ def main(config: RLConfig) -> None:
             if verdict == "rollback":
                 step = roll_back(run, outcome.alarms)
                 continue
-            step += 1
-            saves = verdict == "go on" and (step % config.save_every == 0 or step == config.steps)
+            step, stops = step + 1, stop.agreed()
+            saves = verdict == "go on" and (stops or step % config.save_every == 0 or step == config.steps)
             if saves:
                 outcome.metrics["checkpoint"] = f"step_{step}"
             metrics = run.record(outcome, step)  # before the save: a run continued from this checkpoint finds its own line
@@ -65,6 +65,9 @@ def main(config: RLConfig) -> None:
                 raise StoppedByAlarm(run.watch.last_words(outcome.alarms, last))
             if saves:
                 save(run, saver, step)
+            if stops:
+                saver.wait()
+                stop.finish(step, context.is_main)
             saver.check()
             progress.update(step, f"reward {metrics['reward/mean']:.3f} entropy {metrics.get('entropy', math.nan):.3f}")
     directory.close()

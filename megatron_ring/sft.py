@@ -2,7 +2,8 @@
 
     torchrun --nproc-per-node 8 -m megatron_ring.sft --run-dir runs/sft --init-from DIR --data.train FILE …
 
-The same command continues a run that was stopped.
+The same command continues a run that was stopped. Exit status: 0 when the run is done, 2 for a mistake, 3 when an alarm
+stopped it, 75 when a signal did (torchrun turns each into 1 of its own).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_ring.config.cli import parse
 from megatron_ring.config.sft import SFTConfig
-from megatron_ring.errors import run_main
+from megatron_ring.errors import StoppedByAlarm, run_main
 from megatron_ring.parallel import prepare
 
 if TYPE_CHECKING:  # rooms that import torch load when a run starts, so that --help answers at once
@@ -34,54 +35,75 @@ def main(config: SFTConfig) -> None:
 
     config, shape, tokenizer = resolve(config)
     data, validation = load_datasets(config.data, tokenizer, config.seed, shape.max_positions)
-    run = open_run(config)
-    stage = open_model(config, shape, config.init_from)
-    train(config, stage, run, data, validation)
-    run.close()
+    content = {"data.tokenizer": tokenizer.fingerprint, "data.train": data.fingerprint}
+    if validation is not None:
+        content["data.validation"] = validation.fingerprint
+    run = open_run(config, content)
+    stage = open_model(config, shape, run.first_weights)
+    try:
+        train(config, stage, run, data, validation)
+    finally:
+        run.close()
 
 
 def train(config: SFTConfig, stage: Stage, run: RunDirectory, data: SFTDataset, validation: SFTDataset | None) -> None:
     """All steps that are left."""
-    from megatron_ring.checkpoint.saving import CheckpointSaver
+    from megatron_ring.run.continuing import stretched_rates
     from megatron_ring.run.progress import Progress
-    from megatron_ring.run.stage import load_latest
+    from megatron_ring.run.stage import latest_of, load_latest, open_saver, open_stop_request
+    from megatron_ring.run.watch import Watch
     from megatron_ring.training.losses import SFTLoss
     from megatron_ring.training.trainer import Trainer
 
     context, loss = stage.context, SFTLoss()
-    trainer = Trainer(stage.model, context, config.optimizer)
+    trainer, watch = Trainer(stage.model, context, config.optimizer), Watch(config.alarms, speaks=context.is_main)
     start, extra = load_latest(run, stage, trainer.optimizer)
     tokens = extra.get("tokens", 0)
+    if "watch" in extra:
+        watch.load_state_dict(extra["watch"])
     run.start_logging(start)
-    if context.is_main:
-        describe(data, start)
     all_steps = config.epochs * data.steps_per_epoch
     last = min(all_steps, config.max_steps or all_steps)
+    if context.is_main:
+        describe(data, start)
+        done = [f"all {last} steps are done: more need more --epochs or --max-steps"] if start >= last else []
+        for remark in (*run.notes, *stretched_rates(config.optimizer, start, extra.get("steps"), all_steps), *done):
+            print(f"sft: {remark}", flush=True)
     with (
-        CheckpointSaver(run.checkpoints, context, config.keep_last, config.async_save) as saver,
+        open_stop_request(run, config) as stop,
+        open_saver(run, config, context) as saver,
         Progress("sft", last, start, context.is_main) as progress,
     ):
         for step in range(start + 1, last + 1):
             began = time.perf_counter()
             epoch, place = divmod(step - 1, data.steps_per_epoch)
             ends_epoch = place + 1 == data.steps_per_epoch
-            lr = config.optimizer.lr_at(step - 1, all_steps)
-            result = trainer.train_step(data.batch(epoch, place, context.data_rank, context.data_size), loss, lr)
-            tokens += result.routed_tokens
-            metrics = {
-                "step": step, "epoch": step / data.steps_per_epoch, "tokens": tokens, "lr": lr,
-                **step_metrics(result, time.perf_counter() - began),
-            }  # fmt: skip
-            if ends_epoch and validation is not None:
+            lr, guard = config.optimizer.lr_at(step - 1, all_steps), watch.guard(step)
+            metrics: dict[str, Any] = {"step": step, "epoch": step / data.steps_per_epoch, "tokens": tokens, "lr": lr}
+            with guard("loss"):
+                result = trainer.train_step(data.batch(epoch, place, context.data_rank, context.data_size), loss, lr)
+                tokens += result.routed_tokens
+                metrics |= {"tokens": tokens, **step_metrics(result, time.perf_counter() - began)}
+            if ends_epoch and validation is not None and not guard.alarms:
                 metrics |= evaluate(trainer, validation, loss)
-            saves = ends_epoch or step == last or (config.save_every and step % config.save_every == 0)
+            alarms, stops = guard.judge(metrics), stop.agreed()
+            checkpoint = latest_of(run) if alarms else None
+            verdict = watch.judge(alarms, checkpoint, guard.can_go_on)
+            regular = ends_epoch or step == last or (config.save_every and step % config.save_every == 0)
+            saves = verdict == "go on" and (regular or stops)
             if saves:
                 metrics["checkpoint"] = f"step_{step}"
-            run.log(metrics)  # before the save: a run continued from this checkpoint finds its own line
+            run.log(metrics | watch.take_records(step))  # before the save: a run continued from it finds its own line
+            if verdict == "stop":
+                raise StoppedByAlarm(watch.last_words(alarms, checkpoint))
             if saves:
-                saver.save(step, stage.model, trainer.optimizer, {"tokens": tokens})
+                extra = {"tokens": tokens, "steps": all_steps, "watch": watch.state_dict(), "content": run.content}
+                saver.save(step, stage.model, trainer.optimizer, extra)
+            if stops:
+                saver.wait()
+                stop.finish(step, context.is_main)
             saver.check()
-            progress.update(step, f"loss {metrics['loss']:.3f} entropy {metrics['entropy']:.3f}")
+            progress.update(step, f"loss {metrics.get('loss', math.nan):.3f} entropy {metrics.get('entropy', math.nan):.3f}")
 
 
 def describe(data: SFTDataset, start: int) -> None:

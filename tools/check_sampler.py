@@ -82,7 +82,7 @@ def main(config: CheckSampler) -> None:
     prepare()
     import torch
 
-    from megatron_ring.checkpoint.latest import checkpoint_folder
+    from megatron_ring.checkpoint.folder import checkpoint_folder
     from megatron_ring.run.stage import resolve_shape, set_first_weights, start_model
     from megatron_ring.sampler.trainer_mismatch import measure_mismatch
 

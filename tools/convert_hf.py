@@ -49,7 +49,7 @@ def main() -> None:
     import torch
 
     from megatron_ring.checkpoint import convert
-    from megatron_ring.checkpoint.latest import checkpoint_folder
+    from megatron_ring.checkpoint.folder import checkpoint_folder
     from megatron_ring.data.tokenizer import RingTokenizer
     from megatron_ring.run.progress import Progress
 

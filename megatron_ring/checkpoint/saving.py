@@ -1,8 +1,8 @@
 """Saving whole training states to `checkpoints/step_N/` while training goes on.
 
 A save stalls the step only to copy to host memory; a thread of each process then writes. Atomic: everything goes to
-`.step_N.tmp`, is made durable and renamed, and only then `latest` names it. A killed or failed save leaves the previous
-checkpoint as it was.
+`.step_N.tmp`, is made durable and renamed, and only then `latest` names it (`folder`). A killed or failed save leaves the
+previous checkpoint as it was.
 
 The threads use no collectives. Each leaves a receipt (`.rank_R`) in the folder when it is done; the main process's thread
 waits for all of them, writes the manifest and renames.
@@ -10,6 +10,7 @@ waits for all of them, writes the manifest and renames.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import pickle
@@ -26,8 +27,8 @@ from megatron.core import __version__ as megatron_version
 
 from megatron_ring.checkpoint.buffers import agreed
 from megatron_ring.checkpoint.fast_files import DirectWriter
-from megatron_ring.checkpoint.latest import latest_checkpoint
-from megatron_ring.checkpoint.manifest import make_durable, write_manifest
+from megatron_ring.checkpoint.folder import latest_or_none, line_to, prune, publish, publish_checkpoint, tidy
+from megatron_ring.checkpoint.manifest import write_manifest
 from megatron_ring.checkpoint.pieces import (
     Piece,
     has_masters,
@@ -35,7 +36,7 @@ from megatron_ring.checkpoint.pieces import (
     optimizer_pieces,
     weight_pieces,
 )
-from megatron_ring.checkpoint.sharded import Staged, Staging
+from megatron_ring.checkpoint.sharded import Staged, Staging, write_saved
 from megatron_ring.errors import UserError
 from megatron_ring.model.ring_model import RingModel
 from megatron_ring.parallel import collectives
@@ -94,12 +95,16 @@ class CheckpointSaver:
         checkpoints: folder of the run's checkpoints.
         keep_last: how many to keep (None: all).
         background: write in a thread; False returns from `save` when the checkpoint is whole.
+        note: file, outside of the folder, for the name of the last checkpoint: it tells a folder that was emptied from one
+            that never held any.
     """
 
     def __init__(
-        self, checkpoints: Path, context: ParallelContext, keep_last: int | None = None, background: bool = True
-    ) -> None:
+        self, checkpoints: Path, context: ParallelContext, keep_last: int | None = None, background: bool = True,
+        note: Path | None = None,
+    ) -> None:  # fmt: skip
         self.checkpoints, self.context, self.keep_last, self.background = checkpoints, context, keep_last, background
+        self._note = note
         self._staging = Staging()
         self._save: _Save | None = None
         self._thread: threading.Thread | None = None
@@ -131,6 +136,7 @@ class CheckpointSaver:
         name = name or f"step_{step}"
         work, target = self.checkpoints / f".{name}.tmp", self.checkpoints / name
         if self.context.is_main:
+            tidy(self.checkpoints)
             shutil.rmtree(work, ignore_errors=True)
         collectives.barrier()
         problem, staged = "", None
@@ -139,7 +145,7 @@ class CheckpointSaver:
             collectives.barrier()
             pieces = agreed(_pieces(model, optimizer), self.context.rank)
             staged = self._staging.stage(pieces, work, with_optimizer=optimizer is not None)
-            torch.save(random_state(), work / random_file(self.context.rank))
+            write_saved(random_state(), work / random_file(self.context.rank))
         except FAILURES as error:
             problem = _plainly(error)
         self._fail_together(work, target, problem)
@@ -179,7 +185,7 @@ class CheckpointSaver:
             raise UserError(self._message(target, problem))
 
     def _message(self, target: Path, problem: str) -> str:
-        before = latest_checkpoint(self.checkpoints)
+        before = latest_or_none(self.checkpoints)
         return f"{target}: saving failed: {problem}; {f'{before.name} is intact' if before else 'there was none before'}"
 
     def _write(self, save: _Save) -> None:
@@ -207,17 +213,19 @@ class CheckpointSaver:
         checksums = {name: crc for _, summed, _ in receipts for name, crc in summed.items()} | save.staged.writer.checksums
         for rank in range(self.context.world_size):
             (save.work / f".rank_{rank}").unlink()
-        more = {} if save.optimizer_step is None else {"optimizer_step": save.optimizer_step}
+        more: dict[str, Any] = {} if save.optimizer_step is None else {"optimizer_step": save.optimizer_step}
+        numbered = save.target.name == f"step_{save.step}"
+        if numbered:
+            more["line"] = line_to(self.checkpoints, save.step)
         write_manifest(save.work, save.model, save.step, save.layout, save.extra, checksums, VERSIONS | more)
-        publish(save.work, save.target)
-        if save.target.name == f"step_{save.step}":
-            pointer = self.checkpoints / ".latest.tmp"
-            pointer.write_text(save.target.name + "\n")
-            make_durable(pointer)
-            os.replace(pointer, self.checkpoints / "latest")
-            make_durable(self.checkpoints)
-            if self.keep_last:
-                _prune(self.checkpoints, self.keep_last)
+        if not numbered:
+            return publish(save.work, save.target)
+        publish_checkpoint(save.work, save.target)
+        if self._note is not None:
+            with contextlib.suppress(OSError):  # the checkpoint is whole all the same
+                self._note.write_text(save.target.name + "\n")
+        if self.keep_last:
+            prune(self.checkpoints, more["line"], self.keep_last)
 
 
 def _pieces(model: RingModel, optimizer: Any) -> list[Piece]:
@@ -226,14 +234,6 @@ def _pieces(model: RingModel, optimizer: Any) -> list[Piece]:
         allocate_moments(optimizer)
         pieces += optimizer_pieces(optimizer, model, masters=has_masters(optimizer))
     return pieces
-
-
-def publish(work: Path, target: Path) -> None:
-    """Give a finished folder its name."""
-    make_durable(work)
-    shutil.rmtree(target, ignore_errors=True)  # left by a run that was killed before `latest` named it
-    os.replace(work, target)
-    make_durable(target.parent)
 
 
 def save_checkpoint(
@@ -267,9 +267,3 @@ def _await_receipt(work: Path, rank: int) -> tuple[Any, dict[str, list[str]], st
         time.sleep(0.02)
     results, checksums, problem = pickle.loads(path.read_bytes())  # written by a process of this run
     return results, checksums, problem
-
-
-def _prune(checkpoints: Path, keep_last: int) -> None:
-    found = sorted(checkpoints.glob("step_*"), key=lambda path: int(path.name.removeprefix("step_")))
-    for path in found[:-keep_last]:
-        shutil.rmtree(path, ignore_errors=True)

@@ -6,6 +6,7 @@ then needs neither the device nor the other ranks, so that it can run while trai
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -93,9 +94,16 @@ def plan_files(writer: ShardWriter, plans: Sequence[SavePlan]) -> tuple[list[Sav
     return writer.prepare_global_plan(named), metadata
 
 
+def write_saved(value: Any, path: Path) -> None:
+    """`torch.save` of something small; raises `OSError` where the disk is full, which torch itself does not tell."""
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    path.write_bytes(buffer.getvalue())
+
+
 def write_plain_files(folder: Path) -> None:
     """What megatron-core's own loader looks for besides the tensors."""
-    torch.save({}, folder / "common.pt")
+    write_saved({}, folder / "common.pt")
     save_config(CheckpointingConfig("torch_dist", 1), str(folder))
 
 

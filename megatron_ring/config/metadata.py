@@ -9,6 +9,8 @@ from typing import Any, get_type_hints
 
 MAY_CHANGE: dict[str, Any] = {"may_change": True}
 """A continued run may change this setting; of a group, all settings in it."""
+BY_CONTENT: dict[str, Any] = {"by_content": True}
+"""A continued run may name another path here, where the same content lies."""
 NOT_RECORDED: dict[str, Any] = {"recorded": False}
 """A run directory's config.yaml leaves this setting out: it changes nothing of a run."""
 UNLIMITED: dict[str, Any] = {"unlimited": True}
@@ -44,15 +46,20 @@ def did_you_mean(name: str, known: list[str]) -> str:
 
 def changeable(kind: Any) -> frozenset[str]:
     """Dotted names of the settings of a dataclass that a continued run may change."""
-    return frozenset(_changeable(kind, "", False))
+    return frozenset(_marked(kind, "may_change", "", False))
 
 
-def _changeable(kind: Any, prefix: str, whole: bool) -> list[str]:
+def compared_by_content(kind: Any) -> frozenset[str]:
+    """Dotted names of the paths of a dataclass that a continued run may change where the content is the same."""
+    return frozenset(_marked(kind, "by_content", "", False))
+
+
+def _marked(kind: Any, mark: str, prefix: str, whole: bool) -> list[str]:
     names, types = [], types_of(kind)
     for field in dataclasses.fields(kind):
-        name, may_change = f"{prefix}{field.name}", whole or field.metadata.get("may_change", False)
+        name, marked = f"{prefix}{field.name}", whole or field.metadata.get(mark, False)
         if dataclasses.is_dataclass(types[field.name]):
-            names += _changeable(types[field.name], f"{name}.", may_change)
-        elif may_change:
+            names += _marked(types[field.name], mark, f"{name}.", marked)
+        elif marked:
             names.append(name)
     return names

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from megatron_ring.config.checks import require
 from megatron_ring.config.data import Columns
-from megatron_ring.config.metadata import MAY_CHANGE
+from megatron_ring.config.metadata import BY_CONTENT, MAY_CHANGE
 from megatron_ring.config.model import ModelConfig
 from megatron_ring.config.objective import WITH_BUDGET, BudgetConfig, CorrectionConfig, ObjectiveConfig, ReferenceConfig
 from megatron_ring.config.operations import AlarmConfig, HeldOutConfig, WandbConfig
@@ -23,10 +24,10 @@ from megatron_ring.config.stage import TrainingConfig
 class RLDataConfig(Columns):
     """Prompts and how training packs their responses."""
 
-    prompts: Path
+    prompts: Path = field(metadata=BY_CONTENT)
     """Prompt file (JSONL or parquet: `id, domain, prompt, answer` per line), or stage file (YAML or JSON) that names several
     with their weights, stage by stage (see docs/data.md)."""
-    tokenizer: Path
+    tokenizer: Path = field(metadata=BY_CONTENT)
     """Tokenizer directory in Hugging Face layout, chat template included."""
     instruction: str | None = None
     """Text added to every user message, such as the report's request for a boxed answer."""
@@ -68,7 +69,7 @@ class RLConfig(TrainingConfig, DryRun):
 
     stage_name: ClassVar[str] = "rl"
 
-    init_from: Path
+    init_from: Path = field(metadata=BY_CONTENT)
     """Checkpoint or Hugging Face folder to start from."""
     data: RLDataConfig
     steps: int = field(default=1000, metadata=MAY_CHANGE)
@@ -128,6 +129,11 @@ class RLConfig(TrainingConfig, DryRun):
         objective = self.objective.resolved(self.sampling.max_new_tokens)
         reference = self.reference.resolved(objective.kl_beta)
         return replace(self, objective=objective, correction=self.correction.resolved(), reference=reference)
+
+    def needs_first_weights(self, saved: Mapping[str, Any]) -> bool:
+        """The reference of a KL term has them until it is refreshed."""
+        reference = self.resolved().reference.place != "none"
+        return reference and not saved.get("policy", {}).get("reference")
 
     def check_model(self, model: ModelConfig) -> None:
         """Raise `UserError` for settings that such a model has no use for."""

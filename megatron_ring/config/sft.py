@@ -8,7 +8,8 @@ from typing import ClassVar, Literal
 
 from megatron_ring.config.checks import require
 from megatron_ring.config.data import Columns
-from megatron_ring.config.metadata import MAY_CHANGE
+from megatron_ring.config.metadata import BY_CONTENT, MAY_CHANGE
+from megatron_ring.config.operations import AlarmConfig
 from megatron_ring.config.plan import DryRun
 from megatron_ring.config.stage import TrainingConfig
 
@@ -17,12 +18,12 @@ from megatron_ring.config.stage import TrainingConfig
 class SFTDataConfig(Columns):
     """Conversations and how they are packed."""
 
-    train: Path
+    train: Path = field(metadata=BY_CONTENT)
     """SFT file (JSONL, JSON, parquet): `messages`, or `prompt` and `response`, in each row; or a public file as it is
     downloaded."""
-    validation: Path | None = None
+    validation: Path | None = field(default=None, metadata=BY_CONTENT)
     """SFT file measured at the end of each epoch (loss and entropy); never trained on."""
-    tokenizer: Path
+    tokenizer: Path = field(metadata=BY_CONTENT)
     """Tokenizer directory in Hugging Face layout, chat template included."""
     context_length: int = 32_768
     """Length of a packed sequence (tokens)."""
@@ -51,14 +52,15 @@ class SFTConfig(TrainingConfig, DryRun):
     data: SFTDataConfig
     preset: str | None = None
     """Model shape by name (ring-lite, ring-tiny, …); default: that of --init-from."""
-    init_from: Path | None = None
+    init_from: Path | None = field(default=None, metadata=BY_CONTENT)
     """Checkpoint or Hugging Face folder to start from; default: random weights of the preset."""
-    epochs: int = 3
-    """Passes over the data; each ends with a checkpoint."""
+    epochs: int = field(default=3, metadata=MAY_CHANGE)
+    """Passes over the data; each ends with a checkpoint. The learning-rate schedule runs over all of them."""
     max_steps: int | None = field(default=None, metadata=MAY_CHANGE)
     """Stop after this many optimizer steps (default: all of them); the learning-rate schedule is not shortened."""
     save_every: int | None = field(default=None, metadata=MAY_CHANGE)
     """Also save every so many steps (default: at the end of each epoch only)."""
+    alarms: AlarmConfig = field(default_factory=AlarmConfig, metadata=MAY_CHANGE)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -66,6 +68,12 @@ class SFTConfig(TrainingConfig, DryRun):
         for name in ("max_steps", "save_every"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"--{name.replace('_', '-')} is {value}, below 1")
+
+        require(
+            self.alarms.action != "rollback",
+            "--alarms.action rollback: SFT would meet the same conversations again, choose stop or warn",
+        )
+        require(self.alarms.reward_drop is None, "--alarms.reward-drop: SFT has no rewards")
 
     @property
     def new_shape(self) -> str | None:

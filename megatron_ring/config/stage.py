@@ -7,9 +7,10 @@ A stage that trains is a `TrainingConfig`, one that only samples an `InferenceCo
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from megatron_ring.config.checks import require
 from megatron_ring.config.metadata import MAY_CHANGE
@@ -32,7 +33,7 @@ class ModelOptions:
     exact: bool = field(default=False, metadata=MAY_CHANGE)
     """Kernels that give a token the same bits whatever its batch: the sampler's log-probabilities and expert choices are
     those of the training forward pass (CUDA, bf16, TP=1)."""
-    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig, metadata=MAY_CHANGE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,10 +93,17 @@ class TrainingConfig(TrainedModelOptions, StageConfig):
     """Keep only so many newest checkpoints (default: all, as choosing one by its entropy needs)."""
     async_save: bool = field(default=True, metadata=MAY_CHANGE)
     """Write checkpoints while training goes on (host memory for one checkpoint); off: wait for each."""
+    grace_seconds: float = field(default=60.0, metadata=MAY_CHANGE)
+    """After SIGTERM or SIGUSR1: how long the step under way and its checkpoint may take; then the run ends without them."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self) -> None:
         require(self.keep_last is None or self.keep_last >= 1, f"--keep-last is {self.keep_last}, below 1")
+        require(self.grace_seconds > 0, f"--grace-seconds is {self.grace_seconds:g}, not above 0")
+
+    def needs_first_weights(self, saved: Mapping[str, Any]) -> bool:
+        """Whether a run that continues from a checkpoint with these `extra` values needs the weights it began with."""
+        return False
 
 
 @dataclass(frozen=True, kw_only=True)

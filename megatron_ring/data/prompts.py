@@ -90,6 +90,7 @@ class PromptStream:
         return {
             "seed": self._seed,
             "fingerprint": self._fingerprint,
+            "sources": [source.name for source in self._schedule.sources],
             "position": self._position,
             "turns": list(self._turns),
             "drawn": [list(counts) for counts in self._drawn],
@@ -112,6 +113,12 @@ class PromptStream:
             raise UserError(
                 f"the prompts or their stages are not those of the checkpoint (fingerprint {self._fingerprint}, saved "
                 f"{state.get('fingerprint')}): resume with the same prompt and stage files, or start a new run"
+            )
+        names = [source.name for source in self._schedule.sources]
+        if state.get("sources", names) != names:
+            raise UserError(
+                f"the prompt files had the names {', '.join(state['sources'])} and have {', '.join(names)}, and names "
+                f"decide the order: give them the names that they had, in any folder"
             )
         if state.get("seed") != self._seed:
             raise UserError(

@@ -33,7 +33,7 @@ class Checks:
             UserError: none of them tells it, or they contradict each other.
         """
         if source is not None and source.is_file():
-            from megatron_ring.checkpoint.latest import checkpoint_folder
+            from megatron_ring.checkpoint.folder import checkpoint_folder
 
             source = checkpoint_folder(source)
         there = source is not None and source.is_dir()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from megatron_ring.algorithm.budget_schedule import BudgetSchedule
-from megatron_ring.checkpoint.latest import latest_checkpoint
+from megatron_ring.checkpoint.folder import latest_or_none
 from megatron_ring.config.checks import require
 from megatron_ring.config.rl import RLConfig
 from megatron_ring.data.fields import PROMPT_FIELDS, Fields
@@ -43,8 +43,8 @@ def open_rl(config: RLConfig) -> RLState:
     check_wandb(config.wandb)
     # It makes every long prompt into tokens: once for all processes.
     collectives.from_main(lambda: check_lengths(config, prompts, held_out, tokenizer, shape.max_positions))
-    directory = open_run(config)
-    stage = open_model(config, shape, config.init_from)
+    directory = open_run(config, {"data.tokenizer": tokenizer.fingerprint})
+    stage = open_model(config, shape, directory.first_weights)
     return _build(config, stage, directory, tokenizer, prompts, held_out)
 
 
@@ -54,7 +54,7 @@ def read_prompts_of(config: RLConfig) -> PromptSchedule:
     fields = Fields.of(data, PROMPT_FIELDS, "--data.fields")
     prompts = read_schedule(data.prompts, data.min_solve_rate, data.max_solve_rate, fields)
     # A run that has begun cannot change its prompts; of the time before answers were checked it may have any.
-    begun = collectives.from_main(lambda: latest_checkpoint(config.run_dir / "checkpoints")) is not None
+    begun = collectives.from_main(lambda: latest_or_none(config.run_dir / "checkpoints")) is not None
     whole_groups = config.budget.max_cuts is None
     check_prompts(prompts.sources, config.rewards, answers=not begun, whole_groups=whole_groups)
     return prompts
@@ -124,7 +124,7 @@ def announce(run: RLState, start: int) -> None:
     budget = f"Phi = {phi:,} tokens ({config.budget.scope}, {config.budget.schedule})" if phi else "no token budget"
     work = f"{config.prompts_per_step} prompts x {config.samples_per_prompt} samples, {config.objective.name}, {budget}"
     print(f"rl: {work}" + (f", continuing after step {start}" if start else ""), flush=True)
-    remarks = [*run.notes, *changed_ranks(config, run.schedule)]
+    remarks = [*run.directory.notes, *run.notes, *changed_ranks(config, run.schedule)]
     remarks += stretched_schedules(config, run.schedule, start, run.steps_before) + run.unreached
     for remark in remarks:
         print(f"rl: {remark}", flush=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from megatron_ring.checkpoint.loading import load_checkpoint
+from megatron_ring.checkpoint.manifest import read_manifest
 from megatron_ring.checkpoint.saving import CheckpointSaver
 from megatron_ring.model.routes import route_bytes
 from megatron_ring.rollout.pool import RolloutPool
@@ -26,6 +27,7 @@ def save(run: RLState, saver: CheckpointSaver, steps: int) -> None:
             "watch": run.watch.state_dict(),
             "compositions": run.compositions,
             "steps": run.config.steps,
+            "content": run.directory.content,
         }
         files = save_unfinished(run.collector.pool, run.stage.context)
         saver.save(steps, run.stage.model, run.trainer.optimizer, extra, files=files)
@@ -45,11 +47,17 @@ def roll_back(run: RLState, alarms: list[Alarm]) -> int:
     must be whole."""
     run.sampler.weights_changed()
     reference = run.policy.reference
-    if reference is not None and reference.step:  # the checkpoint may be from before that
+    if reference is not None and reference.step and not _saved_reference(run):  # it was refreshed behind the checkpoint
         set_first_weights(run.stage, run.config.init_from, run.config.seed)
         reference.start_over()
     run.phases.finish()  # the time of what is undone belongs to no step
     return _load(run, alarms)
+
+
+def _saved_reference(run: RLState) -> int:
+    """The step whose weights are the reference in the last whole checkpoint; 0: those that RL starts from."""
+    checkpoint = latest_of(run.directory)
+    return 0 if checkpoint is None else int(read_manifest(checkpoint)["extra"]["policy"]["reference"])
 
 
 def _load(run: RLState, rolled_back_for: list[Alarm] | None = None) -> int:

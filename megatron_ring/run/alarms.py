@@ -14,7 +14,7 @@ from typing import Any
 
 from megatron_ring.config.operations import AlarmConfig
 
-FINITE = ("loss/policy", "entropy", "kl", "grad_norm", "reward/mean")
+FINITE = ("loss", "validation/loss", "loss/policy", "entropy", "kl", "grad_norm", "reward/mean")
 
 
 @dataclass(frozen=True)

@@ -8,17 +8,23 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
 from megatron_ring.algorithm.histogram import Histogram
+from megatron_ring.checkpoint.folder import latest_checkpoint, step_of, tidy, whole_checkpoints
+from megatron_ring.checkpoint.manifest import read_manifest
 from megatron_ring.config.checks import require
-from megatron_ring.config.metadata import changeable
+from megatron_ring.config.metadata import changeable, compared_by_content
 from megatron_ring.config.stage import StageConfig
 from megatron_ring.config.yaml_file import build_config, dump_yaml, read_yaml
 from megatron_ring.data.writing import write_atomically
-from megatron_ring.errors import UserError
+from megatron_ring.errors import UserError, naming
+from megatron_ring.run.continuing import another_configuration, changed_layout, check_content
+from megatron_ring.run.lock import take_lock
 
 
 def plain(value: Any) -> Any:
@@ -50,36 +56,98 @@ class Log(Protocol):
 
 
 class RunDirectory:
-    """`runs/NAME/`. Only the main process writes; the others hold it to find checkpoints."""
+    """`runs/NAME/`. Only the main process writes; the others hold it to find checkpoints.
+
+    Attributes, once a stage has opened it: `content` (fingerprints, for its checkpoints), `notes` (what is to be said at the
+    start), `first_weights` (what --init-from names; None without it, or where it is gone and nothing needs it).
+    """
 
     def __init__(self, path: Path, writes: bool) -> None:
         self.path = path
         self.writes = writes
         self.checkpoints = path / "checkpoints"
+        self.content: dict[str, str] = {}
+        self.notes: tuple[str, ...] = ()
+        self.first_weights: Path | None = None
         self._metrics = path / "metrics.jsonl"
+        self._lock: Any = None
         self._tensorboard: Any = None
         self.more_logs: list[Log] = []  # only where this process writes
 
-    def open(self, config: StageConfig) -> None:
-        """Create the directory, or check that it belongs to the same configuration, but for what a continued run may change.
-        `config` is resolved. A setting that is missing in a recorded configuration has its default there.
+    @property
+    def saved_note(self) -> Path:
+        """The file that says that a checkpoint was saved here once, whatever became of it."""
+        return self.path / ".saved"
+
+    def open(
+        self, config: StageConfig, content: Mapping[str, str] | None = None, layout: Mapping[str, int] | None = None
+    ) -> None:
+        """Create the directory, or check that it belongs to the same configuration, but for what a continued run may change,
+        and to the same content of files. `config` is resolved. A setting that is missing in a recorded configuration has its
+        default there. Sets `content` and `notes`. No other run can open it until this one is closed, or its process ends.
+
+        Args:
+            content: fingerprints of what the configuration names, as `continuing.CONTENT` calls it.
+            layout: of this run, as a checkpoint's manifest has it.
 
         Raises:
-            UserError: it holds a run of another configuration, or cannot be written.
+            UserError: another run is going on in it; it holds a run of another configuration or content; which checkpoint to
+                go on from is not known; it cannot be written.
         """
         if not self.writes:
             return
         path = self.path / "config.yaml"
-        if path.exists():
-            self._check_same(path, config)
-        values = {"stage": config.stage_name, **plain(config)}
         try:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, dump_yaml(values).encode())
+            self.path.mkdir(parents=True, exist_ok=True)
+            if self._lock is None:
+                self._lock = take_lock(self.path)
+            for folder in (self.checkpoints, self.path / "reference"):  # on a full disk that is room
+                tidy(folder)
+            moved = self._check_same(path, config) if path.exists() else {}
+            manifest = self._last_manifest()
+            self.content = check_content(config, content or {}, manifest and manifest["extra"], moved)
+            for folder in (self.path, self.checkpoints):
+                folder.mkdir(parents=True, exist_ok=True)
+                trial = folder / ".trial.tmp"
+                trial.write_bytes(b"")
+                trial.unlink()
+            write_atomically(path, dump_yaml({"stage": config.stage_name, **plain(config)}).encode())
         except OSError as error:
-            raise UserError(f"--run-dir {self.path}: cannot be written: {error.strerror}") from None
+            where = error.filename or self.path
+            raise UserError(f"--run-dir {self.path}: cannot be written: {where}: {error.strerror}") from None
+        if manifest is None:
+            self.saved_note.unlink(missing_ok=True)
+        self.notes = tuple(self._remarks(manifest, layout))
 
-    def _check_same(self, path: Path, config: StageConfig) -> None:
+    def _last_manifest(self) -> dict[str, Any] | None:
+        """Of the checkpoint that the run goes on from; None where it begins. Raises `UserError` where that cannot be told,
+        or a new beginning would throw away the metrics behind checkpoints that are gone."""
+        checkpoint = latest_checkpoint(self.checkpoints)
+        if checkpoint is not None:
+            return read_manifest(checkpoint)
+        pointer = self.checkpoints / "latest"
+        if self._lines() and (self.saved_note.exists() or os.path.lexists(pointer)):
+            raise UserError(
+                f"{self.checkpoints}: checkpoints were saved here, and none is whole now: put one back and write its name "
+                f"into {pointer}, choose another --run-dir, or remove {self._metrics} and {pointer} to begin anew"
+            )
+        return None
+
+    def _remarks(self, manifest: Mapping[str, Any] | None, layout: Mapping[str, int] | None) -> Iterator[str]:
+        if manifest is None:
+            if lines := len(self._lines()):
+                yield f"{lines} recorded step(s) had no checkpoint yet: beginning anew"
+            return
+        yield from changed_layout(manifest["layout"], layout)
+        newer = [path.name for path in whole_checkpoints(self.checkpoints) if (step_of(path) or 0) > manifest["step"]]
+        if newer:
+            yield (
+                f"latest names step_{manifest['step']}: {', '.join(newer[:6])} stay(s) until this run comes to the same "
+                f"step, and their steps leave metrics.jsonl"
+            )
+
+    def _check_same(self, path: Path, config: StageConfig) -> dict[str, tuple[Any, Any]]:
+        """What is compared by content and lies elsewhere now: setting -> (path before, path now)."""
         try:
             values = read_yaml(path)
             require(
@@ -88,14 +156,14 @@ class RunDirectory:
             recorded = build_config(type(config), values).resolved()
         except UserError as error:
             raise UserError(f"{path}: {error}; remove the directory or choose another --run-dir") from None
-        old, new, may_change = flatten(plain(recorded)), flatten(plain(config)), changeable(type(config))
-        differing = sorted(name for name in new if old[name] != new[name] and name not in may_change)
-        if differing:
-            shown = ", ".join(f"{name} {old[name]!r} -> {new[name]!r}" for name in differing[:4])
-            more = f" and {len(differing) - 4} more" if len(differing) > 4 else ""
-            raise UserError(
-                f"--run-dir {self.path}: holds a run of another configuration ({shown}{more}); choose another --run-dir"
-            )
+        old, new, kind = flatten(plain(recorded)), flatten(plain(config)), type(config)
+        differing = {name: (old[name], new[name]) for name in sorted(new) if old[name] != new[name]}
+        differing = {name: both for name, both in differing.items() if name not in changeable(kind)}
+        moved = {name: both for name, both in differing.items() if name in compared_by_content(kind) and None not in both}
+        refused = {name: both for name, both in differing.items() if name not in moved}
+        if refused:
+            raise another_configuration(self.path, refused)
+        return moved
 
     def start_logging(self, first_step: int) -> None:
         """Drop what was recorded at or after `first_step` (0-based steps count from 1 in the metrics) and open the logs, at
@@ -103,12 +171,14 @@ class RunDirectory:
         if not self.writes:
             return
         if self._tensorboard is not None:
-            self._tensorboard.close()
+            with naming(self.path / "tensorboard"):
+                self._tensorboard.close()
         from torch.utils.tensorboard import SummaryWriter
 
         kept = [line for line in self._lines() if json.loads(line)["step"] <= first_step]
         write_atomically(self._metrics, "".join(line + "\n" for line in kept).encode())
-        self._tensorboard = SummaryWriter(str(self.path / "tensorboard"), purge_step=first_step + 1)
+        with naming(self.path / "tensorboard"):
+            self._tensorboard = SummaryWriter(str(self.path / "tensorboard"), purge_step=first_step + 1)
 
     def _lines(self) -> list[str]:
         """Whole lines of metrics.jsonl; a line torn by a kill is dropped."""
@@ -129,13 +199,14 @@ class RunDirectory:
         if not self.writes:
             return
         numbers = {name: value for name, value in metrics.items() if not isinstance(value, Histogram)}
-        with open(self._metrics, "a") as file:
+        with naming(self._metrics), open(self._metrics, "a") as file:
             file.write(json.dumps(numbers) + "\n")
-        for name, value in metrics.items():
-            if isinstance(value, Histogram):
-                self._add_histogram(name, value, metrics["step"])
-            elif isinstance(value, (int, float)) and name != "step":
-                self._tensorboard.add_scalar(name, value, metrics["step"])
+        with naming(self.path / "tensorboard"):
+            for name, value in metrics.items():
+                if isinstance(value, Histogram):
+                    self._add_histogram(name, value, metrics["step"])
+                elif isinstance(value, (int, float)) and name != "step":
+                    self._tensorboard.add_scalar(name, value, metrics["step"])
         for log in self.more_logs:
             log.log(numbers)
 
@@ -154,8 +225,12 @@ class RunDirectory:
         return self.path / "rollouts" / f"step_{step}.jsonl"
 
     def close(self) -> None:
-        """Flush the logs."""
+        """Flush the logs, and let another run open the directory."""
         for log in self.more_logs:
             log.close()
         if self._tensorboard is not None:
-            self._tensorboard.close()
+            with naming(self.path / "tensorboard"):
+                self._tensorboard.close()
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None

@@ -7,17 +7,20 @@ tokenizer call `open_model` alone.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
 
+from megatron_ring.checkpoint.folder import checkpoint_folder, latest_checkpoint, latest_or_none
 from megatron_ring.checkpoint.hf_config import read_config
 from megatron_ring.checkpoint.hf_tensors import PublishedTensors
-from megatron_ring.checkpoint.latest import checkpoint_folder, latest_checkpoint
+from megatron_ring.checkpoint.identity import weights_fingerprint
 from megatron_ring.checkpoint.loading import load_checkpoint
-from megatron_ring.checkpoint.manifest import model_config_of
+from megatron_ring.checkpoint.manifest import model_config_of, read_manifest
+from megatron_ring.checkpoint.saving import CheckpointSaver
 from megatron_ring.checkpoint.weights import fill_from, initialize_weights
 from megatron_ring.config.checks import require
 from megatron_ring.config.metadata import flag_of
@@ -35,6 +38,7 @@ from megatron_ring.parallel import context as parallel_context
 from megatron_ring.parallel.context import ParallelContext
 from megatron_ring.parallel.device import has_cuda
 from megatron_ring.run.directory import RunDirectory
+from megatron_ring.run.stopping import StopRequest
 
 Precision = Literal["auto", "fp32", "bf16"]
 Config = TypeVar("Config", bound=StageConfig)
@@ -60,11 +64,12 @@ def resolve(config: Config) -> tuple[Config, ModelConfig, RingTokenizer]:
     """
     parallel_context.start_processes()
     config, source = config.resolved(), config.weights_folder
+    shaped = source
     if source is not None:
-        source = collectives.from_main(functools.partial(find_weights, source))
+        source, shaped = collectives.from_main(functools.partial(_find_first_weights, config, source))
         chosen: dict[str, Any] = {config.weights_setting: source}
         config = replace(config, **chosen)
-    shape = resolve_shape(config.new_shape, source)
+    shape = resolve_shape(config.new_shape, shaped)
     world = parallel_context.world_size_from_environment()
     config.parallel.check(shape, world)
     config.check(config.parallel.data(world))
@@ -79,15 +84,60 @@ def resolve(config: Config) -> tuple[Config, ModelConfig, RingTokenizer]:
     return config, shape, tokenizer
 
 
-def open_run(config: TrainingConfig) -> RunDirectory:
-    """The run directory, new or of the same configuration; rank 0 writes to it. After `resolve`.
+def _find_first_weights(config: StageConfig, source: Path) -> tuple[Path, Path]:
+    """Where the weights lie that a stage starts from, and the folder that tells the model's shape: the same, or, where those
+    weights are gone and the run that continues does not need them, its own last checkpoint."""
+    try:
+        found = find_weights(source)
+        return found, found
+    except UserError:
+        own = latest_or_none(config.run_dir / "checkpoints") if isinstance(config, TrainingConfig) else None
+        if own is None or config.needs_first_weights(read_manifest(own)["extra"]):
+            raise
+        return source, own
+
+
+def open_run(config: TrainingConfig, content: Mapping[str, str]) -> RunDirectory:
+    """The run directory, new or of the same configuration and content; rank 0 writes to it. After `resolve`.
+
+    Args:
+        content: fingerprints of the files that the configuration names, but for weights (`RunDirectory.open`).
 
     Raises:
-        UserError: it holds a run of another configuration, or cannot be written. On every process.
+        UserError: as `RunDirectory.open`. On every process.
     """
     run = RunDirectory(config.run_dir, writes=collectives.is_main())
-    collectives.from_main(lambda: run.open(config))
+
+    def open_here() -> tuple[dict[str, str], tuple[str, ...], Path | None]:
+        source, given = config.weights_folder, dict(content)
+        weights = source if source is not None and source.is_dir() else None
+        if weights is not None:
+            given[config.weights_setting] = weights_fingerprint(weights)
+        run.open(config, given, layout_of(config))
+        return run.content, run.notes, weights
+
+    run.content, run.notes, run.first_weights = collectives.from_main(open_here)
     return run
+
+
+def layout_of(config: StageConfig) -> dict[str, int]:
+    """How the model is spread, as a checkpoint's manifest has it."""
+    return asdict(config.parallel) | {"world_size": parallel_context.world_size_from_environment()}
+
+
+def open_saver(run: RunDirectory, config: TrainingConfig, context: ParallelContext) -> CheckpointSaver:
+    """What saves the run's checkpoints."""
+    return CheckpointSaver(run.checkpoints, context, config.keep_last, config.async_save, note=run.saved_note)
+
+
+def open_stop_request(run: RunDirectory, config: TrainingConfig) -> StopRequest:
+    """What ends the run early when a signal asks for it."""
+
+    def last_checkpoint() -> str:
+        found = latest_or_none(run.checkpoints)
+        return f"{found.name} is the last checkpoint" if found else "there is no checkpoint yet"
+
+    return StopRequest(config.grace_seconds, last_checkpoint)
 
 
 def open_model(options: ModelOptions, shape: ModelConfig, weights: Path | None = None) -> Stage:

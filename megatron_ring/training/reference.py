@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -93,14 +92,12 @@ class ReferencePolicy:
         self._saved = self.step
 
     def load(self, folder: Path, step: int) -> None:
-        """Become the weights that `save` wrote at `step` (0: stay as built). Later ones, left by a kill, are removed.
+        """Become the weights that `save` wrote at `step` (0: stay as built). Later ones, left by a kill or by a run that was
+        set back to an older checkpoint, are replaced when the run comes to their step.
 
         Raises:
             UserError: they are not there, or damaged.
         """
-        if self.trainer.context.is_main:
-            for later in [path for path in folder.glob("step_*") if int(path.name.removeprefix("step_")) > step]:
-                shutil.rmtree(later, ignore_errors=True)
         if step:
             with self.in_place_of_the_model():
                 load_checkpoint(folder / f"step_{step}", self.trainer.model, self.trainer.context)

@@ -143,8 +143,9 @@ def train_and_save_for_ever(folder: Path, reached: Any) -> None:
     """Continue from the last checkpoint and save after every step; tell of every step whose checkpoint is whole."""
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
+    from megatron_ring.checkpoint.folder import latest_checkpoint
     from megatron_ring.checkpoint.loading import load_checkpoint
-    from megatron_ring.checkpoint.saving import CheckpointSaver, latest_checkpoint
+    from megatron_ring.checkpoint.saving import CheckpointSaver
 
     trainer, here = trainer_for(ParallelConfig())
     done = 0
@@ -185,7 +186,7 @@ def last_told(receiver: Any) -> int:
 def test_twenty_kills_lose_nothing(tmp_path: Path) -> None:
     """After each kill `latest` names a whole checkpoint, none that was whole before is lost, and the run goes on from it
     to the same bytes as an undisturbed one."""
-    from megatron_ring.checkpoint.latest import latest_checkpoint
+    from megatron_ring.checkpoint.folder import latest_checkpoint
     from megatron_ring.checkpoint.manifest import damaged_files, read_manifest
 
     killed, generator, in_the_middle = tmp_path / "killed", random.Random(1), 0

@@ -58,7 +58,7 @@ def save_after_three(
 def continue_from(
     parallel: ParallelConfig, folder: Path, shape: ModelConfig = RING_TINY, dtype: torch.dtype = torch.float32
 ) -> list[float]:
-    from megatron_ring.checkpoint.latest import latest_checkpoint
+    from megatron_ring.checkpoint.folder import latest_checkpoint
     from megatron_ring.checkpoint.loading import load_checkpoint
 
     trainer, here = trainer_for(parallel, shape, seed=99, dtype=dtype)
@@ -185,16 +185,16 @@ def test_a_failed_save_leaves_the_previous_checkpoint(run_on, tmp_path: Path, li
 
 
 def test_a_half_written_checkpoint_is_never_taken(tmp_path: Path) -> None:
-    """What a kill leaves: a temporary folder, or a renamed one that `latest` does not name yet."""
-    from megatron_ring.checkpoint.latest import latest_checkpoint
+    """What a kill leaves: a temporary folder, or a first renamed one that `latest` was about to name."""
+    from megatron_ring.checkpoint.folder import latest_checkpoint
 
     (tmp_path / ".step_9.tmp").mkdir()
     assert latest_checkpoint(tmp_path) is None
     (tmp_path / "step_9").mkdir()
-    (tmp_path / "step_9" / "manifest.json").write_text(json.dumps({"files": {}}))
+    (tmp_path / ".latest.tmp").write_text("step_9\n")
     assert latest_checkpoint(tmp_path) is None
-    (tmp_path / "latest").write_text("step_3\n")
-    assert latest_checkpoint(tmp_path) == tmp_path / "step_3"
+    (tmp_path / "step_9" / "manifest.json").write_text(json.dumps({"files": {}}))
+    assert latest_checkpoint(tmp_path) == tmp_path / "step_9"
 
 
 def test_random_states_survive_a_round_trip(tmp_path: Path) -> None:

@@ -164,6 +164,7 @@ for node in $(seq 0 $((SLURM_NNODES - 1))); do SLURM_NODEID=$node "$@" & tasks+=
 for task in "${tasks[@]}"; do wait "$task" || exit; done
 """
 SCONTROL = """#!/usr/bin/env bash
+if [ "$1" = requeue ]; then echo "$2" > "$(dirname "$0")/requeued"; exit; fi
 echo localhost
 for number in $(seq 2 4000); do echo "node$number"; done
 """
@@ -187,8 +188,31 @@ def test_slurm_runs_a_launcher_on_every_node(tmp_path: Path) -> None:
     done = slurm(tmp_path / "bin", 41, str(launcher), "--steps", "3 4")
     said = [f"node {node} of 2 x 1, localhost:20041, --steps 3 4" for node in (0, 1)]
     assert sorted(done.stdout.splitlines()) == said and done.returncode == 0, done.stderr
+    assert not (tmp_path / "bin" / "requeued").exists()
     nothing = run(["bash", "examples/slurm.sh"])
     assert nothing.returncode == 2 and "name a launcher" in nothing.stderr
+
+
+def test_a_job_that_is_asked_to_stop_goes_back_into_the_queue(tmp_path: Path) -> None:
+    """The batch shell gets the signal, here from its first task, and hands it on; the launchers do not heed it."""
+    folder, launcher = tmp_path / "bin", tmp_path / "launcher.sh"
+    folder.mkdir()
+    (folder / "scancel").write_text(f'#!/usr/bin/env bash\necho "$*" >> "{tmp_path}/asked"\n')
+    (folder / "scancel").chmod(0o755)
+    launcher.write_text(
+        'kill -USR1 $$; [ "$NODE_RANK" = 0 ] && kill -USR1 "$BATCH"\n'
+        f'for _ in $(seq 500); do [ -e "{tmp_path}/asked" ] && exit 1; sleep 0.02; done\n'
+    )
+    batch = tmp_path / "batch.sh"
+    batch.write_text('export BATCH=$$\n. examples/slurm.sh "$@"\n')
+    for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    given = environment(SLURM_JOB_ID="41", SLURM_JOB_NODELIST="n[1-2]", SLURM_NNODES="2", SLURM_CPUS_PER_TASK="7")
+    given["PATH"] = f"{folder}:{given['PATH']}"
+    done = run(["bash", str(batch), str(launcher)], env=given)
+    assert done.returncode == 1 and (folder / "requeued").read_text() == "41\n", done.stderr
+    assert (tmp_path / "asked").read_text() == "--signal=USR1 41\n"
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -22,18 +23,28 @@ HERE = Path(__file__).parent
 HELD_OUT = ("prompts", "every", "samples_per_problem", "temperature", "top_p", "max_new_tokens")
 ALARMS = ("action", "entropy_floor", "grad_norm_factor", "reward_drop", "window", "max_rollbacks")
 MEMORY_AND_SPEED = ("max_batch", "prefill_tokens", "page_size", "kv_tokens", "kv_fraction", "cuda_graphs")
-TRAINING = {"run_dir", "save_every", "keep_last", "async_save", "layer_impl", "recompute", "exact"}
+TRAINING = {
+    "run_dir",
+    "save_every",
+    "keep_last",
+    "async_save",
+    "layer_impl",
+    "recompute",
+    "exact",
+    "grace_seconds",
+    "parallel.tensor",
+}
 
 
 def test_what_a_continued_run_may_change() -> None:
-    assert changeable(SFTConfig) >= TRAINING | {"max_steps"}
+    assert changeable(SFTConfig) >= TRAINING | {"max_steps", "epochs", *(f"alarms.{name}" for name in ALARMS)}
     assert changeable(RLConfig) >= TRAINING | {
         "steps", "offload_optimizer", "rewards.workers", "reference.place", "wandb.project", "wandb.name",
         "budget.max_rounds", *(f"sampling.{name}" for name in MEMORY_AND_SPEED), *(f"alarms.{name}" for name in ALARMS),
         *(f"evaluation.{name}" for name in HELD_OUT),
     }  # fmt: skip
     fixed = {"seed", "precision", "init_from", "data.prompts", "budget.tokens", "sampling.temperature", "optimizer.lr",
-             "objective.name", "samples_per_prompt", "parallel.tensor", "router.balance"}  # fmt: skip
+             "objective.name", "samples_per_prompt", "router.balance"}  # fmt: skip
     assert not fixed & changeable(RLConfig)
 
 
@@ -93,3 +104,45 @@ def test_what_is_not_the_record_of_such_a_run(change: dict[str, Any] | None, rea
     with pytest.raises(UserError, match=f"^{re.escape(str(path))}: {re.escape(reason)}"):
         run.open(config_of("sft", tmp_path))
     assert path.read_text() == text
+
+
+def test_what_killed_saves_left_is_room_before_anything_is_written(tmp_path: Path) -> None:
+    run = recorded("sft", tmp_path)
+    for folder in (tmp_path / "checkpoints", tmp_path / "reference"):
+        for name in (".step_3.tmp", ".step_1.old", "step_5.tmp", ".other.tmp"):
+            (folder / name).mkdir(parents=True)
+            (folder / name / "data").write_text("x")
+    run.open(config_of("sft", tmp_path))
+    for folder in (tmp_path / "checkpoints", tmp_path / "reference"):
+        assert {path.name for path in folder.iterdir()} == {"step_5.tmp", ".other.tmp"}
+
+
+def test_a_directory_belongs_to_one_run_until_that_is_closed(tmp_path: Path) -> None:
+    first, second, config = recorded("sft", tmp_path), RunDirectory(tmp_path, writes=True), config_of("sft", tmp_path)
+    first.open(config)
+    with pytest.raises(UserError, match=rf"another run is going on in it \(host .*, process {os.getpid()}\)"):
+        second.open(config)
+    first.close()
+    second.open(config)
+
+
+def test_a_place_for_checkpoints_that_cannot_be_written_is_found_at_the_start(tmp_path: Path) -> None:
+    run, config = recorded("sft", tmp_path), config_of("sft", tmp_path)
+    before = (tmp_path / "config.yaml").read_text()
+    (tmp_path / "checkpoints").symlink_to(tmp_path / "nowhere" / "else")
+    with pytest.raises(UserError, match=r"^--run-dir \S+: cannot be written: \S*checkpoints: "):
+        run.open(config)
+    assert (tmp_path / "config.yaml").read_text() == before
+
+
+def test_a_full_disk_is_named_with_the_file(tmp_path: Path) -> None:
+    """Metrics on /dev/full, as a full disk takes them."""
+    run = recorded("sft", tmp_path)
+    run.open(config_of("sft", tmp_path))
+    run.start_logging(0)
+    (tmp_path / "metrics.jsonl").unlink()
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left on device") as failed:
+        run.log({"step": 1, "loss": 1.0})
+    assert failed.value.filename == str(tmp_path / "metrics.jsonl")
+    run.close()

@@ -78,6 +78,9 @@ def test_rank_0_reads_and_refuses_for_all(run_on, tmp_path: Path) -> None:
     for name, step in (("mine", 3), ("others", 5)):
         (tmp_path / name / "checkpoints").mkdir(parents=True)
         (tmp_path / name / "checkpoints" / "latest").write_text(f"step_{step}\n")
+        whole = tmp_path / name / "checkpoints" / f"step_{step}"
+        whole.mkdir()
+        (whole / "manifest.json").write_text('{"model": {}, "step": 1, "files": {}}')
     wanted = [tmp_path / "mine" / "checkpoints" / "step_3", "no such file, says rank 0", "first"]
     assert run_on(2, agreed, str(tmp_path)) == [wanted, wanted]
 
