@@ -57,6 +57,9 @@ def quick_score(request: ScoreRequest) -> Reward | None:
     return quick_compare(given, reference)
 
 
+MISSING = frozenset({"nan", "null", "<na>", "n/a", "#n/a"})  # how tables write that there is no value
+
+
 def reference_text(answer: Any) -> str | Reward:
     """The reference as text, or the reward for a response whose reference is of no use."""
     if isinstance(answer, bool) or not isinstance(answer, str | int | float):
@@ -66,6 +69,8 @@ def reference_text(answer: Any) -> str | Reward:
     text = (marked_answer(text) or text) if boxed is None else boxed
     if not clean(text):
         return Reward(0.0, "the reference answer is empty")
+    if text.strip().lower() in MISSING:
+        return Reward(0.0, f"the reference answer {text.strip()!r} stands for one that is missing")
     return text
 
 

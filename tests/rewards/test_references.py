@@ -136,3 +136,12 @@ def test_the_line_of_a_prompt_file_is_named(tmp_path: Path) -> None:
     stages = tmp_path / "stages.yaml"  # rows of domains that are not drawn do not matter
     stages.write_text("stages: [{prompts: [{file: p.jsonl, domain: math}]}]")
     check_prompts(read_schedule(stages).sources, config)
+
+
+@pytest.mark.parametrize("answer", ["NaN", "nan", float("nan"), "null", "<NA>", r"\boxed{NaN}", " N/A "])
+def test_what_stands_for_a_missing_answer_is_none(answer: object) -> None:
+    with pytest.raises(UserError, match="stands for one that is missing"):
+        check_answers([("f.jsonl:1", "math", answer)], {})
+    for given in ("NaN", "nan", "null", "0"):
+        reward = verifier_for("math").score(ScoreRequest("math", None, rf"\boxed{{{given}}}", answer))
+        assert reward.value == 0, reward
