@@ -91,7 +91,9 @@ def _find_first_weights(config: StageConfig, source: Path) -> tuple[Path, Path]:
         found = find_weights(source)
         return found, found
     except UserError:
-        own = latest_or_none(config.run_dir / "checkpoints") if isinstance(config, TrainingConfig) else None
+        if not isinstance(config, TrainingConfig):
+            raise
+        own = latest_or_none(config.run_dir / "checkpoints")
         if own is None or config.needs_first_weights(read_manifest(own)["extra"]):
             raise
         return source, own
