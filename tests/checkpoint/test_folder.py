@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -164,7 +165,11 @@ class Folder(RuleBasedStateMachine):
         (self.path / ".latest.tmp").write_text(target.name + "\n")
         if named:
             under_test.publish(work, target)
-            if not (self.path / "latest").exists():
+            pointer = self.path / "latest"
+            said = (
+                os.readlink(pointer) if pointer.is_symlink() else pointer.read_text().strip() if pointer.exists() else None
+            )
+            if said in (None, target.name):
                 self.latest = target.name
 
     @precondition(lambda self: names(self.path))
