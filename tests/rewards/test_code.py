@@ -116,11 +116,14 @@ def test_values(expected: object, given: object, agrees: bool) -> None:
 
 
 @sandboxed
-def test_programs_are_judged_and_the_first_failure_is_named(runner: CodeRunner) -> None:
+def test_programs_are_judged_and_a_failure_is_named(runner: CodeRunner) -> None:
     tests = {"tests": [{"input": f"{i} 7\n", "output": f"{i * 7}\n"} for i in range(9)], "time_limit": 20}
     assert judge("```python\na, b = map(int, input().split())\nprint(a * b)\n```", tests, runner).value == 1
-    wrong = judge("```python\na, b = map(int, input().split())\nprint(a * b if a < 5 else 0)\n```", tests, runner)
-    assert wrong.value == 0 and wrong.reason == "test 6 of 9: printed '0', expected '35'"
+    for wrong, failing in (("a == 5", range(5, 6)), ("a >= 5", range(5, 9))):  # the first to fail is named, of several any
+        program = f"a, b = map(int, input().split())\nprint(0 if {wrong} else a * b)"
+        reward = judge(f"```python\n{program}\n```", tests, runner)
+        assert reward.value == 0
+        assert reward.reason in {f"test {i + 1} of 9: printed '0', expected '{7 * i}'" for i in failing}
     assert "ZeroDivisionError" in judge("```python\n1 / 0\n```", tests, runner).reason
     assert judge("nothing ```", {"tests": []}, runner).reason == "the reference holds no tests"
 

@@ -75,7 +75,7 @@ def rl_config(**changes: Any) -> RLConfig:
 
 def test_replaced_and_missing_first_weights() -> None:
     """Refused where the KL reference has them; a run that has no use for them goes on."""
-    plain, with_kl = rl_config(), rl_config(objective=ObjectiveConfig(kl_beta=0.1))
+    plain, with_kl = (rl_config(objective=ObjectiveConfig(kl_beta=beta)) for beta in (0.0, 0.1))
     saved = {"content": {"init_from": "a"}, "policy": {"reference": 0}}
     refreshed = saved | {"policy": {"reference": 20}}
     for now in ({"init_from": "b"}, {}):
