@@ -11,7 +11,7 @@ import pytest
 
 from megatron_ring.algorithm.budget_schedule import BudgetSchedule
 from megatron_ring.checkpoint.identity import weights_fingerprint
-from megatron_ring.config.objective import ObjectiveConfig
+from megatron_ring.config.objective import ObjectiveConfig, ReferenceConfig
 from megatron_ring.config.optimizer import OptimizerConfig
 from megatron_ring.config.rl import RLConfig
 from megatron_ring.errors import UserError
@@ -75,7 +75,7 @@ def rl_config(**changes: Any) -> RLConfig:
 
 def test_replaced_and_missing_first_weights() -> None:
     """Refused where the KL reference has them; a run that has no use for them goes on."""
-    plain, with_kl = (rl_config(objective=ObjectiveConfig(kl_beta=beta)) for beta in (0.0, 0.1))
+    plain, with_kl = (rl_config(objective=ObjectiveConfig(kl_beta=beta), reference=ReferenceConfig()) for beta in (0.0, 0.1))
     saved = {"content": {"init_from": "a"}, "policy": {"reference": 0}}
     refreshed = saved | {"policy": {"reference": 20}}
     for now in ({"init_from": "b"}, {}):
