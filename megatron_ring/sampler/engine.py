@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -94,6 +95,7 @@ class Engine:
         runner.open(size)
         self._numbers = itertools.count()
         self._inbox: deque[tuple[int, GenerationRequest | None]] = deque()  # None: cancelled
+        self._door = threading.Lock()  # what `add` lets in is in the inbox before `close` takes effect
         self._failure: Exception | None = None
         self._closing = self.closed = False
 
@@ -114,11 +116,14 @@ class Engine:
             RequestError: it cannot be served. Nothing else is touched by it.
             UserError: it has stop strings, and there is no tokenizer.
         """
-        if not self.leads or self._closing:
-            raise RuntimeError("the engine is closed" if self.leads else "only the leader of a replica adds requests")
+        if not self.leads:
+            raise RuntimeError("only the leader of a replica adds requests")
         self._check(request)
-        number = next(self._numbers)
-        self._inbox.append((number, request))
+        with self._door:
+            if self._closing:
+                raise RuntimeError("the engine is closed")
+            number = next(self._numbers)
+            self._inbox.append((number, request))
         return number
 
     def cancel(self, number: int) -> None:
@@ -129,8 +134,9 @@ class Engine:
         self._inbox.append((number, None))
 
     def close(self) -> None:
-        """Nothing more will come: steps go on until all is answered."""
-        self._closing = True
+        """Nothing more will come: steps go on until all is answered. Another thread than that of `step` may call it."""
+        with self._door:
+            self._closing = True
 
     def fail(self, error: Exception) -> None:
         """Something failed on this rank between two steps: the next one raises it on every rank."""
@@ -162,8 +168,9 @@ class Engine:
             UserError, RuntimeError: on every rank that steps with this one: one of them failed, and why. The engine is of no
                 use any more.
         """
+        opened = self.leads and not self._closing  # read before the inbox: another thread may add and close in between
         news = self._drain()
-        agreed = self._edge.agree(self._tally(news, watched))
+        agreed = self._edge.agree(self._tally(news, opened, watched))
         if agreed.failed:
             self.closed = True
             self._edge.settle(self._failure)
@@ -212,14 +219,14 @@ class Engine:
         near = self.budget is not None and self.budget.counted is None and tokens + most > self.budget.limit
         return 1 if near else self.runner.horizon
 
-    def _tally(self, news: News, watched: bool) -> Tally:
+    def _tally(self, news: News, opened: bool, watched: bool) -> Tally:
         tokens = 0
         if self.leads:
             counted = None if self.budget is None else self.budget.counted
             tokens = self.scheduler.generated if counted is None else counted()
         work = self.scheduler.has_work or bool(news.requests)
         return Tally(
-            failed=int(self._failure is not None), work=int(work), open=int(self.leads and not self._closing),
+            failed=int(self._failure is not None), work=int(work), open=int(opened),
             news=len(news.requests) + len(news.cancelled), tokens=tokens, watched=int(watched),
         )  # fmt: skip
 

@@ -94,8 +94,13 @@ def weights_that_move() -> tuple[Any, Any, Any, Any]:
 
 
 def run_out(engine: Any) -> dict[int, Any]:
-    found: dict[int, Any] = {}
     engine.close()
+    return run_out_open(engine)
+
+
+def run_out_open(engine: Any) -> dict[int, Any]:
+    """All answers until somebody has closed the engine and nothing is left."""
+    found: dict[int, Any] = {}
     while not (report := engine.step()).closed:
         found |= report.finished
     return found
@@ -221,3 +226,31 @@ def from_a_thread(alone: list[Any]) -> int:
 def test_another_thread_may_ask(run_on: Any) -> None:
     (alone,) = run_on(1, each_alone)
     assert run_on(1, from_a_thread, alone) == [16]
+
+
+def between_two_looks() -> list[int]:
+    """Requests answered when all come, and the end with them, just after a step has looked for news."""
+    from megatron_ring.sampler.edge import StepEdge
+    from megatron_ring.sampler.engine import Engine, TokenBudget
+    from megatron_ring.sampler.sampler import Sampler
+
+    model, here = make(ParallelConfig())
+    sampler = Sampler(model, here, USUAL, EOS, decode)
+    coming = list(requests()[:3])
+
+    def ask() -> int:  # asked by a step after it has emptied its inbox
+        while coming:
+            engine.add(coming.pop())
+            if not coming:
+                engine.close()
+        return 0
+
+    size = sampler.engine().size
+    sampler.release()
+    engine = Engine(sampler.runner, size, EOS, decode, StepEdge(here), budget=TokenBudget(10**9, ask))
+    return sorted(run_out_open(engine))
+
+
+@pytest.mark.distributed
+def test_what_comes_with_the_end_is_answered(run_on: Any) -> None:
+    assert run_on(1, between_two_looks) == [[0, 1, 2]]
