@@ -9,6 +9,7 @@ import torch
 
 from megatron_ring.algorithm.advantages import group_advantages, groups_that_differ
 from megatron_ring.algorithm.budget_order import ORDERS, StepResponses
+from megatron_ring.algorithm.updates import Piece, equal_budgets, whole_responses
 from megatron_ring.config.objective import ObjectiveConfig
 from megatron_ring.config.rl import RLConfig
 from megatron_ring.rollout.records import ScoredRollout
@@ -27,12 +28,14 @@ class Selection:
         advantages: of each of these.
         trained: how many of its first tokens are trained (0: none).
         distances: its KL from the reference in nats, which was taken off its reward; None when the KL is elsewhere.
+        updates: for each optimizer update of the step, the trained tokens that it takes.
     """
 
     kept: list[ScoredRollout]
     advantages: list[float]
     trained: list[int]
     distances: list[float] | None
+    updates: list[list[Piece]]
 
     @property
     def trained_tokens(self) -> int:
@@ -79,6 +82,13 @@ def budget_order(
     """In which order responses fill the budget. The 0-based `step` seeds a random one."""
     groups, seed = [item.rollout.prompt_index for item in kept], request_seed(config.seed, step)
     return ORDERS[config.budget.order](StepResponses(response_lengths(kept), advantages, groups, seed))
+
+
+def step_updates(config: RLConfig, trained: Sequence[int], order: Sequence[int]) -> list[list[Piece]]:
+    """The trained tokens dealt to the updates of the step. `order`: in which the budget took the responses."""
+    if config.objective.has_budget:
+        return equal_budgets(trained, config.updates_per_step, order)
+    return whole_responses(trained, config.updates_per_step)
 
 
 def usable_tokens(config: RLConfig, scored: Sequence[ScoredRollout], budget: int) -> int:

@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import ROOT
 from tests.mains.conftest import command, rl_flags, run
 
-PLACEHOLDER = re.compile(r"DOMAIN|FILE|NAME|PHASE")
+PLACEHOLDER = re.compile(r"DOMAIN|FILE|NAME|NUMBER|PHASE")
 COMPOSED = {
     "parts": [{"name": "correct", "domain": "math"}],
     "gates": [{"name": "boxed", "domain": "format/one_box", "with": {}}],
@@ -62,7 +62,7 @@ def test_rl_with_everything_that_adds_a_key(tiny_data: Path, sft_checkpoint: Pat
         "--steps", "3", "--save-every", "1", "--budget.max-cuts", "2", "--budget.tokens", "100", "--offload-optimizer",
         "--objective.old-logprobs", "recomputed", "--correction.name", "icepop", "--correction.routes", "replay",
         "--alarms.action", "warn", "--alarms.entropy-floor", "9", "--evaluation.every", "1", "--evaluation.prompts",
-        str(tiny_data / "heldout.jsonl"), "--data.drop-after", "3",
+        str(tiny_data / "heldout.jsonl"), "--data.drop-after", "3", "--updates-per-step", "2",
     )  # fmt: skip
     done = run(command("megatron_ring.rl", *flags))
     assert done.returncode == 0, done.stderr

@@ -129,8 +129,8 @@ def test_kl_in_the_reward_comes_before_the_advantages_and_after_the_choice_of_gr
     penalized = [item.reward - 0.1 * distance for item, distance in zip(step, distances, strict=True)]
     selected = select(config, 0, step, None, lambda kept: distances)
     assert of_all(step, selected, 0) == pytest.approx(advantages(penalized, [1, 1, 1, 2, 2, 2], False, False))
-    assert Selection(step, [0.0] * 6, [5] * 6, distances).kl == pytest.approx(sum(distances) / 30)
-    assert Selection(step, [0.0] * 6, [5] * 6, None).kl is None
+    assert Selection(step, [0.0] * 6, [5] * 6, distances, []).kl == pytest.approx(sum(distances) / 30)
+    assert Selection(step, [0.0] * 6, [5] * 6, None, []).kl is None
     dapo = make_config(name="dapo", prompts=1, kl_beta=0.1, kl_place="reward")
     assert of_all(step, select(dapo, 0, step, None, lambda kept: distances[3:]), 1) == [0, 0, 0, 5, 5, 5]
 

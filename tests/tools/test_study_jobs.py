@@ -127,6 +127,11 @@ def test_checkpoints_are_looked_up_when_the_job_starts(out: Path) -> None:
     (run / "selection.json").write_text(json.dumps({"checkpoint": "step_4"}))
     chosen = Job("rl", ("-m", "megatron_ring.rl", "--init-from", Checkpoint(run, "chosen")))
     assert chosen.arguments()[1:] == ["-m", "megatron_ring.rl", "--init-from", str(run / "checkpoints" / "step_4")]
+    ends = [{"step": s, "epoch": s / 2, "checkpoint": f"step_{s}", "validation/entropy": 0.5} for s in (2, 4)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ends))
+    assert Checkpoint(run, 2).resolve() == str(run / "checkpoints" / "step_4")
+    with pytest.raises(UserError, match="no checkpoint at the end of epoch 3"):
+        Checkpoint(run, 3).resolve()
     last = Job("rl", ("tools/study.py", Checkpoint(run)))
     assert last.arguments()[1].endswith("/tools/study.py") and last.arguments()[2].endswith("step_9")
     assert last.text() == f"python tools/study.py <last of {run}>"
