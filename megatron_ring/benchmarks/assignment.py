@@ -11,7 +11,9 @@ def best_sum(values: Sequence[Sequence[float]]) -> float:
         return 0.0
     size = max(len(values), len(values[0]))
     top = max(max(row) for row in values)
-    cost = [[top - values[i][j] if i < len(values) and j < len(values[0]) else top for j in range(size)] for i in range(size)]
+    cost = [
+        [top - values[i][j] if i < len(values) and j < len(values[0]) else top for j in range(size)] for i in range(size)
+    ]
     row_price, column_price = [0.0] * (size + 1), [0.0] * (size + 1)
     row_of = [0] * (size + 1)  # by column, from 1; 0: none
     for row in range(1, size + 1):
@@ -20,9 +22,7 @@ def best_sum(values: Sequence[Sequence[float]]) -> float:
     return sum(values[i][j] for i, j in pairs if i < len(values) and j < len(values[0]))
 
 
-def _assign(
-    row: int, cost: list[list[float]], row_price: list[float], column_price: list[float], row_of: list[int]
-) -> None:
+def _assign(row: int, cost: list[list[float]], row_price: list[float], column_price: list[float], row_of: list[int]) -> None:
     """Give `row` (from 1) a column, moving others along the cheapest alternating path."""
     size = len(cost)
     row_of[0] = row

@@ -97,8 +97,13 @@ def live_code(window: Window) -> Callable[[Row], Problem]:
         metadata = {"day": day.isoformat(), "platform": row.get("platform")}
         return _checked(
             Problem(
-                id_of(row, "question_id"), f"{text(row, 'question_content')}\n\n{how}\n\n{_PYTHON}", answer, "code",
-                str(first(row, "difficulty") or ""), {}, metadata,
+                id_of(row, "question_id"),
+                f"{text(row, 'question_content')}\n\n{how}\n\n{_PYTHON}",
+                answer,
+                "code",
+                str(first(row, "difficulty") or ""),
+                {},
+                metadata,
             )  # fmt: skip
         )
 

@@ -51,7 +51,9 @@ def mean_g_pass_at_k(n: int, correct: int, k: int) -> float:
     return 2 / k * sum(_at_least(n, correct, k, least) for least in range(first, k + 1))
 
 
-def consensus(answers: Sequence[str | None], scores: Sequence[float], same: Callable[[str, str], bool] | None = None) -> float:
+def consensus(
+    answers: Sequence[str | None], scores: Sequence[float], same: Callable[[str, str], bool] | None = None
+) -> float:
     """Expected score of the majority answer; of equally frequent ones each is as likely. No answer at all votes for nothing.
 
     Args:

@@ -31,7 +31,9 @@ def simple_qa(row: Row) -> Problem:
     metadata = parsed(first(row, "metadata") or {}, "metadata")
     topic = metadata.get("topic", "") if isinstance(metadata, dict) else ""
     prompt = f"Answer the question.\n\n{text(row, 'problem', 'question')}"
-    return Problem(id_of(row, "original_index", "id"), prompt, text(row, "answer"), "", str(topic or first(row, "topic") or ""))
+    return Problem(
+        id_of(row, "original_index", "id"), prompt, text(row, "answer"), "", str(topic or first(row, "topic") or "")
+    )
 
 
 def align_bench(row: Row) -> Problem:

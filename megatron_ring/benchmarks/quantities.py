@@ -83,7 +83,9 @@ def theorem_qa(row: Row) -> Problem:
         "list of float": "Answer with a list of numbers in the order that is asked for, separated by commas.",
     }.get(kind, "Answer with one number.")  # fmt: skip
     prompt = asked(f"{text(row, 'question')}\n\n{told}")
-    return Problem(id_of(row, "id"), prompt, {"kind": kind, "value": answer}, "math", str(first(row, "subfield", "field") or ""))
+    return Problem(
+        id_of(row, "id"), prompt, {"kind": kind, "value": answer}, "math", str(first(row, "subfield", "field") or "")
+    )
 
 
 def score_theorem_qa(problem: Problem, response: str) -> Grade | None:

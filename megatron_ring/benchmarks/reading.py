@@ -8,7 +8,7 @@ from typing import Any
 
 from megatron_ring.benchmarks.assignment import best_sum
 from megatron_ring.benchmarks.problem import Grade, Problem, Row
-from megatron_ring.benchmarks.rows import RowError, as_text, first, id_of, need, parsed, text
+from megatron_ring.benchmarks.rows import RowError, as_text, first, id_of, need, text
 from megatron_ring.rewards.boxed import last_boxed
 
 MAX_ANSWER = 2_000  # characters of an answer that are looked at
@@ -85,7 +85,7 @@ def score_drop(problem: Problem, response: str) -> Grade:
 
 
 def drop_f1(gold: Sequence[str], given: Sequence[str]) -> float:
-    """F1 of bags of words, spans assigned one to one so that the sum is largest; rounded to two digits as the benchmark's."""
+    """F1 of bags of words, spans assigned one to one so that the sum is largest; to two digits, as the benchmark's."""
     wanted, got = [_bag(span) for span in gold[:64]], [_bag(span) for span in given[:64]]
     table = [[_bag_f1(a, b) for b in got] for a in wanted]
     return round(best_sum(table) / max(len(wanted), len(got)), 2)
