@@ -1,6 +1,7 @@
 """Evaluation: sample responses to held-out prompts, score them with the verifiers, write result.json and samples.jsonl.
 
 torchrun --nproc-per-node 8 -m megatron_ring.evaluate --checkpoint DIR --prompts FILE --tokenizer DIR --out DIR
+torchrun --nproc-per-node 8 -m megatron_ring.evaluate --checkpoint DIR --suite ring-lite --benchmark-dir DIR --tokenizer DIR --out DIR
 """
 
 from __future__ import annotations
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 
 
 def main(config: EvaluateConfig) -> None:
+    if config.prompts is None:
+        from megatron_ring.rollout.benchmark_stage import evaluate_benchmarks
+
+        return evaluate_benchmarks(config)
     if config.dry_run:
         from megatron_ring.planning.stages import plan_evaluate
 
@@ -63,6 +68,7 @@ def deciding(config: EvaluateConfig, stage: Stage, tokenizer: RingTokenizer) -> 
     from megatron_ring.rewards.composition import fingerprint
 
     sampling, composed = config.sampling, config.rewards.compositions
+    assert config.prompts is not None
     return {
         "prompts_sha256": hashlib.sha256(config.prompts.read_bytes()).hexdigest(),
         "tokenizer_fingerprint": tokenizer.fingerprint,
@@ -96,6 +102,7 @@ def read_problems(config: EvaluateConfig, shape: ModelConfig, tokenizer: RingTok
     from megatron_ring.parallel import collectives
     from megatron_ring.rollout.scoring import check_prompts
 
+    assert config.prompts is not None
     file = read_prompt_file(config.prompts, Fields.of(config, PROMPT_FIELDS, "--fields"), "--fields")
     records = file.records
     if file.note and collectives.is_main():

@@ -129,7 +129,7 @@ def _call_differs(call: tuple[str, dict[str, Any]], wanted: Mapping[str, Any], f
     ((name, allowed),) = wanted.items()
     if call[0] != name and call[0] != name.replace(".", "_"):
         return f"calls {call[0][:60]}, expected {name}"
-    described = next((item for item in functions if item.get("name") == name), {})
+    described: Mapping[str, Any] = next((item for item in functions if item.get("name") == name), {})
     kinds = (described.get("parameters") or {}).get("properties") or {}
     for argument, value in call[1].items():
         if argument not in allowed:

@@ -30,7 +30,7 @@ def arc_agi(row: Row) -> Problem:
     count = "the output grid" if len(tests) == 1 else f"the {len(tests)} output grids, one after another in order,"
     prompt = (
         "Each example shows an input grid and the output grid that one rule makes of it. Find the rule and apply it to "
-        f"every test input.\n\n" + "\n\n".join([*shown, *asked]) + f"\n\nEnd with {count} as JSON: a list of rows, each a "
+        "every test input.\n\n" + "\n\n".join([*shown, *asked]) + f"\n\nEnd with {count} as JSON: a list of rows, each a "
         "list of whole numbers from 0 to 9."
     )
     return Problem(id_of(row, "id", "task_id"), prompt, answers)

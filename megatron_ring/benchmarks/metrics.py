@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from functools import partial
 from math import comb
 from typing import Any
 
@@ -94,15 +95,26 @@ def summarize(groups: Sequence[Sequence[float]], answers: Sequence[Sequence[str 
         return sum(metric(total, right) for total, right in counts) / len(counts)
 
     found: dict[str, Any] = {"score": mean, "standard_error": error, "samples_per_problem": n}
-    found["pass_at_k"] = {str(k): over(lambda total, right, k=k: pass_at_k(total, right, k)) for k in powers_of_two(n)}
+    found["pass_at_k"] = {str(k): over(partial(_pass, k)) for k in powers_of_two(n)}
     if n > 1:
         votes = [consensus(given, group, **options) for given, group in zip(answers, groups, strict=True)]
         found["cons_at_n"] = sum(votes) / len(votes)
         k = min(16, n)
-        found["g_pass"] = {"k": k, **{
-            str(tau): over(lambda total, right, tau=tau: g_pass_at_k(total, right, k, tau)) for tau in (0.25, 0.5, 0.75, 1.0)
-        }, "mean": over(lambda total, right: mean_g_pass_at_k(total, right, k))}  # fmt: skip
+        found["g_pass"] = {"k": k, **{str(tau): over(partial(_g_pass, k, tau)) for tau in (0.25, 0.5, 0.75, 1.0)}}
+        found["g_pass"]["mean"] = over(partial(_mean_g_pass, k))
     return found
+
+
+def _pass(k: int, n: int, correct: int) -> float:
+    return pass_at_k(n, correct, k)
+
+
+def _g_pass(k: int, tau: float, n: int, correct: int) -> float:
+    return g_pass_at_k(n, correct, k, tau)
+
+
+def _mean_g_pass(k: int, n: int, correct: int) -> float:
+    return mean_g_pass_at_k(n, correct, k)
 
 
 def _at_least(n: int, correct: int, k: int, least: int) -> float:
