@@ -1,7 +1,7 @@
 """Evaluation: sample responses to held-out prompts, score them with the verifiers, write result.json and samples.jsonl.
 
 torchrun --nproc-per-node 8 -m megatron_ring.evaluate --checkpoint DIR --prompts FILE --tokenizer DIR --out DIR
-torchrun --nproc-per-node 8 -m megatron_ring.evaluate --checkpoint DIR --suite ring-lite --benchmark-dir DIR --tokenizer DIR --out DIR
+torchrun … -m megatron_ring.evaluate --checkpoint DIR --suite ring-lite --benchmark-dir DIR --tokenizer DIR --out DIR
 """
 
 from __future__ import annotations

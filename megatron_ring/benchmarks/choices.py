@@ -14,8 +14,8 @@ from megatron_ring.rewards.boxed import last_boxed
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _TOLD = (
-    "Reason step by step. The last line of your response is of the form 'Answer: X', without quotes, where X is the letter of "
-    "one option."
+    "Reason step by step. The last line of your response is of the form 'Answer: X', without quotes, where X is the letter "
+    "of one option."
 )
 _ANSWER = re.compile(
     r"(?i:answer|option|choice)(?i:\s{1,3}is)?[\s:*_$({\[=\"'`]{1,12}"

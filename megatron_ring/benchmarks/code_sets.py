@@ -104,7 +104,7 @@ def live_code(window: Window) -> Callable[[Row], Problem]:
                 str(first(row, "difficulty") or ""),
                 {},
                 metadata,
-            )  # fmt: skip
+            )
         )
 
     return make

@@ -1,4 +1,4 @@
-"""Two results of one benchmark compared problem by problem: paired bootstrap, and McNemar's exact test of one sample each."""
+"""Two results of one benchmark compared problem by problem: paired bootstrap, and McNemar's exact test."""
 
 from __future__ import annotations
 

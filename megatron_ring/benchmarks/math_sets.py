@@ -1,5 +1,5 @@
-r"""Mathematics: a problem, and an answer in a box. AIME and its like, MATH-500, GSM8K, CNMO, LiveMathBench, Minerva, and plain
-files of `problem` and `answer` (HMMT)."""
+r"""Mathematics: a problem, and an answer in a box. AIME and its like, MATH-500, GSM8K, CNMO, LiveMathBench, Minerva, and
+plain files of `problem` and `answer` (HMMT)."""
 
 from __future__ import annotations
 

@@ -3,8 +3,8 @@
 avg@n is the mean over problems of each problem's mean; its standard error takes the problem as the unit drawn.
 pass@k is the unbiased estimate 1 - C(n-c, k) / C(n, k) (Chen et al. 2021, arXiv 2107.03374, equation 1).
 cons@n is the majority over equal answers of all n; ties are broken at random, and the expectation is reported.
-G-Pass@k at tau is the chance that at least ceil(tau k) of k drawn are right (Liu et al. 2024, arXiv 2412.13147); its mean over
-tau from 0.5 to 1 is mG-Pass@k.
+G-Pass@k at tau is the chance that at least ceil(tau k) of k drawn are right (Liu et al. 2024, arXiv 2412.13147); its mean
+over tau from 0.5 to 1 is mG-Pass@k.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from typing import Any
 
 
 def mean_and_error(groups: Sequence[Sequence[float]]) -> tuple[float, float | None]:
-    """Mean over problems of each one's mean score, and its standard error; None for one problem. Raises ValueError if empty."""
+    """Mean over problems of each one's mean score, and its standard error; None for one problem. Raises ValueError
+    where there are none."""
     if not groups or not all(groups):
         raise ValueError("no scores")
     means = [sum(group) / len(group) for group in groups]

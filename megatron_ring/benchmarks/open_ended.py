@@ -1,4 +1,5 @@
-"""IFEval, which verifiers decide; and the sets that a language model has to judge: SimpleQA, AlignBench, FoFo, Arena-Hard."""
+"""IFEval, which verifiers decide; and the sets that a language model has to judge: SimpleQA, AlignBench, FoFo,
+Arena-Hard."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Rows of benchmarks' public files: what `rows` reads, and CSV, TSV, one JSON object (BIG-Bench Hard, ARC-AGI), and folders of
-such files."""
+"""Rows of benchmarks' public files: what `rows` reads, and CSV, TSV, one JSON object (BIG-Bench Hard, ARC-AGI), and folders
+of such files."""
 
 from __future__ import annotations
 

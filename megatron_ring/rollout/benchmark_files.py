@@ -27,7 +27,8 @@ def read_tasks(config: EvaluateConfig) -> tuple[list[Task], list[str]]:
                 paths[name] = [found]
     missing = [name for name in suite.names if name not in paths] if suite is not None else []
     where = f"{config.benchmark_dir} holds" if config.benchmark_dir else "--benchmark names"
-    require(bool(paths), f"--suite {config.suite}: {where} no file of its benchmarks ({', '.join(missing)}): give NAME=PATH")
+    nothing = f"--suite {config.suite}: {where} no file of its benchmarks ({', '.join(missing)}): give NAME=PATH"
+    require(bool(paths), nothing)
     window = Window.parse(config.window, "--window") if config.window else suite.window if suite else None
     require(
         config.window is None or "livecodebench" in paths,

@@ -1,5 +1,5 @@
-"""`evaluate` on benchmarks: reads their files, samples and scores what the folder does not hold yet, writes the result and its
-page."""
+"""`evaluate` on benchmarks: reads their files, samples and scores what the folder does not hold yet, writes the result
+and its page."""
 
 from __future__ import annotations
 

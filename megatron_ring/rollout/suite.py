@@ -1,4 +1,4 @@
-"""Benchmarks over any layout: the requests of all of them in one queue, long ones first; responses and scores in journals."""
+"""Benchmarks over any layout: all requests in one queue, long ones first; responses and scores in journals."""
 
 from __future__ import annotations
 
