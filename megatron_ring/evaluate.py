@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 def main(config: EvaluateConfig) -> None:
     if config.prompts is None:
+        prepare()
         from megatron_ring.rollout.benchmark_stage import evaluate_benchmarks
 
         return evaluate_benchmarks(config)

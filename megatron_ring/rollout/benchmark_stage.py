@@ -28,13 +28,10 @@ FOLDER = "responses"
 
 
 def evaluate_benchmarks(config: EvaluateConfig) -> None:
-    """The main. Raises `UserError`."""
+    """The main, after `parallel.prepare`. Raises `UserError`."""
     if config.dry_run:
         tasks, missing = read_tasks(config)
         return _announce(tasks, missing)
-    from megatron_ring.parallel import prepare
-
-    prepare()
     from megatron_ring.data.writing import check_target, write_atomically
     from megatron_ring.parallel import collectives
     from megatron_ring.rollout.journal import settle_identity
