@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -159,8 +160,16 @@ def sample_row(item: ScoredRollout, record: PromptRecord, tokenizer: RingTokeniz
     }
 
 
+def read_flags() -> EvaluateConfig:
+    """The command line. Raises `UserError`."""
+    config = parse(EvaluateConfig, "ring-evaluate", "Sample and score held-out prompts, or published benchmarks.")
+    given = sum(argument.split("=")[0] == "--benchmark" for argument in sys.argv[1:])
+    require(given < 2, "--benchmark is given twice, and the last one alone would count: put all NAME=PATH behind one")
+    return config
+
+
 def cli() -> None:
-    run_main(lambda: main(parse(EvaluateConfig, "ring-evaluate", "Sample and score held-out prompts.")))
+    run_main(lambda: main(read_flags()))
 
 
 if __name__ == "__main__":

@@ -123,20 +123,13 @@ def _identity(config: EvaluateConfig, tokenizer: RingTokenizer, tasks: Sequence[
 
 def _run(config: EvaluateConfig, tasks: Sequence[Task], stage: Stage, tokenizer: RingTokenizer) -> list[Outcome]:
     from megatron_ring.rollout.suite import run_suite
-    from megatron_ring.run.progress import Progress
     from megatron_ring.sampler.sampler import Sampler
 
-    context = stage.context
-    share = -(-sum(task.responses for task in tasks) // context.data_size)
-    sampler = Sampler(stage.model, context, config.sampling, tokenizer.eos_id, tokenizer.decode)
-    with (
-        _workers(config, tasks, context) as workers,
-        Progress("evaluate", share, 0, context.is_main, unit="response") as progress,
-    ):
+    sampler = Sampler(stage.model, stage.context, config.sampling, tokenizer.eos_id, tokenizer.decode)
+    with _workers(config, tasks, stage.context) as workers:
         return run_suite(
-            tasks, sampler, tokenizer, workers, config.out / FOLDER, seed=config.seed, instruction=config.instruction,
-            report=progress.update,
-        )  # fmt: skip
+            tasks, sampler, tokenizer, workers, config.out / FOLDER, seed=config.seed, instruction=config.instruction
+        )
 
 
 @contextmanager

@@ -53,9 +53,10 @@ def read_journals(folder: Path) -> tuple[dict[Key, dict[str, Any]], dict[Key, di
     responses: dict[Key, dict[str, Any]] = {}
     scores: dict[Key, dict[str, Any]] = {}
     for path in sorted(folder.glob("replica-*.jsonl")):
-        _drop_cut_line(path)
         with path.open("rb") as stream:
             for number, line in enumerate(stream, start=1):
+                if not line.endswith(b"\n"):
+                    continue  # cut by a kill, or being written
                 try:
                     row = json.loads(line)
                     target = responses if "response" in row else scores

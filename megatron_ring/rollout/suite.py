@@ -11,12 +11,13 @@ from typing import Any
 
 from megatron_ring.benchmarks.problem import Benchmark, Problem
 from megatron_ring.benchmarks.scoring import Outcome, PendingOutcome, submit
-from megatron_ring.benchmarks.thinking import OPEN
+from megatron_ring.benchmarks.thinking import CLOSE, OPEN
 from megatron_ring.data.tokenizer import RingTokenizer
 from megatron_ring.errors import UserError
 from megatron_ring.parallel import collectives
 from megatron_ring.rewards import RewardPool
 from megatron_ring.rollout.journal import Journal, Key, read_journals
+from megatron_ring.run.progress import Progress
 from megatron_ring.sampler.completion import Completion
 from megatron_ring.sampler.requests import GenerationRequest, request_seed
 from megatron_ring.sampler.sampler import Sampler
@@ -65,13 +66,12 @@ def queue_of(tasks: Sequence[Task]) -> list[Item]:
 
 def run_suite(
     tasks: Sequence[Task], sampler: Sampler, tokenizer: RingTokenizer, workers: RewardPool | None, folder: Path, *,
-    seed: int, instruction: str | None = None, report: Report | None = None,
+    seed: int, instruction: str | None = None,
 ) -> list[Outcome]:  # fmt: skip
     """Sample and score what the journals in `folder` do not hold yet; all outcomes, on every rank. All ranks take part.
 
     Args:
         workers: on the leader of each replica.
-        report: told, on the main process, how many of this replica's responses are there, and how each benchmark stands.
 
     Raises:
         UserError: on every rank.
@@ -84,7 +84,8 @@ def run_suite(
     waiting = [item for item in queue if item.key not in outcomes and item.key not in to_score]
     places = {problem: place for place, problem in enumerate(dict.fromkeys(item.key[:2] for item in waiting))}
     own = [item for item in waiting if places[item.key[:2]] % context.data_size == context.data_rank]
-    leader = _Leader(tokenizer, workers, report, own)
+    progress = Progress("evaluate", len(own), 0, context.is_main, unit="response")
+    leader = _Leader(tokenizer, workers, progress.update, own)
     problem: str | None = None
     try:
         if context.leads_replica:
@@ -108,7 +109,8 @@ def run_suite(
             if context.leads_replica:
                 leader.take(own[place], requests[place].prompt_tokens, completion)
 
-        sampler.generate(requests, on_finished=take)
+        with progress:
+            sampler.generate(requests, on_finished=take)
         try:
             if context.leads_replica:
                 leader.finish()
@@ -133,7 +135,7 @@ class _Leader:
     """What the leader of a replica does with its responses: writes them down, has them scored, says how it goes."""
 
     def __init__(
-        self, tokenizer: RingTokenizer, workers: RewardPool | None, report: Report | None, own: Sequence[Item]
+        self, tokenizer: RingTokenizer, workers: RewardPool | None, report: Report, own: Sequence[Item]
     ) -> None:
         self._tokenizer, self._workers, self._report = tokenizer, workers, report
         self._journal: Journal | None = None
@@ -153,10 +155,10 @@ class _Leader:
 
     def take(self, item: Item, prompt: list[int], completion: Completion) -> None:
         """A response that has just ended. Special tokens at its end are no text."""
-        opened = self._tokenizer.decode(prompt[-16:]).rstrip().endswith(OPEN)
+        opened = self._tokenizer.decode(prompt[-16:], skip_special=False).rstrip().endswith(OPEN)
         row = {
             "benchmark": item.key[0], "id": item.key[1], "sample": item.sample,
-            "response": self._tokenizer.decode(completion.tokens), "tokens": completion.length,
+            "response": self._text(completion), "tokens": completion.length,
             "finish_reason": completion.finish_reason, "opened": opened,
         }  # fmt: skip
         assert self._journal is not None
@@ -165,8 +167,18 @@ class _Leader:
         self._write_scored(wait=False)
         self._done += 1
         self._left[item.key[0]] -= 1
-        if self._report is not None:
-            self._report(self._done, self._note())
+        self._report(self._done, self._note())
+
+    def _text(self, completion: Completion) -> str:
+        """The response without its special tokens, but with the end of the thinking where that is one."""
+        decode, tokens = self._tokenizer.decode, list(completion.tokens)
+        text = decode(tokens)
+        if CLOSE in text or CLOSE not in decode(tokens, skip_special=False):
+            return text
+        places = [place for place, token in enumerate(tokens) if decode([token], skip_special=False).strip() == CLOSE]
+        if not places:
+            return text
+        return f"{decode(tokens[: places[-1]])}{CLOSE}{decode(tokens[places[-1] + 1 :])}"
 
     def score(self, item: Item, row: dict[str, Any]) -> None:
         """Begin to score a response as the journal has it."""

@@ -57,7 +57,7 @@ def outcomes(out: Path) -> dict[tuple[Any, ...], Any]:
 def test_a_suite_resumes_and_compares(flags: list[str], files: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     suite = ["--suite", "ring-lite", "--benchmark-dir", str(files), "--benchmark", f"bbh={files / 'bbh'}",
-             "--benchmark", f"drop={files / 'drop.jsonl'}"]  # fmt: skip
+             f"drop={files / 'drop.jsonl'}"]  # fmt: skip
     arguments = command("megatron_ring.evaluate", *flags, *suite, "--out", str(out))
     done = run(arguments, really=True)
     assert done.returncode == 0, done.stderr
@@ -119,6 +119,7 @@ def test_refusals(fails_with: Callable[..., str], flags: list[str], files: Path,
     assert f"{wrong}:1: the answer 'x' is no whole number" in line("--benchmark", f"aime-2024={wrong}")
     assert "unknown benchmark 'aime'" in line("--benchmark", f"aime={broken}")
     assert "give NAME=PATH" in line("--benchmark", "aime-2024")
+    assert "--benchmark is given twice" in line("--benchmark", "a=b", "--benchmark", "c=d")
     assert "no such file or folder" in line("--benchmark", "aime-2024=nowhere.jsonl")
     assert "--prompts is missing" in line()
     assert "one of the two" in line("--prompts", str(wrong), "--suite", "ring-lite")
