@@ -1,4 +1,4 @@
-"""Compare two evaluations of benchmarks problem by problem: difference, 95 % interval, McNemar's test. Prints one JSON object."""
+"""Compare two evaluations of benchmarks problem by problem: difference, interval, McNemar's test. Prints one JSON object."""
 
 from __future__ import annotations
 

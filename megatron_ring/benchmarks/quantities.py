@@ -14,6 +14,7 @@ from megatron_ring.rewards.exact import parse_number
 
 THEOREM_TOLERANCE = Fraction(4, 100)  # of a float, relative: that of the benchmark's own scorer
 _LETTER = re.compile(r"\(?([a-dA-D])\)?[.:]?")
+_BRACKETED = re.compile(r"(?:\\left)?\\?[\[({](.*?)(?:\\right)?\\?[\])}]", re.DOTALL)
 _WRAPPED = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}")
 
 
@@ -106,7 +107,8 @@ def score_theorem_qa(problem: Problem, response: str) -> Grade | None:
         if letter is None:
             return Grade(0.0, None, f"{given[:40]!r} is no option's letter")
         return Grade(float(letter[1].lower() == value), letter[1].lower(), f"answered {letter[1].lower()}, expected {value}")
-    got = _numbers(given.strip("[](){}\\ "))
+    bracketed = _BRACKETED.fullmatch(given)
+    got = _numbers(bracketed[1] if bracketed else given)
     wanted = [Fraction(str(item)) for item in (value if isinstance(value, list) else [value])]
     if got is None:
         return None if not isinstance(value, list) else Grade(0.0, given[:200], "no list of numbers")

@@ -134,9 +134,7 @@ def _standing(folder: Path) -> tuple[dict[Key, dict[str, Any]], dict[Key, dict[s
 class _Leader:
     """What the leader of a replica does with its responses: writes them down, has them scored, says how it goes."""
 
-    def __init__(
-        self, tokenizer: RingTokenizer, workers: RewardPool | None, report: Report, own: Sequence[Item]
-    ) -> None:
+    def __init__(self, tokenizer: RingTokenizer, workers: RewardPool | None, report: Report, own: Sequence[Item]) -> None:
         self._tokenizer, self._workers, self._report = tokenizer, workers, report
         self._journal: Journal | None = None
         self._pending: list[PendingOutcome] = []

@@ -29,9 +29,8 @@ def real_rows(name: str) -> list[dict[str, object]]:
     path = SHARED / "data" / name
     if not path.is_file():
         pytest.skip(f"{name} is not beside the project")
-    opened = gzip.open(path, "rt") if name.endswith(".gz") else path.open()
-    with opened as stream:
-        return [json.loads(line) for line in stream]
+    data = gzip.decompress(path.read_bytes()) if name.endswith(".gz") else path.read_bytes()
+    return [json.loads(line) for line in data.splitlines()]
 
 
 def outcome(pool: RewardPool, name: str, problem: Problem, response: str, **more: bool) -> Outcome:
@@ -94,7 +93,8 @@ def test_a_result_counts_apart_and_excludes_what_has_no_verdict() -> None:
     rows = [Outcome(id="0", sample=0, score=1.0, given="4", truncated=False, parsed=True, category="0", **common),
             Outcome(id="1", sample=0, score=0.0, given=None, truncated=True, parsed=False, category="1", **common),
             Outcome(id="2", sample=0, score=None, given=None, truncated=False, parsed=True, category="0", **common),
-            Outcome(id="3", sample=0, score=0.0, given=None, truncated=False, parsed=False, category="1", **common)]  # fmt: skip
+            Outcome(id="3", sample=0, score=0.0, given=None, truncated=False, parsed=False, category="1", **common),
+    ]  # fmt: skip
     found = measure(BENCHMARKS["math-500"], problems, rows)
     assert found["score"] == pytest.approx(1 / 3) and found["standard_error"] == pytest.approx(1 / 3)
     assert [found[name] for name in ("truncated", "unparsed", "no_verdict", "tokens")] == [1, 1, 1, 40]
