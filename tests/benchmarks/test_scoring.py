@@ -76,7 +76,9 @@ def test_ifeval_is_scored_strictly_and_loosely(pool: RewardPool) -> None:
     row = {"key": 1, "prompt": "p", "instruction_id_list": ["punctuation:no_comma", "change_case:english_lowercase"],
            "kwargs": [{}, {}]}  # fmt: skip
     (problem,) = load(BENCHMARKS["ifeval"], [("f:1", row)]).problems
-    found = outcome(pool, "ifeval", problem, "Sure, here:\nall small letters here")
+    found = outcome(
+        pool, "ifeval", problem, "Sure, here:\nthis is a plain sentence that is written in small english letters"
+    )
     assert found.score == 0 and found.variants == {"loose": 1.0, "instructions": 0.0}
 
 
