@@ -1,12 +1,14 @@
 """Evaluation: sample responses to held-out prompts, score them with the verifiers, write result.json and samples.jsonl.
 
 torchrun --nproc-per-node 8 -m megatron_ring.evaluate --checkpoint DIR --prompts FILE --tokenizer DIR --out DIR
+torchrun … -m megatron_ring.evaluate --checkpoint DIR --suite ring-lite --benchmark-dir DIR --tokenizer DIR --out DIR
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -26,6 +28,11 @@ if TYPE_CHECKING:
 
 
 def main(config: EvaluateConfig) -> None:
+    if config.prompts is None:
+        prepare()
+        from megatron_ring.rollout.benchmark_stage import evaluate_benchmarks
+
+        return evaluate_benchmarks(config)
     if config.dry_run:
         from megatron_ring.planning.stages import plan_evaluate
 
@@ -63,6 +70,7 @@ def deciding(config: EvaluateConfig, stage: Stage, tokenizer: RingTokenizer) -> 
     from megatron_ring.rewards.composition import fingerprint
 
     sampling, composed = config.sampling, config.rewards.compositions
+    assert config.prompts is not None
     return {
         "prompts_sha256": hashlib.sha256(config.prompts.read_bytes()).hexdigest(),
         "tokenizer_fingerprint": tokenizer.fingerprint,
@@ -96,6 +104,7 @@ def read_problems(config: EvaluateConfig, shape: ModelConfig, tokenizer: RingTok
     from megatron_ring.parallel import collectives
     from megatron_ring.rollout.scoring import check_prompts
 
+    assert config.prompts is not None
     file = read_prompt_file(config.prompts, Fields.of(config, PROMPT_FIELDS, "--fields"), "--fields")
     records = file.records
     if file.note and collectives.is_main():
@@ -151,8 +160,16 @@ def sample_row(item: ScoredRollout, record: PromptRecord, tokenizer: RingTokeniz
     }
 
 
+def read_flags() -> EvaluateConfig:
+    """The command line. Raises `UserError`."""
+    config = parse(EvaluateConfig, "ring-evaluate", "Sample and score held-out prompts, or published benchmarks.")
+    given = sum(argument.split("=")[0] == "--benchmark" for argument in sys.argv[1:])
+    require(given < 2, "--benchmark is given twice, and the last one alone would count: put all NAME=PATH behind one")
+    return config
+
+
 def cli() -> None:
-    run_main(lambda: main(parse(EvaluateConfig, "ring-evaluate", "Sample and score held-out prompts.")))
+    run_main(lambda: main(read_flags()))
 
 
 if __name__ == "__main__":
