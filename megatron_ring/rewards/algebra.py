@@ -15,7 +15,7 @@ from fractions import Fraction
 from megatron_ring.rewards.exact import PlainNumber, numbers_agree
 from megatron_ring.rewards.formula import Node, Reading, as_products, variables
 from megatron_ring.rewards.formula_parser import parse
-from megatron_ring.rewards.formula_values import Evaluator, Value
+from megatron_ring.rewards.formula_values import Evaluator
 from megatron_ring.rewards.points import (
     ENOUGH,
     LADDER,
@@ -31,6 +31,7 @@ from megatron_ring.rewards.points import (
 )
 from megatron_ring.rewards.rationals import TooCoarse, Undefined
 from megatron_ring.rewards.relations import relations_agree
+from megatron_ring.rewards.value_arithmetic import Value
 
 _MAX_VARIABLES = 12
 _RELATION = re.compile(r"[{}]|<|>|=|\\le(?![A-Za-z])|\\ge(?![A-Za-z])|\\ne(?![A-Za-z])")
