@@ -31,9 +31,7 @@ def forward(shape: ModelConfig, layers: int, context_length: int, train_rows: in
     ]  # fmt: skip
 
 
-def _one_way(
-    shape: ModelConfig, tokens: torch.Tensor, lengths: list[int], exact: bool
-) -> tuple[list[float], torch.Tensor]:
+def _one_way(shape: ModelConfig, tokens: torch.Tensor, lengths: list[int], exact: bool) -> tuple[list[float], torch.Tensor]:
     """Median milliseconds of the layers, and of layers and head; and the log-probabilities of `tokens`, fp64."""
     import torch
 

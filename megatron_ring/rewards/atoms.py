@@ -14,7 +14,7 @@ from megatron_ring.rewards.exact import NUMBER
 from megatron_ring.rewards.normalise import unwrap, without_spaces
 from megatron_ring.rewards.surds import Exact, evaluate, exact_agree
 from megatron_ring.rewards.units import KNOWN, looks_like_unit, parse_unit, same_unit
-from megatron_ring.rewards.words import FUNCTIONS, long_words, same_letters, words_agree, words_of
+from megatron_ring.rewards.words import FUNCTIONS, long_words, same_letters, same_species, words_agree, words_of
 
 _PERCENT = re.compile(r"\s*(?:\\?%|\\text\s*\{\s*\\?%\s*\}|(?:\\text\s*\{)?\s*(?:percent|per cent)\s*\}?)$")
 _DEGREES = re.compile(r"\s*(?:\^\{\\circ\}|(?:\\text\s*\{)?\s*degrees?\s*\}?)$")
@@ -52,7 +52,7 @@ class Quantity:
 
 def settle(reference: str, given: str) -> bool | tuple[str, str]:
     """Whether two normalised atoms agree, or the two formulas on whose equality that still hangs."""
-    if _same_text(reference, given):
+    if _same_text(reference, given) or same_species(reference, given):
         return True
     if "mod" not in reference:
         given = _MODULUS.sub("", given)

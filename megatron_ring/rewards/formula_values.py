@@ -15,7 +15,6 @@ from megatron_ring.rewards.formula import UNKNOWN, Node, number
 from megatron_ring.rewards.rationals import TooCoarse, Undefined, exact_logarithm
 from megatron_ring.rewards.value_arithmetic import MAX_EXPONENT, Value, ValueArithmetic
 
-
 _MAX_TERMS = 5000
 
 

@@ -27,6 +27,8 @@ _SYMBOLS = str.maketrans({
 # fmt: on
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ", "0123456789-+n")
 _SUPERSCRIPT = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ]+")
+_SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉₊₋", "0123456789+-")
+_SUBSCRIPT = re.compile("[₀₁₂₃₄₅₆₇₈₉₊₋]+")
 
 _SIZE = re.compile(r"\\(?:left|right|middle|[bB]igg?[lrm]?)(?![A-Za-z])\s*\.?")
 _STYLE = re.compile(r"\\(?:displaystyle|textstyle|scriptstyle|limits|nolimits|mathstrut|strut)(?![A-Za-z])")
@@ -47,6 +49,7 @@ _NAMES = {
     "bf": "", "it": "", "displaylines": "", "rightarrow": r"\to",
     "Z": r"\mathbb{Z}", "ZZ": r"\mathbb{Z}", "N": r"\mathbb{N}", "R": r"\mathbb{R}", "RR": r"\mathbb{R}",
     "lvert": "|", "rvert": "|", "vert": "|", "thickapprox": r"\approx", "simeq": r"\approx",
+    "mod": r"\pmod", "bmod": r"\pmod", "ce": r"\text",
     "percent": r"\%", "degree": r"^{\circ}", "degrees": r"^{\circ}",
 }
 # fmt: on
@@ -93,6 +96,7 @@ def normalise(text: str) -> str:
     text = clean(text)
     if not text.isascii():
         text = _SUPERSCRIPT.sub(lambda match: "^{" + match[0].translate(_SUPERSCRIPTS) + "}", text)
+        text = _SUBSCRIPT.sub(lambda match: "_{" + match[0].translate(_SUBSCRIPTS) + "}", text)
         text = re.sub("√(\\d+)", r"\\sqrt{\1}", text).translate(_SYMBOLS)
     if "\\" in text:
         text = _STYLE.sub("", _SIZE.sub("", text))

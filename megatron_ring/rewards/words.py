@@ -16,6 +16,9 @@ _SHORT_WORDS = frozenset({
 _TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
 _WORDS = re.compile(r"[A-Za-z][A-Za-z .'’\-]*")
 _LONG_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{4,}")
+_SET_LOWER = re.compile(r"\\text(?=\s*\{)|[\s_{}]")
+# Elements with numbers, groups in brackets, a charge; at least one number or charge, for words have neither.
+_SPECIES = re.compile(r"(?=.*[\d+-])\d{0,3}(?:[A-Z][a-z]?\d{0,3}|[()\[\]]\d{0,3}){1,60}(?:\^\d?[+-]|\^[+-]\d?)?", re.ASCII)
 
 
 def words_of(text: str) -> tuple[str, ...] | None:
@@ -43,6 +46,12 @@ def same_letters(reference: str, given: str) -> bool:
     if len(wanted) != len(got) or wanted.lower() != got.lower():
         return False
     return all(map(_same_word, re.findall("[A-Za-z]+", wanted), re.findall("[A-Za-z]+", got)))
+
+
+def same_species(reference: str, given: str) -> bool:
+    r"""The same chemical formula, apart from how numbers are lowered: `CO_2`, `\text{CO}_2` and `CO2`; `Co_2` is another."""
+    wanted, got = (_SET_LOWER.sub("", text) for text in (reference, given))
+    return wanted == got and _SPECIES.fullmatch(wanted) is not None
 
 
 def long_words(text: str) -> set[str]:

@@ -17,6 +17,7 @@ import heapq
 from bisect import insort
 from collections.abc import Callable
 from collections.abc import Sequence as Sequence_
+
 from megatron_ring.config.sampling import RequestSampling
 from megatron_ring.sampler.completion import FinishReason
 from megatron_ring.sampler.pages import PagePool, pages_for

@@ -1,4 +1,4 @@
-"""What the tensors of a cache would hold, for tests of the scheduler: every position of every page has the tokens up to it."""
+"""What the tensors of a cache would hold, for the scheduler's tests: each position of each page has the tokens up to it."""
 
 from __future__ import annotations
 

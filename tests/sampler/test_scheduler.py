@@ -1,7 +1,6 @@
 """Scheduler and page pool, without tensors: a simulated cache holds, for every position of every page, the tokens up to it;
 what a sequence attends to must be its own tokens, whatever is shared, copied, preempted or reused."""
 
-
 from __future__ import annotations
 
 from typing import Any
