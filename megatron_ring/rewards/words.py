@@ -16,6 +16,7 @@ _SHORT_WORDS = frozenset({
 _TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
 _WORDS = re.compile(r"[A-Za-z][A-Za-z .'’\-]*")
 _LONG_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{4,}")
+_NUMBERS = ({"solution", "solutions"}, {"root", "roots"})  # of none there is no number
 _SET_LOWER = re.compile(r"\\text(?=\s*\{)|[\s_{}]")
 # Elements with numbers, groups in brackets, a charge; at least one number or charge, for words have neither.
 _SPECIES = re.compile(r"(?=.*[\d+-])\d{0,3}(?:[A-Z][a-z]?\d{0,3}|[()\[\]]\d{0,3}){1,60}(?:\^\d?[+-]|\^[+-]\d?)?", re.ASCII)
@@ -66,7 +67,7 @@ def _same_word(reference: str, given: str) -> bool:
         return True
     lower = reference.lower()
     if lower != given.lower():
-        return False
+        return {lower, given.lower()} in _NUMBERS
     if reference[1:] == given[1:]:
         return not reference[1:] or reference[1:].islower()
     if lower in _SHORT_WORDS:

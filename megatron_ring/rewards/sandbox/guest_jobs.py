@@ -164,8 +164,12 @@ def _unit(spec: dict[str, Any]) -> int:
         held += 1
 
     problem: str | None = None
+    in_threads: list[BaseException | None] = []
+    threading.excepthook = lambda about: in_threads.append(about.exc_value)
     try:
         _run_tests(spec, client, count)
+        if in_threads:
+            raise in_threads[0] or RuntimeError("a thread of the tests failed")
         if not held or not client.calls:
             problem = "the tests asserted nothing about the solution"
     except BaseException as error:
