@@ -224,7 +224,11 @@ RUNS: dict[str, tuple[str, Any, int]] = {
         "assert list(f()) == [0, 1, 4]",
         1,
     ),
-    "iterates": ("class f:\n    def __iter__(self): return iter([1, 2])", "assert list(f()) == [1, 2]\nassert max(f()) == 2", 1),
+    "iterates": (
+        "class f:\n    def __iter__(self): return iter([1, 2])",
+        "assert list(f()) == [1, 2]\nassert max(f()) == 2",
+        1,
+    ),
     "a class's constant": ("class f:\n    n = 3", "assert f.n == 3", 1),
     "a class's constant, wrong": ("class f:\n    n = 3", "assert f.n == 4", 0),
     "skip": ("import unittest\ndef double(x): raise unittest.SkipTest('x')", CASE, 0),
