@@ -256,8 +256,8 @@ def main() -> None:
             os.setgid(options.account)
             os.setuid(options.account)
             if not os.access(sys.executable, os.X_OK):  # an exception would end in a group that only root may leave
-                print(f"error: --account {options.account}: that user may not run {sys.executable}; use a Python outside of a"
-                      " closed home", file=sys.stderr, flush=True)  # fmt: skip
+                said = f"--account {options.account}: it may not run {sys.executable}, use a Python outside of a closed home"
+                print(f"error: {said}", file=sys.stderr, flush=True)
                 os._exit(2)
         if not options.groups:
             os.environ[cgroups.NO_GROUPS_VARIABLE] = "1"
