@@ -14,12 +14,13 @@ from megatron_ring.data.records import PromptRecord
 from megatron_ring.data.tokenizer import RingTokenizer
 from megatron_ring.rollout.collecting import CollectedStep
 from megatron_ring.rollout.records import ScoredRollout
-from megatron_ring.rollout.select import Selection, equal_rewards_fraction, response_lengths
+from megatron_ring.rollout.select import Selection, equal_rewards_fraction, response_lengths, with_verdict
 from megatron_ring.training.trainer import StepResult
 
 
 def _reward_and_length(items: list[ScoredRollout], suffix: str) -> dict[str, float]:
-    rewards = torch.tensor([item.reward for item in items], dtype=torch.float64)
+    judged = with_verdict(items) or items  # all without one: their zeros
+    rewards = torch.tensor([item.reward for item in judged], dtype=torch.float64)
     lengths = [item.rollout.response_length for item in items]
     return {
         f"reward/mean{suffix}": rewards.mean().item(),
@@ -32,7 +33,7 @@ def _reward_and_length(items: list[ScoredRollout], suffix: str) -> dict[str, flo
 def _parts(items: list[ScoredRollout], suffix: str) -> dict[str, float]:
     """Mean of each part, gate and length penalty of composed rewards, over the responses that have it."""
     values: dict[str, list[float]] = {}
-    for item in items:
+    for item in with_verdict(items):
         for group in ("parts", "gates"):
             for name, (value, _) in item.detail.get(group, {}).items():
                 values.setdefault(f"reward_{group}/{name}", []).append(value)
@@ -52,7 +53,7 @@ def sampling_metrics(collected: CollectedStep, selection: Selection, by_domain: 
         metrics |= _reward_and_length(items, f"/{domain}") | _parts(items, f"/{domain}")
     truncated = sum(item.rollout.finish_reason == "length" for item in scored)
     return metrics | {
-        "reward/machine_failures": sum("machine_failure" in item.detail for item in scored),
+        "reward/machine_failures": sum(not item.has_verdict for item in scored),
         "response_length/truncated_fraction": truncated / len(scored),
         "tokens/generated": collected.generated_tokens,
         "tokens/discarded_fraction": 1 - selection.trained_tokens / sum(response_lengths(scored)),

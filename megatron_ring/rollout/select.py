@@ -54,11 +54,18 @@ def response_lengths(scored: Sequence[ScoredRollout]) -> list[int]:
     return [item.rollout.response_length for item in scored]
 
 
+def with_verdict(scored: Sequence[ScoredRollout]) -> list[ScoredRollout]:
+    """Those whose reward is a verdict."""
+    return [item for item in scored if item.has_verdict]
+
+
 def kept_responses(config: RLConfig, scored: Sequence[ScoredRollout], budget: int | None) -> list[ScoredRollout]:
-    """The responses that may be trained: all of them, or with dynamic sampling those of groups whose rewards differ; of
-    these, without a budget, the first `prompts_per_step` groups."""
+    """The responses that may be trained: all that have a verdict, or with dynamic sampling those of groups whose rewards
+    differ; of these, without a budget, the first `prompts_per_step` groups. A response for which the machine failed is no
+    part of its group's baseline either."""
+    scored = with_verdict(scored)
     if not config.objective.dynamic_sampling:
-        return list(scored)
+        return scored
     kept = [item for item, differs in zip(scored, _differ(scored).tolist(), strict=True) if differs]
     if budget is not None:
         return kept
@@ -98,13 +105,15 @@ def usable_tokens(config: RLConfig, scored: Sequence[ScoredRollout], budget: int
 
 def missing(config: RLConfig, scored: Sequence[ScoredRollout], budget: int | None) -> str:
     """What keeps these responses from being a step, with mends; empty when nothing does. Without a budget and dynamic
-    sampling any responses will do."""
+    sampling any responses will do, if one has a verdict."""
     if budget is not None:
         tokens = usable_tokens(config, scored, budget)
         mean = sum(response_lengths(scored)) / max(1, len(scored))
         shortage = f"{tokens:,} tokens (mean response {mean:.1f}) of the budget {budget:,}: {_MORE_ROUNDS}; a lower"
         return f"{shortage} --budget.tokens or a larger --prompts-per-step needs a new run" if tokens < budget else ""
     groups = len({item.rollout.prompt_index for item in kept_responses(config, scored, budget)})
+    if not config.objective.dynamic_sampling and not groups:
+        return f"no response with a verdict, the machine failed for each: {_MORE_ROUNDS}"
     if not config.objective.dynamic_sampling or groups >= config.prompts_per_step:
         return ""
     shortage = f"{groups} groups whose rewards differ, of {config.prompts_per_step}"
@@ -112,7 +121,8 @@ def missing(config: RLConfig, scored: Sequence[ScoredRollout], budget: int | Non
 
 
 def equal_rewards_fraction(scored: Sequence[ScoredRollout]) -> float:
-    """Share of groups whose rewards are all equal."""
+    """Share of groups whose rewards are all equal, of those that have a verdict."""
+    scored = with_verdict(scored)
     groups, differ = _groups(scored), _differ(scored)
     return 1 - len(groups[differ].unique()) / len(groups.unique())
 

@@ -7,16 +7,14 @@ import hashlib
 from array import array
 from collections.abc import MutableSequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from megatron_ring.config.sampling import RequestSampling
 from megatron_ring.errors import RequestError
 from megatron_ring.sampler.columns import DRAWN, NAMES
 from megatron_ring.sampler.completion import Completion, FinishReason, absent_columns
 from megatron_ring.sampler.row_settings import cuts, numbers_of
-
-if TYPE_CHECKING:
-    from megatron_ring.sampler.stopping import StopConditions
+from megatron_ring.sampler.stopping import StopConditions
 
 
 @dataclass(frozen=True)
@@ -159,6 +157,11 @@ class Sequence:
     def left_to_fill(self) -> int:
         """Tokens before the last one that are not cached. At 0 the last token is fed, and a new one sampled."""
         return self.length - 1 - self.cached
+
+    @property
+    def longest(self) -> int:
+        """Tokens that may be sampled, at most."""
+        return self.request.max_new_tokens
 
     @property
     def limit(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,26 @@ def test_a_budget_counts_the_tokens_of_kept_groups_alone() -> None:
     shuffled = make_config(budget={"order": "random"})
     first, again, later = (of_all(step, select(shuffled, number, step, 20), 1) for number in (3, 3, 4))
     assert first == again != later and sum(first) == sum(later) == 20
+
+
+def test_what_has_no_verdict_is_neither_trained_nor_compared_with() -> None:
+    from megatron_ring.rewards.interface import MACHINE_FAILURE
+    from megatron_ring.rollout.select import equal_rewards_fraction, missing
+
+    def lose(step: list[ScoredRollout], *places: int) -> list[ScoredRollout]:
+        lost = {MACHINE_FAILURE: "no memory"}
+        return [replace(item, reward=0.0, detail=lost) if at in places else item for at, item in enumerate(step)]
+
+    whole = scored({1: [1.0, 1.0, 1.0], 2: [1.0, 0.0, 1.0, 0.0]})
+    step, config = lose(whole, 0, 6), make_config(name="grpo")
+    selected = select(config, 0, step, None)
+    assert of_all(step, selected, 1) == [0, 5, 5, 5, 5, 5, 0] and len(selected) == 5
+    wanted = advantages([1.0, 1.0, 1.0, 0.0, 1.0], [1, 1, 2, 2, 2], False, True)
+    assert of_all(step, selected, 0) == pytest.approx([0, *wanted, 0])
+    assert equal_rewards_fraction(step) == 0.5  # the lost 0 is no reward that differs
+    assert select(make_config(name="dapo"), 0, step, None).keys() == {(2, 0), (2, 1), (2, 2)}
+    assert missing(config, step, 25) == "" and missing(config, step, 26).startswith("25 tokens")
+    assert missing(config, lose(whole, *range(7)), None).startswith("no response with a verdict, the machine failed")
 
 
 def test_a_continued_run_may_change_what_the_mends_say() -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from megatron_ring.config.parallel import ParallelConfig
 from megatron_ring.config.sampling import RequestSampling, SamplingConfig
 from tests.layouts import LAYOUTS
-from tests.sampler.test_sampler import make, prompts
+from tests.sampler.generating import make, prompts
 
 EOS = 96  # often sampled
 

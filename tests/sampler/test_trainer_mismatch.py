@@ -22,7 +22,7 @@ from megatron_ring.errors import UserError
 from tests.conftest import ROOT
 from tests.distributed import Workers
 from tests.processes import run
-from tests.sampler.test_sampler import full_forward, groups, make
+from tests.sampler.generating import full_forward, groups, make
 
 SMALL = replace(RING_TINY, vocab_size=300, first_dense_layers=1)
 
