@@ -1,12 +1,14 @@
 """The folder of a run's checkpoints: which are whole, which one `latest` names, what is ours to remove.
 
 A whole checkpoint is a folder `step_N` with a manifest. Anything else in there is a stray: it is never read, and never
-removed. Of several processes rank 0 reads the folder (`collectives.from_main`).
+removed; one that lies where a checkpoint is to be saved is moved aside. Of several processes rank 0 reads the folder
+(`collectives.from_main`).
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import shlex
@@ -19,7 +21,7 @@ from megatron_ring.checkpoint.manifest import make_durable, read_manifest
 from megatron_ring.errors import UserError
 
 _STEP = re.compile(r"step_(0|[1-9][0-9]*)")
-_LEFTOVER = re.compile(r"\.step_[0-9]+\.(tmp|old)")  # of a save, or of a removal, that was killed
+_LEFTOVER = re.compile(r"\.step_[0-9]+\.(tmp|old[0-9]*)")  # of a save, or of a removal, that was killed
 SHOWN = 6
 
 
@@ -143,11 +145,25 @@ def _draft_pointer(checkpoints: Path) -> Path:
 
 
 def publish(work: Path, target: Path) -> None:
-    """Give a finished folder its name. What had it before, as of a run that was set back, is removed."""
+    """Give a finished folder its name. A checkpoint that had it before, as of a run that was set back, is removed."""
     make_durable(work)
-    discard(target)
+    if is_whole(target):
+        discard(target)
+    elif os.path.lexists(target):
+        os.replace(target, _aside(target))
     os.replace(work, target)
     make_durable(target.parent)
+
+
+def _aside(stray: Path) -> Path:
+    """A free name for what is no checkpoint, but is called like one."""
+    return _free(stray.with_name(f"{stray.name}.stray"))
+
+
+def _free(path: Path) -> Path:
+    """`path` with the first number behind it that is free."""
+    names = (path.with_name(f"{path.name}{number}") for number in itertools.count(1))
+    return next(name for name in names if not os.path.lexists(name))
 
 
 def publish_checkpoint(work: Path, target: Path) -> None:
@@ -193,6 +209,8 @@ def discard(path: Path) -> None:
         return
     doomed = path.with_name(f".{path.name}.old")
     _remove(doomed)
+    if os.path.lexists(doomed):  # NFS keeps files that a process still has open
+        doomed = _free(doomed)
     os.replace(path, doomed)
     _remove(doomed)
 
