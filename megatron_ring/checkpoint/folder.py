@@ -53,8 +53,7 @@ def latest_checkpoint(checkpoints: Path) -> Path | None:
         try:
             read_manifest(named)
         except UserError as error:
-            others = [path for path in whole_checkpoints(checkpoints) if path != named]
-            raise UserError(f"{error}{_choice(checkpoints, others)}" if others else str(error)) from None
+            raise UserError(f"{error}{instead_of(named)}") from None
         return named
     whole, pointer = whole_checkpoints(checkpoints), checkpoints / "latest"
     if not os.path.lexists(pointer) and (interrupted := _interrupted(checkpoints)) is not None:
@@ -134,6 +133,12 @@ def _choice(checkpoints: Path, whole: Sequence[Path]) -> str:
     return f"; whole checkpoints: {names}{more}; to go on from the newest: {first}echo {whole[-1].name} > {quoted}"
 
 
+def instead_of(checkpoint: Path) -> str:
+    """Which other checkpoints of its folder are whole, for the end of a message that refuses this one; empty without any."""
+    others = [path for path in whole_checkpoints(checkpoint.parent) if path != checkpoint]
+    return _choice(checkpoint.parent, others) if others else ""
+
+
 def _interrupted(checkpoints: Path) -> Path | None:
     """The checkpoint of a first save that was killed when it was whole and `latest` about to be written."""
     text, problem = _text(_draft_pointer(checkpoints))
@@ -169,6 +174,7 @@ def _free(path: Path) -> Path:
 def publish_checkpoint(work: Path, target: Path) -> None:
     """`publish`, then let `latest` name it. A kill at any moment leaves `latest` as it was, or naming a whole checkpoint."""
     pointer = _draft_pointer(target.parent)
+    _remove(pointer)
     pointer.write_text(target.name + "\n")
     make_durable(pointer)
     publish(work, target)

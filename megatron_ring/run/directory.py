@@ -124,9 +124,9 @@ class RunDirectory:
         except OSError as error:
             where = error.filename or self.path
             raise UserError(f"--run-dir {self.path}: cannot be written: {where}: {error.strerror}") from None
+        self.notes = tuple(self._remarks(manifest, layout))
         if manifest is None:
             self.saved_note.unlink(missing_ok=True)
-        self.notes = tuple(self._remarks(manifest, layout))
         if not recorded and manifest is not None and "config" not in manifest["extra"]:
             self.notes += ("config.yaml is missing: the settings of the run so far are not known, and not compared",)
 
@@ -150,12 +150,19 @@ class RunDirectory:
         if manifest is None:
             if lines := len(self._lines()):
                 yield f"{lines} recorded step(s) had no checkpoint yet: beginning anew"
+            elif self.saved_note.exists():
+                yield "checkpoints were saved here, and are gone with the metrics: beginning anew"
             return
+        step, named = manifest["step"], latest_checkpoint(self.checkpoints)
+        if named is not None and step_of(named) != step:
+            yield f"latest names {named.name}, which was saved as step_{step}: the run goes on after step {step}"
+        if missing := step - len({line for line, _ in self._lines() if line <= step}):
+            yield f"metrics.jsonl lacks {missing} of the {step} step(s) before"
         yield from changed_layout(manifest["layout"], layout)
-        newer = [path.name for path in whole_checkpoints(self.checkpoints) if (step_of(path) or 0) > manifest["step"]]
+        newer = [path.name for path in whole_checkpoints(self.checkpoints) if (step_of(path) or 0) > step and path != named]
         if newer:
             yield (
-                f"latest names step_{manifest['step']}: {', '.join(newer[:6])} stay(s) until this run comes to the same "
+                f"latest names step_{step}: {', '.join(newer[:6])} stay(s) until this run comes to the same "
                 f"step, and their steps leave metrics.jsonl"
             )
 
@@ -211,7 +218,7 @@ class RunDirectory:
             try:
                 step, text = json.loads(line)["step"], line.decode()
             except (ValueError, LookupError, TypeError):
-                if number == len(lines):
+                if number == len(lines) and line.strip(b"\0")[:1] in (b"", b"{"):  # zeros: of a machine that lost power
                     break
                 step, text = None, ""
             if not isinstance(step, int):

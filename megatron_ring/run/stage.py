@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
-from megatron_ring.checkpoint.folder import checkpoint_folder, latest_checkpoint, latest_or_none
+from megatron_ring.checkpoint.folder import checkpoint_folder, instead_of, latest_checkpoint, latest_or_none
 from megatron_ring.checkpoint.hf_config import read_config
 from megatron_ring.checkpoint.hf_folder import published_ends
 from megatron_ring.checkpoint.hf_tensors import PublishedTensors
@@ -231,7 +231,12 @@ def load_latest(run: RunDirectory, stage: Stage, optimizer: Any) -> tuple[int, d
         the step it was saved at and its `extra` values; 0 and none where there is no checkpoint yet.
     """
     checkpoint = latest_of(run)
-    return (0, {}) if checkpoint is None else load_checkpoint(checkpoint, stage.model, stage.context, optimizer)
+    if checkpoint is None:
+        return 0, {}
+    try:
+        return load_checkpoint(checkpoint, stage.model, stage.context, optimizer)
+    except UserError as error:
+        raise UserError(f"{error}{instead_of(checkpoint)}") from None
 
 
 def latest_of(run: RunDirectory) -> Path | None:

@@ -34,6 +34,7 @@ def with_checkpoint(folder: Path, step: int, extra: dict[str, Any]) -> None:
 
 def test_the_checkpoint_says_what_the_run_was_whatever_became_of_config_yaml(tmp_path: Path) -> None:
     config, path = config_of("sft", tmp_path), tmp_path / "config.yaml"
+    (tmp_path / "metrics.jsonl").write_text(TWO + '\n{"step": 3}\n')
     with_checkpoint(tmp_path, 3, {"config": json.loads(json.dumps(record_of(config)))})
     other = replace(config, seed=2)
     for text in (None, dump_yaml(record_of(other)), "", "seed: [", "stage: rl\n"):
@@ -51,6 +52,7 @@ def test_the_checkpoint_says_what_the_run_was_whatever_became_of_config_yaml(tmp
 def test_an_older_checkpoint_without_config_yaml_is_told(tmp_path: Path) -> None:
     with_checkpoint(tmp_path, 3, {})
     run = RunDirectory(tmp_path, writes=True)
+    (tmp_path / "metrics.jsonl").write_text(TWO + '\n{"step": 3}\n')
     run.open(config_of("sft", tmp_path))
     assert run.notes == ("config.yaml is missing: the settings of the run so far are not known, and not compared",)
     run.close()
@@ -72,6 +74,7 @@ TWO = f'{WHOLE}\n{{"step": 2, "loss": 1}}'
         ("", 0),
         ("\n", 0),
         (TWO + '\n{"step": 3}\n', 2),  # after the checkpoint
+        (TWO + "\n" + 40 * "\0", 2),  # the machine lost power
     ],
 )
 def test_metrics_that_were_edited(text: str, kept: int, tmp_path: Path) -> None:
@@ -79,6 +82,7 @@ def test_metrics_that_were_edited(text: str, kept: int, tmp_path: Path) -> None:
     with_checkpoint(tmp_path, 2, {})
     (tmp_path / "metrics.jsonl").write_bytes(text.encode())
     run.open(config_of("sft", tmp_path))
+    assert run.notes == (() if kept == 2 else ("metrics.jsonl lacks 2 of the 2 step(s) before",))
     run.start_logging(2)
     run.log({"step": 3, "loss": 0.5})
     run.close()
@@ -109,6 +113,24 @@ def test_a_copy_without_checkpoints_and_hidden_files_does_not_begin_anew(tmp_pat
     path.write_text(lines[0])
     run.open(config_of("sft", tmp_path))
     assert run.notes == ("1 recorded step(s) had no checkpoint yet: beginning anew",)
+    run.close()
+
+
+def test_a_checkpoint_under_another_name_and_a_beginning_after_all_is_gone_are_told(tmp_path: Path) -> None:
+    run, config = recorded("sft", tmp_path), config_of("sft", tmp_path)
+    with_checkpoint(tmp_path, 2, {})
+    (tmp_path / "metrics.jsonl").write_text(TWO)
+    (tmp_path / "checkpoints" / "step_2").rename(tmp_path / "checkpoints" / "step_9")
+    (tmp_path / "checkpoints" / "latest").write_text("step_9")
+    run.open(config)
+    assert run.notes == ("latest names step_9, which was saved as step_2: the run goes on after step 2",)
+    shutil.rmtree(tmp_path / "checkpoints")
+    (tmp_path / "metrics.jsonl").unlink()
+    run.saved_note.write_text("step_9")
+    run.open(config)
+    assert run.notes == ("checkpoints were saved here, and are gone with the metrics: beginning anew",)
+    run.open(config)
+    assert run.notes == () and not run.saved_note.exists()
     run.close()
 
 
