@@ -39,11 +39,15 @@ def main(config: EvaluateConfig) -> None:
         return plan_evaluate(config)
     prepare()
     from megatron_ring.data.writing import write_atomically
+    from megatron_ring.parallel import collectives
     from megatron_ring.rollout.evaluation import summarize
     from megatron_ring.rollout.lines import write_lines
-    from megatron_ring.run.stage import open_model, resolve
+    from megatron_ring.run.stage import open_model, other_ends, resolve
 
     config, shape, tokenizer = resolve(config)
+    if collectives.is_main():
+        for remark in other_ends(config, tokenizer):
+            print(f"evaluate: {remark}", flush=True)
     records = read_problems(config, shape, tokenizer)
     stage = open_model(config, shape, config.checkpoint)
     began = time.perf_counter()
@@ -66,13 +70,17 @@ def main(config: EvaluateConfig) -> None:
 
 
 def deciding(config: EvaluateConfig, stage: Stage, tokenizer: RingTokenizer) -> dict[str, Any]:
-    """All that decides the scores besides the weights: a result can be told from another of its name."""
+    """All that decides the scores: a result can be told from another of its name."""
+    from megatron_ring.checkpoint.identity import weights_fingerprint
     from megatron_ring.rewards.composition import fingerprint
 
     sampling, composed = config.sampling, config.rewards.compositions
     assert config.prompts is not None
     return {
+        "checkpoint_fingerprint": weights_fingerprint(config.checkpoint),
         "prompts_sha256": hashlib.sha256(config.prompts.read_bytes()).hexdigest(),
+        "fields": list(config.fields),
+        "domain": config.domain,
         "tokenizer_fingerprint": tokenizer.fingerprint,
         "instruction": config.instruction,
         "temperature": sampling.temperature,

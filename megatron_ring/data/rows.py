@@ -159,13 +159,40 @@ def parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
         file = parquet.ParquetFile(path)
         encoded = set(json.loads((file.schema_arrow.metadata or {}).get(_JSON_COLUMNS, b"[]")))
         for batch in file.iter_batches(batch_size=4096):
-            for row in batch.to_pylist():
+            for row in _values_of(batch, arrow):
                 whole = {key: plain_value(value) for key, value in row.items()}
                 yield {
                     key: json.loads(value) if key in encoded else value for key, value in whole.items() if value is not None
                 }
     except (OSError, ValueError, OverflowError, arrow.ArrowException) as error:
         raise UserError(f"{path}: not a readable parquet file ({error}): write it again") from None
+
+
+def _values_of(batch: Any, arrow: Any) -> list[dict[str, Any]]:
+    """The rows of a batch; times to the microsecond, as Python has them."""
+    try:
+        return cast(list[dict[str, Any]], batch.to_pylist())
+    except ValueError:  # a time in nanoseconds
+        columns = [column.cast(_in_microseconds(column.type, arrow), safe=False) for column in batch.columns]
+        whole = arrow.RecordBatch.from_arrays(columns, names=batch.schema.names)
+        return cast(list[dict[str, Any]], whole.to_pylist())
+
+
+def _in_microseconds(kind: Any, arrow: Any) -> Any:
+    """An arrow type with microseconds for nanoseconds, also in lists and objects."""
+    types = arrow.types
+    if types.is_timestamp(kind) and kind.unit == "ns":
+        return arrow.timestamp("us", kind.tz)
+    if types.is_duration(kind) and kind.unit == "ns":
+        return arrow.duration("us")
+    if types.is_time64(kind) and kind.unit == "ns":
+        return arrow.time64("us")
+    if types.is_list(kind) or types.is_large_list(kind):
+        make = arrow.list_ if types.is_list(kind) else arrow.large_list
+        return make(_in_microseconds(kind.value_type, arrow))
+    if types.is_struct(kind):
+        return arrow.struct([field.with_type(_in_microseconds(field.type, arrow)) for field in kind])
+    return kind
 
 
 def count_parquet_rows(path: Path) -> int:

@@ -58,8 +58,8 @@ class RingTokenizer:
         self.vocab_size: int = max(tokenizer.get_vocab().values()) + 1
         added = tokenizer.added_tokens_decoder.values()
         controls = {str(token) for token in tokenizer.all_special_tokens} | {t.content for t in added if t.special}
-        longest_first = sorted(filter(None, controls), key=len, reverse=True)
-        self._control = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        self._control = _any_of(controls)
+        self._control_of_answers = _any_of(controls - {THINK, END_OF_THINK})  # where thinking has tokens of its own
 
     @property
     def fingerprint(self) -> str:
@@ -154,7 +154,8 @@ class RingTokenizer:
 
     def _check_controls(self, messages: Iterable[Message]) -> None:
         for message in messages:
-            found = self._control.search(message.content)
+            control = self._control_of_answers if message.role == "assistant" else self._control
+            found = control.search(message.content)
             if found is not None:
                 raise ControlTokenError(
                     f"the {message.role}'s text spells the control token {found[0]!r}: take it out of the text, or leave "
@@ -199,6 +200,12 @@ class RingTokenizer:
             if message.role == "tool" and message.content.strip() not in text:
                 raise UserError(f"{self._path}: the chat template does not show messages of role tool")
         return text
+
+
+def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
+    """Finds any of these texts, of several at one place the longest."""
+    longest_first = sorted(filter(None, texts), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
 
 def _trained_messages(record: SFTRecord, train_on: TrainOn) -> list[bool]:
