@@ -65,7 +65,7 @@ def columns(*names: str) -> frozenset[str]:
     return frozenset(names)
 
 
-def _text(value: Any, name: str) -> str:
+def answer_text(value: Any, name: str) -> str:
     """An answer as text: numbers as they are written, a list of one for its item."""
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
@@ -92,7 +92,7 @@ def kept(row: Row, *names: str) -> Row:
 def _id_of(row: Row, *names: str) -> Row:
     """The id of a row, where it has one of these columns."""
     value = next((row[name] for name in names if row.get(name) not in (None, "")), None)
-    return {} if value is None else {"id": value if isinstance(value, str) else _text(value, "id")}
+    return {} if value is None else {"id": value if isinstance(value, str) else answer_text(value, "id")}
 
 
 MATH_SOURCES = ("gsm8k", "math", "aime", "amc", "dapo", "numina", "olympiad", "deepscaler", "minerva", "hmmt", "aops")
@@ -116,7 +116,7 @@ def _verl(row: Row) -> Row:
         found = _parsed(truth, "reward_model.ground_truth")
         truth = {"input_output": found} if isinstance(found, dict) and "inputs" in found else found
     elif domain == "math":
-        truth = _text(_listed(truth), "reward_model.ground_truth")
+        truth = answer_text(_listed(truth), "reward_model.ground_truth")
     known = {"domain": domain} if domain else {}
     metadata = {"data_source": row["data_source"]} if row.get("data_source") is not None else {}
     return {**known, **_id_of(extra or {}, "index"), "prompt": row["prompt"], "answer": truth, "metadata": metadata}
@@ -147,7 +147,7 @@ def _problem_answer(row: Row) -> Row:
         "domain": "math",
         **_id_of(row, "unique_id", "id", "problem_idx"),
         "prompt": row["problem"],
-        "answer": _text(row["answer"], "answer"),
+        "answer": answer_text(row["answer"], "answer"),
         "metadata": kept(row, "level", "subject", "type", "source", "year", "url"),
     }
 
@@ -162,14 +162,14 @@ def _problem_solution(row: Row) -> Row:
 
 def _messages_label(row: Row) -> Row:
     """slime's rows: a prompt of messages, the answer in `label`."""
-    return {"domain": "math", "prompt": row["prompt"], "answer": _text(row["label"], "label")}
+    return {"domain": "math", "prompt": row["prompt"], "answer": answer_text(row["label"], "label")}
 
 
 def _origin_prompt(row: Row) -> Row:
-    return {"domain": "math", "prompt": row["origin_prompt"], "answer": _text(row["gold_answer"], "gold_answer")}
+    return {"domain": "math", "prompt": row["origin_prompt"], "answer": answer_text(row["gold_answer"], "gold_answer")}
 
 
-def _starter(text: Any, code: Any) -> str:
+def with_starter(text: Any, code: Any) -> str:
     """A code problem with how its solution must begin, or what it must do."""
     if isinstance(code, str) and code.strip():
         return f"{text}\n\nUse this starter code:\n```python\n{code.strip()}\n```"
@@ -185,7 +185,7 @@ def _apps(row: Row) -> Row:
     return {
         "domain": "code",
         **_id_of(row, "problem_id", "id"),
-        "prompt": _starter(row["question"], starter),
+        "prompt": with_starter(row["question"], starter),
         "answer": {"input_output": content},
         "metadata": kept(row, "difficulty", "source", "url", "tags"),
     }
@@ -196,7 +196,7 @@ def _livecodebench(row: Row) -> Row:
     return {
         "domain": "code",
         **_id_of(row, "question_id"),
-        "prompt": _starter(row["question_content"], row.get("starter_code")),
+        "prompt": with_starter(row["question_content"], row.get("starter_code")),
         "answer": {"format": "livecodebench", **kept(row, *names)},
         "metadata": kept(row, "platform", "contest_id", "contest_date", "difficulty", "question_title"),
     }
@@ -207,7 +207,7 @@ def _codecontests(row: Row) -> Row:
     return {
         "domain": "code",
         **_id_of(row, "name"),
-        "prompt": _starter(row["description"], None),
+        "prompt": with_starter(row["description"], None),
         "answer": {"format": "codecontests", **kept(row, *names)},
         "metadata": kept(row, "source", "difficulty", "cf_rating"),
     }
