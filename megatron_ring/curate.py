@@ -46,12 +46,16 @@ def main(config: CurateConfig) -> None:
         return
     steps = run_recipe(recipe, out, config.processes, lambda text: print(text, flush=True))
     read, kept = steps[0].tally.read.total(), steps[-1].tally.kept.total()
-    print(f"{kept:,} of {read:,} rows stay: {out / 'kept.jsonl'}; why the others went: {out / 'ledger.jsonl'}, {out / 'report.html'}")
+    print(
+        f"{kept:,} of {read:,} rows stay: {out / 'kept.jsonl'}; why the others went: {out / 'ledger.jsonl'}, {out / 'report.html'}"
+    )
 
 
 def cli() -> None:
     """The command line."""
-    run_main(lambda: main(parse(CurateConfig, "ring-curate", "Curate raw data by a recipe; docs/curation.md is a tutorial.")))
+    run_main(
+        lambda: main(parse(CurateConfig, "ring-curate", "Curate raw data by a recipe; docs/curation.md is a tutorial."))
+    )
 
 
 if __name__ == "__main__":

@@ -57,7 +57,12 @@ def write_rows(options: BenchOptions, path: Path) -> None:
             if number >= len(given) and rng.random() > 0.05:
                 text = re.sub(r"\d+", lambda _: str(rng.randint(2, 99_999)), text)
             solution = row["answer"].rpartition("####")
-            row = {"problem": text.replace(" ", "  ", 1), "answer": solution[2].strip(), "source": "gsm8k", "level": number % 5}
+            row = {
+                "problem": text.replace(" ", "  ", 1),
+                "answer": solution[2].strip(),
+                "source": "gsm8k",
+                "level": number % 5,
+            }
             stream.write(json.dumps(row) + "\n")
 
 
@@ -72,7 +77,10 @@ def measure(recipe: Recipe, processes: int, rows: int) -> dict[str, Any]:
         first = total - sum(seconds.values())
     return {
         "processes": processes,
-        "seconds": {**{step: round(taken, 2) for step, taken in seconds.items()}, "signatures, decisions, results": round(first, 2)},
+        "seconds": {
+            **{step: round(taken, 2) for step, taken in seconds.items()},
+            "signatures, decisions, results": round(first, 2),
+        },
         "total_seconds": round(total, 2),
         "rows_per_second": round(rows / total),
         "rows_per_second_per_core": round(rows / total / processes),
@@ -118,9 +126,19 @@ def main() -> None:
         recipes: dict[str, tuple[Options, ...]] = {
             "clean and exact": (Clean(languages=("en",)), Exact()),
             "near": (Near(),),
-            "all": (Clean(languages=("en",)), Exact(), Near(), Decontaminate(benchmarks=(options.data,), coverage=1.0), Annotate()),
+            "all": (
+                Clean(languages=("en",)),
+                Exact(),
+                Near(),
+                Decontaminate(benchmarks=(options.data,), coverage=1.0),
+                Annotate(),
+            ),
         }
-        result: dict[str, Any] = {"rows": options.rows, "cores": os.cpu_count(), "json_rows_per_second_per_core": ceiling(path)}
+        result: dict[str, Any] = {
+            "rows": options.rows,
+            "cores": os.cpu_count(),
+            "json_rows_per_second_per_core": ceiling(path),
+        }
         for title, steps in recipes.items():
             runs = [measure(Recipe(source, steps), count, options.rows) for count in sorted({1, options.processes})]
             result[title] = {"runs": runs, "scaling": round(runs[0]["total_seconds"] / runs[-1]["total_seconds"], 2)}

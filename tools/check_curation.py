@@ -22,9 +22,11 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from megatron_ring.config.cli import parse
+from megatron_ring.curation.near import jaccard, word_grams
 from megatron_ring.curation.options import Annotate, Clean, Decontaminate, Exact, Near
 from megatron_ring.curation.pipeline import run_recipe
 from megatron_ring.curation.recipe import Recipe, Source
+from megatron_ring.curation.text import words
 from megatron_ring.errors import UserError, run_main
 from tools.planted_rows import (
     CODE_DAMAGE,
@@ -80,11 +82,20 @@ def plant(rows: list[dict[str, Any]], code: list[dict[str, Any]], share: float, 
         if kind is not None and kind != "repaired":
             math.damage[len(math.lines)] = kind
     clean = [number for number in range(1, len(math.lines) + 1) if number not in math.damage and number not in math.repaired]
-    for original, kind in zip(rng.sample(clean, 2 * count), ("exact", "near") * count, strict=True):
+    rng.shuffle(clean)
+    wanted = {"exact": count, "near": count}
+    for original in clean:
+        kind = next((kind for kind, left in wanted.items() if left), None)
+        if kind is None:
+            break
         row = json.loads(math.lines[original - 1])
-        row["problem"] = (respelled if kind == "exact" else near_copy)(row["problem"], rng)
+        text = row["problem"]
+        row["problem"] = (respelled if kind == "exact" else near_copy)(text, rng)
+        if kind == "near" and not Near.threshold <= similarity(text, row["problem"]) < 1:
+            continue
         math.lines.append(json.dumps(row, ensure_ascii=False))
         math.damage[len(math.lines)], math.pairs[len(math.lines)] = kind, original
+        wanted[kind] -= 1
     for number in held:
         row = dict(rows[number])
         math.benchmark.append({"problem": row["problem"], "answer": row["answer"]})
@@ -99,6 +110,12 @@ def plant(rows: list[dict[str, Any]], code: list[dict[str, Any]], share: float, 
             programs.damage[place + 1] = kinds[place]
         programs.lines.append(json.dumps({**row, "input_output": json.dumps(tests)}))
     return math, programs
+
+
+def similarity(one: str, other: str) -> float:
+    """Jaccard similarity of the word 5-grams of two texts."""
+    first, second = (frozenset(word_grams(words(text), Near.words)) for text in (one, other))
+    return jaccard(first, second)
 
 
 def write(folder: Path, math: Planted, programs: Planted) -> Recipe:
@@ -155,7 +172,9 @@ def _repaired(path: Path, math: Planted) -> float:
         row = json.loads(line)
         found[row["id"]] = row["prompt"]
     wanted = {f"math-{number}": " ".join(text.split()) for number, text in math.repaired.items()}
-    return round(sum(" ".join(found.get(name, "").split()) == text for name, text in wanted.items()) / max(1, len(wanted)), 4)
+    return round(
+        sum(" ".join(found.get(name, "").split()) == text for name, text in wanted.items()) / max(1, len(wanted)), 4
+    )
 
 
 def check_kills(options: CheckOptions, folder: Path) -> dict[str, Any]:
@@ -167,7 +186,16 @@ def check_kills(options: CheckOptions, folder: Path) -> dict[str, Any]:
     )
 
     def command(out: str) -> list[str]:
-        return [sys.executable, "-m", "megatron_ring.curate", str(folder / "r.yaml"), "--out", str(folder / out), "--processes", "2"]
+        return [
+            sys.executable,
+            "-m",
+            "megatron_ring.curate",
+            str(folder / "r.yaml"),
+            "--out",
+            str(folder / out),
+            "--processes",
+            "2",
+        ]
 
     started = time.monotonic()
     subprocess.run(command("whole"), cwd=ROOT, check=True, stdout=subprocess.DEVNULL)

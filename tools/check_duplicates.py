@@ -123,7 +123,9 @@ def check_spellings(rows: list[Row], seed: int, folder: Path) -> dict[str, Any]:
     (target / "held.jsonl").write_text("".join(json.dumps({"problem": text, "answer": "?"}) + "\n" for text in bench))
     step = Decontaminate(benchmarks=(target / "held.jsonl",))
     found = {}
-    for place, (name, texts) in enumerate([*planted.items(), ("nothing of it (false drops)", [row["problem"] for row in others])]):
+    for place, (name, texts) in enumerate(
+        [*planted.items(), ("nothing of it (false drops)", [row["problem"] for row in others])]
+    ):
         (target / str(place)).mkdir()
         ledger = ledger_of([{"problem": text, "answer": "1"} for text in texts], step, target / str(place))
         found[name] = round(len(ledger) / len(texts), 5)

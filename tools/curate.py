@@ -54,13 +54,17 @@ def recipe_of(options: StepOptions) -> Recipe:
     """The recipe with this one step. Raises `UserError` that names the flag."""
     files = tuple(path for pattern in options.input for path in find_files(pattern, Path(), "--input"))
     fields = dict(_pair(pair, "--fields") for pair in options.fields)
-    unknown = next((name for name in fields if name not in ("id", "domain", "prompt", "answer", "metadata", "solution")), None)
+    unknown = next(
+        (name for name in fields if name not in ("id", "domain", "prompt", "answer", "metadata", "solution")), None
+    )
     if unknown is not None:
         raise UserError(f"--fields {unknown}: use id, domain, prompt, answer, metadata or solution")
     source = Source(files[0].name.split(".")[0] or "rows", files, fields, options.domain)
     if options.step == "read":
         return Recipe((source,), ())
-    given: dict[str, Any] = {name: read_value(value, "--set") for name, value in (_pair(pair, "--set") for pair in options.set)}
+    given: dict[str, Any] = {
+        name: read_value(value, "--set") for name, value in (_pair(pair, "--set") for pair in options.set)
+    }
     if options.benchmarks:
         given["benchmarks"] = list(options.benchmarks)
     step: Options = make_step(options.step, given, f"--set: {options.step}", Path())
@@ -88,7 +92,11 @@ def main() -> None:
         return
     for name in ("kept.jsonl", "dropped.jsonl"):
         (options.out / name).unlink()
-    print(json.dumps({"rows": steps[-1].tally.read.total(), "found": dropped.total(), "by_reason": dict(sorted(dropped.items()))}))
+    print(
+        json.dumps(
+            {"rows": steps[-1].tally.read.total(), "found": dropped.total(), "by_reason": dict(sorted(dropped.items()))}
+        )
+    )
     if dropped:
         raise SystemExit(1)
 

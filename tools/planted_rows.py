@@ -44,7 +44,9 @@ def math_rows(gsm8k: Path) -> list[Row]:
         row = json.loads(line)
         worked, _, answer = row["answer"].partition("####")
         text = f"{worked.strip()}\nThe answer is $\\boxed{{{answer.strip()}}}$."
-        rows.append({"problem": row["question"], "solution": text, "answer": answer.strip(), "question_type": "math-word-problem"})
+        rows.append(
+            {"problem": row["question"], "solution": text, "answer": answer.strip(), "question_type": "math-word-problem"}
+        )
     return rows
 
 
@@ -208,7 +210,13 @@ def _conflict(tests: dict[str, Any], rng: random.Random) -> None:
 CODE_DAMAGE: dict[str, Callable[[dict[str, Any], random.Random], None]] = {
     "tests_ellipsis": _ellipsis, "tests_lost": _lost, "tests_conflicting": _conflict,
 }  # fmt: skip
-_PLAIN_EDITS = (("very ", ""), (" a ", " one single "), ("There are", "We have"), (" gets ", " receives "), (" has ", " owns "))
+_PLAIN_EDITS = (
+    ("very ", ""),
+    (" a ", " one single "),
+    ("There are", "We have"),
+    (" gets ", " receives "),
+    (" has ", " owns "),
+)
 
 
 def near_copy(text: str, rng: random.Random) -> str:

@@ -77,7 +77,9 @@ def kind_of_answer(answer: Any) -> str:
     if isinstance(answer, dict):
         if "instruction_id_list" in answer:
             return "instructions"
-        return "tests" if {"tests", "test", "input_output", "public_tests", "public_test_cases"} & answer.keys() else "object"
+        return (
+            "tests" if {"tests", "test", "input_output", "public_tests", "public_test_cases"} & answer.keys() else "object"
+        )
     return "object"
 
 

@@ -27,7 +27,8 @@ _NEEDS_OPTIONS = re.compile(
     re.IGNORECASE,
 )
 _NO_ANSWER = re.compile(
-    r"(?:none|all|any|both|neither|either|some|more than one|insufficient|not enough|cannot|can't|\([A-J]\))\b", re.IGNORECASE
+    r"(?:none|all|any|both|neither|either|some|more than one|insufficient|not enough|cannot|can't|\([A-J]\))\b",
+    re.IGNORECASE,
 )
 _TRUE_FALSE = re.compile(r"\s*\\?(?:text\{)?(true|false)\}?\.?\s*", re.IGNORECASE)
 _YES_NO = re.compile(r"\s*\\?(?:text\{)?(yes|no)\}?\s*[.!]?\s*", re.IGNORECASE)
@@ -118,7 +119,9 @@ def open_question(text: str, answer: Any, metadata: Mapping[str, Any]) -> tuple[
         found = Options(text.strip(), {chr(ord("A") + i): _unmarked(option) for i, option in enumerate(listed)})
     if found is None or not found.stem.strip() or _NEEDS_OPTIONS.search(found.stem):
         return None
-    right = found.texts.get(letter) if letter else str(answer).strip() if str(answer).strip() in found.texts.values() else None
+    right = (
+        found.texts.get(letter) if letter else str(answer).strip() if str(answer).strip() in found.texts.values() else None
+    )
     if not right or len(right) > MAX_OPTION or _NO_ANSWER.match(right) or any(map(_NO_ANSWER.match, found.texts.values())):
         return None
     return found.stem.strip(), right

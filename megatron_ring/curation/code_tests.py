@@ -67,7 +67,9 @@ def cleaned_tests(answer: Any, options: Clean) -> tuple[Any, dict[str, int]]:
 
 
 def _without_end_space(case: Case) -> Case:
-    given, expected = (_END_SPACE.sub("", text.replace("\r\n", "\n").replace("\xa0", " ")) for text in (case.given, case.expected))
+    given, expected = (
+        _END_SPACE.sub("", text.replace("\r\n", "\n").replace("\xa0", " ")) for text in (case.given, case.expected)
+    )
     return Case(given, expected)
 
 

@@ -61,7 +61,10 @@ def _synthetic(row: Row) -> Row:
     truth = info.get("ground_truth", info.get("answer"))
     if "test_cases" in info:
         tests = [_synthetic_test(test) for test in _list(info["test_cases"], "test_cases")]
-        names = {test.get("fn_name") for test in _list(info["test_cases"], "test_cases") if isinstance(test, dict)} - {None, ""}
+        names = {test.get("fn_name") for test in _list(info["test_cases"], "test_cases") if isinstance(test, dict)} - {
+            None,
+            "",
+        }
         answer: dict[str, Any] = {"tests": tests}
         if names:
             answer = {"fn_name": sorted(map(str, names))[0], "tests": [_call(test) for test in tests]}

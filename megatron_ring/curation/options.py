@@ -56,9 +56,13 @@ class Clean(Options):
         unknown = next((rule for rule in self.off if rule not in RULES), None)
         require(unknown is None, f"off: there is no rule {unknown!r}: use {', '.join(RULES)}")
         require(1 <= self.min_tests <= self.max_tests, "min_tests: give 1 at least and no more than max_tests")
-        require(1 <= self.min_characters < self.max_characters, "min_characters: give 1 at least and less than max_characters")
+        require(
+            1 <= self.min_characters < self.max_characters, "min_characters: give 1 at least and less than max_characters"
+        )
         for code in self.languages:
-            require(code.isalpha() and code.islower() and len(code) in (2, 3), f"languages: {code!r} is no code like en or zh")
+            require(
+                code.isalpha() and code.islower() and len(code) in (2, 3), f"languages: {code!r} is no code like en or zh"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,6 +179,4 @@ class Annotate(Options):
     subject: bool = True
 
 
-STEPS: dict[str, type[Options]] = {
-    kind.name: kind for kind in (Clean, Solutions, Exact, Near, Decontaminate, Annotate)
-}
+STEPS: dict[str, type[Options]] = {kind.name: kind for kind in (Clean, Solutions, Exact, Near, Decontaminate, Annotate)}

@@ -94,9 +94,7 @@ class _Runner:
         ]  # fmt: skip
         folder = self._folder(0, "read", [described, PIECE])
         shards = tuple(Shard(folder, number) for number in range(len(pieces)))
-        calls = [
-            (read_piece, (piece, shard)) for piece, shard in zip(pieces, shards, strict=True) if not shard.done
-        ]
+        calls = [(read_piece, (piece, shard)) for piece, shard in zip(pieces, shards, strict=True) if not shard.done]
         step = self._finished("read", shards, calls)
         for source in recipe.sources:
             if not step.tally.kept[source.name]:

@@ -246,4 +246,3 @@ def _converted(row: Row, source: Source, form: Form | None) -> Row:
         if " has no " in str(error) and not isinstance(error, Lacking):  # forms say so of an answer that is not there
             raise Lacking("missing_answer", str(error)) from None
         raise
-

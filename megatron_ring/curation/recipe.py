@@ -84,6 +84,11 @@ def _mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> _Node:
     return found
 
 
+_Loader.yaml_implicit_resolvers = {  # `off`, `no` and `yes` are texts, as in YAML 1.2: one is an option, one Norwegian
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 _Loader.add_constructor("tag:yaml.org,2002:timestamp", lambda loader, node: loader.construct_scalar(node))
 
@@ -157,7 +162,7 @@ def find_files(pattern: str, folder: Path, where: str) -> list[Path]:
 def read_value(text: str, where: str) -> Any:
     """A value of the command line as YAML has it. Raises `UserError`."""
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError:
         raise UserError(f"{where} {text}: not a value of YAML: put texts with special signs in quotes") from None
 

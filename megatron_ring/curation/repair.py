@@ -13,6 +13,7 @@ _EATEN = re.compile(
 _ESCAPES = {"\x0c": "\\f", "\x08": "\\b", "\t": "\\t", "\r": "\\r"}
 _ENTITY = re.compile(r"&(?:[A-Za-z]{2,8}|#\d{1,6}|#x[0-9A-Fa-f]{1,6});")
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+_INVISIBLE = re.compile("[\u200b\u2060\u00ad\ufeff]")
 _BREAK = re.compile(r"<br\s*/?>|</p>|</div>|</li>", re.IGNORECASE)
 _TAG = re.compile(
     r"</?(?:p|div|span|b|i|u|em|strong|font|center|li|ul|ol|h[1-6]|tt|code|blockquote)(?:\s[^<>]{0,200})?/?>", re.IGNORECASE
@@ -49,6 +50,7 @@ def repaired(text: str, markup: bool = True) -> tuple[str, list[str]]:
             done.append(what)
 
     changed(_EATEN.sub(lambda match: _ESCAPES[match[0]], text), "eaten_backslash")
+    changed(_INVISIBLE.sub("", text), "unicode") if not text.isascii() else None
     if not text.isascii() or _ENTITY.search(text) or _CONTROL.search(text):
         import ftfy
 

@@ -77,7 +77,9 @@ def _short(value: Any) -> str:
 def _summary(steps: Sequence[tuple[str, Tally]]) -> Html:
     read, kept = steps[0][1].read.total(), steps[-1][1].kept.total()
     dropped = sum(tally.dropped.total() for _, tally in steps)
-    return note(f"{read:,} rows were read: {kept:,} stay, {dropped:,} were dropped. ledger.jsonl says of each dropped row why.")
+    return note(
+        f"{read:,} rows were read: {kept:,} stay, {dropped:,} were dropped. ledger.jsonl says of each dropped row why."
+    )
 
 
 def _funnel(steps: Sequence[tuple[str, Tally]]) -> Html:
@@ -103,7 +105,9 @@ def _reasons(steps: Sequence[tuple[str, Tally]]) -> Iterable[Html]:
     for name, tally in steps:
         for reason, count in sorted(tally.reasons().items(), key=lambda item: (-item[1], item[0])):
             by_source = ", ".join(
-                f"{key.split(chr(9))[0]} {number:,}" for key, number in sorted(tally.dropped.items()) if key.endswith(f"\t{reason}")
+                f"{key.split(chr(9))[0]} {number:,}"
+                for key, number in sorted(tally.dropped.items())
+                if key.endswith(f"\t{reason}")
             )
             samples = (
                 join([element("p", f"{identity}: {evidence}"), element("pre", text)])
@@ -129,7 +133,12 @@ def _distributions(counts: dict[str, Counter[str]]) -> Iterable[Html]:
         ordered = sorted(values.items()) if name not in ("subject", "language") else values.most_common()
         total, most = values.total(), max(values.values())
         rows = [
-            [value, f"{count:,}", f"{count / total:.1%}", element("span", class_="bar", style=f"width:{12 * count / most:.2f}rem")]
+            [
+                value,
+                f"{count:,}",
+                f"{count / total:.1%}",
+                element("span", class_="bar", style=f"width:{12 * count / most:.2f}rem"),
+            ]
             for value, count in ordered[:_SHOWN]
         ]
         left = [note(f"and {len(ordered) - _SHOWN:,} more")] if len(ordered) > _SHOWN else []

@@ -32,8 +32,10 @@ _PROVE = re.compile(
     r"|verify\s+that|disprove|show\s*:)\b|证明|求证",
     re.IGNORECASE,
 )
+_SENTENCE = re.compile(r"(?<=[.!?])\s+")
 _ASKS = re.compile(
-    r"\?|？|\b(?:find|determine|compute|calculate|evaluate|how\s+many|how\s+much|what\s+is|what\s+are)\b|求(?!证)", re.IGNORECASE
+    r"\?|？|\b(?:find|determine|compute|calculate|evaluate|how\s+many|how\s+much|what\s+is|what\s+are)\b|求(?!证)",
+    re.IGNORECASE,
 )
 _PART = re.compile(
     r"(?:(?<=[\s.?!:;,])|^)(?:\(\s*([a-d]|i{1,3}|iv|[1-4])\s*\)|([a-d]|[1-4])\)|(?:part|question)\s+([a-d]|[1-4])\s*[:.)])\s*",
@@ -46,7 +48,9 @@ _REQUEST = re.compile(
     re.IGNORECASE,
 )
 _PARTS_OF_ANSWER = re.compile(r"\s*\(?\s*(?:a|i|1)\s*\)\s*\S.*?[\s,;]\(?\s*(?:b|ii|2)\s*\)\s*\S", re.IGNORECASE | re.DOTALL)
-_CUT = re.compile(r"(?:[A-Za-z]\s?(?:\.\.\.|…)|\[\s*(?:truncated|\.\.\.|cut)\s*\]|<truncated>|\(truncated\)|[,(\[{\\;]|[a-z]-)\s*\Z")
+_CUT = re.compile(
+    r"(?:[A-Za-z]\s?(?:\.\.\.|…)|\[\s*(?:truncated|\.\.\.|cut)\s*\]|<truncated>|\(truncated\)|[,(\[{\\;]|[a-z]-)\s*\Z"
+)
 _UNFINISHED = frozenset({"the", "an", "and", "or", "of", "than", "that", "which", "if", "whose", "where"})
 _REQUESTED = re.compile(
     r"[?？\\=$]|__|\b(?:find|determine|compute|calculate|evaluate|solve|simplify|express|factor|expand|give|list|state|write|name|estimate"
@@ -59,16 +63,33 @@ _ANSWER_IS = re.compile(r"(?:final\s+)?answer\s*(?:is|:|=)\s*\**\s*\$?(?:\\boxed
 
 def is_placeholder(text: str) -> bool:
     """Whether a text stands for one that is missing."""
-    return text.strip().strip(".").strip().lower() in PLACEHOLDERS or not any(map(str.isalnum, text)) and len(text.strip()) < 2
+    return (
+        text.strip().strip(".").strip().lower() in PLACEHOLDERS or (not any(map(str.isalnum, text)) and len(text.strip()) < 2)
+    )
 
 
 def proof(text: str, answer: Any) -> str | None:
     """A request to prove something, and nothing that asks for a value."""
     said = str(answer).strip().strip(".").lower()
-    if said in ("proof", "see proof", "proved", "proven", "q.e.d", "qed", "see the proof", "证明略", "\\blacksquare", "$\\blacksquare$"):
+    if said in (
+        "proof",
+        "see proof",
+        "proved",
+        "proven",
+        "q.e.d",
+        "qed",
+        "see the proof",
+        "证明略",
+        "\\blacksquare",
+        "$\\blacksquare$",
+    ):
         return f"the answer is {str(answer)[:40]!r}"
     found = _PROVE.search(text)
-    return f"asks to {found[0].strip(' ().')}" if found and not _ASKS.search(text) else None
+    if found is None:
+        return None
+    last = _SENTENCE.split(text.strip())[-1]
+    alone = _PROVE.match(last) is not None and not _ASKS.search(last)
+    return f"asks to {found[0].strip(' ().')}" if alone or not _ASKS.search(text) else None
 
 
 def multi_part(text: str, answer: Any) -> str | None:

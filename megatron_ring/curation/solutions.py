@@ -56,9 +56,7 @@ class SolutionRunner:
             self._pool.start(["code"])
             self._started = True
         for turn in range(options.tried):
-            waiting = [
-                trial for trial in waiting if len(trial.passed) < options.keep and turn < len(trial.row["solutions"])
-            ]
+            waiting = [trial for trial in waiting if len(trial.passed) < options.keep and turn < len(trial.row["solutions"])]
             verdicts = [self._submit(trial, trial.row["solutions"][turn]) for trial in waiting]
             for trial, verdict in zip(waiting, verdicts, strict=True):
                 self._note(trial, trial.row["solutions"][turn], verdict.result())

@@ -7,7 +7,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +132,7 @@ class ShardWriter:
         """Write the files, `done.json` last."""
         parts = {"kept.jsonl": self._kept, "dropped.jsonl": self._dropped, "ledger.jsonl": self._ledger}
         sizes = {kind: write_lines(self.shard.file(kind), lines) for kind, lines in parts.items()}
-        text = json.dumps({**asdict(self.tally), "sizes": sizes}, sort_keys=True, ensure_ascii=True)
+        text = json.dumps({**vars(self.tally), "sizes": sizes}, sort_keys=True, ensure_ascii=True)
         write_lines(self.shard.file("done.json"), [text])
 
 

@@ -33,7 +33,9 @@ _SHORT_FRACTION = re.compile(r"\\frac\s*(\d)\s*(\d)(?!\d)")
 _ONE_TOKEN = re.compile(r"\{\s*(\\?[A-Za-z]+|\d+(?:\.\d+)?)\s*\}")
 _GROUPED = re.compile(r"(?<![\d.,])\d{1,3}(?:(?:\{,\}|\\,|,)\d{3})+(?!\d)")
 _HYPHEN = re.compile(r"(?<=[^\W\d_])-+(?=[^\W\d_])|(?<=\s)-+(?=\s[^\W\d_]{2})")
-_TOKEN = re.compile(rf"\\[a-z]+|[{CJK}]|\d+(?:\.\d+)?|(?<!\w)\.\d+|[^\W\d_{CJK}]+|<=|>=|(?<![^\W\d_]{{2}})'(?![^\W_])|[-+*/=<>^_!%|()\[\]{{}}&]")
+_TOKEN = re.compile(
+    rf"\\[a-z]+|[{CJK}]|\d+(?:\.\d+)?|(?<!\w)\.\d+|[^\W\d_{CJK}]+|<=|>=|(?<![^\W\d_]{{2}})'(?![^\W_])|[-+*/=<>^_!%|()\[\]{{}}&]"
+)
 _LABEL = re.compile(
     r"\s*\**(?:(?:problem|question|exercise|example|task)\s*#?\s*\d+(?:\.\d+)*\s*(?:[.:)\]]+|\n)|\d{1,3}\s*[.)、．]\s+|\(\d{1,3}\)\s+"
     r"|\[\d{1,3}\]\s+|【[^】\n]{1,8}】|(?:例|题)\s*\d+\s*[.、．:：]?)\**\s*",
@@ -41,7 +43,7 @@ _LABEL = re.compile(
 )
 _POINTS = re.compile(r"\s*[(\[（](?:worth )?\d+ ?(?:points?|pts?|marks?|分)[)\]）]\s*", re.IGNORECASE)
 
-_SMALL = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen".split()
+_SMALL = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen"]
 NUMBER_WORDS = {word: str(value) for value, word in enumerate([*_SMALL, "seventeen", "eighteen", "nineteen", "twenty"])}
 NUMBER_WORDS |= {"thirty": "30", "forty": "40", "fifty": "50", "sixty": "60", "seventy": "70", "eighty": "80",
                  "ninety": "90", "hundred": "100", "thousand": "1000", "million": "1000000", "half": "1/2",
@@ -50,15 +52,7 @@ NUMBER_WORDS |= {"thirty": "30", "forty": "40", "fifty": "50", "sixty": "60", "s
                  "dozens": "12", "pair": "2", "couple": "2"}  # fmt: skip
 # Words that turn a question into another one. Two texts in which they differ ask different things.
 TURNING = frozenset(
-    "most least maximum minimum max min maximal minimal largest smallest greatest highest lowest biggest longest shortest more "
-    "less fewer larger smaller greater higher lower bigger longer shorter older younger faster slower taller increase increases "
-    "increased decrease decreases decreased odd even sum difference product quotient remainder ratio before after left right "
-    "not no never without inside outside positive negative first last next previous area perimeter volume surface radius "
-    "diameter circumference square cube squared cubed prime composite mean median mode range profit loss buy buys bought sell "
-    "sells sold earn earns spend spends spent save saves above below day days week weeks month months year years hour hours "
-    "minute minutes second seconds inscribed circumscribed add subtract multiply divide union intersection rows columns \\sin "
-    "\\cos \\tan \\cot \\sec \\csc \\log \\ln \\max \\min \\sum \\prod \\int \\cup \\cap \\in \\notin \\exists \\forall "
-    "\\sqrt \\frac \\pm \\mp".split()
+    ["most", "least", "maximum", "minimum", "max", "min", "maximal", "minimal", "largest", "smallest", "greatest", "highest", "lowest", "biggest", "longest", "shortest", "more", "less", "fewer", "larger", "smaller", "greater", "higher", "lower", "bigger", "longer", "shorter", "older", "younger", "faster", "slower", "taller", "increase", "increases", "increased", "decrease", "decreases", "decreased", "odd", "even", "sum", "difference", "product", "quotient", "remainder", "ratio", "before", "after", "left", "right", "not", "no", "never", "without", "inside", "outside", "positive", "negative", "first", "last", "next", "previous", "area", "perimeter", "volume", "surface", "radius", "diameter", "circumference", "square", "cube", "squared", "cubed", "prime", "composite", "mean", "median", "mode", "range", "profit", "loss", "buy", "buys", "bought", "sell", "sells", "sold", "earn", "earns", "spend", "spends", "spent", "save", "saves", "above", "below", "day", "days", "week", "weeks", "month", "months", "year", "years", "hour", "hours", "minute", "minutes", "second", "seconds", "inscribed", "circumscribed", "add", "subtract", "multiply", "divide", "union", "intersection", "rows", "columns", "\\sin", "\\cos", "\\tan", "\\cot", "\\sec", "\\csc", "\\log", "\\ln", "\\max", "\\min", "\\sum", "\\prod", "\\int", "\\cup", "\\cap", "\\in", "\\notin", "\\exists", "\\forall", "\\sqrt", "\\frac", "\\pm", "\\mp"]
 )
 _OPERATORS = frozenset("+-*/=<>^!%|") | {"<=", ">="}
 

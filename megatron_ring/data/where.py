@@ -1,6 +1,6 @@
 """Conditions on prompts: which of a file's prompts a part of a stage takes, by their domain and metadata.
 
-    where: {subject: 51 Geometry, level: [4, 5], difficulty: {min: 0.2, max: 0.8}, source: {not: aops}}
+where: {subject: 51 Geometry, level: [4, 5], difficulty: {min: 0.2, max: 0.8}, source: {not: aops}}
 """
 
 from __future__ import annotations

@@ -40,7 +40,9 @@ def test_subjects(text: str, given: str | None, subject: str | None) -> None:
 
 def test_metadata(curated: Callable[..., Curated]) -> None:
     rows = [
-        problem("How many dollars do 3 pens cost in total?", "9", metadata={"llama8b_solve_rate": 0.25, "subject": "Prealgebra"}),
+        problem(
+            "How many dollars do 3 pens cost in total?", "9", metadata={"llama8b_solve_rate": 0.25, "subject": "Prealgebra"}
+        ),
         problem("求三角形的面积是多少，其中底边为三，高为四", "6", metadata={"llama8b_solve_rate": 30.0}),
     ]
     found = curated(rows, Annotate(solve_rate="llama8b_solve_rate"))

@@ -92,7 +92,11 @@ REPAIRED = [
     ("It costs 5â‚¬. How much are 3 of them?", "It costs 5€. How much are 3 of them?", "unicode"),
     ("Is 3 &lt; 5 &amp; 4? How many hold?", "Is 3 < 5 & 4? How many hold?", "unicode"),
     ("<p>What is</p><p>4 + 5?</p>", "What is\n4 + 5?", "html"),
-    ("What is \x0crac{1}{2} + \times 3?".replace("\times", "\t" + "imes"), "What is \\frac{1}{2} + \\times 3?", "eaten_backslash"),
+    (
+        "What is \x0crac{1}{2} + \times 3?".replace("\times", "\t" + "imes"),
+        "What is \\frac{1}{2} + \\times 3?",
+        "eaten_backslash",
+    ),
     (
         "What is 4 + 5?\n\nPlease reason step by step, and put your final answer within \\boxed{}.",
         "What is 4 + 5?",
@@ -119,7 +123,9 @@ def test_rewritten_choices(curated: Callable[..., Curated]) -> None:
     rows = [
         problem("What is 2+2?\n(A) 3\n(B) 4\n(C) 5", "B"),
         problem("Which of the following is prime?\n(A) 4\n(B) 6\n(C) 5", "C"),
-        problem("What is $x$? $\\textbf{(A)}\\ \\frac12 \\qquad \\textbf{(B)}\\ 4 \\qquad \\textbf{(C)}\\ 5$", "\\textbf{(A)}"),
+        problem(
+            "What is $x$? $\\textbf{(A)}\\ \\frac12 \\qquad \\textbf{(B)}\\ 4 \\qquad \\textbf{(C)}\\ 5$", "\\textbf{(A)}"
+        ),
         problem("What is 3+4?", "B", metadata={"options": ["6", "B) 7", "8"]}),
         problem("What is 3+4?\nA. 6\nB. 7\nC. none of these", "B"),
     ]

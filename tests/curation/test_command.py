@@ -19,7 +19,9 @@ FIELDS = ("--fields", "prompt=q", "answer=final", "--domain", "math")
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["curate.py", "near", *arguments] if arguments[0].startswith("-") else ["curate.py", *arguments])
+    monkeypatch.setattr(
+        sys, "argv", ["curate.py", "near", *arguments] if arguments[0].startswith("-") else ["curate.py", *arguments]
+    )
     try:
         run_main(step_tool.main)
     except SystemExit as ended:
@@ -82,7 +84,10 @@ def test_one_step(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def test_check_mode(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = "Weng earns 12 dollars an hour for babysitting. Yesterday she just did 50 minutes of babysitting. How much did she earn?"
-    rows = [{"id": str(n), "domain": "math", "prompt": said, "answer": "1"} for n, said in enumerate((text, "How many days are in May?"))]
+    rows = [
+        {"id": str(n), "domain": "math", "prompt": said, "answer": "1"}
+        for n, said in enumerate((text, "How many days are in May?"))
+    ]
     path = write_jsonl(tmp_path / "train.jsonl", rows)
     bench = write_jsonl(tmp_path / "bench.jsonl", [{"question": text}])
     clean = write_jsonl(tmp_path / "clean.jsonl", [{"question": "What is the capital city of the second largest country?"}])

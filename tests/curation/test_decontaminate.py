@@ -45,7 +45,9 @@ def step(tmp_path: Path) -> Decontaminate:
 def test_found(step: Decontaminate, curated: Callable[..., Curated]) -> None:
     found = curated([problem(text, "0") for text in FOUND], step)
     assert set(found.reasons.values()) == {"benchmark:bench"} and len(found.reasons) == len(FOUND), found.kept
-    assert [entry["evidence"].rpartition(" of ")[2] for entry in found.ledger] == [f"bench.jsonl:{n}" for n in (1, 2, 2, 2, 3)]
+    assert [entry["evidence"].rpartition(" of ")[2] for entry in found.ledger] == [
+        f"bench.jsonl:{n}" for n in (1, 2, 2, 2, 3)
+    ]
 
 
 def test_not_found(step: Decontaminate, curated: Callable[..., Curated]) -> None:

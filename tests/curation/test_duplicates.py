@@ -70,7 +70,9 @@ def test_near_copies(curated: Callable[..., Curated]) -> None:
 
 
 def test_latex_and_chinese_are_compared_by_characters(curated: Callable[..., Curated]) -> None:
-    formula = "Let $a_1, a_2, \\ldots$ satisfy $a_{n+1} = \\frac{a_n + 3}{\\sqrt{a_n^2 + 7}}$ and $a_1 = 5$. Find $\\lim a_n$ {}."
+    formula = (
+        "Let $a_1, a_2, \\ldots$ satisfy $a_{n+1} = \\frac{a_n + 3}{\\sqrt{a_n^2 + 7}}$ and $a_1 = 5$. Find $\\lim a_n$ {}."
+    )
     chinese = "小明家里有一个很大的果园，里面种着许多苹果树和梨树，每棵苹果树能结三十个苹果，每棵梨树能结二十个梨，问一共有多少个水果{}"
     rows = [problem(text.replace("{}", more)) for text in (formula, chinese) for more in ("now", "today")]
     found = curated(rows, Near(threshold=0.6))

@@ -176,7 +176,10 @@ def test_columns_of_any_file(tmp_path: Path) -> None:
 
 
 def test_damaged_first_rows_do_not_decide(tmp_path: Path) -> None:
-    rows = [{"problem": "P?", "answer": None, "solution": "s"}, *[{"problem": f"{n}?", "answer": "5", "solution": "s"} for n in range(5)]]
+    rows = [
+        {"problem": "P?", "answer": None, "solution": "s"},
+        *[{"problem": f"{n}?", "answer": "5", "solution": "s"} for n in range(5)],
+    ]
     path = write_jsonl(tmp_path / "r.jsonl", rows)
     path.write_text("{broken\n" + path.read_text() + "[1]\n\n" + '{"problem": " ", "answer": "1"}\n')
     found = read(path, tmp_path / "out")

@@ -40,7 +40,9 @@ def rows(count: int, seed: int = 1) -> list[dict[str, Any]]:
     return found
 
 
-BENCH = "Weng earns 12 dollars an hour for babysitting. Yesterday she just did 50 minutes of babysitting. How much did she earn?"
+BENCH = (
+    "Weng earns 12 dollars an hour for babysitting. Yesterday she just did 50 minutes of babysitting. How much did she earn?"
+)
 
 
 def recipe(folder: Path, count: int = 300) -> Recipe:
@@ -60,9 +62,17 @@ LINE = st.one_of(
     st.text(max_size=40).map(lambda text: text.replace("\n", " ").replace("\r", " ")),
     st.builds(
         lambda text, answer, more: json.dumps({"problem": text, "answer": answer, **more}),
-        st.one_of(st.none(), st.text(max_size=60), st.sampled_from(["What is 2+2?", "What is  2 + 2 ?", "Is it so?", "Find (a) x (b) y"])),
-        st.one_of(st.none(), st.text(max_size=10), st.integers(), st.floats(), st.booleans(), st.just(["4"]), st.just({"a": 1})),
-        st.dictionaries(st.sampled_from(["solution", "options", "question_type", "level", "prompt", "domain"]), st.text(max_size=9)),
+        st.one_of(
+            st.none(),
+            st.text(max_size=60),
+            st.sampled_from(["What is 2+2?", "What is  2 + 2 ?", "Is it so?", "Find (a) x (b) y"]),
+        ),
+        st.one_of(
+            st.none(), st.text(max_size=10), st.integers(), st.floats(), st.booleans(), st.just(["4"]), st.just({"a": 1})
+        ),
+        st.dictionaries(
+            st.sampled_from(["solution", "options", "question_type", "level", "prompt", "domain"]), st.text(max_size=9)
+        ),
     ),
 )
 
@@ -76,7 +86,9 @@ def test_nothing_is_lost(lines: list[str], tmp_path_factory: pytest.TempPathFact
     (folder / "s.jsonl").write_text(content, encoding="utf-8", errors="surrogatepass")
     read = sum(bool(line.strip()) for line in content.encode("utf-8", "surrogatepass").split(b"\n"))
     source = Source("s", (folder / "s.jsonl",))
-    run_recipe(Recipe((source,), (Clean(languages=("en",)), Exact(), Near(), Annotate())), folder / "out", 1, lambda text: None)
+    run_recipe(
+        Recipe((source,), (Clean(languages=("en",)), Exact(), Near(), Annotate())), folder / "out", 1, lambda text: None
+    )
     found = Curated(folder / "out")
     assert found.summary["read"] == read == len(found.kept) + len(found.dropped)
     assert found.summary["kept"] == len(found.kept) and found.summary["dropped"] == len(found.dropped)

@@ -51,7 +51,7 @@ WRONG = {
     "sources: [{files: a.jsonl}]\nsteps:\n  - near: {threshold: high}": "threshold is 'high': give a number",
     "sources: [{files: a.jsonl}]\nsteps:\n  - near: {threshold: 2}": "threshold is 2.0: give more than 0",
     "sources: [{files: a.jsonl}]\nsteps:\n  - clean: {off: [links]}": "there is no rule 'links'",
-    "sources: [{files: a.jsonl}]\nsteps:\n  - clean: {multiple_choice: yes}": "multiple_choice is True: use one of drop, keep, rewrite",
+    "sources: [{files: a.jsonl}]\nsteps:\n  - clean: {multiple_choice: yes}": "multiple_choice is 'yes': use one of drop, keep, rewrite",
     "sources: [{files: a.jsonl}]\nsteps:\n  - decontaminate": "give the files of benchmarks",
     "sources: [{files: a.jsonl}]\nsteps:\n  - decontaminate: {benchmarks: x.jsonl}": "x.jsonl: no such file",
     "sources: [{files: .}]": "is a folder",

@@ -14,7 +14,13 @@ SUM = {"tests": [{"input": "1 2\n", "output": "3\n"}, {"input": "4 5\n", "output
 
 def code(*solutions: str) -> dict[str, Any]:
     given = [{"text": text, "language": None} for text in solutions]
-    return {"id": "c", "domain": "code", "prompt": "Print the sum of two numbers.", "answer": SUM, **({"solutions": given} if given else {})}
+    return {
+        "id": "c",
+        "domain": "code",
+        "prompt": "Print the sum of two numbers.",
+        "answer": SUM,
+        **({"solutions": given} if given else {}),
+    }
 
 
 def test_solutions(curated: Callable[..., Curated]) -> None:

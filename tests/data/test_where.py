@@ -40,7 +40,10 @@ CONDITIONS: list[tuple[dict[str, Any], Any]] = [
     ({"level": [3, "4"]}, lambda n: n % 5 in (3, 4)),
     ({"level": 3.0}, lambda n: n % 5 == 3),
     ({"difficulty": {"min": 0.5}}, lambda n: n >= 30),
-    ({"difficulty": {"min": 0.25, "max": 0.5}, "subject": {"not": ["logic", "algebra"]}}, lambda n: 15 <= n <= 30 and n % 3 == 1),
+    (
+        {"difficulty": {"min": 0.25, "max": 0.5}, "subject": {"not": ["logic", "algebra"]}},
+        lambda n: 15 <= n <= 30 and n % 3 == 1,
+    ),
     ({"deep.a": 1}, lambda n: n % 2 == 1),
 ]
 
@@ -71,7 +74,10 @@ def test_a_curriculum_may_overlap_over_stages(folder: Path) -> None:
 
 def test_weights_multiply(folder: Path) -> None:
     (folder / "n.jsonl").write_text(json.dumps({"id": "x", "domain": "math", "prompt": "?", "answer": "1"}) + "\n")
-    entries = [{**FILE, "weight": 2, "by": "subject", "weights": {"geometry": 1, "logic": 3}}, {"file": "n.jsonl", "weight": 2}]
+    entries = [
+        {**FILE, "weight": 2, "by": "subject", "weights": {"geometry": 1, "logic": 3}},
+        {"file": "n.jsonl", "weight": 2},
+    ]
     assert schedule(folder, entries).stages[0].shares == (1, 3, 4)
 
 
