@@ -3,7 +3,7 @@
 The rows are GSM8K problems (`--data`) with other numbers and some copies. One JSON object: rows per second and core of each step,
 with one process and with `--processes`, the peak memory of all processes, and as the ceiling the rate at which rows are
 only read and written as JSON.
-"""
+"""  # noqa: E501
 
 from __future__ import annotations
 

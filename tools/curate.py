@@ -3,7 +3,7 @@
 STEP is one of read, clean, solutions, exact, near, decontaminate, annotate; docs/curation.md lists their options. A recipe
 (`python -m megatron_ring.curate`) does several, one after another. `--check` writes no rows: it says what the step would drop
 from a set that exists, and ends with status 1 where that is anything.
-"""
+"""  # noqa: E501
 
 from __future__ import annotations
 

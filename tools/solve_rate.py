@@ -8,7 +8,7 @@ or from any OpenAI-compatible server (`--url URL/v1 --model NAME`), or from the 
 `rated/` gets kept.jsonl, with `solve_rate`, `difficulty`, `majority_answer`, … in each row's metadata, dropped.jsonl and
 ledger.jsonl. The same command goes on where a killed one stopped. Several GPUs: one command each with `--shard 1/4` … `4/4` in the
 same folder; once all are done, the same command without --shard writes the rows.
-"""
+"""  # noqa: E501
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class RateOptions:
     """Responses to each problem."""
     drop: tuple[str, ...] = ()
     """Problems to drop, some of: always (all responses right), never (none), contradicted (none, and more than half agree on another
-    answer)."""
+    answer)."""  # noqa: E501
     responses: Path | None = None
     """samples.jsonl of an evaluation, instead of sampling."""
     url: str | None = None
@@ -147,7 +147,7 @@ def sample_with_ours(
             continue
         folder.mkdir(parents=True, exist_ok=True)
         write_prompts(folder / "prompts.jsonl", records[start : start + options.slice])
-        command = [sys.executable, "-m", "megatron_ring.evaluate", "--prompts", str(folder / "prompts.jsonl"), "--out", str(folder),
+        command = [sys.executable, "-m", "megatron_ring.evaluate", "--prompts", str(folder / "prompts.jsonl"), "--out", str(folder),  # noqa: E501
                    "--samples-per-problem", str(options.samples), *flags]  # fmt: skip
         print(f"slice {number + 1} of {-(-len(records) // options.slice)}", flush=True)
         status = subprocess.run(command).returncode

@@ -49,7 +49,7 @@ class Item:
 
 class Overlap(NamedTuple):
     """A benchmark problem that a text holds in part. `coverage`, `long_coverage`: shares of its tokens in common runs of `ngram`
-    and of `long_ngram` tokens."""
+    and of `long_ngram` tokens."""  # noqa: E501
 
     item: Item
     coverage: float

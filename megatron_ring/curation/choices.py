@@ -1,4 +1,4 @@
-"""Questions with options: found by their columns first, then by their text; and made open questions where that is possible."""
+"""Questions with options: found by their columns first, then by their text; and made open questions where that is possible."""  # noqa: E501
 
 from __future__ import annotations
 

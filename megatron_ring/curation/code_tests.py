@@ -11,9 +11,9 @@ from megatron_ring.curation.options import Clean
 from megatron_ring.errors import UserError
 from megatron_ring.rewards.code_formats import Case, CodeTests, read_tests
 
-_CUT = re.compile(r"[A-Za-z0-9,\]\"'][ \t]?(?:\.\.\.|…)[ \t]*(?:$|\n|\"[\]}]*$)")
+_CUT = re.compile(r"[^.\s][ \t]?(?:\.\.\.|…)[ \t]*(?:$|\n|\"[\]}]*$)")
 _MARK = re.compile(
-    r"[<(\[](?:output |input |test )?(?:truncated|omitted|snip)[^\n]{0,40}|\.\.\.\s*\(?\s*(?:truncated|omitted|\d+ (?:more|characters|lines|chars))"
+    r"[<(\[](?:output |input |test )?(?:truncated|omitted|snip)[^\n]{0,40}|\.\.\.\s*\(?\s*(?:truncated|omitted|\d+ (?:more|characters|lines|chars))"  # noqa: E501
     r"|\[\.\.\.\]",
     re.IGNORECASE,
 )
@@ -34,7 +34,8 @@ def cleaned_tests(answer: Any, options: Clean) -> tuple[Any, dict[str, int]]:
     if tests.kind == "unit":
         return answer, {}
     removed: Counter[str] = Counter()
-    cases, seen = [], set()
+    cases: list[Case] = []
+    seen: set[tuple[str, str]] = set()
     outputs: dict[str, set[str]] = {}
     sound = []
     for case in tests.cases:

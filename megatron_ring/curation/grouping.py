@@ -1,5 +1,5 @@
 """Steps that compare all rows with each other, in three passes: a signature of every row (side by side, by shards), what goes
-(in one process, from the signatures), and the shards without it (side by side)."""
+(in one process, from the signatures), and the shards without it (side by side)."""  # noqa: E501
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Signature = dict[str, NDArray[Any]]
 class Decision(NamedTuple):
     """That a row goes: its number, why, the number of the row that stays for it (None: none does), what else to say."""
 
-    index: int
+    row: int
     reason: str
     stays: int | None
     evidence: str
@@ -99,11 +99,11 @@ class AllRows:
         """For every shard the decisions about its rows, by place in it: [reason, evidence]."""
         found: list[dict[int, list[Any]]] = [{} for _ in self._shards]
         for decision in decisions:
-            shard = int(np.searchsorted(self._starts, decision.index, side="right")) - 1
+            shard = int(np.searchsorted(self._starts, decision.row, side="right")) - 1
             said = decision.evidence
             if decision.stays is not None:
                 said = f"{said} of {self.row(decision.stays)['id']}"
-            found[shard][decision.index - int(self._starts[shard])] = [decision.reason, said]
+            found[shard][decision.row - int(self._starts[shard])] = [decision.reason, said]
         return zip(self._signed, found, strict=True)
 
 

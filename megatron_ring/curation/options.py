@@ -117,11 +117,11 @@ class Near(Options):
     threshold: float = 0.8
     prefer: Prefer = "first"
     words: int = 5
-    word_bands: int = 14
-    word_rows: int = 8
+    word_bands: int = 28
+    word_rows: int = 4
     characters: int = 24
-    character_bands: int = 20
-    character_rows: int = 13
+    character_bands: int = 52
+    character_rows: int = 5
     numbers: bool = True
 
     def __post_init__(self) -> None:
@@ -143,7 +143,7 @@ class Decontaminate(Options):
         same_answer_coverage: the same where the answers agree, too.
         any: drop at any one match, whatever it covers (as open-r1 does).
         renamed: whether other names of one-letter variables make no difference.
-    """
+    """  # noqa: E501
 
     name = "decontaminate"
     benchmarks: tuple[Path, ...] = ()

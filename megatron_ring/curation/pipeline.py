@@ -88,7 +88,7 @@ class _Runner:
             pieces += parts
         self._used.add(self._work / "unpacked")
         described = [
-            [file.path.name, file.digest, file.form, file.number, file.source.name, dict(file.source.fields), file.source.domain,
+            [file.path.name, file.digest, file.form, file.number, file.source.name, dict(file.source.fields), file.source.domain,  # noqa: E501
              dict(file.source.metadata), len(file.source.files)]
             for file in files
         ]  # fmt: skip

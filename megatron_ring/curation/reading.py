@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from megatron_ring.curation.forms import ALL_FORMS, Lacking, extras, file_form, form_of, solutions_of
+from megatron_ring.curation.forms import ALL_FORMS, Lacking, extras, file_form, solutions_of
 from megatron_ring.curation.recipe import Source
 from megatron_ring.curation.store import Row, Shard, ShardWriter, dumps
 from megatron_ring.data.fields import at, columns_of, seems_to_hold
@@ -235,11 +235,8 @@ def _converted(row: Row, source: Source, form: Form | None) -> Row:
     lowered = small(row)
     lacks = sorted(name for name in form.columns if lowered.get(name) is None)
     if lacks:
-        other = form_of(row)
-        if other is None:
-            reason = "missing_problem" if _PROBLEM_COLUMNS & set(lacks) else "missing_answer"
-            raise Lacking(reason, f"'{lacks[0]}' is missing, in a file of the form {form.name}")
-        form = other
+        reason = "missing_problem" if _PROBLEM_COLUMNS & set(lacks) else "missing_answer"
+        raise Lacking(reason, f"'{lacks[0]}' is missing, in a file of the form {form.name}")
     try:
         return form.convert(lowered)
     except RecordError as error:

@@ -84,13 +84,17 @@ def _mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> _Node:
     return found
 
 
+def _text(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> Any:
+    return loader.construct_scalar(node)
+
+
 _Loader.yaml_implicit_resolvers = {  # `off`, `no` and `yes` are texts, as in YAML 1.2: one is an option, one Norwegian
     first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
-_Loader.add_constructor("tag:yaml.org,2002:timestamp", lambda loader, node: loader.construct_scalar(node))
+_Loader.add_constructor("tag:yaml.org,2002:timestamp", _text)
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -125,6 +129,7 @@ def _source(node: _Node, path: Path) -> Source:
     files = [files] if isinstance(files, str) else files
     usable = isinstance(files, list) and bool(files) and all(isinstance(file, str) and file for file in files)
     require(usable, f"{where}: 'files' is missing: give a path, a pattern like data/*.parquet, or a list of them")
+    assert isinstance(files, list)
     found = tuple(each for file in files for each in find_files(file, path.parent, where))
     name = node.get("name", found[0].name.split(".")[0])
     usable = isinstance(name, str) and _NAME.fullmatch(name) is not None

@@ -1,5 +1,5 @@
 r"""Repairs of texts: what is changed and never dropped. Mojibake and HTML entities (ftfy), LaTeX whose backslashes were read as
-escapes (a form feed before `rac{`), tags of HTML, and the instructions that a data set wraps around its problems."""
+escapes (a form feed before `rac{`), tags of HTML, and the instructions that a data set wraps around its problems."""  # noqa: E501
 
 from __future__ import annotations
 

@@ -10,9 +10,9 @@ from megatron_ring.rewards.boxed import last_boxed, marked_answer
 from megatron_ring.rewards.math import differs, quick_compare
 
 PLACEHOLDERS = frozenset({
-    "n/a", "na", "null", "none", "nan", "unknown", "?", "??", "-", "--", "---", "...", "…", "tbd", "todo", "to be determined",
+    "n/a", "na", "null", "none", "nan", "unknown", "?", "??", "-", "--", "---", "...", "…", "tbd", "todo", "to be determined",  # noqa: E501
     "not found", "no answer", "no answer provided", "missing", "omitted", "see solution", "see above", "answer", "[deleted]",
-    "[removed]", "deleted", "removed", "error", "undefined answer", "not provided", "not available", "#n/a", "<na>", "略", "无",
+    "[removed]", "deleted", "removed", "error", "undefined answer", "not provided", "not available", "#n/a", "<na>", "略", "无",  # noqa: E501
 })  # fmt: skip
 INVALID = re.compile("[\ufffd\ue000-\uf8ff\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufdd0-\ufdef\ufffe\uffff]")
 _PICTURE = r"(?:figure|diagram|picture|image|graph|photo|illustration|drawing|sketch|chart)"
@@ -63,8 +63,8 @@ _ANSWER_IS = re.compile(r"(?:final\s+)?answer\s*(?:is|:|=)\s*\**\s*\$?(?:\\boxed
 
 def is_placeholder(text: str) -> bool:
     """Whether a text stands for one that is missing."""
-    return (
-        text.strip().strip(".").strip().lower() in PLACEHOLDERS or (not any(map(str.isalnum, text)) and len(text.strip()) < 2)
+    return text.strip().strip(".").strip().lower() in PLACEHOLDERS or (
+        not any(map(str.isalnum, text)) and len(text.strip()) < 2
     )
 
 
@@ -110,7 +110,13 @@ def multi_part(text: str, answer: Any) -> str | None:
             continue
         ends = [match.start() for match in run[1:]] + [len(text)]
         parts = [text[match.end() : end] for match, end in zip(run, ends, strict=True)]
-        if sum("?" in part or "？" in part or _REQUEST.match(part) is not None for part in parts) >= 2:
+        if (
+            sum(
+                "?" in part or "？" in part or _REQUEST.match(part) is not None or _ASKS.search(part) is not None
+                for part in parts
+            )
+            >= 2
+        ):
             return f"{len(run)} parts: {', '.join(match[0].strip() for match in run)}"
     return None
 

@@ -78,8 +78,8 @@ class Shard:
                 return None
         except (OSError, ValueError, KeyError):
             return None
-        counters = (Counter(found[name]) for name in ("read", "kept", "dropped", "changed"))
-        return Tally(*counters, samples=found["samples"])
+        read, kept, dropped, changed = (Counter(found[name]) for name in ("read", "kept", "dropped", "changed"))
+        return Tally(read, kept, dropped, changed, found["samples"])
 
 
 def dumps(value: Any) -> str:
@@ -143,7 +143,7 @@ def source_of(row: Row) -> str:
 
 def write_lines(path: Path, lines: Iterable[str]) -> int:
     """Write lines; the file appears whole or not at all. Its size in bytes. Unlike `write_atomically` it does not wait for the
-    disk: sizes are compared before a shard is taken for whole."""
+    disk: sizes are compared before a shard is taken for whole."""  # noqa: E501
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     data = "".join(f"{line}\n" for line in lines).encode()
     with naming(path):

@@ -2,7 +2,7 @@ r"""One spelling for texts that say the same: what duplicates and benchmark over
 
 A text becomes tokens: words in small letters, numbers, LaTeX commands, Chinese characters one by one, and the signs that
 carry meaning. White space, `$`, sizes and styles of LaTeX, other punctuation and the number of an exercise are left out.
-"""
+"""  # noqa: E501
 
 from __future__ import annotations
 
@@ -43,7 +43,25 @@ _LABEL = re.compile(
 )
 _POINTS = re.compile(r"\s*[(\[（](?:worth )?\d+ ?(?:points?|pts?|marks?|分)[)\]）]\s*", re.IGNORECASE)
 
-_SMALL = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen"]
+_SMALL = [
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+    "sixteen",
+]
 NUMBER_WORDS = {word: str(value) for value, word in enumerate([*_SMALL, "seventeen", "eighteen", "nineteen", "twenty"])}
 NUMBER_WORDS |= {"thirty": "30", "forty": "40", "fifty": "50", "sixty": "60", "seventy": "70", "eighty": "80",
                  "ninety": "90", "hundred": "100", "thousand": "1000", "million": "1000000", "half": "1/2",
@@ -52,7 +70,151 @@ NUMBER_WORDS |= {"thirty": "30", "forty": "40", "fifty": "50", "sixty": "60", "s
                  "dozens": "12", "pair": "2", "couple": "2"}  # fmt: skip
 # Words that turn a question into another one. Two texts in which they differ ask different things.
 TURNING = frozenset(
-    ["most", "least", "maximum", "minimum", "max", "min", "maximal", "minimal", "largest", "smallest", "greatest", "highest", "lowest", "biggest", "longest", "shortest", "more", "less", "fewer", "larger", "smaller", "greater", "higher", "lower", "bigger", "longer", "shorter", "older", "younger", "faster", "slower", "taller", "increase", "increases", "increased", "decrease", "decreases", "decreased", "odd", "even", "sum", "difference", "product", "quotient", "remainder", "ratio", "before", "after", "left", "right", "not", "no", "never", "without", "inside", "outside", "positive", "negative", "first", "last", "next", "previous", "area", "perimeter", "volume", "surface", "radius", "diameter", "circumference", "square", "cube", "squared", "cubed", "prime", "composite", "mean", "median", "mode", "range", "profit", "loss", "buy", "buys", "bought", "sell", "sells", "sold", "earn", "earns", "spend", "spends", "spent", "save", "saves", "above", "below", "day", "days", "week", "weeks", "month", "months", "year", "years", "hour", "hours", "minute", "minutes", "second", "seconds", "inscribed", "circumscribed", "add", "subtract", "multiply", "divide", "union", "intersection", "rows", "columns", "\\sin", "\\cos", "\\tan", "\\cot", "\\sec", "\\csc", "\\log", "\\ln", "\\max", "\\min", "\\sum", "\\prod", "\\int", "\\cup", "\\cap", "\\in", "\\notin", "\\exists", "\\forall", "\\sqrt", "\\frac", "\\pm", "\\mp"]
+    [
+        "most",
+        "least",
+        "maximum",
+        "minimum",
+        "max",
+        "min",
+        "maximal",
+        "minimal",
+        "largest",
+        "smallest",
+        "greatest",
+        "highest",
+        "lowest",
+        "biggest",
+        "longest",
+        "shortest",
+        "more",
+        "less",
+        "fewer",
+        "larger",
+        "smaller",
+        "greater",
+        "higher",
+        "lower",
+        "bigger",
+        "longer",
+        "shorter",
+        "older",
+        "younger",
+        "faster",
+        "slower",
+        "taller",
+        "increase",
+        "increases",
+        "increased",
+        "decrease",
+        "decreases",
+        "decreased",
+        "odd",
+        "even",
+        "sum",
+        "difference",
+        "product",
+        "quotient",
+        "remainder",
+        "ratio",
+        "before",
+        "after",
+        "left",
+        "right",
+        "not",
+        "no",
+        "never",
+        "without",
+        "inside",
+        "outside",
+        "positive",
+        "negative",
+        "first",
+        "last",
+        "next",
+        "previous",
+        "area",
+        "perimeter",
+        "volume",
+        "surface",
+        "radius",
+        "diameter",
+        "circumference",
+        "square",
+        "cube",
+        "squared",
+        "cubed",
+        "prime",
+        "composite",
+        "mean",
+        "median",
+        "mode",
+        "range",
+        "profit",
+        "loss",
+        "buy",
+        "buys",
+        "bought",
+        "sell",
+        "sells",
+        "sold",
+        "earn",
+        "earns",
+        "spend",
+        "spends",
+        "spent",
+        "save",
+        "saves",
+        "above",
+        "below",
+        "day",
+        "days",
+        "week",
+        "weeks",
+        "month",
+        "months",
+        "year",
+        "years",
+        "hour",
+        "hours",
+        "minute",
+        "minutes",
+        "second",
+        "seconds",
+        "inscribed",
+        "circumscribed",
+        "add",
+        "subtract",
+        "multiply",
+        "divide",
+        "union",
+        "intersection",
+        "rows",
+        "columns",
+        "\\sin",
+        "\\cos",
+        "\\tan",
+        "\\cot",
+        "\\sec",
+        "\\csc",
+        "\\log",
+        "\\ln",
+        "\\max",
+        "\\min",
+        "\\sum",
+        "\\prod",
+        "\\int",
+        "\\cup",
+        "\\cap",
+        "\\in",
+        "\\notin",
+        "\\exists",
+        "\\forall",
+        "\\sqrt",
+        "\\frac",
+        "\\pm",
+        "\\mp",
+    ]
 )
 _OPERATORS = frozenset("+-*/=<>^!%|") | {"<=", ">="}
 
@@ -86,7 +248,7 @@ def _renamed(match: re.Match[str]) -> str:
 
 def meaning(tokens: list[str]) -> str:
     """What must be the same in two texts that ask the same: their numbers, in order, and how often each sign of arithmetic and
-    each word of `TURNING` comes. Number words count as numbers."""
+    each word of `TURNING` comes. Number words count as numbers."""  # noqa: E501
     numbers, rest = [], []
     for token in tokens:
         if token[0].isdigit() or token[0] == ".":
@@ -114,7 +276,7 @@ def latex_share(text: str) -> float:
     return min(1.0, marked / len(text))
 
 
-_MARKED = re.compile(rf"\\[A-Za-z]+|\$[^$\n]{{1,200}}\$|[{CJK}]+|[\\^_{{}}]")
+_MARKED = re.compile(rf"\\[A-Za-z]+|\$(?![\d.,]+ [a-z])[^$\n]{{1,200}}\$|[{CJK}]+|[\\^_{{}}]")
 
 
 def prompt_text(prompt: object) -> str:

@@ -53,7 +53,7 @@ class Workers:
                 on_done()
         except BrokenProcessPool:
             raise UserError(
-                "a process was killed, as the machine does for want of memory: use fewer --processes; the same command goes on "
+                "a process was killed, as the machine does for want of memory: use fewer --processes; the same command goes on "  # noqa: E501
                 "where this one stopped"
             ) from None
         finally:

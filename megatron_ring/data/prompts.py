@@ -59,7 +59,7 @@ class PromptStream:
         found |= {f"data/epoch/{name}": epoch for name, epoch in self.epochs.items()}
         dropped = sum(outcomes.dropped for outcomes in self._outcomes)
         stage, drawn = self._schedule.stages[number], self._drawn[number]
-        if len(stage.sources) > 1 and sum(drawn):
+        if len(stage.sources) > 1 and any(drawn):
             names = (self._schedule.sources[source].name for source in stage.sources)
             found |= {f"data/share/{name}": count / sum(drawn) for name, count in zip(names, drawn, strict=True)}
         return found | {"data/dropped_fraction": dropped / sum(len(source.records) for source in self._schedule.sources)}

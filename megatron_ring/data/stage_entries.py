@@ -1,4 +1,4 @@
-"""What an entry of a stage takes: a file, or the part of it that conditions choose, or several such parts in given shares."""
+"""What an entry of a stage takes: a file, or the part of it that conditions choose, or several such parts in given shares."""  # noqa: E501
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Planted damage in real problems: what is found, and what is dropped without reason. tools/check_curation.py does it in full."""
+"""Planted damage in real problems: what is found, and what is dropped without reason. tools/check_curation.py does it in full."""  # noqa: E501
 
 from __future__ import annotations
 

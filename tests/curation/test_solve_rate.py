@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -85,7 +85,7 @@ def test_from_an_evaluation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cap
 class Handler(BaseHTTPRequestHandler):
     """Adds two numbers, wrongly for odd seeds; fails once with status 503."""
 
-    asked: list[dict[str, Any]] = []
+    asked: ClassVar[list[dict[str, Any]]] = []
     failures = 1
 
     def do_POST(self) -> None:
