@@ -30,7 +30,13 @@ from tools.quote_source import with_quotes
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [str(path.relative_to(ROOT)) for path in pages(ROOT)]
 LIVING = [page for page in PAGES if page != "docs/LOG.md"]  # the log has the commands of its day
-STAGES: dict[str, Any] = {"sft": SFTConfig, "rl": RLConfig, "evaluate": EvaluateConfig, "generate": GenerateConfig, "curate": CurateConfig}
+STAGES: dict[str, Any] = {
+    "sft": SFTConfig,
+    "rl": RLConfig,
+    "evaluate": EvaluateConfig,
+    "generate": GenerateConfig,
+    "curate": CurateConfig,
+}
 # What a launcher gives its stage before the reader's own flags.
 NEEDED = {
     "sft": ["--run-dir", "r", "--preset", "ring-tiny", "--data.train", "t", "--data.tokenizer", "t"],
