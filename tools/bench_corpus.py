@@ -6,8 +6,8 @@
 
 The recipe calls the tokenizer for each document through multiprocessing.Pool.imap, and IndexedDatasetBuilder for each
 document. Both get the same JSON lines, tokenizer and number of processes, in turn; the outputs must be equal, byte for byte.
-The text is the sources of this Python's own modules, cut into documents. --memory-gb also prepares a file of that size, made of
-the same text with numbers in between, and reports the memory of all processes together in its first tenth and at its peak.
+The text is the sources of this Python's own modules, cut into documents. --memory-gb also prepares a file of that size, made
+of the same text with numbers in between, and reports the memory of all processes together in its first tenth and at its peak.
 """
 
 from __future__ import annotations
@@ -31,13 +31,17 @@ from megatron_ring.errors import UserError, run_main
 def main() -> None:
     """Make the input, time both, and print what came of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="tokenizer (default: a BPE of --vocab-size, trained here)")
+    parser.add_argument(
+        "--tokenizer", type=Path, metavar="DIR", help="tokenizer (default: a BPE of --vocab-size, trained here)"
+    )
     parser.add_argument("--vocab-size", type=int, default=8192, help="of the tokenizer that is trained (default: 8192)")
     parser.add_argument("--mb", type=float, default=20.0, help="size of the input (MB; default: 20)")
     parser.add_argument("--document-bytes", type=int, default=2000, help="size of a document, about (default: 2000)")
     parser.add_argument("--workers", type=int, default=2, help="processes that tokenise (default: 2)")
     parser.add_argument("--repeats", type=int, default=3, help="rounds (default: 3)")
-    parser.add_argument("--memory-gb", type=float, default=0.0, help="size of the input whose memory is measured (default: none)")
+    parser.add_argument(
+        "--memory-gb", type=float, default=0.0, help="size of the input whose memory is measured (default: none)"
+    )
     flags = parser.parse_args()
     if min(flags.mb, flags.document_bytes, flags.workers, flags.repeats) <= 0:
         raise UserError("--mb, --document-bytes, --workers and --repeats must be positive")
@@ -57,7 +61,9 @@ def main() -> None:
                 began = time.perf_counter()
                 timed(work / "texts.jsonl", tokenizer, work / name, flags.workers)
                 seconds[name].append(time.perf_counter() - began)
-        equal = all((work / f"ring.{kind}").read_bytes() == (work / f"recipe.{kind}").read_bytes() for kind in ("bin", "idx"))
+        equal = all(
+            (work / f"ring.{kind}").read_bytes() == (work / f"recipe.{kind}").read_bytes() for kind in ("bin", "idx")
+        )
         rates = {name: documents / statistics.median(times) for name, times in seconds.items()}
         result: dict[str, Any] = {
             "documents": documents, "mb": flags.mb, "workers": flags.workers, "outputs_equal": equal,

@@ -31,7 +31,9 @@ def parse_args() -> argparse.Namespace:
     exporting.add_argument("--checkpoint", type=Path, required=True, help="checkpoint folder (…/step_N)")
     exporting.add_argument("--out", type=Path, required=True, help="folder to write; must not exist")
     exporting.add_argument("--like", type=Path, help="Hugging Face folder whose tokenizer, code and settings are taken")
-    exporting.add_argument("--tokenizer", type=Path, help="tokenizer folder or sentencepiece .model file that is taken (not that of --like)")
+    exporting.add_argument(
+        "--tokenizer", type=Path, help="tokenizer folder or sentencepiece .model file that is taken (not that of --like)"
+    )
     exporting.add_argument("--dtype", choices=DTYPES, default="keep", help="dtype of tensors (default: the checkpoint's)")
     exporting.add_argument("--shard-gb", type=float, default=5.0, help="largest file (GB = 10^9 bytes; default: 5)")
     for command in (importing, exporting):
@@ -72,7 +74,10 @@ def main() -> None:
         if args.tokenizer is not None:
             tokenizer = RingTokenizer.load(args.tokenizer)
             special_ids = (tokenizer.eos_id, tokenizer.pad_id)
-        with tokenizer_folder(args.tokenizer) as folder, Progress("export", convert.bytes_to_export(source, dtype), unit="byte") as progress:
+        with (
+            tokenizer_folder(args.tokenizer) as folder,
+            Progress("export", convert.bytes_to_export(source, dtype), unit="byte") as progress,
+        ):
             model = convert.export_checkpoint(
                 source, args.out, like=args.like, tokenizer=folder, special_ids=special_ids, dtype=dtype,
                 shard_bytes=int(args.shard_gb * 1e9), on_bytes=progress.advance,

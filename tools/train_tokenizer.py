@@ -5,9 +5,9 @@
     python tools/train_tokenizer.py --input texts.jsonl --field text --kind unigram --vocab-size 8000 --out my-tokenizer
 
 For a model that starts from random weights, such as `ring-tiny`. A published model keeps the tokenizer that it came with.
-Input is SFT files or, with --field, text for pretraining as tools/prepare_corpus.py takes it. --kind byte-bpe is a byte-level
-BPE of the tokenizers library; bpe and unigram are sentencepiece's, with bytes for what has no piece. The same files and flags
-give the same bytes.
+Input is SFT files or, with --field, text for pretraining as tools/prepare_corpus.py takes it. --kind byte-bpe is a
+byte-level BPE of the tokenizers library; bpe and unigram are sentencepiece's, with bytes for what has no piece. The same
+files and flags give the same bytes.
 """
 
 from __future__ import annotations

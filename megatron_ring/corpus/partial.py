@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -58,14 +59,20 @@ class Partial:
             self._lock = (self.folder / "lock").open("w")
         except OSError as error:
             raise UserError(f"--out {prefix}: cannot be written: {error.strerror}") from None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(
-                f"--out {prefix}: another process prepares this corpus: wait for it, or choose another"
-            ) from None
+        if not self._locked():
+            raise UserError(f"--out {prefix}: another process prepares this corpus: wait for it, or choose another")
         self._streams: dict[str, IO[bytes]] = {}
         self._waiting = 0
+
+    def _locked(self) -> bool:
+        """Take the lock. Workers of a call that was killed hold it for a moment longer."""
+        for _ in range(20):
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            except OSError:
+                time.sleep(0.1)
+        return False
 
     def __enter__(self) -> Partial:
         return self

@@ -105,7 +105,8 @@ def _explain(prefix: Path, left: dict[str, Any], settings: dict[str, Any]) -> st
     """What differs from the call that was interrupted."""
     changed = sorted(name for name in settings if left.get(name) != settings[name])
     what = {
-        "tokenizer": "another tokenizer", "sources": "other input files, or files that changed since", "field": "another --field",
+        "tokenizer": "another tokenizer", "sources": "other input files, or files that changed since",
+        "field": "another --field",
         "separator": "another --separator", "control_tokens": "another --control-tokens", "bad_rows": "another --bad-rows",
         "max_document_bytes": "another --max-document-mb", "eos": "another end token",
     }  # fmt: skip
@@ -223,8 +224,8 @@ class _Pool:
                 yield first, result.result()
         except BrokenProcessPool:
             raise UserError(
-                f"{waiting[0][0].path if waiting else 'a chunk'}: a worker was killed, likely for want of memory: give fewer "
-                f"--workers, or a smaller --max-document-mb"
+                f"{waiting[0][0].path if waiting else 'a chunk'}: a worker was killed, likely for want of memory: give "
+                f"fewer --workers, or a smaller --max-document-mb"
             ) from None
 
     def _submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:

@@ -212,7 +212,9 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{path}: cannot be unpacked ({error}): the file is damaged or cut off; copy it again") from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}: check the file") from None
+        raise UserError(
+            f"{path}: cannot be read: {error.strerror or error}: the file is damaged or cut off; copy it again"
+        ) from None
 
 
 def _open(path: Path) -> IO[bytes]:

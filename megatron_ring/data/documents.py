@@ -56,7 +56,7 @@ class DocumentEncoder:
             return SentencePieceProcessor(model_proto=self._pieces)
         from tokenizers import Tokenizer
 
-        tokenizer = Tokenizer.from_str(self._serialized)
+        tokenizer = Tokenizer.from_str(str(self._serialized))
         tokenizer.no_truncation()
         tokenizer.no_padding()
         tokenizer.encode_special_tokens = self._split

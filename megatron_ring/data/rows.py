@@ -182,7 +182,8 @@ def parquet_column(path: Path, column: str, first: int = 0) -> Iterator[list[dic
         raise UserError(f"{path}: not a readable parquet file ({error}): write it again") from None
 
     def batches() -> Iterator[list[dict[str, Any]]]:
-        skip, groups = first, []
+        skip = first
+        groups: list[int] = []
         for group in range(file.num_row_groups):
             rows = file.metadata.row_group(group).num_rows
             if skip >= rows and not groups:

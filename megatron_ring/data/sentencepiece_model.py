@@ -134,7 +134,9 @@ def train_model(texts: Iterable[str], kind: Kind, vocab_size: int, out: Path) ->
         )  # fmt: skip
     except (RuntimeError, OSError) as error:
         reason = str(error).strip().splitlines()[-1][-200:]
-        raise UserError(f"sentencepiece cannot train {vocab_size} pieces on these texts ({reason}): choose another size") from None
+        raise UserError(
+            f"sentencepiece cannot train {vocab_size} pieces on these texts ({reason}): choose another size"
+        ) from None
     write_atomically(out / "tokenizer.model", writer.getvalue())
     write_folder(out / "tokenizer.model", out)
     return int(sentencepiece.SentencePieceProcessor(model_proto=writer.getvalue()).get_piece_size())

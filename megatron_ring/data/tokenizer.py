@@ -96,7 +96,8 @@ class RingTokenizer:
         model = find_model(path)
         if model is None and not path.is_dir():
             raise UserError(
-                f"{path}: no such tokenizer directory: give a folder that holds tokenizer.json, or a sentencepiece .model file"
+                f"{path}: no such tokenizer directory: give a folder that holds tokenizer.json, or a sentencepiece "
+                f".model file"
             )
         # Fast tokenizers warn, and stop using threads, when the process forks after their first use.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -11,7 +11,8 @@ from megatron_ring.data.tokenizer import RingTokenizer, train_bpe
 
 TEXTS = [
     *(f"Document {number}: {'the quick brown fox ' * (number % 17)}\nends." for number in range(300)),
-    " two  spaces\t and\r\n line ends \n", "naïve Ω 中文 😀", "\x00\x01 control", "<|endoftext|> in the text", "a", "\u2028\u2029", "\n",
+    " two  spaces\t and\r\n line ends \n", "naïve Ω 中文 😀", "\x00\x01 control", "<|endoftext|> in the text",
+    "a", "\u2028\u2029", "\n",
 ]  # fmt: skip
 
 

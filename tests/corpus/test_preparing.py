@@ -1,4 +1,4 @@
-"""A corpus is what megatron-core reads, the same bytes from any form of the same text, any number of processes and any kill."""
+"""A corpus is what megatron-core reads: the same bytes from any form of the text, any number of processes, any kill."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ from tools import prepare_corpus
 
 @pytest.fixture
 def prepare(monkeypatch: pytest.MonkeyPatch, tokenizer_dir: Path):  # type: ignore[no-untyped-def]
-    def call(out: Path, *inputs: Path, more: tuple[str, ...] = (), workers: int = 1, tokenizer: Path = tokenizer_dir) -> None:
+    def call(
+        out: Path, *inputs: Path, more: tuple[str, ...] = (), workers: int = 1, tokenizer: Path = tokenizer_dir
+    ) -> None:
         flags = ["--input", *map(str, inputs), "--tokenizer", str(tokenizer), "--out", str(out), "--workers", str(workers)]
         monkeypatch.setattr(sys, "argv", ["prepare_corpus.py", *flags, *more])
         prepare_corpus.main()
@@ -108,8 +110,8 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(prepare, tmp_path: Pat
     source.write_text(lines)
     packed.write_bytes(gzip.compress(lines.encode(), 1))
     prepare(tmp_path / "whole", source, packed)
-    command = [sys.executable, "tools/prepare_corpus.py", "--input", str(source), str(packed), "--tokenizer", str(tokenizer_dir),
-               "--out", str(tmp_path / "killed"), "--workers", "2", "--save-every-mb", "0.1"]  # fmt: skip
+    command = [sys.executable, "tools/prepare_corpus.py", "--input", str(source), str(packed), "--tokenizer",
+               str(tokenizer_dir), "--out", str(tmp_path / "killed"), "--workers", "2", "--save-every-mb", "0.1"]  # fmt: skip
     state, sizes = tmp_path / "killed.partial/state.json", []
     for _ in range(2):
         before = state.read_bytes() if state.exists() else b""
@@ -177,13 +179,13 @@ def test_a_full_disk_leaves_work_to_go_on_with(prepare, tmp_path: Path, jsonl: P
 BAD = {
     "no text": (b'{"text": ""}\n{"text": null}\n', (), r"no text in the 1 input files \(2 empty\)"),
     "nothing": (b"", (), "no text in the 1 input files"),
-    "missing": (b'{"text": "a"}\n\n{"Content": "b", "url": "long long long"}\n', (), ":3: 'text' is missing.*--field Content"),
+    "missing": (b'{"text": "a"}\n\n{"Content": "b", "url": "long long"}\n', (), ":3: 'text' is missing.*--field Content"),
     "not text": (b'{"text": [1]}\n', (), ":1: 'text' is a list, not text"),
     "not an object": (b'["a"]\n', (), ":1: expected an object"),
     "not UTF-8": (b'{"text": "a"}\n{"text": "\xff"}\n', (), ":2: not UTF-8"),
     "surrogate": (b'{"text": "\\ud800"}\n', (), ":1: holds half of a surrogate pair"),
     "cut off": (b'{"text": "a"}\n{"text": "b', (), ":2: not JSON"),
-    "too long": (b'{"text": "a"}\n{"text": "' + b"b" * 3_000_000 + b'"}\n', ("--max-document-mb", "2"), ":2: a document of more"),
+    "too long": (b'{"text": "a"}\n{"text": "' + b"b" * 3_000_000 + b'"}\n', ("--max-document-mb", "2"), ":2: a document of"),
     "control": (b'{"text": "a<|endoftext|>"}\n', ("--control-tokens", "error"), ":1: spells the control token"),
 }  # fmt: skip
 

@@ -1,7 +1,8 @@
 """A sentencepiece model as a tokenizer of transformers: its ids are those of the sentencepiece library itself.
 
-Loading a folder that holds it needs `trust_remote_code=True` and `pip install sentencepiece`. Control pieces (the end of a text)
-are recognised in a text, as transformers' tokenizers do; `split_special_tokens=True` gives sentencepiece's ids of any text.
+Loading a folder that holds it needs `trust_remote_code=True` and `pip install sentencepiece`. Control pieces (the end of a
+text) are recognised in a text, as transformers' tokenizers do; `split_special_tokens=True` gives sentencepiece's ids of any
+text.
 """
 
 import shutil
@@ -14,8 +15,8 @@ from transformers import PreTrainedTokenizer
 class RingSentencePieceTokenizer(PreTrainedTokenizer):
     """Text between control pieces goes to sentencepiece as it is. Nothing is added before or after."""
 
-    vocab_files_names = {"vocab_file": "tokenizer.model"}
-    model_input_names = ["input_ids", "attention_mask"]
+    vocab_files_names = {"vocab_file": "tokenizer.model"}  # noqa: RUF012
+    model_input_names = ["input_ids", "attention_mask"]  # noqa: RUF012
 
     def __init__(self, vocab_file, **kwargs):
         self.vocab_file = str(vocab_file)
