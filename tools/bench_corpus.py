@@ -7,7 +7,7 @@
 The recipe calls the tokenizer for each document through multiprocessing.Pool.imap, and IndexedDatasetBuilder for each
 document. Both get the same JSON lines, tokenizer and number of processes, in turn; the outputs must be equal, byte for byte.
 The text is the sources of this Python's own modules, cut into documents. --memory-gb also prepares a file of that size, made
-of the same text with numbers in between, and reports the memory of all processes together in its first tenth and at its peak.
+of the same text with numbers in between, and reports the memory of all processes in its first tenth and at its peak.
 """
 
 from __future__ import annotations

@@ -196,7 +196,7 @@ class _Pool:
     def __enter__(self) -> _Pool:
         if self._workers > 1:
             # Forked: the tokenizer is there at once. Nothing has started a thread yet.
-            given = (self._encoder, self._options)
+            given = (self._encoder, self._options, os.getpid())
             self._pool = ProcessPoolExecutor(self._workers, get_context("fork"), _start_worker, given)
         return self
 
@@ -252,11 +252,13 @@ class _Worker:
 _worker = _Worker()
 
 
-def _start_worker(encoder: DocumentEncoder, options: EncodeOptions) -> None:
+def _start_worker(encoder: DocumentEncoder, options: EncodeOptions, parent: int) -> None:
     import signal
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to answer
     die_with_parent()
+    if os.getppid() != parent:  # it was killed before that took effect
+        os._exit(1)
     _worker.encoder, _worker.options = encoder, options
 
 

@@ -111,7 +111,8 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(prepare, tmp_path: Pat
     packed.write_bytes(gzip.compress(lines.encode(), 1))
     prepare(tmp_path / "whole", source, packed)
     command = [sys.executable, "tools/prepare_corpus.py", "--input", str(source), str(packed), "--tokenizer",
-               str(tokenizer_dir), "--out", str(tmp_path / "killed"), "--workers", "2", "--save-every-mb", "0.1"]  # fmt: skip
+               str(tokenizer_dir), "--out", str(tmp_path / "killed"), "--workers", "2", "--save-every-mb",
+               "0.1"]  # fmt: skip
     state, sizes = tmp_path / "killed.partial/state.json", []
     for _ in range(2):
         before = state.read_bytes() if state.exists() else b""
