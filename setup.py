@@ -26,6 +26,7 @@ setup(
         "megatron-core>=0.16.1,<0.20",  # 0.16.1 is the newest for Python 3.11; 0.19 wants 3.12
         "transformers>=5",
         "tokenizers",
+        "sentencepiece>=0.2",  # tokenizers of one .model file: their ids come from their own library
         "safetensors",
         "math-verify[antlr4_13_2]>=0.9,<0.10",  # the baseline that our verifiers are compared with
         "sympy>=1.13",  # sums, integrals and limits in answers; its mpmath for every value that is not rational

@@ -31,7 +31,9 @@ def parse_args() -> argparse.Namespace:
     exporting.add_argument("--checkpoint", type=Path, required=True, help="checkpoint folder (…/step_N)")
     exporting.add_argument("--out", type=Path, required=True, help="folder to write; must not exist")
     exporting.add_argument("--like", type=Path, help="Hugging Face folder whose tokenizer, code and settings are taken")
-    exporting.add_argument("--tokenizer", type=Path, help="folder whose tokenizer is taken (instead of that of --like)")
+    exporting.add_argument(
+        "--tokenizer", type=Path, help="tokenizer folder or sentencepiece .model file that is taken (not that of --like)"
+    )
     exporting.add_argument(
         "--stop-token-ids", type=int, nargs="+", default=[], metavar="ID",
         help="tokens that end a response besides eos, as --sampling.stop-token-ids has them, for generation_config.json",
@@ -55,6 +57,7 @@ def main() -> None:
     from megatron_ring.checkpoint import convert
     from megatron_ring.checkpoint.folder import checkpoint_folder
     from megatron_ring.checkpoint.manifest import model_config_of
+    from megatron_ring.data.sentencepiece_model import tokenizer_folder
     from megatron_ring.data.tokenizer import RingTokenizer
     from megatron_ring.run.progress import Progress
 
@@ -81,9 +84,12 @@ def main() -> None:
                     raise UserError(f"{flag} {folder}: {tokenizer.vocab_size:,} tokens, the model has only {vocabulary:,}")
                 special_ids = (tokenizer.eos_id, tokenizer.pad_id) if flag == "--tokenizer" else None
                 break
-        with Progress("export", convert.bytes_to_export(source, dtype), unit="byte") as progress:
+        with (
+            tokenizer_folder(args.tokenizer) as folder,
+            Progress("export", convert.bytes_to_export(source, dtype), unit="byte") as progress,
+        ):
             model = convert.export_checkpoint(
-                source, args.out, like=args.like, tokenizer=args.tokenizer, special_ids=special_ids,
+                source, args.out, like=args.like, tokenizer=folder, special_ids=special_ids,
                 stop_ids=args.stop_token_ids, dtype=dtype, shard_bytes=int(args.shard_gb * 1e9), on_bytes=progress.advance,
             )  # fmt: skip
     total, active = parameter_counts(model)

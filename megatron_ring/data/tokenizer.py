@@ -24,7 +24,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from megatron_ring.data.bpe import train_bpe
+from megatron_ring.data.documents import ControlTokens, DocumentEncoder
 from megatron_ring.data.records import Message, SFTRecord
+from megatron_ring.data.sentencepiece_model import find_model, load_model
 from megatron_ring.data.sequences import TokenSequence
 from megatron_ring.errors import UserError
 
@@ -65,21 +67,44 @@ class RingTokenizer:
     def fingerprint(self) -> str:
         """A hash (32 hex digits) of all that decides which tokens a conversation becomes: vocabulary, merges, special tokens
         and the chat template, wherever the folder lies."""
-        backend = getattr(self._tokenizer, "backend_tokenizer", None)
-        vocabulary = backend.to_str() if backend is not None else repr(sorted(self._tokenizer.get_vocab().items()))
-        parts = (vocabulary, repr(self._tokenizer.chat_template), self.eos_id, self.pad_id)
+        parts = (self._vocabulary(), repr(self._tokenizer.chat_template), self.eos_id, self.pad_id)
         return hashlib.blake2b(repr(parts).encode(errors="surrogatepass"), digest_size=16).hexdigest()
+
+    @property
+    def vocabulary_fingerprint(self) -> str:
+        """A hash (32 hex digits) of what decides which tokens a plain text becomes, and of the end that follows it: the
+        fingerprint without chat template and pad."""
+        parts = (self._vocabulary(), self.eos_id)
+        return hashlib.blake2b(repr(parts).encode(errors="surrogatepass"), digest_size=16).hexdigest()
+
+    def _vocabulary(self) -> str:
+        pieces = getattr(self._tokenizer, "sp_model", None)
+        if pieces is not None:
+            return hashlib.sha256(pieces.serialized_model_proto()).hexdigest()
+        backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        return str(backend.to_str()) if backend is not None else repr(sorted(self._tokenizer.get_vocab().items()))
+
+    def document_encoder(self, control_tokens: ControlTokens = "split") -> DocumentEncoder:
+        """What tokenises many plain texts at once, in this process or another."""
+        return DocumentEncoder(self._tokenizer, self._control.pattern, control_tokens)
 
     @classmethod
     def load(cls, path: str | Path) -> RingTokenizer:
-        """Load a tokenizer directory. Nothing is downloaded, no code of the directory runs. Raises `UserError`."""
+        """Load a tokenizer directory, a sentencepiece `.model` file, or a directory that holds only one (see
+        `sentencepiece_model`). Nothing is downloaded, no code of the directory runs. Raises `UserError`."""
         path = Path(path)
-        if not path.is_dir():
-            raise UserError(f"{path}: no such tokenizer directory: give a folder that holds tokenizer.json")
+        model = find_model(path)
+        if model is None and not path.is_dir():
+            raise UserError(
+                f"{path}: no such tokenizer directory: give a folder that holds tokenizer.json, or a sentencepiece "
+                f".model file"
+            )
         # Fast tokenizers warn, and stop using threads, when the process forks after their first use.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         # transformers advises at import to install a framework; a tokenizer needs none.
         logging.getLogger("transformers").addFilter(lambda record: "None of PyTorch" not in record.getMessage())
+        if model is not None:
+            return cls(load_model(model), path)
         from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
         # Ring-lite's config.json names remote code, which AutoTokenizer would ask to trust; tokenizer.json needs none.
