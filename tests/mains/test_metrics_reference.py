@@ -55,10 +55,13 @@ def test_rl_with_everything_that_adds_a_key(tiny_data: Path, sft_checkpoint: Pat
     rows = [json.loads(line) for line in (tiny_data / "rl_prompts.jsonl").read_text().splitlines()]
     rows = [row | {"domain": "composed"} if row["domain"] == "math" else row for row in rows]
     prompts, compositions, out = tmp_path / "prompts.jsonl", tmp_path / "compositions.json", tmp_path / "run"
-    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    more, stages = tmp_path / "more.jsonl", tmp_path / "stages.yaml"
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows[::2]))
+    more.write_text("".join(json.dumps(row) + "\n" for row in rows[1::2]))
+    stages.write_text(f"stages:\n  - prompts: [{{file: {prompts}}}, {{file: {more}}}]\n")
     compositions.write_text(json.dumps({"composed": COMPOSED}))
     flags = rl_flags(
-        tiny_data, out, sft_checkpoint, "--data.prompts", str(prompts), "--rewards.compositions", str(compositions),
+        tiny_data, out, sft_checkpoint, "--data.prompts", str(stages), "--rewards.compositions", str(compositions),
         "--steps", "3", "--save-every", "1", "--budget.max-cuts", "2", "--budget.tokens", "100", "--offload-optimizer",
         "--objective.old-logprobs", "recomputed", "--correction.name", "icepop", "--correction.routes", "replay",
         "--alarms.action", "warn", "--alarms.entropy-floor", "9", "--evaluation.every", "1", "--evaluation.prompts",
