@@ -12,6 +12,7 @@ same folder; once all are done, the same command without --shard writes the rows
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from megatron_ring.checkpoint.identity import weights_fingerprint
 from megatron_ring.config.checks import require
 from megatron_ring.config.cli import parse
 from megatron_ring.curation.reading import content_digest
@@ -32,6 +34,8 @@ from megatron_ring.data.records import prompt_to_json
 from megatron_ring.data.rows import read_rows
 from megatron_ring.data.writing import write_atomically
 from megatron_ring.errors import UserError, run_main
+from megatron_ring.rewards.interface import MACHINE_FAILURE
+from megatron_ring.rollout.journal import settle_identity
 from tools.solve_rate_server import sample_from_server
 
 VERDICTS = ("always", "never", "contradicted")
@@ -81,7 +85,10 @@ def main() -> None:
     if options.responses is not None:
         samples = responses_of(options.responses)
     elif options.url is not None:
-        options.out.mkdir(parents=True, exist_ok=True)
+        # Responses of another model or another form of the problems are not to be mixed with these.
+        names = ("model", "temperature", "max_tokens", "instruction")
+        asked = {name: getattr(options, name) for name in names} | {"prompts": content_digest(options.prompts)}
+        settle_identity(options.out, asked)
         samples = by_problem(sample_from_server(records, options))
     else:
         found = sample_with_ours(records, options, list(flags or ()))
@@ -122,7 +129,8 @@ def _checked(path: Path) -> Iterator[dict[str, Any]]:
             raise UserError(
                 f"{place}: {missing or 'reward'!r} is missing or no number: give the samples.jsonl of an evaluation"
             )
-        yield row
+        if MACHINE_FAILURE not in (row.get("detail") or {}):  # no verdict on it
+            yield row
 
 
 def by_problem(rows: Iterator[dict[str, Any]]) -> dict[tuple[str, str], list[dict[str, Any]]]:
@@ -138,7 +146,7 @@ def sample_with_ours(
 ) -> dict[tuple[str, str], list[dict[str, Any]]] | None:
     """Responses by evaluations of slices; None where slices of other shards are not there yet."""
     own, of = _shard(options.shard)
-    digest = f"{content_digest(options.prompts)[:12]}-{options.samples}"
+    digest = sampling_digest(options, flags)
     folders = []
     for number, start in enumerate(range(0, len(records), options.slice)):
         folder = options.out / "slices" / f"{number:05d}-{digest}"
@@ -156,6 +164,20 @@ def sample_with_ours(
     if not all((folder / "result.json").is_file() for folder in folders):
         return None
     return by_problem(row for folder in folders for row in _checked(folder / "samples.jsonl"))
+
+
+def sampling_digest(options: RateOptions, flags: list[str]) -> str:
+    """Of all that decides the responses: the problems, their number, the flags, and the weights themselves."""
+    weights = [weights_fingerprint(Path(folder)) for folder in _checkpoints(flags)]
+    text = json.dumps([content_digest(options.prompts), options.samples, options.slice, flags, weights])
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def _checkpoints(flags: list[str]) -> Iterator[str]:
+    for place, flag in enumerate(flags):
+        name, sign, value = flag.partition("=")
+        if name == "--checkpoint":
+            yield value if sign else "".join(flags[place + 1 : place + 2])
 
 
 def _shard(text: str | None) -> tuple[int, int]:

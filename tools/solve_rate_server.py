@@ -16,6 +16,7 @@ from megatron_ring.data.records import PromptRecord
 from megatron_ring.data.writing import append
 from megatron_ring.errors import UserError
 from megatron_ring.rewards import RewardPool, ScoreRequest
+from megatron_ring.rewards.interface import MACHINE_FAILURE
 from megatron_ring.run.progress import Progress
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ def sample_from_server(records: list[PromptRecord], options: RateOptions) -> Ite
                 record, sample = asked[future]
                 response, finish, tokens = future.result()
                 reward = scorer.submit(ScoreRequest(record.domain, None, response, record.answer)).result()
+                if MACHINE_FAILURE in reward.detail:
+                    raise UserError(f"{record.id}: {reward.reason}: the same command goes on where this one stopped")
                 row = {"id": record.id, "domain": record.domain, "sample": sample, "response": response, "tokens": tokens,
                        "finish_reason": finish, "reward": reward.value, "reason": reward.reason}  # fmt: skip
                 append(path, json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n")

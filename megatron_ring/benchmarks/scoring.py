@@ -14,10 +14,9 @@ from megatron_ring.benchmarks.thinking import scored_text
 from megatron_ring.rewards import Reward, RewardPool, ScoreRequest
 from megatron_ring.rewards.boxed import last_boxed
 from megatron_ring.rewards.exact import parse_number
+from megatron_ring.rewards.interface import MACHINE_FAILURE
 from megatron_ring.rewards.math import CORRECT, quick_compare
 from megatron_ring.rewards.normalise import clean
-
-UNSCORED = "machine_failure"  # key of `Reward.detail`, as rewards/ has it
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ class PendingOutcome:
         steps = reward.detail.get("instructions") or []
         if steps:
             further["instructions"] = sum(bool(followed) for _, followed in steps) / len(steps)
-        score = None if UNSCORED in reward.detail else reward.value
+        score = None if MACHINE_FAILURE in reward.detail else reward.value
         return replace(self.outcome, score=score, reason=reward.reason, variants=further)
 
 

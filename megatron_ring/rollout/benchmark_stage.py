@@ -6,7 +6,8 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_ring.analysis.benchmarks_page import benchmarks_page
@@ -32,7 +33,7 @@ def evaluate_benchmarks(config: EvaluateConfig) -> None:
     if config.dry_run:
         tasks, missing = read_tasks(config)
         return _announce(tasks, missing)
-    from megatron_ring.data.writing import check_target, write_atomically
+    from megatron_ring.data.writing import check_target
     from megatron_ring.parallel import collectives
     from megatron_ring.rollout.journal import settle_identity
     from megatron_ring.run.stage import open_model, resolve
@@ -44,12 +45,30 @@ def evaluate_benchmarks(config: EvaluateConfig) -> None:
     _check_prompts(tasks, config, shape, tokenizer)
     identity = _identity(config, tokenizer, tasks)
     collectives.from_main(lambda: check_target(config.out / "result.json", "--out"))
-    collectives.from_main(lambda: settle_identity(config.out / FOLDER, identity))
-    stage = open_model(config, shape, config.checkpoint)
-    began = time.perf_counter()
-    outcomes = _run(config, tasks, stage, tokenizer)
-    if not stage.context.is_main:
-        return
+    with ExitStack() as held:
+        collectives.from_main(lambda: _hold(config.out, held))
+        collectives.from_main(lambda: settle_identity(config.out / FOLDER, identity))
+        stage = open_model(config, shape, config.checkpoint)
+        began = time.perf_counter()
+        outcomes = _run(config, tasks, stage, tokenizer)
+        if stage.context.is_main:
+            _write(config, tasks, outcomes, identity, missing, time.perf_counter() - began)
+
+
+def _hold(out: Path, held: ExitStack) -> None:
+    """Keep other evaluations out of the folder. Raises `UserError` where one is in it."""
+    from megatron_ring.run.lock import take_lock
+
+    held.enter_context(take_lock(out, "--out"))
+
+
+def _write(
+    config: EvaluateConfig, tasks: Sequence[Task], outcomes: Sequence[Outcome], identity: dict[str, Any],
+    missing: Sequence[str], seconds: float,
+) -> None:  # fmt: skip
+    """result.json, its page, and a line for each benchmark."""
+    from megatron_ring.data.writing import write_atomically
+
     parts = []
     for task in tasks:
         own = [outcome for outcome in outcomes if outcome.benchmark == task.benchmark.name]
@@ -57,7 +76,7 @@ def evaluate_benchmarks(config: EvaluateConfig) -> None:
     sampling = identity.pop("sampling")
     result = {
         "checkpoint": str(config.checkpoint), "suite": config.suite, "missing": missing, "sampling": sampling, **identity,
-        "benchmarks": parts, "seconds": time.perf_counter() - began,
+        "benchmarks": parts, "seconds": seconds,
     }  # fmt: skip
     write_atomically(config.out / "result.json", (json.dumps(result, indent=1) + "\n").encode())
     write_atomically(config.out / "report.html", benchmarks_page(result).encode())

@@ -69,6 +69,7 @@ def test_from_an_evaluation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cap
         for name, texts in answers.items()
         for n, given in enumerate(texts)
     ]
+    rows.insert(0, {**rows[0], "reward": 0.0, "detail": {"machine_failure": "its worker was killed"}})  # no verdict
     samples = write_jsonl(tmp_path / "s.jsonl", rows)
     flags = ("--prompts", str(prompts), "--out", str(tmp_path / "o"), "--responses", str(samples))
     assert call(monkeypatch, *flags, "--drop", "always", "contradicted") == 0
@@ -138,3 +139,27 @@ def test_from_a_server(
     other = ("--prompts", str(prompts), "--out", str(tmp_path / "x"), "--url", server)
     assert call(monkeypatch, *other, "--model", "n") == 2
     assert "status 404" in capsys.readouterr().err
+    # Responses of another model, or to other problems, are not taken for these.
+    again = (*flags, "--model", "m")
+    assert call(monkeypatch, *flags, "--model", "n") == 2 and "another model" in capsys.readouterr().err
+    assert call(monkeypatch, *again, "--temperature", "0.5") == 2 and "another temperature" in capsys.readouterr().err
+    write_jsonl(tmp_path / "p.jsonl", [{**row, "prompt": f"{row['prompt']} "} for row in PROMPTS])
+    assert call(monkeypatch, *again) == 2 and "another prompts" in capsys.readouterr().err
+
+
+def test_other_weights_or_flags_are_sampled_anew(tmp_path: Path) -> None:
+    prompts = write_jsonl(tmp_path / "p.jsonl", PROMPTS)
+    options = tool.RateOptions(prompts=prompts, out=tmp_path / "o")
+    weights = [tmp_path / "a", tmp_path / "b"]
+    for folder in weights:
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps({"name": folder.name}))
+    flags = ["--checkpoint", str(weights[0]), "--seed", "1"]
+    found = tool.sampling_digest(options, flags)
+    assert found == tool.sampling_digest(options, list(flags))
+    others = [
+        tool.sampling_digest(options, [*flags[:3], "2"]),
+        tool.sampling_digest(options, [f"--checkpoint={weights[1]}"]),
+    ]
+    (weights[0] / "config.json").write_text("{}")  # other weights under the same name
+    assert len({found, *others, tool.sampling_digest(options, flags)}) == 4

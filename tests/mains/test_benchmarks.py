@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from megatron_ring.run.lock import take_lock
 from tests.mains.conftest import command, command_of_tool, run
 
 
@@ -125,3 +126,13 @@ def test_refusals(fails_with: Callable[..., str], flags: list[str], files: Path,
     assert "one of the two" in line("--prompts", str(wrong), "--suite", "ring-lite")
     assert "no file of its benchmarks" in line("--suite", "ring-lite", "--benchmark-dir", str(tmp_path))
     assert "--window 2024: give FROM:TO" in line("--benchmark", f"livecodebench={files}", "--window", "2024")
+
+
+def test_a_second_evaluation_in_the_folder_is_refused(
+    fails_with: Callable[..., str], flags: list[str], files: Path, tmp_path: Path
+) -> None:
+    arguments = ("--benchmark", f"drop={files / 'drop.jsonl'}", "--out", str(tmp_path))
+    with take_lock(tmp_path):
+        assert f"--out {tmp_path}: another run is going on in it" in fails_with(
+            command("megatron_ring.evaluate", *flags, *arguments)
+        )
