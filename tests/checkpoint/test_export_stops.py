@@ -65,6 +65,7 @@ def exported(tmp_path: Path, **options: Any) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_generation_stops_where_our_sampler_stops(tmp_path: Path, run_on: Any) -> None:
     out = exported(tmp_path, special_ids=(EOS, EOS), stop_ids=STOPS)
     prompts = [[(7 * i + 3 * j) % 61 for j in range(3 + i % 5)] for i in range(16)]

@@ -103,6 +103,7 @@ def test_every_form_gives_the_same_tokens(prepare, tmp_path: Path, jsonl: Path) 
     assert files(tmp_path / "many") == files(tmp_path / "ordered")
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_it_ends_with_the_same_bytes(prepare, tmp_path: Path, tokenizer_dir: Path) -> None:  # type: ignore[no-untyped-def]
     """Real processes, killed with their workers; the second kill interrupts work that was continued."""
     source, packed = tmp_path / "long.jsonl", tmp_path / "long2.jsonl.gz"

@@ -55,6 +55,7 @@ def outcomes(out: Path) -> dict[tuple[Any, ...], Any]:
     return found
 
 
+@pytest.mark.slow
 def test_a_suite_resumes_and_compares(flags: list[str], files: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     suite = ["--suite", "ring-lite", "--benchmark-dir", str(files), "--benchmark", f"bbh={files / 'bbh'}",

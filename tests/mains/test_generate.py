@@ -57,6 +57,7 @@ def test_a_file_of_prompts(model: list[str], prompts: Path, tmp_path: Path) -> N
     )
 
 
+@pytest.mark.slow
 def test_lines_of_standard_input(model: list[str], tmp_path: Path) -> None:
     """Those that cannot be answered are refused, the others answered."""
     flags = [*model, "--out", str(tmp_path / "out.jsonl"), "--raw", "--sampling.temperature", "0"]
@@ -99,6 +100,7 @@ def test_ends_that_the_published_folder_names_and_these_flags_do_not(
     assert done.stderr.startswith(f"{said} here: --sampling.stop-token-ids 9 {others}\n")
 
 
+@pytest.mark.slow
 def test_a_closed_standard_input_is_named(model: list[str], fails_with: Callable[..., str]) -> None:
     arguments = command("megatron_ring.generate", *model)
     assert "standard input" in fails_with(["bash", "-c", 'exec "$@" <&-', "bash", *arguments])

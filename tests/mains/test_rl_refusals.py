@@ -83,6 +83,7 @@ def float_flags(config: Any, prefix: str = "--") -> dict[str, dataclasses.Field[
     return found
 
 
+@pytest.mark.slow
 def test_no_number_may_be_infinite_or_none_at_all() -> None:
     flags = float_flags(RLConfig)
     assert {"--optimizer.weight-decay", "--router.z", "--objective.kl-beta", "--alarms.reward-drop"} < flags.keys()

@@ -99,6 +99,7 @@ def wait_for(path: Path, lines: int, process: subprocess.Popen[str]) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_a_second_run_is_refused_and_sigterm_saves(tiny_data: Path, tmp_path: Path, fails_with: Any) -> None:
     out = tmp_path / "run"
     arguments = command("megatron_ring.sft", *sft_flags(tiny_data, out, "--epochs", "500"))

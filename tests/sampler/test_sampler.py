@@ -92,6 +92,7 @@ def settings_do_not_matter() -> dict[str, int]:
     return counts
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_a_response_depends_on_its_seed_alone(run_on) -> None:
     """Neither on the batch, nor on pages, chunks, order and preemption, nor on how many tokens are decoded in a row."""

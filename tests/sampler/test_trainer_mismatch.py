@@ -85,6 +85,7 @@ def check_sampler(*flags: str, really: bool = False) -> subprocess.CompletedProc
     return run([sys.executable, ROOT / "tools" / "check_sampler.py", *flags], timeout=120, really=really)
 
 
+@pytest.mark.slow
 def test_the_tool(tmp_path: Path) -> None:
     small = ["--prompts", "3", "--samples", "2", "--new-tokens", "10"]
     done = check_sampler(

@@ -47,6 +47,7 @@ def overlap(first: tuple[float, float], second: tuple[float, float]) -> bool:
     return first[0] < second[1] and second[0] < first[1]
 
 
+@pytest.mark.slow
 def test_needs_come_first_and_no_more_run_beside_than_said(out: Path) -> None:
     # Long enough for two to overlap where a process takes a second to start.
     jobs = [job(out, "a", seconds=3), job(out, "b", ("a",)), job(out, "c", seconds=3), job(out, "d", seconds=0.6)]
@@ -80,6 +81,7 @@ def test_a_failure_names_the_log_and_ends_the_others(out: Path) -> None:
     run_jobs([job(out, "bad")], out, 1)  # once mended it runs
 
 
+@pytest.mark.slow
 def test_a_killed_study_leaves_no_second_writer_and_continues(out: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from tools.study_jobs import Job, run_jobs; out = Path(sys.argv[1]);"
