@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from megatron_ring.data.rows import parquet_rows, write_rows
 
 ROOT = Path(__file__).resolve().parents[2]
