@@ -30,6 +30,7 @@ from megatron_ring.curation.text import words
 from megatron_ring.errors import UserError, run_main
 
 RIVAL_ROWS = 5000
+HELD = 500  # problems that are the benchmark, and in no row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,10 +47,13 @@ class BenchOptions:
     """Seed of every draw."""
 
 
-def write_rows(options: BenchOptions, path: Path) -> None:
-    """Problems with other numbers; one in twenty is a copy of one with other white space."""
+def write_rows(options: BenchOptions, path: Path, benchmark: Path) -> None:
+    """Problems with other numbers; one in twenty is a copy of one with other white space. The file's last problems become
+    the benchmark."""
     rng = random.Random(options.seed)
-    given = [json.loads(line) for line in options.data.read_text(encoding="utf-8").splitlines()]
+    lines = options.data.read_text(encoding="utf-8").splitlines()
+    benchmark.write_text("".join(f"{line}\n" for line in lines[-HELD:]), encoding="utf-8")
+    given = [json.loads(line) for line in lines[:-HELD]]
     with path.open("w", encoding="utf-8") as stream:
         for number in range(options.rows):
             row = given[number % len(given)]
@@ -120,8 +124,8 @@ def main() -> None:
     if not options.data.is_file():
         raise UserError(f"--data {options.data}: no such file: give gsm8k_train.jsonl")
     with tempfile.TemporaryDirectory() as name:
-        path = Path(name) / "rows.jsonl"
-        write_rows(options, path)
+        path, benchmark = Path(name) / "rows.jsonl", Path(name) / "gsm8k-held.jsonl"
+        write_rows(options, path, benchmark)
         source = (Source("rows", (path,)),)
         recipes: dict[str, tuple[Options, ...]] = {
             "clean and exact": (Clean(languages=("en",)), Exact()),
@@ -130,7 +134,7 @@ def main() -> None:
                 Clean(languages=("en",)),
                 Exact(),
                 Near(),
-                Decontaminate(benchmarks=(options.data,), coverage=1.0),
+                Decontaminate(benchmarks=(benchmark,)),
                 Annotate(),
             ),
         }
