@@ -117,11 +117,11 @@ def reinforce(run: RLState, scorer: RolloutScorer, step: int) -> StepOutcome:
     if run.held_out.due(step + 1) and not guard.alarms:
         with guard("evaluation"), run.offload.away(), phases("evaluation"):
             update |= run.held_out.measure(run.sampler, scorer)
-    micro_batches = sum(map(len, updates)) * context.data_size
+    computed = sum(batch.tokens.numel() for batches in updates for batch in batches) * context.data_size
     metrics = {
         "step": step + 1,
         **figures.sampling_metrics(collected, selection, by_domain=run.several_domains),
-        "tokens/packed_fraction": figures.packed_fraction(selection, micro_batches, config.data.micro_batch_tokens),
+        "tokens/packed_fraction": figures.packed_fraction(selection, computed),
         **update,
         **run.stream.figures(step),
         "solve_rate": run.schedule.solve_rate,

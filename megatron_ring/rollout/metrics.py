@@ -106,12 +106,12 @@ def _each_update(results: Sequence[StepResult]) -> dict[str, float]:
     return figures
 
 
-def packed_fraction(selection: Selection, micro_batches: int, capacity: int) -> float:
-    """Share of the updates' computed tokens that are some response's or its prompt's, not padding; `micro_batches` of all
-    updates and data-parallel ranks, of `capacity` tokens each."""
+def packed_fraction(selection: Selection, computed: int) -> float:
+    """Share of the updates' `computed` tokens, those of all micro-batches and data-parallel ranks, that are some response's
+    or its prompt's, not padding."""
     pieces = [piece for update in selection.updates for piece in update]
     tokens = sum(len(selection.kept[piece.index].rollout.prompt_tokens) + piece.end for piece in pieces)
-    return tokens / (micro_batches * capacity)
+    return tokens / computed
 
 
 def _staleness(step: int, selection: Selection) -> dict[str, float]:

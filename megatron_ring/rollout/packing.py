@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -24,24 +24,31 @@ def pack_step(
     selection: Selection, config: RLConfig, objective: Objective, model: RingModel, context: ParallelContext, pad_id: int
 ) -> list[list[PolicyBatch]]:
     """For each update of the step this rank's micro-batches: the update's trained tokens, packed, the same number on every
-    rank. All ranks take part: tokens come from who sampled them."""
-    return [_pack_update(selection, pieces, config, objective, model, context, pad_id) for pieces in selection.updates]
+    rank. All micro-batches of the step have the same number of tokens, up to --data.micro-batch-tokens: as few as hold what
+    is trained. All ranks take part: tokens come from who sampled them."""
+    capacity, plans = config.data.micro_batch_tokens, []
+    for pieces in selection.updates:
+        rollouts = [selection.kept[piece.index].rollout for piece in pieces]
+        lengths = [len(rollout.prompt_tokens) + piece.end for rollout, piece in zip(rollouts, pieces, strict=True)]
+        plans.append(deal_rollouts(rollouts, lengths, capacity, config.seed, context))
+    most = max(tokens for _, tokens, _ in plans)
+    packed = []
+    for pieces, (plan, _, completions) in zip(selection.updates, plans, strict=True):
+        sequence = _sequences(selection, pieces, completions, objective, model)
+        packed.append([policy_batch([sequence(place) for place in places], most, pad_id) for places in plan])
+    return packed
 
 
-def _pack_update(
-    selection: Selection, pieces: Sequence[Piece], config: RLConfig, objective: Objective, model: RingModel,
-    context: ParallelContext, pad_id: int,
-) -> list[PolicyBatch]:  # fmt: skip
-    rollouts = [selection.kept[piece.index].rollout for piece in pieces]
+def _sequences(
+    selection: Selection, pieces: Sequence[Piece], completions: Sequence[Completion], objective: Objective, model: RingModel
+) -> Callable[[int], PolicySequence]:
+    """What is packed of the piece at a place."""
     weights = objective.token_weights([piece.tokens for piece in pieces])
-    lengths = [len(rollout.prompt_tokens) + piece.end for rollout, piece in zip(rollouts, pieces, strict=True)]
-    capacity = config.data.micro_batch_tokens
-    plan, completions = deal_rollouts(rollouts, lengths, capacity, config.seed, context)
 
     def sequence(place: int) -> PolicySequence:
         piece, completion = pieces[place], completions[place]
         return PolicySequence(
-            prompt_tokens=rollouts[place].prompt_tokens,
+            prompt_tokens=selection.kept[piece.index].rollout.prompt_tokens,
             response_tokens=completion.tokens,
             sampler_logprobs=completion.logprobs,
             advantage=selection.advantages[piece.index],
@@ -51,7 +58,7 @@ def _pack_update(
             begin=piece.begin,
         )
 
-    return [policy_batch([sequence(place) for place in places], capacity, pad_id) for places in plan]
+    return sequence
 
 
 def routes_of(completion: Completion, model: RingModel) -> Tensor:
