@@ -16,6 +16,7 @@ a response would teach the model to stop in the middle. Such texts are refused.
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 import re
@@ -115,6 +116,38 @@ class RingTokenizer:
         pieces = self._pieces(_instruct(answered, instruction))
         return [token for text, _ in pieces[:-1] for token in self.encode(text)]
 
+    def conversation_tokens(
+        self, conversation: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]], settings: dict[str, Any]
+    ) -> list[int]:
+        """Tokens of a conversation with tools, as the chat template writes it, up to where the assistant begins to answer.
+
+        Args:
+            conversation: messages for the template; `tool_calls` among them.
+            tools: what may be called (OpenAI's form).
+            settings: further values for the template.
+
+        Raises:
+            UserError: as `prompt_tokens`; the template does not show the tools.
+        """
+        texts = [Message(str(one["role"]), json.dumps(one, ensure_ascii=False)) for one in conversation]
+        self._check_controls([*texts, Message("tool", json.dumps(tools, ensure_ascii=False))])
+        text = self._apply(conversation, tools=list(tools) or None, **settings)
+        names = [tool["function"]["name"] for tool in tools]
+        names += [call["function"]["name"] for one in conversation for call in one.get("tool_calls", ())]
+        for name in names:
+            if name not in text:
+                raise UserError(f"{self._path}: the chat template does not show tools or their calls ({name})")
+        return self.encode(text)
+
+    def special_texts(self) -> dict[str, str | None]:
+        """Texts of the special tokens that others ask for, and the chat template."""
+        names = ("bos_token", "eos_token", "pad_token", "unk_token")
+        found = {name: getattr(self._tokenizer, name) for name in names}
+        template = self._tokenizer.chat_template
+        return {name: None if text is None else str(text) for name, text in found.items()} | {
+            "chat_template": template if isinstance(template, str) else None
+        }
+
     def check_prompt(self, prompt: str | Sequence[Message]) -> None:
         """Raise what `prompt_tokens` would raise, but for the template, without tokenizing."""
         self._check_controls([Message("user", prompt)] if isinstance(prompt, str) else prompt)
@@ -179,6 +212,13 @@ class RingTokenizer:
         return pieces
 
     def _render(self, messages: Sequence[Message]) -> str:
+        text = self._apply([{"role": message.role, "content": message.content} for message in messages])
+        for message in messages:
+            if message.role == "tool" and message.content.strip() not in text:
+                raise UserError(f"{self._path}: the chat template does not show messages of role tool")
+        return text
+
+    def _apply(self, conversation: Sequence[dict[str, Any]], **settings: Any) -> str:
         template = self._tokenizer.chat_template
         if not template:
             raise UserError(f"{self._path}: the tokenizer has no chat template: add chat_template.jinja")
@@ -187,18 +227,14 @@ class RingTokenizer:
             raise UserError(
                 f"{self._path}: of its chat templates ({names}) none is the default: keep one, or name it default"
             )
-        conversation = [{"role": message.role, "content": message.content} for message in messages]
         from jinja2 import TemplateError
 
+        arguments = {"tokenize": False, "add_generation_prompt": True, **settings}
         try:
-            text = str(self._tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True))
-        except (TemplateError, TypeError, ValueError, KeyError) as error:
-            roles = ", ".join(message.role for message in messages)
+            return str(self._tokenizer.apply_chat_template(list(conversation), **arguments))
+        except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
+            roles = ", ".join(str(message["role"]) for message in conversation)
             raise UserError(f"{self._path}: the chat template refuses a conversation of {roles}: {error}") from None
-        for message in messages:
-            if message.role == "tool" and message.content.strip() not in text:
-                raise UserError(f"{self._path}: the chat template does not show messages of role tool")
-        return text
 
 
 def _trained_messages(record: SFTRecord, train_on: TrainOn) -> list[bool]:
