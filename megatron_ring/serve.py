@@ -8,6 +8,7 @@ Requests reach the other data-parallel replicas over connections of their own (`
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from typing import TYPE_CHECKING
@@ -21,8 +22,10 @@ if TYPE_CHECKING:
     from megatron_ring.data.tokenizer import RingTokenizer
     from megatron_ring.run.stage import Stage
     from megatron_ring.sampler.engine import Engine
-    from megatron_ring.serving.listening import StopSignals
+    from megatron_ring.serving.dispatcher import Dispatcher
     from megatron_ring.serving.links import Link
+    from megatron_ring.serving.listening import StopSignals
+    from megatron_ring.serving.replica import Replica
 
 API_KEY = "RING_API_KEY"
 
@@ -76,11 +79,9 @@ def serve(
     front = Front(config, listening, dispatcher, signals)  # type: ignore[arg-type]
     replica = Replica(engine, front.deliver)
     dispatcher.add_replicas([replica, *others])
-    for rank in found:
+    for rank, link in found.items():
         lost = UserError(f"rank {rank} has ended, and its replica with it")
-        found[rank].read(
-            lambda _, updates: front.deliver(updates), lambda lost=lost: dispatcher.closed or replica.fail(lost)
-        )  # fmt: skip
+        link.read(lambda _, updates: front.deliver(updates), functools.partial(_lose, dispatcher, replica, lost))
     key = config.api_key or os.environ.get(API_KEY)
     front.start(Service(config, key, tokenizer, engine, dispatcher, stage.shape.max_positions).app())
     front.say()
@@ -93,6 +94,12 @@ def serve(
             raise
         _end(0, error)
     front.close()
+
+
+def _lose(dispatcher: Dispatcher, replica: Replica, lost: UserError) -> None:
+    """A connection to another leader has ended; where it was not told to, the server ends."""
+    if not dispatcher.closed:
+        replica.fail(lost)
 
 
 def _last_line(error: Exception) -> str:

@@ -1,5 +1,5 @@
-"""Scores of the tokens of one forward pass: of prompts that are filled in it, and of what was sampled. All ranks of a replica
-call these together; every one of them gets the scores."""
+"""Scores of the tokens of one forward pass: of prompts that are filled in it, and of what was sampled. All ranks of a
+replica call these together; every one of them gets the scores."""
 
 from __future__ import annotations
 

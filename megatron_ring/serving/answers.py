@@ -54,13 +54,13 @@ class Progress:
         """What ended it beyond OpenAI's words: the stop token, the stop string, "repetition"."""
         if self.reason == "stop_token":
             return self.tokens[-1]
-        return (
-            self.text.stopped_by if self.reason == "stop_string" else "repetition" if self.reason == "repetition" else None
-        )
+        if self.reason == "stop_string":
+            return self.text.stopped_by
+        return "repetition" if self.reason == "repetition" else None
 
 
 class Answer:
-    """What both interfaces share. `feed` takes updates and gives the events of a stream; `whole` is the answer at the end."""
+    """What both interfaces share. `feed` takes updates and gives the events of a stream; `whole` is all of it at the end."""
 
     kind = ""
     prefix = ""
@@ -116,6 +116,10 @@ class Answer:
     def _events(
         self, place: int, pieces: list[Piece], tokens: list[int], scores: list[TokenScore], first: bool
     ) -> Iterator[dict[str, Any]]:
+        raise NotImplementedError
+
+    def whole(self) -> dict[str, Any]:
+        """The answer in one piece, when all is there."""
         raise NotImplementedError
 
     def last_event(self) -> list[dict[str, Any]]:

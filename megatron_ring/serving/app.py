@@ -111,9 +111,9 @@ class Service:
     async def health(self, request: Request) -> Response:
         if self.dispatcher.failure is not None:
             return JSONResponse({"status": "failed", "reason": self.dispatcher.failure}, 500)
-        return JSONResponse(
-            {"status": "stopping" if self.dispatcher.stopping else "ok"}, 503 if self.dispatcher.stopping else 200
-        )
+        if self.dispatcher.stopping:
+            return JSONResponse({"status": "stopping"}, 503)
+        return JSONResponse({"status": "ok"})
 
     async def metrics(self, request: Request) -> Response:
         dispatcher = self.dispatcher
@@ -184,9 +184,8 @@ class Service:
             if room < 1 or wanted > room:
                 asked = "" if ask.max_tokens is None else f" and {ask.max_tokens} new ones"
                 message = f"a prompt of {len(prompt)} tokens{asked}: the model's context is {self.limit} tokens"
-                raise ApiError(
-                    400, f"{message}; shorten the prompt or lower max_tokens", "prompt", "context_length_exceeded"
-                )
+                message += "; shorten the prompt or lower max_tokens"
+                raise ApiError(400, message, "prompt", "context_length_exceeded")
             first = GenerationRequest(
                 prompt, request_seed(seed, 0), wanted, sampling=ask.sampling, columns=columns,
                 top_logprobs=ask.top_logprobs if scored else None,
@@ -227,7 +226,8 @@ class Service:
 
     async def _events(self, answer: Answer, job: Job) -> AsyncIterator[dict[str, Any]]:
         """What a stream says, and the times of what comes. Choices that are not read to the end are given up."""
-        began, last = time.monotonic(), {}
+        began = time.monotonic()
+        last: dict[int, float] = {}
         try:
             left = job.count
             while left:

@@ -78,8 +78,8 @@ def read_call(text: str) -> Call | None:
 
 @dataclass
 class Splitter:
-    """Tells reasoning, content and calls apart. Without `<think>` at its beginning, and without calls, content is the text as
-    it stands.
+    """Tells reasoning, content and calls apart. Without `<think>` at its beginning, and without calls, content is the text
+    as it stands.
 
     Args:
         thinking: the prompt has opened `<think>`.

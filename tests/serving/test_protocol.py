@@ -38,18 +38,21 @@ def test_a_chat() -> None:
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [
-    ({"temprature": 1}, "did you mean temperature"), ({"n": 0}, "n is 0"), ({"n": 1.5}, "n is a number"), ({"n": True}, "n is"),
+    ({"temprature": 1}, "did you mean temperature"), ({"n": 0}, "n is 0"), ({"n": 1.5}, "n is a number"),
+    ({"n": True}, "n is"),
     ({"temperature": "hot"}, "temperature"), ({"temperature": -1}, "temperature is -1"), ({"top_p": 0}, "top_p is 0"),
     ({"min_p": 2}, "min_p is 2"), ({"top_k": -2}, "top_k"), ({"stop": [1]}, "stop"), ({"stop": {}}, "stop"),
     ({"stop_token_ids": ["a"]}, "stop_token_ids"), ({"stop_token_ids": [10**12]}, "stop_token_ids"), ({"seed": "x"}, "seed"),
     ({"best_of": 2}, "best_of"), ({"logit_bias": {"5": 1}}, "logit_bias"), ({"presence_penalty": 0.5}, "presence_penalty"),
-    ({"repetition_penalty": 1.2}, "repetition_penalty"), ({"stream": "yes"}, "stream"), ({"stream_options": 1}, "stream_options"),
+    ({"repetition_penalty": 1.2}, "repetition_penalty"), ({"stream": "yes"}, "stream"),
+    ({"stream_options": 1}, "stream_options"),
     ({"max_tokens": -1}, "max_tokens"), ({"max_tokens": 10**400}, "max_tokens"), ({"temperature": 10**400}, "temperature"),
     ({"response_format": {"type": "json_object"}}, "response_format"), ({"ignore_eos": True}, "ignore_eos"),
     ({"suffix": "x"}, "suffix"), ({"stop": ["a"] * 65}, "stop has 65"), ({"stop": "a" * 1001}, "stop"),
 ]  # fmt: skip
 WRONG_COMPLETION: list[tuple[dict[str, Any], str]] = [
-    ({"prompt": None}, "prompt is null"), ({"prompt": []}, "prompt"), ({"prompt": [True]}, "prompt"), ({"prompt": 5}, "prompt"),
+    ({"prompt": None}, "prompt is null"), ({"prompt": []}, "prompt"), ({"prompt": [True]}, "prompt"),
+    ({"prompt": 5}, "prompt"),
     ({"prompt": [[1], 2]}, "prompt"), ({"logprobs": 21}, "logprobs is 21"), ({"logprobs": True}, "logprobs"),
     ({"messages": []}, "messages"), ({"prompt_logprobs": 1}, "echo"), ({"echo": 1}, "echo"),
 ]  # fmt: skip

@@ -151,25 +151,30 @@ def test_hostile_requests(served: Served) -> None:
     """All are told what is wrong; the server goes on."""
     hi = {"role": "user", "content": "hi"}
     wrong: list[tuple[str, Any]] = [("/v1/completions", body) for body in (
-        b"", b"null", b"[]", b"{", b"\xff\xfe", b'{"prompt": NaN}', b'{"prompt": "\\ud800"}', b"[" * 100_000, {}, {"prompt": ""},
+        b"", b"null", b"[]", b"{", b"\xff\xfe", b'{"prompt": NaN}', b'{"prompt": "\\ud800"}', b"[" * 100_000, {},
+        {"prompt": ""},
         {"prompt": [[]]}, {"prompt": [-1]}, {"prompt": [10**30]}, {"prompt": [324_000]}, {"prompt": [1] * 2000},
         {"prompt": "a", "max_tokens": 10**9}, {"prompt": "a", "n": 129}, {"prompt": ["a"] * 600}, {"prompt": {"a": 1}},
         {"prompt": "a", "stop_token_ids": [99_999]}, {"prompt": "a", "temperature": 1e-9}, {"prompt": "a", "model": [1]},
         {"prompt": "a", "x": "\x00"}, {"prompt": "a", "seed": 10**40},
     )]  # fmt: skip
     wrong += [("/v1/chat/completions", {"messages": messages}) for messages in (
-        None, [], {}, [1], [None], [{}], [{"role": "user"}], [{"role": "user", "content": ""}], [{"role": "x", "content": "a"}],
+        None, [], {}, [1], [None], [{}], [{"role": "user"}], [{"role": "user", "content": ""}],
+        [{"role": "x", "content": "a"}],
         [{"role": "user", "content": 5}], [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}],
-        [{"role": "assistant", "content": "a"}], [hi, {"role": "assistant", "content": "a"}], [{"role": ["user"], "content": "a"}],
+        [{"role": "assistant", "content": "a"}], [hi, {"role": "assistant", "content": "a"}],
+        [{"role": ["user"], "content": "a"}],
         [{"role": "user", "content": "a<|endoftext|>b"}], [hi, {"role": "assistant", "tool_calls": 5}, hi],
         [hi, {"role": "assistant", "tool_calls": [{"function": {"name": 1}}]}, hi],
         [{"role": "user", "content": "a", "tool_calls": [{"function": {"name": "f"}}]}], [hi] * 400,
     )]  # fmt: skip
     wrong += [("/v1/chat/completions", {"messages": [hi]} | more) for more in (
         {"tools": [1]}, {"tools": "f"}, {"tools": [{"type": "function", "function": {"name": "<|endoftext|>"}}]},
-        {"chat_template_kwargs": {"a b": 1}}, {"n": "2"}, {"stream": 1}, {"top_logprobs": 2}, {"logprobs": True, "top_logprobs": -1},
+        {"chat_template_kwargs": {"a b": 1}}, {"n": "2"}, {"stream": 1}, {"top_logprobs": 2},
+        {"logprobs": True, "top_logprobs": -1},
     )]  # fmt: skip
-    wrong += [("/tokenize", {}), ("/tokenize", {"prompt": 5}), ("/tokenize", {"messages": 1}), ("/detokenize", {"tokens": "a"}),
+    wrong += [("/tokenize", {}), ("/tokenize", {"prompt": 5}), ("/tokenize", {"messages": 1}),
+    ("/detokenize", {"tokens": "a"}),
               ("/detokenize", {"tokens": [-1]}), ("/detokenize", {"tokens": [2**70]}), ("/detokenize", {}), ("/nothing", {}),
               ("/health", {}), ("/v1/models", {})]  # fmt: skip
     assert len(wrong) >= 60
