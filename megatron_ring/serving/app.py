@@ -19,6 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from megatron_ring.config.serve import ServeConfig
 from megatron_ring.data.tokenizer import RingTokenizer
@@ -205,8 +206,7 @@ class Service:
         job = self.dispatcher.submit(groups)
         self.statistics.prompt_tokens += sum(len(group[0].prompt_tokens) for group in groups)
         if answer.ask.stream:
-            return StreamingResponse(self._stream(answer, job), media_type="text/event-stream",
-                                     headers={"cache-control": "no-cache", "x-accel-buffering": "no"})  # fmt: skip
+            return _Stream(job, self._stream(answer, job))
         watch = asyncio.ensure_future(_until_gone(request))
         work = asyncio.ensure_future(self._collect(answer, job))
         try:
@@ -281,6 +281,21 @@ class Service:
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._tokenizing, work)
+
+
+class _Stream(StreamingResponse):
+    """Server-sent events. A client may go away before the first of them: its choices are given up all the same."""
+
+    def __init__(self, job: Job, events: AsyncIterator[bytes]) -> None:
+        headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+        super().__init__(events, media_type="text/event-stream", headers=headers)
+        self._job = job
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._job.cancel()
 
 
 def _encode(content: Any) -> bytes:

@@ -81,4 +81,4 @@ def test_a_killed_rank_ends_the_server_with_its_reason(model: list[str]) -> None
     assert not thread.is_alive() and found  # told, or hung up on; never left waiting
     if isinstance(found[0], tuple):
         status, answer = found[0]
-        assert status >= 500 and answer["error"]["message"] or status == 200
+        assert (status >= 500 and answer["error"]["message"]) or status == 200

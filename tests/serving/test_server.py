@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-
 import random
 import socket
 import subprocess
@@ -11,7 +10,6 @@ import threading
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
-
 from typing import Any
 
 import openai
