@@ -3,7 +3,7 @@
 
 python -m megatron_ring.serve --checkpoint DIR --tokenizer DIR --model-name checked &
 python tools/check_serving.py load --url http://127.0.0.1:8000 --pid $!
-python tools/check_serving.py harness --url http://127.0.0.1:8000 --checkpoint DIR --tokenizer DIR   # pip install "lm_eval[api]"
+python tools/check_serving.py harness --checkpoint DIR --tokenizer DIR   # after: pip install "lm_eval[api]"
 
 Prints one JSON object; exit status 1 where an answer is wrong, memory grows or numbers differ by more than 1e-5 nats.
 """
@@ -50,9 +50,8 @@ def kinds(draw: random.Random) -> list[dict[str, Any]]:
         prompt = [draw.randrange(4, 300) for _ in range(draw.choice([1, 3, 20, 60]))]
         body = {"prompt": prompt, "max_tokens": draw.choice([1, 4, 12, 30]), "seed": seed, "return_token_ids": True}
         body |= {"temperature": draw.choice([0, 0.6, 1.0]), "top_p": draw.choice([0.8, 1]), "n": draw.choice([1, 1, 2])}
-        found.append(
-            body | draw.choice([{}, {"top_k": 5}, {"stop": ["a", "1"]}, {"logprobs": 1}, {"echo": True, "logprobs": 0}])
-        )
+        more = [{}, {"top_k": 5}, {"stop": ["a", "1"]}, {"logprobs": 1}, {"echo": True, "logprobs": 0}]
+        found.append(body | draw.choice(more))
     return found
 
 
@@ -102,9 +101,8 @@ def harness(arguments: argparse.Namespace) -> tuple[dict[str, Any], bool]:
     from lm_eval.tasks import TaskManager
 
     with tempfile.TemporaryDirectory() as folder:
-        rows = [
-            {"question": f"{n} + {n + 1} =", "choices": [f" {2 * n + k}" for k in range(4)], "answer": 1} for n in range(12)
-        ]
+        sums = range(12)
+        rows = [{"question": f"{n} + {n + 1} =", "choices": [f" {2 * n + k}" for k in range(4)], "answer": 1} for n in sums]
         data = Path(folder, "rows.jsonl")
         data.write_text("".join(json.dumps(row) + "\n" for row in rows))
         common = f"dataset_path: json\ndataset_kwargs:\n  data_files:\n    test: {data}\ntest_split: test\n"
@@ -134,9 +132,8 @@ def harness(arguments: argparse.Namespace) -> tuple[dict[str, Any], bool]:
     ]
     ours = score(arguments, [(context, continuation) for context, continuation, _ in scored])
     distances = [abs(float(theirs[0]) - wanted) for (_, _, theirs), wanted in zip(scored, ours, strict=True)]
-    written = {
-        name: [sample["resps"][0][0] for sample in result["samples"]["ring_generate"]] for name, result in found.items()
-    }
+    generated = {name: result["samples"]["ring_generate"] for name, result in found.items()}
+    written = {name: [sample["resps"][0][0] for sample in samples] for name, samples in generated.items()}
     return (
         {"log_likelihoods": len(scored), "largest_distance": max(distances),
          "generated": {name: len(texts) for name, texts in written.items()}},

@@ -22,6 +22,7 @@ from megatron_ring.serving.failures import ApiError, bad
 
 MOST_CHOICES = 128  # n of one prompt
 MOST_STOPS = 64
+MOST_TOKENS = 2**31 - 1
 
 # Fields that change nothing of an answer, whatever they say.
 IGNORED = frozenset({
@@ -116,7 +117,7 @@ def read_completion(body: Mapping[str, Any], usual: SamplingConfig) -> Completio
     top = fields.integer("logprobs", 0, MOST_TOP_LOGPROBS)
     if body.get("prompt_logprobs") is not None:
         raise bad("prompt_logprobs: send echo true with logprobs instead", "prompt_logprobs")
-    most = fields.integer("max_tokens", 0, None)
+    most = fields.integer("max_tokens", 0, MOST_TOKENS)
     shared = _shared(fields, usual, 16 if most is None else most, top)
     return CompletionAsk(**shared, prompts=_prompts(body.get("prompt")), echo=fields.boolean("echo", False))
 
@@ -129,8 +130,8 @@ def read_chat(body: Mapping[str, Any], usual: SamplingConfig) -> ChatAsk:
         top = fields.integer("top_logprobs", 0, MOST_TOP_LOGPROBS) or 0
     elif body.get("top_logprobs"):
         raise bad("top_logprobs: set logprobs to true as well", "top_logprobs")
-    most = fields.integer("max_completion_tokens", 1, None)
-    older = fields.integer("max_tokens", 1, None)
+    most = fields.integer("max_completion_tokens", 1, MOST_TOKENS)
+    older = fields.integer("max_tokens", 1, MOST_TOKENS)
     if most is not None and older is not None and most != older:
         raise bad("max_tokens and max_completion_tokens differ: send one", "max_tokens")
     shared = _shared(fields, usual, older if most is None else most, top)

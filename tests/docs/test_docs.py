@@ -20,6 +20,7 @@ from megatron_ring.config.evaluate import EvaluateConfig
 from megatron_ring.config.generate import GenerateConfig
 from megatron_ring.config.metadata import changeable
 from megatron_ring.config.rl import RLConfig
+from megatron_ring.config.serve import ServeConfig
 from megatron_ring.config.sft import SFTConfig
 from megatron_ring.errors import UserError
 from tests.docs.markdown import Command, anchors, commands, fences, links, pages
@@ -29,7 +30,8 @@ from tools.quote_source import with_quotes
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [str(path.relative_to(ROOT)) for path in pages(ROOT)]
 LIVING = [page for page in PAGES if page != "docs/LOG.md"]  # the log has the commands of its day
-STAGES: dict[str, Any] = {"sft": SFTConfig, "rl": RLConfig, "evaluate": EvaluateConfig, "generate": GenerateConfig}
+STAGES: dict[str, Any] = {"sft": SFTConfig, "rl": RLConfig, "evaluate": EvaluateConfig, "generate": GenerateConfig,
+                          "serve": ServeConfig}  # fmt: skip
 # What a launcher gives its stage before the reader's own flags.
 NEEDED = {
     "sft": ["--run-dir", "r", "--preset", "ring-tiny", "--data.train", "t", "--data.tokenizer", "t"],
@@ -39,7 +41,7 @@ NEEDED = {
 # The stage of a launcher whose name is not its stage's.
 STAGE_OF = {"rl_math": "rl", "rl_code_science": "rl", "general_sft": "sft", "objectives": "rl"}
 # Commands that are not ours.
-KNOWN = {"cd", "git", "apt-get", ".", "export", "echo", "head", "tail", "cat", "mkdir", "pip", "tensorboard"}
+KNOWN = {"cd", "git", "curl", "lm_eval", "apt-get", ".", "export", "echo", "head", "tail", "cat", "mkdir", "pip", "tensorboard"}
 README_LINES = 120
 
 

@@ -6,6 +6,7 @@ import json
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import time
 import urllib.error
@@ -69,10 +70,11 @@ def free_port() -> int:
         return int(taken.getsockname()[1])
 
 
-def launch(model: list[str], *flags: str, processes: int = 1) -> Served:
+def launch(model: list[str], *flags: str, processes: int = 1, really: bool = False) -> Served:
     port = free_port()
     arguments = command("megatron_ring.serve", *model, "--port", str(port), *flags, processes=processes)
-    served = Served(start(arguments), f"http://127.0.0.1:{port}")
+    pipes: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    served = Served(start(arguments, really, **pipes), f"http://127.0.0.1:{port}")
     until = time.monotonic() + 120
     while time.monotonic() < until:
         assert served.process.poll() is None, served.process.communicate()[1]

@@ -62,7 +62,7 @@ def workers(process: subprocess.Popen[str]) -> dict[int, int]:
 @pytest.mark.slow
 @pytest.mark.distributed
 def test_a_killed_rank_ends_the_server_with_its_reason(model: list[str]) -> None:
-    served = launch(model, "--parallel.tensor", "2", processes=2)
+    served = launch(model, "--parallel.tensor", "2", processes=2, really=True)
     found: list[Any] = []
 
     def ask_long() -> None:

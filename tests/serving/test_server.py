@@ -10,6 +10,7 @@ import threading
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -29,7 +30,7 @@ def direct(model: list[str], asked: list[Any]) -> tuple[list[Any], list[list[flo
     from megatron_ring.run.stage import open_model, resolve_shape
     from megatron_ring.sampler.sampler import Sampler
 
-    config = GenerateConfig(checkpoint=model[1], tokenizer=model[3])  # type: ignore[arg-type]
+    config = GenerateConfig(checkpoint=Path(model[1]), tokenizer=Path(model[3]))
     stage = open_model(config, resolve_shape(None, config.checkpoint), config.checkpoint)
     stage.model.eval()
     done = Sampler(stage.model, stage.context, SamplingConfig(kv_tokens=4096), 0).generate(asked)
