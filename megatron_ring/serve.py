@@ -103,7 +103,9 @@ def _lose(dispatcher: Dispatcher, replica: Replica, lost: UserError) -> None:
 
 
 def _last_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
+    text = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+    gone = any(said in text for said in ("Connection closed by peer", "Connection reset by peer"))  # gloo's words
+    return "another process of this launch has ended; the launcher says which" if gone else text
 
 
 def _end(rank: int, error: Exception) -> None:

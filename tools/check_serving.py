@@ -50,7 +50,7 @@ def kinds(draw: random.Random) -> list[dict[str, Any]]:
         prompt = [draw.randrange(4, 300) for _ in range(draw.choice([1, 3, 20, 60]))]
         body = {"prompt": prompt, "max_tokens": draw.choice([1, 4, 12, 30]), "seed": seed, "return_token_ids": True}
         body |= {"temperature": draw.choice([0, 0.6, 1.0]), "top_p": draw.choice([0.8, 1]), "n": draw.choice([1, 1, 2])}
-        more = [{}, {"top_k": 5}, {"stop": ["a", "1"]}, {"logprobs": 1}, {"echo": True, "logprobs": 0}]
+        more: list[dict[str, Any]] = [{}, {"top_k": 5}, {"stop": ["a", "1"]}, {"logprobs": 1}, {"echo": True, "logprobs": 0}]
         found.append(body | draw.choice(more))
     return found
 

@@ -41,7 +41,8 @@ NEEDED = {
 # The stage of a launcher whose name is not its stage's.
 STAGE_OF = {"rl_math": "rl", "rl_code_science": "rl", "general_sft": "sft", "objectives": "rl"}
 # Commands that are not ours.
-KNOWN = {"cd", "git", "curl", "lm_eval", "apt-get", ".", "export", "echo", "head", "tail", "cat", "mkdir", "pip", "tensorboard"}
+KNOWN = {"cd", "git", "curl", "lm_eval", "apt-get", ".", "export", "echo", "head", "tail", "cat", "mkdir", "pip",
+         "tensorboard"}  # fmt: skip
 README_LINES = 120
 
 
