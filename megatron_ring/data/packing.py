@@ -166,11 +166,11 @@ def plan_rollouts(lengths: Sequence[int], capacity: int, seed: int = 0, parts: i
 
 def policy_batch(items: Sequence[PolicySequence], capacity: int, pad_id: int) -> PolicyBatch:
     """Lay rollouts one after another into one micro-batch for the policy loss; errors as of `pack_sequences`. Only the first
-    `trained` response tokens of each are kept and carry loss."""
+    `trained` response tokens of each are kept, and carry loss from `begin` on."""
     sequences = [
         TokenSequence(
             [*item.prompt_tokens, *item.response_tokens[: item.trained]],
-            [False] * len(item.prompt_tokens) + [True] * item.trained,
+            [False] * (len(item.prompt_tokens) + item.begin) + [True] * (item.trained - item.begin),
         )
         for item in items
     ]
@@ -179,13 +179,13 @@ def policy_batch(items: Sequence[PolicySequence], capacity: int, pad_id: int) ->
     if items and items[0].routes is not None:
         routes = items[0].routes.new_zeros(capacity, *items[0].routes.shape[1:])
     for item in items:
-        first = start + len(item.prompt_tokens) - 1  # the last prompt token predicts the first response token
-        last = first + item.trained
-        policy[0, first:last] = torch.as_tensor(item.sampler_logprobs[: item.trained], dtype=torch.float32)
+        before = start + len(item.prompt_tokens) - 1  # the last prompt token predicts the first response token
+        first, last = before + item.begin, before + item.trained
+        policy[0, first:last] = torch.as_tensor(item.sampler_logprobs[item.begin : item.trained], dtype=torch.float32)
         policy[1, first:last] = item.advantage
         policy[2, first:last] = item.weight
         if routes is not None and item.routes is not None:
-            routes[first:last] = item.routes[: item.trained]
+            routes[first:last] = item.routes[item.begin : item.trained]
         start += item.length
     base = pack_sequences(sequences, capacity, pad_id)
     return PolicyBatch(

@@ -14,11 +14,10 @@ from megatron_ring.errors import RequestError
 from megatron_ring.sampler.columns import DRAWN, NAMES
 from megatron_ring.sampler.completion import Completion, FinishReason, absent_columns
 from megatron_ring.sampler.row_settings import cuts, numbers_of
+from megatron_ring.sampler.stopping import StopConditions
 
 if TYPE_CHECKING:
     from megatron_ring.sampler.scores import TokenScore
-    from megatron_ring.sampler.stopping import StopConditions
-
 
 MOST_TOP_LOGPROBS = 20  # likeliest tokens of a position
 
@@ -181,6 +180,11 @@ class Sequence:
     def left_to_fill(self) -> int:
         """Tokens before the last one that are not cached. At 0 the last token is fed, and a new one sampled."""
         return self.length - 1 - self.cached
+
+    @property
+    def longest(self) -> int:
+        """Tokens that may be sampled, at most."""
+        return self.request.max_new_tokens
 
     @property
     def limit(self) -> int:

@@ -17,16 +17,13 @@ import heapq
 from bisect import insort
 from collections.abc import Callable
 from collections.abc import Sequence as Sequence_
-from typing import TYPE_CHECKING
 
 from megatron_ring.config.sampling import RequestSampling
 from megatron_ring.sampler.completion import FinishReason
 from megatron_ring.sampler.pages import PagePool, pages_for
 from megatron_ring.sampler.requests import GenerationRequest, Prefix, Sampled, Sequence
 from megatron_ring.sampler.step import Chunk, Step
-
-if TYPE_CHECKING:
-    from megatron_ring.sampler.stopping import StopConditions
+from megatron_ring.sampler.stopping import StopConditions
 
 
 class Scheduler:

@@ -1,15 +1,12 @@
-"""The HTTP side: routes, limits, and what happens to a request from its body to the end of its answer."""
+"""The HTTP side: routes, who may call them, limits of bodies, and refusals. `sampling` answers what needs the model."""
 
 from __future__ import annotations
 
 import asyncio
 import hmac
-import json
-import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -19,22 +16,19 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
 
 from megatron_ring.config.serve import ServeConfig
 from megatron_ring.data.tokenizer import RingTokenizer
-from megatron_ring.errors import UserError
 from megatron_ring.sampler.engine import Engine
-from megatron_ring.sampler.requests import GenerationRequest, request_seed
 from megatron_ring.serving import protocol
-from megatron_ring.serving.answers import Answer, ChatAnswer, CompletionAnswer
-from megatron_ring.serving.dispatcher import Dispatcher, Job
+from megatron_ring.serving.answers import ChatAnswer, CompletionAnswer
+from megatron_ring.serving.dispatcher import Dispatcher
 from megatron_ring.serving.failures import ApiError, bad
 from megatron_ring.serving.prompts import tokens_of_chat, tokens_of_text
+from megatron_ring.serving.sampling import GONE, Sampling
 from megatron_ring.serving.statistics import Statistics
 
 OPEN = ("/", "/health")  # what needs no key
-GONE = 499  # the client went away: nobody reads this status
 T = TypeVar("T")
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -51,10 +45,11 @@ class Service:
         self, config: ServeConfig, api_key: str | None, tokenizer: RingTokenizer, engine: Engine, dispatcher: Dispatcher,
         max_positions: int,
     ) -> None:  # fmt: skip
-        self.config, self.tokenizer, self.engine, self.dispatcher = config, tokenizer, engine, dispatcher
+        self.config, self.tokenizer, self.dispatcher = config, tokenizer, dispatcher
         self.name, self._key, self.started = config.served_name, api_key, int(time.time())
         self.limit = min(max_positions, engine.size.columns * engine.size.page_size)
         self.statistics = Statistics()
+        self.sampling = Sampling(engine, dispatcher, self.statistics, self.limit, config.sampling.max_new_tokens)
         # One thread: tokenizers are not made for several, and long texts must not hold up the event loop.
         self._tokenizing = ThreadPoolExecutor(1, "tokenize")
 
@@ -161,8 +156,8 @@ class Service:
         ask = protocol.read_completion(body, self.config.sampling)
         self.dispatcher.check_room(len(ask.prompts) * ask.n)
         prompts = await self._in_thread(lambda: [tokens_of_text(prompt, self.tokenizer) for prompt in ask.prompts])
-        groups = self._requests(ask, prompts, ask.echo)
-        return await self._answer(request, CompletionAnswer(ask, self.name, self.tokenizer, prompts), groups)
+        groups = self.sampling.requests(ask, prompts, ask.echo)
+        return await self.sampling.answer(request, CompletionAnswer(ask, self.name, self.tokenizer, prompts), groups)
 
     async def chat(self, request: Request) -> Response:
         body = await self._body(request)
@@ -170,95 +165,8 @@ class Service:
         ask = protocol.read_chat(body, self.config.sampling)
         self.dispatcher.check_room(ask.n)
         tokens = await self._in_thread(lambda: tokens_of_chat(ask, self.tokenizer, self.config.instruction))
-        groups = self._requests(ask, [tokens], False)
-        return await self._answer(request, ChatAnswer(ask, self.name, self.tokenizer, [tokens]), groups)
-
-    def _requests(self, ask: protocol.Ask, prompts: list[list[int]], echo: bool) -> list[list[GenerationRequest]]:
-        """What the engine is asked, by prompt. Raises `ApiError` where it does not fit."""
-        scored = ask.top_logprobs is not None and (ask.top_logprobs > 0 or echo)
-        columns = frozenset({"logprobs"} if ask.top_logprobs is not None else ())
-        seed = secrets.randbits(62) if ask.seed is None else ask.seed
-        groups = []
-        for prompt in prompts:
-            room = self.limit - len(prompt)
-            wanted = min(self.config.sampling.max_new_tokens, room) if ask.max_tokens is None else max(1, ask.max_tokens)
-            if room < 1 or wanted > room:
-                asked = "" if ask.max_tokens is None else f" and {ask.max_tokens} new ones"
-                message = f"a prompt of {len(prompt)} tokens{asked}: the model's context is {self.limit} tokens"
-                message += "; shorten the prompt or lower max_tokens"
-                raise ApiError(400, message, "prompt", "context_length_exceeded")
-            first = GenerationRequest(
-                prompt, request_seed(seed, 0), wanted, sampling=ask.sampling, columns=columns,
-                top_logprobs=ask.top_logprobs if scored else None,
-                prompt_scores=scored and echo,
-            )  # fmt: skip
-            try:
-                ask.sampling.check_vocabulary(self.engine.runner.model.ring_config.vocab_size)
-                self.engine.check(first)
-            except UserError as error:
-                raise bad(str(error).replace("--sampling.stop-token-ids", "stop_token_ids")) from None
-            # One choice computes the log-probabilities of the prompt for all.
-            others = [replace(first, seed=request_seed(seed, place), prompt_scores=False) for place in range(1, ask.n)]
-            groups.append([first, *others])
-        return groups
-
-    async def _answer(self, request: Request, answer: Answer, groups: list[list[GenerationRequest]]) -> Response:
-        job = self.dispatcher.submit(groups)
-        self.statistics.prompt_tokens += sum(len(group[0].prompt_tokens) for group in groups)
-        if answer.ask.stream:
-            return _Stream(job, self._stream(answer, job))
-        watch = asyncio.ensure_future(_until_gone(request))
-        work = asyncio.ensure_future(self._collect(answer, job))
-        try:
-            await asyncio.wait({watch, work}, return_when=asyncio.FIRST_COMPLETED)
-            if not work.done():
-                return Response(status_code=GONE)
-            work.result()
-        finally:
-            job.cancel()
-            for task in (watch, work):
-                task.cancel()
-        return Response(_encode(answer.whole()), media_type="application/json")
-
-    async def _collect(self, answer: Answer, job: Job) -> None:
-        async for _ in self._events(answer, job):
-            pass
-
-    async def _events(self, answer: Answer, job: Job) -> AsyncIterator[dict[str, Any]]:
-        """What a stream says, and the times of what comes. Choices that are not read to the end are given up."""
-        began = time.monotonic()
-        last: dict[int, float] = {}
-        try:
-            left = job.count
-            while left:
-                place, update = await job.next()
-                now = time.monotonic()
-                if update.tokens:
-                    self.statistics.new_tokens += len(update.tokens)
-                    if place in last:
-                        self.statistics.between_tokens.add(now - last[place])
-                    else:
-                        self.statistics.first_token.add(now - began)
-                    last[place] = now
-                for event in answer.feed(place, update):
-                    yield event
-                left -= update.reason is not None
-            for event in answer.last_event():
-                yield event
-        finally:
-            job.cancel()
-
-    async def _stream(self, answer: Answer, job: Job) -> AsyncIterator[bytes]:
-        began = time.monotonic()
-        try:
-            async for event in self._events(answer, job):
-                yield b"data: " + _encode(event) + b"\n\n"
-            yield b"data: [DONE]\n\n"
-        except ApiError as error:  # the status is sent already
-            yield b"data: " + _encode(error.to_json()) + b"\n\n"
-        finally:
-            job.cancel()
-            self.statistics.request.add(time.monotonic() - began)
+        groups = self.sampling.requests(ask, [tokens], False)
+        return await self.sampling.answer(request, ChatAnswer(ask, self.name, self.tokenizer, [tokens]), groups)
 
     async def _body(self, request: Request) -> dict[str, Any]:
         """The JSON object of a request, within the limits of size and time. Raises `ApiError`."""
@@ -281,31 +189,6 @@ class Service:
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._tokenizing, work)
-
-
-class _Stream(StreamingResponse):
-    """Server-sent events. A client may go away before the first of them: its choices are given up all the same."""
-
-    def __init__(self, job: Job, events: AsyncIterator[bytes]) -> None:
-        headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-        super().__init__(events, media_type="text/event-stream", headers=headers)
-        self._job = job
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._job.cancel()
-
-
-def _encode(content: Any) -> bytes:
-    return json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
-
-
-async def _until_gone(request: Request) -> None:
-    """Until the client has closed its connection. The body has been read."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 async def _http_error(request: Request, error: HTTPException) -> Response:

@@ -7,7 +7,8 @@ import re
 from typing import Any
 
 from megatron_ring.data.messages import RecordError, read_messages, read_prompt
-from megatron_ring.data.tokenizer import THINK, RingTokenizer
+from megatron_ring.data.tokenizer import RingTokenizer
+from megatron_ring.data.turns import THINK
 from megatron_ring.errors import UserError
 from megatron_ring.serving.failures import bad
 from megatron_ring.serving.protocol import ChatAsk

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from megatron_ring.data.tokenizer import END_OF_THINK, THINK
+from megatron_ring.data.turns import END_OF_THINK, THINK
 from megatron_ring.sampler.streaming import Decode, Detokenizer
 
 CALL, END_OF_CALL = "<tool_call>", "</tool_call>"

@@ -202,6 +202,18 @@ def test_rollouts_that_are_too_long_or_inconsistent() -> None:
         PolicySequence([1], [1, 2], [0.0, 0.0], 1.0, 1.0, 3)
     with pytest.raises(ValueError, match="needs a prompt"):
         PolicySequence([], [1], [0.0], 1.0, 1.0, 1)
+    with pytest.raises(ValueError, match="begin=3"):
+        PolicySequence([1], [1, 2, 3], [0.0] * 3, 1.0, 1.0, 2, begin=3)
+
+
+def test_what_another_update_trains_is_context() -> None:
+    sequence = PolicySequence([7, 8], [1, 2, 3, 4], [-1.0, -2.0, -3.0, -4.0], 0.5, 2.0, trained=3, begin=1)
+    batch = pack_rollouts([sequence], 8, PAD)[0]
+    assert batch.tokens.tolist() == [7, 8, 1, 2, 3, PAD, PAD, PAD] and sequence.length == 5
+    assert batch.loss_mask.tolist() == [False, False, True, True, False, False, False, False]
+    assert batch.targets[batch.loss_mask].tolist() == [2, 3]
+    assert batch.sampler_logprobs.tolist() == [0, 0, -2, -3, 0, 0, 0, 0]
+    assert batch.weights.tolist() == [0, 0, 2, 2, 0, 0, 0, 0] and batch.advantages[2:4].tolist() == [0.5, 0.5]
 
 
 def test_empty_batches_carry_no_loss() -> None:

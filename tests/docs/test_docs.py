@@ -22,6 +22,7 @@ from megatron_ring.config.metadata import changeable
 from megatron_ring.config.rl import RLConfig
 from megatron_ring.config.serve import ServeConfig
 from megatron_ring.config.sft import SFTConfig
+from megatron_ring.curate import CurateConfig
 from megatron_ring.errors import UserError
 from tests.docs.markdown import Command, anchors, commands, fences, links, pages
 from tests.processes import run
@@ -30,8 +31,14 @@ from tools.quote_source import with_quotes
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [str(path.relative_to(ROOT)) for path in pages(ROOT)]
 LIVING = [page for page in PAGES if page != "docs/LOG.md"]  # the log has the commands of its day
-STAGES: dict[str, Any] = {"sft": SFTConfig, "rl": RLConfig, "evaluate": EvaluateConfig, "generate": GenerateConfig,
-                          "serve": ServeConfig}  # fmt: skip
+STAGES: dict[str, Any] = {
+    "sft": SFTConfig,
+    "rl": RLConfig,
+    "evaluate": EvaluateConfig,
+    "generate": GenerateConfig,
+    "curate": CurateConfig,
+    "serve": ServeConfig,
+}
 # What a launcher gives its stage before the reader's own flags.
 NEEDED = {
     "sft": ["--run-dir", "r", "--preset", "ring-tiny", "--data.train", "t", "--data.tokenizer", "t"],

@@ -45,6 +45,7 @@ def packed_by_one(case: Case, rank: int, size: int) -> list[PolicyBatch]:
 def packed_together(parallel: ParallelConfig, cases: list[Case]) -> int:
     """How many micro-batches agreed in all their fields."""
     from megatron_ring.algorithm.objectives import make_objective
+    from megatron_ring.algorithm.updates import equal_budgets
     from megatron_ring.parallel import context
     from megatron_ring.rollout.packing import pack_step
     from megatron_ring.rollout.select import Selection
@@ -59,8 +60,9 @@ def packed_together(parallel: ParallelConfig, cases: list[Case]) -> int:
         step = step_of([n for n, _, _ in case[0]], [holder for _, holder, _ in case[0]], routes=case[1])
         scored: list[ScoredRollout] = as_rank_has_it(step, here.data_rank)
         advantages = [advantage_of(place) for place in range(len(step))]
-        selection = Selection(scored, advantages, [trained for _, _, trained in case[0]], None)
-        found = pack_step(selection, config, make_objective("c3po", 9), model, here, 0)
+        trained = [count for _, _, count in case[0]]
+        selection = Selection(scored, advantages, trained, None, equal_budgets(trained, 1))
+        (found,) = pack_step(selection, config, make_objective("c3po", 9), model, here, 0)
         wanted = packed_by_one(case, here.data_rank, here.data_size)
         assert len(found) == len(wanted)
         for batch, other in zip(found, wanted, strict=True):
