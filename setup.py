@@ -20,7 +20,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["megatron_ring", "megatron_ring.*"]),
     # Files a room reads at run time (styles, templates, word lists, …) travel with their package.
-    package_data={"": ["*.json", "*.yaml", "*.txt", "*.jinja", "*.sh", "*.css", "py.typed"]},
+    package_data={"": ["*.json", "*.yaml", "*.txt", "*.jinja", "*.sh", "*.css", "*.html", "py.typed"]},
     install_requires=[
         "torch>=2.10",
         "megatron-core>=0.16.1,<0.20",  # 0.16.1 is the newest for Python 3.11; 0.19 wants 3.12
@@ -39,6 +39,8 @@ setup(
         "tyro",
         "pydantic>=2",  # checks a config.yaml against the dataclasses
         "typing_extensions>=4.8",  # Doc: help that is made of what algorithm/ declares
+        "starlette>=0.46,<2",  # the server's routes and streams
+        "uvicorn>=0.34,<1",
         "rich",
         "tensorboard",
         "matplotlib",
@@ -56,6 +58,7 @@ setup(
             *("pytest", "pytest-timeout", "pytest-xdist", "hypothesis"),
             *("ruff", "mypy", "types-PyYAML"),
             *("pyarrow", "gguf>=0.17"),
+            "openai>=2",  # a client for the tests of the server
         ],
     },
     entry_points={
@@ -65,6 +68,7 @@ setup(
             "ring-evaluate=megatron_ring.evaluate:cli",
             "ring-generate=megatron_ring.generate:cli",
             "ring-curate=megatron_ring.curate:cli",
+            "ring-serve=megatron_ring.serve:cli",
         ]
     },
 )

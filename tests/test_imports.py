@@ -48,7 +48,7 @@ LEVELS = {
     "model": 2,
     "checkpoint": 3,
     **dict.fromkeys(("training", "sampler", "rewards", "data", "corpus", "toy", "analysis", "planning"), 4),
-    **dict.fromkeys(("run", "rollout", "reward_models", "benchmarks", "curation"), 5),
+    **dict.fromkeys(("run", "rollout", "reward_models", "benchmarks", "curation", "serving"), 5),
 }
 MAIN_LEVEL = 6
 # Assembled, so that this file does not hold what it looks for.

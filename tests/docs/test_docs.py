@@ -20,6 +20,7 @@ from megatron_ring.config.evaluate import EvaluateConfig
 from megatron_ring.config.generate import GenerateConfig
 from megatron_ring.config.metadata import changeable
 from megatron_ring.config.rl import RLConfig
+from megatron_ring.config.serve import ServeConfig
 from megatron_ring.config.sft import SFTConfig
 from megatron_ring.curate import CurateConfig
 from megatron_ring.errors import UserError
@@ -36,6 +37,7 @@ STAGES: dict[str, Any] = {
     "evaluate": EvaluateConfig,
     "generate": GenerateConfig,
     "curate": CurateConfig,
+    "serve": ServeConfig,
 }
 # What a launcher gives its stage before the reader's own flags.
 NEEDED = {
@@ -46,7 +48,8 @@ NEEDED = {
 # The stage of a launcher whose name is not its stage's.
 STAGE_OF = {"rl_math": "rl", "rl_code_science": "rl", "general_sft": "sft", "objectives": "rl"}
 # Commands that are not ours.
-KNOWN = {"cd", "git", "apt-get", ".", "export", "echo", "head", "tail", "cat", "mkdir", "pip", "tensorboard"}
+KNOWN = {"cd", "git", "curl", "lm_eval", "apt-get", ".", "export", "echo", "head", "tail", "cat", "mkdir", "pip",
+         "tensorboard"}  # fmt: skip
 README_LINES = 120
 
 
