@@ -25,6 +25,10 @@ class RequestError(UserError):
     """A request that cannot be served, said on every rank before anything is done for it: others still can be."""
 
 
+class MemoryRanOutError(UserError):
+    """A GPU has no memory left for what is asked of it."""
+
+
 class NotFiniteError(UserError):
     """The model's weights are broken: what it computes is not finite."""
 

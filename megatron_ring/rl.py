@@ -22,19 +22,36 @@ if TYPE_CHECKING:  # rooms that import torch load when a run starts, so that --h
 
 
 def main(config: RLConfig) -> None:
-    """All steps of a run, or those that are left."""
+    """All steps of a run, or those that are left; again with smaller sizes where the first step has no room."""
     if config.dry_run:
         from megatron_ring.planning.stages import plan_rl
 
         return plan_rl(config)
     prepare()
+    from megatron_ring.rollout.first_step import SmallerSizes, free_everything
+
+    try:
+        return train(config)
+    except SmallerSizes as found:
+        config = found.config
+    free_everything()  # not in the handler: the failed step's tensors hang on the exception
+    train(config)
+
+
+def train(config: RLConfig) -> None:
+    """All steps of a run, or those that are left.
+
+    Raises:
+        SmallerSizes: sizes that were chosen for it leave no room for the first step.
+    """
+    from megatron_ring.rollout.first_step import first_step
     from megatron_ring.rollout.opening import announce, open_rl
     from megatron_ring.rollout.saved_state import restore, roll_back, save
     from megatron_ring.rollout.scoring import open_scorer
     from megatron_ring.run.progress import Progress
     from megatron_ring.run.stage import latest_of, open_saver, open_stop_request
 
-    run = open_rl(config)
+    run, asked = open_rl(config), config
     start = restore(run)
     announce(run, start)
     config, context, directory = run.config, run.stage.context, run.directory
@@ -47,7 +64,8 @@ def main(config: RLConfig) -> None:
         run.phases.finish()  # what came before belongs to no step
         step = start
         while step < config.steps:
-            outcome = reinforce(run, scorer, step)
+            with first_step(run, asked, step):
+                outcome = reinforce(run, scorer, step)
             if outcome.alarms:
                 saver.wait()  # all ranks see the same last checkpoint
             last = latest_of(directory) if outcome.alarms else None

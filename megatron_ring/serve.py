@@ -77,7 +77,7 @@ def serve(
     from megatron_ring.serving.replica import Replica
 
     others = [RemoteReplica(found[rank]) for rank in sorted(found)]
-    capacity = config.sampling.max_batch * (1 + len(others)) + config.max_queue
+    capacity = engine.size.rows * (1 + len(others)) + config.max_queue
     dispatcher = Dispatcher([], capacity, wakes_all=config.parallel.expert > 1)
     front = Front(config, listening, dispatcher, signals)  # type: ignore[arg-type]
     replica = Replica(engine, front.deliver)

@@ -17,6 +17,7 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -178,7 +179,7 @@ class Watch:
         self.turns: list[Turn] = []
         self.began = time.perf_counter()
 
-    def step(self, step: Step, shape: StepShape) -> Any:
+    def step(self, step: Step, shape: StepShape, meanwhile: Callable[[], None] | None = None) -> Any:
         from megatron_ring.parallel.device import synchronize
 
         kind = "prefill" if step.chunks else "decode"
@@ -189,7 +190,7 @@ class Watch:
             self.floor[kind] += read / self.rates["read_gb_per_second"] / 1e9
         self.floor[kind] += sum(self.prefill_flops(c.start, c.count) for c in step.chunks) / self.rates["gemm_tflops"] / 1e12
         self.prefilled += sum(chunk.count for chunk in step.chunks)
-        found = self.run(step, shape)
+        found = self.run(step, shape, meanwhile)
         sampled = found[0]
         if step.chunks:
             synchronize()

@@ -5,6 +5,6 @@
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 START="$(latest "$OUT/sft")"
 train_policy rank --run-dir "$OUT/rl$SUFFIX" --init-from "$START" --seed "$SEED" --data.prompts "$RL_PROMPTS" \
-  --data.tokenizer "$TOKENIZER" --data.micro-batch-tokens 8192 --steps "$STEPS" --save-every "$STEPS" \
+  --data.tokenizer "$TOKENIZER" --steps "$STEPS" --save-every "$STEPS" \
   --prompts-per-step 64 --samples-per-prompt 16 --sampling.max-new-tokens "$MAX_NEW_TOKENS" --optimizer.lr 3e-6 \
   "${LAYOUT[@]}" "$@"

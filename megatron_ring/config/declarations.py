@@ -22,6 +22,8 @@ CHUNK_LOGITS = 3 << 27
 SPARE_PAGES = 2
 """Pages of the KV cache that each row gets beside its tokens' own: the last page of a prompt is held beside its copies, and
 admission wants one to spare."""
+CACHE_SLACK = 1.125
+"""Pages of a KV cache that is kept from step to step, over those that the first needs: later ones need more or fewer."""
 
 
 @dataclass(frozen=True)

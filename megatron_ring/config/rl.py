@@ -41,8 +41,9 @@ class RLDataConfig(Columns):
     """solve-rate: in each epoch take a prompt with probability 4 r (1 - r), r its running solve rate."""
     curriculum_floor: float = 0.1
     """Least probability of a prompt under a curriculum."""
-    micro_batch_tokens: int = 24_576
-    """Length of a packed training micro-batch (tokens); at least the longest prompt and response together."""
+    micro_batch_tokens: int | Literal["auto"] = field(default="auto", metadata=MAY_CHANGE)
+    """Longest packed training micro-batch (tokens); at least the longest prompt and response together. auto: as long as the
+    memory plan allows, up to 65,536 on a GPU and 8,192 on a CPU. The router is balanced over the tokens of a micro-batch."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -53,6 +54,14 @@ class RLDataConfig(Columns):
             require(low <= high, f"--data.min-solve-rate {low} is above --data.max-solve-rate {high}")
         require(self.drop_after is None or self.drop_after >= 1, f"--data.drop-after is {self.drop_after}, below 1")
         require(0.01 <= self.curriculum_floor <= 1, f"--data.curriculum-floor is {self.curriculum_floor}, outside 0.01..1")
+        tokens = self.micro_batch_tokens
+        require(tokens == "auto" or tokens >= 1, f"--data.micro-batch-tokens is {tokens}, below 1")
+
+    @property
+    def capacity(self) -> int:
+        """`micro_batch_tokens`, once it is chosen."""
+        assert self.micro_batch_tokens != "auto", "chosen when a run opens"
+        return self.micro_batch_tokens
 
 
 def _rl_sampling() -> SamplingConfig:
@@ -160,11 +169,12 @@ class RLConfig(TrainingConfig, DryRun):
             f"nothing to sample",
         )
         tokens, tensor = self.data.micro_batch_tokens, self.parallel.tensor
-        require(tokens % tensor == 0, f"--data.micro-batch-tokens {tokens} does not split over TP={tensor} ranks")
-        require(
-            longest < tokens,
-            f"--data.micro-batch-tokens {tokens:,} holds no prompt beside --sampling.max-new-tokens {longest:,}",
-        )
+        if tokens != "auto":
+            require(tokens % tensor == 0, f"--data.micro-batch-tokens {tokens} does not split over TP={tensor} ranks")
+            require(
+                longest < tokens,
+                f"--data.micro-batch-tokens {tokens:,} holds no prompt beside --sampling.max-new-tokens {longest:,}",
+            )
         updates = self.updates_per_step
         if not self.objective.has_budget:
             require(

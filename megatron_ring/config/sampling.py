@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from megatron_ring.config.checks import require, require_temperature
 from megatron_ring.config.metadata import MAY_CHANGE
+
+AUTO_ROWS = {"cuda": 1024, "cpu": 256}
+"""Sequences decoded together, at most, where --sampling.max-batch is auto; by the kind of device."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +75,9 @@ class SamplingConfig(RequestSampling):
 
     max_new_tokens: int = 24_576
     """Longest response (tokens)."""
-    max_batch: int = field(default=256, metadata=MAY_CHANGE)
-    """Sequences decoded together on one data-parallel rank."""
+    max_batch: int | Literal["auto"] = field(default="auto", metadata=MAY_CHANGE)
+    """Sequences decoded together on one data-parallel rank. auto: all that are asked for, up to 1,024 on a GPU and 256 on a
+    CPU, fewer where the KV cache could not hold an eighth of the longest one for each."""
     prefill_tokens: int = field(default=8192, metadata=MAY_CHANGE)
     """Prompt tokens computed in one step, at most; longer prompts are computed in pieces, beside the decoding of others."""
     page_size: int = field(default=32, metadata=MAY_CHANGE)
@@ -88,4 +93,21 @@ class SamplingConfig(RequestSampling):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(0 < self.kv_fraction <= 1, f"--sampling.kv-fraction is {self.kv_fraction}, outside (0, 1]")
-        self._check_least({"max_new_tokens": 1, "max_batch": 1, "prefill_tokens": 1, "page_size": 1, "kv_tokens": 1})
+        self._check_least({"max_new_tokens": 1, "prefill_tokens": 1, "page_size": 1, "kv_tokens": 1})
+        require(self.max_batch == "auto" or self.max_batch >= 1, f"--sampling.max-batch is {self.max_batch}, below 1")
+
+    def most_rows(self, device: str) -> int:
+        """Sequences decoded together, at most, on a device of this kind ("cuda" or "cpu")."""
+        return AUTO_ROWS[device] if self.max_batch == "auto" else self.max_batch
+
+    def rows(self, device: str, requests: int, room: int, longest: int) -> int:
+        """Sequences decoded together of so many requests.
+
+        Args:
+            room: tokens that the KV cache may hold.
+            longest: prompt and response of the longest request (tokens).
+        """
+        rows = max(1, min(self.most_rows(device), requests))
+        if self.max_batch != "auto":
+            return rows
+        return min(rows, max(16, room // max(1, longest // 8)))

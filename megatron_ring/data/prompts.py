@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import heapq
 import json
 import random
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +15,8 @@ from megatron_ring.data.records import PromptRecord, prompt_to_json
 from megatron_ring.data.schedule import PromptSchedule
 from megatron_ring.data.tokenizer import RingTokenizer
 from megatron_ring.errors import UserError
+
+LONG_PROMPTS = 64  # so many of the longest texts are made tokens, to know how long a prompt is
 
 
 class StreamPrompt(NamedTuple):
@@ -179,6 +182,17 @@ def check_texts(records: Iterable[PromptRecord], tokenizer: RingTokenizer, instr
         except UserError as error:
             raise UserError(f"{record.place or f'prompt {record.id!r}'}: {error}") from None
         known.add(roles)
+
+
+def longest_prompt(records: Sequence[PromptRecord], tokenizer: RingTokenizer, instruction: str | None) -> int:
+    """Tokens of the longest prompt: of those with the most bytes of text, which one of fewer bytes hardly ever exceeds."""
+
+    def size(record: PromptRecord) -> int:
+        texts = [record.prompt] if isinstance(record.prompt, str) else [message.content for message in record.prompt]
+        return sum(len(text.encode()) for text in texts)
+
+    longest = heapq.nlargest(LONG_PROMPTS, records, key=size)
+    return max((len(tokenizer.prompt_tokens(record.prompt, instruction)) for record in longest), default=1)
 
 
 def too_long(records: Iterable[PromptRecord], tokenizer: RingTokenizer, instruction: str | None, room: int) -> str | None:

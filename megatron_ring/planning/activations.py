@@ -152,15 +152,12 @@ class MicroBatchPass:
 
 
 def passing_in_sampling(model: ModelConfig, parallel: ParallelConfig, sampling: SamplingConfig, itemsize: int) -> int:
-    """Most that a step of the sampler holds beside weights and cache: a layer over a chunk of prompts, or what tokens are
-    drawn from: logits alone where a kernel draws (nothing is cut, one rank has all classes), else float64, in as many copies
-    as cutting takes."""
+    """Most that a step of the sampler holds beside weights and cache: a layer over a chunk of prompts, or the logits that
+    tokens are drawn from, which tensor-parallel ranks put together."""
     prompts = MicroBatchPass(model, parallel, sampling.prefill_tokens, itemsize)
     layer = sum(prompts.kept_by_layer(model.num_layers - 1).values()) + 3 * prompts.rows * model.hidden_size * itemsize
-    copies = 8
-    if sampling.whole_distribution:
-        copies = 0 if parallel.tensor == 1 and sampling.temperature > 0 else 3
-    logits = sampling.max_batch * model.vocab_size * (itemsize + copies * 8)
+    copies = 1 if parallel.tensor == 1 else 2
+    logits = sampling.most_rows("cuda") * model.vocab_size * itemsize * copies
     return max(layer, logits)
 
 

@@ -56,7 +56,7 @@ def rl_lines(config: RLConfig, data: int, world: int, prompts: int | None) -> li
     asked, samples = config.prompts_per_step, config.samples_per_prompt
     responses = asked * samples
     share = f"{math.ceil(asked / data)} prompts = {math.ceil(asked / data) * samples} responses on each rank"
-    capacity = config.data.micro_batch_tokens
+    capacity = config.data.capacity
     lines = [
         ("prompts", f"L = {asked:,} a round x K = {samples} samples = {responses:,} responses; {share}"),
         ("lengths", f"prompt and response within {capacity:,} tokens, responses up to {config.sampling.max_new_tokens:,}"),
@@ -88,7 +88,7 @@ def rollouts_line(config: RLConfig, model: ModelConfig, data: int) -> Line:
 
 
 def _budget_lines(config: RLConfig, data: int, world: int, responses: int) -> list[Line]:
-    capacity = config.data.micro_batch_tokens
+    capacity = config.data.capacity
     most = responses * config.sampling.max_new_tokens
     if not config.objective.has_budget:
         fills = math.ceil(most / data / capacity)
@@ -114,7 +114,7 @@ def micro_batches(config: RLConfig, data: int) -> int:
     updates = config.updates_per_step
     if not config.objective.has_budget:
         return updates
-    return updates * math.ceil(min(config.budget.resolve(data)) / updates / data / config.data.micro_batch_tokens)
+    return updates * math.ceil(min(config.budget.resolve(data)) / updates / data / config.data.capacity)
 
 
 def _updates(config: RLConfig, data: int) -> str:

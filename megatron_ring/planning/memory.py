@@ -59,11 +59,12 @@ class Item:
 @dataclass(frozen=True)
 class Cache:
     """The KV cache of one data-parallel rank, in tokens: what it gets, what its requests could come to need at once, and
-    what the longest one needs."""
+    what the longest one needs; and the sequences that are decoded together."""
 
     tokens: int
     wanted: int
     longest: int
+    rows: int
 
 
 @dataclass(frozen=True)
@@ -174,13 +175,13 @@ def _sampling(
     if sampling is None:
         return [], None
     each = cache_bytes_per_token(model, parallel, stage, itemsize)
-    rows = max(1, min(sampling.max_batch, work.requests))
-    wanted = rows * (work.longest + SPARE_PAGES * sampling.page_size)
     room = sampling.kv_tokens
     if room is None:
         room = max(0, int((free - OUTSIDE_TORCH) * sampling.kv_fraction)) // each
+    rows = sampling.rows("cuda", work.requests, room, work.longest)
+    wanted = rows * (work.longest + SPARE_PAGES * sampling.page_size)
     tokens = min(wanted, room)
-    cache = Cache(tokens, wanted, work.longest)
+    cache = Cache(tokens, wanted, work.longest, rows)
     told = f"{tokens:,} tokens: {tokens / max(1, work.longest):.1f} responses of the longest kind at once, of {rows} wanted"
     passing = passing_in_sampling(model, parallel, replace(sampling, max_batch=rows), itemsize)
     return [Item("KV cache", tokens * each, told), Item("largest passing", passing, "a chunk of prompts, or drawing")], cache

@@ -17,9 +17,10 @@ from megatron_ring.errors import UserError
 from megatron_ring.planning import arithmetic
 from megatron_ring.planning.checks import Checks
 from megatron_ring.planning.memory import GIB, OUTSIDE_TORCH, Item, StageMemory, Work, plan_memory
+from megatron_ring.planning.sizes import MOMENTS, choose_sizes, rl_work
 
+UNKNOWN_PROMPT = 2047  # tokens allowed for a prompt, beside the one counted, where the prompts are not there
 Precision = Literal["auto", "fp32", "bf16"]
-MOMENTS = {"fp32": 4, "bf16": 2}
 
 
 def plan_rl(config: RLConfig) -> None:
@@ -43,19 +44,17 @@ def plan_rl(config: RLConfig) -> None:
         checks.positions(shape, longest, evaluating, "--evaluation.max-new-tokens")
     longest = prompt + config.sampling.max_new_tokens
     checks.positions(shape, prompt, config.sampling.max_new_tokens)
-    capacity = config.data.micro_batch_tokens
+    limit = int(config.plan.memory * 1e9)
+    if prompt == 1:
+        longest = min(longest + UNKNOWN_PROMPT, shape.max_positions)
+    config, sizes = choose_sizes(config, shape, world, 4 if config.precision == "fp32" else 2, longest, limit)
+    capacity = config.data.capacity
     said = f"a prompt of {prompt:,} and --sampling.max-new-tokens {config.sampling.max_new_tokens:,}"
     require(longest <= capacity, f"{said} exceed --data.micro-batch-tokens {capacity:,}: lower the one or raise the other")
-    work = Work(
-        # How many micro-batches there will be is known from below only: as many are alive as the pipeline is deep.
-        tokens=capacity, micro_batches=config.parallel.pipeline, recompute=config.recompute,
-        moment_itemsize=MOMENTS[config.optimizer.moments], reference=config.reference.place or "none",
-        offload=config.offload_optimizer, sampling=config.sampling,
-        requests=-(-config.prompts_per_step // data) * config.samples_per_prompt,
-        longest=max(longest, min(capacity, shape.max_positions)) if prompt == 1 else longest,
-    )  # fmt: skip
+    work = rl_work(config, data, longest)
     epoch = len(prompts) if prompts and config.data.prompts.suffix not in STAGE_FILES else None
     lines = [*arithmetic.rl_lines(config, data, world, epoch), arithmetic.rollouts_line(config, shape, data)]
+    lines += [("sizes", sizes)] if sizes else []
     _report("rl", config, shape, world, lines, work, checks)
 
 
@@ -95,7 +94,7 @@ def plan_evaluate(config: EvaluateConfig) -> None:
     prompts = checks.prompts(config.prompts, "--prompts", config.rewards, columns=config)
     prompt = checks.longest_prompt(prompts, tokenizer, config.instruction)
     checks.positions(shape, prompt, config.sampling.max_new_tokens)
-    requests = config.sampling.max_batch
+    requests = config.sampling.most_rows("cuda")
     if prompts:
         requests = -(-len(prompts) // data) * config.samples_per_problem
     work = Work(sampling=config.sampling, requests=requests, longest=prompt + config.sampling.max_new_tokens)

@@ -100,7 +100,7 @@ class Collector:
             scored += [item for group in whole for item in group.finished]
             generated += tokens
             rounds += 1
-        self.sampler.release()  # what follows passes through the model without the cache
+        self.sampler.rest()  # what follows passes through the model without the cache
         scored.sort(key=lambda item: (item.rollout.prompt_index, item.rollout.sample))
         prompts = {group.prompt.position: group.prompt for group in groups}
         return CollectedStep(step, scored, prompts, rounds, generated, self._end_step(continued))

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from megatron_ring.algorithm.budget_schedule import BudgetSchedule
 from megatron_ring.checkpoint.folder import latest_or_none
 from megatron_ring.config.checks import require
+from megatron_ring.config.model import ModelConfig
 from megatron_ring.config.rl import RLConfig
 from megatron_ring.data.fields import PROMPT_FIELDS, Fields
-from megatron_ring.data.prompts import PromptStream, check_texts, too_long
+from megatron_ring.data.prompts import PromptStream, check_texts, longest_prompt, too_long
 from megatron_ring.data.records import PromptRecord
 from megatron_ring.data.schedule import PromptSchedule, read_schedule
 from megatron_ring.data.tokenizer import RingTokenizer
 from megatron_ring.parallel import collectives
+from megatron_ring.parallel.context import world_size_from_environment
+from megatron_ring.parallel.device import free_memory
+from megatron_ring.planning.sizes import cache_can_stay, choose_sizes, with_sizes_of
 from megatron_ring.rewards.composition import fingerprint
 from megatron_ring.rollout.collecting import Collector
 from megatron_ring.rollout.evaluation import HeldOut
@@ -22,9 +27,9 @@ from megatron_ring.rollout.policy_update import PolicyUpdate
 from megatron_ring.rollout.scoring import check_prompts
 from megatron_ring.rollout.state import RLState
 from megatron_ring.run.continuing import changed_ranks, stretched_schedules
-from megatron_ring.run.directory import RunDirectory
+from megatron_ring.run.directory import RunDirectory, recorded_settings
 from megatron_ring.run.phases import Phases
-from megatron_ring.run.stage import Stage, open_model, open_run, resolve
+from megatron_ring.run.stage import Stage, dtype_of, open_model, open_run, resolve
 from megatron_ring.run.wandb_log import check_wandb
 from megatron_ring.run.watch import Watch
 from megatron_ring.sampler.sampler import Sampler
@@ -39,13 +44,50 @@ def open_rl(config: RLConfig) -> RLState:
     """
     config, shape, tokenizer = resolve(config)
     prompts = read_prompts_of(config)
+    free = collectives.gather_over_world(free_memory())
+    limit = None if free[0] is None else min(size or 0 for size in free)
+    config, sizes = collectives.from_main(lambda: choose(config, shape, prompts, tokenizer, limit))
     held_out = HeldOut(config, tokenizer)
     check_wandb(config.wandb)
     # It makes every long prompt into tokens: once for all processes.
     collectives.from_main(lambda: check_lengths(config, prompts, held_out, tokenizer, shape.max_positions))
     directory = open_run(config, {"data.tokenizer": tokenizer.fingerprint})
     stage = open_model(config, shape, directory.first_weights)
-    return _build(config, stage, directory, tokenizer, prompts, held_out)
+    return _build(config, stage, directory, tokenizer, prompts, held_out, sizes)
+
+
+@dataclass(frozen=True)
+class ChosenSizes:
+    """What was chosen beside the configuration's own sizes.
+
+    Attributes:
+        longest: prompt and response of the longest request, as far as it is known (tokens).
+        told: what to say of the sizes that were chosen; "" where none was.
+        keeps_cache: whether the KV cache stays while the policy is trained.
+    """
+
+    longest: int
+    told: str
+    keeps_cache: bool
+
+
+def choose(
+    config: RLConfig, shape: ModelConfig, prompts: PromptSchedule, tokenizer: RingTokenizer, limit: int | None
+) -> tuple[RLConfig, ChosenSizes]:
+    """The configuration with numbers for the sizes that are `auto`: those of the run so far, or else what fits.
+
+    Args:
+        limit: bytes that are free on the GPU of every process; None on CPUs.
+    """
+    config = with_sizes_of(config, recorded_settings(config.run_dir))
+    records = [record for source in prompts.sources for record in source.records]
+    longest = longest_prompt(records, tokenizer, config.data.instruction) + config.sampling.max_new_tokens
+    longest = min(longest, shape.max_positions)
+    world, itemsize = world_size_from_environment(), dtype_of(config).itemsize
+    config, told = choose_sizes(config, shape, world, itemsize, longest, limit)
+    config.check(config.parallel.data(world))  # as `resolve` does with given sizes
+    keeps = limit is not None and cache_can_stay(config, shape, world, itemsize, longest, limit)
+    return config, ChosenSizes(longest, told, keeps)
 
 
 def read_prompts_of(config: RLConfig) -> PromptSchedule:
@@ -62,15 +104,16 @@ def read_prompts_of(config: RLConfig) -> PromptSchedule:
 
 def _build(
     config: RLConfig, stage: Stage, directory: RunDirectory, tokenizer: RingTokenizer, prompts: PromptSchedule,
-    held_out: HeldOut,
+    held_out: HeldOut, sizes: ChosenSizes,
 ) -> RLState:  # fmt: skip
     context, model, phases = stage.context, stage.model, Phases()
     floor = None if config.data.curriculum == "none" else config.data.curriculum_floor
     stream = PromptStream(prompts, config.seed, config.data.drop_after, floor)
     trainer = Trainer(model, context, config.optimizer)
     sampler = Sampler(
-        model, context, config.sampling, tokenizer.eos_id, tokenizer.decode, note_routes=config.correction.routes != "ignore"
-    )
+        model, context, config.sampling, tokenizer.eos_id, tokenizer.decode,
+        note_routes=config.correction.routes != "ignore", keeps_cache=sizes.keeps_cache,
+    )  # fmt: skip
     model.router_losses.replay = config.correction.routes == "replay"
     composed = config.rewards.compositions
     return RLState(
@@ -92,7 +135,8 @@ def _build(
         compositions=None if composed is None else fingerprint(composed),
         domains=prompts.domains | held_out.domains,
         several_domains=len(prompts.domains) > 1,
-        notes=(*prompts.notes, *held_out.notes),
+        notes=(*prompts.notes, *held_out.notes, *([sizes.told] if sizes.told else [])),
+        longest=sizes.longest,
         unreached=prompts.unreached(config.steps),
     )
 
@@ -110,7 +154,7 @@ def check_lengths(
         problem = too_long(records, tokenizer, config.data.instruction, room)
         require(problem is None, f"{flag}: {problem}, and {response} leave room for {max(0, room):,}")
 
-    check("--data.prompts", records, min(config.data.micro_batch_tokens, positions) - sampling,
+    check("--data.prompts", records, min(config.data.capacity, positions) - sampling,
           f"--sampling.max-new-tokens {sampling:,}")  # fmt: skip
     check("--evaluation.prompts", [prompt.record for prompt in held_out.prompts], positions - evaluating,
           f"--evaluation.max-new-tokens {evaluating:,}")  # fmt: skip

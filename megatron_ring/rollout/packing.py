@@ -26,7 +26,7 @@ def pack_step(
     """For each update of the step this rank's micro-batches: the update's trained tokens, packed, the same number on every
     rank. All micro-batches of the step have the same number of tokens, up to --data.micro-batch-tokens: as few as hold what
     is trained. All ranks take part: tokens come from who sampled them."""
-    capacity, plans = config.data.micro_batch_tokens, []
+    capacity, plans = config.data.capacity, []
     for pieces in selection.updates:
         rollouts = [selection.kept[piece.index].rollout for piece in pieces]
         lengths = [len(rollout.prompt_tokens) + piece.end for rollout, piece in zip(rollouts, pieces, strict=True)]

@@ -31,7 +31,7 @@ class PolicyUpdate:
         if place in ("device", "host"):
             self.reference = ReferencePolicy(trainer, config.sampling.temperature, place)
             if objective.kl_place == "reward":
-                self._reward_kl = RewardKL(self.reference, objective.kl_estimator, config.data.micro_batch_tokens, pad_id)
+                self._reward_kl = RewardKL(self.reference, objective.kl_estimator, config.data.capacity, pad_id)
 
     def reward_distances(self, scored: Sequence[ScoredRollout]) -> list[float] | None:
         """KL of each response from the reference (nats), where it is to be taken off the rewards; else None. All ranks take

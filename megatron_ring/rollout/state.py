@@ -58,6 +58,7 @@ class RLState:
         several_domains: whether training prompts have more than one.
         notes: what is to be said of how the files of prompts were read, in lines to print.
         unreached: what of the data no step will draw from, in lines to print.
+        longest: prompt and response of the longest request, as far as it was looked at (tokens).
         steps_before: `--steps` of the run that wrote the checkpoint which this one goes on from.
     """
 
@@ -80,6 +81,7 @@ class RLState:
     several_domains: bool
     notes: Sequence[str] = ()
     unreached: list[str] = field(default_factory=list)
+    longest: int = 1
     steps_before: int | None = None
 
     def budget(self, step: int) -> int | None:

@@ -52,6 +52,19 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def recorded_settings(path: Path) -> dict[str, Any] | None:
+    """The configuration of the run in a directory so far, as its last checkpoint or its config.yaml has it; None without a
+    run, or where neither can be read, which `RunDirectory.open` tells."""
+    try:
+        checkpoint = latest_checkpoint(path / "checkpoints")
+        saved = None if checkpoint is None else read_manifest(checkpoint)["extra"].get("config")
+        if saved is not None:
+            return dict(saved)
+        return read_yaml(path / "config.yaml") if (path / "config.yaml").exists() else None
+    except UserError:
+        return None
+
+
 class Log(Protocol):
     """Another place for metrics."""
 

@@ -112,8 +112,9 @@ def size_for(
     """
     size = sampling.page_size
     longest = sorted((pages_for(len(r.prompt_tokens) + r.max_new_tokens, size) for r in requests), reverse=True)
-    rows, columns = max(1, min(sampling.max_batch, len(requests))), max(longest, default=1)
+    columns = max(longest, default=1)
     most, limit = _most_pages(model, context, sampling, held)
+    rows = sampling.rows(context.device.type, len(requests), most * size, columns * size)
     if most < columns:
         raise UserError(_too_long(most, columns, limit, sampling))
     return CacheSize(min(sum(longest[:rows]) + SPARE_PAGES * rows, most), size, rows, columns)
@@ -130,8 +131,10 @@ def size_for_any(model: RingModel, context: ParallelContext, sampling: SamplingC
     most, limit = _most_pages(model, context, sampling, held)
     if most < 1:
         raise UserError(_too_long(most, 1, limit, sampling))
-    pages = min(sampling.max_batch * (columns + SPARE_PAGES), most)
-    return CacheSize(pages, sampling.page_size, sampling.max_batch, min(columns, pages))
+    device = context.device.type
+    rows = sampling.rows(device, sampling.most_rows(device), most * sampling.page_size, columns * sampling.page_size)
+    pages = min(rows * (columns + SPARE_PAGES), most)
+    return CacheSize(pages, sampling.page_size, rows, min(columns, pages))
 
 
 def check_fits(request: GenerationRequest, size: CacheSize) -> None:

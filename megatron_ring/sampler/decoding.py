@@ -67,9 +67,11 @@ class DecodeLoop:
         return -(-wanted // tensor) * tensor
 
     @torch.no_grad()
-    def run(self, sequences: Sequence[Response], shape: StepShape) -> list[Sampled]:
+    def run(
+        self, sequences: Sequence[Response], shape: StepShape, meanwhile: Callable[[], None] | None = None
+    ) -> list[Sampled]:
         """`shape.turns` (at most HORIZON) tokens for each of the sequences, which no other rank that calls this now has more
-        of than `shape.rows`."""
+        of than `shape.rows`. `meanwhile` is called before the device is waited for."""
         size, count, span, turns, cuts = self.size(shape.rows), len(sequences), SPAN, shape.turns, shape.cuts > 0
         while span < shape.longest:
             span *= 2
@@ -82,6 +84,8 @@ class DecodeLoop:
         self.turn.zero_()
         for _ in range(turns):
             turn()
+        if meanwhile is not None:
+            meanwhile()
         drawn = self.drawn[:turns, :, :count].permute(1, 2, 0).cpu()  # [columns, N, turns]
         parts = [part.long() if column.typecode == "i" else part for column, part in zip(DRAWN, drawn, strict=True)]
         routes = [[] for _ in sequences] if self.routes is None else routes_as_bytes(self.routes[:turns, :count])

@@ -143,6 +143,11 @@ class Engine:
         with self._door:
             self._closing = True
 
+    @property
+    def failure(self) -> Exception | None:
+        """What `fail` was told of first."""
+        return self._failure
+
     def fail(self, error: Exception) -> None:
         """Something failed on this rank between two steps: the next one raises it on every rank."""
         self._failure = self._failure or error
@@ -163,11 +168,12 @@ class Engine:
         return self.scheduler.sequences[number].completion()
 
     @torch.no_grad()
-    def step(self, watched: bool = False) -> StepReport:
+    def step(self, watched: bool = False, meanwhile: Callable[[], None] | None = None) -> StepReport:
         """Take what came, run a forward pass, or some in a row, and say what it brought.
 
         Args:
             watched: each token is wanted at once: no passes in a row.
+            meanwhile: called, perhaps, when the device has got its work and before it is waited for. Raises nothing.
 
         Raises:
             UserError, RuntimeError: on every rank that steps with this one: one of them failed, and why. The engine is of no
@@ -190,12 +196,12 @@ class Engine:
         if was_training:
             model.eval()
         try:
-            return self._step(1 if agreed.watched else self._horizon(agreed.tokens))
+            return self._step(1 if agreed.watched else self._horizon(agreed.tokens), meanwhile)
         finally:
             if was_training:
                 model.train()
 
-    def _step(self, horizon: int) -> StepReport:
+    def _step(self, horizon: int, meanwhile: Callable[[], None] | None) -> StepReport:
         scheduler, runner = self.scheduler, self.runner
         if runner.cache is None:  # it was given back meanwhile
             scheduler.restart()
@@ -205,7 +211,7 @@ class Engine:
         if not busy and not self._edge.shares_experts:
             return StepReport()
         shape = self._edge.share_shape(step) if runner.in_rows else StepShape.of(step)
-        sampled, prompt_scores = runner.run(step, shape)
+        sampled, prompt_scores = runner.run(step, shape, meanwhile)
         before = [len(sequence.tokens) for sequence in step.decoding]
         try:
             _check_finite(step, sampled)
@@ -221,7 +227,8 @@ class Engine:
     def _horizon(self, tokens: int) -> int:
         """Tokens in a row. Near the end of a budget one at a time: it is not overshot by more than a forward pass. What is
         not counted is not lost: no need for that near the end of a budget of other tokens."""
-        most = self.runner.horizon * self.sampling.max_batch * self.context.data_size
+        rows = self.sampling.most_rows(self.context.device.type)
+        most = self.runner.horizon * rows * self.context.data_size
         near = self.budget is not None and self.budget.counted is None and tokens + most > self.budget.limit
         return 1 if near else self.runner.horizon
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from megatron_ring.config.sampling import SamplingConfig
-from megatron_ring.errors import UserError
+from megatron_ring.errors import MemoryRanOutError, UserError
 from megatron_ring.model.ring_model import RingModel, hidden_of_last_stage
 from megatron_ring.model.routes import NotedRoutes, new_routes, routes_as_bytes
 from megatron_ring.parallel import collectives
@@ -55,13 +57,17 @@ class ModelRunner:
     def cache_bytes(self) -> int:
         return 0 if self.cache is None else self.cache.bytes
 
+    def serves(self, size: CacheSize) -> bool:
+        """Whether there is a cache of this size, or a larger one."""
+        return self.cache is not None and self.cache.serves(size)
+
     def open(self, size: CacheSize) -> None:
         """See to a cache that is as large as `size` at least.
 
         Raises:
             UserError: there is no memory for it.
         """
-        if self.cache is not None and self.cache.serves(size):
+        if self.serves(size):
             return
         self.release()  # before taking more
         try:
@@ -85,7 +91,9 @@ class ModelRunner:
         """Forget the captured graphs."""
         self._loop = None
 
-    def run(self, step: Step, shape: StepShape) -> tuple[list[Sampled], PromptScores]:
+    def run(
+        self, step: Step, shape: StepShape, meanwhile: Callable[[], None] | None = None
+    ) -> tuple[list[Sampled], PromptScores]:
         """`forward`. Others may wait inside the same forward pass and cannot be told of a failure: this process ends, and
         its launcher ends theirs.
 
@@ -93,9 +101,9 @@ class ModelRunner:
             UserError, RuntimeError: naming this rank.
         """
         try:
-            return self.forward(step, shape)
+            return self.forward(step, shape, meanwhile)
         except torch.OutOfMemoryError as error:
-            raise UserError(
+            raise MemoryRanOutError(
                 f"rank {self.context.rank}: sampling ran out of memory: lower --sampling.kv-fraction, "
                 f"--sampling.prefill-tokens or --sampling.max-batch"
             ) from error
@@ -103,12 +111,15 @@ class ModelRunner:
             raise RuntimeError(f"rank {self.context.rank}: {type(error).__name__}: {error}") from error
 
     @torch.no_grad()
-    def forward(self, step: Step, shape: StepShape) -> tuple[list[Sampled], PromptScores]:
+    def forward(
+        self, step: Step, shape: StepShape, meanwhile: Callable[[], None] | None = None
+    ) -> tuple[list[Sampled], PromptScores]:
         """Run a step through all pipeline stages; as many tokens as `shape.turns` for each sequence that decodes. Scores of
         prompts come beside them. Where tokens are scored no graph is used: it keeps no logits.
 
         Args:
             shape: of the step of all ranks that share experts.
+            meanwhile: called while the device decodes, where the host would wait for it.
         """
         assert self.cache is not None
         self.cache.prepare(step)
@@ -117,9 +128,9 @@ class ModelRunner:
         sampled = []
         if shape.rows:
             if self._loop is None:
-                most = self.sampling.max_batch
+                most = self.sampling.most_rows(self.context.device.type)  # of any rank, which all may have to compute
                 self._loop = DecodeLoop(self.model, self.cache, most, self.graphs, self.note_routes)
-            sampled = self._loop.run(step.decoding, shape)
+            sampled = self._loop.run(step.decoding, shape, meanwhile)
         if shape.fills:
             self._forward_eagerly([], step.chunks)
         return sampled, {}

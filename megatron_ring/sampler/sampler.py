@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
 
+from megatron_ring.config.declarations import CACHE_SLACK
 from megatron_ring.config.sampling import SamplingConfig
 from megatron_ring.errors import RequestError, UserError
 from megatron_ring.model.ring_model import RingModel
@@ -15,7 +17,8 @@ from megatron_ring.parallel.context import ParallelContext
 from megatron_ring.sampler.cache import CacheSize, size_for, size_for_any
 from megatron_ring.sampler.completion import Completion
 from megatron_ring.sampler.edge import StepEdge
-from megatron_ring.sampler.engine import Engine, TokenBudget
+from megatron_ring.sampler.engine import Engine, StepReport, TokenBudget
+from megatron_ring.sampler.pages import pages_for
 from megatron_ring.sampler.requests import GenerationRequest
 from megatron_ring.sampler.runner import ModelRunner
 from megatron_ring.sampler.stopping import Decode, StopConditions
@@ -29,15 +32,17 @@ class Sampler:
         sampling: of requests that do not bring settings of their own.
         decode: text of token ids; needed for stop strings only.
         note_routes: note the experts of each token for `Completion.routes`.
+        keeps_cache: keep the memory of the KV cache, and the CUDA graphs that name it, where nothing is sampled for a while.
     """
 
     def __init__(
         self, model: RingModel, context: ParallelContext, sampling: SamplingConfig, eos_id: int,
-        decode: Decode | None = None, note_routes: bool = False,
+        decode: Decode | None = None, note_routes: bool = False, keeps_cache: bool = False,
     ) -> None:  # fmt: skip
         self.model, self.context, self.sampling, self.eos_id, self.decode = model, context, sampling, eos_id, decode
         StopConditions(sampling, eos_id, decode)  # refuses what needs a tokenizer before anything is sampled
         self.runner = ModelRunner(model, context, sampling, note_routes)
+        self.keeps_cache = keeps_cache
         self._engine: weakref.ref[Engine] | None = None
 
     @property
@@ -59,9 +64,17 @@ class Sampler:
         computes anew what was in it."""
         self.runner.release()
 
+    def rest(self) -> None:
+        """Nothing is sampled for a while: `release`, unless the memory is to be kept."""
+        if not self.keeps_cache:
+            self.release()
+
     def weights_changed(self) -> None:
-        """The weights have moved: cached keys and values are of another model. Frees them."""
-        self.release()
+        """The weights have moved: cached keys and values are of another model, and no later call uses them."""
+        open_one = None if self._engine is None else self._engine()
+        if open_one is not None and not open_one.closed:
+            self.release()  # what it has begun is computed anew
+        self.rest()
 
     def engine(self, *, version: int = 0) -> Engine:
         """An engine for requests that are not known yet, over as large a cache as there may be. All ranks of the run call it
@@ -112,29 +125,23 @@ class Sampler:
         engine = self._open(edge, size, version, budget)
         engine.admit(list(requests))
         engine.close()
-        completions: dict[int, Completion] = {}
+        told = _Told(engine, on_progress, on_finished, on_token)
         was_training = self.model.training
         self.model.eval()
         try:
-            while not (report := engine.step(watched=on_token is not None)).closed:
-                completions |= report.finished
-                try:
-                    if on_token is not None:
-                        for place, sampled in report.tokens.items():
-                            for token in sampled.tokens:
-                                on_token(place, token)
-                    if on_finished is not None:
-                        for place, completion in report.finished.items():
-                            on_finished(place, completion)
-                    if on_progress is not None:
-                        on_progress(len(completions))
-                except Exception as error:
-                    engine.fail(error)
+            # What a step brought is told while the device is at the next one, unless that depends on who was told.
+            later = None if budget is not None else told.tell
+            while not (report := engine.step(on_token is not None, later)).closed:
+                told.tell()
+                told.take(report)
+                if budget is not None or on_token is not None:
+                    told.tell()
+            told.tell()
         finally:
             self.model.train(was_training)
             engine.closed = True
-        edge.settle(None)
-        return [completions.get(place) or engine.partial(place) for place in range(len(requests))]
+        edge.settle(engine.failure)
+        return [told.completions.get(place) or engine.partial(place) for place in range(len(requests))]
 
     def _problem_with(self, requests: Sequence[GenerationRequest]) -> UserError | None:
         try:
@@ -154,6 +161,8 @@ class Sampler:
         engine, problem = None, None
         try:
             cache = size(self.runner.cache_bytes)
+            if self.keeps_cache and not self.runner.serves(cache):
+                cache = _roomier(cache, pages_for(self.model.ring_config.max_positions, cache.page_size))
             engine = Engine(self.runner, cache, self.eos_id, self.decode, edge, version=version, budget=budget)
         except UserError as error:
             problem = RequestError(str(error))
@@ -163,3 +172,42 @@ class Sampler:
             self.runner.drop_loop()  # ranks that share experts capture graphs together, or not at all
         self._engine = weakref.ref(engine)
         return engine
+
+
+class _Told:
+    """Who is told of what steps brought. What they raise the engine is told, which fails on every rank."""
+
+    def __init__(
+        self, engine: Engine, on_progress: Callable[[int], None] | None,
+        on_finished: Callable[[int, Completion], None] | None, on_token: Callable[[int, int], None] | None,
+    ) -> None:  # fmt: skip
+        self.completions: dict[int, Completion] = {}
+        self._engine, self._progress, self._finished, self._token = engine, on_progress, on_finished, on_token
+        self._report: StepReport | None = None
+
+    def take(self, report: StepReport) -> None:
+        self.completions |= report.finished
+        self._report = report
+
+    def tell(self) -> None:
+        """Of the report taken last, once."""
+        report, self._report = self._report, None
+        if report is None:
+            return
+        try:
+            if self._token is not None:
+                for place, sampled in report.tokens.items():
+                    for token in sampled.tokens:
+                        self._token(place, token)
+            if self._finished is not None:
+                for place, completion in report.finished.items():
+                    self._finished(place, completion)
+            if self._progress is not None:
+                self._progress(len(self.completions))
+        except Exception as error:
+            self._engine.fail(error)
+
+
+def _roomier(size: CacheSize, columns: int) -> CacheSize:
+    """A cache that serves calls of somewhat more tokens, and of any lengths, too."""
+    return replace(size, pages=int(size.pages * CACHE_SLACK), columns=columns)

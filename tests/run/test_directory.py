@@ -61,7 +61,7 @@ FLAGS = {
     "rl": "--init-from sft/checkpoints/step_4332 --data.prompts data/rl_prompts.jsonl --data.micro-batch-tokens 2048 "
           "--steps 90 --prompts-per-step 24 --sampling.max-new-tokens 80 --objective.kl-beta 0.05 --optimizer.lr 2e-4 "
           "--optimizer.schedule cosine --optimizer.beta2 0.99 --budget.tokens 6144 --budget.scope global "
-          "--rewards.workers 1",
+          "--rewards.workers 1 --sampling.max-batch 256",
 }  # fmt: skip
 
 
