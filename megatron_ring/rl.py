@@ -66,6 +66,8 @@ def train(config: RLConfig) -> None:
         while step < config.steps:
             with first_step(run, asked, step):
                 outcome = reinforce(run, scorer, step)
+            if step == start:
+                saver.reserve(run.stage.model, run.trainer.optimizer)
             if outcome.alarms:
                 saver.wait()  # all ranks see the same last checkpoint
             last = latest_of(directory) if outcome.alarms else None

@@ -89,6 +89,8 @@ def train(config: SFTConfig, stage: Stage, run: RunDirectory, data: SFTDataset, 
             alarms, stops = guard.judge(metrics), stop.agreed()
             checkpoint = latest_of(run) if alarms else None
             verdict = watch.judge(alarms, checkpoint, guard.can_go_on)
+            if step == start + 1:
+                saver.reserve(stage.model, trainer.optimizer)
             regular = ends_epoch or step == last or (config.save_every and step % config.save_every == 0)
             saves = verdict == "go on" and (regular or stops)
             if saves:

@@ -57,6 +57,6 @@ reinforce() {
   shift 5
   train_policy rank --run-dir "$OUT/$name$SUFFIX" --init-from "$start" --seed "$SEED" --data.prompts "$prompts" \
     --data.tokenizer "$TOKENIZER" --steps "$steps" --prompts-per-step "$PROMPTS_PER_STEP" "${RL[@]}" \
-    --sampling.max-new-tokens "$((total - PROMPT_TOKENS))" \
+    --data.micro-batch-tokens "$total" --sampling.max-new-tokens "$((total - PROMPT_TOKENS))" \
     "${LAYOUT[@]}" --recompute "$RECOMPUTE" --reference.place "$REFERENCE" "$@"
 }

@@ -159,6 +159,12 @@ class CheckpointSaver:
             self.wait()
         return target
 
+    def reserve(self, model: RingModel, optimizer: Any) -> None:
+        """Begin to get the host memory that saves will take (on CUDA), so that the first one does not wait for it. Call it
+        when model and optimizer have all that they will have on the device."""
+        if self.background:
+            self._staging.reserve(_pieces(model, optimizer))
+
     @property
     def busy(self) -> bool:
         """Whether this process is still writing."""

@@ -34,6 +34,7 @@ from megatron_ring.checkpoint.pieces import Piece
 from megatron_ring.checkpoint.tensor_rules import Box, Shape
 from megatron_ring.parallel import collectives
 from megatron_ring.parallel.device import synchronize
+from megatron_ring.parallel.locked_room import LockedRoom
 
 
 class _SummingFileSystem(FileSystem):
@@ -146,6 +147,7 @@ class Staging:
 
     def __init__(self) -> None:
         self._buffers: dict[MetadataIndex, torch.Tensor] = {}
+        self._room: LockedRoom | None = None
         self._agreed: dict[bool, tuple[SavePlan, Metadata | None]] = {}
 
     def stage(self, pieces: list[Piece], folder: Path, with_optimizer: bool) -> Staged:
@@ -156,14 +158,24 @@ class Staging:
         if with_optimizer not in self._agreed:
             self._agreed[with_optimizer] = _agree(writer, mine)
         plan, metadata = self._agreed[with_optimizer]
+        if self._room is not None:
+            self._room.wait()
         contents = {item.index: self._copy(item.index, piece.data) for item, piece in zip(plan.items, mine, strict=True)}
         synchronize()
         return Staged(writer, plan, contents, metadata)
 
+    def reserve(self, pieces: list[Piece]) -> None:
+        """Begin to get the host memory that `pieces` of a CUDA device will take; the first `stage` waits for the rest."""
+        sizes = [piece.data.nbytes for piece in pieces if piece.saved_here and piece.data.is_cuda]
+        if self._room is None and not self._buffers and sizes:
+            self._room = LockedRoom(sizes)
+
     def _copy(self, index: MetadataIndex, tensor: torch.Tensor) -> torch.Tensor:
         held = self._buffers.get(index)
         if held is None:
-            held = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+            held = None if self._room is None else self._room.take(tensor)
+            if held is None:
+                held = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
             self._buffers[index] = held
         return held.copy_(tensor, non_blocking=True)
 

@@ -50,16 +50,16 @@ def sampling_line(sampling: SamplingConfig) -> Line:
     return ("sampling", f"temperature {sampling.temperature:g}, {cut}, up to {sampling.max_new_tokens:,} new tokens")
 
 
-def rl_lines(config: RLConfig, data: int, world: int, prompts: int | None) -> list[Line]:
+def rl_lines(config: RLConfig, data: int, world: int, prompts: int | None, positions: int) -> list[Line]:
     """A step of reinforcement on `data` data-parallel ranks; `prompts` of the file, where it is there. `config` is
-    resolved."""
+    resolved. `positions`: of the model."""
     asked, samples = config.prompts_per_step, config.samples_per_prompt
     responses = asked * samples
     share = f"{math.ceil(asked / data)} prompts = {math.ceil(asked / data) * samples} responses on each rank"
-    capacity = config.data.capacity
+    room = min(config.data.capacity, positions)
     lines = [
         ("prompts", f"L = {asked:,} a round x K = {samples} samples = {responses:,} responses; {share}"),
-        ("lengths", f"prompt and response within {capacity:,} tokens, responses up to {config.sampling.max_new_tokens:,}"),
+        ("lengths", f"prompt and response within {room:,} tokens, responses up to {config.sampling.max_new_tokens:,}"),
         sampling_line(config.sampling),
         *_budget_lines(config, data, world, responses),
         ("objective", _objective(config)),

@@ -45,15 +45,17 @@ def plan_rl(config: RLConfig) -> None:
     longest = prompt + config.sampling.max_new_tokens
     checks.positions(shape, prompt, config.sampling.max_new_tokens)
     limit = int(config.plan.memory * 1e9)
-    if prompt == 1:
-        longest = min(longest + UNKNOWN_PROMPT, shape.max_positions)
-    config, sizes = choose_sizes(config, shape, world, 4 if config.precision == "fp32" else 2, longest, limit)
+    allowed = longest if prompt > 1 else min(longest + UNKNOWN_PROMPT, shape.max_positions)
+    config, sizes = choose_sizes(config, shape, world, 4 if config.precision == "fp32" else 2, allowed, limit)
     capacity = config.data.capacity
     said = f"a prompt of {prompt:,} and --sampling.max-new-tokens {config.sampling.max_new_tokens:,}"
     require(longest <= capacity, f"{said} exceed --data.micro-batch-tokens {capacity:,}: lower the one or raise the other")
-    work = rl_work(config, data, longest)
+    work = rl_work(config, data, min(allowed, capacity))
     epoch = len(prompts) if prompts and config.data.prompts.suffix not in STAGE_FILES else None
-    lines = [*arithmetic.rl_lines(config, data, world, epoch), arithmetic.rollouts_line(config, shape, data)]
+    lines = [
+        *arithmetic.rl_lines(config, data, world, epoch, shape.max_positions),
+        arithmetic.rollouts_line(config, shape, data),
+    ]
     lines += [("sizes", sizes)] if sizes else []
     _report("rl", config, shape, world, lines, work, checks)
 

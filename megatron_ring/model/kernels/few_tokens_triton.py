@@ -1,6 +1,8 @@
 """Routed experts for the few tokens of a decoding step, where time is what it takes to read the weights.
 
-Each program streams one tile of one expert's weights past all rows of that expert; experts without rows are not read.
+Each program streams one tile of one expert's weights past rows of that expert; experts without rows are not read. Where an
+expert has more rows than a program holds, programs beside each other take the same tile past other rows at the same time: it
+comes from memory once.
 Rows are found through an index, so nothing is gathered first, and SwiGLU with the router's weight is applied to sums that
 are still in registers. No host synchronisation, no shape that depends on the routing: a CUDA graph can hold it.
 
@@ -19,6 +21,7 @@ import triton.language as tl
 from megatron_ring.config.checks import require
 
 MOST_SLOTS = 1 << 17  # that one program sorts
+MOST_ROWS = 64  # of an expert, that a program has in registers
 MOST_TOKENS = 1024  # beyond, products over gathered rows are faster
 
 
@@ -33,6 +36,8 @@ class Tile(NamedTuple):
 
 # With 64 rows of tokens these take 96 kB of shared memory, so that two programs share a Hopper multiprocessor.
 GATE_UP, DOWN = Tile(64, 64, 4, 4), Tile(128, 64, 4, 4)
+NARROW_DOWN = Tile(64, 64, 4, 4)  # where there would be too few of these for a device of this many multiprocessors:
+MULTIPROCESSORS = 132
 
 
 @triton.jit
@@ -55,14 +60,14 @@ def _few_gate_up(  # type: ignore[no-untyped-def]
     x_ptr, order_ptr, ends_ptr, weights_ptr, w_ptr, out_ptr, hidden, width,
     K: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    expert = tl.program_id(1)
+    expert = tl.program_id(2)
     end = tl.load(ends_ptr + expert)
-    start = tl.load(ends_ptr + expert - 1, mask=expert > 0, other=0)
-    f = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    start = tl.load(ends_ptr + expert - 1, mask=expert > 0, other=0) + tl.program_id(0) * ROWS
+    f = tl.program_id(1) * TILE + tl.arange(0, TILE)
     column = tl.arange(0, DEPTH)
     gate_at = w_ptr + (expert.to(tl.int64) * (2 * width) + f[:, None]) * hidden + column[None, :]
     up_at = gate_at + width.to(tl.int64) * hidden
-    for first in range(start, end, ROWS):
+    for first in range(start, end, ROWS * tl.num_programs(0)):
         row = first + tl.arange(0, ROWS)
         real = row < end
         slot = tl.load(order_ptr + row, mask=real, other=0)
@@ -90,13 +95,13 @@ def _few_gate_up(  # type: ignore[no-untyped-def]
 def _few_down(  # type: ignore[no-untyped-def]
     x_ptr, ends_ptr, w_ptr, out_ptr, hidden, width, ROWS: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr
 ):
-    expert = tl.program_id(1)
+    expert = tl.program_id(2)
     end = tl.load(ends_ptr + expert)
-    start = tl.load(ends_ptr + expert - 1, mask=expert > 0, other=0)
-    h = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    start = tl.load(ends_ptr + expert - 1, mask=expert > 0, other=0) + tl.program_id(0) * ROWS
+    h = tl.program_id(1) * TILE + tl.arange(0, TILE)
     column = tl.arange(0, DEPTH)
     w_at = w_ptr + (expert.to(tl.int64) * hidden + h[:, None]) * width + column[None, :]
-    for first in range(start, end, ROWS):
+    for first in range(start, end, ROWS * tl.num_programs(0)):
         row = first + tl.arange(0, ROWS)
         real = row < end
         x_at = x_ptr + row.to(tl.int64)[None, :] * width + column[:, None]
@@ -130,7 +135,7 @@ def sort_slots(experts_tk: torch.Tensor, num_experts: int) -> tuple[torch.Tensor
 
 def sorted_outputs(
     x_th: torch.Tensor, weights_tk: torch.Tensor, experts_tk: torch.Tensor, gate_up_e: torch.Tensor, down_e: torch.Tensor,
-    tiles: tuple[Tile, Tile] = (GATE_UP, DOWN), share: float = 1.0,
+    tiles: tuple[Tile, Tile] | None = None, share: float = 1.0, most_rows: int = MOST_ROWS,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """weight * expert(x) of each token-slot, sorted by expert, [N, hidden]; and int32 [T, k], where each slot's row is.
 
@@ -139,19 +144,24 @@ def sorted_outputs(
         weights_tk: fp32 [T, k], contiguous; experts_tk: int64 [T, k], contiguous; those outside 0..E-1 are not computed.
         gate_up_e: [E, 2f, hidden], down_e: [E, hidden, f], contiguous.
         share: of the slots that are computed, about; for speed alone.
+        most_rows: that a program holds; a power of 2, 16 or more.
     """
     tokens, k = experts_tk.shape
     num_experts, hidden, width = down_e.shape
     order, back, ends = sort_slots(experts_tk, num_experts)
     act_nf, y_nh = x_th.new_empty(tokens * k, width), x_th.new_empty(tokens * k, hidden)
-    # Rows in registers: half as many again as an expert has in the mean; an expert with more takes several rounds.
-    rows = max(16, min(64, triton.next_power_of_2(math.ceil(1.5 * share * tokens * k / num_experts))))
+    # Room for half as many rows again as an expert has in the mean; one with more takes several rounds.
+    room = math.ceil(1.5 * share * tokens * k / num_experts)
+    rows = max(16, min(most_rows, triton.next_power_of_2(room)))
+    beside = triton.cdiv(room, rows)
+    if tiles is None:
+        tiles = (GATE_UP, DOWN if triton.cdiv(hidden, DOWN.rows) * num_experts >= MULTIPROCESSORS else NARROW_DOWN)
     up, down = tiles
-    _few_gate_up[(triton.cdiv(width, up.rows), num_experts)](
+    _few_gate_up[(beside, triton.cdiv(width, up.rows), num_experts)](
         x_th, order, ends, weights_tk, gate_up_e, act_nf, hidden, width, K=k, ROWS=rows, TILE=up.rows, DEPTH=up.columns,
         num_stages=up.stages, num_warps=up.warps,
     )  # fmt: skip
-    _few_down[(triton.cdiv(hidden, down.rows), num_experts)](
+    _few_down[(beside, triton.cdiv(hidden, down.rows), num_experts)](
         act_nf, ends, down_e, y_nh, hidden, width, ROWS=rows, TILE=down.rows, DEPTH=down.columns,
         num_stages=down.stages, num_warps=down.warps,
     )  # fmt: skip
