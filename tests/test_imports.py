@@ -45,7 +45,7 @@ LEVELS = {
     "parallel": 1,
     "model": 2,
     "checkpoint": 3,
-    **dict.fromkeys(("training", "sampler", "rewards", "data", "toy", "analysis", "planning"), 4),
+    **dict.fromkeys(("training", "sampler", "rewards", "data", "corpus", "toy", "analysis", "planning"), 4),
     **dict.fromkeys(("run", "rollout", "reward_models", "benchmarks", "curation"), 5),
 }
 MAIN_LEVEL = 6

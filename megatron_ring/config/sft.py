@@ -73,6 +73,7 @@ class SFTConfig(TrainingConfig, DryRun):
             self.alarms.action != "rollback",
             "--alarms.action rollback: SFT would meet the same conversations again, choose stop or warn",
         )
+        require(self.alarms.action != "skip", "--alarms.action skip: for pretraining only, choose stop or warn")
         require(self.alarms.reward_drop is None, "--alarms.reward-drop: SFT has no rewards")
 
     @property
