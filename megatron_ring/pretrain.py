@@ -1,6 +1,6 @@
 """Pretraining and continued pretraining: blends of tokenized corpora, loss on every token.
 
-    torchrun --nproc-per-node 8 -m megatron_ring.pretrain --run-dir runs/base --preset ring-lite --data.train web:0.7 code:0.3 …
+    torchrun --nproc-per-node 8 -m megatron_ring.pretrain --run-dir runs/base --preset ring-lite --data.train web:7 code:3 …
 
 The same command continues a run that was stopped. Exit status: 0 when the run is done, 2 for a mistake, 3 when an alarm
 stopped it, 75 when a signal did (torchrun turns each into 1 of its own).
@@ -30,7 +30,7 @@ def main(config: PretrainConfig) -> None:
 
         return plan_pretrain(config)
     prepare()
-    from megatron_ring.corpus.opening import open_corpora
+    from megatron_ring.corpus.mixing import open_corpora
     from megatron_ring.parallel import collectives
     from megatron_ring.run.pretraining import open_state
     from megatron_ring.run.stage import open_model, open_run, resolve

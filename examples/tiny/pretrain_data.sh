@@ -6,5 +6,5 @@ SFT=()
 plain "$PYTHON" "$ROOT/tools/make_text_data.py" --out "$DATA" ${SFT[@]+"${SFT[@]}"}
 for name in manual sources; do
   plain "$PYTHON" "$ROOT/tools/prepare_corpus.py" --input "$DATA/$name.jsonl" --field text --tokenizer "$TOKENIZER" \
-    --output "$DATA/$name" --workers 2
+    --out "$DATA/$name" --workers 2
 done

@@ -71,7 +71,7 @@ class RouterLosses:
             self.loads[layer] = self.loads[layer] + tokens_e if layer in self.loads else tokens_e
 
     def local_loads(self, layers: range, experts: int, device: torch.device) -> torch.Tensor:
-        """fp64 [layers, experts]: what `count` added up on this rank, for the 0-based `layers`; zeros for those of others."""
+        """fp64 [layers, experts]: what `count` added up on this rank, of the 0-based `layers`; zeros for others'."""
         found = torch.zeros(len(layers), experts, dtype=torch.float64, device=device)
         for layer, tokens_e in self.loads.items():
             found[layer - 1 - layers.start] = tokens_e

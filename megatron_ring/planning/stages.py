@@ -99,7 +99,7 @@ def plan_pretrain(config: PretrainConfig) -> None:
     missing = checks.corpora(corpus)
     if tokenizer is not None and not missing:
         from megatron_ring.corpus.blends import Place
-        from megatron_ring.corpus.opening import open_corpora, steps_left
+        from megatron_ring.corpus.mixing import open_corpora, steps_left
 
         corpora = open_corpora(corpus, tokenizer.vocab_size)
         blend = corpora.blend(corpus.sequence_length, one_epoch=steps is None)

@@ -14,7 +14,7 @@ from megatron_ring.checkpoint.saving import CheckpointSaver
 from megatron_ring.config.checks import require
 from megatron_ring.config.pretrain import CorpusConfig, PretrainConfig
 from megatron_ring.corpus.blends import Place
-from megatron_ring.corpus.opening import TESTED, VALIDATED, Corpora, steps_left
+from megatron_ring.corpus.mixing import TESTED, VALIDATED, Corpora, steps_left
 from megatron_ring.corpus.stream import CorpusStream, HeldOut, held_out
 from megatron_ring.data.tokenizer import RingTokenizer
 from megatron_ring.errors import UserError

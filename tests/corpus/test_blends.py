@@ -11,7 +11,7 @@ import pytest
 
 from megatron_ring.config.pretrain import CorpusConfig, RampConfig
 from megatron_ring.corpus.blends import Blend, Place, Share, read_blend
-from megatron_ring.corpus.opening import steps_left
+from megatron_ring.corpus.mixing import steps_left
 from megatron_ring.errors import UserError
 
 WEIGHTS = (0.3, 5.0, 1.7, 0.01)

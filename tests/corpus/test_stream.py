@@ -14,7 +14,7 @@ import torch
 
 from megatron_ring.config.pretrain import CorpusConfig
 from megatron_ring.corpus.blends import Place
-from megatron_ring.corpus.opening import open_corpora
+from megatron_ring.corpus.mixing import open_corpora
 from megatron_ring.corpus.stream import CorpusStream
 from megatron_ring.data.packing import MicroBatch
 from megatron_ring.errors import UserError

@@ -23,7 +23,7 @@ TOKENIZER: Any = SimpleNamespace(vocab_size=RING_TINY.vocab_size, pad_id=0)
 def opened(parallel: ParallelConfig, folder: Path, reset: bool) -> tuple[Any, Any]:
     """A trainer and the stream of two corpora."""
     from megatron_ring.checkpoint.weights import initialize_weights
-    from megatron_ring.corpus.opening import open_corpora
+    from megatron_ring.corpus.mixing import open_corpora
     from megatron_ring.corpus.stream import CorpusStream
     from megatron_ring.model.ring_model import build_model
     from megatron_ring.parallel import context

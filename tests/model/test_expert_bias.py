@@ -149,6 +149,7 @@ def given_biases(folder: str) -> Any:
     model = build_model(RING_TINY, here)
     initialize_weights(model, seed=2)
     save_checkpoint(Path(folder), 1, model, None, here, {})
+    context.shutdown()
     options = TrainedModelOptions(router=RouterLossConfig(bias_rate=RATE))
     stage = open_model(options, options.extended(RING_TINY), Path(folder) / "step_1")
     for ours, theirs in zip(stage.model.parameters(), model.parameters(), strict=True):

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megatron_ring.corpus.sources import open_source
+from megatron_ring.corpus.indexed import open_source
 from megatron_ring.errors import UserError
 from tests.corpus.writing import random_documents, write_corpus
 

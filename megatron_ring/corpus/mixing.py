@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from megatron_ring.config.checks import require
 from megatron_ring.config.pretrain import CorpusConfig
 from megatron_ring.corpus.blends import Blend, Entry, Place, Share, read_blend
-from megatron_ring.corpus.sources import Source, open_source
+from megatron_ring.corpus.indexed import Source, open_source
 from megatron_ring.errors import UserError
 
 TRAINED, VALIDATED, TESTED = 0, 1, 2

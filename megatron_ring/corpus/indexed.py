@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ def _open(prefix: Path, index: Path, data: Path, split: tuple[float, float, floa
     total, bounds = sum(split), [0]
     for number in range(1, 4):
         bounds.append(round(sum(split[:number]) / total * documents))  # as megatron-core does
-    parts = [int(lengths[a:b].sum(dtype=np.int64)) for a, b in zip(bounds, bounds[1:], strict=False)]
+    parts = [int(lengths[a:b].sum(dtype=np.int64)) for a, b in pairwise(bounds)]
     key = _fingerprint(index, data)
     return Source(prefix, documents, tokens, tuple(bounds), tuple(parts), key)  # type: ignore[arg-type]
 
