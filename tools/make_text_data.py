@@ -45,8 +45,8 @@ def main() -> None:
         lines = [json.dumps({"text": text, "source": source}) + "\n" for source, text in texts.items()]
         write_atomically(flags.out / f"{name}.jsonl", "".join(lines).encode())
     conversations = [message.content for path in flags.sft for record in read_sft(path) for message in record.messages]
-    texts = [*_some([*manual.values(), *sources.values()]), *conversations]
-    size = train_bpe(texts, flags.vocab_size, flags.out / "tokenizer")
+    learnt = [*_some([*manual.values(), *sources.values()]), *conversations]
+    size = train_bpe(learnt, flags.vocab_size, flags.out / "tokenizer")
     counted = f"{len(manual)} documents of the manual, {len(sources)} of the sources"
     print(f"{flags.out}: {counted}; tokenizer of {size} tokens")
 

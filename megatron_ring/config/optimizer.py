@@ -78,7 +78,8 @@ class OptimizerConfig:
             return self.lr * (step + 1) / warmup
         if self.schedule == "constant":
             return self.lr
-        first, shape = warmup, self.schedule
+        first = warmup
+        shape: str = self.schedule
         if self.schedule == "wsd":
             first, shape = max(warmup, total_steps - self.decay(total_steps)), self.decay_shape
             if step < first:

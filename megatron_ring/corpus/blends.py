@@ -176,7 +176,8 @@ class Blend:
         Returns:
             the place behind them; for each the number of its corpus and its number in that corpus, from 0 over all epochs.
         """
-        read, found = dict(place.read), []
+        read = dict(place.read)
+        found: list[tuple[int, int]] = []
         shares, since, drawn = place.shares, place.since, dict(place.drawn)
         active = self._active(read)
         while len(found) < count and active:

@@ -107,6 +107,7 @@ class RingRouter(torch.nn.Module):
     Buffers: `expert_bias`, fp32 [E] where the model has biases, else None.
     """
 
+    expert_bias: torch.Tensor | None
     optional_buffers = ("expert_bias",)  # a checkpoint from before the model had biases: they begin at 0
 
     def __init__(self, config: Any, losses: RouterLosses) -> None:

@@ -50,13 +50,13 @@ def open_state(
     context, data, cache = stage.context, config.data, directory.path / "data_index"
     blend = corpora.blend(data.sequence_length, one_epoch=config.steps is None)
     stream = CorpusStream(corpora, data, blend, tokenizer, config.seed, cache, context.data_rank, context.data_size)
-    measured = [
+    validated, tested = (
         held_out(corpora, data, part, tokenizer, config.seed, config.validation_samples, cache)
         for part in (VALIDATED, TESTED)
-    ]
+    )
     stage.model.router_losses.counts_loads = True
     trainer, watch = Trainer(stage.model, context, config.optimizer), Watch(config.alarms, speaks=context.is_main)
-    return PretrainState(config, stage, directory, tokenizer, trainer, watch, stream, *measured)
+    return PretrainState(config, stage, directory, tokenizer, trainer, watch, stream, validated, tested)
 
 
 def save(run: PretrainState, saver: CheckpointSaver, step: int) -> None:

@@ -76,7 +76,7 @@ def test_a_decay_begins_at_any_checkpoint() -> None:
 
 def test_a_tenth_decays_where_nothing_else_is_said() -> None:
     assert OptimizerConfig(schedule="wsd").decay(1000) == 100
-    with pytest.raises(UserError, match="belongs to --optimizer.schedule wsd, which is cosine"):
+    with pytest.raises(UserError, match=r"belongs to --optimizer\.schedule wsd, which is cosine"):
         OptimizerConfig(decay_steps=5)
-    with pytest.raises(UserError, match="--optimizer.warmup-steps is -1"):
+    with pytest.raises(UserError, match=r"--optimizer\.warmup-steps is -1"):
         OptimizerConfig(warmup_steps=-1)
