@@ -2,7 +2,6 @@
 # Pretraining from random weights, or from INIT, on corpora of your own -> $OUT/pretrain. Not run on a GPU yet.
 #   CORPORA="corpora/web:0.7 corpora/code:0.3" TOKENIZER=Ling-lite-1.5 examples/slice/pretrain.sh
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
-if [ -n "$INIT" ]; then START=(--init-from "$INIT"); else START=(--preset "$PRESET"); fi
 read -r -a TRAIN <<< "${CORPORA:-$DATA/corpus}"
 launch megatron_ring.pretrain --run-dir "$OUT/pretrain" "${START[@]}" --seed "$SEED" --data.train "${TRAIN[@]}" \
   --data.tokenizer "$TOKENIZER" --data.sequence-length 8192 --data.global-batch 8 --steps "${STEPS_PRETRAIN:-1000}" \

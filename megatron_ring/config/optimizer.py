@@ -19,7 +19,7 @@ class OptimizerConfig:
     min_lr: float = 0.0
     """Learning rate at the end of a decay."""
     schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
-    """Shape after the linear warm-up. wsd: the peak is kept until the last --optimizer.decay-steps."""
+    """Shape after the linear warm-up. wsd: the peak is kept, and decays in the last steps."""
     warmup_fraction: float = 0.01
     """Linear warm-up, as a fraction of all steps (0..1)."""
     warmup_steps: int | None = None

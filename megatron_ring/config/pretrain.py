@@ -23,7 +23,7 @@ class RampConfig:
     increment: int | None = None
     """Sequences that a step gets more each time (default: `start`)."""
     samples: int | None = None
-    """Sequences over which the batch grows to --data.global-batch, in equal parts."""
+    """Sequences over which the batch grows to the global batch, in equal parts."""
 
     def __post_init__(self) -> None:
         for name in ("start", "increment", "samples"):
@@ -42,12 +42,12 @@ class CorpusConfig:
     write them; or one blend file (YAML or JSON). Without weights each sequence of each corpus is as likely. A continued run
     may have another blend: every corpus goes on where it stood."""
     validation: tuple[str, ...] = ()
-    """Corpora that are measured and not trained on, PREFIX each (default: the second part of --data.split)."""
+    """Corpora that are measured and not trained on, PREFIX each (default: the second part of the split)."""
     tokenizer: Path = field(metadata=BY_CONTENT)
     """Tokenizer directory in Hugging Face layout, that of the corpora."""
     split: tuple[float, float, float] = (99.0, 1.0, 0.0)
-    """Shares of each corpus's documents, in order: trained, validated every --validation-every steps, tested at the end of
-    the run. With --data.validation corpora the second share is 0."""
+    """Shares of each corpus's documents, in order: trained, validated now and then, tested at the end of the run. With
+    validation corpora the second share is 0."""
     sequence_length: int = 8192
     """Tokens of a sequence. Sequences are cut from shuffled documents that lie end to end."""
     global_batch: int = field(default=512, metadata=MAY_CHANGE)
@@ -102,6 +102,8 @@ class ContextConfig:
 
     def __post_init__(self) -> None:
         require(self.positions is None or self.positions >= 1, f"--context.positions is {self.positions}, below 1")
+        theta = self.rope_theta
+        require(theta is None or theta > 0, f"--context.rope-theta is {theta}, not a positive number")
         factor = self.yarn_factor
         require(factor is None or factor > 1, f"--context.yarn-factor is {factor}: give more than 1")
         require(factor is None or self.positions is not None, "--context.yarn-factor needs --context.positions")
@@ -143,11 +145,11 @@ class PretrainConfig(TrainingConfig, DryRun):
 
     data: CorpusConfig
     preset: str | None = None
-    """Model shape by name (ring-lite, ring-tiny, …); default: that of --init-from."""
+    """Model shape by name (ring-lite, ring-tiny, …; default: that of the weights to start from)."""
     init_from: Path | None = field(default=None, metadata=BY_CONTENT)
     """Checkpoint or Hugging Face folder to start from; default: random weights of the preset."""
     init_state: Literal["weights", "all"] = "weights"
-    """What a new run takes of --init-from. all: of a pretraining checkpoint also the optimizer's state and the place in the
+    """What a new run takes of the weights' folder. all: of a pretraining checkpoint also the optimizer's state and the place in the
     corpora; steps and the learning-rate schedule begin anew."""
     steps: int | None = field(default=None, metadata=MAY_CHANGE)
     """Optimizer steps of the whole run, over which the learning-rate schedule runs (default: as many as the epochs of the
