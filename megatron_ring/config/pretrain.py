@@ -149,8 +149,8 @@ class PretrainConfig(TrainingConfig, DryRun):
     init_from: Path | None = field(default=None, metadata=BY_CONTENT)
     """Checkpoint or Hugging Face folder to start from; default: random weights of the preset."""
     init_state: Literal["weights", "all"] = "weights"
-    """What a new run takes of the weights' folder. all: of a pretraining checkpoint also the optimizer's state and the place in the
-    corpora; steps and the learning-rate schedule begin anew."""
+    """What a new run takes of the weights' folder. all: of a pretraining checkpoint also the optimizer's state and the place
+    in the corpora; steps and the learning-rate schedule begin anew."""
     steps: int | None = field(default=None, metadata=MAY_CHANGE)
     """Optimizer steps of the whole run, over which the learning-rate schedule runs (default: as many as the epochs of the
     corpora have: one of each, or those of the blend file)."""
