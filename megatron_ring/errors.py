@@ -91,10 +91,17 @@ def _say_once(message: str) -> None:
     print(f"error: {message}" + (f" (rank {rank})" if rank not in (None, "0") else ""), file=sys.stderr, flush=True)
 
 
+# What a file system does to a program that is not at fault: read-only, not ours, gone stale, in the way.
+_OF_THE_PLACE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EEXIST, errno.ENOTDIR, errno.EISDIR,
+                 errno.EFBIG, errno.EXDEV)  # fmt: skip
+
+
 def _mend(error: OSError) -> str | None:
     """What a user can do about the machine's files, in one line; None where that is not the trouble."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{error.filename or 'disk'}: {error.strerror}; free some space, then continue with the same command"
+    if error.errno in _OF_THE_PLACE and error.filename:
+        return f"{error.filename}: {error.strerror}; mend that, then continue with the same command"
     if error.errno == errno.ENOENT and str(error.strerror).startswith("No usable temporary directory"):
         return "no temporary folder can be written to: set TMPDIR to one that can"
     return None

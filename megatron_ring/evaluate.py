@@ -1,12 +1,14 @@
 """Evaluation: sample responses to held-out prompts, score them with the verifiers, write result.json and samples.jsonl.
 
 torchrun --nproc-per-node 8 -m megatron_ring.evaluate --checkpoint DIR --prompts FILE --tokenizer DIR --out DIR
+torchrun … -m megatron_ring.evaluate --checkpoint DIR --suite ring-lite --benchmark-dir DIR --tokenizer DIR --out DIR
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -26,17 +28,26 @@ if TYPE_CHECKING:
 
 
 def main(config: EvaluateConfig) -> None:
+    if config.prompts is None:
+        prepare()
+        from megatron_ring.rollout.benchmark_stage import evaluate_benchmarks
+
+        return evaluate_benchmarks(config)
     if config.dry_run:
         from megatron_ring.planning.stages import plan_evaluate
 
         return plan_evaluate(config)
     prepare()
     from megatron_ring.data.writing import write_atomically
+    from megatron_ring.parallel import collectives
     from megatron_ring.rollout.evaluation import summarize
     from megatron_ring.rollout.lines import write_lines
-    from megatron_ring.run.stage import open_model, resolve
+    from megatron_ring.run.stage import open_model, other_ends, resolve
 
     config, shape, tokenizer = resolve(config)
+    if collectives.is_main():
+        for remark in other_ends(config, tokenizer):
+            print(f"evaluate: {remark}", flush=True)
     records = read_problems(config, shape, tokenizer)
     stage = open_model(config, shape, config.checkpoint)
     began = time.perf_counter()
@@ -59,12 +70,17 @@ def main(config: EvaluateConfig) -> None:
 
 
 def deciding(config: EvaluateConfig, stage: Stage, tokenizer: RingTokenizer) -> dict[str, Any]:
-    """All that decides the scores besides the weights: a result can be told from another of its name."""
+    """All that decides the scores: a result can be told from another of its name."""
+    from megatron_ring.checkpoint.identity import weights_fingerprint
     from megatron_ring.rewards.composition import fingerprint
 
     sampling, composed = config.sampling, config.rewards.compositions
+    assert config.prompts is not None
     return {
+        "checkpoint_fingerprint": weights_fingerprint(config.checkpoint),
         "prompts_sha256": hashlib.sha256(config.prompts.read_bytes()).hexdigest(),
+        "fields": list(config.fields),
+        "domain": config.domain,
         "tokenizer_fingerprint": tokenizer.fingerprint,
         "instruction": config.instruction,
         "temperature": sampling.temperature,
@@ -96,6 +112,7 @@ def read_problems(config: EvaluateConfig, shape: ModelConfig, tokenizer: RingTok
     from megatron_ring.parallel import collectives
     from megatron_ring.rollout.scoring import check_prompts
 
+    assert config.prompts is not None
     file = read_prompt_file(config.prompts, Fields.of(config, PROMPT_FIELDS, "--fields"), "--fields")
     records = file.records
     if file.note and collectives.is_main():
@@ -151,8 +168,16 @@ def sample_row(item: ScoredRollout, record: PromptRecord, tokenizer: RingTokeniz
     }
 
 
+def read_flags() -> EvaluateConfig:
+    """The command line. Raises `UserError`."""
+    config = parse(EvaluateConfig, "ring-evaluate", "Sample and score held-out prompts, or published benchmarks.")
+    given = sum(argument.split("=")[0] == "--benchmark" for argument in sys.argv[1:])
+    require(given < 2, "--benchmark is given twice, and the last one alone would count: put all NAME=PATH behind one")
+    return config
+
+
 def cli() -> None:
-    run_main(lambda: main(parse(EvaluateConfig, "ring-evaluate", "Sample and score held-out prompts.")))
+    run_main(lambda: main(read_flags()))
 
 
 if __name__ == "__main__":

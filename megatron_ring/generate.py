@@ -36,10 +36,13 @@ def main(config: GenerateConfig) -> None:
     from megatron_ring.data.files import read_questions
     from megatron_ring.data.writing import append, check_target, write_atomically
     from megatron_ring.parallel import collectives
-    from megatron_ring.run.stage import open_model, resolve
+    from megatron_ring.run.stage import open_model, other_ends, resolve
     from megatron_ring.sampler.sampler import Sampler
 
     config, shape, tokenizer = resolve(config)
+    if collectives.is_main():
+        for remark in other_ends(config, tokenizer):
+            print(f"generate: {remark}", file=sys.stderr, flush=True)
     require(config.prompts is not None or sys.stdin is not None, "standard input is closed: give --prompts FILE")
     asked = None
     if config.prompts is not None:

@@ -36,7 +36,7 @@ def main(config: PretrainConfig) -> None:
     from megatron_ring.run.stage import open_model, open_run, resolve
 
     config, shape, tokenizer = resolve(config)
-    corpora = collectives.from_main(lambda: open_corpora(config.data, tokenizer.vocab_size))
+    corpora = collectives.from_main(lambda: open_corpora(config.data, tokenizer))
     directory = open_run(config, {"data.tokenizer": tokenizer.fingerprint})
     try:
         stage = open_model(config, shape, directory.first_weights)

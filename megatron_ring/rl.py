@@ -74,7 +74,7 @@ def main(config: RLConfig) -> None:
 
 
 def reinforce(run: RLState, scorer: RolloutScorer, step: int) -> StepOutcome:
-    """One update, the 0-based `step`."""
+    """The 0-based `step`: one round of responses, and the update, or updates, that it gives."""
     from megatron_ring.algorithm.budget import select_budget
     from megatron_ring.rollout import metrics as figures
     from megatron_ring.rollout.packing import pack_step
@@ -84,6 +84,7 @@ def reinforce(run: RLState, scorer: RolloutScorer, step: int) -> StepOutcome:
         kept_responses,
         response_advantages,
         response_lengths,
+        step_updates,
     )
     from megatron_ring.rollout.state import StepOutcome
 
@@ -98,30 +99,29 @@ def reinforce(run: RLState, scorer: RolloutScorer, step: int) -> StepOutcome:
             advantages = response_advantages(config.objective, kept, distances)
             order = budget_order(config, step, kept, advantages)
             trained = select_budget(response_lengths(kept), budget, order).trained
-            selection = Selection(kept, advantages, trained, distances)
+            selection = Selection(kept, advantages, trained, distances, step_updates(config, trained, order))
     if guard.alarms:
         return StepOutcome({"step": step + 1}, guard.alarms, guard.can_go_on)
     with phases("pack"):
-        batches = pack_step(selection, config, policy.loss.objective, run.stage.model, context, run.tokenizer.pad_id)
+        updates = pack_step(selection, config, policy.loss.objective, run.stage.model, context, run.tokenizer.pad_id)
     with phases("first_pass"):
-        batches = policy.annotate(batches)  # log-probs recomputed and of the reference, where they are needed
+        updates = policy.annotate_updates(updates)  # log-probs recomputed and of the reference, where they are needed
     update = {}
     with phases("train"):
         with guard("grad_norm"):
-            result = run.trainer.train_step(batches, policy.loss, lr)
-            update = figures.update_metrics(result, budget, selection.kl)
+            update = figures.update_metrics(policy.train(updates, lr), budget, selection.kl)
         update |= policy.loss.take_ratios(context.device)
-        run.sampler.weights_changed()  # nothing cached outlives an update
+        run.sampler.weights_changed()  # nothing cached outlives a step
         run.learn(collected)
         policy.finish(step + 1)
     if run.held_out.due(step + 1) and not guard.alarms:
         with guard("evaluation"), run.offload.away(), phases("evaluation"):
             update |= run.held_out.measure(run.sampler, scorer)
-    micro_batches = len(batches) * context.data_size
+    computed = sum(batch.tokens.numel() for batches in updates for batch in batches) * context.data_size
     metrics = {
         "step": step + 1,
         **figures.sampling_metrics(collected, selection, by_domain=run.several_domains),
-        "tokens/packed_fraction": figures.packed_fraction(selection, micro_batches, config.data.micro_batch_tokens),
+        "tokens/packed_fraction": figures.packed_fraction(selection, computed),
         **update,
         **run.stream.figures(step),
         "solve_rate": run.schedule.solve_rate,

@@ -97,7 +97,7 @@ def train(config: SFTConfig, stage: Stage, run: RunDirectory, data: SFTDataset, 
             if verdict == "stop":
                 raise StoppedByAlarm(watch.last_words(alarms, checkpoint))
             if saves:
-                extra = {"tokens": tokens, "steps": all_steps, "watch": watch.state_dict(), "content": run.content}
+                extra = {"tokens": tokens, "steps": all_steps, "watch": watch.state_dict(), **run.of_checkpoints}
                 saver.save(step, stage.model, trainer.optimizer, extra)
             if stops:
                 saver.wait()

@@ -28,6 +28,7 @@ CLOSED = {
     "analysis": {"errors"},
     "benchmarks": {"errors", "rewards"},
     "toy": {"errors"},
+    "curation": {"analysis", "config", "data", "errors", "lifetime", "rewards", "run"},
     "config": {"algorithm", "errors"},  # what objectives declare of themselves, which loads no torch
 }
 # Room → outside modules that it may not import at all.
@@ -36,6 +37,7 @@ FORBIDDEN = {
     "rewards": ("megatron", "torch"),
     "analysis": ("megatron", "torch"),
     "benchmarks": ("megatron", "torch"),
+    "curation": ("megatron", "torch"),
     "toy": ("megatron", "torch"),
     "data": ("megatron",),
     **dict.fromkeys(LIGHT, HEAVY),
@@ -46,7 +48,7 @@ LEVELS = {
     "model": 2,
     "checkpoint": 3,
     **dict.fromkeys(("training", "sampler", "rewards", "data", "corpus", "toy", "analysis", "planning"), 4),
-    **dict.fromkeys(("run", "rollout", "reward_models", "benchmarks", "curation"), 5),
+    **dict.fromkeys(("run", "rollout", "reward_models", "benchmarks", "curation", "serving"), 5),
 }
 MAIN_LEVEL = 6
 # Assembled, so that this file does not hold what it looks for.

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from megatron_ring.config.checks import require
 from megatron_ring.config.cli import parse
@@ -29,6 +29,10 @@ from megatron_ring.config.presets import get_preset
 from megatron_ring.config.stage import TrainedModelOptions
 from megatron_ring.errors import run_main
 from megatron_ring.parallel import prepare
+
+if TYPE_CHECKING:
+    from megatron_ring.checkpoint.saving import CheckpointSaver
+    from megatron_ring.data.packing import MicroBatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,14 +68,9 @@ def seconds(work: Callable[[], Any]) -> float:
 
 def main(config: Bench) -> None:
     prepare()
-    import torch
-
     from megatron_ring.checkpoint.loading import load_checkpoint
     from megatron_ring.checkpoint.manifest import damaged_files, read_manifest
     from megatron_ring.checkpoint.saving import CheckpointSaver
-    from megatron_ring.data.packing import pack_sequences
-    from megatron_ring.data.sequences import TokenSequence
-    from megatron_ring.parallel import collectives
     from megatron_ring.run.stage import open_model
     from megatron_ring.training.losses import SFTLoss
     from megatron_ring.training.trainer import Trainer
@@ -81,12 +80,7 @@ def main(config: Bench) -> None:
     stage = open_model(TrainedModelOptions(parallel=config.parallel), shape)
     optimizer = OptimizerConfig(lr=1e-5)
     trainer = Trainer(stage.model, stage.context, optimizer)
-    tokens = torch.randint(shape.vocab_size, (config.tokens,), generator=torch.Generator().manual_seed(1)).tolist()
-    length = min(1024, config.tokens)
-    pieces = [TokenSequence(tokens[i : i + length], [True] * len(tokens[i : i + length]))
-              for i in range(0, config.tokens, length)]  # fmt: skip
-    batch = pack_sequences(pieces, config.tokens, 0)
-    loss = SFTLoss()
+    batch, loss = random_batch(shape.vocab_size, config.tokens), SFTLoss()
 
     def step() -> None:
         trainer.train_step([batch], loss, 1e-5)
@@ -99,14 +93,9 @@ def main(config: Bench) -> None:
     if stage.context.is_main:
         shutil.rmtree(folder, ignore_errors=True)
     saver = CheckpointSaver(folder, stage.context, keep_last=1)
-    stalls, during, until_whole = [], [], []
-    for number in range(1, 4):  # the first save takes host memory, later ones reuse it
-        began = time.perf_counter()
-        stalls.append(seconds(functools.partial(saver.save, number, stage.model, trainer.optimizer, {})))
-        while any(collectives.gather_over_world(saver.busy)):
-            during.append(seconds(step))
-        saver.wait()
-        until_whole.append(time.perf_counter() - began)
+    stalls, during, until_whole = timed_saves(
+        saver, lambda number: saver.save(number, stage.model, trainer.optimizer, {}), step
+    )
     patient = CheckpointSaver(folder, stage.context, keep_last=1, background=False)
     waiting = seconds(lambda: patient.save(4, stage.model, trainer.optimizer, {}))
     manifest = read_manifest(folder / "step_4")
@@ -127,6 +116,35 @@ def main(config: Bench) -> None:
             "load_seconds": loading, "ceilings": ceilings, "cores": len(os.sched_getaffinity(0)),
         }  # fmt: skip
         print(json.dumps(out), flush=True)
+
+
+def random_batch(vocabulary: int, count: int) -> MicroBatch:
+    """`count` random tokens as conversations of 1,024."""
+    import torch
+
+    from megatron_ring.data.packing import pack_sequences
+    from megatron_ring.data.sequences import TokenSequence
+
+    tokens = torch.randint(vocabulary, (count,), generator=torch.Generator().manual_seed(1)).tolist()
+    pieces = [tokens[start : start + 1024] for start in range(0, count, 1024)]
+    return pack_sequences([TokenSequence(piece, [True] * len(piece)) for piece in pieces], count, 0)
+
+
+def timed_saves(
+    saver: CheckpointSaver, save: Callable[[int], Any], step: Callable[[], Any]
+) -> tuple[list[float], list[float], list[float]]:
+    """Seconds that each save stalls training, those of each step while it is written, and until it is whole."""
+    from megatron_ring.parallel import collectives
+
+    stalls, during, until_whole = [], [], []
+    for number in range(1, 4):  # the first save takes host memory, later ones reuse it
+        began = time.perf_counter()
+        stalls.append(seconds(functools.partial(save, number)))
+        while any(collectives.gather_over_world(saver.busy)):
+            during.append(seconds(step))
+        saver.wait()
+        until_whole.append(time.perf_counter() - began)
+    return stalls, during, until_whole
 
 
 def host_copy_rate(device: Any) -> float:

@@ -217,67 +217,12 @@ def _attention(config: BenchExact, shape: ModelConfig) -> list[dict[str, Any]]:
 
 
 def _forward(config: BenchExact, shape: ModelConfig) -> list[dict[str, Any]]:
-    """The same step both ways, and how far its log-probabilities are from each other."""
-    import time
-    from dataclasses import replace
-
-    import torch
-
-    from megatron_ring.config.optimizer import RouterLossConfig
-    from megatron_ring.config.parallel import ParallelConfig
-    from megatron_ring.model.layout import PackedLayout
-    from megatron_ring.model.ring_model import build_model, forward_packed
-    from megatron_ring.parallel import context
-
     if TYPE_CHECKING:  # `tools` may be a package of someone else's; a script's own folder is on the path
-        from tools.bench_train_work import fill_with_noise
+        from tools.bench_exact_forward import forward
     else:
-        from bench_train_work import fill_with_noise
+        from bench_exact_forward import forward
 
-    shape = replace(shape, num_layers=config.layers)
-    lengths = [config.context_length] * (config.train_rows // config.context_length)
-    tokens = torch.randint(shape.vocab_size, (sum(lengths),), device="cuda")
-    positions = torch.arange(config.context_length, device="cuda").repeat(len(lengths))
-    rows, found = torch.arange(len(tokens), device="cuda"), []
-    for exact in (False, True):
-        here = context.initialize(ParallelConfig(), shape, 0)
-        model = build_model(shape, here, RouterLossConfig(), torch.bfloat16, exact=exact)
-        with torch.no_grad():
-            torch.manual_seed(0)
-            fill_with_noise(model, shape.init_std)
-        logprobs: list[torch.Tensor] = []
-
-        def loss(logp: Any, _entropies: Any, _part: Any, to: list[torch.Tensor] = logprobs) -> Any:
-            to.append(logp.detach())
-            return -logp.sum()
-
-        times = []
-        for _ in range(6):
-            logprobs.clear()
-            torch.cuda.synchronize()
-            began = time.perf_counter()
-            with torch.enable_grad():
-                model.router_losses.start_step(1.0)
-                hidden = forward_packed(model, tokens, PackedLayout(positions, lengths))
-                torch.cuda.synchronize()
-                layers = time.perf_counter() - began
-            model.output_layer.loss(hidden, rows, tokens.roll(-1), 1.0, loss)
-            torch.cuda.synchronize()
-            times.append((1000 * layers, 1000 * (time.perf_counter() - began)))
-            del hidden
-        both = [sorted(ms[1:])[2] for ms in zip(*times, strict=True)]
-        found.append((both, torch.cat(logprobs).double()))
-        del model
-        context.shutdown()
-        torch.cuda.empty_cache()
-    (usual, p), (mine, q) = found
-    return [
-        {
-            "name": name, "tokens": len(tokens), "exact_ms": mine[i], "usual_ms": usual[i],
-            "exact_over_usual": mine[i] / usual[i], "logprob_abs_mean": (p - q).abs().mean().item(),
-        }
-        for i, name in enumerate(("layers", "layers and head"))
-    ]  # fmt: skip
+    return forward(shape, config.layers, config.context_length, config.train_rows)
 
 
 def _row(

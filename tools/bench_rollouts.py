@@ -102,7 +102,7 @@ def measure(config: BenchRollouts, here: ParallelContext) -> dict[str, Any]:
     lengths = [config.prompt_tokens + config.tokens] * len(rollouts)
 
     def deal() -> list[Completion]:
-        return deal_rollouts(rollouts, lengths, config.micro_batch_tokens, 0, here)[1]
+        return deal_rollouts(rollouts, lengths, config.micro_batch_tokens, 0, here)[2]
 
     tell = timed(config, lambda: collectives.gather_over_data([rollout.completion.without_tokens() for rollout in own]))
     with Memory() as memory:

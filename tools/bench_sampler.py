@@ -189,7 +189,8 @@ class Watch:
             self.floor[kind] += read / self.rates["read_gb_per_second"] / 1e9
         self.floor[kind] += sum(self.prefill_flops(c.start, c.count) for c in step.chunks) / self.rates["gemm_tflops"] / 1e12
         self.prefilled += sum(chunk.count for chunk in step.chunks)
-        sampled = self.run(step, shape)
+        found = self.run(step, shape)
+        sampled = found[0]
         if step.chunks:
             synchronize()
         end, tokens = time.perf_counter(), sum(len(drawn.tokens) for drawn in sampled)
@@ -197,7 +198,7 @@ class Watch:
         self.decoded[kind] += tokens
         self.turns.append(Turn(end - self.began, end - began, self.floor[kind] - before, tokens, len(step.decoding)))
         self.widest = max(self.widest, len(step.decoding))
-        return sampled
+        return found
 
     def chosen(self, tokens: int) -> float:
         """The share of the experts that so many tokens of each rank choose, were every choice as likely."""

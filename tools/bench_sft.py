@@ -61,11 +61,9 @@ def main(config: Bench) -> None:
     if TYPE_CHECKING:
         from tools import bench_train_ring as ring
         from tools import bench_train_rivals as rivals
-        from tools.bench_train_work import Clock
     else:
         import bench_train_ring as ring
         import bench_train_rivals as rivals
-        from bench_train_work import Clock
     from megatron_ring.data.files import read_sft
     from megatron_ring.data.sft_data import SFTDataset
     from megatron_ring.data.tokenizer import RingTokenizer
@@ -92,18 +90,7 @@ def main(config: Bench) -> None:
         "mcore-sorted": (stock, "inputs", [[rivals.McoreInputs(*padded(step))] for step in sorted_steps]),
     }
     tokens = sum(int(pack.token_mask.sum()) for pack in packs)
-    seconds: dict[str, list[float]] = {name: [] for name in work}
-    for round_number in range(config.repeats + 1):
-        for name, (contender, field, steps) in work.items():
-            clock = Clock()
-            clock.start()
-            for batches in steps:
-                setattr(contender, field, batches)
-                contender.step(clock)
-                clock.end("rest")
-            if round_number:  # the first one warms up
-                seconds[name].append(sum(clock.milliseconds().values()) / 1000)
-        print(f"bench_sft: round {round_number} of {config.repeats}", file=sys.stderr, flush=True)
+    seconds = timed_rounds(work, config.repeats)
     rates = {name: tokens / statistics.median(each) for name, each in seconds.items()}
     rivals_steps = {name: steps for name, (_, _, steps) in work.items() if name != "ring"}
     cells = {name: sum(each.counted.numel() for step in steps for each in step) for name, steps in rivals_steps.items()}
@@ -117,6 +104,29 @@ def main(config: Bench) -> None:
         "spread": {name: (max(each) - min(each)) / statistics.median(each) for name, each in seconds.items()},
         "ring_over": {name: rates["ring"] / rate for name, rate in rates.items() if name != "ring"},
     }))  # fmt: skip
+
+
+def timed_rounds(work: dict[str, tuple[Any, str, list[Any]]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each round of each contender, by name, in turn. `work`: a contender, the name of what it trains on, and
+    that of each step."""
+    if TYPE_CHECKING:
+        from tools.bench_train_work import Clock
+    else:
+        from bench_train_work import Clock
+
+    seconds: dict[str, list[float]] = {name: [] for name in work}
+    for round_number in range(repeats + 1):
+        for name, (contender, field, steps) in work.items():
+            clock = Clock()
+            clock.start()
+            for batches in steps:
+                setattr(contender, field, batches)
+                contender.step(clock)
+                clock.end("rest")
+            if round_number:  # the first one warms up
+                seconds[name].append(sum(clock.milliseconds().values()) / 1000)
+        print(f"bench_sft: round {round_number} of {repeats}", file=sys.stderr, flush=True)
+    return seconds
 
 
 def conversations(pack: MicroBatch) -> list[Conversation]:

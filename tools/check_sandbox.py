@@ -255,6 +255,10 @@ def main() -> None:
             os.setgroups([])
             os.setgid(options.account)
             os.setuid(options.account)
+            if not os.access(sys.executable, os.X_OK):  # an exception would end in a group that only root may leave
+                said = f"--account {options.account}: it may not run {sys.executable}, use a Python outside of a closed home"
+                print(f"error: {said}", file=sys.stderr, flush=True)
+                os._exit(2)
         if not options.groups:
             os.environ[cgroups.NO_GROUPS_VARIABLE] = "1"
         delegation = cgroups.open_delegation()

@@ -2,7 +2,7 @@
 """Convert between Hugging Face (`bailing_moe`) folders and this project's checkpoints, one tensor at a time.
 
     python tools/convert_hf.py import --hf DIR --out CKPT
-    python tools/convert_hf.py export --checkpoint CKPT --out DIR [--like HF_DIR] [--tokenizer DIR]
+    python tools/convert_hf.py export --checkpoint CKPT --out DIR [--like HF_DIR] [--tokenizer DIR] [--stop-token-ids ID …]
 
 Needs no GPU; memory is bounded by the largest tensor. Nothing is written unless everything is there, once, and of the right
 shape. A checkpoint of any parallel layout is read; the one written is read by every layout.
@@ -31,7 +31,13 @@ def parse_args() -> argparse.Namespace:
     exporting.add_argument("--checkpoint", type=Path, required=True, help="checkpoint folder (…/step_N)")
     exporting.add_argument("--out", type=Path, required=True, help="folder to write; must not exist")
     exporting.add_argument("--like", type=Path, help="Hugging Face folder whose tokenizer, code and settings are taken")
-    exporting.add_argument("--tokenizer", type=Path, help="folder whose tokenizer is taken (instead of that of --like)")
+    exporting.add_argument(
+        "--tokenizer", type=Path, help="tokenizer folder or sentencepiece .model file that is taken (not that of --like)"
+    )
+    exporting.add_argument(
+        "--stop-token-ids", type=int, nargs="+", default=[], metavar="ID",
+        help="tokens that end a response besides eos, as --sampling.stop-token-ids has them, for generation_config.json",
+    )  # fmt: skip
     exporting.add_argument("--dtype", choices=DTYPES, default="keep", help="dtype of tensors (default: the checkpoint's)")
     exporting.add_argument("--shard-gb", type=float, default=5.0, help="largest file (GB = 10^9 bytes; default: 5)")
     for command in (importing, exporting):
@@ -50,6 +56,8 @@ def main() -> None:
 
     from megatron_ring.checkpoint import convert
     from megatron_ring.checkpoint.folder import checkpoint_folder
+    from megatron_ring.checkpoint.manifest import model_config_of
+    from megatron_ring.data.sentencepiece_model import tokenizer_folder
     from megatron_ring.data.tokenizer import RingTokenizer
     from megatron_ring.run.progress import Progress
 
@@ -68,13 +76,21 @@ def main() -> None:
         if args.shard_gb <= 0:
             raise UserError(f"--shard-gb is {args.shard_gb}, it must be positive")
         special_ids = None
-        if args.tokenizer is not None:
-            tokenizer = RingTokenizer.load(args.tokenizer)
-            special_ids = (tokenizer.eos_id, tokenizer.pad_id)
-        with Progress("export", convert.bytes_to_export(source, dtype), unit="byte") as progress:
+        like_has_one = args.like is not None and (args.like / "tokenizer.json").is_file()
+        for flag, folder in (("--tokenizer", args.tokenizer), ("--like", args.like if like_has_one else None)):
+            if folder is not None:
+                tokenizer, vocabulary = RingTokenizer.load(folder), model_config_of(source).vocab_size
+                if tokenizer.vocab_size > vocabulary:
+                    raise UserError(f"{flag} {folder}: {tokenizer.vocab_size:,} tokens, the model has only {vocabulary:,}")
+                special_ids = (tokenizer.eos_id, tokenizer.pad_id) if flag == "--tokenizer" else None
+                break
+        with (
+            tokenizer_folder(args.tokenizer) as folder,
+            Progress("export", convert.bytes_to_export(source, dtype), unit="byte") as progress,
+        ):
             model = convert.export_checkpoint(
-                source, args.out, like=args.like, tokenizer=args.tokenizer, special_ids=special_ids, dtype=dtype,
-                shard_bytes=int(args.shard_gb * 1e9), on_bytes=progress.advance,
+                source, args.out, like=args.like, tokenizer=folder, special_ids=special_ids,
+                stop_ids=args.stop_token_ids, dtype=dtype, shard_bytes=int(args.shard_gb * 1e9), on_bytes=progress.advance,
             )  # fmt: skip
     total, active = parameter_counts(model)
     print(f"{args.command}ed {total:,} parameters ({active:,} activated) to {args.out}")

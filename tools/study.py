@@ -3,15 +3,19 @@
 
     python tools/study.py c3po --out runs/study-c3po --docs docs
 
-What has finished is not run again; a killed study continues with the same command.
+What has finished is not run again; a killed study continues with the same command. The study of epochs can be run piece by
+piece, on several machines, and gathered:
+
+    python tools/study.py epochs --out runs/study-epochs --seeds 1            # one machine: seed 1
+    python tools/study.py epochs --out A --gather B C --docs docs             # later: the page of all results
 """
 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -22,20 +26,22 @@ from megatron_ring.config.cli import parse
 from megatron_ring.errors import run_main
 
 if TYPE_CHECKING or __package__:
-    from tools import study_c3po, study_stages
-    from tools.study_jobs import is_finished, run_jobs
+    from tools import study_c3po, study_epochs, study_stages
+    from tools.study_jobs import Job, is_finished, run_jobs
 else:
     import study_c3po
+    import study_epochs
     import study_stages
-    from study_jobs import is_finished, run_jobs
+    from study_jobs import Job, is_finished, run_jobs
 
 
 @dataclass(frozen=True)
 class Flags:
     """A study by name: its runs, tables and figures."""
 
-    name: Annotated[Literal["c3po", "stages"], tyro.conf.Positional]
-    """c3po: C3PO against GRPO, and from an over-trained start; stages: math then code and units, against all at once."""
+    name: Annotated[Literal["c3po", "stages", "epochs"], tyro.conf.Positional]
+    """c3po: C3PO against GRPO, and from an over-trained start; stages: math then code and units, against all at once;
+    epochs: the same C3PO run after few and after many epochs of SFT."""
     out: Path
     """Folder of all runs, a gigabyte or so."""
     docs: Path | None = None
@@ -50,17 +56,38 @@ class Flags:
     """Run only the jobs whose name holds this text, and what they need; no tables."""
     dry_run: bool = False
     """List the jobs, and which have finished, and run nothing."""
+    epochs: tuple[int, ...] | None = None
+    """epochs: numbers of epochs of SFT, an SFT run each (default: 1 2 4 8 16)."""
+    one_run: bool = False
+    """epochs: take the checkpoints of one SFT run of the most epochs instead. Cheaper; the learning rate of its early
+    checkpoints has not come down."""
+    every: int | None = None
+    """epochs: steps of RL between held-out evaluations (default: 20)."""
+    gather: tuple[Path, ...] | None = None
+    """epochs: run nothing; tables and figures of all results in --out and these folders. Without folders: in --out."""
 
     def __post_init__(self) -> None:
+        for flag in ("epochs", "one_run", "every", "gather"):
+            given = getattr(self, flag) not in (None, False)
+            require(not given or self.name == "epochs", f"--{flag.replace('_', '-')} belongs to the study of epochs")
+        counts = self.epochs or (1,)
+        require(len(set(counts)) == len(counts) and min(counts) >= 1, f"--epochs {counts}: name each once, 1 or more")
+        require(self.epochs is None or len(counts) >= 2, "--epochs: give 2 or more, or there is nothing to compare")
+        require(self.every is None or self.every >= 1, f"--every is {self.every}, below 1")
+        require(
+            self.gather is None or not (self.only or self.dry_run), "--gather runs nothing: leave --only and --dry-run out"
+        )
         require(len(set(self.seeds)) == len(self.seeds), f"--seeds {self.seeds}: name each once")
-        require(2 <= len(self.seeds) <= MAX_SEEDS, f"--seeds: give 2 to {MAX_SEEDS}, or there is no spread to compare with")
+        least = 1 if self.name == "epochs" else 2  # a machine may run one seed of what is gathered later
+        several = f"--seeds: give {least} to {MAX_SEEDS}, or there is no spread to compare with"
+        require(least <= len(self.seeds) <= MAX_SEEDS, several)
         require(self.beside >= 1, f"--beside is {self.beside}, below 1")
 
 
 def main(flags: Flags) -> None:
-    study = {"c3po": study_c3po, "stages": study_stages}[flags.name]
-    sizes = study.QUICK if flags.quick else study.FULL
-    jobs = study.jobs(flags.out, list(flags.seeds), sizes)
+    if flags.gather is not None:
+        return write(flags, *study_epochs.page([flags.out, *flags.gather]))
+    jobs = jobs_of(flags)
     if flags.only is not None:
         wanted = {job.name for job in jobs if flags.only in job.name}
         require(bool(wanted), f"--only {flags.only}: no job of that name")
@@ -73,11 +100,38 @@ def main(flags: Flags) -> None:
         return
     run_jobs(jobs, flags.out, flags.beside)
     if flags.only is None:
-        tables, figures, numbers = study.page(flags.out, flags.seeds)
-        if flags.docs is None:
-            print("\n".join(f"## {name}\n\n{table}" for name, table in tables.items()))
-        else:
-            write_page(flags.docs, f"study-{flags.name}", tables, figures, numbers)
+        write(flags, *page_of(flags))
+
+
+def epoch_sizes(flags: Flags) -> study_epochs.Sizes:
+    """How much of everything in the study of epochs."""
+    sizes = study_epochs.QUICK if flags.quick else study_epochs.FULL
+    counts = tuple(sorted(flags.epochs or sizes.counts))
+    return replace(sizes, counts=counts, one_run=flags.one_run, every=flags.every or sizes.every)
+
+
+def jobs_of(flags: Flags) -> list[Job]:
+    """All jobs of the study that was asked for."""
+    if flags.name == "epochs":
+        return study_epochs.jobs(flags.out, flags.seeds, epoch_sizes(flags))
+    study = study_c3po if flags.name == "c3po" else study_stages
+    return study.jobs(flags.out, list(flags.seeds), study.QUICK if flags.quick else study.FULL)
+
+
+def page_of(flags: Flags) -> tuple[dict[str, str], dict[str, Any], dict[str, Any]]:
+    """Tables, figures and numbers of the finished study."""
+    if flags.name == "epochs":
+        return study_epochs.page([flags.out], flags.seeds, epoch_sizes(flags).counts)
+    return (study_c3po if flags.name == "c3po" else study_stages).page(flags.out, flags.seeds)
+
+
+def write(flags: Flags, tables: dict[str, str], figures: dict[str, Any], numbers: dict[str, Any]) -> None:
+    """Into the pages, or the tables alone to stdout."""
+    if flags.docs is None:
+        shown = {name: table for name, table in tables.items() if not name.startswith("figure ")}
+        print("\n".join(f"## {name}\n\n{table}" for name, table in shown.items()))
+    else:
+        write_page(flags.docs, f"study-{flags.name}", tables, figures, numbers)
 
 
 if __name__ == "__main__":

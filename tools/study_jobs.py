@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from megatron_ring.analysis.read_run import epoch_checkpoints, read_run
 from megatron_ring.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,21 +28,26 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint of another job's run: the one that was chosen by entropy, or the last."""
+    """A checkpoint of another job's run: the one that was chosen by entropy, the last, or that of an SFT epoch."""
 
     run: Path
-    which: Literal["chosen", "last"] = "last"
+    which: Literal["chosen", "last"] | int = "last"
 
     def resolve(self) -> str:
         """Its path, once that job has finished."""
         if self.which == "chosen":
             name = json.loads((self.run / "selection.json").read_text())["checkpoint"]
+        elif isinstance(self.which, int):
+            ends = {epoch.epoch: epoch.checkpoint for epoch in epoch_checkpoints(read_run(self.run))}
+            if self.which not in ends:
+                raise UserError(f"{self.run / 'metrics.jsonl'}: no checkpoint at the end of epoch {self.which}")
+            name = ends[self.which]
         else:
             name = (self.run / "checkpoints" / "latest").read_text().strip()
         return str(self.run / "checkpoints" / name)
 
     def __str__(self) -> str:
-        return f"<{self.which} of {self.run}>"
+        return f"<{f'epoch {self.which}' if isinstance(self.which, int) else self.which} of {self.run}>"
 
 
 @dataclass(frozen=True)

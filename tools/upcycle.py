@@ -87,7 +87,8 @@ def write_folder(folder: Path, flags: Flags) -> str:
     import torch
 
     from megatron_ring.checkpoint.convert import SHARD_BYTES
-    from megatron_ring.checkpoint.dense_sources import dense_from_folder, dense_from_gguf, open_gguf
+    from megatron_ring.checkpoint.dense_gguf import dense_from_gguf, open_gguf
+    from megatron_ring.checkpoint.dense_sources import dense_from_folder
     from megatron_ring.checkpoint.gguf_tokenizer import copy_tokenizer, write_gguf_tokenizer
     from megatron_ring.checkpoint.hf_config import config_json
     from megatron_ring.checkpoint.hf_folder import write_code

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from megatron_ring.algorithm.kl import kl_estimate
+from megatron_ring.algorithm.kl import LOG_RATIO_LIMIT, kl_estimate
 from megatron_ring.algorithm.objective import Objective
 from megatron_ring.algorithm.tokens import LossSettings, PolicyTokens
 
@@ -32,7 +32,8 @@ def policy_loss(
         sums over the masked tokens, to be added across micro-batches and ranks (`combine_metrics`): tokens;
         policy_loss_sum (of the surrogate, weighted as in the loss); entropy_sum; kl_sum; clipped_tokens (where clipping
         removes the gradient); corrected_away_tokens (c_t = 0); mismatch_logprob_abs_sum of |log pi_theta - sampler's|,
-        and its maximum, mismatch_logprob_abs_max.
+        and its maximum, mismatch_logprob_abs_max. With `settings.ratio_figures` ratio_sum, too, of r_t, and
+        log_ratio_abs_max of |log r_t|.
 
     Raises:
         ValueError: kl_beta is set without ref_logprobs, or a sequence-level objective lacks sequence_log_ratio.
@@ -63,6 +64,10 @@ def policy_loss(
         "mismatch_logprob_abs_sum": _total(mismatch),
         "mismatch_logprob_abs_max": torch.cat([mismatch.flatten(), mismatch.new_zeros(1)]).max().double(),
     }
+    if settings.ratio_figures:
+        log_ratio = torch.where(mask, log_ratio.detach(), 0.0)
+        metrics["ratio_sum"] = _total(log_ratio.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp() * mask)
+        metrics["log_ratio_abs_max"] = torch.cat([log_ratio.abs().flatten(), mismatch.new_zeros(1)]).max().double()
     return loss_sum, metrics
 
 

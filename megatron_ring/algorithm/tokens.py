@@ -73,6 +73,7 @@ class LossSettings:
         kl_beta: weight of the KL term to the reference.
         kl_estimator: how that KL is estimated from the sampled token.
         alpha_entropy: weight of the entropy bonus.
+        ratio_figures: whether the ratio itself is measured.
     """
 
     clip_low: float
@@ -80,6 +81,7 @@ class LossSettings:
     kl_beta: float
     alpha_entropy: float
     kl_estimator: KLEstimator = "k3"
+    ratio_figures: bool = False
 
     def __post_init__(self) -> None:
         if self.clip_low <= 0 or self.clip_high <= 0:

@@ -1,25 +1,28 @@
-"""Choice of the SFT checkpoint that RL starts from, by entropy (Ring-lite report, finding on SFT epochs).
+"""Choice of the SFT checkpoint that RL starts from, by one of four rules (`RULES`). The report's is the entropy.
 
 More SFT epochs lower the policy's entropy, and RL from a low-entropy start collapses earlier; a start whose entropy
 is too high learns slowly. Checkpoints with a validation entropy in a band (paper: 0.3 to 0.5) did best, and among
 those a well trained one did better than the one with the best validation score: so the latest checkpoint inside the
-band is taken.
+band is taken. Its other measure is token efficiency, RL tokens over SFT tokens. The two usual rules, lowest validation loss
+and best score before RL, are there to compare with.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from megatron_ring.analysis.read_run import Epoch
 from megatron_ring.errors import UserError
 
 PAPER_BAND = (0.3, 0.5)
+RULES = ("band", "token-efficiency", "validation", "score")
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The chosen checkpoint (directory name), its epoch and validation entropy, and one sentence saying why."""
+    """The chosen checkpoint (directory name), its epoch and validation entropy, and why, in words."""
 
     checkpoint: str
     epoch: float
@@ -40,9 +43,7 @@ def choose_checkpoint(epochs: Sequence[Epoch], band: tuple[float, float] = PAPER
     low, high = band
     if not 0 <= low <= high:
         raise UserError(f"--entropy-low {low:g} --entropy-high {high:g}: need 0 <= low <= high")
-    if not epochs:
-        raise UserError("--run: no epoch checkpoint to choose from; let SFT finish at least one epoch with validation on")
-    ordered = sorted(epochs, key=lambda epoch: epoch.step)
+    ordered = _ordered(epochs)
     inside = [epoch for epoch in ordered if distance_to_band(epoch.entropy, band) == 0]
     if inside:
         chosen = inside[-1]
@@ -50,6 +51,54 @@ def choose_checkpoint(epochs: Sequence[Epoch], band: tuple[float, float] = PAPER
     nearest = min(distance_to_band(epoch.entropy, band) for epoch in ordered)
     chosen = [epoch for epoch in ordered if distance_to_band(epoch.entropy, band) == nearest][-1]
     return Choice(chosen.checkpoint, chosen.epoch, chosen.entropy, _reason_outside(chosen, ordered, nearest, band))
+
+
+def choose_by_loss(epochs: Sequence[Epoch]) -> Choice:
+    """The checkpoint with the lowest validation loss (the earlier of equals). Raises UserError when there is none."""
+    chosen = min(_ordered(epochs), key=lambda epoch: epoch.loss if math.isfinite(epoch.loss) else math.inf)
+    reason = f"{_named(chosen)} has the lowest validation loss, {chosen.loss:.4f}, of {_count(epochs)}."
+    return Choice(chosen.checkpoint, chosen.epoch, chosen.entropy, reason)
+
+
+def choose_by_score(epochs: Sequence[Epoch], scores: Mapping[str, float]) -> Choice:
+    """The checkpoint with the best score before RL (the earlier of equals), of those that `scores` (pass@1 by checkpoint)
+    has. Raises UserError when it has none of them."""
+    scored = [epoch for epoch in _ordered(epochs) if epoch.checkpoint in scores]
+    if not scored:
+        raise UserError("--evaluations: none is of an epoch checkpoint of --run; evaluate these first")
+    chosen = max(scored, key=lambda epoch: scores[epoch.checkpoint])
+    reason = f"{_named(chosen)} has the best pass@1 before RL, {scores[chosen.checkpoint]:.4f}, of {_count(scored)}."
+    return Choice(chosen.checkpoint, chosen.epoch, chosen.entropy, reason)
+
+
+def choose_by_ratio(epochs: Sequence[Epoch], rl_tokens: float, ratio: float) -> Choice:
+    """The checkpoint whose token efficiency, the tokens that RL is to train over its SFT tokens, lies nearest to `ratio` by
+    factor (the earlier of equals). Raises UserError when there is none, or one says nothing of its tokens."""
+    ordered = _ordered(epochs)
+    for epoch in ordered:
+        if not epoch.tokens > 0:
+            raise UserError(f"--run: metrics.jsonl says nothing of the tokens before {epoch.checkpoint}")
+    chosen = min(ordered, key=lambda epoch: abs(math.log(rl_tokens / epoch.tokens / ratio)))
+    found = rl_tokens / chosen.tokens
+    reason = (
+        f"{_named(chosen)} has a token efficiency of {found:.3g}, {rl_tokens:,.0f} RL tokens over {chosen.tokens:,.0f} SFT "
+        f"tokens: the nearest to {ratio:.3g} of {_count(epochs)}."
+    )
+    return Choice(chosen.checkpoint, chosen.epoch, chosen.entropy, reason)
+
+
+def _ordered(epochs: Sequence[Epoch]) -> list[Epoch]:
+    if not epochs:
+        raise UserError("--run: no epoch checkpoint to choose from; let SFT finish at least one epoch with validation on")
+    return sorted(epochs, key=lambda epoch: epoch.step)
+
+
+def _named(epoch: Epoch) -> str:
+    return f"Epoch {epoch.epoch:g} ({epoch.checkpoint})"
+
+
+def _count(epochs: Sequence[Epoch]) -> str:
+    return "the only checkpoint" if len(epochs) == 1 else f"{len(epochs)} checkpoints"
 
 
 def _reason_inside(chosen: Epoch, inside: list[Epoch], ordered: list[Epoch], band: tuple[float, float]) -> str:

@@ -201,7 +201,8 @@ def read_selection(run: Path) -> Record | None:
         return None
     selection = _read_json(path)
     band = selection.get("band")
-    if not isinstance(band, list) or len(band) != 2 or not all(is_number(value) for value in band):
+    usable = isinstance(band, list) and len(band) == 2 and all(is_number(value) for value in band)
+    if not usable and not (band is None and "rule" in selection):  # another rule has no band
         raise UserError(f"{path}: no band of two numbers; run tools/select_checkpoint.py again")
     if not isinstance(selection.get("checkpoint"), str) or not isinstance(selection.get("reason"), str):
         raise UserError(f"{path}: no checkpoint and reason; run tools/select_checkpoint.py again")

@@ -109,14 +109,16 @@ def sft(material: Material, add: AddFigure) -> Html:
         return page.section(title, page.note("No SFT run was given; this section is left out."))
     selection = material.selection
     chosen = selection["checkpoint"] if selection else None
-    band = (float(selection["band"][0]), float(selection["band"][1])) if selection else None
+    band = (float(selection["band"][0]), float(selection["band"][1])) if selection and selection["band"] else None
     drawing = png(sft_figure(material.sft, material.epochs, chosen, band))
     caption = "Training loss and entropy by step, validation at the end of each epoch."
     parts = [
         add(
             "sft",
             drawing,
-            caption + (" Shaded: the entropy band; ringed: the checkpoint RL starts from." if band else ""),
+            caption
+            + (" Shaded: the entropy band." if band else "")
+            + (" Ringed: the checkpoint RL starts from." if chosen else ""),
         )
     ]
     if material.epochs:

@@ -36,7 +36,7 @@ def curves_figure(panels: Sequence[Panel], columns: int = 2, marks: Sequence[int
         grid = [axes for line in figure.subplots(rows, columns, squeeze=False) for axes in line]
         for axes, panel in zip(grid, panels, strict=False):
             for (setting, cells), colour in zip(panel.groups.items(), COLOURS, strict=False):
-                _band(axes, [smooth(cell.series(panel.key), panel.window) for cell in cells], colour, setting)
+                band(axes, [smooth(cell.series(panel.key), panel.window) for cell in cells], colour, setting)
             for mark in marks:
                 axes.axvline(mark + 0.5, color=GREY, linewidth=0.8, linestyle=":")
             axes.set_title(panel.title)
@@ -74,8 +74,9 @@ def rates_figure(rows: Sequence[Row], title: str) -> Figure:
         return figure
 
 
-def _band(axes: Axes, curves: Sequence[Sequence[float]], colour: str, label: str) -> None:
-    steps = range(1, len(curves[0]) + 1)
+def band(axes: Axes, curves: Sequence[Sequence[float]], colour: str, label: str, at: Sequence[float] | None = None) -> None:
+    """The mean of the curves as a line, smallest and largest as a band, over the places `at` (default: 1, 2, …)."""
+    steps = range(1, len(curves[0]) + 1) if at is None else at
     columns = list(zip(*curves, strict=True))
     axes.fill_between(steps, [min(c) for c in columns], [max(c) for c in columns], color=colour, alpha=0.18, linewidth=0)
     axes.plot(steps, [sum(c) / len(c) for c in columns], color=colour, label=label)

@@ -41,9 +41,15 @@ def write_page(
 
 
 def _bare(name: str, tables: Mapping[str, str], figures: Mapping[str, Figure]) -> str:
-    parts = [f"# {name}", *(f"![{figure}](figures/{figure}.png)" for figure in figures)]
+    links = [figure_link(figure) for figure in figures]  # a table may place a figure
+    parts = [f"# {name}", *(link for link in links if not any(link in table for table in tables.values()))]
     parts += [f"## {table}\n\n<!-- table {table} -->\n<!-- end -->" for table in tables]
     return "\n\n".join(parts) + "\n"
+
+
+def figure_link(figure: str) -> str:
+    """A figure beside the page, in Markdown."""
+    return f"![{figure}](figures/{figure}.png)"
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
@@ -14,7 +14,7 @@ import torch
 from torch.distributed.checkpoint import DefaultSavePlanner
 from torch.distributed.checkpoint.planner import SavePlan, WriteItem
 
-from megatron_ring.checkpoint.hf_config import config_json, read_config, read_json
+from megatron_ring.checkpoint.hf_config import config_json, parse_config, read_config, read_json
 from megatron_ring.checkpoint.hf_folder import copy_others, copy_tokenizer, write_code
 from megatron_ring.checkpoint.hf_tensors import PublishedTensors, list_problems
 from megatron_ring.checkpoint.manifest import make_durable, model_config_of, write_manifest
@@ -134,8 +134,8 @@ def check_exportable(checkpoint: Path, model: ModelConfig) -> None:
 
 def export_checkpoint(
     checkpoint: Path, out: Path, *, like: Path | None = None, tokenizer: Path | None = None,
-    special_ids: tuple[int, int] | None = None, dtype: torch.dtype | None = None, shard_bytes: int = SHARD_BYTES,
-    on_bytes: OnBytes = lambda _: None,
+    special_ids: tuple[int, int] | None = None, stop_ids: Sequence[int] = (), dtype: torch.dtype | None = None,
+    shard_bytes: int = SHARD_BYTES, on_bytes: OnBytes = lambda _: None,
 ) -> ModelConfig:  # fmt: skip
     """Write a published folder from a checkpoint of any layout.
 
@@ -146,6 +146,7 @@ def export_checkpoint(
         dtype: of the tensors; None keeps the checkpoint's.
         special_ids: eos and pad ids of that tokenizer, for config.json and generation_config.json; default: those of
             `like`, else none.
+        stop_ids: tokens that end a response besides eos, as `SamplingConfig.stop_token_ids`, for generation_config.json.
         on_bytes: told the size of each tensor as it is written.
 
     Raises:
@@ -159,6 +160,7 @@ def export_checkpoint(
         raise UserError(f"{checkpoint}: {list_problems(problems)}")
     announced = [Announced(rule.source, dtype or reader.dtype_of(rule.target), rule.shape) for rule in rules]
     config = _exported_config(model, announced[0].dtype, like, special_ids)
+    generation = _generation_config(like, config, special_ids, stop_ids, model.vocab_size)
     with whole_or_nothing(out) as work:
         contents = (
             rule.to_published(reader.read(rule.target, rule.box)).to(tensor.dtype)
@@ -172,7 +174,6 @@ def export_checkpoint(
             copy_tokenizer(tokenizer, work)
         write_code(work)
         (work / "config.json").write_text(json.dumps(config, indent=1) + "\n")
-        generation = _generation_config(like, config, special_ids)
         if generation:
             (work / "generation_config.json").write_text(json.dumps(generation, indent=1) + "\n")
         for path in work.iterdir():
@@ -188,25 +189,43 @@ def _exported_config(
     if like is not None and config.get("model_type") != "bailing_moe":
         raise UserError(f"--like {like}: model_type is {config.get('model_type')!r}, not 'bailing_moe'")
     eos, pad = special_ids or (config.get("eos_token_id"), config.get("pad_token_id"))
-    for name, value in (("eos_token_id", eos), ("pad_token_id", pad)):
-        for token in value if isinstance(value, list) else [value]:
-            if token is not None and not 0 <= token < model.vocab_size:
-                raise UserError(f"{name} {token} is outside the model's vocabulary of {model.vocab_size:,} tokens")
+    _check_tokens({"eos_token_id": eos, "pad_token_id": pad}, model.vocab_size)
     # Said by rope_theta and rope_scaling, and by torch_dtype, below.
     config = {key: value for key, value in config.items() if key not in ("rope_parameters", "dtype", "auto_map")}
     ours = config_json(model, dtype, eos, pad)
     if like is not None:
         ours = {key: value for key, value in ours.items() if key not in LEFT_TO_LIKE or key not in config}
+        parse_config({**config, **ours}, like / "config.json")  # what the model lacks would be said of it
     return {**config, **ours}
 
 
-def _generation_config(like: Path | None, config: dict[str, Any], special_ids: tuple[int, int] | None) -> dict[str, Any]:
-    """generation_config.json: that of `like`, with the special ids of the tokenizer that goes with it."""
+def _check_tokens(tokens: dict[str, Any], vocab_size: int) -> None:
+    """Raise `UserError` for special tokens, one or a list by setting, that the model cannot draw."""
+    for name, value in tokens.items():
+        for token in value if isinstance(value, list) else [value]:
+            if token is None:
+                continue
+            if isinstance(token, bool) or not isinstance(token, int):
+                raise UserError(f"{name} is {json.dumps(token)}, not a token's id")
+            if not 0 <= token < vocab_size:
+                raise UserError(f"{name} {token} is outside the model's vocabulary of {vocab_size:,} tokens")
+
+
+def _generation_config(
+    like: Path | None, config: dict[str, Any], special_ids: tuple[int, int] | None, stop_ids: Sequence[int], vocab_size: int
+) -> dict[str, Any]:
+    """generation_config.json: that of `like`, with the special ids of the tokenizer that goes with it, and with what else
+    ends a response."""
     path = None if like is None else like / "generation_config.json"
     found = read_json(path) if path is not None and path.exists() else {}
-    if special_ids is None and found:
-        return found
-    special = {name: config[name] for name in ("eos_token_id", "pad_token_id") if config[name] is not None}
-    if special_ids is not None:
-        found.pop("bos_token_id", None)  # of another tokenizer
-    return {**found, **special}
+    if special_ids is not None or not found:
+        special = {name: config[name] for name in ("eos_token_id", "pad_token_id") if config[name] is not None}
+        if special_ids is not None:
+            found.pop("bos_token_id", None)  # of another tokenizer
+        found = {**found, **special}
+    if stop_ids:
+        eos = found.get("eos_token_id", config["eos_token_id"])
+        ends = [*(eos if isinstance(eos, list) else [] if eos is None else [eos]), *stop_ids]
+        found["eos_token_id"] = list(dict.fromkeys(ends))
+    _check_tokens({name: found.get(name) for name in ("eos_token_id", "pad_token_id", "bos_token_id")}, vocab_size)
+    return found

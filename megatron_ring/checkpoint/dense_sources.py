@@ -1,4 +1,4 @@
-"""Dense Llama-class models, read one tensor at a time: a GGUF file, or a folder in Hugging Face layout.
+"""Dense Llama-class models, read one tensor at a time: a folder in Hugging Face layout, or a GGUF file (`dense_gguf`).
 
 Both come out under the names of Hugging Face's `LlamaForCausalLM`, in fp32, rotate-half rope, with a head of its own.
 What a Ring model cannot express (biases, scaled rope, another activation, …) is refused by name before a tensor is read.
@@ -18,25 +18,6 @@ from megatron_ring.errors import UserError
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 QUERY, KEY = "self_attn.q_proj.weight", "self_attn.k_proj.weight"
-# Name in Hugging Face's layout -> name in a GGUF file; a layer's stand after `model.layers.N.` and `blk.N.`.
-GGUF_MODEL = {EMBEDDING: "token_embd.weight", "model.norm.weight": "output_norm.weight", HEAD: "output.weight"}
-GGUF_LAYER = {
-    "input_layernorm.weight": "attn_norm.weight",
-    QUERY: "attn_q.weight",
-    KEY: "attn_k.weight",
-    "self_attn.v_proj.weight": "attn_v.weight",
-    "self_attn.o_proj.weight": "attn_output.weight",
-    "post_attention_layernorm.weight": "ffn_norm.weight",
-    "mlp.gate_proj.weight": "ffn_gate.weight",
-    "mlp.up_proj.weight": "ffn_up.weight",
-    "mlp.down_proj.weight": "ffn_down.weight",
-}
-# Settings of a GGUF file that this reader uses, and others with the value that changes nothing.
-GGUF_REQUIRED = ("context_length", "block_count", "embedding_length", "feed_forward_length", "attention.head_count",
-                 "attention.layer_norm_rms_epsilon")  # fmt: skip
-GGUF_OPTIONAL = ("vocab_size", "attention.head_count_kv", "attention.key_length", "attention.value_length",
-                 "rope.freq_base", "rope.dimension_count")  # fmt: skip
-GGUF_NEUTRAL = {"rope.scaling.type": "none", "rope.scale_linear": 1.0, "expert_count": 0, "expert_used_count": 0}
 # Settings of config.json that have one value here, which is also what a missing key means.
 FOLDER_ONLY = {"attention_bias": False, "mlp_bias": False, "hidden_act": "silu", "quantization_config": None}
 LISTED = 8  # problems that one message names
@@ -105,14 +86,16 @@ class DenseModel:
         return tensor
 
 
-def _checked_config(path: Path, **values: Any) -> DenseConfig:
+def checked_config(path: Path, **values: Any) -> DenseConfig:
+    """A configuration from the numbers in a file; `UserError` names the file."""
     try:
         return DenseConfig(**values)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 
 
-def _check_tensors(source: Path, expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]) -> None:
+def check_tensors(source: Path, expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]) -> None:
+    """Raise `UserError` for tensors that are missing, have no place or have another shape."""
     problems = [f"{name} is missing" for name in expected if name not in found]
     for name, shape in found.items():
         if name not in expected:
@@ -122,110 +105,6 @@ def _check_tensors(source: Path, expected: dict[str, tuple[int, ...]], found: di
     if problems:
         more = f"; and {len(problems) - LISTED} more" if len(problems) > LISTED else ""
         raise UserError(f"{source}: {'; '.join(problems[:LISTED])}{more}")
-
-
-def open_gguf(path: Path) -> Any:
-    """A `gguf.GGUFReader` over the file, which it maps into memory. Raises `UserError`."""
-    try:
-        import gguf
-    except ImportError:
-        raise UserError(f"{path}: reading GGUF takes the gguf package: pip install gguf") from None
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    try:
-        return gguf.GGUFReader(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, LookupError, OverflowError) as error:
-        raise UserError(f"{path}: not a whole GGUF file ({error})") from None
-
-
-def gguf_value(reader: Any, key: str) -> Any:
-    """A setting of a GGUF file as a Python value, None where it is not set. Raises `UserError`."""
-    field = reader.get_field(key)
-    try:
-        return None if field is None else field.contents()
-    except (ValueError, LookupError) as error:
-        raise UserError(f"{reader.data.filename}: {key} cannot be read ({error})") from None
-
-
-def _gguf_config(path: Path, reader: Any) -> DenseConfig:
-    rooms = ("general", "split", "llama")  # not the tokenizer's long lists
-    values = {key: gguf_value(reader, key) for key in reader.fields if key.partition(".")[0] in rooms}
-    architecture = values.get("general.architecture")
-    if architecture != "llama":
-        raise UserError(f"{path}: general.architecture is {architecture!r}, only 'llama' can be read")
-    if values.get("split.count", 1) > 1:
-        raise UserError(f"{path}: is one of {values['split.count']} parts; merge them first")
-    ours = {key.removeprefix("llama."): value for key, value in values.items() if key.startswith("llama.")}
-    for key, value in ours.items():
-        if key not in GGUF_REQUIRED + GGUF_OPTIONAL and (key not in GGUF_NEUTRAL or value != GGUF_NEUTRAL[key]):
-            raise UserError(f"{path}: llama.{key} = {value!r} is not something a Ring model can express")
-        if key not in GGUF_NEUTRAL and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise UserError(f"{path}: llama.{key} must be one number for all layers")
-    if lacks := [key for key in GGUF_REQUIRED if key not in ours]:
-        raise UserError(f"{path}: lacks llama.{', llama.'.join(lacks)}")
-    heads, hidden = ours["attention.head_count"], ours["embedding_length"]
-    head_dim = ours.get("attention.key_length", hidden // max(heads, 1))
-    for key in ("attention.value_length", "rope.dimension_count"):
-        if ours.get(key, head_dim) != head_dim:
-            raise UserError(f"{path}: llama.{key} = {ours[key]} differs from the head's width {head_dim}")
-    shapes = {tensor.name: tensor.shape.tolist()[::-1] for tensor in reader.tensors}
-    return _checked_config(
-        path,
-        num_layers=ours["block_count"],
-        hidden_size=hidden,
-        num_attention_heads=heads,
-        num_key_value_heads=ours.get("attention.head_count_kv", heads),
-        head_dim=head_dim,
-        mlp_width=ours["feed_forward_length"],
-        # The tensor decides: some files pad the vocabulary without saying so.
-        vocab_size=shapes.get(GGUF_MODEL[EMBEDDING], [ours.get("vocab_size", 0)])[0],
-        max_positions=ours["context_length"],
-        rope_theta=_shortest(ours.get("rope.freq_base", 10_000.0)),
-        norm_eps=_shortest(ours["attention.layer_norm_rms_epsilon"]),
-        tied=GGUF_MODEL[HEAD] not in shapes,
-    )
-
-
-def _shortest(value: float) -> float:
-    """The shortest decimal that is the same fp32 number: 1e-5 as it was meant, not 9.999999747378752e-06."""
-    return float(f"{torch.tensor(value).item():.7g}")
-
-
-def dense_from_gguf(path: Path, reader: Any) -> DenseModel:
-    """A Llama in a GGUF file, dequantised tensor by tensor. Raises `UserError`.
-
-    llama.cpp rotates neighbouring pairs of a head's channels and stores the query and key rows in that order; here they
-    get back into rotate-half order, [first halves, second halves] per head.
-    """
-    import gguf
-
-    config = _gguf_config(path, reader)
-    names = {theirs: GGUF_MODEL[theirs] for theirs in GGUF_MODEL if not (theirs == HEAD and config.tied)}
-    for n in range(config.num_layers):
-        names |= {f"model.layers.{n}.{theirs}": f"blk.{n}.{ours}" for theirs, ours in GGUF_LAYER.items()}
-    tensors = {tensor.name: tensor for tensor in reader.tensors}
-    _check_tensors(
-        path,
-        {names[name]: shape for name, shape in config.shapes().items()},
-        {name: tuple(tensor.shape.tolist()[::-1]) for name, tensor in tensors.items()},
-    )
-    heads = {QUERY: config.num_attention_heads, KEY: config.num_key_value_heads}
-
-    def load(name: str) -> torch.Tensor:
-        stored = tensors[names[name]]
-        try:
-            values = gguf.quants.dequantize(stored.data, stored.tensor_type)
-        except NotImplementedError:
-            raise UserError(f"{path}: {stored.name}: no reader for the type {stored.tensor_type.name}") from None
-        tensor = torch.tensor(values, dtype=torch.float32)  # a copy: the file's pages are not writable
-        count = heads.get(".".join(name.split(".")[3:]))
-        if count is None:
-            return tensor
-        return tensor.view(count, config.head_dim // 2, 2, -1).transpose(1, 2).reshape(tensor.shape)
-
-    return DenseModel(config, path, load)
 
 
 def _folder_config(path: Path) -> DenseConfig:
@@ -250,7 +129,7 @@ def _folder_config(path: Path) -> DenseConfig:
     if lacks:
         raise UserError(f"{path}: lacks {', '.join(lacks)}")
     heads = values["num_attention_heads"]
-    return _checked_config(
+    return checked_config(
         path,
         num_layers=values["num_hidden_layers"],
         hidden_size=values["hidden_size"],
@@ -292,7 +171,7 @@ def dense_from_folder(folder: Path) -> DenseModel:
             raise UserError(f"{folder / file}: cannot be read: {error}") from None
     # A tied model may have saved its head too, and old files hold the rope's frequencies: neither is a weight.
     ignored = [name for name in found if name.endswith(".rotary_emb.inv_freq") or (config.tied and name == HEAD)]
-    _check_tensors(folder, config.shapes(), {name: shape for name, shape in found.items() if name not in ignored})
+    check_tensors(folder, config.shapes(), {name: shape for name, shape in found.items() if name not in ignored})
 
     def load(name: str) -> torch.Tensor:
         with safetensors.safe_open(file_of[name], framework="pt") as stored:

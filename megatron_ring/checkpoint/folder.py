@@ -1,12 +1,14 @@
 """The folder of a run's checkpoints: which are whole, which one `latest` names, what is ours to remove.
 
 A whole checkpoint is a folder `step_N` with a manifest. Anything else in there is a stray: it is never read, and never
-removed. Of several processes rank 0 reads the folder (`collectives.from_main`).
+removed; one that lies where a checkpoint is to be saved is moved aside. Of several processes rank 0 reads the folder
+(`collectives.from_main`).
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import shlex
@@ -19,7 +21,7 @@ from megatron_ring.checkpoint.manifest import make_durable, read_manifest
 from megatron_ring.errors import UserError
 
 _STEP = re.compile(r"step_(0|[1-9][0-9]*)")
-_LEFTOVER = re.compile(r"\.step_[0-9]+\.(tmp|old)")  # of a save, or of a removal, that was killed
+_LEFTOVER = re.compile(r"\.step_[0-9]+\.(tmp|old[0-9]*)")  # of a save, or of a removal, that was killed
 SHOWN = 6
 
 
@@ -51,8 +53,7 @@ def latest_checkpoint(checkpoints: Path) -> Path | None:
         try:
             read_manifest(named)
         except UserError as error:
-            others = [path for path in whole_checkpoints(checkpoints) if path != named]
-            raise UserError(f"{error}{_choice(checkpoints, others)}" if others else str(error)) from None
+            raise UserError(f"{error}{instead_of(named)}") from None
         return named
     whole, pointer = whole_checkpoints(checkpoints), checkpoints / "latest"
     if not os.path.lexists(pointer) and (interrupted := _interrupted(checkpoints)) is not None:
@@ -132,6 +133,12 @@ def _choice(checkpoints: Path, whole: Sequence[Path]) -> str:
     return f"; whole checkpoints: {names}{more}; to go on from the newest: {first}echo {whole[-1].name} > {quoted}"
 
 
+def instead_of(checkpoint: Path) -> str:
+    """Which other checkpoints of its folder are whole, for the end of a message that refuses this one; empty without any."""
+    others = [path for path in whole_checkpoints(checkpoint.parent) if path != checkpoint]
+    return _choice(checkpoint.parent, others) if others else ""
+
+
 def _interrupted(checkpoints: Path) -> Path | None:
     """The checkpoint of a first save that was killed when it was whole and `latest` about to be written."""
     text, problem = _text(_draft_pointer(checkpoints))
@@ -143,16 +150,31 @@ def _draft_pointer(checkpoints: Path) -> Path:
 
 
 def publish(work: Path, target: Path) -> None:
-    """Give a finished folder its name. What had it before, as of a run that was set back, is removed."""
+    """Give a finished folder its name. A checkpoint that had it before, as of a run that was set back, is removed."""
     make_durable(work)
-    discard(target)
+    if is_whole(target):
+        discard(target)
+    elif os.path.lexists(target):
+        os.replace(target, _aside(target))
     os.replace(work, target)
     make_durable(target.parent)
+
+
+def _aside(stray: Path) -> Path:
+    """A free name for what is no checkpoint, but is called like one."""
+    return _free(stray.with_name(f"{stray.name}.stray"))
+
+
+def _free(path: Path) -> Path:
+    """`path` with the first number behind it that is free."""
+    names = (path.with_name(f"{path.name}{number}") for number in itertools.count(1))
+    return next(name for name in names if not os.path.lexists(name))
 
 
 def publish_checkpoint(work: Path, target: Path) -> None:
     """`publish`, then let `latest` name it. A kill at any moment leaves `latest` as it was, or naming a whole checkpoint."""
     pointer = _draft_pointer(target.parent)
+    _remove(pointer)
     pointer.write_text(target.name + "\n")
     make_durable(pointer)
     publish(work, target)
@@ -193,6 +215,8 @@ def discard(path: Path) -> None:
         return
     doomed = path.with_name(f".{path.name}.old")
     _remove(doomed)
+    if os.path.lexists(doomed):  # NFS keeps files that a process still has open
+        doomed = _free(doomed)
     os.replace(path, doomed)
     _remove(doomed)
 

@@ -80,16 +80,24 @@ def read_config(folder: Path) -> tuple[ModelConfig, bool]:
         UserError: a missing or unsupported setting, by name.
     """
     path = folder / "config.json"
-    config = read_json(path)
+    return parse_config(read_json(path), path)
+
+
+def parse_config(config: dict[str, Any], path: Path) -> tuple[ModelConfig, bool]:
+    """The same of the content of `path`, which need not be there yet."""
     if config.get("model_type") != "bailing_moe":
         raise UserError(f"{path}: model_type is {config.get('model_type')!r}, only 'bailing_moe' can be imported")
-    rope = config.get("rope_parameters") or {}  # how transformers >= 5 writes it
-    if rope:
-        config.setdefault("rope_theta", rope.get("rope_theta", DEFAULTS["rope_theta"]))
-        if rope.get("rope_type", "default") != "default":
-            config.setdefault("rope_scaling", rope)
+    for name in ("rope_parameters", "rope_scaling"):
+        if not isinstance(config.get(name) or {}, dict):
+            raise UserError(f"{path}: {name} is {json.dumps(config[name])}, not an object")
+    rope = config.get("rope_parameters") or {}
+    config = _with_rope_parameters(config, rope, path)
+    for theirs, ours in FIELDS.items():
+        left_out = theirs in ("head_dim", "num_shared_experts") and config.get(theirs) is None
+        if theirs in config and not left_out:
+            _check_kind(path, theirs, ModelConfig.__annotations__[ours], config[theirs])
     if config.get("head_dim") is None and {"hidden_size", "num_attention_heads"} <= config.keys():
-        config["head_dim"] = config["hidden_size"] // config["num_attention_heads"]
+        config["head_dim"] = config["hidden_size"] // max(1, config["num_attention_heads"])
     config = {**DEFAULTS, **config, "rope_parameters.partial_rotary_factor": rope.get("partial_rotary_factor")}
     _check_settings(path, config)
     missing = [name for name in FIELDS if name not in config]
@@ -97,13 +105,27 @@ def read_config(folder: Path) -> tuple[ModelConfig, bool]:
         raise UserError(f"{path}: lacks {', '.join(missing)}")
     values = {ours: config[theirs] for theirs, ours in FIELDS.items()}
     values["num_shared_experts"] = values["num_shared_experts"] or 0
-    for theirs, ours in FIELDS.items():
-        _check_kind(path, theirs, ModelConfig.__annotations__[ours], values[ours])
     try:
         model = ModelConfig(**values, rope_scaling=_read_scaling(config["rope_scaling"], values["max_positions"]))
     except (TypeError, UserError) as error:
         raise UserError(f"{path}: {error}") from None
     return model, bool(config["norm_head"])
+
+
+def _with_rope_parameters(config: dict[str, Any], rope: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The settings with what `rope_parameters`, as transformers >= 5 writes them, say under the older names."""
+    if not rope:
+        return dict(config)
+    scaled = rope if _scaling_kind(rope) else {}
+    found = {"rope_theta": rope.get("rope_theta", config.get("rope_theta", DEFAULTS["rope_theta"])), **config}
+    if found["rope_theta"] != rope.get("rope_theta", found["rope_theta"]):
+        raise UserError(f"{path}: rope_theta is {found['rope_theta']}, and {rope['rope_theta']} in rope_parameters")
+    older = found.get("rope_scaling") or scaled
+    older = older if _scaling_kind(older) else {}
+    differing = [name for name in SCALING_FIELDS if older.get(name) != scaled.get(name, older.get(name))]
+    if differing or _scaling_kind(older) != _scaling_kind(scaled):
+        raise UserError(f"{path}: rope_scaling is {json.dumps(older)}, and another one in rope_parameters")
+    return {**found, "rope_scaling": older}
 
 
 def _check_settings(path: Path, config: dict[str, Any]) -> None:
@@ -140,18 +162,27 @@ def _check_kind(path: Path, name: str, kind: str, value: Any) -> None:
         raise UserError(f"{path}: {name} is {json.dumps(value)}, not {wanted}")
 
 
+def _scaling_kind(values: dict[str, Any]) -> Any:
+    """The type of a rope scaling; None where there is none."""
+    kind = values.get("rope_type", values.get("type"))
+    return None if kind == "default" else kind
+
+
 def _read_scaling(values: dict[str, Any] | None, max_positions: int) -> RopeScaling | None:
     if not values:
         return None
-    kind = values.get("rope_type", values.get("type"))
-    if kind in (None, "default"):
+    kind = _scaling_kind(values)
+    if kind is None:
         return None
     known = {ours: values[theirs] for theirs, ours in SCALING_FIELDS.items() if values.get(theirs) is not None}
-    unknown = sorted(values.keys() - SCALING_FIELDS.keys() - {"rope_type", "type", "rope_theta"})
+    unknown = sorted(values.keys() - SCALING_FIELDS.keys() - {"rope_type", "type", "rope_theta", "partial_rotary_factor"})
     if unknown:
         raise UserError(f"rope_scaling: {', '.join(unknown)} is not supported")
     if "factor" not in known:
         raise UserError("rope_scaling: lacks factor")
+    for name, value in known.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise UserError(f"rope_scaling: {name} is {json.dumps(value)}, not a number")
     if kind == "linear":
         return RopeScaling("linear", known["factor"])
     return RopeScaling(kind=kind, **{"original_max_positions": max_positions, **known})

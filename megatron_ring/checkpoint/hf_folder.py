@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from megatron_ring.checkpoint.hf_config import read_json
 from megatron_ring.errors import UserError
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json", ".h5", ".msgpack")
@@ -17,6 +18,14 @@ TOKENIZER_CODE = "tokenization_"  # how its Python files begin
 # Modelling code of ours: it loads in every release of transformers that we test, which that of older folders does not.
 CODE = Path(__file__).parent / "hf_code"
 CODE_FILES = ("configuration_bailing_moe.py", "modeling_bailing_moe.py")
+
+
+def published_ends(folder: Path) -> tuple[int, ...]:
+    """Tokens that end a response as a published folder says in generation_config.json; none where it says nothing."""
+    path = folder / "generation_config.json"
+    found = read_json(path).get("eos_token_id") if path.is_file() else None
+    ends = found if isinstance(found, list) else [found]
+    return tuple(token for token in ends if isinstance(token, int) and not isinstance(token, bool))
 
 
 def copy_others(folder: Path, work: Path, with_tokenizer: bool = True) -> None:

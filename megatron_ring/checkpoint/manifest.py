@@ -33,6 +33,8 @@ def write_manifest(
     `more`: further entries."""
     files = {}
     for path in sorted(folder.iterdir()):
+        if path.name.startswith(".nfs"):  # a removed file that a process still has open; it goes away by itself
+            continue
         if path.name not in known:
             make_durable(path)
         files[path.name] = {"bytes": path.stat().st_size, "crc32": known.get(path.name) or checksums(path)}
@@ -57,6 +59,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text())
         files = {name: int(entry["bytes"]) for name, entry in manifest["files"].items()}
         _ = manifest["model"], manifest["step"], [entry["crc32"] for entry in manifest["files"].values()]
+        manifest = {"layout": {}, "extra": {}, **manifest}
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{path}: not a checkpoint manifest") from None
     for name, size in files.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from megatron_ring.config.checks import require
 from megatron_ring.config.data import Columns
@@ -24,15 +24,37 @@ class EvaluateConfig(Columns, InferenceConfig, DryRun):
 
     stage_name: ClassVar[str] = "evaluate"
 
-    prompts: Path
+    prompts: Path | None = None
     """Prompt file (JSONL, JSON, parquet): `id, domain, prompt, answer` in each row; or a public file as it is downloaded."""
+    suite: Literal["ring-lite", "ring-lite-2507"] | None = None
+    """Benchmarks of a paper by its protocol, in place of --prompts; their files are in --benchmark-dir or --benchmark."""
+    benchmark: tuple[str, ...] = ()
+    """Benchmarks and their public files or folders, NAME=PATH each, in place of --prompts (see docs/evaluation.md)."""
+    benchmark_dir: Path | None = None
+    """Folder of a suite's files: NAME.jsonl, NAME.parquet, NAME.csv, … or a folder NAME for each benchmark."""
+    window: str | None = None
+    """Days of LiveCodeBench's contests, FROM:TO, both included (default: the suite's; without a suite all)."""
+    benchmark_samples: int | None = None
+    """Responses to each problem of a benchmark (default: each benchmark's own number)."""
     out: Path
-    """Folder for result.json and samples.jsonl."""
+    """Folder for result.json and samples.jsonl; of benchmarks for result.json, report.html and the responses."""
     samples_per_problem: int = 1
-    """Responses drawn for each problem; pass@1 is their mean."""
+    """Responses drawn for each problem of --prompts; pass@1 is their mean."""
     sampling: SamplingConfig = field(default_factory=_evaluation_sampling)
     rewards: RewardConfig = field(default_factory=RewardConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        asked = [
+            name
+            for name, given in (("--prompts", self.prompts), ("--suite or --benchmark", self.suite or self.benchmark))
+            if given
+        ]
+        require(bool(asked), "--prompts is missing: give a prompt file, or --suite or --benchmark")
+        require(len(asked) == 1, "--prompts is given with --suite or --benchmark: give one of the two")
+        require(self.benchmark_dir is None or self.suite is not None, "--benchmark-dir holds a suite's files: give --suite")
+        require(
+            self.benchmark_samples is None or self.benchmark_samples >= 1,
+            f"--benchmark-samples is {self.benchmark_samples}, below 1",
+        )
         require(self.samples_per_problem >= 1, f"--samples-per-problem is {self.samples_per_problem}, below 1")

@@ -73,7 +73,10 @@ class RLConfig(TrainingConfig, DryRun):
     """Checkpoint or Hugging Face folder to start from."""
     data: RLDataConfig
     steps: int = field(default=1000, metadata=MAY_CHANGE)
-    """Optimizer steps of the whole run."""
+    """Steps of the whole run. A step samples, scores, selects and updates; schedules and checkpoints count in steps."""
+    updates_per_step: int = 1
+    """Optimizer updates of a step, on equal token budgets that together are what the step trains; the old log-probs are
+    those before the first. Without a token budget each update has whole responses."""
     prompts_per_step: int = 512
     """Prompts sampled in a round (L)."""
     samples_per_prompt: int = 16
@@ -96,7 +99,7 @@ class RLConfig(TrainingConfig, DryRun):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("steps", "prompts_per_step", "samples_per_prompt", "save_every"):
+        for name in ("steps", "updates_per_step", "prompts_per_step", "samples_per_prompt", "save_every"):
             value = getattr(self, name)
             require(value >= 1, f"--{name.replace('_', '-')} is {value}, below 1")
         require(self.samples_per_prompt >= 2, "--samples-per-prompt is 1: a group needs at least 2 responses to compare")
@@ -164,7 +167,12 @@ class RLConfig(TrainingConfig, DryRun):
             longest < tokens,
             f"--data.micro-batch-tokens {tokens:,} holds no prompt beside --sampling.max-new-tokens {longest:,}",
         )
+        updates = self.updates_per_step
         if not self.objective.has_budget:
+            require(
+                updates <= prompts * samples,
+                f"--updates-per-step is {updates:,}: a step of {prompts} prompts x {samples} samples has fewer responses",
+            )
             return
         budgets, rounds = self.budget.resolve(data_size), self.budget.max_rounds
         for budget in budgets:
@@ -173,6 +181,10 @@ class RLConfig(TrainingConfig, DryRun):
                 f"--budget.tokens: Phi = {budget:,} does not divide over {data_size} data-parallel ranks; "
                 f"{max(1, budget // data_size) * data_size:,} would",
             )
+        require(
+            updates <= min(budgets),
+            f"--updates-per-step is {updates:,}: Phi = {min(budgets):,} (--budget.tokens) has less than a token for each",
+        )
         most = rounds * prompts * samples * longest
         require(
             max(budgets) <= most,

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from megatron_ring.config.checks import require
 from megatron_ring.config.pretrain import CorpusConfig
 from megatron_ring.corpus.blends import Blend, Entry, Place, Share, read_blend
-from megatron_ring.corpus.indexed import Source, open_source
+from megatron_ring.corpus.opening import open_corpus
+from megatron_ring.corpus.parts import Source, divide
+from megatron_ring.data.tokenizer import RingTokenizer
 from megatron_ring.errors import UserError
 
 TRAINED, VALIDATED, TESTED = 0, 1, 2
@@ -43,17 +45,20 @@ class Corpora:
         return Blend(shares)
 
 
-def open_corpora(config: CorpusConfig, vocabulary: int) -> Corpora:
-    """Check all corpora of a configuration. Raises `UserError` naming what is wrong.
+def open_corpora(config: CorpusConfig, tokenizer: RingTokenizer) -> Corpora:
+    """Check all corpora of a configuration. Raises `UserError` naming what is wrong."""
 
-    Args:
-        vocabulary: ids that the tokenizer has.
-    """
+    def opened(entry: Entry, split: tuple[float, float, float]) -> tuple[Entry, Source]:
+        try:
+            corpus = open_corpus(entry.prefix, tokenizer.vocabulary_fingerprint, tokenizer.vocab_size)
+            return entry, divide(corpus, split)
+        except OSError as error:
+            raise UserError(f"{error.filename or entry.prefix}: cannot be read: {error.strerror}") from None
+
     shares = config.split if not config.validation else (config.split[0], 0.0, config.split[2])
     validation = read_blend(config.validation, "--data.validation") if config.validation else []
-    trained = [(entry, open_source(entry.prefix, shares, vocabulary, "--data.train")) for entry in read_blend(config.train)]
-    whole = (0.0, 1.0, 0.0)
-    validated = [(entry, open_source(entry.prefix, whole, vocabulary, "--data.validation")) for entry in validation]
+    trained = [opened(entry, shares) for entry in read_blend(config.train)]
+    validated = [opened(entry, (0.0, 1.0, 0.0)) for entry in validation]
     for flag, sources in (("--data.train", trained), ("--data.validation", validated)):
         seen: dict[str, Entry] = {}
         for entry, source in sources:

@@ -21,7 +21,7 @@ from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 from megatron.core.datasets.utils import Split
 
-from megatron_ring.corpus.indexed import Source, check_ids
+from megatron_ring.corpus.parts import Source, check_ids
 from megatron_ring.data.packing import MicroBatch
 from megatron_ring.parallel import collectives
 

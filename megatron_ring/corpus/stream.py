@@ -9,8 +9,8 @@ from pathlib import Path
 
 from megatron_ring.config.pretrain import CorpusConfig
 from megatron_ring.corpus.blends import Blend, Entry, Place
-from megatron_ring.corpus.indexed import Source
 from megatron_ring.corpus.mixing import TRAINED, VALIDATED, Corpora
+from megatron_ring.corpus.parts import Source
 from megatron_ring.corpus.sequences import SourceSequences
 from megatron_ring.data.packing import MicroBatch, empty_microbatch
 from megatron_ring.data.tokenizer import RingTokenizer

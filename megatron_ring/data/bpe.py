@@ -50,12 +50,12 @@ def train_bpe(texts: Iterable[str], vocab_size: int, out_dir: str | Path) -> int
         initial_alphabet=alphabet,
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_with_role_names(texts), trainer)
+    tokenizer.train_from_iterator(with_role_names(texts), trainer)
     _save(tokenizer, Path(out_dir))
     return max(tokenizer.get_vocab().values()) + 1
 
 
-def _with_role_names(texts: Iterable[str]) -> Iterator[str]:
+def with_role_names(texts: Iterable[str]) -> Iterator[str]:
     """Add the role names as often as there are texts: each becomes one token, and framing a prompt costs six."""
     empty = True
     for text in texts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,7 +31,7 @@ class Fields:
 
     Attributes:
         columns: by name of the contract, the column that holds it; dots go into objects.
-        domain: of rows that name none.
+        domain: of rows that name none; where columns are named and `domain` is not among them, of all rows.
     """
 
     columns: Mapping[str, str] = field(default_factory=dict)
@@ -62,7 +63,8 @@ class Fields:
             if value is None and name in ("prompt", "answer", "messages", "response"):
                 raise RecordError(f"the column {column!r} of '{name}' is missing; {columns_of(row)}")
             renamed[name] = value
-        if self.domain is not None and renamed.get("domain") is None:
+        others = bool(self.columns) and "domain" not in self.columns  # what the file calls so may be anything
+        if self.domain is not None and (others or renamed.get("domain") is None):
             renamed["domain"] = self.domain
         return renamed
 
@@ -84,8 +86,29 @@ def columns_of(row: Mapping[str, Any]) -> str:
 
 
 def seems_to_hold(row: Mapping[str, Any], name: str, flag: str) -> str:
-    """What to say of a contract's name that a row lacks: the column that seems to hold it, and the flag that says so."""
-    lowered = {str(key).lower(): str(key) for key in row}
+    """What to say of a contract's name that a row lacks: the column that seems to hold it, and the flag that says so (where
+    the flag is empty: to rename it)."""
+    column = likely_column(row, name)
+    if not column:
+        return ""
+    mend = f"{flag} {_quoted(f'{name}={column}')}" if flag else f"call it '{name}'"
+    return f"; '{column}' seems to hold it: {mend}"
+
+
+def seem_to_hold_a_conversation(row: Mapping[str, Any], flag: str) -> str:
+    """The same of an SFT row that has neither messages nor a prompt."""
+    if likely_column(row, "messages"):
+        return seems_to_hold(row, "messages", flag)
+    prompt, response = (likely_column(row, name) for name in ("prompt", "response"))
+    if not prompt or not response or prompt == response:
+        return ""
+    pairs = " ".join(_quoted(f"{name}={column}") for name, column in (("prompt", prompt), ("response", response)))
+    return f"; '{prompt}' and '{response}' seem to hold them: {flag} {pairs}"
+
+
+def likely_column(row: Mapping[str, Any], name: str) -> str:
+    """The column that seems to hold what the contract calls `name`; empty where none does."""
+    lowered = {"_".join(str(key).lower().replace("-", " ").split()): str(key) for key in row}
     for usual in USUAL.get(name, ()):
         first, _, rest = usual.partition(".")
         column = lowered.get(first)
@@ -93,5 +116,9 @@ def seems_to_hold(row: Mapping[str, Any], name: str, flag: str) -> str:
             continue
         whole = f"{column}.{rest}" if rest else column
         if at(row, whole) is not None:
-            return f"; '{whole}' seems to hold it: {flag} {name}={whole}"
+            return whole
     return ""
+
+
+def _quoted(pair: str) -> str:
+    return shlex.quote(pair) if " " in pair else pair

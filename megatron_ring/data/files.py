@@ -14,14 +14,16 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
-from megatron_ring.data.fields import Fields, seems_to_hold
-from megatron_ring.data.forms import Form, prompt_form, small
+from megatron_ring.data.fields import Fields, seem_to_hold_a_conversation, seems_to_hold
+from megatron_ring.data.forms import Form, UnansweredError, small
+from megatron_ring.data.messages import unread_keys
+from megatron_ring.data.prompt_forms import prompt_form
 from megatron_ring.data.records import (
     Message,
     PromptRecord,
@@ -29,6 +31,7 @@ from megatron_ring.data.records import (
     SFTRecord,
     prompt_from_json,
     prompt_to_json,
+    refuse_unreadable,
     sft_from_json,
     sft_to_json,
 )
@@ -73,8 +76,8 @@ class SFTFile:
 def read_prompt_file(path: str | Path, fields: Fields | None = None, flag: str = "--data.fields") -> PromptFile:
     """Read a prompt file of the contract, of a public form, or with the columns that `fields` names.
 
-    A file that is not of the contract needs no ids: a row without one has its number, and a row that says once more what
-    another says is left out, and counted in the note.
+    A file that is not of the contract needs no ids: a row without one has its number. A row that says once more what another
+    says is left out, and one of a public form that has no answer; both are counted in the note.
 
     Raises:
         UserError: names file and line of anything malformed, of a repeated id, and the column that seems to hold what is
@@ -98,8 +101,7 @@ def read_prompt_file(path: str | Path, fields: Fields | None = None, flag: str =
             raise UserError(f"{place}: the id {record.id!r} is already used at {lines[record.id]}: make ids unique")
         lines[record.id] = place
         records.append(dataclasses.replace(record, place=place))
-    if not records:
-        raise UserError(f"{path}: the file holds no records: give at least one")
+    reader.check_some(records)
     return PromptFile(records, reader.note(len(records)))
 
 
@@ -112,14 +114,13 @@ def read_questions(path: str | Path) -> list[PromptRecord]:
     """Read prompts that nobody scores: rows of a prompt file that need no more than `prompt`; an `id` that is missing is the
     row's number. Raises `UserError`, naming file and line, for anything malformed."""
     path, number = Path(path), count(1)
-    reader = _Reader(path, Fields(), prompt_form, lambda row: row.get("prompt") is not None, "--data.fields")
+    reader = _Reader(path, Fields(), prompt_form, lambda row: row.get("prompt") is not None, "")
     records = []
     for place, row, _ in reader.rows():
         own = {name: value for name, value in row.items() if value is not None}
         given = {"id": str(next(number)), "domain": "none", "answer": "", **own}
         records.append(dataclasses.replace(reader.checked(place, given, prompt_from_json), place=place))
-    if not records:
-        raise UserError(f"{path}: the file holds no records: give at least one")
+    reader.check_some(records)
     return records
 
 
@@ -131,8 +132,7 @@ def read_sft_file(path: str | Path, fields: Fields | None = None, flag: str = "-
     records = [
         dataclasses.replace(reader.checked(place, row, sft_from_json), place=place) for place, row, _ in reader.rows()
     ]
-    if not records:
-        raise UserError(f"{path}: the file holds no records: give at least one")
+    reader.check_some(records)
     return SFTFile(records, reader.note(len(records)))
 
 
@@ -178,7 +178,9 @@ class _Reader:
         self._form: Form | None = None
         self._given: Mapping[str, Any] = {}
         self.foreign = bool(fields.columns or fields.domain)
-        self.repeated = 0
+        self.repeated = self._unanswered = 0
+        self._first_unanswered = ""
+        self._unread: set[str] = set()
 
     def rows(self) -> Iterator[tuple[str, dict[str, Any], int]]:
         """(FILE:LINE, row of the contract, number of the row)."""
@@ -188,11 +190,18 @@ class _Reader:
                 self.foreign = self.foreign or self._form is not None
             self._given = row
             try:
-                yield place, self._converted(row), number
+                converted = self._converted(row)
+            except UnansweredError as error:
+                self._unanswered += 1
+                self._first_unanswered = self._first_unanswered or f"{place}: {error}"
+                continue
             except RecordError as error:
                 raise UserError(f"{place}: {error}") from None
+            self._unread |= unread_keys(converted.get(name) for name in ("messages", "prompt", "response"))
+            yield place, converted, number
 
     def _converted(self, row: dict[str, Any]) -> dict[str, Any]:
+        refuse_unreadable(row)
         if self._form is not None:
             lowered = small(row)
             if not self._form.columns <= {name for name, value in lowered.items() if value is not None}:
@@ -208,18 +217,30 @@ class _Reader:
         except RecordError as error:
             name = str(error).split("'")[1] if str(error).startswith("'") and "' is missing" in str(error) else ""
             hint = seems_to_hold(self._given, name, self.flag) if name and self._form is None else ""
+            if str(error).startswith("neither 'messages'"):
+                hint = seem_to_hold_a_conversation(self._given, self.flag)
             if name == "domain" and not hint:
                 hint = f"; {self.flag.removesuffix('fields')}domain gives one to all rows"
             raise UserError(f"{place}: {error}{hint}") from None
 
+    def check_some(self, records: Sequence[object]) -> None:
+        """Raise `UserError` where no record was read."""
+        if not records and self._first_unanswered:
+            raise UserError(f"{self._first_unanswered}; no row of the file has an answer")
+        if not records:
+            raise UserError(f"{self.path}: the file holds no records: give at least one")
+
     def note(self, count: int) -> str:
-        """What is to be said of how the file was read; empty where it is of the contract."""
+        """What is to be said of how the file was read; empty where it is of the contract and read whole."""
+        unread = f"keys of messages that are not read: {', '.join(sorted(self._unread)[:12])}" if self._unread else ""
         if not self.foreign:
-            return ""
+            return f"{self.path}: {unread}" if unread else ""
         if self._form is not None:
             form = f"read as {self._form.name}"
         else:
             form = "read with " + ", ".join(f"{name}={column}" for name, column in self.fields.columns.items())
             form = form if self.fields.columns else f"domain {self.fields.domain}"
         repeated = f", {self.repeated:,} repeated rows left out" if self.repeated else ""
-        return f"{self.path}: {form}: {count:,} rows{repeated}"
+        if self._unanswered:
+            repeated += f", {self._unanswered:,} rows without an answer left out (the first: {self._first_unanswered})"
+        return f"{self.path}: {form}: {count:,} rows{repeated}" + (f"; {unread}" if unread else "")

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 
-def whole_shares(weights: Sequence[int | float]) -> list[int]:
+def whole_shares(weights: Sequence[int | float | Fraction]) -> list[int]:
     """Positive integers in exactly the ratio that the weights are written in (0.7 is seven tenths).
 
     Args:

@@ -1,25 +1,32 @@
 """Conversations as files have them: roles, texts, parts, reasoning beside the content, marks of what is trained.
 
-What a message holds is read, or refused by name; nothing of it is left out in silence.
+What a message holds is read, refused by name, or named (`unread_keys`); nothing of it is left out in silence.
 
 - `content` is text, or a list of parts whose `type` is text. Another part (an image) is refused.
 - `reasoning_content`, `reasoning` or `thinking` of an assistant's message goes before its content, in `<think>` tags.
 - `weight` (0 or 1), `train`, `trainable` or `loss` (true or false) mark whether a message is trained.
+- `from` and `value` (ShareGPT) are other names of `role` and `content`.
 - `developer` is another name of the system role. A `tool` message is text that the chat template must know how to show.
 - Calls of tools are refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 ROLES = ("system", "user", "assistant", "tool")
 OTHER_ROLES = {"developer": "system"}
+SPEAKERS = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant", "observation": "tool",
+            **OTHER_ROLES, **{role: role for role in ROLES}}  # fmt: skip
+"""What `from` says, and its role."""
 REASONING = ("reasoning_content", "reasoning", "thinking")
+SETTINGS = ("on", "off", "yes", "no", "true", "false", "none", "low", "medium", "high")  # how much to think, not a thought
 MARKS = ("weight", "train", "trainable", "loss")
-UNREADABLE = ("tool_calls", "function_call", "images", "image", "audio", "audios", "videos", "video")
+PICTURES = ("images", "image", "audio", "audios", "videos", "video")
+UNREADABLE = ("tool_calls", "function_call", *PICTURES)
+READ = frozenset({"role", "content", "from", "value", *REASONING, *MARKS, *UNREADABLE})
 TEXT_PARTS = ("text", "input_text", "output_text")
 
 
@@ -75,7 +82,10 @@ def read_messages(value: object, key: str, last: str) -> tuple[tuple[Message, ..
             raise RecordError(f"{where} is {kind_of(item)}: give {{role, content}}")
         message = _message(item, where)
         messages.append(message)
-        marks.append(_mark(item, where) if message.role == "assistant" else None)
+        mark = _mark(item, where)
+        if mark and message.role != "assistant":
+            raise RecordError(f"{where} is marked to be trained, but role {message.role}: only an assistant's is trained")
+        marks.append(mark if message.role == "assistant" else None)
     if messages[0].role == "assistant":
         raise RecordError(f"'{key}' begins with an assistant message: begin with a user or system message")
     ends = (last, "tool") if last == "user" else (last,)
@@ -83,6 +93,29 @@ def read_messages(value: object, key: str, last: str) -> tuple[tuple[Message, ..
         raise RecordError(f"'{key}' ends with a message of role {messages[-1].role}: end with one of role {last}")
     marked = [mark for mark in marks if mark is not None]
     return tuple(messages), tuple(marks) if marked else ()
+
+
+def speaker_of(name: object) -> str | None:
+    """The role of what `from` says, in any capitals; None where it is of none."""
+    return SPEAKERS.get(name.strip().lower()) if isinstance(name, str) else None
+
+
+def unread_keys(values: Iterable[object]) -> set[str]:
+    """Keys of messages that say something and are not read, of all lists among `values`."""
+    messages = [item for value in values if isinstance(value, list) for item in value if isinstance(item, dict)]
+    return {
+        str(key) for item in messages for key, value in item.items() if key not in READ and value not in (None, "", [], {})
+    }
+
+
+def reasoning_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The reasoning in columns of its own beside an answer, for its message. A setting, such as "on", is none."""
+    given = {name: row[name] for name in REASONING if row.get(name) is not None}
+    return {
+        name: value
+        for name, value in given.items()
+        if not isinstance(value, bool | int | float) and str(value).strip().lower() not in SETTINGS
+    }
 
 
 def messages_to_json(messages: Sequence[Message], marks: Sequence[bool | None] = ()) -> list[dict[str, Any]]:
@@ -98,11 +131,8 @@ def _message(item: dict[str, Any], where: str) -> Message:
     for name in UNREADABLE:
         if item.get(name):
             raise RecordError(f"{where} has '{name}', which cannot be read: leave such conversations out")
-    role = item.get("role")
-    role = OTHER_ROLES.get(role, role) if isinstance(role, str) else role
-    if role not in ROLES:
-        raise RecordError(f"{where} has role {item.get('role')!r}: use one of {', '.join((*ROLES, *OTHER_ROLES))}")
-    content, reasoning = _content(item.get("content"), where)
+    role = _role(item, where)
+    content, reasoning = _content(item.get("value") if item.get("content") is None else item["content"], where)
     for name in REASONING:
         given = item.get(name)
         if given is None or given == "":
@@ -117,6 +147,18 @@ def _message(item: dict[str, Any], where: str) -> Message:
     if not content.strip() and role not in ("system", "tool"):
         raise RecordError(f"{where} is empty: give text")
     return Message(role, content)
+
+
+def _role(item: dict[str, Any], where: str) -> str:
+    given = item.get("role")
+    if given is None and item.get("from") is not None:
+        given, role = item["from"], speaker_of(item["from"])
+    else:
+        role = given.strip().lower() if isinstance(given, str) else None
+        role = OTHER_ROLES.get(role or "", role)
+    if role not in ROLES:
+        raise RecordError(f"{where} has role {given!r}: use one of {', '.join((*ROLES, *OTHER_ROLES))}")
+    return str(role)
 
 
 def _with_reasoning(role: str, reasoning: str, content: str, where: str) -> str:

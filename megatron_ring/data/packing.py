@@ -1,6 +1,6 @@
 """Pack sequences of any length into micro-batches of exactly `capacity` tokens.
 
-Every micro-batch has the same number of tokens, so every rank and step costs the same. Sequences in one micro-batch do
+Every micro-batch of a step has the same number of tokens, so every rank costs the same. Sequences in one micro-batch do
 not see each other: `cu_seqlens` marks their borders and `positions` restart. What is left over is padding, a last
 segment of its own.
 
@@ -25,6 +25,9 @@ from megatron_ring.errors import UserError
 
 _Batch = TypeVar("_Batch", bound="MicroBatch")
 _Pack = TypeVar("_Pack")
+
+EVEN_STEPS = 64  # sizes below its capacity that a micro-batch of rollouts may have
+EVEN_TRIALS = 8  # so many of them, from the smallest that could do, are tried
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,9 +151,15 @@ def pack_sequences(sequences: Sequence[TokenSequence], capacity: int, pad_id: in
     return MicroBatch(tokens, targets, loss_mask, place - starts, cu_seqlens, place < used)
 
 
-def plan_rollouts(lengths: Sequence[int], capacity: int, seed: int = 0, parts: int = 1) -> list[list[list[int]]]:
-    """For each of `parts` ranks the rollouts that go together into each of its micro-batches: as few as `plan_packs` finds,
-    dealt as `split_evenly` does. `lengths`: tokens of prompt and what is trained of the response, one or more.
+def plan_rollouts(
+    lengths: Sequence[int], capacity: int, seed: int = 0, parts: int = 1, multiple: int = 1
+) -> tuple[list[list[list[int]]], int]:
+    """For each of `parts` ranks the rollouts that go together into each of its micro-batches: as few micro-batches as
+    `plan_packs` finds for `capacity` tokens, dealt as `split_evenly` does; and the tokens of each, no more than hold them.
+
+    Args:
+        lengths: tokens of prompt and what is trained of the response, one or more.
+        multiple: a micro-batch is to have a multiple of so many tokens; `capacity` is one.
 
     Raises:
         UserError: a rollout is longer than `capacity` tokens.
@@ -161,16 +170,25 @@ def plan_rollouts(lengths: Sequence[int], capacity: int, seed: int = 0, parts: i
             f"a rollout of {longest} tokens does not fit micro-batches of {capacity} tokens: raise the micro-batch "
             f"capacity, or lower the maximum length of rollouts"
         )
-    return split_evenly(plan_packs(lengths, capacity, seed), parts, [])
+    packs = plan_packs(lengths, capacity, seed)
+    count = max(1, -(-len(packs) // parts)) * parts
+    # Packs filled one after another leave the last one half empty: as many, of fewer tokens, hold the same.
+    grain = multiple * max(1, capacity // EVEN_STEPS // multiple)
+    least = -(-max(longest, -(-sum(lengths) // count), 1) // grain) * grain
+    for tokens in range(least, min(capacity, least + EVEN_TRIALS * grain), grain):
+        even = plan_packs(lengths, tokens, seed)
+        if len(even) <= count:
+            return split_evenly(even, parts, []), tokens
+    return split_evenly(packs, parts, []), capacity
 
 
 def policy_batch(items: Sequence[PolicySequence], capacity: int, pad_id: int) -> PolicyBatch:
     """Lay rollouts one after another into one micro-batch for the policy loss; errors as of `pack_sequences`. Only the first
-    `trained` response tokens of each are kept and carry loss."""
+    `trained` response tokens of each are kept, and carry loss from `begin` on."""
     sequences = [
         TokenSequence(
             [*item.prompt_tokens, *item.response_tokens[: item.trained]],
-            [False] * len(item.prompt_tokens) + [True] * item.trained,
+            [False] * (len(item.prompt_tokens) + item.begin) + [True] * (item.trained - item.begin),
         )
         for item in items
     ]
@@ -179,13 +197,13 @@ def policy_batch(items: Sequence[PolicySequence], capacity: int, pad_id: int) ->
     if items and items[0].routes is not None:
         routes = items[0].routes.new_zeros(capacity, *items[0].routes.shape[1:])
     for item in items:
-        first = start + len(item.prompt_tokens) - 1  # the last prompt token predicts the first response token
-        last = first + item.trained
-        policy[0, first:last] = torch.as_tensor(item.sampler_logprobs[: item.trained], dtype=torch.float32)
+        before = start + len(item.prompt_tokens) - 1  # the last prompt token predicts the first response token
+        first, last = before + item.begin, before + item.trained
+        policy[0, first:last] = torch.as_tensor(item.sampler_logprobs[item.begin : item.trained], dtype=torch.float32)
         policy[1, first:last] = item.advantage
         policy[2, first:last] = item.weight
         if routes is not None and item.routes is not None:
-            routes[first:last] = item.routes[: item.trained]
+            routes[first:last] = item.routes[item.begin : item.trained]
         start += item.length
     base = pack_sequences(sequences, capacity, pad_id)
     return PolicyBatch(

@@ -52,10 +52,16 @@ class PromptStream:
         return {source.name: turns / len(source.records) for source, turns in sources}
 
     def figures(self, step: int) -> dict[str, float]:
-        """For the metrics of the 0-based `step`: its stage (from 1), epochs of each source, the share that is dropped."""
-        found: dict[str, float] = {"data/stage": self._schedule.stage_at(step) + 1}
+        """For the metrics of the 0-based `step`: its stage (from 1), epochs of each source, the share
+        of the stage's prompts that came from each, the share that is dropped."""
+        number = self._schedule.stage_at(step)
+        found: dict[str, float] = {"data/stage": number + 1}
         found |= {f"data/epoch/{name}": epoch for name, epoch in self.epochs.items()}
         dropped = sum(outcomes.dropped for outcomes in self._outcomes)
+        stage, drawn = self._schedule.stages[number], self._drawn[number]
+        if len(stage.sources) > 1 and any(drawn):
+            names = (self._schedule.sources[source].name for source in stage.sources)
+            found |= {f"data/share/{name}": count / sum(drawn) for name, count in zip(names, drawn, strict=True)}
         return found | {"data/dropped_fraction": dropped / sum(len(source.records) for source in self._schedule.sources)}
 
     def take(self, count: int, step: int = 0) -> list[StreamPrompt]:

@@ -6,7 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from megatron_ring.data.messages import Message, RecordError, kind_of, messages_to_json, read_messages, read_prompt
+from megatron_ring.data.messages import (
+    PICTURES,
+    Message,
+    RecordError,
+    kind_of,
+    messages_to_json,
+    read_messages,
+    read_prompt,
+    reasoning_of,
+)
 
 __all__ = [
     "Message",
@@ -16,6 +25,7 @@ __all__ = [
     "kind_of",
     "prompt_from_json",
     "prompt_to_json",
+    "refuse_unreadable",
     "sft_from_json",
     "sft_to_json",
 ]
@@ -64,7 +74,7 @@ def prompt_from_json(row: object) -> PromptRecord:
     metadata = row.get("metadata")
     if metadata is not None and not isinstance(metadata, dict):
         raise RecordError(f"'metadata' is {kind_of(metadata)}: make it an object")
-    _refuse_tools(row)
+    refuse_unreadable(row)
     prompt = read_prompt(row["prompt"])
     return PromptRecord(_id(row), _text(row, "domain"), prompt, row["answer"], metadata or {})
 
@@ -78,21 +88,24 @@ def prompt_to_json(record: PromptRecord) -> dict[str, Any]:
 
 def sft_from_json(row: object) -> SFTRecord:
     """Check one object of an SFT file: `messages`, or `prompt` and `response`. A `prompt` beside `messages` is their first
-    user message once more, as many public files have it. Raises `RecordError`."""
+    user message once more, as many public files have it. A `system` or `system_prompt` beside either is the first message.
+    Raises `RecordError`."""
     row = _object(row)
-    _refuse_tools(row)
+    refuse_unreadable(row)
     marks: tuple[bool | None, ...] = ()
     if row.get("messages") is not None:
         if row.get("response") is not None:
             raise RecordError("both 'messages' and 'response' are given: keep one of the two forms")
         messages, marks = read_messages(row["messages"], "messages", last="assistant")
         _check_repeated_prompt(row.get("prompt"), messages)
+        _check_repeated_reasoning(row, messages)
     elif row.get("prompt") is not None:
         prompt = read_prompt(row["prompt"])
         turns = (Message("user", prompt),) if isinstance(prompt, str) else prompt
         messages = (*turns, *_response(row))
     else:
         raise RecordError("neither 'messages' nor 'prompt' and 'response' are given: use one of the two forms")
+    messages, marks = _with_system(row, messages, marks)
     domain = _text(row, "domain") if row.get("domain") is not None else SFTRecord.domain
     source = row.get("source")
     if source is not None and not isinstance(source, str):
@@ -110,6 +123,30 @@ def _check_repeated_prompt(prompt: object, messages: tuple[Message, ...]) -> Non
         raise RecordError("'prompt' is not the first user message of 'messages': keep one of the two")
 
 
+def _check_repeated_reasoning(row: dict[str, Any], messages: tuple[Message, ...]) -> None:
+    """Reasoning in a column beside `messages` may be there twice; which message it belongs to is not known."""
+    for name, value in reasoning_of(row).items():
+        if value and not any("<think>" in message.content for message in messages if message.role == "assistant"):
+            raise RecordError(f"'{name}' stands beside 'messages': put it into the assistant's message, under that name")
+
+
+def _with_system(
+    row: dict[str, Any], messages: tuple[Message, ...], marks: tuple[bool | None, ...]
+) -> tuple[tuple[Message, ...], tuple[bool | None, ...]]:
+    for name in ("system", "system_prompt"):
+        given = row.get(name)
+        if given is None or (isinstance(given, str) and not given.strip()):
+            continue
+        if not isinstance(given, str):
+            raise RecordError(f"'{name}' is {kind_of(given)}: make it text")
+        if messages[0].role == "system":
+            if messages[0].content.strip() != given.strip():
+                raise RecordError(f"'{name}' is not the system message that is there already: keep one of the two")
+            continue
+        messages, marks = (Message("system", given), *messages), (None, *marks) if marks else ()
+    return messages, marks
+
+
 def _response(row: dict[str, Any]) -> tuple[Message, ...]:
     """The answer as text, or as a list of one assistant message."""
     response = row.get("response")
@@ -118,7 +155,7 @@ def _response(row: dict[str, Any]) -> tuple[Message, ...]:
         if len(messages) != 2:
             raise RecordError("'response' holds several messages: give one, or the whole conversation as 'messages'")
         return messages[1:]
-    message = {"role": "assistant", "content": _text(row, "response"), "reasoning_content": row.get("reasoning_content")}
+    message = {"role": "assistant", "content": _text(row, "response"), **reasoning_of(row)}
     return read_messages([{"role": "user", "content": "-"}, message], "response", last="assistant")[0][1:]
 
 
@@ -133,11 +170,15 @@ def sft_to_json(record: SFTRecord) -> dict[str, Any]:
     return {**row, "source": record.source} if record.source else row
 
 
-def _refuse_tools(row: dict[str, Any]) -> None:
-    """Definitions of tools would be left out of what the model sees."""
-    for key in ("tools", "functions"):
-        if row.get(key):
+def refuse_unreadable(row: Mapping[str, Any]) -> None:
+    """Definitions of tools, pictures and sounds would be left out of what the model sees. Raises `RecordError`."""
+    for key, value in row.items():
+        name = str(key).lower()
+        none = isinstance(value, str) and value.strip() in ("", "[]", "{}", "null")  # JSON text, as many files have it
+        if value and not none and name in ("tools", "functions"):
             raise RecordError(f"'{key}' is given: conversations with tools cannot be read yet; leave such rows out")
+        if value and not none and name in PICTURES:
+            raise RecordError(f"'{key}' is given: only text can be read; leave such rows out")
 
 
 def _object(row: object) -> dict[str, Any]:

@@ -159,13 +159,87 @@ def parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
         file = parquet.ParquetFile(path)
         encoded = set(json.loads((file.schema_arrow.metadata or {}).get(_JSON_COLUMNS, b"[]")))
         for batch in file.iter_batches(batch_size=4096):
-            for row in batch.to_pylist():
+            for row in _values_of(batch, arrow):
                 whole = {key: plain_value(value) for key, value in row.items()}
                 yield {
                     key: json.loads(value) if key in encoded else value for key, value in whole.items() if value is not None
                 }
     except (OSError, ValueError, OverflowError, arrow.ArrowException) as error:
         raise UserError(f"{path}: not a readable parquet file ({error}): write it again") from None
+
+
+def _values_of(batch: Any, arrow: Any) -> list[dict[str, Any]]:
+    """The rows of a batch; times to the microsecond, as Python has them."""
+    try:
+        return cast(list[dict[str, Any]], batch.to_pylist())
+    except ValueError:  # a time in nanoseconds
+        columns = [column.cast(_in_microseconds(column.type, arrow), safe=False) for column in batch.columns]
+        whole = arrow.RecordBatch.from_arrays(columns, names=batch.schema.names)
+        return cast(list[dict[str, Any]], whole.to_pylist())
+
+
+def _in_microseconds(kind: Any, arrow: Any) -> Any:
+    """An arrow type with microseconds for nanoseconds, also in lists and objects."""
+    types = arrow.types
+    if types.is_timestamp(kind) and kind.unit == "ns":
+        return arrow.timestamp("us", kind.tz)
+    if types.is_duration(kind) and kind.unit == "ns":
+        return arrow.duration("us")
+    if types.is_time64(kind) and kind.unit == "ns":
+        return arrow.time64("us")
+    if types.is_list(kind) or types.is_large_list(kind):
+        make = arrow.list_ if types.is_list(kind) else arrow.large_list
+        return make(_in_microseconds(kind.value_type, arrow))
+    if types.is_struct(kind):
+        return arrow.struct([field.with_type(_in_microseconds(field.type, arrow)) for field in kind])
+    return kind
+
+
+def parquet_column(path: Path, column: str, first: int = 0) -> Iterator[list[dict[str, Any]]] | None:
+    """The rows of a parquet file from number `first` on, in lists of up to 256, with one column alone; dots go into objects.
+    None where the file has no such column, and where it is none of text. Raises `UserError`."""
+    arrow, parquet = _pyarrow()
+    try:
+        file = parquet.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
+        schema = file.schema_arrow
+        name = column if column in schema.names else column.split(".")[0]
+        if name not in schema.names or (name == column and not _is_text(arrow, schema.field(name).type)):
+            return None
+    except (OSError, ValueError, arrow.ArrowException) as error:
+        raise UserError(f"{path}: not a readable parquet file ({error}): write it again") from None
+
+    def batches() -> Iterator[list[dict[str, Any]]]:
+        skip = first
+        groups: list[int] = []
+        for group in range(file.num_row_groups):
+            rows = file.metadata.row_group(group).num_rows
+            if skip >= rows and not groups:
+                skip -= rows
+            else:
+                groups.append(group)
+        try:
+            for batch in file.iter_batches(batch_size=256, columns=[name], row_groups=groups) if groups else ():
+                taken = _values_of(batch.slice(skip), arrow)
+                skip = max(0, skip - batch.num_rows)
+                if taken:
+                    yield taken
+        except (OSError, ValueError, arrow.ArrowException) as error:
+            raise UserError(f"{path}: not a readable parquet file ({error}): write it again") from None
+
+    return batches()
+
+
+def _is_text(arrow: Any, kind: Any) -> bool:
+    """Text, or text by number as dictionaries have it; bytes are read as text where they are UTF-8."""
+    kind = kind.value_type if arrow.types.is_dictionary(kind) else kind
+    texts = (arrow.types.is_string, arrow.types.is_large_string, arrow.types.is_binary, arrow.types.is_large_binary)
+    return any(is_one(kind) for is_one in texts)
+
+
+def open_zst(path: Path) -> IO[bytes]:
+    """A zstd file's bytes, unpacked by pyarrow; it cannot seek. Raises `UserError` where pyarrow is missing."""
+    arrow, _ = _pyarrow("files packed with zstd")
+    return cast(IO[bytes], io.BufferedReader(arrow.CompressedInputStream(arrow.OSFile(str(path)), "zstd"), 1 << 20))
 
 
 def count_parquet_rows(path: Path) -> int:
@@ -213,8 +287,8 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     write_atomically(path, buffer.getvalue())
 
 
-def _pyarrow() -> tuple[Any, Any]:
+def _pyarrow(what: str = "parquet files") -> tuple[Any, Any]:
     try:
         return importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
     except ImportError:
-        raise UserError("parquet files need pyarrow: run `pip install pyarrow`, or use a .jsonl file") from None
+        raise UserError(f"{what} need pyarrow: run `pip install pyarrow`, or use a .jsonl file") from None

@@ -10,7 +10,8 @@ A stage file is YAML or JSON. Files are looked for beside it; the last stage run
           - {file: code.jsonl, weight: 0.8}
           - {file: mixed.jsonl, domain: science, weight: 0.2}
 
-`domain` takes only that domain's prompts of a file. Weights are shares of the prompts of a step; a stage without any draws
+`domain` takes only that domain's prompts of a file, `where` those with such metadata (`where`), `by` and `weights` give the
+values of a field their shares. Weights are shares of the prompts of a step; a stage without any draws
 from its files as if they were one, in proportion to their numbers of prompts. A file that two stages name goes on where
 the earlier left off.
 """
@@ -18,9 +19,9 @@ the earlier left off.
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ from megatron_ring.data.fields import Fields
 from megatron_ring.data.files import read_prompt_file
 from megatron_ring.data.interleave import whole_shares
 from megatron_ring.data.records import PromptRecord
+from megatron_ring.data.stage_entries import Part, read_entry
+from megatron_ring.data.where import field_of
 from megatron_ring.errors import UserError
 
 STAGE_FILES = (".yaml", ".yml", ".json")
@@ -109,7 +112,7 @@ def read_schedule(
     """
     reader = _Reader(min_solve_rate, max_solve_rate, fields)
     if not is_stage_file(path):
-        reader.source(path, None, str(path))
+        reader.source(path, Part(path.name, None), str(path))
         return PromptSchedule(tuple(reader.sources), (DataStage(0, (0,), (1,)),), tuple(reader.notes))
     stages, first_step = [], 0
     described = _stages(path)
@@ -169,52 +172,64 @@ class _Reader:
         self.notes: list[str] = []
         self._low, self._high, self._fields = min_solve_rate, max_solve_rate, fields
         self._files: dict[Path, list[PromptRecord]] = {}
-        self._places: dict[tuple[Path, str | None], int] = {}
-        self._ids: dict[tuple[str, str], str] = {}
+        self._places: dict[Hashable, int] = {}
+        self._owners: dict[tuple[str, str], Path] = {}
 
     def stage(self, folder: Path, entries: Any, first_step: int, where: str) -> DataStage:
         """One stage from what its 'prompts' says."""
         usable = isinstance(entries, list) and bool(entries) and all(isinstance(entry, dict) for entry in entries)
         require(usable, f"{where}: 'prompts' is not a list of objects with 'file', and perhaps 'domain' and 'weight'")
-        places, weights = [], []
-        for entry in entries:
-            _only(entry, {"file", "domain", "weight"}, where)
-            file, domain, weight = entry.get("file"), entry.get("domain"), entry.get("weight")
-            require(isinstance(file, str) and file != "", f"{where}: an entry of 'prompts' has no 'file'")
-            require(domain is None or isinstance(domain, str), f"{where}: {file}: 'domain' is {domain!r}: make it text")
-            positive = isinstance(weight, int | float) and not isinstance(weight, bool) and 0 < weight < math.inf
-            require(weight is None or positive, f"{where}: {file}: 'weight' is {weight!r}: make it a positive number")
-            place = self.source(folder / file, domain, where)
-            require(place not in places, f"{where}: {self.sources[place].name} is named twice: name it once")
+        places: list[int] = []
+        weights: list[int | float | Fraction] = []
+        parts = [part for entry in entries for part in read_entry(entry, where)]
+        owners: dict[tuple[str, str], str] = {}
+        for part in parts:
+            place = self.source(folder / part.file, part, where)
+            source = self.sources[place]
+            require(place not in places, f"{where}: {source.name} is named twice: name it once")
+            for record in source.records:
+                owner = owners.setdefault((record.domain, record.id), source.name)
+                said = f"{where}: the id {record.id!r} of domain {record.domain} is in {owner} and in {source.name}"
+                require(owner == source.name, f"{said}: let the parts of a file exclude each other, and make ids unique")
             places.append(place)
-            weights.append(weight)
-        given = [weight for weight in weights if weight is not None]
-        require(len(given) in (0, len(weights)), f"{where}: some prompts have a weight, some have none: weigh all or none")
-        shares = whole_shares(given or [len(self.sources[place].records) for place in places])
+            weights += [] if part.weight is None else [part.weight]
+        require(len(weights) in (0, len(parts)), f"{where}: some prompts have a weight, some have none: weigh all or none")
+        shares = whole_shares(weights or [len(self.sources[place].records) for place in places])
         return DataStage(first_step, tuple(places), tuple(shares))
 
-    def source(self, path: Path, domain: str | None, where: str) -> int:
+    def source(self, path: Path, part: Part, where: str) -> int:
         """The place of a source, read when it is new."""
-        if (path, domain) in self._places:
-            return self._places[path, domain]
+        key = (path, part.domain, part.conditions, part.rest_of)
+        if key in self._places:
+            return self._places[key]
         if path not in self._files:
             file = read_prompt_file(path, self._fields)
             self._files[path] = file.records
             self.notes += [file.note] if file.note else []
-        records = [record for record in self._files[path] if domain in (None, record.domain)]
-        require(bool(records), f"{where}: {path} has no prompts of domain {domain!r}")
+        records = [record for record in self._files[path] if part.holds(record)]
+        if not records:
+            raise UserError(f"{where}: {path} {self._why_none(path, part)}")
         records = self._filtered(path, records)
-        name = path.stem + (f"-{domain.replace('/', '-')}" if domain else "")
+        name = path.stem + part.suffix
         taken = next((source for source in self.sources if source.name == name), None)
         require(taken is None, f"{where}: {path} and {taken and taken.path} have the same name: rename one")
-        for record in records:
-            key = (record.domain, record.id)
-            said = f"{where}: the id {record.id!r} of domain {record.domain} is in {self._ids.get(key)} and in {name}"
-            require(key not in self._ids, f"{said}: make ids unique")
-            self._ids[key] = name
+        for record in records:  # parts of one file may share prompts, in different stages
+            owner = self._owners.setdefault((record.domain, record.id), path)
+            said = f"{where}: the id {record.id!r} of domain {record.domain} is in {owner.stem} and in {name}"
+            require(owner == path, f"{said}: make ids unique")
         self.sources.append(PromptSource(name, path, tuple(records)))
-        self._places[path, domain] = len(self.sources) - 1
+        self._places[key] = len(self.sources) - 1
         return len(self.sources) - 1
+
+    def _why_none(self, path: Path, part: Part) -> str:
+        """What to say of a part that holds nothing."""
+        records = self._files[path]
+        if part.domain is not None and all(record.domain != part.domain for record in records):
+            return f"has no prompts of domain {part.domain!r}"
+        for condition in part.conditions:
+            if all(field_of(record, condition.field) is None for record in records):
+                return f"has no prompt with metadata.{condition.field}: tools/curate.py annotate writes such fields"
+        return f"has no prompts where {' and '.join(map(str, part.conditions)) or 'no other value of weights holds'}"
 
     def _filtered(self, path: Path, records: list[PromptRecord]) -> list[PromptRecord]:
         if self._low is None and self._high is None:

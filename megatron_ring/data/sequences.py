@@ -20,9 +20,10 @@ class TokenSequence(NamedTuple):
 class PolicySequence:
     """One response with what the policy loss needs.
 
-    `sampler_logprobs` (natural log) has one value per response token. The first `trained` response tokens carry loss;
-    the rest were cut by the token budget. `advantage` and `weight` hold for every trained token. Raises `ValueError`
-    when the lengths do not agree. `routes`: the experts of the response tokens, [tokens, L, k], where they are known.
+    `sampler_logprobs` (natural log) has one value per response token. The response tokens from `begin` up to `trained`
+    carry loss. Those before are context, which another update of the step trains; the rest were cut by the token budget.
+    `advantage` and `weight` hold for every trained token. Raises `ValueError` when the lengths do not agree. `routes`: the
+    experts of the response tokens, [tokens, L, k], where they are known.
     """
 
     prompt_tokens: Sequence[int]
@@ -32,6 +33,7 @@ class PolicySequence:
     weight: float
     trained: int
     routes: Tensor | None = None
+    begin: int = 0
 
     def __post_init__(self) -> None:
         if not len(self.prompt_tokens):
@@ -42,8 +44,10 @@ class PolicySequence:
             )
         if not 0 <= self.trained <= len(self.response_tokens):
             raise ValueError(f"trained={self.trained} of {len(self.response_tokens)} response tokens")
+        if not 0 <= self.begin <= self.trained:
+            raise ValueError(f"begin={self.begin} of the first {self.trained} response tokens")
 
     @property
     def length(self) -> int:
-        """Tokens that are packed: the prompt and the trained part of the response."""
+        """Tokens that are packed: the prompt and the response up to its last trained token."""
         return len(self.prompt_tokens) + self.trained

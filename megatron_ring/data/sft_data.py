@@ -9,7 +9,7 @@ import hashlib
 import itertools
 import random
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -93,12 +93,27 @@ class SFTDataset:
         self.note = note
         self._pad_id = tokenizer.pad_id
         self._sequences: list[TokenSequence] = []
+        limit = min(capacity, max_positions or capacity)
+        self.dropped = self.dropped_controls = 0
+        self._take(
+            (_tokenized(record, index, tokenizer, instruction, train_on, control_tokens)
+             for index, record in enumerate(records)),
+            limit, on_overlong,
+        )  # fmt: skip
+        self._plan = plan_packs([len(sequence.tokens) for sequence in self._sequences], capacity, seed)
+        self.sequences = len(self._sequences)
+        self.packs = len(self._plan)
+        self.steps_per_epoch = -(-self.packs // global_batch)
+        self.tokens = sum(len(sequence.tokens) for sequence in self._sequences)
+        self.loss_tokens = sum(sum(sequence.loss_mask[1:]) for sequence in self._sequences)
+        self._shuffled: tuple[int, list[int]] = (-1, [])
+
+    def _take(self, pairs: Iterable[TokenSequence | None], limit: int, on_overlong: str) -> None:
+        """Keep the conversations of at most `limit` tokens; count those that are too long, and those that are None."""
         overlong: list[int] = []
-        longest, limit = 0, min(capacity, max_positions or capacity)
-        self.dropped_controls = 0
+        longest = index = 0
         digest = hashlib.blake2b(digest_size=16)
-        for index, record in enumerate(records):
-            pair = _tokenized(record, index, tokenizer, instruction, train_on, control_tokens)
+        for index, pair in enumerate(pairs, start=1):
             if pair is None:
                 self.dropped_controls += 1
             elif len(pair.tokens) > limit:
@@ -111,14 +126,7 @@ class SFTDataset:
                 self._sequences.append(TokenSequence(ids, mask))
         self.dropped = len(overlong)
         self.fingerprint = digest.hexdigest()
-        self._check_lengths(len(records), overlong, longest, limit, on_overlong)
-        self._plan = plan_packs([len(sequence.tokens) for sequence in self._sequences], capacity, seed)
-        self.sequences = len(self._sequences)
-        self.packs = len(self._plan)
-        self.steps_per_epoch = -(-self.packs // global_batch)
-        self.tokens = sum(len(sequence.tokens) for sequence in self._sequences)
-        self.loss_tokens = sum(sum(sequence.loss_mask[1:]) for sequence in self._sequences)
-        self._shuffled: tuple[int, list[int]] = (-1, [])
+        self._check_lengths(index, overlong, longest, limit, on_overlong)
 
     def batch(self, epoch: int, step: int, part: int = 0, parts: int = 1) -> list[MicroBatch]:
         """The micro-batches of one step (both counted from 0), on the CPU; the last step of an epoch is filled with
@@ -153,10 +161,11 @@ class SFTDataset:
         return self._shuffled[1]
 
     def _check_lengths(self, records: int, overlong: list[int], longest: int, limit: int, on_overlong: str) -> None:
+        """Raise `UserError` for what is too long, by its 1-based places, and for nothing that is left."""
         if on_overlong not in ("error", "drop"):
             raise UserError(f"on_overlong={on_overlong!r}: use 'error' or 'drop'")
         if overlong and on_overlong == "error":
-            first = ", ".join(str(index + 1) for index in itertools.islice(overlong, 3))
+            first = ", ".join(str(index) for index in itertools.islice(overlong, 3))
             raise UserError(
                 f"{len(overlong)} of {records} conversations are longer than {limit} tokens (the longest has "
                 f"{longest}; records {first}{', ...' if len(overlong) > 3 else ''}): "

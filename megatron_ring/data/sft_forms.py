@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from megatron_ring.data.forms import Form, Row, columns, first_fitting, kept
-from megatron_ring.data.messages import RecordError
+from megatron_ring.data.messages import SPEAKERS, RecordError, reasoning_of, speaker_of
 
 
 def sft_form(row: Mapping[str, Any]) -> Form | None:
@@ -14,47 +14,43 @@ def sft_form(row: Mapping[str, Any]) -> Form | None:
     return first_fitting(SFT_FORMS, row)
 
 
-SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "chatgpt": "assistant",
-            "model": "assistant", "system": "system", "developer": "system"}  # fmt: skip
+OTHERS = ("domain", "source", "system", "system_prompt")
 
 
 def _sharegpt(row: Row) -> Row:
     turns = row["conversations"]
     if not isinstance(turns, list):
         raise RecordError("'conversations' is not a list")
-    messages: list[Any] = []
-    if isinstance(row.get("system"), str) and row["system"].strip():
-        messages.append({"role": "system", "content": row["system"]})
     for index, turn in enumerate(turns):
         if not isinstance(turn, dict):
             raise RecordError(f"turn {index} of 'conversations' is no object")
-        if "from" not in turn:
-            messages.append(turn)  # role and content under this name
-            continue
-        speaker = SPEAKERS.get(str(turn["from"]).lower())
-        if speaker is None:
-            raise RecordError(f"turn {index} of 'conversations' is from {turn['from']!r}: use one of {', '.join(SPEAKERS)}")
-        others = {name: value for name, value in turn.items() if name not in ("from", "value")}
-        messages.append({**others, "role": speaker, "content": turn.get("value")})
-    return {**kept(row, "domain", "source"), "messages": messages, **kept(row, "tools")}
+        speaker = turn.get("from")
+        if speaker is not None and speaker_of(speaker) is None:
+            raise RecordError(f"turn {index} of 'conversations' is from {speaker!r}: use one of {', '.join(SPEAKERS)}")
+    return {**kept(row, *OTHERS), **reasoning_of(row), "messages": turns}
 
 
 def _completion(row: Row) -> Row:
-    return {**kept(row, "domain", "source", "tools"), "prompt": row["prompt"], "response": row["completion"]}
+    return {**kept(row, *OTHERS), **reasoning_of(row), "prompt": row["prompt"], "response": row["completion"]}
 
 
 def _alpaca(row: Row) -> Row:
+    """Alpaca's rows; `history` of LLaMA-Factory holds pairs of earlier instructions and outputs."""
     given = row.get("input")
     user = f"{row['instruction']}\n\n{given}" if isinstance(given, str) and given.strip() else row["instruction"]
-    system = row.get("system")
-    messages = [{"role": "system", "content": system}] if isinstance(system, str) and system.strip() else []
-    messages += [{"role": "user", "content": user}, {"role": "assistant", "content": row["output"]}]
-    return {**kept(row, "domain", "source"), "messages": messages}
+    messages: list[Row] = []
+    for index, pair in enumerate(row.get("history") or []):
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise RecordError(f"item {index} of 'history' is not an instruction and its output")
+        messages += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
+    messages += [{"role": "user", "content": user}, {"role": "assistant", "content": row["output"], **reasoning_of(row)}]
+    return {**kept(row, *OTHERS), "messages": messages}
 
 
 def _answered(question: str, answer: str) -> Callable[[Row], Row]:
     def convert(row: Row) -> Row:
-        return {"domain": "math", **kept(row, "source"), "prompt": row[question], "response": row[answer]}
+        pair = {"prompt": row[question], "response": row[answer]}
+        return {"domain": "math", **kept(row, *OTHERS[1:]), **reasoning_of(row), **pair}
 
     return convert
 

@@ -16,27 +16,26 @@ a response would teach the model to stop in the middle. Such texts are refused.
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from megatron_ring.data.bpe import train_bpe
+from megatron_ring.data.documents import ControlTokens, DocumentEncoder
 from megatron_ring.data.records import Message, SFTRecord
+from megatron_ring.data.sentencepiece_model import find_model, load_model
 from megatron_ring.data.sequences import TokenSequence
+from megatron_ring.data.turns import END_OF_THINK, THINK, TrainOn, after_prompt, trained_messages, with_instruction
 from megatron_ring.errors import UserError
 
 __all__ = ["BOXED_INSTRUCTION", "ControlTokenError", "RingTokenizer", "TrainOn", "train_bpe"]
 
-TrainOn = Literal["all", "last", "marked"]
-
 # The instruction that the Ring-lite report puts into prompts.
 BOXED_INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
-
-
-THINK, END_OF_THINK = "<think>", "</think>"
 
 
 class ControlTokenError(UserError):
@@ -58,28 +57,51 @@ class RingTokenizer:
         self.vocab_size: int = max(tokenizer.get_vocab().values()) + 1
         added = tokenizer.added_tokens_decoder.values()
         controls = {str(token) for token in tokenizer.all_special_tokens} | {t.content for t in added if t.special}
-        longest_first = sorted(filter(None, controls), key=len, reverse=True)
-        self._control = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        self._control = _any_of(controls)
+        self._control_of_answers = _any_of(controls - {THINK, END_OF_THINK})  # where thinking has tokens of its own
 
     @property
     def fingerprint(self) -> str:
         """A hash (32 hex digits) of all that decides which tokens a conversation becomes: vocabulary, merges, special tokens
         and the chat template, wherever the folder lies."""
-        backend = getattr(self._tokenizer, "backend_tokenizer", None)
-        vocabulary = backend.to_str() if backend is not None else repr(sorted(self._tokenizer.get_vocab().items()))
-        parts = (vocabulary, repr(self._tokenizer.chat_template), self.eos_id, self.pad_id)
+        parts = (self._vocabulary(), repr(self._tokenizer.chat_template), self.eos_id, self.pad_id)
         return hashlib.blake2b(repr(parts).encode(errors="surrogatepass"), digest_size=16).hexdigest()
+
+    @property
+    def vocabulary_fingerprint(self) -> str:
+        """A hash (32 hex digits) of what decides which tokens a plain text becomes, and of the end that follows it: the
+        fingerprint without chat template and pad."""
+        parts = (self._vocabulary(), self.eos_id)
+        return hashlib.blake2b(repr(parts).encode(errors="surrogatepass"), digest_size=16).hexdigest()
+
+    def _vocabulary(self) -> str:
+        pieces = getattr(self._tokenizer, "sp_model", None)
+        if pieces is not None:
+            return hashlib.sha256(pieces.serialized_model_proto()).hexdigest()
+        backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        return str(backend.to_str()) if backend is not None else repr(sorted(self._tokenizer.get_vocab().items()))
+
+    def document_encoder(self, control_tokens: ControlTokens = "split") -> DocumentEncoder:
+        """What tokenises many plain texts at once, in this process or another."""
+        return DocumentEncoder(self._tokenizer, self._control.pattern, control_tokens)
 
     @classmethod
     def load(cls, path: str | Path) -> RingTokenizer:
-        """Load a tokenizer directory. Nothing is downloaded, no code of the directory runs. Raises `UserError`."""
+        """Load a tokenizer directory, a sentencepiece `.model` file, or a directory that holds only one (see
+        `sentencepiece_model`). Nothing is downloaded, no code of the directory runs. Raises `UserError`."""
         path = Path(path)
-        if not path.is_dir():
-            raise UserError(f"{path}: no such tokenizer directory: give a folder that holds tokenizer.json")
+        model = find_model(path)
+        if model is None and not path.is_dir():
+            raise UserError(
+                f"{path}: no such tokenizer directory: give a folder that holds tokenizer.json, or a sentencepiece "
+                f".model file"
+            )
         # Fast tokenizers warn, and stop using threads, when the process forks after their first use.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         # transformers advises at import to install a framework; a tokenizer needs none.
         logging.getLogger("transformers").addFilter(lambda record: "None of PyTorch" not in record.getMessage())
+        if model is not None:
+            return cls(load_model(model), path)
         from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
         # Ring-lite's config.json names remote code, which AutoTokenizer would ask to trust; tokenizer.json needs none.
@@ -112,8 +134,40 @@ class RingTokenizer:
         messages = [Message("user", prompt)] if isinstance(prompt, str) else list(prompt)
         self._check_controls(messages)
         answered = [*messages, Message("assistant", "")]
-        pieces = self._pieces(_instruct(answered, instruction))
+        pieces = self._pieces(with_instruction(answered, instruction))
         return [token for text, _ in pieces[:-1] for token in self.encode(text)]
+
+    def conversation_tokens(
+        self, conversation: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]], settings: dict[str, Any]
+    ) -> list[int]:
+        """Tokens of a conversation with tools, as the chat template writes it, up to where the assistant begins to answer.
+
+        Args:
+            conversation: messages for the template; `tool_calls` among them.
+            tools: what may be called (OpenAI's form).
+            settings: further values for the template.
+
+        Raises:
+            UserError: as `prompt_tokens`; the template does not show the tools.
+        """
+        texts = [Message(str(one["role"]), json.dumps(one, ensure_ascii=False)) for one in conversation]
+        self._check_controls([*texts, Message("tool", json.dumps(tools, ensure_ascii=False))])
+        text = self._apply(conversation, tools=list(tools) or None, **settings)
+        names = [tool["function"]["name"] for tool in tools]
+        names += [call["function"]["name"] for one in conversation for call in one.get("tool_calls", ())]
+        for name in names:
+            if name not in text:
+                raise UserError(f"{self._path}: the chat template does not show tools or their calls ({name})")
+        return self.encode(text)
+
+    def special_texts(self) -> dict[str, str | None]:
+        """Texts of the special tokens that others ask for, and the chat template."""
+        names = ("bos_token", "eos_token", "pad_token", "unk_token")
+        found = {name: getattr(self._tokenizer, name) for name in names}
+        template = self._tokenizer.chat_template
+        return {name: None if text is None else str(text) for name, text in found.items()} | {
+            "chat_template": template if isinstance(template, str) else None
+        }
 
     def check_prompt(self, prompt: str | Sequence[Message]) -> None:
         """Raise what `prompt_tokens` would raise, but for the template, without tokenizing."""
@@ -138,11 +192,11 @@ class RingTokenizer:
         """
         if not controls:
             self._check_controls(record.messages)
-        learnt = _trained_messages(record, train_on)
+        learnt = trained_messages(record, train_on)
         tokens: list[int] = []
         loss_mask: list[bool] = []
         ended_learnt = False  # whether the piece before is a response that is learnt
-        for text, message in self._pieces(_instruct(record.messages, instruction)):
+        for text, message in self._pieces(with_instruction(record.messages, instruction)):
             piece = self.encode(text)
             is_learnt = message is not None and learnt[message]
             tokens += piece
@@ -154,7 +208,8 @@ class RingTokenizer:
 
     def _check_controls(self, messages: Iterable[Message]) -> None:
         for message in messages:
-            found = self._control.search(message.content)
+            control = self._control_of_answers if message.role == "assistant" else self._control
+            found = control.search(message.content)
             if found is not None:
                 raise ControlTokenError(
                     f"the {message.role}'s text spells the control token {found[0]!r}: take it out of the text, or leave "
@@ -173,12 +228,19 @@ class RingTokenizer:
                         f"{self._path}: the chat template changes earlier turns as a conversation grows: "
                         f"split such conversations into one record per answer"
                     )
-                response = _after(prompt, message.content)
+                response = after_prompt(prompt, message.content)
                 pieces += [(prompt[len(done) :], None), (response, index)]
                 done = prompt + response
         return pieces
 
     def _render(self, messages: Sequence[Message]) -> str:
+        text = self._apply([{"role": message.role, "content": message.content} for message in messages])
+        for message in messages:
+            if message.role == "tool" and message.content.strip() not in text:
+                raise UserError(f"{self._path}: the chat template does not show messages of role tool")
+        return text
+
+    def _apply(self, conversation: Sequence[dict[str, Any]], **settings: Any) -> str:
         template = self._tokenizer.chat_template
         if not template:
             raise UserError(f"{self._path}: the tokenizer has no chat template: add chat_template.jinja")
@@ -187,57 +249,17 @@ class RingTokenizer:
             raise UserError(
                 f"{self._path}: of its chat templates ({names}) none is the default: keep one, or name it default"
             )
-        conversation = [{"role": message.role, "content": message.content} for message in messages]
         from jinja2 import TemplateError
 
+        arguments = {"tokenize": False, "add_generation_prompt": True, **settings}
         try:
-            text = str(self._tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True))
-        except (TemplateError, TypeError, ValueError, KeyError) as error:
-            roles = ", ".join(message.role for message in messages)
+            return str(self._tokenizer.apply_chat_template(list(conversation), **arguments))
+        except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
+            roles = ", ".join(str(message["role"]) for message in conversation)
             raise UserError(f"{self._path}: the chat template refuses a conversation of {roles}: {error}") from None
-        for message in messages:
-            if message.role == "tool" and message.content.strip() not in text:
-                raise UserError(f"{self._path}: the chat template does not show messages of role tool")
-        return text
 
 
-def _trained_messages(record: SFTRecord, train_on: TrainOn) -> list[bool]:
-    """Of each message whether it is trained. Raises `UserError` where none is."""
-    marks = record.marks or (None,) * len(record.messages)
-    responses = [index for index, message in enumerate(record.messages) if message.role == "assistant"]
-    if train_on == "marked":
-        chosen = {index for index in responses if marks[index] is True}
-    else:
-        chosen = {index for index in responses if marks[index] is not False}
-        chosen = chosen & {responses[-1]} if train_on == "last" else chosen
-    if not chosen:
-        which = {"all": "all are marked not to be", "last": "the last is marked not to be", "marked": "none is marked to be"}
-        raise UserError(
-            f"none of its messages is trained ({which[train_on]}): leave it out, or choose another --data.train-on"
-        )
-    return [index in chosen for index in range(len(record.messages))]
-
-
-def _after(prompt: str, response: str) -> str:
-    """The response as it goes on after `prompt`, which may end inside `<think>`."""
-    opened = re.search(rf"{THINK}\s*\Z", prompt)
-    if opened is None:
-        return response
-    broken = "\n" in opened[0]  # the template has begun a line of thinking
-    stripped = response.lstrip()
-    if stripped.startswith(THINK):
-        rest = stripped[len(THINK) :]
-        return rest.lstrip("\n") if broken else rest
-    if END_OF_THINK in response:
-        return response  # it begins inside
-    return ("\n" if broken else "\n\n") + f"{END_OF_THINK}\n\n{response}"
-
-
-def _instruct(messages: Sequence[Message], instruction: str | None) -> list[Message]:
-    """Put the instruction after every user message: after the last only, a prefix would not stay a prefix."""
-    if instruction is None:
-        return list(messages)
-    return [
-        Message(message.role, f"{message.content}\n{instruction}") if message.role == "user" else message
-        for message in messages
-    ]
+def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
+    """Finds any of these texts, of several at one place the longest."""
+    longest_first = sorted(filter(None, texts), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")

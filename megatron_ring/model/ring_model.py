@@ -246,12 +246,19 @@ def forward_all_stages(
         On the last stage vocab-parallel logits [R, vocab/TP] of the tokens `rows` (int64 [R]; None: all T), None on the
         others.
     """
+    output = hidden_of_last_stage(model, tokens, layout)
+    return None if output is None else model.output_layer.logits(output, rows)
+
+
+@torch.no_grad()
+def hidden_of_last_stage(model: RingModel, tokens: torch.Tensor, layout: TokenLayout) -> torch.Tensor | None:
+    """`forward_all_stages` up to the head: on the last stage hidden states [T or T/TP, 1, hidden] for it."""
     if not model.first_stage:
         shape = (tokens.numel() // model.tensor_size, 1, model.ring_config.hidden_size)
         dtype = next(model.parameters()).dtype
         model.set_input_tensor(collectives.receive_from_previous_stage(shape, dtype, tokens.device))
     output = forward_packed(model, tokens, layout)
     if model.last_stage:
-        return model.output_layer.logits(output, rows)
+        return output
     collectives.send_to_next_stage(output)
     return None

@@ -70,6 +70,8 @@ def rl_lines(config: RLConfig, data: int, world: int, prompts: int | None) -> li
         *_budget_lines(config, data, world, responses),
         ("objective", _objective(config)),
     ]
+    if config.updates_per_step > 1:
+        lines.append(("updates", _updates(config, data)))
     rounds = config.steps * asked
     epochs = f", {rounds / prompts:.2f} epochs of {prompts:,} prompts" if prompts else ""
     steps = f"{config.steps:,} steps, a checkpoint every {config.save_every}; {rounds:,} prompts at a round a step{epochs}"
@@ -115,9 +117,17 @@ def _budget_lines(config: RLConfig, data: int, world: int, responses: int) -> li
 
 def micro_batches(config: RLConfig, data: int) -> int:
     """Micro-batches of a step on each rank, at least."""
+    updates = config.updates_per_step
     if not config.objective.has_budget:
-        return 1
-    return math.ceil(min(config.budget.resolve(data)) / data / config.data.micro_batch_tokens)
+        return updates
+    return updates * math.ceil(min(config.budget.resolve(data)) / updates / data / config.data.micro_batch_tokens)
+
+
+def _updates(config: RLConfig, data: int) -> str:
+    share = "whole responses, about as many tokens in each"
+    if config.objective.has_budget:
+        share = f"{min(config.budget.resolve(data)) / config.updates_per_step:,.0f} tokens each"
+    return f"{config.updates_per_step} optimizer updates a step, {share}; one learning rate for all of a step"
 
 
 def _objective(config: RLConfig) -> str:

@@ -101,7 +101,7 @@ def plan_pretrain(config: PretrainConfig) -> None:
         from megatron_ring.corpus.blends import Place
         from megatron_ring.corpus.mixing import open_corpora, steps_left
 
-        corpora = open_corpora(corpus, tokenizer.vocab_size)
+        corpora = open_corpora(corpus, tokenizer)
         blend = corpora.blend(corpus.sequence_length, one_epoch=steps is None)
         found = steps_left(blend, Place(), corpus)
         require(
@@ -126,6 +126,7 @@ def plan_evaluate(config: EvaluateConfig) -> None:
     shape = checks.shape(None, config.checkpoint, "--checkpoint", config.plan.preset)
     data = _data_ranks(config.parallel, shape, world)
     tokenizer = checks.tokenizer(config.tokenizer, "--tokenizer", shape)
+    assert config.prompts is not None
     prompts = checks.prompts(config.prompts, "--prompts", config.rewards, columns=config)
     prompt = checks.longest_prompt(prompts, tokenizer, config.instruction)
     checks.positions(shape, prompt, config.sampling.max_new_tokens)

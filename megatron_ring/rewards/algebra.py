@@ -15,7 +15,7 @@ from fractions import Fraction
 from megatron_ring.rewards.exact import PlainNumber, numbers_agree
 from megatron_ring.rewards.formula import Node, Reading, as_products, variables
 from megatron_ring.rewards.formula_parser import parse
-from megatron_ring.rewards.formula_values import Evaluator, Value
+from megatron_ring.rewards.formula_values import Evaluator
 from megatron_ring.rewards.points import (
     ENOUGH,
     LADDER,
@@ -27,10 +27,12 @@ from megatron_ring.rewards.points import (
     is_real,
     points,
     positive,
+    value_at,
     values_at,
 )
 from megatron_ring.rewards.rationals import TooCoarse, Undefined
 from megatron_ring.rewards.relations import relations_agree
+from megatron_ring.rewards.value_arithmetic import Value
 
 _MAX_VARIABLES = 12
 _RELATION = re.compile(r"[{}]|<|>|=|\\le(?![A-Za-z])|\\ge(?![A-Za-z])|\\ne(?![A-Za-z])")
@@ -191,12 +193,24 @@ def _same_values(reference: Node, given: Node, base: int) -> bool:
             complex_pairs += same
             differ_complex |= not same
         if not names:
-            return same
+            return same and _confirmed(reference, given, base)
         if real + (complex_pairs if imaginary else 0) >= ENOUGH:
             break
     if real + (complex_pairs if imaginary else 0) >= min(ENOUGH, 3):
         return 4 * (real + complex_pairs) >= defined
     return not defined and complex_pairs >= 3 and not differ_complex
+
+
+def _confirmed(reference: Node, given: Node, base: int) -> bool:
+    r"""Whether two constants that are equal as far as they were worked out are still equal far beyond: `\sin 10^{-30}` is
+    not `10^{-30}`. What takes computer algebra is not worked out again."""
+    if any(contains(node, lambda part: part.kind in ("sum", "product", "integral", "limit")) for node in (reference, given)):
+        return True
+    try:
+        wanted, got = (value_at(node, {}, LADDER[1], base) for node in (reference, given))
+    except TooCoarse:
+        return True
+    return wanted is None or got is None or close(wanted, got, LADDER[1])
 
 
 def _whole_names(node: Node) -> set[str]:

@@ -14,7 +14,7 @@ from megatron_ring.rewards.exact import NUMBER
 from megatron_ring.rewards.normalise import unwrap, without_spaces
 from megatron_ring.rewards.surds import Exact, evaluate, exact_agree
 from megatron_ring.rewards.units import KNOWN, looks_like_unit, parse_unit, same_unit
-from megatron_ring.rewards.words import FUNCTIONS, long_words, same_letters, words_agree, words_of
+from megatron_ring.rewards.words import FUNCTIONS, long_words, same_letters, same_species, words_agree, words_of
 
 _PERCENT = re.compile(r"\s*(?:\\?%|\\text\s*\{\s*\\?%\s*\}|(?:\\text\s*\{)?\s*(?:percent|per cent)\s*\}?)$")
 _DEGREES = re.compile(r"\s*(?:\^\{\\circ\}|(?:\\text\s*\{)?\s*degrees?\s*\}?)$")
@@ -33,6 +33,7 @@ _MAX_QUANTITY = 100  # characters
 _MAGNITUDES = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _MAGNITUDE = re.compile(r"\s*(?:\\text\s*\{)?\s*(thousand|million|billion|trillion)\b\s*\}?")
 _BASED = re.compile(r"([0-9A-F]{1,60})\s*_\s*\{?\s*(?:\\text\s*\{)?(\d{1,2}|two|eight|ten)\}?\}?")
+_BASE_NAMES = {"two": 2, "eight": 8, "ten": 10}
 _CLOCK = re.compile(r"\d{1,6}(?:\s*:\s*\d{1,6})+")
 _TRIGONOMETRIC = re.compile(
     r"(?:\\|\b)(?:" + "|".join(sorted(name for name in FUNCTIONS if name != "deg")) + r")(?![A-Za-z])"
@@ -51,7 +52,7 @@ class Quantity:
 
 def settle(reference: str, given: str) -> bool | tuple[str, str]:
     """Whether two normalised atoms agree, or the two formulas on whose equality that still hangs."""
-    if _same_text(reference, given):
+    if _same_text(reference, given) or same_species(reference, given):
         return True
     if "mod" not in reference:
         given = _MODULUS.sub("", given)
@@ -193,17 +194,24 @@ def _is_share(value: Exact) -> bool:
     return value.rational is not None and 0 < abs(value.rational) <= 1
 
 
+def _based(text: str) -> tuple[str, int] | None:
+    """Digits and base of a number that names its base; None for any other, and for digits that the base does not have."""
+    match = _BASED.fullmatch(text)
+    if match is None:
+        return None
+    base = _BASE_NAMES.get(match[2]) or int(match[2])
+    if not 2 <= base <= 16 or any(int(digit, 16) >= base for digit in match[1]):
+        return None
+    return match[1].lstrip("0") or "0", base
+
+
 def _same_based(reference: str, given: str) -> bool | None:
     """Compare numbers with a base as their index, which the answer or the reference may leave out."""
-    a, b = _BASED.fullmatch(reference), _BASED.fullmatch(given)
+    a, b = _based(reference), _based(given)
     if a is None and b is None:
         return None
     if a is not None and b is not None:
-        return a[1].lstrip("0") == b[1].lstrip("0") and _base(a[2]) == _base(b[2])
+        return a == b
     based, other = (a, given) if a is not None else (b, reference)
     assert based is not None
-    return based[1] == other
-
-
-def _base(text: str) -> str:
-    return {"two": "2", "eight": "8", "ten": "10"}.get(text, text)
+    return based[0] == other

@@ -35,7 +35,7 @@ _NO_PROGRAMS = frozenset({
 })  # fmt: skip
 _LANGUAGE = re.compile(r"\{?\s*\.?([A-Za-z][\w+#]*)")
 
-_FENCE = re.compile(r"^[ \t]*(`{3,}|~{3,})[ \t]*([^\n`]*)$", re.MULTILINE)
+_FENCE = re.compile(r"^([ \t]*)(`{3,}|~{3,})[ \t]*([^\n`]*)$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +68,11 @@ def _blocks(response: str) -> Iterator[Solution]:
     for fence in _FENCE.finditer(response):
         if opened is None:
             opened = fence
-        elif fence[1].startswith(opened[1]) and not fence[2].strip():
+        elif fence[2].startswith(opened[2]) and not fence[3].strip():
             block = response[opened.end() + 1 : fence.start()]
-            word = _LANGUAGE.match(opened[2])
+            if opened[1]:  # a fence in a list: what it holds is indented like it
+                block = re.sub(rf"^[ \t]{{1,{min(len(opened[1]), 40)}}}", "", block, flags=re.MULTILINE)
+            word = _LANGUAGE.match(opened[3])
             if word and word[1].lower() in ("md", "markdown"):
                 yield from _blocks(block)
             elif block.strip():

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 import builtins
 import symtable
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from megatron_ring.errors import UserError
@@ -83,28 +83,45 @@ def _refuse_unsupported(tree: ast.Module) -> None:
                 raise UserError(
                     f"line {getattr(node, 'lineno', 0)} of the tests: the sandbox has no {module}: use assert or unittest"
                 )
-        if isinstance(node, ast.Try) and any(asserts(part) for statement in node.body for part in ast.walk(statement)):
-            for handler in node.handlers:
-                if _swallows(handler):
-                    raise UserError(f"line {handler.lineno} of the tests: it swallows the tests' own assertions")
+        if isinstance(node, (ast.Try, ast.With)) and any(map(asserts, _all_parts(node.body))):
+            for part in _swallowers(node):
+                raise UserError(f"line {part.lineno} of the tests: it swallows the tests' own assertions")
+
+
+def _swallowers(node: ast.Try | ast.With) -> Iterator[ast.expr | ast.stmt | ast.ExceptHandler]:
+    """What ends a failed assertion there: `except: pass`, `finally: return`, `with suppress(Exception)`."""
+    if isinstance(node, ast.Try):
+        yield from filter(_swallows, node.handlers)
+        yield from (part for part in node.finalbody if isinstance(part, (ast.Return, ast.Break, ast.Continue)))
+        return
+    for call in (item.context_expr for item in node.items):
+        if isinstance(call, ast.Call) and _called(call) == "suppress" and any(map(_catches_all, call.args)):
+            yield call
+
+
+def _all_parts(statements: list[ast.stmt]) -> Iterator[ast.AST]:
+    return (part for statement in statements for part in ast.walk(statement))
+
+
+def _catches_all(kind: ast.expr | None) -> bool:
+    return kind is None or (isinstance(kind, ast.Name) and kind.id in _CATCH_ALL)
 
 
 def _swallows(handler: ast.ExceptHandler) -> bool:
     kinds = handler.type.elts if isinstance(handler.type, ast.Tuple) else [handler.type]
-    catches = any(kind is None or (isinstance(kind, ast.Name) and kind.id in _CATCH_ALL) for kind in kinds)
-    parts = [part for statement in handler.body for part in ast.walk(statement)]
+    parts = list(_all_parts(handler.body))
     acts = any(isinstance(part, ast.Raise) or asserts(part) or _returns(part) for part in parts)
-    return catches and not acts and not any(isinstance(part, ast.Call) and _ends_program(part) for part in parts)
+    ends = any(isinstance(part, ast.Call) and _called(part) in ("exit", "quit", "fail", "abort") for part in parts)
+    return any(map(_catches_all, kinds)) and not acts and not ends
 
 
 def _returns(part: ast.AST) -> bool:
     return isinstance(part, ast.Return) and part.value is not None
 
 
-def _ends_program(call: ast.Call) -> bool:
+def _called(call: ast.Call) -> str:
     function = call.func
-    name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
-    return name in ("exit", "quit", "fail", "abort")
+    return function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
 
 
 def _is_tests(node: ast.ClassDef) -> bool:

@@ -31,7 +31,7 @@ from megatron_ring.errors import UserError
 from megatron_ring.rewards import format
 from megatron_ring.rewards.batch import reference_check
 from megatron_ring.rewards.instructions.finding import shown
-from megatron_ring.rewards.interface import Reward, ScoreRequest
+from megatron_ring.rewards.interface import MACHINE_FAILURE, Reward, ScoreRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +98,8 @@ def combine(composition: Composition, rewards: Mapping[str, Reward], length: int
 
     The penalty is outside the gates: an overlong response is punished whether it passes them or not, and what fails a
     gate at an allowed length gets 0. The detail is `{"parts": {name: [value, reason]}, "gates": …, "length_penalty": …}`.
+    Where the machine failed for any of them there is no verdict on the whole, whatever the others got: the total is 0, and
+    its detail says why under `MACHINE_FAILURE`, as that of a part does.
 
     Raises:
         UserError: a length that is limited is not known.
@@ -108,20 +110,27 @@ def combine(composition: Composition, rewards: Mapping[str, Reward], length: int
             raise UserError(f"the reward limits the response's length, which is {length}: give 'length' in tokens")
         penalty = overlong_penalty(length, composition.length.maximum, composition.length.cache)
     failed = next((gate.name for gate in composition.gates if rewards[gate.name].value < 1), None)
-    if failed is None:
+    failures = [reward.detail[MACHINE_FAILURE] for reward in rewards.values() if MACHINE_FAILURE in reward.detail]
+    if failures:
+        value, reason = 0.0, f"no verdict, the machine failed: {failures[0]}"
+    elif failed is None:
         value = math.fsum(part.weight * rewards[part.name].value for part in composition.parts)
         given = ((part.name, rewards[part.name]) for part in composition.parts)
         reason = "; ".join(f"{name} {reward.value:g} ({reward.reason})" for name, reward in given)
     else:
         value, reason = 0.0, f"gate {failed}: {rewards[failed].reason}"
-    if composition.length is not None and penalty:
+    if composition.length is not None and penalty and not failures:
         term = composition.length.weight * penalty
         value, reason = value + term, f"{reason}; length {length} costs {-term:g}"
     detail: dict[str, Any] = {
         "parts": {part.name: [rewards[part.name].value, rewards[part.name].reason] for part in composition.parts},
         "gates": {gate.name: [rewards[gate.name].value, rewards[gate.name].reason] for gate in composition.gates},
     }
-    return Reward(value, reason, detail | ({"length_penalty": penalty} if composition.length else {}))
+    if composition.length is not None:
+        detail["length_penalty"] = penalty
+    if failures:
+        detail[MACHINE_FAILURE] = failures[0]
+    return Reward(value, reason, detail)
 
 
 def overlong_penalty(length: int, maximum: int, cache: int) -> float:

@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 # In the environment of a worker: how many workers share this machine, for those that run things side by side.
 WORKERS_VARIABLE = "MEGATRON_RING_REWARD_WORKERS"
+# Key of `Reward.detail`: why there is no verdict. Whoever sees it takes nothing from the value.
+MACHINE_FAILURE = "machine_failure"
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +20,7 @@ class Reward:
         value: the reward; 1 for a correct answer and 0 otherwise where the domain is verifiable.
         reason: one line.
         detail: what it is made of, as JSON: the parts of a composed reward, the findings for each instruction.
+            `MACHINE_FAILURE` is in it where the machine failed, so that the value, 0, is no verdict.
     """
 
     value: float

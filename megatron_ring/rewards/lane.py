@@ -9,13 +9,11 @@ from concurrent.futures import CancelledError
 from typing import NamedTuple
 
 from megatron_ring.errors import UserError
-from megatron_ring.rewards.interface import Reward, ScoreRequest
+from megatron_ring.rewards.interface import MACHINE_FAILURE, Reward, ScoreRequest
 from megatron_ring.rewards.reasons import printable_line
 from megatron_ring.rewards.sandbox.failure import MachineFailure
 from megatron_ring.rewards.sandbox.retry import turn
 from megatron_ring.rewards.worker_process import WorkerDied, WorkerProcess, WorkerTimeout
-
-UNSCORED = "machine_failure"  # key of `Reward.detail`: why there is no verdict
 
 _ATTEMPTS = 2  # for an item whose worker crashes
 # Seconds before each further try where the machine failed: the worker was killed, as the kernel does for want of memory, or
@@ -55,7 +53,7 @@ class Tally:
             if self.unscored > max(_UNSCORED, _UNSCORED_SHARE * self._scored):
                 said = f"rewards: {self.unscored} of {self._scored} responses are without a verdict: the machine failed"
                 return UserError(f"{said} (the last time: {problem}): {_MEND}")
-        return Reward(0.0, f"no verdict, the machine failed: {problem}", {UNSCORED: problem})
+        return Reward(0.0, f"no verdict, the machine failed: {problem}", {MACHINE_FAILURE: problem})
 
 
 class _NotStarted(Exception):

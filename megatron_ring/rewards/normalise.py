@@ -27,6 +27,8 @@ _SYMBOLS = str.maketrans({
 # fmt: on
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ", "0123456789-+n")
 _SUPERSCRIPT = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ]+")
+_SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉₊₋", "0123456789+-")
+_SUBSCRIPT = re.compile("[₀₁₂₃₄₅₆₇₈₉₊₋]+")
 
 _SIZE = re.compile(r"\\(?:left|right|middle|[bB]igg?[lrm]?)(?![A-Za-z])\s*\.?")
 _STYLE = re.compile(r"\\(?:displaystyle|textstyle|scriptstyle|limits|nolimits|mathstrut|strut)(?![A-Za-z])")
@@ -47,6 +49,7 @@ _NAMES = {
     "bf": "", "it": "", "displaylines": "", "rightarrow": r"\to",
     "Z": r"\mathbb{Z}", "ZZ": r"\mathbb{Z}", "N": r"\mathbb{N}", "R": r"\mathbb{R}", "RR": r"\mathbb{R}",
     "lvert": "|", "rvert": "|", "vert": "|", "thickapprox": r"\approx", "simeq": r"\approx",
+    "mod": r"\pmod", "bmod": r"\pmod", "ce": r"\text",
     "percent": r"\%", "degree": r"^{\circ}", "degrees": r"^{\circ}",
 }
 # fmt: on
@@ -57,10 +60,12 @@ _JOINING = re.compile(r"\\text\s*\{\s*,?\s*(or|and)\s*\}|(?<=[\s\d})\]])(or|and)
 _SEGMENT = re.compile(r"\\(?:overline|overleftrightarrow)\s*\{\s*([A-Z]{2})\s*\}")
 # Colours and boxes around an answer, with the arguments that are no part of it.
 _WRAPPER = re.compile(
-    r"\\(?:textcolor|color|colorbox|bbox|fcolorbox\s*\{[^{}]*\})\s*(?:\[[^\[\]]*\])?\s*\{[^{}]*\}|\\bbox\s*\[[^\[\]]*\]"
+    r"\\(?:textcolor|color|colorbox|fcolorbox\s*\{[^{}]*\})\s*(?:\[[^\[\]]*\])?\s*\{[^{}]*\}|\\bbox\s*\[[^\[\]]*\]"
     r"|\\(?:tag|label|phantom|hphantom|vphantom)\*?\s*\{[^{}]*\}"
 )
 _INFIX = re.compile(r"\\(choose|over)(?![A-Za-z])")
+_IN_DOLLARS = re.compile(r"\{\s*\$([^$]*)\$\s*\}")
+_BARE_TEXT = re.compile(r"\\text ([A-Za-z])(?![A-Za-z])")  # \mathrm W
 _BARE_MODULUS = re.compile(r"\\(pmod|mod|bmod) ?(\d+)")
 _BARE_SET = re.compile(r"\\mathbb\s*([A-Z])(?![A-Za-z])|\\mathbb\s*\{\s*([A-Z])\s*\}")
 _ALIGNED = re.compile(r"(\\(?:begin|end)\s*\{)(?:aligned|alignedat|align|gathered|gather|split|dcases|rcases|cases)\*?(\})")
@@ -81,7 +86,9 @@ def clean(text: str) -> str:
         text = "".join(map(_ascii_digit, text.translate(_SIGNS)))
     if "\\" in text or "{" in text:
         text = text.replace("\\$", "").replace("\\!", "").replace("{,}", ",")
-    text = re.sub(r"\s+", " ", text).strip(" $").removesuffix(".").rstrip()
+    text = without_stop(re.sub(r"\s+", " ", text).strip(" $"))
+    if text[:2] == text[-2:] == "**" and "*" not in text[2:-2]:
+        text = text[2:-2].strip()
     if text[:2] in ("\\[", "\\(") and text[-2:] in ("\\]", "\\)"):
         text = text[2:-2].strip()
     return text
@@ -93,21 +100,29 @@ def normalise(text: str) -> str:
     text = clean(text)
     if not text.isascii():
         text = _SUPERSCRIPT.sub(lambda match: "^{" + match[0].translate(_SUPERSCRIPTS) + "}", text)
+        text = _SUBSCRIPT.sub(lambda match: "_{" + match[0].translate(_SUBSCRIPTS) + "}", text)
         text = re.sub("√(\\d+)", r"\\sqrt{\1}", text).translate(_SYMBOLS)
     if "\\" in text:
         text = _STYLE.sub("", _SIZE.sub("", text))
-        text = _MATRIX_KIND.sub(r"\1matrix\2", _ALIGNED.sub(r"\1cases\2", _WRAPPER.sub("", text)))
+        text = _IN_DOLLARS.sub(r"{\1}", _WRAPPER.sub("", text))
+        text = _MATRIX_KIND.sub(r"\1matrix\2", _ALIGNED.sub(r"\1cases\2", text))
         text = _SPACE.sub(" ", text)
         text = _RENAMED.sub(lambda match: _NAMES.get(match[1], match[0]), text)
         text = _DEGREE.sub(r"^{\\circ}", text)
         text = _SEGMENT.sub(r"\1", text)
+        text = _BARE_TEXT.sub(r"\\text{\1}", text)
         text = _BARE_SET.sub(lambda match: rf"\mathbb{{{match[1] or match[2]}}}", text)
         text = _BARE_MODULUS.sub(r"\\\1{\2}", _without_infix(text))
     text = _JOINING.sub(lambda match: f" {match[1] or match[2]} ", text)
-    text = re.sub(r"\s+", " ", text).strip(" $").removesuffix(".").rstrip()
+    text = without_stop(re.sub(r"\s+", " ", text).strip(" $"))
     if _SPACED_INTEGER.fullmatch(text):
         text = text.replace(" ", "")
     return text
+
+
+def without_stop(text: str) -> str:
+    """Without the full stop at its end. Several are an ellipsis, which says that more follows."""
+    return text if text.endswith("..") else text.removesuffix(".").rstrip()
 
 
 def _without_infix(text: str) -> str:

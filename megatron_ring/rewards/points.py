@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator
 from fractions import Fraction
 
 from megatron_ring.rewards.formula import Node, subtract
-from megatron_ring.rewards.formula_values import Evaluator, Value
+from megatron_ring.rewards.formula_values import Evaluator
 from megatron_ring.rewards.rationals import TooCoarse, Undefined
+from megatron_ring.rewards.value_arithmetic import Value
 
 LADDER = (60, 400, 2500, 8000)  # digits
 ENOUGH = 8  # that must agree

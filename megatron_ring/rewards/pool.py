@@ -19,13 +19,12 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from megatron_ring.errors import UserError
-from megatron_ring.rewards.interface import Reward, ScoreRequest, WorkerKind
+from megatron_ring.rewards.interface import WORKERS_VARIABLE, Reward, ScoreRequest, WorkerKind
 from megatron_ring.rewards.lane import Item, Lane, Tally
 from megatron_ring.rewards.reasons import printable_line
 from megatron_ring.rewards.registry import verifier_for
 from megatron_ring.rewards.sandbox.bwrap import UNSAFE_VARIABLE
 from megatron_ring.rewards.sandbox.sweep import sweep
-from megatron_ring.rewards.worker import WORKERS_VARIABLE
 from megatron_ring.rewards.worker_process import WorkerProcess
 
 DEFAULT_TIME_LIMIT = 5.0

@@ -5,9 +5,10 @@ from __future__ import annotations
 from fractions import Fraction
 
 from megatron_ring.rewards.formula import Node, Reading, as_products, subtract, variables
-from megatron_ring.rewards.formula_values import Evaluator, Value
+from megatron_ring.rewards.formula_values import Evaluator
 from megatron_ring.rewards.points import ENOUGH, LADDER, close, constant, is_real, points, positive, values_at
 from megatron_ring.rewards.rationals import TooCoarse, Undefined
+from megatron_ring.rewards.value_arithmetic import Value
 
 _FLIPPED = {"<": ">", "\\le": "\\ge", ">": "<", "\\ge": "\\le", "=": "=", "\\ne": "\\ne"}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,12 @@ from megatron_ring.errors import UserError
 from megatron_ring.rewards.batch import BATCH_SCORERS, BatchItem, reference_check
 from megatron_ring.rewards.composition import Composition, combine, part_reference, part_requests, read_compositions
 from megatron_ring.rewards.interface import Reward, ScoreRequest
-from megatron_ring.rewards.lane import UNSCORED
 from megatron_ring.rewards.pool import RewardPool
 
 
 @dataclass(frozen=True)
 class PendingReward:
-    """The promise of one reward; `result()` waits for it. Raises what the pool's futures do.
-
-    A reward of which any part is without a verdict says so in its own detail, as the pool's do.
-    """
+    """The promise of one reward; `result()` waits for it. Raises what the pool's futures do."""
 
     composition: Composition | None
     parts: Mapping[str, Future[Reward]]
@@ -32,9 +28,7 @@ class PendingReward:
         rewards = {name: future.result() for name, future in self.parts.items()}
         if self.composition is None:
             return rewards[""]
-        total = combine(self.composition, rewards, self.length)
-        failures = [reward.detail[UNSCORED] for reward in rewards.values() if UNSCORED in reward.detail]
-        return replace(total, detail={**total.detail, UNSCORED: failures[0]}) if failures else total
+        return combine(self.composition, rewards, self.length)
 
 
 class Scorer:

@@ -36,10 +36,15 @@ _INTEGERS = re.compile(
     r"\s*(?<![A-Za-z\\])([a-zA-Z])\s*(?:\\in\s*\\?(?:mathbb)?\{*\s*([ZN])\s*\}*"
     r"|(?:\\text\s*\{)?\s*(?:is an?|is any|an|any)?\s*(integer)s?\s*\}?)\s*\)?$"
 )
+_INTEGERS_FIRST = re.compile(
+    r"[\s,;(]{0,6}(?:\\text\s*\{)?[\s,(]{0,6}(?:where|with|for)\s+(?:all|any|every|each|some|an)?\s*integers?\s*"
+    r"(?:values? of)?[\s}]{0,6}([a-zA-Z])[\s})]{0,6}$"
+)
 _QUANTIFIED = re.compile(
     r"[\s,(]{0,6}(?:\\forall|(?:\\text\s*\{)?\s*for (?:all|every|any|each)(?![A-Za-z]))[\s}]*(?:\\text\s*\{)?\s*"
     r"(?:real|complex)?\s*(?:numbers?|values? of)?[\s}]*[a-z]?\s*(?:\\in\s*\\?(?:mathbb)?\{*\s*[RC]\s*\}*)?\)?$"
 )
+_FAMILY_NAME = re.compile(r"[A-Za-z](?:_\{?\d{1,3}\}?)?")
 _PLUS_MINUS = re.compile(r"\\pm(?![A-Za-z])")
 _MINUS_PLUS = re.compile(r"\\mp(?![A-Za-z])")
 _ALL_REAL = re.compile(r"\\mathbb\s*\{?\s*R\s*\}?|\\R|(?:\\text\s*\{)?\s*all real numbers\s*\}?")
@@ -55,9 +60,10 @@ def parse_answer(text: str, depth: int = 0) -> Answer:
     if depth > _MAX_DEPTH or parse_number(text) is not None:
         return Answer("atom", text, text)
     if depth == 0:
-        integers = _INTEGERS.search(text)
+        integers = _INTEGERS.search(text) or _INTEGERS_FIRST.search(text)
         if integers is not None and integers.start() > 0 and integers[1] in text[: integers.start()]:
-            return _with_parameter(parse_answer(text[: integers.start()].rstrip(" ,;("), 1), integers[1], integers[2] or "Z")
+            domain = (integers.re is _INTEGERS and integers[2]) or "Z"
+            return _with_parameter(parse_answer(text[: integers.start()].rstrip(" ,;("), 1), integers[1], domain)
         quantified = _QUANTIFIED.search(text)
         if quantified is not None and quantified.start() > 0:
             text = text[: quantified.start()].rstrip(" ,(")
@@ -168,14 +174,32 @@ def _listed(text: str, depth: int) -> Answer | None:
     parts = [re.sub(r"^(?:and|or) ", "", part) for part in parts if part]  # after `, and`
     items = tuple(parse_answer(part, depth + 1) for part in parts)
     if " and" in found and any(item.kind == "sequence" and item.name for item in items):
-        return Answer("atom", text, text)  # both conditions, not either
+        return _both(items, text) or Answer("atom", text, text)  # both conditions, not either
     return items[0] if len(items) == 1 else Answer("list", text, items=items)
+
+
+def _both(items: tuple[Answer, ...], text: str) -> Answer | None:
+    """`x > 2 and x < 5` as the interval between two numbers; None where it is none."""
+    if len(items) != 2 or items[0].name != items[1].name or any(item.kind != "sequence" for item in items):
+        return None
+    above = [item for item in items if item.items[1].value == "\\infty"]
+    below = [item for item in items if item.items[0].value == "-\\infty"]
+    if len(above) != 1 or len(below) != 1 or above == below:
+        return None
+    low, high = above[0].items[0], below[0].items[1]
+    values = [None if value is None else value.rational for value in map(evaluate, (low.value, high.value))]
+    if values[0] is None or values[1] is None or values[0] >= values[1]:
+        return None
+    return replace(items[0], text=text, items=(low, high), brackets=above[0].brackets[0] + below[0].brackets[1])
 
 
 def _named(text: str, depth: int) -> Answer | None:
     """A value with a name before `=` or `\\in`, or an equation."""
     members = split(text, frozenset({"\\in"}))
     if len(members) == 2 and is_variable(members[0]):
+        return replace(parse_answer(members[1], depth + 1), name=members[0], text=text)
+    members = split(text, frozenset({"\\equiv"}))
+    if len(members) == 2 and _is_name(members[0]):
         return replace(parse_answer(members[1], depth + 1), name=members[0], text=text)
     found: list[str] = []
     sides = split(text, frozenset({"=", "\\approx"}), found)
@@ -201,11 +225,24 @@ def _chain(text: str, sides: list[str], depth: int) -> Answer:
         return Answer("equation", text, text)
     if not _is_name(sides[0]) and len(values) < len(sides):
         return Answer("equation", text, text)
+    if len(sides) == 2 and (point := _named_point(sides[0], sides[1], text, depth)) is not None:
+        return point
     name = sides[0] if _is_name(sides[0]) else ""
     between = sides[1:-1]
     if between and evaluate(sides[-1]) is not None:  # in V = lwh = 24 a formula stands before the value
         between = [side for side in between if evaluate(side) is None and _is_constant(side)]
     return replace(parse_answer(sides[-1], depth + 1), name=name, text=text, also=tuple(between))
+
+
+def _named_point(names: str, values: str, text: str, depth: int) -> Answer | None:
+    """`(y, x) = (2, 3)` as the values of y and x, whose order the names say."""
+    if names[:1] != "(" or values[:1] != "(" or closes_at(names, 0) != len(names) - 1:
+        return None
+    letters, value = split(names[1:-1], frozenset({","})), parse_answer(values, depth + 1)
+    if value.kind != "sequence" or len(value.items) != len(letters) or not all(map(_FAMILY_NAME.fullmatch, letters)):
+        return None
+    named = (replace(item, name=letter) for item, letter in zip(value.items, letters, strict=True))
+    return Answer("list", text, items=tuple(named))
 
 
 def _is_constant(text: str) -> bool:

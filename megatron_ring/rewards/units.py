@@ -19,8 +19,9 @@ _SUPERSCRIPT = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+")
 _DEGREE = re.compile(r"\^?\{?\s*\\circ\s*\}?|°|\\degree\b")
 _FRACTION = re.compile(r"\\[dt]?frac\s*\{((?:[^{}]++|\{[^{}]*+\})*+)\}\s*\{((?:[^{}]++|\{[^{}]*+\})*+)\}")
 _PRODUCT = re.compile(r"\\left(?=\()|\\right(?=\))|\\cdot|\\times|\\[,;: ]|[·⋅•∙*~×]")
+_NEWTON_METRES = re.compile(r"(?<![A-Za-z])N-?m(?![A-Za-z])")
 _TOKEN = re.compile(r"\s*(?:([A-Za-z]+)(?:\s*\^\s*(?:\(([+-]?\d{1,2})\)|([+-]?\d{1,2}))|([+-]?\d)(?!\d))?|([/()]))")
-_SPELLINGS = {"l": "L", "days": "d", "day": "d", "Ohms": "Ohm"}
+_SPELLINGS = {"l": "L", "ml": "mL", "dl": "dL", "cl": "cL", "kgs": "kg", "days": "d", "day": "d", "Ohms": "Ohm"}
 
 # fmt: off
 _PREFIXABLE = (
@@ -127,6 +128,8 @@ def _plain(text: str) -> str:
 def _normalise(text: str) -> str:
     text = _FRACTION.sub(r" (\1)/(\2)", _plain(text)) if "frac" in text else _plain(text)
     text = re.sub(r"(?<=[a-z])-(?=[a-z])", " ", text)
+    text = _NEWTON_METRES.sub(r"N m", text)
+    text = re.sub(r"\bdegrees? (?=Celsius|Fahrenheit)", "", text)
     text = spell_out(text.replace("℃", "°C").replace("℉", "°F"))
     text = re.sub(r"\\mu\b\s*|[µμ]", "u", text)
     text = re.sub(r"\\Omega\b|[ΩΩ]", " Ohm", text)

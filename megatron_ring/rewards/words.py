@@ -16,6 +16,10 @@ _SHORT_WORDS = frozenset({
 _TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
 _WORDS = re.compile(r"[A-Za-z][A-Za-z .'’\-]*")
 _LONG_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{4,}")
+_NUMBERS = ({"solution", "solutions"}, {"root", "roots"})  # of none there is no number
+_SET_LOWER = re.compile(r"\\text(?=\s*\{)|[\s_{}]")
+# Elements with numbers, groups in brackets, a charge; at least one number or charge, for words have neither.
+_SPECIES = re.compile(r"(?=.*[\d+-])\d{0,3}(?:[A-Z][a-z]?\d{0,3}|[()\[\]]\d{0,3}){1,60}(?:\^\d?[+-]|\^[+-]\d?)?", re.ASCII)
 
 
 def words_of(text: str) -> tuple[str, ...] | None:
@@ -45,6 +49,12 @@ def same_letters(reference: str, given: str) -> bool:
     return all(map(_same_word, re.findall("[A-Za-z]+", wanted), re.findall("[A-Za-z]+", got)))
 
 
+def same_species(reference: str, given: str) -> bool:
+    r"""The same chemical formula, apart from how numbers are lowered: `CO_2`, `\text{CO}_2` and `CO2`; `Co_2` is another."""
+    wanted, got = (_SET_LOWER.sub("", text) for text in (reference, given))
+    return wanted == got and _SPECIES.fullmatch(wanted) is not None
+
+
 def long_words(text: str) -> set[str]:
     """Runs of four letters or more, as prose has them, without functions and environments."""
     plain = _TEXT.sub(r" \1 ", re.sub(r"\\(?:begin|end)\{[a-z]+\}", "", text))
@@ -57,7 +67,7 @@ def _same_word(reference: str, given: str) -> bool:
         return True
     lower = reference.lower()
     if lower != given.lower():
-        return False
+        return {lower, given.lower()} in _NUMBERS
     if reference[1:] == given[1:]:
         return not reference[1:] or reference[1:].islower()
     if lower in _SHORT_WORDS:

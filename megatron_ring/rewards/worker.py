@@ -17,7 +17,6 @@ import sys
 from typing import Any
 
 from megatron_ring.lifetime import die_with_parent
-from megatron_ring.rewards.interface import WORKERS_VARIABLE as WORKERS_VARIABLE  # for `pool`
 
 HEADER = struct.Struct("!Q")
 

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from statistics import fmean
 from typing import Any
 
 import torch
 
+from megatron_ring.algorithm.kl import LOG_RATIO_LIMIT
 from megatron_ring.data.records import PromptRecord
 from megatron_ring.data.tokenizer import RingTokenizer
 from megatron_ring.rollout.collecting import CollectedStep
 from megatron_ring.rollout.records import ScoredRollout
-from megatron_ring.rollout.select import Selection, equal_rewards_fraction, response_lengths
+from megatron_ring.rollout.select import Selection, equal_rewards_fraction, response_lengths, with_verdict
 from megatron_ring.training.trainer import StepResult
 
 
 def _reward_and_length(items: list[ScoredRollout], suffix: str) -> dict[str, float]:
-    rewards = torch.tensor([item.reward for item in items], dtype=torch.float64)
+    judged = with_verdict(items) or items  # all without one: their zeros
+    rewards = torch.tensor([item.reward for item in judged], dtype=torch.float64)
     lengths = [item.rollout.response_length for item in items]
     return {
         f"reward/mean{suffix}": rewards.mean().item(),
@@ -28,7 +33,7 @@ def _reward_and_length(items: list[ScoredRollout], suffix: str) -> dict[str, flo
 def _parts(items: list[ScoredRollout], suffix: str) -> dict[str, float]:
     """Mean of each part, gate and length penalty of composed rewards, over the responses that have it."""
     values: dict[str, list[float]] = {}
-    for item in items:
+    for item in with_verdict(items):
         for group in ("parts", "gates"):
             for name, (value, _) in item.detail.get(group, {}).items():
                 values.setdefault(f"reward_{group}/{name}", []).append(value)
@@ -48,7 +53,7 @@ def sampling_metrics(collected: CollectedStep, selection: Selection, by_domain: 
         metrics |= _reward_and_length(items, f"/{domain}") | _parts(items, f"/{domain}")
     truncated = sum(item.rollout.finish_reason == "length" for item in scored)
     return metrics | {
-        "reward/machine_failures": sum("machine_failure" in item.detail for item in scored),
+        "reward/machine_failures": sum(not item.has_verdict for item in scored),
         "response_length/truncated_fraction": truncated / len(scored),
         "tokens/generated": collected.generated_tokens,
         "tokens/discarded_fraction": 1 - selection.trained_tokens / sum(response_lengths(scored)),
@@ -59,31 +64,54 @@ def sampling_metrics(collected: CollectedStep, selection: Selection, by_domain: 
     }
 
 
-def update_metrics(result: StepResult, budget: int | None, kl: float | None) -> dict[str, Any]:
-    """The figures of a step's update, likewise. `kl`: what was taken off the rewards, where it was."""
+def update_metrics(results: Sequence[StepResult], budget: int | None, kl: float | None) -> dict[str, Any]:
+    """The figures of a step's updates, likewise. `kl`: what was taken off the rewards, where it was.
+
+    The sampler is compared with the trainer in the first update alone: the others have changed the weights.
+    """
+    first, tokens = results[0], sum(result.loss_tokens for result in results)
+
+    def mean(name: str) -> float:
+        return sum(result.sums[name] for result in results) / max(1, tokens)
+
     return {
-        "tokens/trained": result.loss_tokens,
-        "tokens/budget": budget or result.loss_tokens,
-        "grad_norm": result.grad_norm,
-        "entropy": result.mean("entropy_sum"),
-        "kl": result.mean("kl_sum") if kl is None else kl,
-        "clip_fraction": result.mean("clipped_tokens"),
-        "loss/policy": result.mean("policy_loss_sum"),
-        "loss/balance": result.balance,
-        "loss/z": result.z,
-        "mismatch/logprob_abs_mean": result.mean("mismatch_logprob_abs_sum"),
-        "mismatch/logprob_abs_max": result.maxima["mismatch_logprob_abs_max"],
-        "mismatch/masked_fraction": result.mean("corrected_away_tokens"),
-        **({} if result.router_disagreement is None else {"mismatch/router_disagreement": result.router_disagreement}),
+        "tokens/trained": tokens,
+        "tokens/budget": budget or tokens,
+        "grad_norm": max(result.grad_norm for result in results),
+        "entropy": mean("entropy_sum"),
+        "kl": mean("kl_sum") if kl is None else kl,
+        "clip_fraction": mean("clipped_tokens"),
+        "loss/policy": mean("policy_loss_sum"),
+        "loss/balance": fmean(result.balance for result in results),
+        "loss/z": fmean(result.z for result in results),
+        "mismatch/logprob_abs_mean": first.mean("mismatch_logprob_abs_sum"),
+        "mismatch/logprob_abs_max": first.maxima["mismatch_logprob_abs_max"],
+        "mismatch/masked_fraction": mean("corrected_away_tokens"),
+        **({} if first.router_disagreement is None else {"mismatch/router_disagreement": first.router_disagreement}),
+        **(_each_update(results) if len(results) > 1 else {}),
     }
 
 
-def packed_fraction(selection: Selection, micro_batches: int, capacity: int) -> float:
-    """Share of the update's computed tokens that are some response's or its prompt's, not padding; `micro_batches` of all
-    data-parallel ranks, of `capacity` tokens each."""
-    kept = zip(selection.kept, selection.trained, strict=True)
-    tokens = sum(len(item.rollout.prompt_tokens) + trained for item, trained in kept if trained)
-    return tokens / (micro_batches * capacity)
+def _each_update(results: Sequence[StepResult]) -> dict[str, float]:
+    figures: dict[str, float] = {}
+    for number, result in enumerate(results, start=1):
+        farthest = min(LOG_RATIO_LIMIT, result.maxima["log_ratio_abs_max"])
+        figures |= {
+            f"tokens/trained/update_{number}": result.loss_tokens,
+            f"clip_fraction/update_{number}": result.mean("clipped_tokens"),
+            f"ratio/mean/update_{number}": result.mean("ratio_sum"),
+            f"ratio/max/update_{number}": math.exp(farthest),
+            f"grad_norm/update_{number}": result.grad_norm,
+        }
+    return figures
+
+
+def packed_fraction(selection: Selection, computed: int) -> float:
+    """Share of the updates' `computed` tokens, those of all micro-batches and data-parallel ranks, that are some response's
+    or its prompt's, not padding."""
+    pieces = [piece for update in selection.updates for piece in update]
+    tokens = sum(len(selection.kept[piece.index].rollout.prompt_tokens) + piece.end for piece in pieces)
+    return tokens / computed
 
 
 def _staleness(step: int, selection: Selection) -> dict[str, float]:

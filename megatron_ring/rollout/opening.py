@@ -123,6 +123,7 @@ def announce(run: RLState, start: int) -> None:
     config, phi = run.config, run.budget(start)
     budget = f"Phi = {phi:,} tokens ({config.budget.scope}, {config.budget.schedule})" if phi else "no token budget"
     work = f"{config.prompts_per_step} prompts x {config.samples_per_prompt} samples, {config.objective.name}, {budget}"
+    work += f", {config.updates_per_step} updates a step" if config.updates_per_step > 1 else ""
     print(f"rl: {work}" + (f", continuing after step {start}" if start else ""), flush=True)
     remarks = [*run.directory.notes, *run.notes, *changed_ranks(config, run.schedule)]
     remarks += stretched_schedules(config, run.schedule, start, run.steps_before) + run.unreached

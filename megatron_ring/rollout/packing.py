@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 
 from megatron_ring.algorithm.objective import Objective
+from megatron_ring.algorithm.updates import Piece
 from megatron_ring.config.rl import RLConfig
 from megatron_ring.data.packing import PolicyBatch, policy_batch
 from megatron_ring.data.sequences import PolicySequence
@@ -19,29 +22,43 @@ from megatron_ring.sampler.completion import Completion
 
 def pack_step(
     selection: Selection, config: RLConfig, objective: Objective, model: RingModel, context: ParallelContext, pad_id: int
-) -> list[PolicyBatch]:
-    """This rank's micro-batches: the trained tokens of the step, packed, the same number on every rank. All ranks take part:
-    tokens come from who sampled them."""
-    responses = zip(selection.kept, selection.advantages, selection.trained, strict=True)
-    packed = [(item.rollout, advantage, trained) for item, advantage, trained in responses if trained]
-    weights = objective.token_weights([trained for _, _, trained in packed])
-    lengths = [len(rollout.prompt_tokens) + trained for rollout, _, trained in packed]
-    capacity = config.data.micro_batch_tokens
-    plan, completions = deal_rollouts([rollout for rollout, _, _ in packed], lengths, capacity, config.seed, context)
+) -> list[list[PolicyBatch]]:
+    """For each update of the step this rank's micro-batches: the update's trained tokens, packed, the same number on every
+    rank. All micro-batches of the step have the same number of tokens, up to --data.micro-batch-tokens: as few as hold what
+    is trained. All ranks take part: tokens come from who sampled them."""
+    capacity, plans = config.data.micro_batch_tokens, []
+    for pieces in selection.updates:
+        rollouts = [selection.kept[piece.index].rollout for piece in pieces]
+        lengths = [len(rollout.prompt_tokens) + piece.end for rollout, piece in zip(rollouts, pieces, strict=True)]
+        plans.append(deal_rollouts(rollouts, lengths, capacity, config.seed, context))
+    most = max(tokens for _, tokens, _ in plans)
+    packed = []
+    for pieces, (plan, _, completions) in zip(selection.updates, plans, strict=True):
+        sequence = _sequences(selection, pieces, completions, objective, model)
+        packed.append([policy_batch([sequence(place) for place in places], most, pad_id) for places in plan])
+    return packed
+
+
+def _sequences(
+    selection: Selection, pieces: Sequence[Piece], completions: Sequence[Completion], objective: Objective, model: RingModel
+) -> Callable[[int], PolicySequence]:
+    """What is packed of the piece at a place."""
+    weights = objective.token_weights([piece.tokens for piece in pieces])
 
     def sequence(place: int) -> PolicySequence:
-        (rollout, advantage, trained), completion = packed[place], completions[place]
+        piece, completion = pieces[place], completions[place]
         return PolicySequence(
-            prompt_tokens=rollout.prompt_tokens,
+            prompt_tokens=selection.kept[piece.index].rollout.prompt_tokens,
             response_tokens=completion.tokens,
             sampler_logprobs=completion.logprobs,
-            advantage=advantage,
+            advantage=selection.advantages[piece.index],
             weight=weights[place],
-            trained=trained,
+            trained=piece.end,
             routes=routes_of(completion, model) if completion.routes else None,
+            begin=piece.begin,
         )
 
-    return [policy_batch([sequence(place) for place in places], capacity, pad_id) for places in plan]
+    return sequence
 
 
 def routes_of(completion: Completion, model: RingModel) -> Tensor:

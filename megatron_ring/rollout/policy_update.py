@@ -13,7 +13,7 @@ from megatron_ring.rollout.reward_kl import RewardKL
 from megatron_ring.training.first_pass import FirstPass
 from megatron_ring.training.policy_loss import make_correction, make_policy_loss
 from megatron_ring.training.reference import ReferencePolicy
-from megatron_ring.training.trainer import Trainer
+from megatron_ring.training.trainer import StepResult, Trainer
 
 
 class PolicyUpdate:
@@ -23,6 +23,7 @@ class PolicyUpdate:
         """`config` is resolved. `folder`: where references that were refreshed are kept for a continued run."""
         objective, place = config.objective, config.reference.place
         self.loss = make_policy_loss(config)
+        self._trainer = trainer
         recompute = objective.old_logprobs == "recomputed"
         self._first_pass = FirstPass(trainer, self.loss, recompute, make_correction(config.correction))
         self._refresh_every, self._folder = config.reference.refresh_every, folder
@@ -44,8 +45,26 @@ class PolicyUpdate:
             annotated = self.reference.annotate(annotated)
         return annotated
 
+    def annotate_updates(self, updates: Sequence[Sequence[PolicyBatch]]) -> list[list[PolicyBatch]]:
+        """`annotate` the micro-batches of all updates of a step, under the weights before the first."""
+        ready = iter(self.annotate([batch for batches in updates for batch in batches]))
+        return [[next(ready) for _ in batches] for batches in updates]
+
+    def train(self, updates: Sequence[Sequence[PolicyBatch]], lr: float) -> list[StepResult]:
+        """The updates of a step, one after another, from what `annotate_updates` gave; the figures of each.
+
+        Raises:
+            FloatingPointError: as of `Trainer.train_step`; the updates behind that one are left out.
+        """
+        results = []
+        for number, batches in enumerate(updates):
+            self.loss.counts_ratios = number == 0  # k compares sampler and trainer on the same weights
+            ready = self._first_pass.renewed(batches) if number else batches
+            results.append(self._trainer.train_step(ready, self.loss, lr))
+        return results
+
     def finish(self, step: int) -> None:
-        """Refresh the reference when its time has come; `step` updates have been made."""
+        """Refresh the reference when its time has come; `step` steps have been made."""
         if self.reference is not None and self._refresh_every and step % self._refresh_every == 0:
             self.reference.refresh(step)
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
+from megatron_ring.rewards.interface import MACHINE_FAILURE
 from megatron_ring.sampler.completion import Completion, FinishReason
 
 Key = tuple[int, int]
@@ -81,6 +82,11 @@ class ScoredRollout:
     @property
     def key(self) -> Key:
         return self.rollout.key
+
+    @property
+    def has_verdict(self) -> bool:
+        """False where the machine failed: its reward of 0 says nothing about the response."""
+        return MACHINE_FAILURE not in self.detail
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.reward):

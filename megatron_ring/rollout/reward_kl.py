@@ -18,7 +18,7 @@ class RewardKL:
     """Sums a KL estimate between the sampler's log-probabilities and the reference's over each whole response."""
 
     def __init__(self, reference: ReferencePolicy, estimator: KLEstimator, capacity: int, pad_id: int) -> None:
-        """`capacity`: tokens of a micro-batch of the reference's pass."""
+        """`capacity`: tokens of a micro-batch of the reference's pass, at most."""
         self.reference, self.estimator, self.capacity, self.pad_id = reference, estimator, capacity, pad_id
 
     def __call__(self, rollouts: Sequence[Rollout]) -> list[float]:
@@ -28,13 +28,13 @@ class RewardKL:
             UserError: a rollout is longer than `capacity`.
         """
         lengths = [len(rollout.prompt_tokens) + rollout.response_length for rollout in rollouts]
-        plan, completions = deal_rollouts(rollouts, lengths, self.capacity, 0, self.reference.trainer.context)
+        plan, tokens, completions = deal_rollouts(rollouts, lengths, self.capacity, 0, self.reference.trainer.context)
 
         def sequence(i: int) -> PolicySequence:
             prompt, completion = rollouts[i].prompt_tokens, completions[i]
             return PolicySequence(prompt, completion.tokens, completion.logprobs, 0.0, 1.0, completion.length)
 
-        packs = [policy_batch([sequence(i) for i in places], self.capacity, self.pad_id) for places in plan]
+        packs = [policy_batch([sequence(i) for i in places], tokens, self.pad_id) for places in plan]
         computed: dict[int, float] = {}
         for places, batch in zip(plan, self.reference.annotate(packs), strict=True):
             if batch.ref_logprobs is not None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from megatron_ring.checkpoint.loading import load_checkpoint
 from megatron_ring.checkpoint.manifest import read_manifest
 from megatron_ring.checkpoint.saving import CheckpointSaver
+from megatron_ring.config.checks import require
 from megatron_ring.model.routes import route_bytes
 from megatron_ring.rollout.pool import RolloutPool
 from megatron_ring.rollout.state import RLState
@@ -12,7 +12,7 @@ from megatron_ring.rollout.unfinished import load_unfinished, save_unfinished
 from megatron_ring.run.alarms import Alarm
 from megatron_ring.run.continuing import check_compositions
 from megatron_ring.run.directory import plain
-from megatron_ring.run.stage import latest_of, set_first_weights
+from megatron_ring.run.stage import latest_of, load_latest, set_first_weights
 from megatron_ring.run.wandb_log import WandbLog
 
 
@@ -27,7 +27,7 @@ def save(run: RLState, saver: CheckpointSaver, steps: int) -> None:
             "watch": run.watch.state_dict(),
             "compositions": run.compositions,
             "steps": run.config.steps,
-            "content": run.directory.content,
+            **run.directory.of_checkpoints,
         }
         files = save_unfinished(run.collector.pool, run.stage.context)
         saver.save(steps, run.stage.model, run.trainer.optimizer, extra, files=files)
@@ -65,7 +65,11 @@ def _load(run: RLState, rolled_back_for: list[Alarm] | None = None) -> int:
     checkpoint = latest_of(run.directory)
     if checkpoint is not None:
         model, context = run.stage.model, run.stage.context
-        start, extra = load_checkpoint(checkpoint, model, context, run.trainer.optimizer)
+        require(
+            {"prompts", "budget", "policy", "watch"} <= read_manifest(checkpoint)["extra"].keys(),
+            f"{checkpoint}: not a checkpoint of an RL run: give it to --init-from of a new one",
+        )
+        start, extra = load_latest(run.directory, run.stage, run.trainer.optimizer)
         check_compositions(run.compositions, extra)
         run.steps_before = extra.get("steps")
         run.stream.load_state_dict(extra["prompts"], keep_place=rolled_back_for is not None)

@@ -9,6 +9,7 @@ import torch
 
 from megatron_ring.algorithm.advantages import group_advantages, groups_that_differ
 from megatron_ring.algorithm.budget_order import ORDERS, StepResponses
+from megatron_ring.algorithm.updates import Piece, equal_budgets, whole_responses
 from megatron_ring.config.objective import ObjectiveConfig
 from megatron_ring.config.rl import RLConfig
 from megatron_ring.rollout.records import ScoredRollout
@@ -27,12 +28,14 @@ class Selection:
         advantages: of each of these.
         trained: how many of its first tokens are trained (0: none).
         distances: its KL from the reference in nats, which was taken off its reward; None when the KL is elsewhere.
+        updates: for each optimizer update of the step, the trained tokens that it takes.
     """
 
     kept: list[ScoredRollout]
     advantages: list[float]
     trained: list[int]
     distances: list[float] | None
+    updates: list[list[Piece]]
 
     @property
     def trained_tokens(self) -> int:
@@ -51,11 +54,18 @@ def response_lengths(scored: Sequence[ScoredRollout]) -> list[int]:
     return [item.rollout.response_length for item in scored]
 
 
+def with_verdict(scored: Sequence[ScoredRollout]) -> list[ScoredRollout]:
+    """Those whose reward is a verdict."""
+    return [item for item in scored if item.has_verdict]
+
+
 def kept_responses(config: RLConfig, scored: Sequence[ScoredRollout], budget: int | None) -> list[ScoredRollout]:
-    """The responses that may be trained: all of them, or with dynamic sampling those of groups whose rewards differ; of
-    these, without a budget, the first `prompts_per_step` groups."""
+    """The responses that may be trained: all that have a verdict, or with dynamic sampling those of groups whose rewards
+    differ; of these, without a budget, the first `prompts_per_step` groups. A response for which the machine failed is no
+    part of its group's baseline either."""
+    scored = with_verdict(scored)
     if not config.objective.dynamic_sampling:
-        return list(scored)
+        return scored
     kept = [item for item, differs in zip(scored, _differ(scored).tolist(), strict=True) if differs]
     if budget is not None:
         return kept
@@ -81,6 +91,13 @@ def budget_order(
     return ORDERS[config.budget.order](StepResponses(response_lengths(kept), advantages, groups, seed))
 
 
+def step_updates(config: RLConfig, trained: Sequence[int], order: Sequence[int]) -> list[list[Piece]]:
+    """The trained tokens dealt to the updates of the step. `order`: in which the budget took the responses."""
+    if config.objective.has_budget:
+        return equal_budgets(trained, config.updates_per_step, order)
+    return whole_responses(trained, config.updates_per_step)
+
+
 def usable_tokens(config: RLConfig, scored: Sequence[ScoredRollout], budget: int) -> int:
     """Response tokens among which the budget may choose."""
     return sum(response_lengths(kept_responses(config, scored, budget)))
@@ -88,13 +105,15 @@ def usable_tokens(config: RLConfig, scored: Sequence[ScoredRollout], budget: int
 
 def missing(config: RLConfig, scored: Sequence[ScoredRollout], budget: int | None) -> str:
     """What keeps these responses from being a step, with mends; empty when nothing does. Without a budget and dynamic
-    sampling any responses will do."""
+    sampling any responses will do, if one has a verdict."""
     if budget is not None:
         tokens = usable_tokens(config, scored, budget)
         mean = sum(response_lengths(scored)) / max(1, len(scored))
         shortage = f"{tokens:,} tokens (mean response {mean:.1f}) of the budget {budget:,}: {_MORE_ROUNDS}; a lower"
         return f"{shortage} --budget.tokens or a larger --prompts-per-step needs a new run" if tokens < budget else ""
     groups = len({item.rollout.prompt_index for item in kept_responses(config, scored, budget)})
+    if not config.objective.dynamic_sampling and not groups:
+        return f"no response with a verdict, the machine failed for each: {_MORE_ROUNDS}"
     if not config.objective.dynamic_sampling or groups >= config.prompts_per_step:
         return ""
     shortage = f"{groups} groups whose rewards differ, of {config.prompts_per_step}"
@@ -102,7 +121,8 @@ def missing(config: RLConfig, scored: Sequence[ScoredRollout], budget: int | Non
 
 
 def equal_rewards_fraction(scored: Sequence[ScoredRollout]) -> float:
-    """Share of groups whose rewards are all equal."""
+    """Share of groups whose rewards are all equal, of those that have a verdict."""
+    scored = with_verdict(scored)
     groups, differ = _groups(scored), _differ(scored)
     return 1 - len(groups[differ].unique()) / len(groups.unique())
 

@@ -39,6 +39,11 @@ def plain(value: Any) -> Any:
     return value
 
 
+def record_of(config: StageConfig) -> dict[str, Any]:
+    """What config.yaml and checkpoints say of a run's configuration."""
+    return {"stage": config.stage_name, **plain(config)}
+
+
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested dicts as one, keys joined by dots."""
     flat: dict[str, Any] = {}
@@ -58,15 +63,16 @@ class Log(Protocol):
 class RunDirectory:
     """`runs/NAME/`. Only the main process writes; the others hold it to find checkpoints.
 
-    Attributes, once a stage has opened it: `content` (fingerprints, for its checkpoints), `notes` (what is to be said at the
-    start), `first_weights` (what --init-from names; None without it, or where it is gone and nothing needs it).
+    Attributes, once a stage has opened it: `of_checkpoints` (what every checkpoint says of the run: its configuration and
+    fingerprints), `notes` (what is to be said at the start), `first_weights` (what --init-from names; None without it, or
+    where it is gone and nothing needs it).
     """
 
     def __init__(self, path: Path, writes: bool) -> None:
         self.path = path
         self.writes = writes
         self.checkpoints = path / "checkpoints"
-        self.content: dict[str, str] = {}
+        self.of_checkpoints: dict[str, Any] = {}
         self.notes: tuple[str, ...] = ()
         self.first_weights: Path | None = None
         self._metrics = path / "metrics.jsonl"
@@ -84,7 +90,8 @@ class RunDirectory:
     ) -> None:
         """Create the directory, or check that it belongs to the same configuration, but for what a continued run may change,
         and to the same content of files. `config` is resolved. A setting that is missing in a recorded configuration has its
-        default there. Sets `content` and `notes`. No other run can open it until this one is closed, or its process ends.
+        default there. Sets `of_checkpoints` and `notes`. No other run can open it until this one is closed or its process
+        ends.
 
         Args:
             content: fingerprints of what the configuration names, as `continuing.CONTENT` calls it.
@@ -97,27 +104,31 @@ class RunDirectory:
         if not self.writes:
             return
         path = self.path / "config.yaml"
+        recorded = path.exists()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             if self._lock is None:
                 self._lock = take_lock(self.path)
             for folder in (self.checkpoints, self.path / "reference"):  # on a full disk that is room
                 tidy(folder)
-            moved = self._check_same(path, config) if path.exists() else {}
             manifest = self._last_manifest()
-            self.content = check_content(config, content or {}, manifest and manifest["extra"], moved)
+            moved = self._check_same(config, manifest)
+            same = check_content(config, content or {}, manifest and manifest["extra"], moved)
+            self.of_checkpoints = {"content": same, "config": record_of(config)}
             for folder in (self.path, self.checkpoints):
                 folder.mkdir(parents=True, exist_ok=True)
                 trial = folder / ".trial.tmp"
                 trial.write_bytes(b"")
                 trial.unlink()
-            write_atomically(path, dump_yaml({"stage": config.stage_name, **plain(config)}).encode())
+            write_atomically(path, dump_yaml(record_of(config)).encode())
         except OSError as error:
             where = error.filename or self.path
             raise UserError(f"--run-dir {self.path}: cannot be written: {where}: {error.strerror}") from None
+        self.notes = tuple(self._remarks(manifest, layout))
         if manifest is None:
             self.saved_note.unlink(missing_ok=True)
-        self.notes = tuple(self._remarks(manifest, layout))
+        if not recorded and manifest is not None and "config" not in manifest["extra"]:
+            self.notes += ("config.yaml is missing: the settings of the run so far are not known, and not compared",)
 
     def _last_manifest(self) -> dict[str, Any] | None:
         """Of the checkpoint that the run goes on from; None where it begins. Raises `UserError` where that cannot be told,
@@ -125,8 +136,10 @@ class RunDirectory:
         checkpoint = latest_checkpoint(self.checkpoints)
         if checkpoint is not None:
             return read_manifest(checkpoint)
-        pointer = self.checkpoints / "latest"
-        if self._lines() and (self.saved_note.exists() or os.path.lexists(pointer)):
+        pointer, lines = self.checkpoints / "latest", self._lines()
+        # A step's line is written before its checkpoint, while the one before may not be whole either.
+        named = sum('"checkpoint"' in line for _, line in lines) > 2
+        if lines and (named or self.saved_note.exists() or os.path.lexists(pointer)):
             raise UserError(
                 f"{self.checkpoints}: checkpoints were saved here, and none is whole now: put one back and write its name "
                 f"into {pointer}, choose another --run-dir, or remove {self._metrics} and {pointer} to begin anew"
@@ -137,19 +150,31 @@ class RunDirectory:
         if manifest is None:
             if lines := len(self._lines()):
                 yield f"{lines} recorded step(s) had no checkpoint yet: beginning anew"
+            elif self.saved_note.exists():
+                yield "checkpoints were saved here, and are gone with the metrics: beginning anew"
             return
+        step, named = manifest["step"], latest_checkpoint(self.checkpoints)
+        if named is not None and step_of(named) != step:
+            yield f"latest names {named.name}, which was saved as step_{step}: the run goes on after step {step}"
+        if missing := step - len({line for line, _ in self._lines() if line <= step}):
+            yield f"metrics.jsonl lacks {missing} of the {step} step(s) before"
         yield from changed_layout(manifest["layout"], layout)
-        newer = [path.name for path in whole_checkpoints(self.checkpoints) if (step_of(path) or 0) > manifest["step"]]
+        newer = [path.name for path in whole_checkpoints(self.checkpoints) if (step_of(path) or 0) > step and path != named]
         if newer:
             yield (
-                f"latest names step_{manifest['step']}: {', '.join(newer[:6])} stay(s) until this run comes to the same "
+                f"latest names step_{step}: {', '.join(newer[:6])} stay(s) until this run comes to the same "
                 f"step, and their steps leave metrics.jsonl"
             )
 
-    def _check_same(self, path: Path, config: StageConfig) -> dict[str, tuple[Any, Any]]:
-        """What is compared by content and lies elsewhere now: setting -> (path before, path now)."""
+    def _check_same(self, config: StageConfig, manifest: Mapping[str, Any] | None) -> dict[str, tuple[Any, Any]]:
+        """What is compared by content and lies elsewhere now: setting -> (path before, path now). What the checkpoint says
+        of the configuration counts, so that a config.yaml that was edited since changes nothing; older ones say nothing."""
+        path = self.path / "config.yaml"
+        saved = None if manifest is None else manifest["extra"].get("config")
+        if saved is None and not path.exists():
+            return {}
         try:
-            values = read_yaml(path)
+            values = read_yaml(path) if saved is None else dict(saved)
             require(
                 values.get("stage") == config.stage_name, f"a run of stage {values.get('stage')}, not {config.stage_name}"
             )
@@ -175,24 +200,31 @@ class RunDirectory:
                 self._tensorboard.close()
         from torch.utils.tensorboard import SummaryWriter
 
-        kept = [line for line in self._lines() if json.loads(line)["step"] <= first_step]
+        kept = [line for step, line in self._lines() if step <= first_step]
         write_atomically(self._metrics, "".join(line + "\n" for line in kept).encode())
         with naming(self.path / "tensorboard"):
             self._tensorboard = SummaryWriter(str(self.path / "tensorboard"), purge_step=first_step + 1)
 
-    def _lines(self) -> list[str]:
-        """Whole lines of metrics.jsonl; a line torn by a kill is dropped."""
-        if not self._metrics.exists():
-            return []
-        lines = self._metrics.read_text().split("\n")[:-1]
-        for number, line in enumerate(lines):
+    def _lines(self) -> list[tuple[int, str]]:
+        """Steps and lines of metrics.jsonl; blank ones, and a last one that was torn by a kill, are left out."""
+        try:
+            lines = self._metrics.read_bytes().rstrip().split(b"\n") if self._metrics.exists() else []
+        except OSError as error:
+            raise UserError(f"{self._metrics}: cannot be read: {error.strerror}") from None
+        found = []
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
             try:
-                json.loads(line)
-            except ValueError:
-                if number == len(lines) - 1:
-                    return lines[:-1]
-                raise UserError(f"{self._metrics}:{number + 1}: not a JSON object") from None
-        return lines
+                step, text = json.loads(line)["step"], line.decode()
+            except (ValueError, LookupError, TypeError):
+                if number == len(lines) and line.strip(b"\0")[:1] in (b"", b"{"):  # zeros: of a machine that lost power
+                    break
+                step, text = None, ""
+            if not isinstance(step, int):
+                raise UserError(f"{self._metrics}:{number}: not a step's metrics: mend the line, or take it out")
+            found.append((step, text.rstrip("\r")))
+        return found
 
     def log(self, metrics: dict[str, Any]) -> None:
         """Append one step's metrics (`step` among them) to metrics.jsonl and TensorBoard, histograms to the latter only."""

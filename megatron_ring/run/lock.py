@@ -19,8 +19,9 @@ SECONDS_TO_WAIT = 3.0  # for a run that was killed a moment ago
 _UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
-def take_lock(run_dir: Path) -> IO[str]:
+def take_lock(run_dir: Path, flag: str = "--run-dir") -> IO[str]:
     """Lock a run directory for as long as the file that this returns is open. The file has host and process of the holder.
+    `flag` is the one that names the directory, for messages.
 
     Raises:
         UserError: another run holds it.
@@ -40,8 +41,8 @@ def take_lock(run_dir: Path) -> IO[str]:
             holder = file.read(200).strip() or "of an unknown process"
             file.close()
             raise UserError(
-                f"--run-dir {run_dir}: another run is going on in it ({holder}); wait for its end, stop it, or choose "
-                f"another --run-dir"
+                f"{flag} {run_dir}: another run is going on in it ({holder}); wait for its end, stop it, or choose "
+                f"another {flag}"
             ) from None
         except OSError as error:
             if error.errno not in _UNSUPPORTED:

@@ -67,7 +67,7 @@ def save(run: PretrainState, saver: CheckpointSaver, step: int) -> None:
         "steps": run.steps,
         "next_lr": run.config.optimizer.lr_at(step, run.steps),
         "watch": run.watch.state_dict(),
-        "content": run.directory.content,
+        **run.directory.of_checkpoints,
     }
     saver.save(step, run.stage.model, run.trainer.optimizer, extra)
 

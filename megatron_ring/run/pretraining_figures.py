@@ -11,6 +11,8 @@ from megatron_ring.run.pretraining import PretrainState
 from megatron_ring.training.losses import SFTLoss
 from megatron_ring.training.trainer import StepResult
 
+WITHOUT_MANIFEST = "; without a manifest, so its tokenizer cannot be checked"
+
 
 def step_metrics(result: StepResult, seconds: float) -> dict[str, Any]:
     """What a step of so many seconds gave."""
@@ -75,7 +77,7 @@ def describe(run: PretrainState, start: int) -> list[str]:
     weights = [share.weight for share in stream.blend.shares]
     lines = [
         f"{name}: {one.source.documents:,} documents, {one.source.tokens:,} tokens, {one.per_epoch:,} sequences an epoch, "
-        f"{weight / sum(weights):.2%} of the blend"
+        f"{weight / sum(weights):.2%} of the blend{'' if one.source.tokenizer_known else WITHOUT_MANIFEST}"
         for name, one, weight in zip(stream.names, stream.sources, weights, strict=True)
     ]
     for what, held in (("validation", run.validated), ("test", run.tested)):

@@ -14,8 +14,9 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
-from megatron_ring.checkpoint.folder import checkpoint_folder, latest_checkpoint, latest_or_none
+from megatron_ring.checkpoint.folder import checkpoint_folder, instead_of, latest_checkpoint, latest_or_none
 from megatron_ring.checkpoint.hf_config import read_config
+from megatron_ring.checkpoint.hf_folder import published_ends
 from megatron_ring.checkpoint.hf_tensors import PublishedTensors
 from megatron_ring.checkpoint.identity import weights_fingerprint
 from megatron_ring.checkpoint.loading import load_checkpoint
@@ -27,7 +28,7 @@ from megatron_ring.config.metadata import flag_of
 from megatron_ring.config.model import ModelConfig
 from megatron_ring.config.optimizer import RouterLossConfig
 from megatron_ring.config.presets import get_preset
-from megatron_ring.config.stage import ModelOptions, StageConfig, TrainedModelOptions, TrainingConfig
+from megatron_ring.config.stage import InferenceConfig, ModelOptions, StageConfig, TrainedModelOptions, TrainingConfig
 from megatron_ring.data.tokenizer import RingTokenizer
 from megatron_ring.errors import UserError
 from megatron_ring.model.exact import check_exact
@@ -101,6 +102,19 @@ def _find_first_weights(config: StageConfig, source: Path) -> tuple[Path, Path]:
         return source, own
 
 
+def other_ends(config: InferenceConfig, tokenizer: RingTokenizer) -> list[str]:
+    """What is to be said of tokens that end a response by what a published folder says, and do not here."""
+    known = {tokenizer.eos_id, *config.sampling.stop_token_ids}
+    others = [token for token in published_ends(config.checkpoint) if token not in known]
+    if not others:
+        return []
+    ids = " ".join(map(str, (*config.sampling.stop_token_ids, *others)))
+    return [
+        f"{config.checkpoint / 'generation_config.json'} also ends responses at token(s) {', '.join(map(str, others))}; to "
+        f"do so here: --sampling.stop-token-ids {ids}"
+    ]
+
+
 def open_run(config: TrainingConfig, content: Mapping[str, str]) -> RunDirectory:
     """The run directory, new or of the same configuration and content; rank 0 writes to it. After `resolve`.
 
@@ -112,15 +126,15 @@ def open_run(config: TrainingConfig, content: Mapping[str, str]) -> RunDirectory
     """
     run = RunDirectory(config.run_dir, writes=collectives.is_main())
 
-    def open_here() -> tuple[dict[str, str], tuple[str, ...], Path | None]:
+    def open_here() -> tuple[dict[str, Any], tuple[str, ...], Path | None]:
         source, given = config.weights_folder, dict(content)
         weights = source if source is not None and source.is_dir() else None
         if weights is not None:
             given[config.weights_setting] = weights_fingerprint(weights)
         run.open(config, given, layout_of(config))
-        return run.content, run.notes, weights
+        return run.of_checkpoints, run.notes, weights
 
-    run.content, run.notes, run.first_weights = collectives.from_main(open_here)
+    run.of_checkpoints, run.notes, run.first_weights = collectives.from_main(open_here)
     return run
 
 
@@ -224,7 +238,12 @@ def load_latest(run: RunDirectory, stage: Stage, optimizer: Any) -> tuple[int, d
         the step it was saved at and its `extra` values; 0 and none where there is no checkpoint yet.
     """
     checkpoint = latest_of(run)
-    return (0, {}) if checkpoint is None else load_checkpoint(checkpoint, stage.model, stage.context, optimizer)
+    if checkpoint is None:
+        return 0, {}
+    try:
+        return load_checkpoint(checkpoint, stage.model, stage.context, optimizer)
+    except UserError as error:
+        raise UserError(f"{error}{instead_of(checkpoint)}") from None
 
 
 def latest_of(run: RunDirectory) -> Path | None:

@@ -30,13 +30,14 @@ from dataclasses import dataclass, field
 import torch
 
 from megatron_ring.config.sampling import SamplingConfig
-from megatron_ring.errors import NotFiniteError
+from megatron_ring.errors import NotFiniteError, RequestError
 from megatron_ring.sampler.cache import CacheSize, check_fits
 from megatron_ring.sampler.completion import Completion
 from megatron_ring.sampler.edge import News, StepEdge, Tally
 from megatron_ring.sampler.requests import GenerationRequest, Sampled
 from megatron_ring.sampler.runner import ModelRunner
 from megatron_ring.sampler.scheduler import Scheduler
+from megatron_ring.sampler.scores import TokenScore
 from megatron_ring.sampler.step import Step, StepShape
 from megatron_ring.sampler.stopping import Decode, StopConditions
 
@@ -47,13 +48,17 @@ class StepReport:
 
     Attributes:
         tokens: those sampled in the step.
+        prompt_scores: of requests that ask for them, scores of prompt tokens by position. The same may come twice.
         finished: the requests that end with it, whole.
         closed: nothing is left to do: no step was taken, and none will be.
+        idle: no rank that steps with this one has work; no step was taken.
     """
 
     tokens: dict[int, Sampled] = field(default_factory=dict)
     finished: dict[int, Completion] = field(default_factory=dict)
     closed: bool = False
+    idle: bool = False
+    prompt_scores: dict[int, dict[int, TokenScore]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -118,7 +123,7 @@ class Engine:
         """
         if not self.leads:
             raise RuntimeError("only the leader of a replica adds requests")
-        self._check(request)
+        self.check(request)
         with self._door:
             if self._closing:
                 raise RuntimeError("the engine is closed")
@@ -179,7 +184,7 @@ class Engine:
         spent = self.budget is not None and agreed.tokens >= self.budget.limit
         if not agreed.work or spent:
             self.closed = spent or not agreed.open
-            return StepReport(closed=self.closed)
+            return StepReport(closed=self.closed, idle=not agreed.work)
         model = self.runner.model
         was_training = model.training
         if was_training:
@@ -200,7 +205,7 @@ class Engine:
         if not busy and not self._edge.shares_experts:
             return StepReport()
         shape = self._edge.share_shape(step) if runner.in_rows else StepShape.of(step)
-        sampled = runner.run(step, shape)
+        sampled, prompt_scores = runner.run(step, shape)
         before = [len(sequence.tokens) for sequence in step.decoding]
         try:
             _check_finite(step, sampled)
@@ -210,7 +215,8 @@ class Engine:
             return StepReport()
         taken = zip(step.decoding, sampled, before, strict=True)
         tokens = {sequence.index: drawn.first(len(sequence.tokens) - count) for sequence, drawn, count in taken}
-        return StepReport(tokens, {sequence.index: sequence.completion() for sequence in done})
+        finished = {sequence.index: sequence.completion() for sequence in done}
+        return StepReport(tokens, finished, prompt_scores=prompt_scores)
 
     def _horizon(self, tokens: int) -> int:
         """Tokens in a row. Near the end of a budget one at a time: it is not overshot by more than a forward pass. What is
@@ -252,9 +258,13 @@ class Engine:
         stops = None if request.sampling is None else StopConditions(request.sampling, self._eos_id, self._decode)
         self.scheduler.add(number, request, request.sampling or self.sampling, stops)
 
-    def _check(self, request: GenerationRequest) -> None:
+    def check(self, request: GenerationRequest) -> None:
+        """Raise what `add` would raise."""
         request.check(self.runner.model.ring_config.max_positions)
         check_fits(request, self.size)
+        outside = [token for token in request.prompt_tokens if not 0 <= token < self.runner.model.ring_config.vocab_size]
+        if outside:
+            raise RequestError(f"token {outside[0]} of the prompt is outside the model's vocabulary")
         if request.sampling is not None:
             StopConditions(request.sampling, self._eos_id, self._decode)
 

@@ -14,9 +14,12 @@ from megatron_ring.errors import RequestError
 from megatron_ring.sampler.columns import DRAWN, NAMES
 from megatron_ring.sampler.completion import Completion, FinishReason, absent_columns
 from megatron_ring.sampler.row_settings import cuts, numbers_of
+from megatron_ring.sampler.stopping import StopConditions
 
 if TYPE_CHECKING:
-    from megatron_ring.sampler.stopping import StopConditions
+    from megatron_ring.sampler.scores import TokenScore
+
+MOST_TOP_LOGPROBS = 20  # likeliest tokens of a position
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,9 @@ class GenerationRequest:
         begun: what an earlier call sampled before its token budget was used up.
         sampling: how its tokens are drawn and what ends it (None: as the sampler's own settings say).
         columns: names of the columns (`columns.NAMES`) that are wanted beside its tokens, such as "logprobs" (None: all).
+        top_logprobs: so many likeliest tokens are told of each position, with their log-probabilities (None: no scores;
+            0: the token's own alone). Steps bring them, a `Completion` has none.
+        prompt_scores: the tokens of the prompt are scored too, the first apart. Its prompt is not shared with others.
     """
 
     prompt_tokens: list[int]
@@ -39,6 +45,8 @@ class GenerationRequest:
     begun: Completion = field(default_factory=Completion)
     sampling: RequestSampling | None = None
     columns: frozenset[str] | None = None
+    top_logprobs: int | None = None
+    prompt_scores: bool = False
 
     def continued(self, begun: Completion) -> GenerationRequest:
         """The request that continues `begun`, an unfinished answer to this one. Its random numbers go on where they
@@ -62,6 +70,10 @@ class GenerationRequest:
         if self.columns is not None and not self.columns <= set(NAMES):
             unknown = ", ".join(sorted(self.columns - set(NAMES)))
             raise RequestError(f"no column is named {unknown}: ask for some of {', '.join(NAMES)}")
+        if self.top_logprobs is not None and not 0 <= self.top_logprobs <= MOST_TOP_LOGPROBS:
+            raise RequestError(f"{self.top_logprobs} likeliest tokens: ask for 0 to {MOST_TOP_LOGPROBS}")
+        if self.prompt_scores and self.top_logprobs is None:
+            raise RequestError("scores of the prompt without a number of likeliest tokens: set top_logprobs, 0 for none")
 
 
 def request_seed(*parts: int) -> int:
@@ -80,6 +92,7 @@ class Prefix:
         pages: held from when they are filled until all samples are finished, or until memory runs short.
         filler: the sample that is filling them.
         blocked: samples that wait for it.
+        owner: index of the only sample, where it shares its prompt with none.
     """
 
     tokens: tuple[int, ...]
@@ -87,6 +100,12 @@ class Prefix:
     pages: list[int] = field(default_factory=list)
     filler: Sequence | None = None
     blocked: list[Sequence] = field(default_factory=list)
+    owner: int | None = None
+
+    @property
+    def key(self) -> tuple[int | None, tuple[int, ...]]:
+        """What tells it from others."""
+        return self.owner, self.tokens
 
     @property
     def length(self) -> int:
@@ -100,10 +119,12 @@ class Sampled(NamedTuple):
     Attributes:
         columns: numbers of each of `columns.DRAWN`, in its order.
         routes: experts of each token; empty where they are not noted.
+        scores: of each token, where the request asks for them.
     """
 
     columns: tuple[MutableSequence[Any], ...]
     routes: MutableSequence[bytes]
+    scores: tuple[TokenScore, ...] = ()
 
     @property
     def tokens(self) -> MutableSequence[int]:
@@ -117,7 +138,7 @@ class Sampled(NamedTuple):
         """The first `count` tokens."""
         if count == len(self.tokens):
             return self
-        return Sampled(tuple(column[:count] for column in self.columns), self.routes[:count])
+        return Sampled(tuple(column[:count] for column in self.columns), self.routes[:count], self.scores[:count])
 
 
 class Sequence:
@@ -159,6 +180,11 @@ class Sequence:
     def left_to_fill(self) -> int:
         """Tokens before the last one that are not cached. At 0 the last token is fed, and a new one sampled."""
         return self.length - 1 - self.cached
+
+    @property
+    def longest(self) -> int:
+        """Tokens that may be sampled, at most."""
+        return self.request.max_new_tokens
 
     @property
     def limit(self) -> int:

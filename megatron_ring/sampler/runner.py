@@ -6,7 +6,7 @@ import torch
 
 from megatron_ring.config.sampling import SamplingConfig
 from megatron_ring.errors import UserError
-from megatron_ring.model.ring_model import RingModel, forward_all_stages
+from megatron_ring.model.ring_model import RingModel, hidden_of_last_stage
 from megatron_ring.model.routes import NotedRoutes, new_routes, routes_as_bytes
 from megatron_ring.parallel import collectives
 from megatron_ring.parallel.context import ParallelContext
@@ -18,6 +18,7 @@ from megatron_ring.sampler.requests import Sampled
 from megatron_ring.sampler.requests import Sequence as Response
 from megatron_ring.sampler.row_settings import RowSettings
 from megatron_ring.sampler.sampling import draw_rows
+from megatron_ring.sampler.scoring import PromptScores, score_prompts, score_sampled
 from megatron_ring.sampler.step import Chunk, Step, StepShape
 
 
@@ -84,7 +85,7 @@ class ModelRunner:
         """Forget the captured graphs."""
         self._loop = None
 
-    def run(self, step: Step, shape: StepShape) -> list[Sampled]:
+    def run(self, step: Step, shape: StepShape) -> tuple[list[Sampled], PromptScores]:
         """`forward`. Others may wait inside the same forward pass and cannot be told of a failure: this process ends, and
         its launcher ends theirs.
 
@@ -102,15 +103,16 @@ class ModelRunner:
             raise RuntimeError(f"rank {self.context.rank}: {type(error).__name__}: {error}") from error
 
     @torch.no_grad()
-    def forward(self, step: Step, shape: StepShape) -> list[Sampled]:
-        """Run a step through all pipeline stages; as many tokens as `shape.turns` for each sequence that decodes.
+    def forward(self, step: Step, shape: StepShape) -> tuple[list[Sampled], PromptScores]:
+        """Run a step through all pipeline stages; as many tokens as `shape.turns` for each sequence that decodes. Scores of
+        prompts come beside them. Where tokens are scored no graph is used: it keeps no logits.
 
         Args:
             shape: of the step of all ranks that share experts.
         """
         assert self.cache is not None
         self.cache.prepare(step)
-        if not self.in_rows:
+        if not self.in_rows or shape.scored:
             return self._forward_eagerly(step.decoding, step.chunks)
         sampled = []
         if shape.rows:
@@ -120,9 +122,9 @@ class ModelRunner:
             sampled = self._loop.run(step.decoding, shape)
         if shape.fills:
             self._forward_eagerly([], step.chunks)
-        return sampled
+        return sampled, {}
 
-    def _forward_eagerly(self, decoding: list[Response], chunks: list[Chunk]) -> list[Sampled]:
+    def _forward_eagerly(self, decoding: list[Response], chunks: list[Chunk]) -> tuple[list[Sampled], PromptScores]:
         assert self.cache is not None
         chunks = sorted(chunks, key=lambda chunk: chunk.start > 0)  # stable: `PagedLayout` wants this order
         tokens = [sequence.last_token for sequence in decoding]
@@ -141,10 +143,13 @@ class ModelRunner:
         noted = new_routes(self.model, len(tokens_t)) if self.note_routes else None
         if noted is not None:
             layout.routes = NotedRoutes(noted, self.model.route_layers.start)
-        sampled = torch.arange(len(decoding), device=self.context.device)
-        logits_nv = forward_all_stages(self.model, tokens_t, layout, sampled)
+        hidden = hidden_of_last_stage(self.model, tokens_t, layout)
+        prompt_scores = score_prompts(self.model, hidden, decoding, chunks)
         if not decoding:
-            return []
+            return [], prompt_scores
+        logits_nv = None
+        if hidden is not None:
+            logits_nv = self.model.output_layer.logits(hidden, torch.arange(len(decoding), device=self.context.device))
         columns = collectives.broadcast_from_last_stage(self._draw(logits_nv, decoding)).tolist()
         numbers = [
             [[int(value)] for value in part] if column.typecode == "i" else [[value] for value in part]
@@ -153,7 +158,9 @@ class ModelRunner:
         routes: list[list[bytes]] = [[] for _ in decoding]
         if noted is not None:
             routes = routes_as_bytes(noted[None, : len(decoding)])
-        return [Sampled(tuple(found), chosen) for *found, chosen in zip(*numbers, routes, strict=True)]
+        scores = score_sampled(self.model, logits_nv, decoding, columns[0])
+        found = zip(zip(*numbers, strict=True), routes, scores, strict=True)
+        return [Sampled(tuple(of_row), chosen, score) for of_row, chosen, score in found], prompt_scores
 
     def _draw(self, logits_nv: torch.Tensor | None, decoding: list[Response]) -> torch.Tensor:
         """float64 [columns, N] for the rows' logits; room for them where those are on another stage."""

@@ -17,16 +17,13 @@ import heapq
 from bisect import insort
 from collections.abc import Callable
 from collections.abc import Sequence as Sequence_
-from typing import TYPE_CHECKING
 
 from megatron_ring.config.sampling import RequestSampling
 from megatron_ring.sampler.completion import FinishReason
 from megatron_ring.sampler.pages import PagePool, pages_for
 from megatron_ring.sampler.requests import GenerationRequest, Prefix, Sampled, Sequence
 from megatron_ring.sampler.step import Chunk, Step
-
-if TYPE_CHECKING:
-    from megatron_ring.sampler.stopping import StopConditions
+from megatron_ring.sampler.stopping import StopConditions
 
 
 class Scheduler:
@@ -55,7 +52,7 @@ class Scheduler:
         self.stop, self.may_stop, self.version = stop, may_stop, version
         self.pool = PagePool(pages)
         self.sequences: dict[int, Sequence] = {}
-        self._prefixes: dict[tuple[int, ...], Prefix] = {}
+        self._prefixes: dict[tuple[int | None, tuple[int, ...]], Prefix] = {}
         self._waiting: list[tuple[int, Sequence]] = []  # a heap
         self._blocked = 0
         self.running: list[Sequence] = []  # sorted by age
@@ -71,8 +68,9 @@ class Scheduler:
         stops: StopConditions | None = None,
     ) -> Sequence:  # fmt: skip
         """Take a request; `index` is larger than those before, and what `Sequence` is told beside it."""
-        key = tuple(request.prompt_tokens)
-        prefix = self._prefixes.setdefault(key, Prefix(key))
+        # A prompt whose tokens are scored is computed by its own request, all of it.
+        prefix = Prefix(tuple(request.prompt_tokens), owner=index if request.prompt_scores else None)
+        prefix = self._prefixes.setdefault(prefix.key, prefix)
         prefix.unfinished += 1
         sequence = self.sequences[index] = Sequence(index, request, prefix, sampling, stops)
         heapq.heappush(self._waiting, (index, sequence))
@@ -122,7 +120,7 @@ class Scheduler:
                 count = min(left, budget)
                 step.chunks.append(Chunk(sequence, sequence.cached, count))
                 budget -= count
-        if horizon > 1 and not step.chunks:
+        if horizon > 1 and not step.chunks and not step.scored:  # scores are made of each pass's logits
             self._look_ahead(step, horizon)
         return step
 
@@ -267,7 +265,7 @@ class Scheduler:
         prefix.unfinished -= 1
         if prefix.unfinished == 0:
             self._drop(prefix)
-            del self._prefixes[prefix.tokens]
+            del self._prefixes[prefix.key]
 
     def _preempt(self, sequence: Sequence) -> None:
         self._stop_running(sequence)

@@ -16,6 +16,12 @@ class Chunk:
     start: int
     count: int
 
+    @property
+    def scored(self) -> int:
+        """Tokens of the chunk, its first ones, whose successor in the prompt is to be scored."""
+        request = self.sequence.request
+        return max(0, min(self.count, len(request.prompt_tokens) - 1 - self.start)) if request.prompt_scores else 0
+
 
 @dataclass
 class Step:
@@ -32,6 +38,12 @@ class Step:
     table: list[tuple[int, int, int]] = field(default_factory=list)
     horizon: int = 1
 
+    @property
+    def scored(self) -> bool:
+        """Whether scores of tokens are wanted of it."""
+        asked = any(sequence.request.top_logprobs is not None for sequence in self.decoding)
+        return asked or any(chunk.sequence.request.prompt_scores for chunk in self.chunks)
+
 
 class StepShape(NamedTuple):
     """What ranks that share experts must agree on before a step, as each of them runs the same passes over as many rows.
@@ -42,6 +54,7 @@ class StepShape(NamedTuple):
         fills: 1 where some rank fills chunks.
         turns: forward passes in a row, as few as on any rank.
         cuts: 1 where some row of some rank is cut or greedy (`row_settings.cuts`).
+        scored: 1 where scores of tokens are wanted on some rank.
     """
 
     rows: int
@@ -49,10 +62,11 @@ class StepShape(NamedTuple):
     fills: int
     turns: int
     cuts: int
+    scored: int = 0
 
     @classmethod
     def of(cls, step: Step) -> StepShape:
         """Of this rank's step."""
         longest = max((sequence.cached for sequence in step.decoding), default=-step.horizon) + step.horizon
         some_cuts = any(sequence.cuts for sequence in step.decoding)
-        return cls(len(step.decoding), longest, int(bool(step.chunks)), step.horizon, int(some_cuts))
+        return cls(len(step.decoding), longest, int(bool(step.chunks)), step.horizon, int(some_cuts), int(step.scored))

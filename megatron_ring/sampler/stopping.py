@@ -8,7 +8,6 @@ from typing import Protocol
 from megatron_ring.config.sampling import RequestSampling
 from megatron_ring.errors import UserError
 from megatron_ring.sampler.completion import FinishReason
-from megatron_ring.sampler.requests import Sequence
 
 _CUT = "\N{REPLACEMENT CHARACTER}"  # what decoders make of a character whose bytes are not all there
 
@@ -17,6 +16,20 @@ class Decode(Protocol):
     """Text of token ids, with or without special tokens."""
 
     def __call__(self, tokens: Sequence_[int], skip_special: bool = True) -> str: ...
+
+
+class Answer(Protocol):
+    """What is looked at of a response: `sampler.requests.Sequence` is one."""
+
+    @property
+    def tokens(self) -> Sequence_[int]:
+        """What has been sampled."""
+        ...
+
+    @property
+    def longest(self) -> int:
+        """Tokens that it may have, at most."""
+        ...
 
 
 class StopConditions:
@@ -39,7 +52,7 @@ class StopConditions:
         if sampling.stop_strings and decode is None:
             raise UserError("--sampling.stop-strings: this sampler has no tokenizer to decode with")
 
-    def reason(self, sequence: Sequence) -> FinishReason | None:
+    def reason(self, sequence: Answer) -> FinishReason | None:
         """Why `sequence` ends with the token it just took; None when it goes on."""
         tokens = sequence.tokens
         if tokens[-1] == self.eos_id:
@@ -50,11 +63,11 @@ class StopConditions:
             return "stop_string"
         if self.sampling.repetition_tokens and self._repeats(tokens):
             return "repetition"
-        return "length" if len(tokens) >= sequence.request.max_new_tokens else None
+        return "length" if len(tokens) >= sequence.longest else None
 
-    def may_end(self, sequence: Sequence, tokens: Sequence_[int]) -> bool:
+    def may_end(self, sequence: Answer, tokens: Sequence_[int]) -> bool:
         """Whether `reason` could end `sequence` within `tokens`, its next ones; true in doubt."""
-        full = len(sequence.tokens) + len(tokens) >= sequence.request.max_new_tokens
+        full = len(sequence.tokens) + len(tokens) >= sequence.longest
         if full or self.eos_id in tokens or not self.stop_tokens.isdisjoint(tokens):
             return True
         if self.sampling.repetition_tokens and self._may_repeat(sequence.tokens, tokens):

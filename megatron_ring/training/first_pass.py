@@ -52,12 +52,27 @@ class FirstPass:
             annotated[i] = dataclasses.replace(
                 batch,
                 old_logprobs=old,
-                sequence_log_ratio=sequence_log_ratios(now - old, batch.loss_mask, batch.cu_seqlens)
-                if self.objective.sequence_level
-                else None,
+                sequence_log_ratio=self._sequence_log_ratio(batch, now - old),
                 corrections=None if self.correction is None else self.correction.weights(old, batch.sampler_logprobs),
             )
         return annotated
+
+    def renewed(self, batches: Sequence[PolicyBatch]) -> list[PolicyBatch]:
+        """Annotated micro-batches with `sequence_log_ratio` under the weights as they are now, where the objective has one;
+        all else stays. For updates behind a step's first. All ranks take part."""
+        if not self.objective.sequence_level:
+            return list(batches)
+        logprobs = evaluated_logprobs(self.trainer, self.temperature, batches)
+        renewed = list(batches)
+        for i, (batch, now) in enumerate(zip(batches, logprobs or [], strict=bool(logprobs))):
+            old = batch.sampler_logprobs if batch.old_logprobs is None else batch.old_logprobs
+            renewed[i] = dataclasses.replace(batch, sequence_log_ratio=self._sequence_log_ratio(batch, now - old))
+        return renewed
+
+    def _sequence_log_ratio(self, batch: PolicyBatch, log_ratio: torch.Tensor) -> torch.Tensor | None:
+        if not self.objective.sequence_level:
+            return None
+        return sequence_log_ratios(log_ratio, batch.loss_mask, batch.cu_seqlens)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,10 +25,11 @@ QUANTILES = {"k_p01": 0.01, "k_p10": 0.10, "k_p50": 0.50, "k_p90": 0.90, "k_p99"
 
 class PolicyLoss:
     """An objective's loss; figures are sums over trained tokens. It also counts how often each k, the model's probability
-    of a token over the sampler's, comes before it."""
+    of a token over the sampler's, comes before it, while `counts_ratios`."""
 
     def __init__(self, objective: Objective, settings: LossSettings, temperature: float) -> None:
         self.objective, self.settings, self.temperature = objective, settings, temperature
+        self.counts_ratios = True
         self._ratios: torch.Tensor | None = None
 
     def __call__(self, logprobs: torch.Tensor, entropies: torch.Tensor, batch: PolicyBatch) -> LossOutput:
@@ -44,15 +45,16 @@ class PolicyLoss:
             sequence_log_ratio=batch.sequence_log_ratio,
             corrections=batch.corrections,
         )
-        ratios = ratio_histogram(logprobs.detach() - batch.sampler_logprobs)
-        self._ratios = ratios if self._ratios is None else self._ratios + ratios
+        if self.counts_ratios:
+            ratios = ratio_histogram(logprobs.detach() - batch.sampler_logprobs)
+            self._ratios = ratios if self._ratios is None else self._ratios + ratios
         loss, figures = policy_loss(self.objective, tokens, self.settings)
-        maxima = {"mismatch_logprob_abs_max": figures.pop("mismatch_logprob_abs_max")}
+        maxima = {name: figures.pop(name) for name in list(figures) if name.endswith("_max")}
         return LossOutput(loss, sums=figures, maxima=maxima)
 
     def take_ratios(self, device: torch.device) -> dict[str, Any]:
-        """k over the trained tokens of all ranks since the last call: its quantiles, and log k as a histogram. All ranks
-        take part."""
+        """k over the tokens of all ranks that were counted since the last call: its quantiles, and log k as a histogram. All
+        ranks take part."""
         counts = torch.zeros(len(ratio_edges()) + 1, dtype=torch.int64) if self._ratios is None else self._ratios
         self._ratios = None
         counts = collectives.broadcast_from_last_stage(collectives.sum_over_data(counts.to(device)))
@@ -71,6 +73,7 @@ def make_policy_loss(config: RLConfig) -> PolicyLoss:
         kl_beta=chosen.kl_beta if chosen.kl_place == "loss" else 0.0,
         kl_estimator=chosen.kl_estimator,
         alpha_entropy=chosen.alpha_entropy,
+        ratio_figures=config.updates_per_step > 1,
     )
     objective = make_objective(chosen.name, chosen.length_budget or config.sampling.max_new_tokens)
     return PolicyLoss(objective, settings, config.sampling.temperature)

@@ -250,6 +250,7 @@ def test_every_layout_gives_back_the_same_tensors(run_on, tmp_path: Path, layout
         assert same(all_tensors(tmp_path / f"{name}_hf"), tensors), name
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_saved_under_one_layout_loaded_and_saved_under_another(run_on, tmp_path: Path) -> None:
     from megatron_ring.checkpoint.convert import export_checkpoint

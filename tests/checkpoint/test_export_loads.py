@@ -207,6 +207,64 @@ def test_features_that_the_model_lacks_are_refused_by_name(tmp_path: Path, name:
     assert name in str(error.value)
 
 
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+
+
+@pytest.mark.parametrize(
+    ("given", "scaling"),
+    [
+        ({"rope_parameters": {"rope_theta": 6e5, **YARN}}, RopeScaling("yarn", 4.0, 64)),
+        ({"rope_parameters": {"rope_theta": 6e5, **YARN}, "rope_scaling": None}, RopeScaling("yarn", 4.0, 64)),
+        ({"rope_parameters": {"rope_theta": 6e5, **YARN}, "rope_scaling": YARN}, RopeScaling("yarn", 4.0, 64)),
+        ({"rope_scaling": {**YARN, "type": "yarn"}}, RopeScaling("yarn", 4.0, 64)),
+        ({"rope_parameters": {"rope_theta": 1e6}}, "rope_theta is 600000.0, and 1000000.0 in rope_parameters"),
+        ({"rope_parameters": YARN, "rope_scaling": {**YARN, "factor": 2.0}}, "rope_scaling is .*, and another one"),
+        ({"rope_parameters": {"rope_type": "default"}, "rope_scaling": YARN}, "rope_scaling is .*, and another one"),
+        ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "type 'llama3' is not supported"),
+        ({"rope_parameters": "yarn"}, 'rope_parameters is "yarn", not an object'),
+    ],
+)
+def test_both_ways_to_write_rope(tmp_path: Path, given: dict[str, Any], scaling: Any) -> None:
+    from megatron_ring.checkpoint.hf_config import config_json, parse_config
+
+    config = {**config_json(SHAPE, torch.float32, 1, 0), **given}
+    if isinstance(scaling, str):
+        with pytest.raises(UserError, match=scaling):
+            parse_config(config, tmp_path / "config.json")
+    else:
+        assert parse_config(config, tmp_path / "config.json")[0] == replace(SHAPE, rope_scaling=scaling)
+
+
+ODD: tuple[Any, ...] = (None, True, False, 0, 1, -1, 2.5, 1e400, "1", "", [], [1], {}, {"a": 1}, {"type": "yarn"},
+                       {"rope_type": "yarn", "factor": "4"}, {"type": "linear", "factor": True}, {"type": [], "factor": 2},
+                       {"type": "yarn", "factor": 2.0, "original_max_position_embeddings": "8"})  # fmt: skip
+
+
+def test_any_value_of_any_setting_is_read_or_refused(tmp_path: Path) -> None:
+    """In one line that names it: no other failure, and what is read can be written again."""
+    from megatron_ring.checkpoint.hf_config import DEFAULTS, FIELDS, config_json, parse_config
+    from megatron_ring.checkpoint.hf_settings import NEUTRAL, ONLY
+
+    path, whole = tmp_path / "config.json", config_json(SHAPE, torch.float32, 1, 0)
+    names = {*FIELDS, *DEFAULTS, *NEUTRAL, *ONLY, "moe_shared_expert_intermediate_size", "new_feature", "model_type"}
+    read = 0
+    for name in sorted(names):
+        for value in ODD:
+            try:
+                shape, norm_head = parse_config({**whole, name: value}, path)
+            except UserError as error:
+                assert str(error).startswith(f"{path}: ") and "\n" not in str(error)
+                continue
+            read += 1
+            assert parse_config(config_json(shape, torch.float32, 1, 0), path) == (shape, False), (name, value, norm_head)
+    assert read > 500
+    for name in FIELDS:
+        without = {key: value for key, value in whole.items() if key != name}
+        if name not in DEFAULTS and name != "head_dim":
+            with pytest.raises(UserError, match=f"lacks {name}"):
+                parse_config(without, path)
+
+
 def test_settings_that_change_nothing(tmp_path: Path, golden: Path) -> None:
     from megatron_ring.checkpoint.hf_config import read_config
 

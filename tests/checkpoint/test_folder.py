@@ -38,6 +38,20 @@ def save(checkpoints: Path, step: int, keep_last: int | None = None) -> None:
         under_test.prune(checkpoints, line, keep_last)
 
 
+def test_what_lies_where_a_checkpoint_is_to_be_saved_is_moved_aside(tmp_path: Path) -> None:
+    (tmp_path / "step_1").write_text("a file")
+    for number in (1, 2):
+        (tmp_path / "step_2").mkdir()
+        (tmp_path / "step_2" / "mine").write_text(str(number))
+        if number == 1:
+            save(tmp_path, 1)
+        save(tmp_path, 2)
+        shutil.rmtree(tmp_path / "step_2")
+    left = {path.parent.name: path.read_text() for path in tmp_path.glob("*.stray*/mine")}
+    assert left == {"step_2.stray1": "1", "step_2.stray2": "2"} and names(tmp_path) == ["step_1"]
+    assert (tmp_path / "step_1.stray1").read_text() == "a file"
+
+
 def names(checkpoints: Path) -> list[str]:
     return [path.name for path in under_test.whole_checkpoints(checkpoints)]
 

@@ -121,6 +121,7 @@ def load_message(folder: Path) -> str:
     return ""
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_a_flipped_byte_in_any_file_is_named(run_on, tmp_path: Path) -> None:
     run_on(2, save_five, tmp_path)

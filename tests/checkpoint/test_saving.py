@@ -69,6 +69,7 @@ def continue_from(
     return steps(trainer, here, 3, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.parametrize(
     ("layout", "name"), [("dp2", "tiny"), ("tp2", "tiny"), ("ep2", "tiny"), ("pp2", "tiny"), ("tp2", "odd"), ("pp2", "odd")]
@@ -85,6 +86,7 @@ def test_one_process_continues_bit_by_bit(run_on, tmp_path: Path) -> None:
     assert run_on(1, save_after_three, ParallelConfig(), tmp_path) == run_on(1, continue_from, ParallelConfig(), tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_fp32_weights_behind_a_bf16_model_are_kept(run_on, tmp_path: Path) -> None:
     """To the bit in bf16 itself; a run in fp32 goes on from them, and one in bf16 from a checkpoint of an fp32 run."""

@@ -39,8 +39,8 @@ def config_of(corpora: tuple[Path, ...], weights: tuple[float, ...] = (2.0, 1.0)
 
 
 def stream_of(config: CorpusConfig, part: int = 0, parts: int = 1) -> CorpusStream:
-    tokenizer: Any = SimpleNamespace(vocab_size=500, pad_id=0)
-    corpora = open_corpora(config, 500)
+    tokenizer: Any = SimpleNamespace(vocab_size=500, pad_id=0, vocabulary_fingerprint="")
+    corpora = open_corpora(config, tokenizer)
     blend = corpora.blend(config.sequence_length, one_epoch=False)
     return CorpusStream(corpora, config, blend, tokenizer, SEED, None, part, parts)
 

@@ -17,7 +17,7 @@ from tests.corpus.writing import learnable_documents, write_corpus
 from tests.layouts import LAYOUTS
 
 OPTIMIZER, STEPS = OptimizerConfig(lr=2e-3, warmup_steps=1), 8
-TOKENIZER: Any = SimpleNamespace(vocab_size=RING_TINY.vocab_size, pad_id=0)
+TOKENIZER: Any = SimpleNamespace(vocab_size=RING_TINY.vocab_size, pad_id=0, vocabulary_fingerprint="")
 
 
 def opened(parallel: ParallelConfig, folder: Path, reset: bool) -> tuple[Any, Any]:
@@ -36,7 +36,7 @@ def opened(parallel: ParallelConfig, folder: Path, reset: bool) -> tuple[Any, An
         train=(f"{folder}/one:2", f"{folder}/two:1"), tokenizer=Path("t"), split=(1, 0, 0), sequence_length=64,
         global_batch=4, reset_at_document=reset,
     )  # fmt: skip
-    corpora = open_corpora(config, RING_TINY.vocab_size)
+    corpora = open_corpora(config, TOKENIZER)
     stream = CorpusStream(
         corpora, config, corpora.blend(64, False), TOKENIZER, 0, folder / "cache", here.data_rank, here.data_size
     )

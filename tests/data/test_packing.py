@@ -151,7 +151,8 @@ def test_rollouts_keep_every_trained_token_aligned(items: list[PolicySequence], 
     batches = pack_rollouts(items, 12, PAD, seed)
     found = []
     for batch in batches:
-        assert batch.tokens.shape == (12,) and batch.sampler_logprobs.dtype == torch.float32
+        assert batch.tokens.shape == batches[0].tokens.shape and len(batch.tokens) <= 12
+        assert batch.sampler_logprobs.dtype == torch.float32
         off = ~batch.loss_mask
         for field in (batch.sampler_logprobs, batch.advantages, batch.weights):
             assert not field[off].any()
@@ -191,6 +192,33 @@ def test_rollouts_keep_every_trained_token_aligned(items: list[PolicySequence], 
     assert sum(int(batch.loss_mask.sum()) for batch in batches) == sum(item.trained for item in items)
 
 
+@settings(max_examples=200, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 300), max_size=80), parts=st.integers(1, 4), multiple=st.sampled_from([1, 2, 4]),
+    seed=st.integers(0, 3),
+)  # fmt: skip
+def test_micro_batches_of_rollouts_are_few_and_no_larger_than_they_must(
+    lengths: list[int], parts: int, multiple: int, seed: int
+) -> None:
+    capacity = 512
+    plans, tokens = plan_rollouts(lengths, capacity, seed, parts, multiple)
+    assert (plans, tokens) == plan_rollouts(lengths, capacity, seed, parts, multiple)
+    assert 0 < tokens <= capacity and tokens % multiple == 0
+    packs = [pack for part in plans for pack in part]
+    assert sorted(index for pack in packs for index in pack) == list(range(len(lengths)))
+    assert all(sum(lengths[index] for index in pack) <= tokens for pack in packs)
+    few = max(1, -(-len(plan_packs(lengths, capacity, seed)) // parts))
+    assert [len(part) for part in plans] == [few] * parts  # never more passes than full ones would take
+
+
+def test_a_last_micro_batch_is_not_left_half_empty() -> None:
+    lengths = [
+        90 + index % 13 for index in range(1024)
+    ]  # 98,265 tokens: two micro-batches of 65,536, a quarter of it padding
+    plans, tokens = plan_rollouts(lengths, 65_536)
+    assert len(plans[0]) == 2 and sum(lengths) / (2 * tokens) > 0.97
+
+
 def test_rollouts_that_are_too_long_or_inconsistent() -> None:
     with pytest.raises(UserError, match="a rollout of 6 tokens does not fit micro-batches of 5"):
         plan_rollouts([3, 6], 5)
@@ -202,6 +230,18 @@ def test_rollouts_that_are_too_long_or_inconsistent() -> None:
         PolicySequence([1], [1, 2], [0.0, 0.0], 1.0, 1.0, 3)
     with pytest.raises(ValueError, match="needs a prompt"):
         PolicySequence([], [1], [0.0], 1.0, 1.0, 1)
+    with pytest.raises(ValueError, match="begin=3"):
+        PolicySequence([1], [1, 2, 3], [0.0] * 3, 1.0, 1.0, 2, begin=3)
+
+
+def test_what_another_update_trains_is_context() -> None:
+    sequence = PolicySequence([7, 8], [1, 2, 3, 4], [-1.0, -2.0, -3.0, -4.0], 0.5, 2.0, trained=3, begin=1)
+    batch = pack_rollouts([sequence], 8, PAD)[0]
+    assert batch.tokens.tolist() == [7, 8, 1, 2, 3] and sequence.length == 5
+    assert batch.loss_mask.tolist() == [False, False, True, True, False]
+    assert batch.targets[batch.loss_mask].tolist() == [2, 3]
+    assert batch.sampler_logprobs.tolist() == [0, 0, -2, -3, 0]
+    assert batch.weights.tolist() == [0, 0, 2, 2, 0] and batch.advantages[2:4].tolist() == [0.5, 0.5]
 
 
 def test_empty_batches_carry_no_loss() -> None:

@@ -87,7 +87,7 @@ def test_solve_rates_choose_prompts(folder: Path) -> None:
         ([{"prompts": ["math.jsonl"]}], "'prompts' is not a list of objects"),
         ([{"prompts": [{"domain": "math"}]}], "an entry of 'prompts' has no 'file'"),
         ([{"prompts": [{"file": "gone.jsonl"}]}], "gone.jsonl: no such file"),
-        ([{"prompts": [{**MATH, "wieght": 1}]}], "unknown key wieght: use domain, file, weight"),
+        ([{"prompts": [{**MATH, "wieght": 1}]}], "unknown key wieght: use by, domain, file, weight, weights, where"),
         ([{"prompts": [MATH], "until": 5}], "unknown key until: use prompts, steps"),
         ([{"prompts": [{**MATH, "weight": 0}]}], "'weight' is 0: make it a positive number"),
         ([{"prompts": [{**MATH, "weight": float("inf")}]}], "'weight' is inf"),

@@ -245,6 +245,24 @@ def test_control_tokens_in_texts(tokenizer: RingTokenizer, text: str) -> None:
     assert tokenizer.decode(kept.tokens, skip_special=False).count(text)
 
 
+def test_thinking_with_tokens_of_its_own_is_an_answers_alone(tokenizer_dir: Path, tmp_path: Path) -> None:
+    path = tmp_path / "special"
+    shutil.copytree(tokenizer_dir, path)
+    data = json.loads((path / "tokenizer.json").read_text())
+    first = 1 + max(max(data["model"]["vocab"].values()), *(token["id"] for token in data["added_tokens"]))
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    for number, text in enumerate(("<think>", "</think>")):
+        data["added_tokens"].append({"id": first + number, "content": text, **flags})
+    (path / "tokenizer.json").write_text(json.dumps(data))
+    tokenizer = RingTokenizer.load(path)
+    tokens = tokenizer.training_tokens(SFTRecord((Message("user", "q"), Message("assistant", "<think>r</think>a")))).tokens
+    assert {first, first + 1} <= set(tokens)
+    for messages in ((Message("user", "<think>"), Message("assistant", "a")),
+                     (Message("user", "q"), Message("assistant", "</think>a<|endoftext|>b"))):  # fmt: skip
+        with pytest.raises(ControlTokenError):
+            tokenizer.training_tokens(SFTRecord(messages))
+
+
 @pytest.mark.parametrize(
     ("train_on", "marks", "learnt"),
     [

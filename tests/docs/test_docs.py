@@ -21,7 +21,9 @@ from megatron_ring.config.generate import GenerateConfig
 from megatron_ring.config.metadata import changeable
 from megatron_ring.config.pretrain import PretrainConfig
 from megatron_ring.config.rl import RLConfig
+from megatron_ring.config.serve import ServeConfig
 from megatron_ring.config.sft import SFTConfig
+from megatron_ring.curate import CurateConfig
 from megatron_ring.errors import UserError
 from tests.docs.markdown import Command, anchors, commands, fences, links, pages
 from tests.processes import run
@@ -36,6 +38,8 @@ STAGES: dict[str, Any] = {
     "rl": RLConfig,
     "evaluate": EvaluateConfig,
     "generate": GenerateConfig,
+    "curate": CurateConfig,
+    "serve": ServeConfig,
 }
 # What a launcher gives its stage before the reader's own flags.
 NEEDED = {
@@ -47,7 +51,8 @@ NEEDED = {
 # The stage of a launcher whose name is not its stage's.
 STAGE_OF = {"rl_math": "rl", "rl_code_science": "rl", "general_sft": "sft", "objectives": "rl", "continue": "pretrain"}
 # Commands that are not ours.
-KNOWN = {"cd", "git", "apt-get", ".", "export", "echo", "head", "tail", "cat", "mkdir", "pip", "tensorboard"}
+KNOWN = {"cd", "git", "curl", "lm_eval", "apt-get", ".", "export", "echo", "head", "tail", "cat", "mkdir", "pip",
+         "tensorboard"}  # fmt: skip
 README_LINES = 120
 
 

@@ -164,6 +164,7 @@ context.shutdown()
 """
 
 
+@pytest.mark.slow
 def test_a_token_column(extended: Path) -> None:
     """In responses as they are sampled, after two processes have exchanged them, and out of the file of a checkpoint."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -56,6 +57,7 @@ def test_a_file_of_prompts(model: list[str], prompts: Path, tmp_path: Path) -> N
     )
 
 
+@pytest.mark.slow
 def test_lines_of_standard_input(model: list[str], tmp_path: Path) -> None:
     """Those that cannot be answered are refused, the others answered."""
     flags = [*model, "--out", str(tmp_path / "out.jsonl"), "--raw", "--sampling.temperature", "0"]
@@ -85,6 +87,20 @@ def test_typed_lines_on_two_replicas(model: list[str], tmp_path: Path) -> None:
     assert all(row["response"] in shown for row in found) and len({row["response"] for row in found}) == 4
 
 
+def test_ends_that_the_published_folder_names_and_these_flags_do_not(
+    model: list[str], prompts: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(model[1], tmp_path / "hf")
+    (folder / "generation_config.json").write_text('{"eos_token_id": [0, 7, 9]}')
+    flags = ["--checkpoint", str(folder), *model[2:], "--prompts", str(prompts), "--sampling.stop-token-ids", "9"]
+    done = run(command("megatron_ring.generate", *flags))
+    others = " ".join(done.stderr.splitlines()[0].rpartition("--sampling.stop-token-ids ")[2].split()[1:])
+    assert done.returncode == 0 and others in ("7", "0 7"), done.stderr  # 0 may be this tokenizer's eos
+    said = f"generate: {folder}/generation_config.json also ends responses at token(s) {others.replace(' ', ', ')}; to do so"
+    assert done.stderr.startswith(f"{said} here: --sampling.stop-token-ids 9 {others}\n")
+
+
+@pytest.mark.slow
 def test_a_closed_standard_input_is_named(model: list[str], fails_with: Callable[..., str]) -> None:
     arguments = command("megatron_ring.generate", *model)
     assert "standard input" in fails_with(["bash", "-c", 'exec "$@" <&-', "bash", *arguments])

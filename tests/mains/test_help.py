@@ -14,6 +14,7 @@ from megatron_ring.config.generate import GenerateConfig
 from megatron_ring.config.metadata import types_of
 from megatron_ring.config.pretrain import PretrainConfig
 from megatron_ring.config.rl import RLConfig
+from megatron_ring.config.serve import ServeConfig
 from megatron_ring.config.sft import SFTConfig
 from tests.mains.conftest import run
 
@@ -34,6 +35,7 @@ def flags_of(config: Any, prefix: str = "--") -> list[str]:
         ("megatron_ring.rl", RLConfig),
         ("megatron_ring.evaluate", EvaluateConfig),
         ("megatron_ring.generate", GenerateConfig),
+        ("megatron_ring.serve", ServeConfig),
     ],
 )
 def test_help(module: str, config: Any) -> None:

@@ -17,6 +17,7 @@ import pytest
 from megatron_ring.checkpoint.saving import CheckpointSaver
 from megatron_ring.rollout.scoring import RolloutScorer
 from megatron_ring.sampler.sampler import Sampler
+from megatron_ring.training.first_pass import FirstPass
 from megatron_ring.training.trainer import Trainer
 from tests.mains.conftest import command, environment, rl_flags, run, start
 from tests.mains.test_pipeline import metrics, timeless, weights
@@ -39,6 +40,8 @@ KILLS = {
     "training": Kill(Trainer.train_step, 3, 5_000),
     "saving": Kill(CheckpointSaver._write, 4, 200),
 }
+# Before every update of a step but the first: half of step 4 is done, the last checkpoint is of step 2.
+BETWEEN_UPDATES = Kill(FirstPass.renewed, 3, 1)
 
 
 def descendants(pid: int) -> Iterator[int]:
@@ -52,9 +55,8 @@ def descendants(pid: int) -> Iterator[int]:
     yield pid
 
 
-def kill_within(arguments: list[str], run_dir: Path, phase: str, marker: Path) -> None:
-    """Start, wait until the first process has frozen in `phase`, kill -9 everything that was started."""
-    kill = KILLS[phase]
+def kill_within(arguments: list[str], run_dir: Path, kill: Kill, marker: Path) -> None:
+    """Start, wait until the first process has frozen where `kill` says, kill -9 everything that was started."""
     code = kill.function.__code__
     asked = {"file": code.co_filename, "function": code.co_qualname, "metrics": str(run_dir / "metrics.jsonl"),
              "lines": kill.step, "calls": kill.calls, "marker": str(marker)}  # fmt: skip
@@ -63,7 +65,7 @@ def kill_within(arguments: list[str], run_dir: Path, phase: str, marker: Path) -
     process = start(arguments, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
         while not marker.exists():
-            assert process.poll() is None, (phase, process.returncode, process.stderr.read() if process.stderr else "")
+            assert process.poll() is None, (kill, process.returncode, process.stderr.read() if process.stderr else "")
             time.sleep(0.01)  # as long as the machine takes: the test's own time limit says where it hangs
     finally:
         for pid in list(descendants(process.pid)):
@@ -93,8 +95,8 @@ def test_killed_in_every_phase(tiny_data: Path, tmp_path: Path, sft_checkpoint: 
     done = run(command("megatron_ring.rl", *rl_flags(tiny_data, alone, sft_checkpoint, *more), processes=processes))
     assert done.returncode == 0, done.stderr
     arguments = command("megatron_ring.rl", *rl_flags(tiny_data, killed, sft_checkpoint, *more), processes=processes)
-    for phase in KILLS:
-        kill_within(arguments, killed, phase, tmp_path / phase)
+    for phase, kill in KILLS.items():
+        kill_within(arguments, killed, kill, tmp_path / phase)
     left = {path.name for path in (killed / "checkpoints").iterdir()}
     assert left == {"latest", "step_2", ".step_4.tmp"} or "step_4" in left, left
     done = run(arguments)
@@ -107,3 +109,30 @@ def test_killed_in_every_phase(tiny_data: Path, tmp_path: Path, sft_checkpoint: 
         ).read_bytes()
     held, again = (unfinished(run_dir / "checkpoints" / "step_4") for run_dir in (alone, killed))
     assert held == again and len(held) == (2 if processes == 2 else 0)
+
+
+@pytest.mark.slow
+def test_killed_between_the_updates_of_a_step(tiny_data: Path, tmp_path: Path, sft_checkpoint: Path) -> None:
+    more = [
+        "--updates-per-step",
+        "4",
+        "--steps",
+        "5",
+        "--save-every",
+        "2",
+        "--budget.tokens",
+        "250",
+        "--optimizer.lr",
+        "1e-3",
+    ]
+    alone, killed = tmp_path / "alone", tmp_path / "killed"
+    done = run(command("megatron_ring.rl", *rl_flags(tiny_data, alone, sft_checkpoint, *more)))
+    assert done.returncode == 0 and "4 updates a step" in done.stdout, done.stderr
+    arguments = command("megatron_ring.rl", *rl_flags(tiny_data, killed, sft_checkpoint, *more))
+    kill_within(arguments, killed, BETWEEN_UPDATES, tmp_path / "marker")
+    done = run(arguments)
+    assert done.returncode == 0 and "continuing after step 2" in done.stdout, (done.stdout, done.stderr)
+    rows = metrics(alone)
+    assert timeless(metrics(killed)) == timeless(rows) and weights(killed) == weights(alone)
+    assert [[row[f"tokens/trained/update_{number}"] for number in (1, 2, 3, 4)] for row in rows] == [[63, 63, 62, 62]] * 5
+    assert all(row["ratio/max/update_1"] < 1.001 < row["ratio/max/update_4"] for row in rows)

@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import ROOT
 from tests.mains.conftest import command, rl_flags, run
 
-PLACEHOLDER = re.compile(r"CORPUS|DOMAIN|FILE|LAYER|NAME|PHASE")
+PLACEHOLDER = re.compile(r"CORPUS|DOMAIN|FILE|LAYER|NAME|NUMBER|PHASE")
 COMPOSED = {
     "parts": [{"name": "correct", "domain": "math"}],
     "gates": [{"name": "boxed", "domain": "format/one_box", "with": {}}],
@@ -55,14 +55,17 @@ def test_rl_with_everything_that_adds_a_key(tiny_data: Path, sft_checkpoint: Pat
     rows = [json.loads(line) for line in (tiny_data / "rl_prompts.jsonl").read_text().splitlines()]
     rows = [row | {"domain": "composed"} if row["domain"] == "math" else row for row in rows]
     prompts, compositions, out = tmp_path / "prompts.jsonl", tmp_path / "compositions.json", tmp_path / "run"
-    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    more, stages = tmp_path / "more.jsonl", tmp_path / "stages.yaml"
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows[::2]))
+    more.write_text("".join(json.dumps(row) + "\n" for row in rows[1::2]))
+    stages.write_text(f"stages:\n  - prompts: [{{file: {prompts}}}, {{file: {more}}}]\n")
     compositions.write_text(json.dumps({"composed": COMPOSED}))
     flags = rl_flags(
-        tiny_data, out, sft_checkpoint, "--data.prompts", str(prompts), "--rewards.compositions", str(compositions),
+        tiny_data, out, sft_checkpoint, "--data.prompts", str(stages), "--rewards.compositions", str(compositions),
         "--steps", "3", "--save-every", "1", "--budget.max-cuts", "2", "--budget.tokens", "100", "--offload-optimizer",
         "--objective.old-logprobs", "recomputed", "--correction.name", "icepop", "--correction.routes", "replay",
         "--alarms.action", "warn", "--alarms.entropy-floor", "9", "--evaluation.every", "1", "--evaluation.prompts",
-        str(tiny_data / "heldout.jsonl"), "--data.drop-after", "3",
+        str(tiny_data / "heldout.jsonl"), "--data.drop-after", "3", "--updates-per-step", "2",
     )  # fmt: skip
     done = run(command("megatron_ring.rl", *flags))
     assert done.returncode == 0, done.stderr

@@ -169,6 +169,7 @@ def check_who_holds_what(ranks: list[dict[str, Any]], replicas: int) -> None:
     assert holders == set(range(replicas))
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.parametrize("layout", ["tp2", "pp2", "dp2", "ep2"])
 def test_under_every_layout(run_on: Any, alone: dict[str, Any], tiny_data: Path, layout: str) -> None:

@@ -29,6 +29,7 @@ def parsed(*flags: str, budget: int | None = 300) -> RLConfig:
     [
         ("--samples-per-prompt 1", "--samples-per-prompt is 1"),
         ("--samples-per-prompt 1 --objective.baseline leave-one-out --objective.std False", "--samples-per-prompt is 1"),
+        ("--updates-per-step 0", "--updates-per-step is 0, below 1"),
         ("--keep-last -1", "--keep-last is -1, below 1"),
         ("--keep-last 0", "--keep-last is 0, below 1"),
         ("--optimizer.eps -1", "--optimizer.eps is -1.0, it must be a positive number"),
@@ -82,6 +83,7 @@ def float_flags(config: Any, prefix: str = "--") -> dict[str, dataclasses.Field[
     return found
 
 
+@pytest.mark.slow
 def test_no_number_may_be_infinite_or_none_at_all() -> None:
     flags = float_flags(RLConfig)
     assert {"--optimizer.weight-decay", "--router.z", "--objective.kl-beta", "--alarms.reward-drop"} < flags.keys()
@@ -116,6 +118,11 @@ def test_seeds_are_those_that_torch_takes() -> None:
         ("--budget.tokens 2561", 1, "Phi = 2,561 cannot be reached: 4 round(s) of 4 prompts x 4 samples of up to 40 tokens"),
         ("--budget.tokens 1281 --budget.scope rank", 2, "Phi = 2,562 cannot be reached"),
         ("--budget.schedule solve-rate --budget.final-tokens 9999", 1, "Phi = 9,999 cannot be reached"),
+        (
+            "--updates-per-step 301",
+            1,
+            "--updates-per-step is 301: Phi = 300 (--budget.tokens) has less than a token for each",
+        ),
         ("--budget.tokens 3 --budget.order by-group", 1, "Phi = 3 is less than one token for each of 4 prompts"),
     ],
 )
@@ -124,6 +131,12 @@ def test_what_depends_on_the_layout(flags: str, ranks: int, said: str) -> None:
     with pytest.raises(UserError) as refused:
         parsed(*flags.split()).check(ranks)
     assert said in str(refused.value)
+
+
+def test_updates_without_a_budget_need_a_response_each() -> None:
+    parsed("--objective.name", "grpo", "--updates-per-step", "16", budget=None).check(2)
+    with pytest.raises(UserError, match=r"--updates-per-step is 17: a step of 4 prompts x 4 samples has fewer responses"):
+        parsed("--objective.name", "grpo", "--updates-per-step", "17", budget=None).check(2)
 
 
 def test_unfinished_responses_belong_to_the_token_budget() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.mains.conftest import command, run, sft_flags, start
+from tests.mains.conftest import command, rl_flags, run, sft_flags, start
 from tests.mains.test_pipeline import metrics
 
 STOPPED = 75
@@ -99,6 +99,7 @@ def wait_for(path: Path, lines: int, process: subprocess.Popen[str]) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_a_second_run_is_refused_and_sigterm_saves(tiny_data: Path, tmp_path: Path, fails_with: Any) -> None:
     out = tmp_path / "run"
     arguments = command("megatron_ring.sft", *sft_flags(tiny_data, out, "--epochs", "500"))
@@ -160,3 +161,50 @@ def test_another_layout_and_a_signal_to_one_of_two(copied: Path, tiny_data: Path
     assert f"stopped by SIGUSR1: {name} is saved" in err and process.returncode == 1, err
     assert "sft: another layout than before (tensor 1 -> 2, world_size 1 -> 2)" in out
     assert len(metrics(copied)) == int(name.removeprefix("step_"))
+
+
+def test_settings_are_those_of_the_checkpoint_also_where_config_yaml_was_edited(
+    copied: Path, tiny_data: Path, fails_with: Any
+) -> None:
+    path = copied / "config.yaml"
+    edited = path.read_text().replace("lr: 0.003", "lr: 0.001")
+    assert edited != path.read_text()
+    path.write_text(edited)
+    before = (copied / "metrics.jsonl").read_bytes()
+    said = fails_with(command("megatron_ring.sft", "--config", str(path), "--max-steps", "7"))
+    assert "holds a run of another configuration (optimizer.lr 0.003 -> 0.001)" in said
+    path.unlink()
+    assert "(optimizer.lr 0.003 -> 0.002)" in fails_with(short(tiny_data, copied, "--optimizer.lr", "2e-3"))
+    assert (copied / "metrics.jsonl").read_bytes() == before
+    done = run(short(tiny_data, copied, "--max-steps", "7"))
+    assert done.returncode == 0 and "continuing after step 6" in done.stdout and "lr: 0.003" in path.read_text(), done.stderr
+
+
+def reinforced(data: Path, out: Path, start: Path, *more: str) -> list[str]:
+    return command("megatron_ring.rl", *rl_flags(data, out, start, "--save-every", "1", "--steps", "1", *more))
+
+
+@pytest.mark.slow
+def test_first_weights_that_were_replaced_moved_or_taken_away(
+    tiny_data: Path, tmp_path: Path, sft_run: Path, fails_with: Any
+) -> None:
+    """Between stop and continuation: a KL reference is made of them, and refuses others; without it they are not needed."""
+    older, newer = sorted((sft_run / "checkpoints").glob("step_*"), key=lambda path: int(path.name[5:]))[-2:]
+    begin, with_kl, plain = tmp_path / "begin", tmp_path / "kl", tmp_path / "plain"
+    shutil.copytree(newer, begin)
+    without = ["--objective.kl-beta", "0"]
+    for out, more in ((with_kl, []), (plain, without)):
+        done = run(reinforced(tiny_data, out, begin, *more))
+        assert done.returncode == 0, done.stderr
+    shutil.move(begin, tmp_path / "moved")
+    done = run(reinforced(tiny_data, with_kl, tmp_path / "moved", "--steps", "2"))
+    assert done.returncode == 0 and "continuing after step 1" in done.stdout, done.stderr
+    said = fails_with(reinforced(tiny_data, with_kl, begin, "--steps", "3"))
+    assert str(begin) in said
+    done = run(reinforced(tiny_data, plain, begin, *without, "--steps", "2"))
+    assert done.returncode == 0 and "continuing after step 1" in done.stdout, done.stderr
+    shutil.copytree(older, begin)
+    before = (with_kl / "metrics.jsonl").read_bytes()
+    said = fails_with(reinforced(tiny_data, with_kl, begin, "--steps", "3"))
+    assert said.startswith("error: --init-from: the weights of --init-from: the content is not that of the run so far")
+    assert (with_kl / "metrics.jsonl").read_bytes() == before

@@ -9,7 +9,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +19,7 @@ from megatron_ring.analysis.study import STEADINESS, as_json, by_setting, measur
 from megatron_ring.analysis.study_tables import table
 from tests.mains.conftest import command_of_tool, run, start
 from tests.processes import forked_python
-from tools import study_c3po, study_stages
+from tools import study_c3po, study_epochs, study_stages
 from tools.study_jobs import Checkpoint, Job, check, is_finished, run_jobs
 
 SEEDS = (1, 2)
@@ -80,9 +82,51 @@ def test_a_micro_study_survives_a_kill_and_its_table_is_right(
     assert line.startswith(f"| trained tokens, CV | 0 | {mean:.3f} ± {abs(by_hand[0] - by_hand[1]) / 2**0.5:.3f} | ")
 
 
-@pytest.mark.parametrize("study", [study_c3po, study_stages])
-def test_declared_jobs_fit_together(tmp_path: Path, study: Callable[..., object]) -> None:
-    jobs = study.jobs(tmp_path, [1, 2, 3], study.FULL)
+@pytest.mark.slow
+def test_a_tiny_study_of_epochs_survives_a_kill_and_runs_nothing_twice(tmp_path: Path) -> None:
+    """One seed, two numbers of epochs, three steps of RL, through the command line; killed, continued, and asked again."""
+    out, docs = tmp_path / "out", tmp_path / "docs"
+    flags = ["epochs", "--out", str(out), "--docs", str(docs), "--seeds", "5", "--quick", "--epochs", "2", "1"]
+    environment = forked_python()
+    code = ("import os, sys; sys.executable = os.environ['PYTHON']; sys.path.insert(0, 'tools');"
+            "from megatron_ring.errors import run_main; from tools.study import Flags, main, parse;"
+            "run_main(lambda: main(parse(Flags, 'study.py', '', sys.argv[1:])))")  # fmt: skip
+    command = [sys.executable, "-c", code, *flags]
+    study = start(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    first, deadline = out / "seed-5/rl-1/metrics.jsonl", time.monotonic() + 240
+    while not first.exists():
+        assert study.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    study.send_signal(signal.SIGTERM)
+    study.wait(timeout=30)
+    done = run(command, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "9/9" in done.stdout and "seed-5/sft-1 (" not in done.stdout  # it had finished before the kill
+    numbers = json.loads((docs / "study-epochs.json").read_text())
+    rows = [json.loads(line) for line in (out / "seed-5/rl-2/metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3] and ["evaluation/pass_at_1" in row for row in rows] == [
+        False,
+        True,
+        True,
+    ]
+    two = numbers["starts"][1]
+    assert (two["epochs"], two["last"], two["rl_tokens"]) == (2, rows[2]["evaluation/pass_at_1"], 600)
+    assert two["before"] == json.loads((out / "seed-5/before-2/result.json").read_text())["pass_at_1"]
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("metrics.jsonl")}
+    gathered = run([*command, "--gather"], env=environment)
+    again = run(command, env=environment)
+    assert gathered.returncode == again.returncode == 0 and "study:" not in again.stdout + gathered.stdout
+    assert before == {path: path.stat().st_mtime_ns for path in out.rglob("metrics.jsonl")}
+    assert json.loads((docs / "study-epochs.json").read_text()) == numbers
+
+
+@pytest.mark.parametrize("study", [study_c3po, study_stages, study_epochs])
+@pytest.mark.parametrize("one_run", [False, True])
+def test_declared_jobs_fit_together(tmp_path: Path, study: Any, one_run: bool) -> None:
+    sizes = study.FULL
+    if study is study_epochs:
+        sizes = replace(sizes, one_run=one_run)
+    jobs = study.jobs(tmp_path, [1, 2, 3], sizes)
     check(jobs)
     written = {job.name for job in jobs}
     for job in jobs:
@@ -90,6 +134,18 @@ def test_declared_jobs_fit_together(tmp_path: Path, study: Callable[..., object]
             if isinstance(part, Checkpoint):
                 assert str(part.run.relative_to(tmp_path)) in written
     assert not list(tmp_path.iterdir()), "declaring writes nothing"
+
+
+def test_epochs_have_a_run_each_or_share_one(tmp_path: Path) -> None:
+    own = {job.name: job for job in study_epochs.jobs(tmp_path, [1], study_epochs.FULL)}
+    shared = {job.name: job for job in study_epochs.jobs(tmp_path, [1], replace(study_epochs.FULL, one_run=True))}
+    assert len(own) == 1 + 5 * 4 and len(shared) == 2 + 5 * 3
+    assert "--epochs 4 " in own["seed-1/sft-4"].text() and f"<last of {tmp_path}/seed-1/sft-4>" in own["seed-1/rl-4"].text()
+    assert (
+        "--epochs 16 " in shared["seed-1/sft"].text()
+        and f"<epoch 4 of {tmp_path}/seed-1/sft>" in shared["seed-1/rl-4"].text()
+    )
+    assert "--one-run" in shared["seed-1/result-4"].command and "--one-run" not in own["seed-1/result-4"].command
 
 
 def test_a_dry_run_lists_and_writes_nothing(tmp_path: Path) -> None:
@@ -109,8 +165,29 @@ def test_a_dry_run_lists_and_writes_nothing(tmp_path: Path) -> None:
         (["--seeds", "1", "1"], "name each once"),
         (["--beside", "0"], "--beside is 0"),
         (["--only", "ppo"], "--only ppo: no job of that name"),
+        (["--epochs", "1", "2"], "--epochs belongs to the study of epochs"),
+        (["--one-run"], "--one-run belongs to the study of epochs"),
+        (["--gather"], "--gather belongs to the study of epochs"),
     ],
 )
 def test_mistakes_end_with_one_line(tmp_path: Path, fails_with: Callable[..., str], flags: list[str], message: str) -> None:
     assert message in fails_with(command_of_tool("study.py", "stages", "--out", str(tmp_path / "s"), *flags))
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--epochs", "2"], "--epochs: give 2 or more"),
+        (["--epochs", "2", "2"], "name each once"),
+        (["--epochs", "0", "2"], "1 or more"),
+        (["--every", "0"], "--every is 0"),
+        (["--gather", "--dry-run"], "--gather runs nothing"),
+        (["--gather", "nowhere"], "no result of a start"),
+    ],
+)
+def test_mistakes_in_the_study_of_epochs(
+    tmp_path: Path, fails_with: Callable[..., str], flags: list[str], message: str
+) -> None:
+    assert message in fails_with(command_of_tool("study.py", "epochs", "--out", str(tmp_path / "s"), *flags))
     assert not (tmp_path / "s").exists()

@@ -28,6 +28,7 @@ def run(code: str) -> tuple[str, str]:
     return done.stdout, done.stderr.strip().split("\n")[-1]
 
 
+@pytest.mark.slow
 def test_imports_change_nothing_of_torch() -> None:
     code = "import megatron_ring.parallel.context, megatron_ring.parallel.collectives, megatron_ring.training.trainer"
     assert run(f"{code}\nimport megatron_ring.rollout.opening, megatron_ring.run.stage")[0] == "0\n"
@@ -43,6 +44,7 @@ def test_work_without_the_call_is_refused() -> None:
     assert error.startswith("RuntimeError: ") and "call megatron_ring.parallel.prepare() before" in error
 
 
+@pytest.mark.slow
 def test_a_call_that_comes_too_late_is_refused() -> None:
     _, error = run("import megatron_ring.run.stage; from megatron_ring.parallel import prepare; prepare()")
     assert error.startswith("RuntimeError: ") and "call megatron_ring.parallel.prepare() before" in error

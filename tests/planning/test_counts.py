@@ -64,6 +64,7 @@ def built(shape: ModelConfig, parallel: ParallelConfig, precision: str) -> dict[
     }
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.parametrize(("shape", "precision"), [("tiny", "fp32"), (ODD, "bf16")])
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -47,6 +47,8 @@ def runner() -> Iterator[CodeRunner]:
         ("```py\nx\n```\n```bash\npython x.py\n```\n```output\n8\n```", "x\n", "py"),
         ("```\nx\n```\n```text\n8\n```", "x\n", None),
         ("```{.python .numberLines}\nx\n```", "x\n", "python"),
+        ("1. so\n   ```py\n   if x:\n       y\n\n   ```", "if x:\n    y\n\n", "py"),
+        ("  ```py\nx\n  y\n  ```", "x\ny\n", "py"),
         ("```text\n8\n```", "", None),
         ("```py\nx", "", None),
     ],

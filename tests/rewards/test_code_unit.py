@@ -42,6 +42,20 @@ NOTHING = [
     ("x = 5", "assert nothing"),
     ("try:\n    assert f(1) == 2\nexcept AssertionError:\n    pass", "line 3 of the tests: it swallows"),
     ("try:\n    assert f(1) == 2\nexcept:\n    print('no')", "line 3 of the tests: it swallows"),
+    (
+        "import unittest\nclass T(unittest.TestCase):\n    def test_it(self):\n        self.assertEqual(f(1), f(1))",
+        "assert nothing",
+    ),
+    (
+        "import unittest\nclass T(unittest.TestCase):\n    def test_it(self):\n        self.assertTrue(f(1) == 2 or True)",
+        "assert nothing",
+    ),
+    (
+        "import contextlib\nwith contextlib.suppress(AssertionError):\n    assert f(1) == 2",
+        "line 2 of the tests: it swallows",
+    ),
+    ("from contextlib import suppress\nwith suppress(Exception):\n    assert f(1) == 2", "line 2 of the tests: it swallows"),
+    ("def t():\n    try:\n        assert f(1) == 2\n    finally:\n        return\nt()", "line 5 of the tests: it swallows"),
     ("def test_f(n):\n    assert f(n) == 2", "line 1 of the tests: test_f takes arguments"),
     ("async def test_f():\n    assert f(1) == 2", "line 1 of the tests: test_f is a coroutine"),
     ("import pytest\ndef test_f():\n    assert f(1) == 2", "line 1 of the tests: the sandbox has no pytest"),
@@ -120,6 +134,10 @@ DOUBLE, SAME = "def double(x): return 2 * x", "def double(x): return x"
 RAISES = "def f(x):\n    if x < 0: raise ValueError('no')\n    return x + 1"
 SAME_F = "def f(x): return x + 1"
 COUNTER = "def make():\n    c = 0\n    def inc():\n        nonlocal c\n        c += 1\n        return c\n    return inc"
+THREAD = (
+    "import threading\ndef check():\n    assert f(1) == 2\n"
+    "t = threading.Thread(target=check)\nt.start()\nt.join()\nassert f(5) == 6"
+)
 # Program, tests, reward.
 RUNS: dict[str, tuple[str, Any, int]] = {
     "class": (STACK, "s = Stack()\ns.push(1)\ns.push(2)\nassert s.pop() == 2 and len(s) == 1\nassert s.items == [1]", 1),
@@ -199,6 +217,20 @@ RUNS: dict[str, tuple[str, Any, int]] = {
     "wants an exception, else": (RAISES, "try:\n    f(-1)\nexcept ValueError:\n    pass\nelse:\n    raise KeyError", 1),
     "the name of an argument": (SAME_F, "def check(f):\n    assert f(1) == 2\ncheck(f)", 1),
     "results in a list": (SAME_F, "good = []\nfor x in (1, 2):\n    good.append(f(x) == x + 1)\nassert all(good)", 1),
+    "in a thread": (SAME_F, THREAD, 1),
+    "in a thread, wrong": ("def f(x): return x", THREAD.replace("f(5) == 6", "f(5) == 5"), 0),
+    "items without an iterator": (
+        "class f:\n    def __getitem__(self, i):\n        if i > 2: raise IndexError\n        return i * i",
+        "assert list(f()) == [0, 1, 4]",
+        1,
+    ),
+    "iterates": (
+        "class f:\n    def __iter__(self): return iter([1, 2])",
+        "assert list(f()) == [1, 2]\nassert max(f()) == 2",
+        1,
+    ),
+    "a class's constant": ("class f:\n    n = 3", "assert f.n == 3", 1),
+    "a class's constant, wrong": ("class f:\n    n = 3", "assert f.n == 4", 0),
     "skip": ("import unittest\ndef double(x): raise unittest.SkipTest('x')", CASE, 0),
 }
 

@@ -21,6 +21,7 @@ from megatron_ring.rewards.composition import (
     read_composition,
     read_compositions,
 )
+from megatron_ring.rewards.interface import MACHINE_FAILURE
 
 DECLARED = {
     "parts": [
@@ -66,6 +67,18 @@ def test_the_declared_example() -> None:
     failed = combine(composition, {**REWARDS, "latin": Reward(0.0, "cyrillic")}, length=10)
     assert (failed.value, failed.reason) == (0.0, "gate latin: cyrillic")
     assert failed.detail["parts"] == composed.detail["parts"]
+
+
+@pytest.mark.parametrize("failed", ["correct", "latin"])
+def test_where_the_machine_failed_for_a_part_there_is_no_verdict(failed: str) -> None:
+    composition = read_composition(DECLARED)
+    lost = Reward(0.0, "no verdict, the machine failed: no memory", {MACHINE_FAILURE: "no memory"})
+    # Neither a part of the sum, nor a gate that fails, nor a penalty for the length.
+    for others in (REWARDS, {**REWARDS, "thinking": Reward(0.0, "none")}):
+        total = combine(composition, {**others, failed: lost}, length=100)
+        assert (total.value, total.reason) == (0.0, lost.reason) and total.detail[MACHINE_FAILURE] == "no memory"
+        assert total.detail["length_penalty"] == -1 and total.detail["parts"]["rules"] == [0.0, "no_comma: 1 commas"]
+    assert MACHINE_FAILURE not in combine(composition, REWARDS, length=100).detail
 
 
 def test_each_part_is_scored_with_its_own_answer() -> None:

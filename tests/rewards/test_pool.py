@@ -93,6 +93,7 @@ def test_scoring_overlaps_other_work(pool: RewardPool) -> None:
     assert future.result(timeout=60).value == 0
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_costs_one_item(pool: RewardPool) -> None:
     with RewardPool(workers=1, time_limit=3) as own:
         own.score([request(r"\boxed{1+x}")])
@@ -109,6 +110,7 @@ def test_a_worker_that_dies_costs_one_item(pool: RewardPool) -> None:
         assert own.score([request(r"\boxed{1+x}")])[0].value == 1
 
 
+@pytest.mark.slow
 def test_kills_at_any_time_lose_and_double_nothing() -> None:
     requests = [request(rf"\boxed{{x^2+{i}x+{i % 3}}}", f"{i}x+x^2+{i % 2}") for i in range(MANY)]
     requests += [ScoreRequest("logic/twenty_four", None, r"\boxed{4*6*1*1}", {"numbers": [1, 1, 4, 6]})] * 50
@@ -294,6 +296,7 @@ dist.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_inside_a_distributed_rank_with_threads(tmp_path: Path) -> None:
     pytest.importorskip("torch")

@@ -141,6 +141,7 @@ def test_tries_are_bounded_and_a_starved_run_is_tried_alone() -> None:
     assert steadily(lambda alone: f"starved {alone}", bool) == "starved True"
 
 
+@pytest.mark.slow
 def test_an_item_whose_workers_are_killed_has_no_verdict_and_is_counted() -> None:
     killed: set[int] = set()
     stop = threading.Event()

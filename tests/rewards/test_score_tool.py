@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from megatron_ring.data.rows import parquet_rows, write_rows
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -99,6 +101,7 @@ def test_compositions_and_details(tmp_path: Path) -> None:
     assert done.returncode == 2 and "rewards.json" in done.stderr and done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_continued(tmp_path: Path) -> None:
     responses = [rf"\boxed{{x+{i % 3}}}" for i in range(1000)]
     rows = [{"domain": "math", "response": text, "answer": f"{i % 2}+x"} for i, text in enumerate(responses)]

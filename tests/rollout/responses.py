@@ -48,9 +48,10 @@ def as_rank_has_it(step: list[ScoredRollout], rank: int) -> list[ScoredRollout]:
 
 
 def pack_rollouts(
-    items: Sequence[PolicySequence], capacity: int, pad_id: int, seed: int = 0, part: int = 0, parts: int = 1
-) -> list[PolicyBatch]:
+    items: Sequence[PolicySequence], capacity: int, pad_id: int, seed: int = 0, part: int = 0, parts: int = 1,
+    multiple: int = 1,
+) -> list[PolicyBatch]:  # fmt: skip
     """The micro-batches of rank `part` of `parts`, where one process has all rollouts."""
     items = [item for item in items if item.trained]
-    plans = plan_rollouts([item.length for item in items], capacity, seed, parts)[part]
-    return [policy_batch([items[index] for index in plan], capacity, pad_id) for plan in plans]
+    plans, tokens = plan_rollouts([item.length for item in items], capacity, seed, parts, multiple)
+    return [policy_batch([items[index] for index in plan], tokens, pad_id) for plan in plans[part]]

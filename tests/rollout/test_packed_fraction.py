@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from megatron_ring.algorithm.updates import equal_budgets
 from megatron_ring.data.sequences import PolicySequence
 from megatron_ring.rollout.metrics import packed_fraction
 from megatron_ring.rollout.select import Selection
@@ -30,5 +31,5 @@ def test_it_is_what_the_micro_batches_hold(lengths: list[int], untrained: set[in
     ]  # fmt: skip
     batches = [b for part in range(parts) for b in pack_rollouts(sequences, capacity, 0, part=part, parts=parts)]
     counted = torch.stack([batch.token_mask for batch in batches])
-    selection = Selection(scored, [1.0] * len(scored), trained, None)
-    assert packed_fraction(selection, len(batches), capacity) == pytest.approx(counted.double().mean().item())
+    selection = Selection(scored, [1.0] * len(scored), trained, None, equal_budgets(trained, 1))
+    assert packed_fraction(selection, counted.numel()) == pytest.approx(counted.double().mean().item())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,26 @@ def test_a_budget_counts_the_tokens_of_kept_groups_alone() -> None:
     assert first == again != later and sum(first) == sum(later) == 20
 
 
+def test_what_has_no_verdict_is_neither_trained_nor_compared_with() -> None:
+    from megatron_ring.rewards.interface import MACHINE_FAILURE
+    from megatron_ring.rollout.select import equal_rewards_fraction, missing
+
+    def lose(step: list[ScoredRollout], *places: int) -> list[ScoredRollout]:
+        lost = {MACHINE_FAILURE: "no memory"}
+        return [replace(item, reward=0.0, detail=lost) if at in places else item for at, item in enumerate(step)]
+
+    whole = scored({1: [1.0, 1.0, 1.0], 2: [1.0, 0.0, 1.0, 0.0]})
+    step, config = lose(whole, 0, 6), make_config(name="grpo")
+    selected = select(config, 0, step, None)
+    assert of_all(step, selected, 1) == [0, 5, 5, 5, 5, 5, 0] and len(selected) == 5
+    wanted = advantages([1.0, 1.0, 1.0, 0.0, 1.0], [1, 1, 2, 2, 2], False, True)
+    assert of_all(step, selected, 0) == pytest.approx([0, *wanted, 0])
+    assert equal_rewards_fraction(step) == 0.5  # the lost 0 is no reward that differs
+    assert select(make_config(name="dapo"), 0, step, None).keys() == {(2, 0), (2, 1), (2, 2)}
+    assert missing(config, step, 25) == "" and missing(config, step, 26).startswith("25 tokens")
+    assert missing(config, lose(whole, *range(7)), None).startswith("no response with a verdict, the machine failed")
+
+
 def test_a_continued_run_may_change_what_the_mends_say() -> None:
     from megatron_ring.config.metadata import changeable
     from megatron_ring.rollout.select import missing
@@ -129,8 +150,8 @@ def test_kl_in_the_reward_comes_before_the_advantages_and_after_the_choice_of_gr
     penalized = [item.reward - 0.1 * distance for item, distance in zip(step, distances, strict=True)]
     selected = select(config, 0, step, None, lambda kept: distances)
     assert of_all(step, selected, 0) == pytest.approx(advantages(penalized, [1, 1, 1, 2, 2, 2], False, False))
-    assert Selection(step, [0.0] * 6, [5] * 6, distances).kl == pytest.approx(sum(distances) / 30)
-    assert Selection(step, [0.0] * 6, [5] * 6, None).kl is None
+    assert Selection(step, [0.0] * 6, [5] * 6, distances, []).kl == pytest.approx(sum(distances) / 30)
+    assert Selection(step, [0.0] * 6, [5] * 6, None, []).kl is None
     dapo = make_config(name="dapo", prompts=1, kl_beta=0.1, kl_place="reward")
     assert of_all(step, select(dapo, 0, step, None, lambda kept: distances[3:]), 1) == [0, 0, 0, 5, 5, 5]
 

@@ -30,7 +30,7 @@ def advantage_of(place: int) -> float:
     return 0.3 * place - 1.0
 
 
-def packed_by_one(case: Case, rank: int, size: int) -> list[PolicyBatch]:
+def packed_by_one(case: Case, rank: int, size: int, multiple: int) -> list[PolicyBatch]:
     rows, routes = case
     step = step_of([n for n, _, _ in rows], [holder for _, holder, _ in rows], routes=routes)
     sequences = []
@@ -39,12 +39,13 @@ def packed_by_one(case: Case, rank: int, size: int) -> list[PolicyBatch]:
         noted = torch.tensor(list(whole.routes), dtype=torch.uint8).view(-1, 2, 3) if routes else None
         tokens, logprobs = list(whole.tokens), list(whole.logprobs)
         sequences.append(PolicySequence(item.rollout.prompt_tokens, tokens, logprobs, advantage, 1.0, trained, noted))
-    return pack_rollouts(sequences, CAPACITY, 0, seed=5, part=rank, parts=size)
+    return pack_rollouts(sequences, CAPACITY, 0, seed=5, part=rank, parts=size, multiple=multiple)
 
 
 def packed_together(parallel: ParallelConfig, cases: list[Case]) -> int:
     """How many micro-batches agreed in all their fields."""
     from megatron_ring.algorithm.objectives import make_objective
+    from megatron_ring.algorithm.updates import equal_budgets
     from megatron_ring.parallel import context
     from megatron_ring.rollout.packing import pack_step
     from megatron_ring.rollout.select import Selection
@@ -59,9 +60,10 @@ def packed_together(parallel: ParallelConfig, cases: list[Case]) -> int:
         step = step_of([n for n, _, _ in case[0]], [holder for _, holder, _ in case[0]], routes=case[1])
         scored: list[ScoredRollout] = as_rank_has_it(step, here.data_rank)
         advantages = [advantage_of(place) for place in range(len(step))]
-        selection = Selection(scored, advantages, [trained for _, _, trained in case[0]], None)
-        found = pack_step(selection, config, make_objective("c3po", 9), model, here, 0)
-        wanted = packed_by_one(case, here.data_rank, here.data_size)
+        trained = [count for _, _, count in case[0]]
+        selection = Selection(scored, advantages, trained, None, equal_budgets(trained, 1))
+        (found,) = pack_step(selection, config, make_objective("c3po", 9), model, here, 0)
+        wanted = packed_by_one(case, here.data_rank, here.data_size, parallel.tensor)
         assert len(found) == len(wanted)
         for batch, other in zip(found, wanted, strict=True):
             for field in fields(PolicyBatch):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from megatron_ring.config.parallel import ParallelConfig
 from megatron_ring.config.sampling import RequestSampling, SamplingConfig
 from tests.layouts import LAYOUTS
-from tests.sampler.test_sampler import make, prompts
+from tests.sampler.generating import make, prompts
 
 EOS = 96  # often sampled
 
@@ -171,6 +171,7 @@ def any_script(alone: list[Any]) -> dict[str, int]:
     return counts
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_what_comes_beside_it_does_not_matter(run_on: Any, alone: list[Any]) -> None:
     """Arrivals and cancellations at any step, mixed settings in one batch, little memory."""
@@ -203,6 +204,7 @@ def as_long(first: Script, second: Script) -> list[Script]:
     return [first, [*evened, ("steps", steps)]]
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.parametrize("layout", ["dp2", "tp2", "ep2", "pp2"])
 @settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -15,8 +15,8 @@ from megatron_ring.config.parallel import ParallelConfig
 from megatron_ring.config.sampling import RequestSampling, SamplingConfig
 from megatron_ring.errors import RequestError, UserError
 from tests.layouts import LAYOUTS
+from tests.sampler.generating import make
 from tests.sampler.test_engine import EOS, USUAL, check_empty, decode, each_alone, limited, requests
-from tests.sampler.test_sampler import make
 
 
 def many_requests() -> tuple[int, int, int]:

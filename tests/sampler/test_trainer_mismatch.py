@@ -22,7 +22,7 @@ from megatron_ring.errors import UserError
 from tests.conftest import ROOT
 from tests.distributed import Workers
 from tests.processes import run
-from tests.sampler.test_sampler import full_forward, groups, make
+from tests.sampler.generating import full_forward, groups, make
 
 SMALL = replace(RING_TINY, vocab_size=300, first_dense_layers=1)
 
@@ -85,6 +85,7 @@ def check_sampler(*flags: str, really: bool = False) -> subprocess.CompletedProc
     return run([sys.executable, ROOT / "tools" / "check_sampler.py", *flags], timeout=120, really=really)
 
 
+@pytest.mark.slow
 def test_the_tool(tmp_path: Path) -> None:
     small = ["--prompts", "3", "--samples", "2", "--new-tokens", "10"]
     done = check_sampler(

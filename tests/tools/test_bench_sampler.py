@@ -58,6 +58,7 @@ def test_mixed_settings_beside_uniform_ones() -> None:
         assert out[f"mixed_{name}_over_uniform"] == out["mixed"][name] / out["ring"][name] > 0
 
 
+@pytest.mark.slow
 def test_what_cannot_be_compared_is_refused() -> None:
     done = bench("--compare", "transformers", "--lengths", "long-tail")
     assert done.returncode == 2 and "--lengths equal" in done.stderr and done.stderr.count("\n") == 1

@@ -47,6 +47,7 @@ def overlap(first: tuple[float, float], second: tuple[float, float]) -> bool:
     return first[0] < second[1] and second[0] < first[1]
 
 
+@pytest.mark.slow
 def test_needs_come_first_and_no_more_run_beside_than_said(out: Path) -> None:
     # Long enough for two to overlap where a process takes a second to start.
     jobs = [job(out, "a", seconds=3), job(out, "b", ("a",)), job(out, "c", seconds=3), job(out, "d", seconds=0.6)]
@@ -80,6 +81,7 @@ def test_a_failure_names_the_log_and_ends_the_others(out: Path) -> None:
     run_jobs([job(out, "bad")], out, 1)  # once mended it runs
 
 
+@pytest.mark.slow
 def test_a_killed_study_leaves_no_second_writer_and_continues(out: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from tools.study_jobs import Job, run_jobs; out = Path(sys.argv[1]);"
@@ -127,6 +129,11 @@ def test_checkpoints_are_looked_up_when_the_job_starts(out: Path) -> None:
     (run / "selection.json").write_text(json.dumps({"checkpoint": "step_4"}))
     chosen = Job("rl", ("-m", "megatron_ring.rl", "--init-from", Checkpoint(run, "chosen")))
     assert chosen.arguments()[1:] == ["-m", "megatron_ring.rl", "--init-from", str(run / "checkpoints" / "step_4")]
+    ends = [{"step": s, "epoch": s / 2, "checkpoint": f"step_{s}", "validation/entropy": 0.5} for s in (2, 4)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ends))
+    assert Checkpoint(run, 2).resolve() == str(run / "checkpoints" / "step_4")
+    with pytest.raises(UserError, match="no checkpoint at the end of epoch 3"):
+        Checkpoint(run, 3).resolve()
     last = Job("rl", ("tools/study.py", Checkpoint(run)))
     assert last.arguments()[1].endswith("/tools/study.py") and last.arguments()[2].endswith("step_9")
     assert last.text() == f"python tools/study.py <last of {run}>"

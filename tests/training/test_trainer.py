@@ -79,6 +79,7 @@ def alone() -> dict[str, list[dict[str, float]]]:
     return {}
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.parametrize(
     ("name", "layout"), [*(("tiny", name) for name in LAYOUTS if name != "one"), ("odd", "tp2"), ("odd", "pp2")]
@@ -95,6 +96,7 @@ def test_every_layout_trains_the_same_curve(run_on, alone: dict[str, Any], name:
     assert alone[name][-1]["loss"] < 0.9 * alone[name][0]["loss"]
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.parametrize("recompute", ["experts", "full"])
 @pytest.mark.parametrize("layout", ["one", "tp2", "ep2"])

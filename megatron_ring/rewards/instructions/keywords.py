@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from megatron_ring.rewards.instructions import arguments
-from megatron_ring.rewards.instructions.finding import Check, Finding, compared, shown
-from megatron_ring.rewards.instructions.lookalikes import as_seen
+from megatron_ring.rewards.instructions.finding import LESS_THAN, Check, Finding, compared, shown
+from megatron_ring.rewards.instructions.lookalikes import as_rendered, as_seen
 from megatron_ring.rewards.instructions.text import holds_word, occurrences
 
 
@@ -34,8 +34,10 @@ class Frequency:
 
 
 def frequency(text: str, wanted: Frequency) -> Finding:
-    """The keyword occurs often, or seldom, enough; without overlaps."""
+    """The keyword occurs often, or seldom, enough; without overlaps. Where it is to be seldom, look-alikes count, too."""
     number = occurrences(wanted.keyword, text)
+    if wanted.relation == LESS_THAN:
+        number = max(number, occurrences(as_seen(wanted.keyword), as_rendered(text)))
     return compared(number, wanted.relation, wanted.frequency, f"times {shown(wanted.keyword)}")
 
 
@@ -45,8 +47,9 @@ class ForbiddenWords:
 
 
 def forbidden_words(text: str, wanted: ForbiddenWords) -> Finding:
-    """None of the words occurs as a whole word; unseen characters and letters that look alike do not hide one."""
-    seen = as_seen(text)
+    """None of the words occurs as a whole word; neither unseen characters, letters that look alike
+    nor marks of Markdown or HTML hide one."""
+    seen = as_rendered(text)
     found = [word for word in wanted.forbidden_words if holds_word(word, text) or holds_word(as_seen(word), seen)]
     number = f"{len(found)} of {len(wanted.forbidden_words)} forbidden words"
     return Finding(not found, f"{number}, as {shown(found[0])}" if found else number)
@@ -60,8 +63,11 @@ class LetterFrequency:
 
 
 def letter_frequency(text: str, wanted: LetterFrequency) -> Finding:
-    """The letter, or another character such as `#`, occurs often, or seldom, enough."""
+    """The letter, or another character such as `#`, occurs often, or seldom, enough; where it is to be seldom, with letters
+    that look like it."""
     number = text.lower().count(wanted.letter)
+    if wanted.let_relation == LESS_THAN:
+        number = max(number, as_seen(text).lower().count(as_seen(wanted.letter)))
     return compared(number, wanted.let_relation, wanted.let_frequency, f"times {wanted.letter!r}")
 
 

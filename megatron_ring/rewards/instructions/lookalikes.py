@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import re
 import unicodedata
 
 # Letters of other scripts that are drawn like Latin ones, capitals apart from small letters.
@@ -17,6 +19,16 @@ _PAIRS = (
 )
 _ALIKE = {ord(other): latin for others, letters in _PAIRS for other, latin in zip(others, letters, strict=True)}
 _UNSEEN = ("Cf", "Mn", "Me", "Cc")
+_TAG = re.compile(r"</?[A-Za-z][^<>]{0,200}>|<!--[^<>]{0,200}-->")
+_INSIDE_MARK = re.compile(r"(?<=[^\W_])(?:\*{1,3}|~~|`{1,2})(?=[^\W_])")
+_EDGE_MARK = re.compile(r"(?<![^\W_])_++|_++(?![^\W_])")  # `_` counts as a letter of a word
+
+
+def as_rendered(text: str) -> str:
+    """`as_seen`, without the marks that Markdown and HTML do not show: `r**o**ck`, `_rock_`, `ro&shy;ck`, `ro<b></b>ck`."""
+    if "&" in text or "<" in text:
+        text = _TAG.sub("", html.unescape(text))
+    return as_seen(_EDGE_MARK.sub("", _INSIDE_MARK.sub("", text)))
 
 
 def as_seen(text: str) -> str:

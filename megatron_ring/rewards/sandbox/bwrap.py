@@ -6,6 +6,7 @@ escaped would be nobody.
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import os
 import shutil
@@ -57,10 +58,17 @@ def entering(command: Iterable[str], groups: Iterable[str] = (), nice: int = 0) 
 
 
 def confinement(
-    binds: Iterable[str], limits: Limits, *, proc: Proc = "none", box: str = "", writable: bool = False
+    binds: Iterable[str],
+    limits: Limits,
+    *,
+    proc: Proc = "none",
+    box: str = "",
+    writable: bool = False,
+    stdin: int | None = None,
 ) -> list[str]:
     """The bwrap command up to the program: what it sees and where it starts. A bind `-PATH` is an empty directory over
-    what earlier binds show there, and later ones may fill it."""
+    what earlier binds show there, and later ones may fill it. `stdin`: a descriptor that bwrap reads to its end; the
+    program finds what it read in the file `/dev/stdin`, and needs no /proc for that."""
     command = [_bwrap(), *(f"--unshare-{kind}" for kind in _NAMESPACES), "--unshare-cgroup-try"]
     # As the first process of its name space a run leaves nothing behind, and no process without its limits is beside it.
     command += ["--as-pid-1", "--die-with-parent", "--new-session", "--cap-drop", "ALL", "--hostname", "sandbox"]
@@ -77,11 +85,17 @@ def confinement(
             command += ["--ro-bind", path, path]
     for device in ("null", "random", "urandom"):
         command += ["--dev-bind", f"/dev/{device}", f"/dev/{device}"]
-    command += ["--symlink", "/proc/self/fd", "/dev/fd", "--symlink", "/proc/self/fd/0", "/dev/stdin"]
+    command += ["--symlink", "/proc/self/fd", "/dev/fd"]
+    if stdin is None:
+        command += ["--symlink", "/proc/self/fd/0", "/dev/stdin"]
+    else:
+        command += ["--ro-bind-data", str(stdin), "/dev/stdin"]
     for path in hidden:
         command += ["--remount-ro", path]
     command += ["--dir", "/proc"] if proc == "none" else ["--proc", "/proc"]
     command += ["--remount-ro", "/proc"] if proc == "read" else []
+    if stdin is not None and proc == "none":  # the other names of the same file
+        command += ["--dir", "/proc/self/fd", "--symlink", "/dev/stdin", "/proc/self/fd/0"]
     command += ["--size", str(limits.work_bytes), "--perms", "0700", "--tmpfs", "/tmp"]
     if box:
         command += ["--bind" if writable else "--ro-bind", box, "/box"]
@@ -116,6 +130,27 @@ def memory_file(content: bytes) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def input_file(content: bytes) -> int:
+    """A descriptor of a file in memory that holds a program's input. Nobody can change it, however it is opened."""
+    writable = os.memfd_create("stdin", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        left = memoryview(content)
+        while left:
+            left = left[os.write(writable, left) :]
+        fcntl.fcntl(
+            writable, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+        )
+        # Opened for reading alone: older kernels map a sealed file that could be written to for nobody.
+        return opened_anew(writable)
+    finally:
+        os.close(writable)
+
+
+def opened_anew(descriptor: int) -> int:
+    """The same file, read from its beginning, at a position of its own."""
+    return os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
 
 
 def unsafe_allowed() -> bool:

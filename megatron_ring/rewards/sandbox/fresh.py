@@ -12,10 +12,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from megatron_ring.rewards.sandbox import boxes, bwrap
-from megatron_ring.rewards.sandbox.cgroups import Delegation, RunGroup
+from megatron_ring.rewards.sandbox.cgroups import Delegation
 from megatron_ring.rewards.sandbox.failure import MachineFailure
 from megatron_ring.rewards.sandbox.images import Limits
 from megatron_ring.rewards.sandbox.run import Pipes, RunResult, collect
+from megatron_ring.rewards.sandbox.run_group import RunGroup
 from megatron_ring.rewards.sandbox.seccomp import build_filter
 from megatron_ring.rewards.sandbox.watch import NICE, Watch
 
@@ -90,8 +91,13 @@ class Fresh:
     sets_limits: bool = False
     own_proc: bool = False
 
-    def start(self, standard: list[int], delegation: Delegation | None = None, alone: bool = False) -> ProcessHandle:
+    def start(
+        self, standard: list[int], delegation: Delegation | None = None, alone: bool = False, stdin_is_file: bool = False
+    ) -> ProcessHandle:
         """Start it on these descriptors for stdin, stdout and stderr; in a control group where there is a delegation.
+
+        Args:
+            stdin_is_file: stdin is a file that can be opened anew, and `/dev/stdin` is to be that file, too.
 
         Raises:
             OSError: the machine has no process, descriptor or memory for it.
@@ -102,7 +108,7 @@ class Fresh:
             end.callback(os.close, status_file)
             with ExitStack() as stack:
                 descriptors = [status_file]
-                command = self._wrapped(descriptors, stack)
+                command = self._wrapped(descriptors, stack, standard[0] if stdin_is_file else None)
                 nice = 0 if alone or (group is not None and group.bounds_cpu) else NICE
                 process = subprocess.Popen(
                     bwrap.entering(command, () if group is None else group.entries, nice),
@@ -119,21 +125,25 @@ class Fresh:
     def run(self, stdin: bytes = b"", delegation: Delegation | None = None, alone: bool = False) -> RunResult:
         """Start it and drive it to its end. Raises what `start` and `collect` do."""
         started = time.monotonic()
-        pipes = Pipes()
+        pipes = Pipes(bwrap.input_file(stdin))  # programs ask for its size, map it, or read it twice
         try:
-            handle = self.start(pipes.theirs, delegation, alone)
+            handle = self.start(pipes.theirs, delegation, alone, stdin_is_file=True)
         except BaseException:
             pipes.close()
             raise
         pipes.close_theirs()
-        return collect(handle, pipes, stdin, self.limits, started)
+        return collect(handle, pipes, b"", self.limits, started)
 
-    def _wrapped(self, descriptors: list[int], stack: ExitStack) -> list[str]:
+    def _wrapped(self, descriptors: list[int], stack: ExitStack, stdin: int | None) -> list[str]:
         """The whole bwrap command; the descriptors that it reads and writes are added to the first, its status file."""
         inner = self.command if self.sets_limits else bwrap.limited(self.limits, self.command)
         binds = (*self.binds, "/usr/bin/prlimit")
         proc: bwrap.Proc = "read" if self.own_proc else "none"
-        wrapper = bwrap.confinement(binds, self.limits, proc=proc, box=self.box, writable=self.writable)
+        if stdin is not None:
+            stdin = bwrap.opened_anew(stdin)
+            stack.callback(os.close, stdin)
+            descriptors.append(stdin)
+        wrapper = bwrap.confinement(binds, self.limits, proc=proc, box=self.box, writable=self.writable, stdin=stdin)
         wrapper += ["--json-status-fd", str(descriptors[0])]
         for path, content in self.files.items():
             descriptors.append(stack.enter_context(bwrap.memory_file(content)))
@@ -155,7 +165,9 @@ def _group(delegation: Delegation | None, limits: Limits, alone: bool, end: Exit
 class Unsafe(Fresh):
     """The same without a sandbox, for trusted programs where there is none: limits on time, memory and output only."""
 
-    def start(self, standard: list[int], delegation: Delegation | None = None, alone: bool = False) -> ProcessHandle:
+    def start(
+        self, standard: list[int], delegation: Delegation | None = None, alone: bool = False, stdin_is_file: bool = False
+    ) -> ProcessHandle:
         """Start it with `/guest` and `/box` replaced by directories of the host."""
         with ExitStack() as end:
             home = end.enter_context(boxes.box())

@@ -13,6 +13,11 @@ from typing import Any
 COUNTER = "__an_assertion_held__"
 
 _REFLEXIVE = (ast.Eq, ast.Is, ast.LtE, ast.GtE)
+_OF_ONE = ("assertTrue", "assert_")
+_OF_TWO = (
+    "assertEqual", "assertEquals", "assertIs", "assertAlmostEqual", "assertListEqual", "assertTupleEqual", "assertDictEqual",
+    "assertSetEqual", "assertSequenceEqual", "assertCountEqual", "assertGreaterEqual", "assertLessEqual",
+)  # fmt: skip
 
 
 def always_true(test: ast.expr) -> bool:
@@ -69,6 +74,10 @@ def _is_assertion_call(call: ast.Call) -> bool:
     if not (name.startswith("assert") or name in ("raises", "fail")):
         return False
     arguments = [*call.args, *(keyword.value for keyword in call.keywords)]
+    if name in _OF_ONE and arguments and always_true(arguments[0]):
+        return False
+    if name in _OF_TWO and len(arguments) > 1 and ast.dump(arguments[0]) == ast.dump(arguments[1]):
+        return False
     return any(isinstance(node, (ast.Name, ast.Call)) for argument in arguments for node in ast.walk(argument))
 
 

@@ -29,7 +29,10 @@ import guest_assertions
 import guest_remote
 import guest_server
 
-_STDIN_PATHS = ("/dev/stdin", "/dev/fd/0", "/proc/self/fd/0")
+_STANDARD_PATHS = {
+    **{f"/dev/{name}": number for number, name in enumerate(("stdin", "stdout", "stderr"))},
+    **{f"{folder}/{number}": number for folder in ("/dev/fd", "/proc/self/fd") for number in range(3)},
+}
 _MAX_STDIN_FILE = 12 << 20
 
 
@@ -89,7 +92,7 @@ def _load(spec: dict[str, Any], name: str) -> dict[str, Any]:
 def _script(spec: dict[str, Any]) -> int:
     if spec.get("stdin_bytes", _MAX_STDIN_FILE + 1) <= _MAX_STDIN_FILE:  # a larger one stays a pipe
         _stdin_as_file()
-    _open_stdin_by_path()
+    _open_standard_by_path()
     _load(spec, "__main__")
     return 0
 
@@ -106,19 +109,21 @@ def _stdin_as_file() -> None:
     os.close(file)
 
 
-def _open_stdin_by_path() -> None:
-    """Let `open("/dev/stdin")` work where there is no /proc for it to point into."""
+def _open_standard_by_path() -> None:
+    """Let `open("/dev/stdin")` and its kin work where there is no /proc for them to point into."""
     real_open, real_os_open = io.open, os.open
 
+    def standard(path: Any) -> int | None:
+        known = isinstance(path, (str, bytes, os.PathLike))
+        return _STANDARD_PATHS.get(os.fsdecode(path)) if known else None
+
     def open_file(file: Any, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(file, (str, bytes, os.PathLike)) and os.fsdecode(file) in _STDIN_PATHS:
-            file = os.dup(0)
-        return real_open(file, *args, **kwargs)
+        number = standard(file)
+        return real_open(file if number is None else os.dup(number), *args, **kwargs)
 
     def open_descriptor(path: Any, *args: Any, **kwargs: Any) -> int:
-        if isinstance(path, (str, bytes, os.PathLike)) and os.fsdecode(path) in _STDIN_PATHS:
-            return os.dup(0)
-        return real_os_open(path, *args, **kwargs)
+        number = standard(path)
+        return real_os_open(path, *args, **kwargs) if number is None else os.dup(number)
 
     builtins.open = io.open = open_file  # type: ignore[assignment]
     os.open = open_descriptor  # type: ignore[assignment]
@@ -159,8 +164,12 @@ def _unit(spec: dict[str, Any]) -> int:
         held += 1
 
     problem: str | None = None
+    in_threads: list[BaseException | None] = []
+    threading.excepthook = lambda about: in_threads.append(about.exc_value)
     try:
         _run_tests(spec, client, count)
+        if in_threads:
+            raise in_threads[0] or RuntimeError("a thread of the tests failed")
         if not held or not client.calls:
             problem = "the tests asserted nothing about the solution"
     except BaseException as error:

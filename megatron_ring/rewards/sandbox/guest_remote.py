@@ -85,7 +85,7 @@ class Client:
         """One request and its reply. Raises what the solution raised, `CandidateGone` where it does not answer."""
         request = {"operation": operation, "name": name, "target": target, "args": list(args), "kwargs": kwargs or {}}
         line = guest_values.dumps(request, self._outgoing)
-        self.calls += operation in ("call", "call_on", "invoke", "method")
+        self.calls += operation in ("call", "call_on", "invoke", "method", "get")
         try:
             reply = self._exchange(line)
             failed = "error" in reply
@@ -249,9 +249,22 @@ def _forwarded(name: str, closed: bool) -> Callable[..., Any]:
         try:
             return self._special(name, args)
         except AttributeError:
+            if name == "__iter__":
+                return _by_index(self)
             raise TypeError(f"{self._kind!r} object has no {name}") from None
 
     return forward
+
+
+def _by_index(remote: Remote) -> Iterator[Any]:
+    """What Python makes of an object that has items and no iterator."""
+    for place in itertools.count():
+        try:
+            yield remote._special("__getitem__", (place,))
+        except IndexError:
+            return
+        except AttributeError:
+            raise TypeError(f"{remote._kind!r} object is not iterable") from None
 
 
 def _truth(remote: Remote) -> bool:
@@ -265,5 +278,4 @@ def _truth(remote: Remote) -> bool:
 
 for _names, _closed in ((_ARITHMETIC, True), (_ALWAYS, False)):
     for _name in _names:
-        if not hasattr(RemoteIterator, f"__{_name}__") or _name in ("str", "repr", "lt", "le", "gt", "ge", "hash"):
-            setattr(Remote, f"__{_name}__", _forwarded(f"__{_name}__", _closed))
+        setattr(Remote, f"__{_name}__", _forwarded(f"__{_name}__", _closed))

@@ -18,11 +18,9 @@ The zygote itself never runs a solution, so that nothing one run does to its mod
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import json
 import os
-import resource
 import select
 import signal
 import socket
@@ -35,6 +33,7 @@ from typing import Any
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 import guest_jobs
+import guest_sealing
 
 # What solutions import most: loaded once here, shared by every fork.
 PRELOADED = (
@@ -43,97 +42,7 @@ PRELOADED = (
 )  # fmt: skip
 REQUEST = struct.Struct("!di")
 MAX_DESCRIPTORS = 8
-EMPTY = "/empty"  # a directory of the sandbox
 SPEC_HEADER = struct.Struct("!Q")
-
-_NEWNS, _NEWUSER, _NEWPID = 0x00020000, 0x10000000, 0x20000000
-_MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_BIND, _MS_REC, _MS_PRIVATE = 2, 4, 8, 0x1000, 0x4000, 0x40000
-_PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _SECCOMP_FILTER = 38, 22, 2
-_SYS_CAPSET = {"x86_64": 126, "aarch64": 91}
-_SYS_CLONE = {"x86_64": 56, "aarch64": 220}
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-def _check(result: int, what: str) -> None:
-    if result != 0:
-        error = ctypes.get_errno()
-        raise OSError(error, f"{what}: {os.strerror(error)}")
-
-
-def _mount(kind: str, target: str, flags: int, options: str = "") -> None:
-    result = _libc.mount(kind.encode(), target.encode(), kind.encode(), ctypes.c_ulong(flags), options.encode())
-    _check(result, f"mount {target}")
-
-
-def _write(path: str, text: str) -> None:
-    descriptor = os.open(path, os.O_WRONLY)
-    os.write(descriptor, text.encode())
-    os.close(descriptor)
-
-
-def clone() -> int:
-    """`os.fork`, but the child is in new user, mount and pid name spaces, pid 1 of the last. Without other threads only."""
-    # One call makes them and the process: `unshare` would need a second fork. PyDLL holds the interpreter's lock meanwhile.
-    system_call = ctypes.PyDLL(None, use_errno=True).syscall
-    number = _SYS_CLONE[os.uname().machine]
-    ctypes.pythonapi.PyOS_BeforeFork()
-    pid = system_call(number, ctypes.c_ulong(_NEWUSER | _NEWNS | _NEWPID | signal.SIGCHLD), 0, 0, 0, 0)
-    if pid == 0:
-        ctypes.pythonapi.PyOS_AfterFork_Child()
-        return 0
-    ctypes.pythonapi.PyOS_AfterFork_Parent()
-    if pid < 0:
-        _check(-1, "clone")
-    return int(pid)
-
-
-def own_namespaces(uid: int, gid: int) -> None:
-    """Make this process somebody in its user name space (the numbers stay), and its mounts its own."""
-    _write("/proc/self/setgroups", "deny")
-    _write("/proc/self/uid_map", f"{uid} {uid} 1")
-    _write("/proc/self/gid_map", f"{gid} {gid} 1")
-    _check(_libc.mount(None, b"/", None, ctypes.c_ulong(_MS_REC | _MS_PRIVATE), None), "mount /")
-
-
-def private_files(limits: dict[str, Any]) -> None:
-    """An empty work directory of bounded size and number of files; no /proc."""
-    size, files = limits["work_bytes"], limits["work_files"]
-    _mount("tmpfs", "/tmp", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC, f"size={size},nr_inodes={files},mode=0700")
-    # A file system of its own would cost more than all else here.
-    _check(_libc.mount(EMPTY.encode(), b"/proc", None, ctypes.c_ulong(_MS_BIND), None), "mount /proc")
-    os.chdir("/tmp")
-
-
-def limit(limits: dict[str, Any]) -> None:
-    """The run's resource limits, of which those on processes count in this user name space only."""
-    for name, value in (
-        ("RLIMIT_CPU", limits["cpu_seconds"]),
-        ("RLIMIT_AS", limits["memory_bytes"]),
-        ("RLIMIT_DATA", limits["data_bytes"]),
-        ("RLIMIT_NPROC", limits["processes"]),
-        ("RLIMIT_FSIZE", limits["file_bytes"]),
-        ("RLIMIT_NOFILE", limits["open_files"]),
-        ("RLIMIT_CORE", 0),
-        ("RLIMIT_MEMLOCK", 0),
-        ("RLIMIT_MSGQUEUE", 0),
-        ("RLIMIT_SIGPENDING", 256),
-    ):
-        if value is not None:
-            number = getattr(resource, name)
-            hard = resource.getrlimit(number)[1]
-            value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-            # One second between SIGXCPU and SIGKILL would be one second more of work.
-            resource.setrlimit(number, (value, value))
-
-
-def seal(program: bytes) -> None:
-    """Give up all capabilities and install the system call filter, for good."""
-    header = struct.pack("=Ii", 0x20080522, 0)
-    _check(_libc.syscall(_SYS_CAPSET[os.uname().machine], header, struct.pack("=6I", *[0] * 6)), "capset")
-    _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
-    buffer = ctypes.create_string_buffer(program, len(program))
-    descriptor = struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(buffer))
-    _check(_libc.prctl(_PR_SET_SECCOMP, _SECCOMP_FILTER, descriptor), "seccomp")
 
 
 def _receive(control: socket.socket, size: int) -> bytes:
@@ -168,17 +77,17 @@ def _run(request: _Request, program: bytes, uid: int, gid: int) -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         (size,) = SPEC_HEADER.unpack(_receive(control, SPEC_HEADER.size))
         spec = json.loads(_receive(control, size))
-        own_namespaces(uid, gid)
-        _write("/proc/self/oom_score_adj", "1000")
-        private_files(spec["limits"])
+        guest_sealing.own_namespaces(uid, gid)
+        guest_sealing.write_file("/proc/self/oom_score_adj", "1000")
+        guest_sealing.private_files(spec["limits"])
         os.setsid()
         for target, source in enumerate(request.standard):
             os.dup2(source, target)
-        limit(spec["limits"])
+        guest_sealing.limit(spec["limits"])
         kept = control.fileno()
         os.closerange(3, kept)
         os.closerange(kept + 1, 1 << 16)
-        seal(program)
+        guest_sealing.seal(program)
     except BaseException as error:
         _tell(control, {"failed": str(error)[:200]})
         os._exit(125)
@@ -243,7 +152,7 @@ class _Zygote:
 
     def _begin(self, request: _Request) -> None:
         uid, gid = os.getuid(), os.getgid()
-        pid = clone()
+        pid = guest_sealing.clone()
         if pid == 0:
             _run(request, self._program, uid, gid)
         started = time.monotonic()
@@ -312,7 +221,7 @@ def main() -> None:
         return
     with open(sys.argv[2], encoding="utf-8") as file:
         spec = json.load(file)
-    limit(spec["limits"])
+    guest_sealing.limit(spec["limits"])
     guest_jobs.run_job(spec)
 
 

@@ -7,15 +7,12 @@ limits: keys that all hash alike, for one, take quadratic time. Only what that r
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from megatron_ring.rewards.sandbox import guest_values
 from megatron_ring.rewards.sandbox.images import Limits
 from megatron_ring.rewards.sandbox.run import RunResult
-
-if TYPE_CHECKING:
-    from megatron_ring.rewards.sandbox.runner import CodeRunner
 
 SHORT = 1 << 14  # bytes
 MAX_VALUES = 1 << 19
@@ -26,14 +23,18 @@ _TEXT = re.compile(rb'"(?:[^"\\]|\\.)*+"')
 _READ = "import sys, guest_values\nguest_values.loads(sys.stdin.buffer.readline())\n"
 
 
-def checked_reply(runner: CodeRunner, result: RunResult) -> RunResult:
-    """The result as it is, or with an error for its first line where that is more than anybody should read."""
+def checked_reply(result: RunResult, run_script: Callable[[str, Limits, bytes], RunResult]) -> RunResult:
+    """The result as it is, or with an error for its first line where that is more than anybody should read.
+
+    Args:
+        run_script: runs a Python program with this source, under these limits, on this stdin.
+    """
     line, complete, rest = result.stdout.partition(b"\n")
     if not complete or len(line) <= SHORT:
         return result
     problem = _structure(line)
     if not problem:
-        reading = runner.python("script", {"source": _READ}, Limits(seconds=SECONDS), line + b"\n")
+        reading = run_script(_READ, Limits(seconds=SECONDS), line + b"\n")
         if not reading.ok:
             problem = f"cannot be read ({reading.reason})"
     if not problem:

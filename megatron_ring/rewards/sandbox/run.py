@@ -71,15 +71,20 @@ class Handle(Protocol):
 
 
 class Pipes:
-    """Our ends and the run's ends of its stdin, stdout and stderr."""
+    """Our ends and the run's ends of its stdin, stdout and stderr; -1 for an end that we do not have.
 
-    def __init__(self) -> None:
-        in_read, self.stdin = os.pipe()
+    Args:
+        stdin: a file that the run reads in place of a pipe; closed with its other ends.
+    """
+
+    def __init__(self, stdin: int | None = None) -> None:
+        in_read, self.stdin = os.pipe() if stdin is None else (stdin, -1)
         self.stdout, out_write = os.pipe()
         self.stderr, err_write = os.pipe()
         self.theirs = [in_read, out_write, err_write]
         for descriptor in (self.stdin, self.stdout, self.stderr):
-            os.set_blocking(descriptor, False)
+            if descriptor >= 0:
+                os.set_blocking(descriptor, False)
 
     def close_theirs(self) -> None:
         for descriptor in self.theirs:
@@ -161,8 +166,9 @@ def _pump(handle: Handle, pipes: Pipes, stdin: bytes, limits: Limits, deadline: 
     with selectors.DefaultSelector() as selector:
         for descriptor in (handle.fileno(), *buffers, *(() if stop is None else (stop,))):
             selector.register(descriptor, selectors.EVENT_READ)
-        selector.register(pipes.stdin, selectors.EVENT_WRITE)
         stdin_fd = pipes.stdin
+        if stdin_fd >= 0:
+            selector.register(stdin_fd, selectors.EVENT_WRITE)
         while not (reason or ended):
             now = time.monotonic()
             events = selector.select(max(0.0, min(deadline, handle.watch.next_look) - now))

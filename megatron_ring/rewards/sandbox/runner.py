@@ -83,7 +83,10 @@ class CodeRunner:
         """One job of `guest_jobs`, driven to its end."""
         spec = job_spec(job, limits, fields)
         result = steadily(lambda alone: self._python(spec, limits, stdin, alone), _starved)
-        return checked_reply(self, result) if job == "serve" else result
+        return checked_reply(result, self._script) if job == "serve" else result
+
+    def _script(self, source: str, limits: Limits, stdin: bytes) -> RunResult:
+        return self.python("script", {"source": source}, limits, stdin)
 
     def _python(self, spec: dict[str, Any], limits: Limits, stdin: bytes, alone: bool) -> RunResult:
         started = time.monotonic()

@@ -17,14 +17,16 @@ from typing import Any
 
 from megatron_ring.errors import UserError
 from megatron_ring.rewards.sandbox import bwrap, usage
-from megatron_ring.rewards.sandbox.cgroups import Delegation, RunGroup
+from megatron_ring.rewards.sandbox.cgroups import Delegation
 from megatron_ring.rewards.sandbox.failure import MachineFailure
 from megatron_ring.rewards.sandbox.images import Limits, python_interpreter
+from megatron_ring.rewards.sandbox.run_group import RunGroup
 from megatron_ring.rewards.sandbox.seccomp import build_filter
 from megatron_ring.rewards.sandbox.watch import NICE, PATIENCE, Watch
 
 GUEST_FILES = (
-    "guest_zygote.py", "guest_jobs.py", "guest_values.py", "guest_assertions.py", "guest_server.py", "guest_remote.py",
+    "guest_zygote.py", "guest_sealing.py", "guest_jobs.py", "guest_values.py", "guest_assertions.py", "guest_server.py",
+    "guest_remote.py",
 )  # fmt: skip
 _HERE = Path(__file__).parent
 _START_LIMIT = 60.0

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from megatron_ring.rewards.sandbox import usage
-from megatron_ring.rewards.sandbox.cgroups import RunGroup
 from megatron_ring.rewards.sandbox.images import Limits
+from megatron_ring.rewards.sandbox.run_group import RunGroup
 
 LATE = "late"  # the reason to end a run that has had its time
 PATIENCE = 3  # times the time limit that a run may take on the clock where it waits for a processor

@@ -1,0 +1,93 @@
+"""The page of an evaluation of benchmarks: scores with intervals beside what the papers publish, and what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from megatron_ring.analysis import page
+
+SOURCES = {
+    "ring-lite": "Ring-lite report, arXiv 2506.14731, section 4",
+    "ring-lite-2507": "Ring-lite-2507 post of its authors",
+}
+
+
+def benchmarks_page(result: Mapping[str, Any]) -> str:
+    """The page, one file without scripts. `result` is result.json."""
+    parts: Sequence[Mapping[str, Any]] = result["benchmarks"]
+    sampling = result["sampling"]
+    head = page.element("h1", "Benchmarks")
+    said = (
+        f"{result['checkpoint']}. Temperature {sampling['temperature']:g}, top-p {sampling['top_p']:g}, up to "
+        f"{sampling['max_new_tokens']:,} new tokens, zero-shot. Only the text after the thinking is scored."
+    )
+    missing = result.get("missing") or []
+    notes = [page.note(f"Not measured, no file was given: {', '.join(missing)}.")] if missing else []
+    body = [head, page.element("p", said), *notes, _scores(parts), _repeated(parts), _categories(parts), _files(parts)]
+    return page.document("Benchmarks", page.join(body))
+
+
+def _scores(parts: Sequence[Mapping[str, Any]]) -> page.Html:
+    head = ("benchmark", "metric", "score", "± SE", "95 % interval", "Ring-lite", "Ring-lite-2507", "problems", "n",
+            "truncated", "unparsed", "no verdict", "tokens a response")  # fmt: skip
+    rows = []
+    for part in parts:
+        low = high = None
+        if part["score"] is not None and part["standard_error"] is not None:
+            low, high = part["score"] - 1.96 * part["standard_error"], part["score"] + 1.96 * part["standard_error"]
+        interval = "" if low is None or high is None else f"{100 * max(0.0, low):.1f} to {100 * min(1.0, high):.1f}"
+        published = [_plain(part["published"].get(name)) for name in SOURCES]
+        rows.append(
+            (part["title"], part["metric"], _percent(part["score"]), _percent(part["standard_error"]), interval, *published,
+             part["problems"], part.get("samples_per_problem", ""), part["truncated"], part["unparsed"], part["no_verdict"],
+             "" if part["tokens_mean"] is None else f"{part['tokens_mean']:,.0f}")
+        )  # fmt: skip
+    sources = "; ".join(f"{name}: {source}" for name, source in SOURCES.items())
+    told = (
+        f"Out of 100. Published scores: {sources}. Codeforces is published as a percentile, AlignBench on a scale of 100: "
+        "they are not our metric there."
+    )
+    return page.section("Scores", page.table(head, rows, text_columns=2), page.note(told))
+
+
+def _repeated(parts: Sequence[Mapping[str, Any]]) -> page.Html:
+    rows = []
+    for part in parts:
+        if part.get("samples_per_problem", 1) > 1:
+            passes = ", ".join(f"pass@{k} {_percent(value)}" for k, value in part["pass_at_k"].items())
+            g_pass = part["g_pass"]
+            taus = ", ".join(f"τ {tau}: {_percent(g_pass[tau])}" for tau in ("0.25", "0.5", "0.75", "1.0"))
+            rows.append((part["title"], passes, taus, g_pass["k"], _percent(g_pass["mean"]), _percent(part["cons_at_n"])))
+    head = ("benchmark", "pass@k", "G-Pass@k", "k", "mG-Pass@k", "cons@n")
+    return page.section("Several samples", page.table(head, rows, text_columns=3)) if rows else page.Html("")
+
+
+def _categories(parts: Sequence[Mapping[str, Any]]) -> page.Html:
+    found = []
+    for part in parts:
+        for name, value in (part.get("variants") or {}).items():
+            found.append((part["title"], name, _percent(value), "", ""))
+        for name, value in (part.get("by_category") or {}).items():
+            found.append(
+                (part["title"], name, _percent(value["score"]), _percent(value["standard_error"]), value["problems"])
+            )  # fmt: skip
+    head = ("benchmark", "part", "score", "± SE", "problems")
+    return page.section("Parts", page.table(head, found, text_columns=2)) if found else page.Html("")
+
+
+def _files(parts: Sequence[Mapping[str, Any]]) -> page.Html:
+    rows = [
+        (part["title"], part["file"], part["sha256"], part.get("window") or "", "; ".join(part["notes"]), part["rows"])
+        for part in parts
+    ]
+    head = ("benchmark", "file", "SHA-256", "window", "notes", "rows")
+    return page.section("Files", page.table(head, rows, text_columns=5))
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f}"
+
+
+def _plain(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"

@@ -1,0 +1,150 @@
+"""Near duplicates: MinHash with locality-sensitive hashing proposes pairs, their Jaccard similarity decides.
+
+Plain text is compared by its word n-grams, text with much LaTeX or Chinese by its character n-grams, and text in between by
+both. A band's hash also takes in the numbers, signs and turning words of a problem (`text.meaning`): two problems of one
+template with other numbers never meet. Signatures stay on disk; one band of all rows is in memory at a time.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron_ring.curation.grouping import AllRows, Decision, Signature, priority
+from megatron_ring.curation.options import Near
+from megatron_ring.curation.store import Row
+from megatron_ring.curation.text import latex_share, meaning, prompt_text, words
+from megatron_ring.curation.union_find import UnionFind
+
+SEED = 1
+PLAIN, FORMULAS = 0.10, 0.25  # shares of LaTeX: words below the first, characters above the second, both in between
+MAX_COMPARED = 64  # kept rows of one group that a further one is compared with
+_CACHED = 20_000  # rows whose n-grams are in memory
+
+
+class NearDuplicates:
+    """Finds them."""
+
+    def __init__(self, options: Near) -> None:
+        self._options = options
+
+    def sign(self, rows: Sequence[Row]) -> Signature:
+        """`words`, `characters`: [bands, rows] hashes, 0 where a row has none of this kind; `priority`: [rows]."""
+        options = self._options
+        plain = np.zeros((options.word_bands, len(rows)), np.uint64)
+        formulas = np.zeros((options.character_bands, len(rows)), np.uint64)
+        for place, row in enumerate(rows):
+            text = prompt_text(row["prompt"])
+            tokens, share = words(text), latex_share(text)
+            if not tokens:
+                continue
+            salt = _hash(meaning(tokens)) if options.numbers else 0
+            if share < FORMULAS:
+                plain[:, place] = _bands(word_grams(tokens, options.words), options.word_bands, options.word_rows, salt)
+            if share >= PLAIN:
+                grams = character_grams(tokens, options.characters)
+                formulas[:, place] = _bands(grams, options.character_bands, options.character_rows, salt)
+        return {"words": plain, "characters": formulas, "priority": priority(rows, options.prefer)}
+
+    def decide(self, rows: AllRows) -> Iterable[Decision]:
+        similarity = _Similarity(rows, self._options)
+        sets = UnionFind(len(rows))
+        for name in ("words", "characters"):
+            for band in range(rows.lines(name)):
+                for one, other in candidates(rows.column(name, band)):
+                    if sets.find(one) != sets.find(other) and similarity(one, other) >= self._options.threshold:
+                        sets.union(one, other)
+        ranks = rows.column("priority")
+        for group in sets.groups():
+            yield from self._within(sorted(group, key=lambda member: (int(ranks[member]), member)), similarity)
+
+    def _within(self, group: list[int], similarity: _Similarity) -> Iterator[Decision]:
+        """A row goes where one that stays is similar to it itself, not only by way of others."""
+        staying = group[:1]
+        for member in group[1:]:
+            best, found = max((similarity(kept, member), -place) for place, kept in enumerate(staying[:MAX_COMPARED]))
+            if best >= self._options.threshold:
+                yield Decision(member, "near_duplicate", staying[-found], f"similarity {best:.3f}: a near copy")
+            else:
+                staying.append(member)
+
+
+class _Similarity:
+    """The Jaccard similarity of two rows' n-grams: of words or characters, whichever is larger among those that both are
+    compared by."""
+
+    def __init__(self, rows: AllRows, options: Near) -> None:
+        self._rows, self._options = rows, options
+        self._grams = functools.lru_cache(maxsize=_CACHED)(self._read)
+
+    def _read(self, index: int) -> tuple[str, frozenset[str], frozenset[str]]:
+        text = prompt_text(self._rows.row(index)["prompt"])
+        tokens, share = words(text), latex_share(text)
+        plain = frozenset(word_grams(tokens, self._options.words)) if share < FORMULAS else frozenset()
+        formulas = frozenset(character_grams(tokens, self._options.characters)) if share >= PLAIN else frozenset()
+        return meaning(tokens), plain, formulas
+
+    def __call__(self, one: int, other: int) -> float:
+        (said, *grams), (also, *others) = self._grams(one), self._grams(other)
+        if self._options.numbers and said != also:
+            return 0.0
+        return max(jaccard(a, b) for a, b in zip(grams, others, strict=True))
+
+
+def jaccard(one: frozenset[str], other: frozenset[str]) -> float:
+    """Shared members over all members; 0 where a set is empty."""
+    if not one or not other:
+        return 0.0
+    shared = len(one & other)
+    return shared / (len(one) + len(other) - shared)
+
+
+def word_grams(tokens: list[str], size: int) -> list[str]:
+    """All runs of `size` tokens; a shorter text is one run."""
+    return [" ".join(tokens[i : i + size]) for i in range(max(1, len(tokens) - size + 1))]
+
+
+def character_grams(tokens: list[str], size: int) -> list[str]:
+    """All runs of `size` characters of the tokens with spaces between them; a shorter text is one run."""
+    text = " ".join(tokens)
+    return [text[i : i + size] for i in range(max(1, len(text) - size + 1))]
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+
+
+@functools.cache
+def _multipliers(rows: int) -> NDArray[np.uint64]:
+    """Odd numbers by which the hashes of a band become one."""
+    return np.random.default_rng(SEED).integers(0, 2**63, rows, np.uint64) * np.uint64(2) + np.uint64(1)
+
+
+def _bands(grams: list[str], bands: int, rows: int, salt: int) -> NDArray[np.uint64]:
+    """[bands] hashes of a text's MinHash signature, none of them 0."""
+    from rensa import RMinHash
+
+    signature = RMinHash(num_perm=bands * rows, seed=SEED)
+    signature.update(grams)
+    values = np.array(signature.digest(), np.uint64).reshape(bands, rows)
+    mixed = (values * _multipliers(rows)).sum(axis=1, dtype=np.uint64) ^ np.uint64(salt)
+    return mixed | np.uint64(1)
+
+
+def candidates(band: NDArray[np.uint64]) -> Iterator[tuple[int, int]]:
+    """Pairs of rows with the same hash other than 0: each with the first of its bucket, and with the one before it."""
+    places = np.flatnonzero(band)
+    order = places[np.argsort(band[places], kind="stable")]
+    values = band[order]
+    same = values[1:] == values[:-1]
+    first = 0
+    for place in np.flatnonzero(same).tolist():
+        if place == 0 or not same[place - 1]:
+            first = place
+        yield int(order[first]), int(order[place + 1])
+        if first != place:
+            yield int(order[place]), int(order[place + 1])

@@ -1,0 +1,177 @@
+"""`evaluate` on benchmarks: reads their files, samples and scores what the folder does not hold yet, writes the result
+and its page."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from megatron_ring.analysis.benchmarks_page import benchmarks_page
+from megatron_ring.benchmarks.result import measure
+from megatron_ring.benchmarks.scoring import Outcome
+from megatron_ring.config.checks import require
+from megatron_ring.config.evaluate import EvaluateConfig
+from megatron_ring.rollout.benchmark_files import read_tasks
+
+if TYPE_CHECKING:
+    from megatron_ring.config.model import ModelConfig
+    from megatron_ring.data.tokenizer import RingTokenizer
+    from megatron_ring.parallel.context import ParallelContext
+    from megatron_ring.rewards import RewardPool
+    from megatron_ring.rollout.suite import Task
+    from megatron_ring.run.stage import Stage
+
+FOLDER = "responses"
+
+
+def evaluate_benchmarks(config: EvaluateConfig) -> None:
+    """The main, after `parallel.prepare`. Raises `UserError`."""
+    if config.dry_run:
+        tasks, missing = read_tasks(config)
+        return _announce(tasks, missing)
+    from megatron_ring.data.writing import check_target
+    from megatron_ring.parallel import collectives
+    from megatron_ring.rollout.journal import settle_identity
+    from megatron_ring.run.stage import open_model, resolve
+
+    config, shape, tokenizer = resolve(config)
+    tasks, missing = read_tasks(config)
+    if collectives.is_main():
+        _announce(tasks, missing)
+    _check_prompts(tasks, config, shape, tokenizer)
+    identity = _identity(config, tokenizer, tasks)
+    collectives.from_main(lambda: check_target(config.out / "result.json", "--out"))
+    with ExitStack() as held:
+        collectives.from_main(lambda: _hold(config.out, held))
+        collectives.from_main(lambda: settle_identity(config.out / FOLDER, identity))
+        stage = open_model(config, shape, config.checkpoint)
+        began = time.perf_counter()
+        outcomes = _run(config, tasks, stage, tokenizer)
+        if stage.context.is_main:
+            _write(config, tasks, outcomes, identity, missing, time.perf_counter() - began)
+
+
+def _hold(out: Path, held: ExitStack) -> None:
+    """Keep other evaluations out of the folder. Raises `UserError` where one is in it."""
+    from megatron_ring.run.lock import take_lock
+
+    held.enter_context(take_lock(out, "--out"))
+
+
+def _write(
+    config: EvaluateConfig, tasks: Sequence[Task], outcomes: Sequence[Outcome], identity: dict[str, Any],
+    missing: Sequence[str], seconds: float,
+) -> None:  # fmt: skip
+    """result.json, its page, and a line for each benchmark."""
+    from megatron_ring.data.writing import write_atomically
+
+    parts = []
+    for task in tasks:
+        own = [outcome for outcome in outcomes if outcome.benchmark == task.benchmark.name]
+        parts.append({**task.source, **measure(task.benchmark, task.problems, own)})
+    sampling = identity.pop("sampling")
+    result = {
+        "checkpoint": str(config.checkpoint), "suite": config.suite, "missing": missing, "sampling": sampling, **identity,
+        "benchmarks": parts, "seconds": seconds,
+    }  # fmt: skip
+    write_atomically(config.out / "result.json", (json.dumps(result, indent=1) + "\n").encode())
+    write_atomically(config.out / "report.html", benchmarks_page(result).encode())
+    for part in parts:
+        print(f"evaluate: {part['title']}: {_said(part)}")
+    print(f"evaluate: {config.out}/result.json, {config.out}/report.html")
+
+
+def _said(part: dict[str, Any]) -> str:
+    if part["score"] is None:
+        return f"{part['no_verdict']:,} responses wait for a judge"
+    error = "" if part["standard_error"] is None else f" ± {100 * part['standard_error']:.2f}"
+    counts = ", ".join(f"{part[name]:,} {name.replace('_', ' ')}" for name in ("truncated", "unparsed", "no_verdict"))
+    return f"{100 * part['score']:.2f}{error} ({part['metric']}), {part['responses']:,} responses, {counts}"
+
+
+def _announce(tasks: Sequence[Task], missing: Sequence[str]) -> None:
+    for task in tasks:
+        notes = "".join(f"; {note}" for note in task.source["notes"])
+        print(f"evaluate: {task.benchmark.title}: {len(task.problems):,} problems x {task.samples}{notes}", flush=True)
+        if task.benchmark.judged:
+            print(f"evaluate: {task.benchmark.title} needs a judge: its responses are written, and not scored", flush=True)
+    if missing:
+        print(f"evaluate: no file for {', '.join(missing)}", flush=True)
+
+
+def _check_prompts(tasks: Sequence[Task], config: EvaluateConfig, shape: ModelConfig, tokenizer: RingTokenizer) -> None:
+    """Raise `UserError` for a prompt that cannot be asked, or leaves no room for a response."""
+    from megatron_ring.data.prompts import check_texts, too_long
+    from megatron_ring.data.records import PromptRecord
+
+    new = config.sampling.max_new_tokens
+    room = f"--sampling.max-new-tokens {new:,} leave room for {max(0, shape.max_positions - new):,}"
+    for task in tasks:
+        name = task.benchmark.name
+        records = [PromptRecord(item.id, name, item.prompt, "", place=item.place) for item in task.problems]
+        check_texts(records, tokenizer, config.instruction)
+        problem = too_long(records, tokenizer, config.instruction, shape.max_positions - new)
+        require(problem is None, f"--benchmark {name}: {problem}, and {room}")
+
+
+def _identity(config: EvaluateConfig, tokenizer: RingTokenizer, tasks: Sequence[Task]) -> dict[str, Any]:
+    """What decides the responses and scores besides the layout: a folder holds those of one such set alone."""
+    from megatron_ring.checkpoint.identity import weights_fingerprint
+
+    sampling = config.sampling
+    return {
+        "weights": weights_fingerprint(config.checkpoint),
+        "tokenizer": tokenizer.fingerprint,
+        "problems": {task.benchmark.name: task.source["problems_sha256"] for task in tasks},
+        "instruction": config.instruction,
+        "seed": config.seed,
+        "time_limit": config.rewards.time_limit,
+        "precision": config.precision,
+        "sampling": {
+            "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k, "min_p": sampling.min_p,
+            "max_new_tokens": sampling.max_new_tokens, "stop_token_ids": list(sampling.stop_token_ids),
+            "stop_strings": list(sampling.stop_strings), "repetition_tokens": sampling.repetition_tokens,
+            "repetition_ngram": sampling.repetition_ngram,
+        },
+    }  # fmt: skip
+
+
+def _run(config: EvaluateConfig, tasks: Sequence[Task], stage: Stage, tokenizer: RingTokenizer) -> list[Outcome]:
+    from megatron_ring.rollout.suite import run_suite
+    from megatron_ring.sampler.sampler import Sampler
+
+    sampler = Sampler(stage.model, stage.context, config.sampling, tokenizer.eos_id, tokenizer.decode)
+    with _workers(config, tasks, stage.context) as workers:
+        return run_suite(
+            tasks, sampler, tokenizer, workers, config.out / FOLDER, seed=config.seed, instruction=config.instruction
+        )
+
+
+@contextmanager
+def _workers(config: EvaluateConfig, tasks: Sequence[Task], context: ParallelContext) -> Iterator[RewardPool | None]:
+    """Verifiers of this replica, up; None where it is not the leader. Raises `UserError`, on every rank, where they cannot
+    work here."""
+    from megatron_ring.errors import UserError
+    from megatron_ring.parallel import collectives
+    from megatron_ring.rewards import RewardPool
+
+    domains = {problem.domain for task in tasks for problem in task.problems if problem.domain}
+    pool, problem = None, None
+    try:
+        if context.leads_replica:
+            pool = RewardPool(config.rewards.workers, config.rewards.time_limit, unsafe_code=config.rewards.unsafe_code)
+            pool.start(domains)
+    except UserError as error:
+        problem = str(error)
+    try:
+        problems = [other for other in collectives.gather_over_world(problem) if other is not None]
+        if problems:
+            raise UserError(problems[0])
+        yield pool
+    finally:
+        if pool is not None:
+            pool.close()

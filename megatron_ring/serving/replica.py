@@ -1,0 +1,107 @@
+"""The engine of one data-parallel replica, as the server sees it: requests by the server's numbers, updates in return."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import NamedTuple
+
+from megatron_ring.errors import UserError
+from megatron_ring.sampler.engine import Engine, StepReport
+from megatron_ring.sampler.requests import GenerationRequest
+from megatron_ring.sampler.scores import TokenScore
+
+
+class Update(NamedTuple):
+    """What a step has brought for one request.
+
+    Attributes:
+        number: the server's.
+        tokens, logprobs: sampled in the step; log-probabilities (nats) where the request asks for that column.
+        scores: of these tokens, where it asks for scores.
+        prompt_scores: of prompt tokens, by position.
+        reason: what has ended it, as `Completion.finish_reason`.
+        refused: why it cannot be served.
+    """
+
+    number: int
+    tokens: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+    scores: tuple[TokenScore, ...] = ()
+    prompt_scores: dict[int, TokenScore] | None = None
+    reason: str | None = None
+    refused: str | None = None
+
+
+class Replica:
+    """On the leader of a replica. `take` and `wait` belong to the thread that steps, the others to any thread.
+
+    Args:
+        send: where updates go.
+    """
+
+    def __init__(self, engine: Engine, send: Callable[[list[Update]], None]) -> None:
+        self.engine, self._send = engine, send
+        self._ours: dict[int, tuple[int, bool]] = {}  # engine's number -> server's number, log-probabilities wanted
+        self._theirs: dict[int, int] = {}
+        self._lock = threading.Lock()  # a request may be answered before `add` has noted its number
+        self._bell = threading.Event()
+
+    def add(self, number: int, request: GenerationRequest) -> None:
+        """Take a request; a refusal comes as an update."""
+        try:
+            with self._lock:
+                theirs = self.engine.add(request)
+                wanted = request.columns is None or "logprobs" in request.columns
+                self._ours[theirs], self._theirs[number] = (number, wanted), theirs
+        except (UserError, RuntimeError) as error:  # closed meanwhile
+            self._send([Update(number, refused=str(error))])
+        self._bell.set()
+
+    def cancel(self, number: int) -> None:
+        """Forget a request."""
+        with self._lock:
+            theirs = self._theirs.pop(number, None)
+            if theirs is not None:
+                del self._ours[theirs]
+                self.engine.cancel(theirs)
+        self._bell.set()
+
+    def wake(self) -> None:
+        """Another replica has work: take part in its steps."""
+        self._bell.set()
+
+    def close(self) -> None:
+        """Nothing more will come."""
+        self.engine.close()
+        self._bell.set()
+
+    def fail(self, error: Exception) -> None:
+        """End all that step with this replica."""
+        self.engine.fail(error)
+        self._bell.set()
+
+    def wait(self, seconds: float) -> None:
+        """Until something comes, or so long."""
+        self._bell.wait(seconds)
+        self._bell.clear()
+
+    def take(self, report: StepReport) -> None:
+        """Send what a step has brought."""
+        updates = []
+        with self._lock:
+            for theirs in report.tokens.keys() | report.prompt_scores.keys():
+                if theirs not in self._ours:
+                    continue  # cancelled meanwhile
+                number, wanted = self._ours[theirs]
+                update = Update(number, prompt_scores=report.prompt_scores.get(theirs))
+                sampled, finished = report.tokens.get(theirs), report.finished.get(theirs)
+                if sampled is not None:
+                    logprobs = tuple(sampled.of("logprobs")) if wanted else ()
+                    update = update._replace(tokens=tuple(sampled.tokens), logprobs=logprobs, scores=sampled.scores)
+                if finished is not None:
+                    update = update._replace(reason=finished.finish_reason)
+                    del self._ours[theirs], self._theirs[number]
+                updates.append(update)
+        if updates:
+            self._send(updates)

@@ -1,0 +1,233 @@
+"""How often a model solves each problem of a prompt file, and what that says of the problem and its given answer.
+
+The responses come from our sampler, with the flags of an evaluation behind `--`:
+
+    tools/solve_rate.py --prompts kept.jsonl --out rated -- --checkpoint CKPT --tokenizer DIR --sampling.max-new-tokens 2048
+
+or from any OpenAI-compatible server (`--url URL/v1 --model NAME`), or from the samples.jsonl of an evaluation (`--responses`).
+`rated/` gets kept.jsonl, with `solve_rate`, `difficulty`, `majority_answer`, … in each row's metadata, dropped.jsonl and
+ledger.jsonl. The same command goes on where a killed one stopped. Several GPUs: one command each with `--shard 1/4` … `4/4` in the
+same folder; once all are done, the same command without --shard writes the rows.
+"""  # noqa: E501
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from megatron_ring.checkpoint.identity import weights_fingerprint
+from megatron_ring.config.checks import require
+from megatron_ring.config.cli import parse
+from megatron_ring.curation.reading import content_digest
+from megatron_ring.curation.solve_rates import SolveRate, solve_rate
+from megatron_ring.data.files import PromptRecord, read_prompt_file, write_prompts
+from megatron_ring.data.records import prompt_to_json
+from megatron_ring.data.rows import read_rows
+from megatron_ring.data.writing import write_atomically
+from megatron_ring.errors import UserError, run_main
+from megatron_ring.rewards.interface import MACHINE_FAILURE
+from megatron_ring.rollout.journal import settle_identity
+from tools.solve_rate_server import sample_from_server
+
+VERDICTS = ("always", "never", "contradicted")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RateOptions:
+    """Solve rates of a prompt file."""
+
+    prompts: Path
+    """Prompt file."""
+    out: Path
+    """Folder for kept.jsonl, dropped.jsonl, ledger.jsonl and the responses."""
+    samples: int = 16
+    """Responses to each problem."""
+    drop: tuple[str, ...] = ()
+    """Problems to drop, some of: always (all responses right), never (none), contradicted (none, and more than half agree on another
+    answer)."""  # noqa: E501
+    responses: Path | None = None
+    """samples.jsonl of an evaluation, instead of sampling."""
+    url: str | None = None
+    """Address of an OpenAI-compatible server up to /v1, instead of our sampler."""
+    model: str | None = None
+    """Name of the server's model."""
+    temperature: float = 1.0
+    """Of the server's sampling."""
+    max_tokens: int = 4096
+    """Of a response of the server."""
+    instruction: str = "Please reason step by step, and put your final answer within \\boxed{}."
+    """Text that the server gets behind each problem."""
+    concurrency: int = 16
+    """Requests to the server at a time."""
+    workers: int = 2
+    """Verifier processes for the server's responses."""
+    slice: int = 512
+    """Problems that our sampler gets at a time; a killed run loses at most one slice."""
+    shard: str | None = None
+    """Which slices to sample, as in 2/4: the second of four shares."""
+
+
+def main() -> None:
+    """Command line."""
+    argv, _, flags = (sys.argv[1:], None, None) if "--" not in sys.argv else _split(sys.argv[1:])
+    options = parse(RateOptions, "tools/solve_rate.py", __doc__ or "", list(argv))
+    check(options, bool(flags))
+    records = read_prompt_file(options.prompts).records
+    if options.responses is not None:
+        samples = responses_of(options.responses)
+    elif options.url is not None:
+        # Responses of another model or another form of the problems are not to be mixed with these.
+        names = ("model", "temperature", "max_tokens", "instruction")
+        asked = {name: getattr(options, name) for name in names} | {"prompts": content_digest(options.prompts)}
+        settle_identity(options.out, asked)
+        samples = by_problem(sample_from_server(records, options))
+    else:
+        found = sample_with_ours(records, options, list(flags or ()))
+        if found is None:
+            print(
+                f"shard {options.shard} is done; other slices are not: run the others, then the same command without --shard"
+            )
+            return
+        samples = found
+    write_results(records, samples, options)
+
+
+def _split(argv: list[str]) -> tuple[list[str], None, list[str]]:
+    place = argv.index("--")
+    return argv[:place], None, argv[place + 1 :]
+
+
+def check(options: RateOptions, has_flags: bool) -> None:
+    """Raise `UserError` for flags that do not go together."""
+    given = [options.responses is not None, options.url is not None, has_flags]
+    require(sum(given) == 1, "give one of --responses FILE, --url URL, or `-- --checkpoint CKPT --tokenizer DIR …`")
+    require(options.url is None or options.model is not None, "--model is missing: the name of the server's model")
+    require(min(options.samples, options.slice, options.concurrency, options.workers, options.max_tokens) >= 1,
+            "--samples, --slice, --concurrency, --workers and --max-tokens: give 1 at least")  # fmt: skip
+    unknown = next((name for name in options.drop if name not in VERDICTS), None)
+    require(unknown is None, f"--drop {unknown}: use some of {', '.join(VERDICTS)}")
+
+
+def responses_of(path: Path) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """Scored responses by domain and id. Raises `UserError` that names the line."""
+    return by_problem(_checked(path))
+
+
+def _checked(path: Path) -> Iterator[dict[str, Any]]:
+    for place, row in read_rows(path):
+        missing = next((name for name in ("id", "domain", "response", "reward") if row.get(name) is None), None)
+        if missing is not None or not isinstance(row["reward"], int | float):
+            raise UserError(
+                f"{place}: {missing or 'reward'!r} is missing or no number: give the samples.jsonl of an evaluation"
+            )
+        if MACHINE_FAILURE not in (row.get("detail") or {}):  # no verdict on it
+            yield row
+
+
+def by_problem(rows: Iterator[dict[str, Any]]) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """Responses by domain and id of their problem."""
+    found: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        found[str(row["domain"]), str(row["id"])].append(row)
+    return found
+
+
+def sample_with_ours(
+    records: list[PromptRecord], options: RateOptions, flags: list[str]
+) -> dict[tuple[str, str], list[dict[str, Any]]] | None:
+    """Responses by evaluations of slices; None where slices of other shards are not there yet."""
+    own, of = _shard(options.shard)
+    digest = sampling_digest(options, flags)
+    folders = []
+    for number, start in enumerate(range(0, len(records), options.slice)):
+        folder = options.out / "slices" / f"{number:05d}-{digest}"
+        folders.append(folder)
+        if (folder / "result.json").is_file() or number % of != own:
+            continue
+        folder.mkdir(parents=True, exist_ok=True)
+        write_prompts(folder / "prompts.jsonl", records[start : start + options.slice])
+        command = [sys.executable, "-m", "megatron_ring.evaluate", "--prompts", str(folder / "prompts.jsonl"), "--out", str(folder),  # noqa: E501
+                   "--samples-per-problem", str(options.samples), *flags]  # fmt: skip
+        print(f"slice {number + 1} of {-(-len(records) // options.slice)}", flush=True)
+        status = subprocess.run(command).returncode
+        if status:
+            raise UserError(f"the evaluation of {folder / 'prompts.jsonl'} ended with status {status}: see above")
+    if not all((folder / "result.json").is_file() for folder in folders):
+        return None
+    return by_problem(row for folder in folders for row in _checked(folder / "samples.jsonl"))
+
+
+def sampling_digest(options: RateOptions, flags: list[str]) -> str:
+    """Of all that decides the responses: the problems, their number, the flags, and the weights themselves."""
+    weights = [weights_fingerprint(Path(folder)) for folder in _checkpoints(flags)]
+    text = json.dumps([content_digest(options.prompts), options.samples, options.slice, flags, weights])
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def _checkpoints(flags: list[str]) -> Iterator[str]:
+    for place, flag in enumerate(flags):
+        name, sign, value = flag.partition("=")
+        if name == "--checkpoint":
+            yield value if sign else "".join(flags[place + 1 : place + 2])
+
+
+def _shard(text: str | None) -> tuple[int, int]:
+    """(which, of how many), the first from 0."""
+    if text is None:
+        return 0, 1
+    own, _, of = text.partition("/")
+    require(
+        own.isdigit() and of.isdigit() and 1 <= int(own) <= int(of), f"--shard {text}: give which of how many, as in 2/4"
+    )
+    return int(own) - 1, int(of)
+
+
+def write_results(
+    records: list[PromptRecord], samples: dict[tuple[str, str], list[dict[str, Any]]], options: RateOptions
+) -> None:
+    """Write the rows and the ledger, and print one line of summary."""
+    kept, dropped, ledger, verdicts = [], [], [], Counter[str]()
+    for record in records:
+        given = samples.get((record.domain, record.id))
+        if not given:
+            raise UserError(
+                f"{record.place or options.prompts}: no response to {record.id!r}: sample with the same prompt file"
+            )
+        rate = solve_rate(given)
+        verdicts[rate.verdict or "in between"] += 1
+        row = prompt_to_json(replace(record, metadata={**record.metadata, **rate.metadata()}))
+        if rate.verdict in options.drop:
+            entry = {
+                "id": record.id,
+                "step": "solve_rate",
+                "action": "dropped",
+                "reason": rate.verdict,
+                "evidence": evidence(rate),
+            }
+            ledger.append(entry)
+            dropped.append({**row, "dropped": {"step": "solve_rate", "reason": rate.verdict}})
+        else:
+            kept.append(row)
+    for name, rows in (("kept.jsonl", kept), ("dropped.jsonl", dropped), ("ledger.jsonl", ledger)):
+        write_atomically(options.out / name, (json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows))
+    said = ", ".join(f"{count:,} {name}" for name, count in verdicts.most_common())
+    print(f"{len(records):,} problems: {said}; {len(kept):,} kept in {options.out / 'kept.jsonl'}")
+
+
+def evidence(rate: SolveRate) -> str:
+    """What the ledger says."""
+    majority = f"; {rate.majority_share:.0%} answer {rate.majority[:60]!r}" if rate.majority is not None else ""
+    return f"{round(rate.rate * rate.samples)} of {rate.samples} responses are right{majority}"
+
+
+if __name__ == "__main__":
+    run_main(main)
