@@ -20,7 +20,7 @@ TRITON := $(VENV)/.triton
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo study-c3po study-stages study-epochs test check clean
+.PHONY: help venv demo demo-pretrain study-c3po study-stages study-epochs test check clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -51,6 +51,9 @@ $(STAMP): setup.py constraints.txt | $(BIN)/python
 demo: venv ## the whole pipeline in small on a CPU: SFT, choice by entropy, C3PO, evaluation, export (SEED=1, OUT=runs/…)
 	@PATH="$(abspath $(BIN)):$$PATH" SEED="$(SEED)" OUT="$(OUT)" bash examples/tiny/demo.sh
 	@echo "demo: results in $(OUT), report in $(OUT)/report.html"
+
+demo-pretrain: venv ## the same from a base model: pretraining on real text of this machine, SFT, C3PO, evaluation (about an hour)
+	@PATH="$(abspath $(BIN)):$$PATH" SEED="$(SEED)" OUT="$(if $(filter file,$(origin OUT)),runs/tiny-pretrain-seed$(SEED),$(OUT))" bash examples/tiny/demo_pretrain.sh
 
 # A study continues where it was stopped, and runs nothing twice: tables and figures alone are written again in seconds.
 study-c3po: venv ## C3PO against GRPO, and a collapse, three seeds on a CPU -> docs/study-c3po.md (FLAGS=--dry-run lists the runs)

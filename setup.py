@@ -63,6 +63,7 @@ setup(
     },
     entry_points={
         "console_scripts": [
+            "ring-pretrain=megatron_ring.pretrain:cli",
             "ring-sft=megatron_ring.sft:cli",
             "ring-rl=megatron_ring.rl:cli",
             "ring-evaluate=megatron_ring.evaluate:cli",

@@ -19,6 +19,8 @@ EVALUATION="${EVALUATION:-$DATA/heldout.jsonl}"
 # Model and layout. INIT: a checkpoint or folder to start from, such as what tools/upcycle.py wrote; empty: random weights.
 PRESET="${PRESET:-ring-lite-slice-4}"                 # or ring-lite-slice-8, which needs two GPUs
 INIT="${INIT:-}"
+START=(--preset "$PRESET")
+[ -z "$INIT" ] || START=(--init-from "$INIT")
 LAYOUT=(--parallel.expert "$GPUS" --precision bf16)
 
 MAX_NEW_TOKENS="${MAX_NEW_TOKENS:-1920}"               # prompt and response within 2,048

@@ -123,6 +123,15 @@ def bytes_to_export(checkpoint: Path, dtype: torch.dtype | None = None) -> int:
     return sum(prod(rule.shape) * (dtype or reader.dtype_of(rule.target)).itemsize for rule in rules)
 
 
+def check_exportable(checkpoint: Path, model: ModelConfig) -> None:
+    """Raise `UserError` for what the published layout has no place for."""
+    if model.expert_bias:
+        raise UserError(
+            f"{checkpoint}: its routers have an expert_bias (--router.bias-rate), which the published family bailing_moe "
+            f"has not: a model without it would choose other experts"
+        )
+
+
 def export_checkpoint(
     checkpoint: Path, out: Path, *, like: Path | None = None, tokenizer: Path | None = None,
     special_ids: tuple[int, int] | None = None, stop_ids: Sequence[int] = (), dtype: torch.dtype | None = None,
@@ -144,6 +153,7 @@ def export_checkpoint(
         UserError: a damaged or incomplete checkpoint, `out` exists, the disk is full; nothing is written then.
     """
     model = model_config_of(checkpoint)
+    check_exportable(checkpoint, model)
     reader, rules = CheckpointReader(checkpoint), rules_for(model)
     problems = reader.problems(rules)
     if problems:

@@ -37,10 +37,13 @@ def _check_shape(folder: Path, manifest: dict[str, Any], model: ModelConfig) -> 
 
 
 def load_checkpoint(
-    folder: Path, model: RingModel, context: ParallelContext, optimizer: Any = None
+    folder: Path, model: RingModel, context: ParallelContext, optimizer: Any = None, shape: ModelConfig | None = None
 ) -> tuple[int, dict[str, Any]]:
     """Fill model (and optimizer and random states, when an optimizer is given) from a checkpoint of any layout. Everything
     read is compared with its checksum.
+
+    Args:
+        shape: of the checkpoint, where the model's was made from it (`ModelOptions.extended`); default: the model's.
 
     Returns:
         the step it was saved at, and its `extra` values.
@@ -49,7 +52,7 @@ def load_checkpoint(
         UserError: not a whole checkpoint, a damaged file, another shape, no optimizer state where one is asked for.
     """
     manifest = read_manifest(folder)
-    _check_shape(folder, manifest, model.ring_config)
+    _check_shape(folder, manifest, shape or model.ring_config)
     problem = ""
     try:
         _fill(folder, manifest, model, context, optimizer)

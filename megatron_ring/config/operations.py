@@ -15,22 +15,25 @@ from megatron_ring.config.sampling import SamplingConfig
 class AlarmConfig:
     """What counts as a collapse, and what is done then. A loss, gradient or logit that is not finite always counts."""
 
-    action: Literal["stop", "rollback", "warn"] = "stop"
-    """stop: end with exit status 3. rollback: go on from the last checkpoint with other prompts. warn: say so and go on; an
-    update that is not finite is left out."""
+    action: Literal["stop", "rollback", "warn", "skip"] = "stop"
+    """stop: end with exit status 3. rollback: go on from the last checkpoint with other data. warn: say so and go on; an
+    update that is not finite is left out. skip (pretraining): as warn, and the update of a step whose loss or gradient norm
+    sets off an alarm is left out."""
     entropy_floor: float | None = None
     """Least entropy (nats per token; default: none)."""
     grad_norm_factor: float | None = None
     """Largest gradient norm, as a multiple of its median over the window before (default: none)."""
+    loss_rise: float | None = None
+    """How far the loss may rise above its median over the window before (nats per token; default: any)."""
     reward_drop: float | None = None
     """How far the mean reward over the window may fall below its best so far in the data's stage (default: any)."""
     window: int = 20
-    """Steps of the median and the mean; without so many there is no alarm of these two."""
+    """Steps of the medians and the mean; without so many there is no alarm that needs them."""
     max_rollbacks: int = 3
     """Rollbacks of a run; the next alarm stops it."""
 
     def __post_init__(self) -> None:
-        for name in ("entropy_floor", "grad_norm_factor", "reward_drop"):
+        for name in ("entropy_floor", "grad_norm_factor", "loss_rise", "reward_drop"):
             value = getattr(self, name)
             message = f"--alarms.{name.replace('_', '-')} is {value}, not a positive number"
             require(value is None or 0 < value < math.inf, message)

@@ -51,7 +51,7 @@ class SFTConfig(TrainingConfig, DryRun):
 
     data: SFTDataConfig
     preset: str | None = None
-    """Model shape by name (ring-lite, ring-tiny, …); default: that of --init-from."""
+    """Model shape by name (ring-lite, ring-tiny, …; default: that of the weights to start from)."""
     init_from: Path | None = field(default=None, metadata=BY_CONTENT)
     """Checkpoint or Hugging Face folder to start from; default: random weights of the preset."""
     epochs: int = field(default=3, metadata=MAY_CHANGE)
@@ -73,6 +73,7 @@ class SFTConfig(TrainingConfig, DryRun):
             self.alarms.action != "rollback",
             "--alarms.action rollback: SFT would meet the same conversations again, choose stop or warn",
         )
+        require(self.alarms.action != "skip", "--alarms.action skip: for pretraining only, choose stop or warn")
         require(self.alarms.reward_drop is None, "--alarms.reward-drop: SFT has no rewards")
 
     @property

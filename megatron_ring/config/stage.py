@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -35,6 +35,11 @@ class ModelOptions:
     those of the training forward pass (CUDA, bf16, TP=1)."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig, metadata=MAY_CHANGE)
 
+    def extended(self, model: ModelConfig) -> ModelConfig:
+        """The shape that the stage gives to a model of this shape: the same, or what its settings add. Given twice it adds
+        nothing more. Raises `UserError` where they cannot be added."""
+        return model
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedModelOptions(ModelOptions):
@@ -43,6 +48,9 @@ class TrainedModelOptions(ModelOptions):
     recompute: Literal["none", "experts", "full"] = field(default="none", metadata=MAY_CHANGE)
     """What the backward pass computes again instead of keeping it: experts' first product, or whole layers."""
     router: RouterLossConfig = field(default_factory=RouterLossConfig)
+
+    def extended(self, model: ModelConfig) -> ModelConfig:
+        return replace(model, expert_bias=True) if self.router.bias_rate > 0 else model
 
 
 @dataclass(frozen=True, kw_only=True)

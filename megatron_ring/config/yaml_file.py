@@ -57,8 +57,8 @@ def load_config(kind: type[T], path: Path) -> T:
         raise UserError(f"--config {path}: {error}") from None
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """What a config.yaml holds. Raises `UserError`, which does not name the file."""
+def read_yaml(path: Path, what: str = "a run's configuration") -> dict[str, Any]:
+    """What a config.yaml, or another file of settings, holds. Raises `UserError`, which does not name the file."""
     try:
         values = yaml.load(path.read_text(), Loader=_Loader)
     except OSError as error:
@@ -66,7 +66,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8
         raise UserError(f"not YAML: {error}") from None
     if not isinstance(values, dict):
-        raise UserError("not a run's configuration")
+        raise UserError(f"not {what}")
     return values
 
 

@@ -103,6 +103,11 @@ def read_index(prefix: Path) -> Index:
     return Index(dtype, sequences, borders - 1, _checked_arrays(path, data, dtype, sequences, borders))
 
 
+def sequence_lengths(prefix: Path, index: Index) -> np.ndarray:
+    """int32 [sequences], memory-mapped: the tokens of each sequence."""
+    return np.memmap(prefix.with_name(prefix.name + ".idx"), "<i4", "r", _HEADER.size, (index.sequences,))
+
+
 def _checked_arrays(path: Path, data: Path, dtype: np.dtype[np.generic], sequences: int, borders: int) -> int:
     """Bytes of the `.bin`; samples of lengths and offsets agree."""
     at = _HEADER.size

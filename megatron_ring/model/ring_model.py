@@ -23,7 +23,7 @@ from megatron_ring.model.layer import Recompute, RingLayer
 from megatron_ring.model.layer_parts import LayerImpl, LayerParts, layer_parts
 from megatron_ring.model.layout import TokenLayout
 from megatron_ring.model.moe import DenseMLP, RingMoE
-from megatron_ring.model.router import RouterLosses
+from megatron_ring.model.router import RouterLosses, balance_bias
 from megatron_ring.model.routes import moe_layers
 from megatron_ring.parallel import collectives
 from megatron_ring.parallel.context import ParallelContext
@@ -134,7 +134,7 @@ class RingModel(GPTModel):
         layer_impl: LayerImpl = "native",
         exact: bool = False,
     ) -> None:
-        self_losses = RouterLosses(router)
+        self_losses = RouterLosses(router, counts_loads=router.bias_rate > 0)
         config = transformer_config(model, context, self_losses, dtype, recompute, layer_impl, exact)
         layers = context.config.stage_layers(model.num_layers, context.pipeline_rank)
         parts: LayerParts = config.ring_parts
@@ -168,6 +168,16 @@ class RingModel(GPTModel):
         head.tensor_rank = context.tensor_rank
         head.real_columns = min(here, max(0, model.vocab_size - here * context.tensor_rank))
         return head
+
+    def balance_biases(self, loads: torch.Tensor) -> None:
+        """Move the biases of this stage's experts by `loads`, fp64 [MoE layers of the model, E]: the tokens that each
+        expert got in a step, over all ranks."""
+        rate = self.router_losses.config.bias_rate
+        for layer in self.decoder.layers:
+            router = getattr(layer.mlp, "router", None)
+            if rate > 0 and router is not None and router.expert_bias is not None:
+                place = router.layer_number - 1 - self.ring_config.first_dense_layers
+                balance_bias(router.expert_bias, loads[place], rate)
 
     def _postprocess(self, hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
         """megatron-core would make all logits here; ours are made by the head when it is known what for."""

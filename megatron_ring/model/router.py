@@ -5,6 +5,9 @@ are means over routed (non-padding) tokens, summed over layers:
 
     B = sum_i E * f_i * P_i,   f_i = share of token-slots sent to expert i,  P_i = mean probability of expert i
     Z = mean over tokens of logsumexp(logits)^2
+
+A model with expert biases (`ModelConfig.expert_bias`) chooses the largest of probability + bias. The weights are as above.
+After a step, `RouterLosses` gives the tokens that each expert got, and `balance_bias` moves the biases by them.
 """
 
 from __future__ import annotations
@@ -17,7 +20,13 @@ from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
 
 from megatron_ring.config.declarations import moe_weights
 from megatron_ring.config.optimizer import RouterLossConfig
-from megatron_ring.model.kernels.router import choose_experts, logits_gradient, share_and_figures, weigh_experts
+from megatron_ring.model.kernels.router import (
+    choose_experts,
+    choose_with_bias,
+    logits_gradient,
+    share_and_figures,
+    weigh_experts,
+)
 from megatron_ring.model.linear import add_product
 from megatron_ring.parallel import collectives
 from megatron_ring.parallel.device import current_device
@@ -31,12 +40,16 @@ class RouterLosses:
     before its first micro-batch. Gradients are divided once by the former at the end of the step (megatron-core's
     `calculate_per_token_loss`), so that the router losses come out as means over routed tokens.
 
+    `counts_loads`: also add up, for each layer, the tokens that its experts got in training passes.
+
     `replay`: experts that a layout gives take the place of the router's own choice; otherwise they are compared only.
     """
 
     config: RouterLossConfig
     gradient_scale: float = 1.0
     sums: dict[int, torch.Tensor] = field(default_factory=dict)
+    counts_loads: bool = False
+    loads: dict[int, torch.Tensor] = field(default_factory=dict)  # by layer (from 1): fp64 [E], this rank's tokens
     replay: bool = False
     others: torch.Tensor | None = None  # [2]: slots of tokens with given experts, whose expert differs; all of them
 
@@ -44,11 +57,25 @@ class RouterLosses:
         """Forget the last step's sums and set this one's scale."""
         self.gradient_scale = gradient_scale
         self.sums.clear()
+        self.loads.clear()
         self.others = None
 
     def record(self, layer: int, figures: torch.Tensor) -> None:
         """Add the sums over a micro-batch's tokens of B, of Z and of 1, fp32 [3]."""
         self.sums[layer] = self.sums[layer] + figures if layer in self.sums else figures
+
+    def count(self, layer: int, tokens_e: torch.Tensor) -> None:
+        """Add the tokens of a micro-batch that each expert got, [E]."""
+        if self.counts_loads:
+            tokens_e = tokens_e.double()
+            self.loads[layer] = self.loads[layer] + tokens_e if layer in self.loads else tokens_e
+
+    def local_loads(self, layers: range, experts: int, device: torch.device) -> torch.Tensor:
+        """fp64 [layers, experts]: what `count` added up on this rank, of the 0-based `layers`; zeros for others'."""
+        found = torch.zeros(len(layers), experts, dtype=torch.float64, device=device)
+        for layer, tokens_e in self.loads.items():
+            found[layer - 1 - layers.start] = tokens_e
+        return found
 
     def compare(self, experts_tk: torch.Tensor, given_tk: torch.Tensor, known_t: torch.Tensor) -> None:
         """Count, for the metrics, the given experts that are not among the router's own."""
@@ -67,8 +94,21 @@ class RouterLosses:
         return found
 
 
+@torch.no_grad()
+def balance_bias(bias_e: torch.Tensor, tokens_e: torch.Tensor, rate: float) -> None:
+    """Move the biases of one layer's experts, in place: up by `rate` where an expert got fewer tokens than the mean, down
+    where it got more (arXiv 2408.15664, algorithm 1). The tokens [E] are those of the whole step, on all ranks alike."""
+    bias_e.add_(rate * torch.sign(tokens_e.mean() - tokens_e))
+
+
 class RingRouter(torch.nn.Module):
-    """Chooses `experts_per_token` of `num_experts` experts for each token."""
+    """Chooses `experts_per_token` of `num_experts` experts for each token.
+
+    Buffers: `expert_bias`, fp32 [E] where the model has biases, else None.
+    """
+
+    expert_bias: torch.Tensor | None
+    optional_buffers = ("expert_bias",)  # a checkpoint from before the model had biases: they begin at 0
 
     def __init__(self, config: Any, losses: RouterLosses) -> None:
         super().__init__()
@@ -78,6 +118,8 @@ class RingRouter(torch.nn.Module):
         declared = moe_weights(config.ring_model)["router.weight"]
         self.weight = torch.nn.Parameter(torch.empty(declared.shape, dtype=config.params_dtype, device=current_device()))
         setattr(self.weight, "sequence_parallel", config.sequence_parallel)  # noqa: B010
+        bias = torch.zeros(declared.shape[0], device=current_device()) if config.ring_model.expert_bias else None
+        self.register_buffer("expert_bias", bias)
 
     def forward(
         self, hidden_th: torch.Tensor, padding_t: torch.Tensor | None, given: tuple[torch.Tensor, ...] | None = None
@@ -95,6 +137,7 @@ class RingRouter(torch.nn.Module):
             every = collectives.sum_over_tensor(sums.clone())
         share_e, figures = share_and_figures(every, sums, self.config.moe_router_topk)
         self.losses.record(self.layer_number, figures)
+        self.losses.count(self.layer_number, sums[: share_e.numel()])
         return share_e
 
 
@@ -124,7 +167,11 @@ class _Route(torch.autograd.Function):
             logits_te = torch.mm(hidden_th, weight_eh.t(), out_dtype=torch.float32)
         else:
             logits_te = hidden_th.float() @ weight_eh.float().t()
-        weights_tk, experts_tk, sums = choose_experts(logits_te, router.config.moe_router_topk, padding_t, losses)
+        k, bias_e = router.config.moe_router_topk, router.expert_bias
+        if bias_e is None:
+            weights_tk, experts_tk, sums = choose_experts(logits_te, k, padding_t, losses)
+        else:
+            weights_tk, experts_tk, sums = choose_with_bias(logits_te, bias_e, k, padding_t, losses)
         if given is not None and losses:
             router.losses.compare(experts_tk, *given)
         if given is not None and router.losses.replay:

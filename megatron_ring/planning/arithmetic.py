@@ -9,6 +9,7 @@ from megatron_ring.config.evaluate import EvaluateConfig
 from megatron_ring.config.model import ModelConfig
 from megatron_ring.config.optimizer import OptimizerConfig, RouterLossConfig
 from megatron_ring.config.parallel import ParallelConfig
+from megatron_ring.config.pretrain import PretrainConfig
 from megatron_ring.config.rl import RLConfig
 from megatron_ring.config.sampling import SamplingConfig
 from megatron_ring.config.sft import SFTConfig
@@ -34,10 +35,15 @@ def layout_lines(model: ModelConfig, parallel: ParallelConfig, world: int, preci
 
 def optimizer_lines(optimizer: OptimizerConfig, router: RouterLossConfig, steps: int | None) -> list[Line]:
     """Learning rate and schedule; `steps` None where they depend on data that is not there."""
-    warmup = f"{optimizer.warmup_fraction:g} of all steps"
+    warmup = (
+        f"{optimizer.warmup_fraction:g} of all steps" if optimizer.warmup_steps is None else f"{optimizer.warmup_steps:,}"
+    )
     if steps is not None:
-        warmup = f"{math.ceil(optimizer.warmup_fraction * steps):,} of {steps:,} steps"
+        warmup = f"{optimizer.warmup(steps):,} of {steps:,} steps"
     shape = f"{optimizer.schedule} after a linear warm-up over {warmup}"
+    if optimizer.schedule == "wsd":
+        decay = "the last tenth" if steps is None else f"the last {optimizer.decay(steps):,}"
+        shape += f", decay ({optimizer.decay_shape}) over {decay}"
     decay = f"weight decay {optimizer.weight_decay:g}, betas {optimizer.beta1:g} and {optimizer.beta2:g}"
     return [
         ("optimizer", f"AdamW, lr {optimizer.lr:g}, {shape}; {decay}, gradients clipped to {optimizer.clip_grad:g}"),
@@ -151,6 +157,29 @@ def sft_lines(config: SFTConfig, data: int, steps_per_epoch: int | None) -> list
         ("run", run),
         *optimizer_lines(config.optimizer, config.router, steps),
     ]
+
+
+def pretrain_lines(config: PretrainConfig, data: int, steps: int | None) -> list[Line]:
+    """A step of pretraining; `steps` where they are known."""
+    corpus = config.data
+    batch, length = corpus.global_batch, corpus.sequence_length
+    size = f"{batch:,} sequences x {length:,} tokens = {batch * length:,} tokens a step"
+    if corpus.ramp.start is not None:
+        size += f", from {corpus.ramp.start:,} by {corpus.increment:,} over {corpus.ramp.samples:,} sequences"
+    run = f"a checkpoint every {config.save_every:,} steps, a validation every {config.validation_every:,}"
+    if steps is not None:
+        most = "" if corpus.ramp.start is None else "up to "
+        run = f"{steps:,} steps, {most}{steps * batch * length:,} tokens; {run}"
+    crossing = "are reset at documents" if corpus.reset_at_document else "cross documents (--data.reset-at-document resets)"
+    bias = f"; expert biases move by {config.router.bias_rate:g} a step" if config.router.bias_rate else ""
+    lines = [
+        ("batch", size),
+        ("micro-batches", f"{length:,} tokens; {batch // data} on each of {data} data-parallel rank(s)"),
+        ("documents", f"attention and positions {crossing}"),
+        ("run", run),
+        *optimizer_lines(config.optimizer, config.router, steps),
+    ]
+    return [(name, text + bias if name == "router losses" else text) for name, text in lines]
 
 
 def evaluate_lines(config: EvaluateConfig, data: int, problems: int | None) -> list[Line]:

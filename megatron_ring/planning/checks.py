@@ -13,6 +13,7 @@ from megatron_ring.config.presets import get_preset
 from megatron_ring.errors import UserError
 
 if TYPE_CHECKING:
+    from megatron_ring.config.pretrain import CorpusConfig
     from megatron_ring.config.rewards import RewardConfig
     from megatron_ring.config.rl import RLDataConfig
     from megatron_ring.data.records import PromptRecord
@@ -64,6 +65,23 @@ class Checks:
         require(known <= shape.vocab_size, f"{flag} {path}: {known} tokens, the model has only {shape.vocab_size}")
         self.done.append(f"{flag} {path}: {known:,} tokens of the model's {shape.vocab_size:,}")
         return tokenizer
+
+    def corpora(self, config: CorpusConfig) -> list[Path]:
+        """The files of corpora that are not there. Raises `UserError` for a malformed blend."""
+        from megatron_ring.corpus.blends import BLEND_FILES, read_blend
+
+        missing = []
+        for flag, given in (("--data.train", config.train), ("--data.validation", config.validation)):
+            files = [Path(text) for text in given if text.endswith(BLEND_FILES)]
+            lacking = [path for path in files if not path.exists()]
+            if given and not lacking:
+                names = [entry.prefix for entry in read_blend(given, flag)]
+                lacking = [
+                    path for name in names for path in (Path(f"{name}.idx"), Path(f"{name}.bin")) if not path.exists()
+                ]
+            self.left += [f"{flag} {path}: not there" for path in lacking]
+            missing += lacking
+        return missing
 
     def prompts(
         self, path: Path, flag: str, rewards: RewardConfig, training: RLDataConfig | None = None, steps: int | None = None,

@@ -10,6 +10,7 @@ from megatron_ring.config.checks import require
 from megatron_ring.config.evaluate import EvaluateConfig
 from megatron_ring.config.model import ModelConfig
 from megatron_ring.config.parallel import ParallelConfig
+from megatron_ring.config.pretrain import PretrainConfig
 from megatron_ring.config.rl import RLConfig
 from megatron_ring.config.sft import SFTConfig
 from megatron_ring.data.schedule import STAGE_FILES
@@ -21,6 +22,7 @@ from megatron_ring.planning.sizes import MOMENTS, choose_sizes, rl_work
 
 UNKNOWN_PROMPT = 2047  # tokens allowed for a prompt, beside the one counted, where the prompts are not there
 Precision = Literal["auto", "fp32", "bf16"]
+Planned = RLConfig | SFTConfig | PretrainConfig | EvaluateConfig
 
 
 def plan_rl(config: RLConfig) -> None:
@@ -86,6 +88,39 @@ def plan_sft(config: SFTConfig) -> None:
     _report("sft", config, shape, world, arithmetic.sft_lines(config, data, steps), work, checks)
 
 
+def plan_pretrain(config: PretrainConfig) -> None:
+    """Print the plan of a pretraining run. Raises as `plan_rl`."""
+    checks, world, corpus = Checks(), planned_world(config), config.data
+    shape = config.extended(checks.shape(config.preset, config.init_from, "--init-from", config.plan.preset))
+    data = _data_ranks(config.parallel, shape, world)
+    config.check(data)
+    config.check_model(shape)
+    tokenizer = checks.tokenizer(corpus.tokenizer, "--data.tokenizer", shape)
+    steps = config.steps
+    missing = checks.corpora(corpus)
+    if tokenizer is not None and not missing:
+        from megatron_ring.corpus.blends import Place
+        from megatron_ring.corpus.mixing import open_corpora, steps_left
+
+        corpora = open_corpora(corpus, tokenizer)
+        blend = corpora.blend(corpus.sequence_length, one_epoch=steps is None)
+        found = steps_left(blend, Place(), corpus)
+        require(
+            steps is not None or found is not None,
+            "--steps: give the steps of the run; the corpora have no epochs that would tell them",
+        )
+        steps = steps or found
+        for entry, source in (*corpora.trained, *corpora.validated):
+            checks.done.append(f"{source.prefix} ({entry.name}): {source.documents:,} documents, {source.tokens:,} tokens")
+    if steps is not None:
+        config.check_steps(steps)
+    work = Work(
+        tokens=corpus.sequence_length, micro_batches=corpus.global_batch // data, recompute=config.recompute,
+        moment_itemsize=MOMENTS[config.optimizer.moments],
+    )  # fmt: skip
+    _report("pretrain", config, shape, world, arithmetic.pretrain_lines(config, data, steps), work, checks)
+
+
 def plan_evaluate(config: EvaluateConfig) -> None:
     """Print the plan of an evaluation. Raises as `plan_rl`."""
     checks, world = Checks(), planned_world(config)
@@ -104,7 +139,7 @@ def plan_evaluate(config: EvaluateConfig) -> None:
     _report("evaluate", config, shape, world, lines, work, checks)
 
 
-def planned_world(config: RLConfig | SFTConfig | EvaluateConfig) -> int:
+def planned_world(config: Planned) -> int:
     """GPUs of the planned run."""
     return config.plan.world or int(os.environ.get("WORLD_SIZE", "1"))
 
@@ -115,7 +150,7 @@ def _data_ranks(parallel: ParallelConfig, shape: ModelConfig, world: int) -> int
 
 
 def _report(
-    stage: str, config: RLConfig | SFTConfig | EvaluateConfig, shape: ModelConfig, world: int,
+    stage: str, config: Planned, shape: ModelConfig, world: int,
     lines: list[arithmetic.Line], work: Work, checks: Checks,
 ) -> None:  # fmt: skip
     """Print, then refuse what does not fit."""
@@ -138,7 +173,7 @@ def _report(
     _refuse(memory, config, limit)
 
 
-def _print_memory(memory: StageMemory, config: RLConfig | SFTConfig | EvaluateConfig, limit: int) -> None:
+def _print_memory(memory: StageMemory, config: Planned, limit: int) -> None:
     dense, experts = memory.state.parameters
     where = f"pipeline stage {memory.stage + 1} of {config.parallel.pipeline}"
     print(f"memory of a GPU, GiB ({where}: {dense + experts:,} parameters, {experts:,} of them experts')")
@@ -153,7 +188,7 @@ def _print_memory(memory: StageMemory, config: RLConfig | SFTConfig | EvaluateCo
               f"({config.plan.memory:g} GB)")  # fmt: skip
 
 
-def _refuse(memory: StageMemory, config: RLConfig | SFTConfig | EvaluateConfig, limit: int) -> None:
+def _refuse(memory: StageMemory, config: Planned, limit: int) -> None:
     cache = memory.cache
     mends = ["more GPUs with a larger --parallel.expert or --parallel.tensor"]
     if not isinstance(config, EvaluateConfig) and config.recompute != "full":

@@ -48,6 +48,7 @@ class Alarms:
     def __init__(self, config: AlarmConfig) -> None:
         self.config = config
         self._grad_norms: deque[float] = deque(maxlen=config.window)
+        self._losses: deque[float] = deque(maxlen=config.window)
         self._rewards: deque[float] = deque(maxlen=config.window)
         self._best: float | None = None
         self._stage: int | None = None
@@ -61,8 +62,18 @@ class Alarms:
         ]
         if broken_numbers:
             return broken_numbers
-        rules = (self._entropy(metrics), self._grad_norm(metrics), self._reward(metrics))
+        rules = (self._entropy(metrics), self._loss(metrics), self._grad_norm(metrics), self._reward(metrics))
+        self._remember(metrics)
         return [Alarm(step, *broken) for broken in rules if broken is not None]
+
+    def spikes(self, metrics: Mapping[str, Any]) -> bool:
+        """Whether the loss or the gradient norm of a step breaks its rule; nothing is remembered."""
+        return self._loss(metrics) is not None or self._grad_norm(metrics) is not None
+
+    def _remember(self, metrics: Mapping[str, Any]) -> None:
+        for values, name in ((self._losses, "loss"), (self._grad_norms, "grad_norm")):
+            if metrics.get(name) is not None:
+                values.append(metrics[name])
 
     def _entropy(self, metrics: Mapping[str, Any]) -> tuple[str, float, float, str] | None:
         value, floor = metrics.get("entropy"), self.config.entropy_floor
@@ -72,16 +83,23 @@ class Alarms:
 
     def _grad_norm(self, metrics: Mapping[str, Any]) -> tuple[str, float, float, str] | None:
         value, factor, before = metrics.get("grad_norm"), self.config.grad_norm_factor, list(self._grad_norms)
-        if value is None:
-            return None
-        self._grad_norms.append(value)
-        if factor is None or len(before) < self.config.window:
+        if value is None or factor is None or len(before) < self.config.window:
             return None
         median = statistics.median(before)
         if value <= factor * median:
             return None
         why = f"is {value:.4g}, above {factor * median:.4g}: --alarms.grad-norm-factor {factor:g} x its median {median:.4g}"
         return "grad_norm", value, factor * median, f"{why} over {self.config.window} steps"
+
+    def _loss(self, metrics: Mapping[str, Any]) -> tuple[str, float, float, str] | None:
+        value, rise, before = metrics.get("loss"), self.config.loss_rise, list(self._losses)
+        if value is None or rise is None or len(before) < self.config.window:
+            return None
+        median = statistics.median(before)
+        if value <= median + rise:
+            return None
+        why = f"is {value:.4g}, above {median + rise:.4g}: --alarms.loss-rise {rise:g} over its median {median:.4g}"
+        return "loss", value, median + rise, f"{why} of {self.config.window} steps"
 
     def _reward(self, metrics: Mapping[str, Any]) -> tuple[str, float, float, str] | None:
         value, drop = metrics.get("reward/mean"), self.config.reward_drop
@@ -104,6 +122,7 @@ class Alarms:
         """What `load_state_dict` needs, as JSON."""
         return {
             "grad_norms": list(self._grad_norms),
+            "losses": list(self._losses),
             "rewards": list(self._rewards),
             "best": self._best,
             "stage": self._stage,
@@ -112,6 +131,7 @@ class Alarms:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Judge as the one did that wrote `state`; of a longer window the last steps are taken."""
         self._grad_norms = deque(state["grad_norms"], maxlen=self.config.window)
+        self._losses = deque(state.get("losses", ()), maxlen=self.config.window)  # older checkpoints have none
         self._rewards = deque(state["rewards"], maxlen=self.config.window)
         self._best, self._stage = state["best"], state["stage"]
 

@@ -14,6 +14,8 @@ from megatron_ring.parallel import collectives
 from megatron_ring.run.alarms import Alarm, Alarms
 
 Verdict = Literal["go on", "rollback", "stop"]
+SPIKES = frozenset(("loss", "grad_norm"))
+"""Metrics whose alarms leave an update out under --alarms.action skip."""
 
 
 class StepGuard:
@@ -74,12 +76,14 @@ class Watch:
         verdict: Verdict = "go on"
         if alarms and self.config.action == "rollback" and checkpoint and self.rollbacks < self.config.max_rollbacks:
             verdict = "rollback"
-        elif alarms and (self.config.action != "warn" or not can_go_on):
+        elif alarms and (self.config.action not in ("warn", "skip") or not can_go_on):
             verdict = "stop"
+        skips = self.config.action == "skip" and bool(SPIKES & {alarm.metric for alarm in alarms})
         if verdict == "go on":
-            self._say([alarm for alarm in alarms if alarm.metric not in self._before], "going on")
+            going = "the update is left out, going on" if skips else "going on"
+            self._say([alarm for alarm in alarms if alarm.metric not in self._before], going)
         self._before = {alarm.metric for alarm in alarms}
-        action = "warn" if verdict == "go on" else verdict
+        action = ("skip" if skips else "warn") if verdict == "go on" else verdict
         self._records += [alarm.to_json() | {"action": action} for alarm in alarms]
         return verdict
 
@@ -99,7 +103,7 @@ class Watch:
         self._records = [record for line, record in self._written if line > step] + self._records  # those lines are gone
         self._written = [(line, record) for line, record in self._written if line <= step]
         count = f"rollback {rollbacks} of at most {self.config.max_rollbacks}"
-        self._say(alarms, f"going back to step {step}, on with other prompts ({count})")
+        self._say(alarms, f"going back to step {step}, on with other data ({count})")
 
     def last_words(self, alarms: Sequence[Alarm], checkpoint: Path | None) -> str:
         """Why the run stops, in one line."""

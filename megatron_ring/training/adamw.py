@@ -4,6 +4,7 @@ computes with written, together. megatron-core's distributed optimizer keeps its
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -128,8 +129,13 @@ def _shard_in_buffer(part: Any, model_parameter: torch.Tensor) -> torch.Tensor:
     return data.view(-1)[place.start : place.end]
 
 
-def update(optimizer: Any, max_norm: float, divisor: float = 1.0) -> tuple[bool, float]:
+def update(
+    optimizer: Any, max_norm: float, divisor: float = 1.0, accepts: Callable[[float], bool] = lambda norm: True
+) -> tuple[bool, float]:
     """Divide the gradients by `divisor`, clip to `max_norm` (L2, over all ranks) and update, in one pass after the norm's.
+
+    Args:
+        accepts: told the norm before clipping, where it is finite; false leaves the update out. The same on all ranks.
 
     Returns:
         whether the weights were updated (not where the norm is not finite), and the norm before clipping.
@@ -137,7 +143,7 @@ def update(optimizer: Any, max_norm: float, divisor: float = 1.0) -> tuple[bool,
     if optimizer.prepare_grads():
         return False, float("nan")
     norm = float(optimizer.get_grad_norm()) / divisor
-    if not math.isfinite(norm):
+    if not math.isfinite(norm) or not accepts(norm):
         return False, norm
     for part in optimizer_parts(optimizer):
         part.optimizer.gradient_scale = min(1.0, max_norm / (norm + 1e-6)) / divisor

@@ -6,8 +6,9 @@ tokens of the whole step, over all micro-batches and data-parallel ranks.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from typing import Any, Protocol
@@ -53,7 +54,9 @@ class Loss(Protocol):
 class StepResult:
     """Global figures of one step, equal on every rank. `sums` and `maxima` carry the loss's names; `attention` names the
     kernels that computed this rank's attention (`attention_kernels.KERNELS`), joined by "+"; `router_disagreement` is the
-    share of given experts (`PolicyBatch.routes`) that the routers would not have chosen, None where none were given."""
+    share of given experts (`PolicyBatch.routes`) that the routers would not have chosen, None where none were given.
+    `loads`: the tokens that each expert got, by MoE layer; empty where they are not counted. `updated`: whether the weights
+    were."""
 
     loss_tokens: int
     routed_tokens: int
@@ -64,6 +67,8 @@ class StepResult:
     router_disagreement: float | None
     attention: str
     grad_norm: float = 0.0
+    loads: tuple[tuple[float, ...], ...] = ()
+    updated: bool = False
 
     def mean(self, name: str) -> float:
         """`sums[name]` per loss token."""
@@ -111,8 +116,17 @@ class Trainer:
         model.config.finalize_model_grads_func = partial(_finalize_gradients, self.buffers)
         model.config.no_sync_func = self.ddp.no_sync
 
-    def train_step(self, batches: Sequence[MicroBatch], loss: Loss, lr: float) -> StepResult:
+    def train_step(
+        self,
+        batches: Sequence[MicroBatch],
+        loss: Loss,
+        lr: float,
+        accepts: Callable[[StepResult], bool] | None = None,
+    ) -> StepResult:
         """One optimizer update from this rank's micro-batches; every rank must bring the same number of them.
+
+        Args:
+            accepts: told the step's figures before the update; false leaves it out. The same on all ranks.
 
         Raises:
             FloatingPointError: the loss or the gradients are not finite; the weights are unchanged.
@@ -125,10 +139,15 @@ class Trainer:
             group["weight_decay"] = self.optimizer_config.weight_decay * group.get("wd_mult", 1.0)
         found = self._run(batches, loss, forward_only=False)
         # The norm is read by the host: the figures have come by then.
-        updated, grad_norm = update(self.optimizer, self.optimizer_config.clip_grad, max(1, found.loss_tokens))
-        if not updated:
+        updated, grad_norm = update(
+            self.optimizer, self.optimizer_config.clip_grad, max(1, found.loss_tokens),
+            lambda norm: accepts is None or accepts(found.result(norm)),
+        )  # fmt: skip
+        if not math.isfinite(grad_norm):
             raise FloatingPointError(f"gradient norm is {grad_norm}")
-        return found.result(grad_norm)
+        if updated and found.loads is not None:
+            self.model.balance_biases(found.loads)
+        return replace(found.result(grad_norm), updated=updated)
 
     @torch.no_grad()
     def evaluate(self, batches: Sequence[MicroBatch], loss: Loss) -> StepResult:
@@ -142,11 +161,20 @@ class Trainer:
         loss_tokens, routed_tokens = collectives.sum_counts_over_data(counts, device)
         losses.start_step(loss_tokens / max(1, routed_tokens))
         outputs, kernels = run_schedule(self.ddp, batches, loss, device, forward_only)
-        sums = collectives.sum_over_data(losses.local_sums(device))
+        figures = PendingFigures(outputs, self._over_ranks(losses.local_sums(device)))
+        loads = None
+        if losses.counts_loads and not forward_only:
+            shape = self.model.ring_config
+            layers = range(shape.first_dense_layers, shape.num_layers)
+            loads = self._over_ranks(losses.local_loads(layers, shape.num_experts, device))
+        return _Ran(loss_tokens, routed_tokens, "+".join(sorted(kernels)), figures, loads)
+
+    def _over_ranks(self, sums: torch.Tensor) -> torch.Tensor:
+        """Sums over the tokens and layers of this rank, summed over all ranks, in place."""
+        collectives.sum_over_data(sums)
         if self.model.config.sequence_parallel:
             collectives.sum_over_tensor(sums)
-        figures = PendingFigures(outputs, collectives.sum_over_pipeline(sums))
-        return _Ran(loss_tokens, routed_tokens, "+".join(sorted(kernels)), figures)
+        return collectives.sum_over_pipeline(sums)
 
 
 @dataclass(frozen=True)
@@ -157,9 +185,11 @@ class _Ran:
     routed_tokens: int
     attention: str
     figures: PendingFigures
+    loads: torch.Tensor | None  # fp64 [MoE layers, E]
 
     def result(self, grad_norm: float) -> StepResult:
-        return StepResult(self.loss_tokens, self.routed_tokens, *self.figures.read(), self.attention, grad_norm)
+        loads = () if self.loads is None else tuple(map(tuple, self.loads.tolist()))
+        return StepResult(self.loss_tokens, self.routed_tokens, *self.figures.read(), self.attention, grad_norm, loads)
 
 
 def _finalize_gradients(buffers: GradientBuffers, model: Any, _num_tokens: Any = None, **settings: Any) -> None:

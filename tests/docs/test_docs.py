@@ -19,6 +19,7 @@ from megatron_ring.config.cli import parse
 from megatron_ring.config.evaluate import EvaluateConfig
 from megatron_ring.config.generate import GenerateConfig
 from megatron_ring.config.metadata import changeable
+from megatron_ring.config.pretrain import PretrainConfig
 from megatron_ring.config.rl import RLConfig
 from megatron_ring.config.serve import ServeConfig
 from megatron_ring.config.sft import SFTConfig
@@ -32,6 +33,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = [str(path.relative_to(ROOT)) for path in pages(ROOT)]
 LIVING = [page for page in PAGES if page != "docs/LOG.md"]  # the log has the commands of its day
 STAGES: dict[str, Any] = {
+    "pretrain": PretrainConfig,
     "sft": SFTConfig,
     "rl": RLConfig,
     "evaluate": EvaluateConfig,
@@ -41,12 +43,13 @@ STAGES: dict[str, Any] = {
 }
 # What a launcher gives its stage before the reader's own flags.
 NEEDED = {
+    "pretrain": ["--run-dir", "r", "--preset", "ring-tiny", "--data.train", "t", "--data.tokenizer", "t"],
     "sft": ["--run-dir", "r", "--preset", "ring-tiny", "--data.train", "t", "--data.tokenizer", "t"],
     "rl": ["--run-dir", "r", "--init-from", "i", "--data.prompts", "p", "--data.tokenizer", "t"],
     "evaluate": ["--checkpoint", "c", "--prompts", "p", "--tokenizer", "t", "--out", "o"],
 }
 # The stage of a launcher whose name is not its stage's.
-STAGE_OF = {"rl_math": "rl", "rl_code_science": "rl", "general_sft": "sft", "objectives": "rl"}
+STAGE_OF = {"rl_math": "rl", "rl_code_science": "rl", "general_sft": "sft", "objectives": "rl", "continue": "pretrain"}
 # Commands that are not ours.
 KNOWN = {"cd", "git", "curl", "lm_eval", "apt-get", ".", "export", "echo", "head", "tail", "cat", "mkdir", "pip",
          "tensorboard"}  # fmt: skip
@@ -96,7 +99,7 @@ def test_no_command_hides_in_another_fence(page: str) -> None:
     assert hidden == [], "mark fences that hold commands as bash"
 
 
-@pytest.mark.parametrize("stage", ["sft", "rl"])
+@pytest.mark.parametrize("stage", ["pretrain", "sft", "rl"])
 def test_what_a_continued_run_may_change(stage: str) -> None:
     sections = re.split(r"^## ", (ROOT / f"docs/how-to/{stage}.md").read_text(), flags=re.M)
     section = next(part for part in sections if part.startswith("Continue"))

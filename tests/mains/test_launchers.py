@@ -52,9 +52,18 @@ FIGURES: dict[str, list[str]] = {
     "ring_lite/rl_math dapo": ["dapo, clip 0.2 below and 0.28 above, KL beta 0.001"],
     "ring_lite/rl_math dr-grpo": ["dr-grpo, clip 0.2 below and 0.2 above, KL beta 0.001"],
     "ring_lite/rl_math gspo": ["gspo, clip 0.0003 below and 0.0004 above, KL beta 0.001"],
+    "ring_lite/pretrain": [
+        "2,048 sequences x 4,096 tokens = 8,388,608 tokens a step, from 256 by 256 over 1,000,000 sequences",
+        "wsd after a linear warm-up over 2,000 of 1,000,000 steps, decay (sqrt) over the last 100,000",
+        "attention and positions cross documents",
+        "expert biases move by 0.001 a step",
+    ],
+    "ring_lite/continue": ["512 sequences x 16,384 tokens", "attention and positions are reset at documents"],
+    "slice/pretrain": ["1 GPU(s)", "8 sequences x 8,192 tokens = 65,536 tokens a step"],
+    "tiny/pretrain": ["16 sequences x 256 tokens", "895,616 parameters"],
     "tiny/layouts": ["2 GPU(s): TP=2 PP=1 EP=1", "2 GPU(s): TP=1 PP=1 EP=2", "2 GPU(s): TP=1 PP=2 EP=1"],
 }  # fmt: skip
-WITHOUT_MAIN = {"convert", "export", "select", "data"}
+WITHOUT_MAIN = {"convert", "export", "select", "data", "pretrain_data"}
 
 
 def dry_run(launcher: str, out: Path, *flags: str, **settings: str) -> subprocess.CompletedProcess[str]:
@@ -126,7 +135,10 @@ def test_all_stages_have_launchers() -> None:
     assert {f"examples/ring_lite/{stage}.sh" for stage in (
         "convert", "sft", "select", "rl_math", "rl_code_science", "general_sft", "evaluate", "export"
     )} <= set(LAUNCHERS)  # fmt: skip
-    stages = ("data", "sft", "rl", "evaluate", "export")
+    assert {f"examples/{name}.sh" for name in ("ring_lite/pretrain", "ring_lite/continue", "tiny/demo_pretrain")} <= set(
+        LAUNCHERS
+    )
+    stages = ("data", "pretrain", "sft", "rl", "evaluate", "export")
     assert {f"examples/{folder}/{stage}.sh" for folder in ("slice", "tiny") for stage in stages} <= set(LAUNCHERS)
 
 

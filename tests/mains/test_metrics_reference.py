@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import ROOT
 from tests.mains.conftest import command, rl_flags, run
 
-PLACEHOLDER = re.compile(r"DOMAIN|FILE|NAME|NUMBER|PHASE")
+PLACEHOLDER = re.compile(r"CORPUS|DOMAIN|FILE|LAYER|NAME|NUMBER|PHASE")
 COMPOSED = {
     "parts": [{"name": "correct", "domain": "math"}],
     "gates": [{"name": "boxed", "domain": "format/one_box", "with": {}}],

@@ -21,6 +21,7 @@ ROWS = st.lists(
     st.fixed_dictionaries(
         {
             "entropy": st.floats(0, 2),
+            "loss": st.floats(0, 5),
             "grad_norm": st.floats(0, 10),
             "reward/mean": st.floats(0, 1),
             "data/stage": st.integers(1, 2),
@@ -28,7 +29,7 @@ ROWS = st.lists(
     ),
     max_size=30,
 )
-CONFIG = AlarmConfig(entropy_floor=0.2, grad_norm_factor=1.5, reward_drop=0.1, window=3)
+CONFIG = AlarmConfig(entropy_floor=0.2, grad_norm_factor=1.5, loss_rise=1.0, reward_drop=0.1, window=3)
 
 
 def numbered(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -43,6 +44,9 @@ def by_definition(rows: list[dict[str, Any]], window: int = 3) -> list[set[str]]
         before = [r["grad_norm"] for r in rows[max(0, i - window) : i]]
         if len(before) == window and row["grad_norm"] > 1.5 * statistics.median(before):
             broken.add("grad_norm")
+        losses = [r["loss"] for r in rows[max(0, i - window) : i]]
+        if len(losses) == window and row["loss"] > statistics.median(losses) + 1.0:
+            broken.add("loss")
         first = i
         while first > 0 and rows[first - 1]["data/stage"] == row["data/stage"]:
             first -= 1
@@ -69,7 +73,7 @@ def test_rules_are_their_definitions_and_a_continued_run_is_judged_alike(rows: l
     for row, broken in zip(rows, found, strict=True):
         for alarm in broken:
             assert alarm.step == row["step"] and alarm.value is not None and alarm.bound is not None
-            assert (alarm.value > alarm.bound) == (alarm.metric == "grad_norm") and alarm.value != alarm.bound
+            assert (alarm.value > alarm.bound) == (alarm.metric in ("grad_norm", "loss")) and alarm.value != alarm.bound
 
 
 @pytest.mark.parametrize("name", ["entropy", "kl", "loss/policy", "grad_norm", "reward/mean"])

@@ -41,11 +41,25 @@ def choose_experts(logits_te: torch.Tensor, k: int, padding_t: torch.Tensor | No
     return weights_tk, experts_tk, _sums(logits_te, lse_t, experts_tk, padding_t)
 
 
-def weigh_experts(logits_te: torch.Tensor, experts_tk: torch.Tensor, padding_t: torch.Tensor | None) -> Chosen:
+def choose_with_bias(
+    logits_te: torch.Tensor, bias_e: torch.Tensor, k: int, padding_t: torch.Tensor | None, losses: bool
+) -> Chosen:
+    """As `choose_experts`, for the `k` experts with the largest softmax(logits) + bias, fp32 [E]. The bias has no part in
+    the weights (arXiv 2408.15664)."""
+    scores_te = torch.softmax(logits_te, dim=-1) + bias_e
+    return weigh_experts(logits_te, torch.topk(scores_te, k, dim=-1).indices, padding_t, losses)
+
+
+def weigh_experts(
+    logits_te: torch.Tensor, experts_tk: torch.Tensor, padding_t: torch.Tensor | None, losses: bool = True
+) -> Chosen:
     """As `choose_experts`, for experts that something else has chosen."""
-    lse_t = torch.logsumexp(logits_te, dim=-1)
+    alone = experts_tk.shape[1] == 1
     chosen_tk = logits_te.gather(1, experts_tk)
-    weights_tk = (chosen_tk - lse_t[:, None]).exp() if experts_tk.shape[1] == 1 else torch.softmax(chosen_tk, dim=-1)
+    if not losses and not alone:
+        return torch.softmax(chosen_tk, dim=-1), experts_tk, logits_te.new_zeros(1)
+    lse_t = torch.logsumexp(logits_te, dim=-1)
+    weights_tk = (chosen_tk - lse_t[:, None]).exp() if alone else torch.softmax(chosen_tk, dim=-1)
     return weights_tk, experts_tk, _sums(logits_te, lse_t, experts_tk, padding_t)
 
 
