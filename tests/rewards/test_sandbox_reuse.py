@@ -27,7 +27,8 @@ for number in range(1024):
 print(json.dumps({
     "limits": limits, "open": open_files, "files": os.listdir("/tmp"), "pid": os.getpid(), "parent": os.getppid(),
     "signals": {str(n): str(signal.getsignal(n)) for n in (2, 13, 14, 15, 17)}, "threads": threading.active_count(),
-    "environment": dict(os.environ), "directory": os.getcwd(), "nice": os.getpriority(os.PRIO_PROCESS, 0), "umask": os.umask(0o22),
+    "environment": dict(os.environ), "directory": os.getcwd(), "umask": os.umask(0o22),
+    "nice": os.getpriority(os.PRIO_PROCESS, 0),
     "hooks": [str(sys.excepthook), str(threading.excepthook)], "collects": gc.isenabled(),
     "timers": signal.getitimer(signal.ITIMER_REAL), "recursion": sys.getrecursionlimit(),
 }, sort_keys=True))
