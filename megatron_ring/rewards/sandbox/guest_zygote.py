@@ -175,7 +175,8 @@ class _Zygote:
             self._requests.send(b"ready")
             return True
         control = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, descriptors[0])
-        request = _Request(*REQUEST.unpack(message), control, descriptors[1:4], descriptors[4:])
+        seconds, nice, wants_process = REQUEST.unpack(message)
+        request = _Request(seconds, nice, wants_process, control, descriptors[1:4], descriptors[4:])
         try:
             self._begin(request)
         except OSError as error:
