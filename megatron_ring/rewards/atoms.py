@@ -22,6 +22,11 @@ _DEGREE_SIGN = "^{\\circ}"
 _CURRENCY = re.compile(r"^(?:[€£¥₹]|\\pounds|\\euro|\\text\s*\{\s*\})\s*|\s*[€£¥₹]$")
 _TAIL = re.compile(r"(?:\\text\s*\{[^{}\\]*\}|\^\s*\{?[+-]?\d\}?|[/ ]|\\cdot)+")
 _NO_WORDS = re.compile(r"[^A-Za-z .,'’\-]")
+# 5个, 18元, 3只鸡; not 5万, 3个半, 5个以上, 5倍, which say another number.
+_COUNTED = re.compile(
+    r"\s*(?:平方|立方)?(?:厘米|分米|毫米|千米|公里|公顷|千克|公斤|分钟|小时|美元|[米克吨升秒天周年岁元个只人名位头本件块张条根次种棵辆支页道题套组步朵颗瓶杯袋箱包对双])"
+    r"(?:(?![〇零一二三四五六七八九十百千万亿两半几多余左右上下以内外不非或和与约至到倍分])[\u4e00-\u9fff]){0,4}"
+)
 _TEXT = re.compile(r"\\text\s*\{([^{}\\]*)\}")
 _QUALIFIERS = frozenset({
     "or", "and", "not", "more", "less", "fewer", "than", "least", "most", "about", "approximately", "around", "nearly",
@@ -144,11 +149,14 @@ def _quantity(text: str, start: int) -> Quantity:
 
 def _readable(tail: str) -> bool:
     """Whether what follows a number is a unit or words: no digits, signs or question marks."""
-    return parse_unit(tail) is not None or _NO_WORDS.search(_TEXT.sub(r"\1", tail)) is None
+    if parse_unit(tail) is not None:
+        return True
+    plain = _TEXT.sub(r"\1", tail)
+    return _NO_WORDS.search(plain) is None or _COUNTED.fullmatch(plain) is not None
 
 
 def _nouns(tail: str) -> bool:
-    return re.fullmatch(r" [a-z][a-z-]{2,20}(?: [a-z]{2,20}){0,3}", tail) is not None
+    return _COUNTED.fullmatch(tail) is not None or re.fullmatch(r" [a-z][a-z-]{2,20}(?: [a-z]{2,20}){0,3}", tail) is not None
 
 
 def _units_settle(wanted: Quantity, got: Quantity) -> bool | tuple[str, str]:

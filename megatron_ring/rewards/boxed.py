@@ -22,8 +22,11 @@ def last_boxed(text: str) -> str | None:
     does not count: the last complete one does. So does one inside the thinking, where none follows. Of nested boxes the
     inner one is the answer. Without a brace, as in `\boxed 5`, the next number, letter or command is the content.
     """
-    unbraced = max(_UNBRACED.finditer(text), key=re.Match.start, default=None)
-    starts = [match.start() for match in _BOX_START.finditer(text)]
+    first = text.find("\\boxed")
+    if first < 0:
+        return None
+    unbraced = max(_UNBRACED.finditer(text, first), key=re.Match.start, default=None)
+    starts = [match.start() for match in _BOX_START.finditer(text, first)]
     if unbraced is not None and (not starts or unbraced.start() > starts[-1]):
         return unbraced[1]
     if not starts:

@@ -24,6 +24,9 @@ NUMBER = re.compile(
 )
 
 
+_ONE = Fraction(1)
+
+
 @dataclass(frozen=True, slots=True)
 class PlainNumber:
     """An exact value, and whether it was written with a decimal point or times a power of ten (so possibly rounded).
@@ -44,15 +47,18 @@ def parse_number(text: str) -> PlainNumber | None:
     match = NUMBER.fullmatch(text)
     if match is None:
         return None
+    if text.isdigit():  # no sign, point or exponent, as most numbers
+        return PlainNumber(Fraction(int(text)), False, _ONE)
     fields = match.groupdict()
     step = Fraction(0)
     if fields["power"] is not None:
         value, rounded = Fraction(10) ** int(fields["power"]), False
     elif fields["mantissa"] is not None:
         exponent = fields["e"] or fields["braced"] or fields["bare"]
-        scale = Fraction(10) ** int(exponent or 0)
+        scale = Fraction(10) ** int(exponent) if exponent else _ONE
         value = _decimal(fields["mantissa"]) * scale
-        step = scale / 10 ** len(fields["mantissa"].partition(".")[2])
+        decimals = len(fields["mantissa"].partition(".")[2])
+        step = scale / 10**decimals if decimals else scale
         rounded = exponent is not None or "." in fields["mantissa"]
     else:
         top = fields["top"] or fields["top_digit"] or fields["over"]
@@ -88,4 +94,6 @@ def measured_agree(reference: PlainNumber, answer: PlainNumber) -> bool:
 
 
 def _decimal(text: str) -> Fraction:
+    if "." not in text:  # `Fraction` would read it with an expression of its own
+        return Fraction(int(text.replace(",", "")))
     return Fraction(text.replace(",", "").removesuffix("."))

@@ -98,8 +98,10 @@ class Arithmetic:
         return value
 
     def starts_factor(self) -> bool:
-        """Whether what follows multiplies what was read, without a sign of multiplication. A number never does."""
+        """Whether what follows multiplies what was read, without a sign of multiplication. A number does after `!` alone."""
         token = self.next
+        if is_number(token):
+            return self.tokens[self.at - 1 : self.at] == ["!"]
         if self.integrals and token == "d" and is_letter(self.tokens[self.at + 1]):
             return False
         if token in BARS:

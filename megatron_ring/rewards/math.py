@@ -90,11 +90,13 @@ def quick_compare(given: str, reference: str) -> Reward | None:
     given_text, reference_clean = clean(given), clean(reference)
     if not given_text:
         return Reward(0.0, "the boxed answer is empty")
-    if given_text == reference_clean or choice_agrees(reference_clean, given_text):
+    if given_text == reference_clean:
         return CORRECT
     given_number, reference_number = parse_number(given_text), parse_number(reference_clean)
     if given_number is not None and reference_number is not None:
         return CORRECT if numbers_agree(reference_number, given_number) else differs(given, reference)
+    if choice_agrees(reference_clean, given_text):
+        return CORRECT
     if choice_differs(reference_clean, given_text) or len(reference) > MAX_ANSWER_CHARACTERS:
         return differs(given, reference)
     if defines_macros(given):

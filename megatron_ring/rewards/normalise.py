@@ -86,7 +86,7 @@ def clean(text: str) -> str:
         text = "".join(map(_ascii_digit, text.translate(_SIGNS)))
     if "\\" in text or "{" in text:
         text = text.replace("\\$", "").replace("\\!", "").replace("{,}", ",")
-    text = without_stop(re.sub(r"\s+", " ", text).strip(" $"))
+    text = without_stop(" ".join(text.split()).strip(" $"))
     if text[:2] == text[-2:] == "**" and "*" not in text[2:-2]:
         text = text[2:-2].strip()
     if text[:2] in ("\\[", "\\(") and text[-2:] in ("\\]", "\\)"):
@@ -114,7 +114,7 @@ def normalise(text: str) -> str:
         text = _BARE_SET.sub(lambda match: rf"\mathbb{{{match[1] or match[2]}}}", text)
         text = _BARE_MODULUS.sub(r"\\\1{\2}", _without_infix(text))
     text = _JOINING.sub(lambda match: f" {match[1] or match[2]} ", text)
-    text = without_stop(re.sub(r"\s+", " ", text).strip(" $"))
+    text = without_stop(" ".join(text.split()).strip(" $"))
     if _SPACED_INTEGER.fullmatch(text):
         text = text.replace(" ", "")
     return text

@@ -121,7 +121,7 @@ class RewardPool:
         if verifier.quick_score is not None and len(request.response) <= _QUICK_CHARACTERS:
             reward = verifier.quick_score(request)
             if reward is not None:
-                future.set_result(replace(reward, reason=printable_line(reward.reason)))
+                future.set_result(_presentable(reward))
                 return future
         time_limit = max(self._time_limit, verifier.time_limit or 0.0)
         return self._put(verifier.worker, _Task(Item(request, time_limit), future))
@@ -218,7 +218,7 @@ class RewardPool:
             if self._closing.is_set() and not isinstance(outcome, Reward):  # it was ended by `close`, not by the response
                 outcome = CancelledError()
             if isinstance(outcome, Reward):
-                task.future.set_result(replace(outcome, reason=printable_line(outcome.reason)))
+                task.future.set_result(_presentable(outcome))
             else:
                 task.future.set_exception(outcome)
         lane.discard()
@@ -235,3 +235,8 @@ class RewardPool:
         with self._lock:
             self._live.discard(worker)
         worker.kill()
+
+
+def _presentable(reward: Reward) -> Reward:
+    line = printable_line(reward.reason)
+    return reward if line == reward.reason else replace(reward, reason=line)

@@ -27,10 +27,19 @@ class ProcessHandle:
     Args:
         status_file: where bubblewrap writes what became of the program; None without bubblewrap.
         end: called once the run is over.
+        group: its control group, if it has one.
     """
 
-    def __init__(self, process: subprocess.Popen[bytes], watch: Watch, status_file: int | None, end: ExitStack) -> None:
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        watch: Watch,
+        status_file: int | None,
+        end: ExitStack,
+        group: RunGroup | None = None,
+    ) -> None:
         self._process, self.watch, self._status_file, self._end = process, watch, status_file, end
+        self._group = group
         self._watched = os.pidfd_open(process.pid)
 
     def fileno(self) -> int:
@@ -41,6 +50,8 @@ class ProcessHandle:
 
     def outcome(self) -> tuple[int | None, int | None, bool]:
         code = self._process.wait()
+        if self._group is not None:
+            self._group.over = True
         if self._status_file is not None and not _program_ended(self._status_file):
             raise MachineFailure(f"bubblewrap ended before the program began (exit status {code})")
         number = -code if code < 0 else code - 128 if 128 < code < 128 + 65 else None  # as shells and bwrap report it
@@ -120,7 +131,7 @@ class Fresh:
                     start_new_session=True,
                 )
             watch = Watch(self.limits, group, lambda: process.pid, alone)
-            return ProcessHandle(process, watch, status_file, end.pop_all())
+            return ProcessHandle(process, watch, status_file, end.pop_all(), group)
 
     def run(self, stdin: bytes = b"", delegation: Delegation | None = None, alone: bool = False) -> RunResult:
         """Start it and drive it to its end. Raises what `start` and `collect` do."""

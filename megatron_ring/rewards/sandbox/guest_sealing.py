@@ -18,9 +18,13 @@ EMPTY = "/empty"  # a directory of the sandbox
 _NEWNS, _NEWUSER, _NEWPID = 0x00020000, 0x10000000, 0x20000000
 _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_BIND, _MS_REC, _MS_PRIVATE = 2, 4, 8, 0x1000, 0x4000, 0x40000
 _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _SECCOMP_FILTER = 38, 22, 2
-_SYS_CAPSET = {"x86_64": 126, "aarch64": 91}
-_SYS_CLONE = {"x86_64": 56, "aarch64": 220}
+_MACHINE = os.uname().machine
+_SYS_CAPSET = {"x86_64": 126, "aarch64": 91}.get(_MACHINE, -1)
+_SYS_CLONE = {"x86_64": 56, "aarch64": 220}.get(_MACHINE, -1)
 _libc = ctypes.CDLL(None, use_errno=True)
+_libc_locked = ctypes.PyDLL(None, use_errno=True)  # holds the interpreter's lock during a call
+_CLONE_FLAGS = ctypes.c_ulong(_NEWUSER | _NEWNS | _NEWPID | signal.SIGCHLD)
+_NO_CAPABILITIES = struct.pack("=Ii", 0x20080522, 0), bytes(24)
 
 
 def _check(result: int, what: str) -> None:
@@ -43,11 +47,9 @@ def write_file(path: str, text: str) -> None:
 
 def clone() -> int:
     """`os.fork`, but the child is in new user, mount and pid name spaces, pid 1 of the last. Without other threads only."""
-    # One call makes them and the process: `unshare` would need a second fork. PyDLL holds the interpreter's lock meanwhile.
-    system_call = ctypes.PyDLL(None, use_errno=True).syscall
-    number = _SYS_CLONE[os.uname().machine]
+    # One call makes them and the process: `unshare` would need a second fork.
     ctypes.pythonapi.PyOS_BeforeFork()
-    pid = system_call(number, ctypes.c_ulong(_NEWUSER | _NEWNS | _NEWPID | signal.SIGCHLD), 0, 0, 0, 0)
+    pid = _libc_locked.syscall(_SYS_CLONE, _CLONE_FLAGS, 0, 0, 0, 0)
     if pid == 0:
         ctypes.pythonapi.PyOS_AfterFork_Child()
         return 0
@@ -96,11 +98,15 @@ def limit(limits: dict[str, Any]) -> None:
             resource.setrlimit(number, (value, value))
 
 
-def seal(program: bytes) -> None:
-    """Give up all capabilities and install the system call filter, for good."""
-    header = struct.pack("=Ii", 0x20080522, 0)
-    _check(_libc.syscall(_SYS_CAPSET[os.uname().machine], header, struct.pack("=6I", *[0] * 6)), "capset")
-    _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
-    buffer = ctypes.create_string_buffer(program, len(program))
-    descriptor = struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(buffer))
-    _check(_libc.prctl(_PR_SET_SECCOMP, _SECCOMP_FILTER, descriptor), "seccomp")
+class Filter:
+    """A filter of system calls, ready to be installed: `program` is an array of `struct sock_filter`."""
+
+    def __init__(self, program: bytes) -> None:
+        self._program = ctypes.create_string_buffer(program, len(program))
+        self._described = struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(self._program))
+
+    def seal(self) -> None:
+        """Give up all capabilities and install the filter, for good."""
+        _check(_libc.syscall(_SYS_CAPSET, *_NO_CAPABILITIES), "capset")
+        _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
+        _check(_libc.prctl(_PR_SET_SECCOMP, _SECCOMP_FILTER, self._described), "seccomp")

@@ -1,11 +1,12 @@
 """The warm interpreter inside bubblewrap: forks once per run, each fork sealed off before it sees the solution.
 
 Modes (first argument):
-    zygote FD     serve requests on the socket FD: one datagram per run that holds its seconds and its niceness, with four
-                  or more descriptors: the run's control socket, stdin, stdout, stderr, and those of control groups that it
-                  enters by writing `0`. The control socket carries the run's spec (a length, then JSON) one way; the
-                  other way a descriptor of its process, and lines of JSON: `{"failed": …}` from a run that could not be
-                  set up, and at last its result. When its other end closes, the run is killed.
+    zygote FD     serve requests on the socket FD: one datagram per run that holds its seconds, its niceness and whether
+                  its process is to be told, with four or more descriptors: the run's control socket, stdin, stdout,
+                  stderr, and those of control groups that it enters by writing `0`. The control socket carries the run's
+                  spec (a length, then JSON) one way; the other way a descriptor of its process, where that was asked for,
+                  and lines of JSON: `{"failed": …}` from a run that could not be set up, and at last its result. When its
+                  other end closes, the run is killed.
     once FILE     run one job from the spec in FILE, where the sandbox around this process belongs to it alone.
 
 Each run is one process, cloned into user, mount and pid name spaces of its own. It is pid 1 there: whatever it left behind
@@ -17,6 +18,7 @@ The zygote itself never runs a solution, so that nothing one run does to its mod
 
 from __future__ import annotations
 
+import _signal
 import contextlib
 import gc
 import json
@@ -27,22 +29,44 @@ import socket
 import struct
 import sys
 import time
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
-import guest_jobs
-import guest_sealing
+AtFork = list[dict[str, Callable[[], object]]]
+
+
+@contextlib.contextmanager
+def _at_fork_aside() -> Iterator[AtFork]:
+    """Collect what modules register for forks. The zygote has one thread, so a run's start leaves them nothing to do, and
+    it would take them a tenth of the run. Each run registers them again, for the forks of the solution."""
+    handlers: AtFork = []
+    register = os.register_at_fork
+    os.register_at_fork = lambda **given: handlers.append(given)
+    try:
+        yield handlers
+    finally:
+        os.register_at_fork = register
+
+
+with _at_fork_aside() as _IMPORTED:
+    import guest_jobs
+    import guest_sealing
 
 # What solutions import most: loaded once here, shared by every fork.
 PRELOADED = (
-    "array", "bisect", "collections", "copy", "datetime", "decimal", "fractions", "functools", "heapq", "io", "itertools",
-    "math", "operator", "queue", "random", "re", "statistics", "string", "typing",
+    "array", "bisect", "collections", "copy", "dataclasses", "datetime", "decimal", "fractions", "functools", "heapq", "io",
+    "itertools", "math", "operator", "queue", "random", "re", "statistics", "string", "typing",
 )  # fmt: skip
-REQUEST = struct.Struct("!di")
+REQUEST = struct.Struct("!di?")
 MAX_DESCRIPTORS = 8
 SPEC_HEADER = struct.Struct("!Q")
+
+
+def _register(handlers: AtFork) -> None:
+    for given in handlers:
+        os.register_at_fork(**given)
 
 
 def _receive(control: socket.socket, size: int) -> bytes:
@@ -55,18 +79,27 @@ def _receive(control: socket.socket, size: int) -> bytes:
     return bytes(data)
 
 
-@dataclass(frozen=True)
-class _Request:
+class _Request(NamedTuple):
     """What a run is given: its control socket, its standard descriptors, the entries of its control groups."""
 
     seconds: float
     nice: int
+    wants_process: bool
     control: socket.socket
     standard: list[int]
     groups: list[int]
 
 
-def _run(request: _Request, program: bytes, uid: int, gid: int) -> None:
+class _Shared(NamedTuple):
+    """What all runs have in common; `at_fork`: what solutions' own forks are to call."""
+
+    filter: guest_sealing.Filter
+    uid: int
+    gid: int
+    at_fork: AtFork
+
+
+def _run(request: _Request, shared: _Shared) -> None:
     """The run itself: seal this process, then execute the job. Never returns."""
     control = request.control
     try:
@@ -74,10 +107,10 @@ def _run(request: _Request, program: bytes, uid: int, gid: int) -> None:
             os.write(entry, b"0")
         if request.nice:
             os.nice(request.nice)
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        _signal.signal(signal.SIGINT, _signal.SIG_DFL)  # what `signal.signal` wraps takes a quarter of its time
         (size,) = SPEC_HEADER.unpack(_receive(control, SPEC_HEADER.size))
         spec = json.loads(_receive(control, size))
-        guest_sealing.own_namespaces(uid, gid)
+        guest_sealing.own_namespaces(shared.uid, shared.gid)
         guest_sealing.write_file("/proc/self/oom_score_adj", "1000")
         guest_sealing.private_files(spec["limits"])
         os.setsid()
@@ -87,12 +120,13 @@ def _run(request: _Request, program: bytes, uid: int, gid: int) -> None:
         kept = control.fileno()
         os.closerange(3, kept)
         os.closerange(kept + 1, 1 << 16)
-        guest_sealing.seal(program)
+        shared.filter.seal()
     except BaseException as error:
         _tell(control, {"failed": str(error)[:200]})
         os._exit(125)
     control.close()  # nothing of a solution has run so far: what was told over it is true
     sys.modules["random"].seed()
+    _register(shared.at_fork)
     guest_jobs.run_job(spec)
 
 
@@ -104,9 +138,10 @@ def _tell(control: socket.socket, message: dict[str, Any]) -> None:
 class _Zygote:
     """Starts runs, waits for them, kills them at their limits or when nobody wants them any more, and reports."""
 
-    def __init__(self, requests: socket.socket) -> None:
+    def __init__(self, requests: socket.socket, at_fork: AtFork) -> None:
         self._requests = requests
-        self._program = b""
+        self._at_fork = at_fork
+        self._shared: _Shared | None = None
         self._poll = select.poll()
         self._poll.register(requests, select.POLLIN)
         self._runs: dict[int, _Run] = {}  # by both descriptors that are watched for it
@@ -136,11 +171,12 @@ class _Zygote:
         if not message:
             return False
         if not descriptors:
-            self._program = message
+            self._shared = _Shared(guest_sealing.Filter(message), os.getuid(), os.getgid(), self._at_fork)
             self._requests.send(b"ready")
             return True
-        seconds, nice = REQUEST.unpack(message)
-        request = _Request(seconds, nice, socket.socket(fileno=descriptors[0]), descriptors[1:4], descriptors[4:])
+        control = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, descriptors[0])
+        seconds, nice, wants_process = REQUEST.unpack(message)
+        request = _Request(seconds, nice, wants_process, control, descriptors[1:4], descriptors[4:])
         try:
             self._begin(request)
         except OSError as error:
@@ -151,10 +187,10 @@ class _Zygote:
         return True
 
     def _begin(self, request: _Request) -> None:
-        uid, gid = os.getuid(), os.getgid()
+        assert self._shared is not None  # the filter comes first
         pid = guest_sealing.clone()
         if pid == 0:
-            _run(request, self._program, uid, gid)
+            _run(request, self._shared)
         started = time.monotonic()
         try:
             watched = os.pidfd_open(pid)
@@ -162,9 +198,10 @@ class _Zygote:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
             raise
-        run = _Run(pid, watched, request.control, started, started + request.seconds)
-        with contextlib.suppress(OSError):  # nobody wants it any more: the poll says so, too
-            socket.send_fds(run.control, [b"\n"], [watched])
+        run = _Run(pid, watched, request.control, started + request.seconds)
+        if request.wants_process:
+            with contextlib.suppress(OSError):  # nobody wants it any more: the poll says so, too
+                socket.send_fds(run.control, [b"\n"], [watched])
         for descriptor in (watched, run.control.fileno()):
             self._runs[descriptor] = run
             # The run reads its spec from the control socket: only the end of that is ours to see.
@@ -194,24 +231,23 @@ class _Zygote:
             _tell(run.control, {"status": status, "timed_out": timed_out})
 
 
-@dataclass(frozen=True)
-class _Run:
-    """A run: its process, a descriptor of that, its control socket, when it began and has to end."""
+class _Run(NamedTuple):
+    """A run: its process, a descriptor of that, its control socket, when it has to end."""
 
     pid: int
     watched: int
     control: socket.socket
-    started: float
     deadline: float
 
 
 def serve(requests: socket.socket) -> None:
     """Load what solutions import, then start runs until the socket closes."""
-    for name in PRELOADED:
-        __import__(name)
+    with _at_fork_aside() as handlers:
+        for name in PRELOADED:
+            __import__(name)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     gc.freeze()
-    _Zygote(requests).serve()
+    _Zygote(requests, _IMPORTED + handlers).serve()
 
 
 def main() -> None:
@@ -222,6 +258,7 @@ def main() -> None:
     with open(sys.argv[2], encoding="utf-8") as file:
         spec = json.load(file)
     guest_sealing.limit(spec["limits"])
+    _register(_IMPORTED)
     guest_jobs.run_job(spec)
 
 

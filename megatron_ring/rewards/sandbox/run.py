@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
-import selectors
+import select
 import signal
 import time
 from dataclasses import dataclass
@@ -163,33 +164,35 @@ def _pump(handle: Handle, pipes: Pipes, stdin: bytes, limits: Limits, deadline: 
     todo, reason, ended = memoryview(stdin), "", False
     flooded = f"more than {limits.output_bytes} bytes of output"
     stop = stop_descriptor()
-    with selectors.DefaultSelector() as selector:
-        for descriptor in (handle.fileno(), *buffers, *(() if stop is None else (stop,))):
-            selector.register(descriptor, selectors.EVENT_READ)
-        stdin_fd = pipes.stdin
-        if stdin_fd >= 0:
-            selector.register(stdin_fd, selectors.EVENT_WRITE)
-        while not (reason or ended):
-            now = time.monotonic()
-            events = selector.select(max(0.0, min(deadline, handle.watch.next_look) - now))
-            for key, _ in events:
-                if key.fd == handle.fileno():
-                    ended = handle.ended()
-                elif key.fd == stop:
-                    raise Stopped
-                elif key.fd == stdin_fd:
-                    todo = _feed(key.fd, todo)
-                    if not todo:
-                        selector.unregister(key.fd)
-                        os.close(key.fd)
-                        pipes.stdin = -1
-                elif not _read_some(key.fd, buffers[key.fd]):
-                    selector.unregister(key.fd)
-                elif len(buffers[key.fd]) > limits.output_bytes:
-                    reason = flooded
-            now = time.monotonic()
-            if not (ended or reason):
-                reason = LATE if now >= deadline else handle.watch.look() if now >= handle.watch.next_look else ""
+    watched, stdin_fd = handle.fileno(), pipes.stdin
+    poll = select.poll()
+    for descriptor in (watched, *buffers, *(() if stop is None else (stop,))):
+        poll.register(descriptor, select.POLLIN)
+    if stdin_fd >= 0:
+        todo = _feed(stdin_fd, todo)
+        if todo:
+            poll.register(stdin_fd, select.POLLOUT)
+        else:
+            _close_stdin(pipes)
+    while not (reason or ended):
+        seconds = min(deadline, handle.watch.next_look) - time.monotonic()
+        for ready, _ in poll.poll(math.ceil(1000 * max(0.0, seconds))):
+            if ready == watched:
+                ended = handle.ended()
+            elif ready == stop:
+                raise Stopped
+            elif ready == stdin_fd:
+                todo = _feed(ready, todo)
+                if not todo:
+                    poll.unregister(ready)
+                    _close_stdin(pipes)
+            elif not _read_some(ready, buffers[ready]):
+                poll.unregister(ready)
+            elif len(buffers[ready]) > limits.output_bytes:
+                reason = flooded
+        now = time.monotonic()
+        if not (ended or reason):
+            reason = LATE if now >= deadline else handle.watch.look() if now >= handle.watch.next_look else ""
     for descriptor, buffer in buffers.items():  # what was in the pipes at the end
         while ended and len(buffer) <= limits.output_bytes and _read_some(descriptor, buffer):
             pass
@@ -205,6 +208,11 @@ def _feed(descriptor: int, todo: memoryview) -> memoryview:
         return todo
     except OSError:  # the run closed its stdin
         return todo[:0]
+
+
+def _close_stdin(pipes: Pipes) -> None:
+    os.close(pipes.stdin)
+    pipes.stdin = -1
 
 
 def _read_some(descriptor: int, buffer: bytearray) -> bool:

@@ -58,6 +58,7 @@ _REFUSED: dict[str, tuple[int, int | None]] = {
 # fmt: on
 _ARCHITECTURES = {"x86_64": (0xC000003E, 0, 56), "aarch64": (0xC00000B7, 1, 220)}  # audit name, column, clone
 _CLONE3 = 435
+_MOST_CALLS = 512  # above all numbers named here
 
 
 def build_filter(machine: str | None = None) -> bytes:
@@ -70,28 +71,43 @@ def build_filter(machine: str | None = None) -> bytes:
     if machine not in _ARCHITECTURES:
         raise UserError(f"the code sandbox knows the system calls of x86_64 and aarch64, not of {machine}")
     audit, column, clone = _ARCHITECTURES[machine]
+    refuse = [_step(_RETURN, _ERRNO | _EPERM)]
+    verdicts = {numbers[column]: refuse for numbers in _REFUSED.values()}
+    # clone3 passes its flags in memory, where a filter cannot look; glibc falls back to clone on ENOSYS.
+    verdicts[_CLONE3] = [_step(_RETURN, _ERRNO | _ENOSYS)]
+    verdicts[clone] = [
+        _step(_LOAD, _FIRST_ARGUMENT_AT),
+        _step(_ANY_BIT, _NAMESPACE_FLAGS, 0, 1),
+        *refuse,
+        _step(_RETURN, _ALLOW),
+    ]
+    ranges = [(0, [_step(_RETURN, _ALLOW)])]
+    for number in range(_MOST_CALLS):
+        verdict = verdicts.get(number, ranges[0][1])
+        if verdict is not ranges[-1][1]:
+            ranges.append((number, verdict))
+    if machine == "x86_64":  # the x32 calls are the same calls under other numbers
+        ranges.append((_X32_BIT, refuse))
     program = [
         _step(_LOAD, _ARCH_AT),
         _step(_EQUAL, audit, 1, 0),
         _step(_RETURN, _KILL),
         _step(_LOAD, _NUMBER_AT),
-    ]
-    if machine == "x86_64":  # the x32 calls are the same calls under other numbers
-        program += [_step(_AT_LEAST, _X32_BIT, 0, 1), _step(_RETURN, _ERRNO | _EPERM)]
-    for numbers in _REFUSED.values():
-        number = numbers[column]
-        if number is not None:
-            program += [_step(_EQUAL, number, 0, 1), _step(_RETURN, _ERRNO | _EPERM)]
-    # clone3 passes its flags in memory, where a filter cannot look; glibc falls back to clone on ENOSYS.
-    program += [_step(_EQUAL, _CLONE3, 0, 1), _step(_RETURN, _ERRNO | _ENOSYS)]
-    program += [
-        _step(_EQUAL, clone, 0, 3),
-        _step(_LOAD, _FIRST_ARGUMENT_AT),
-        _step(_ANY_BIT, _NAMESPACE_FLAGS, 0, 1),
-        _step(_RETURN, _ERRNO | _EPERM),
-        _step(_RETURN, _ALLOW),
+        *_search(ranges),
     ]
     return b"".join(program)
+
+
+def _search(ranges: list[tuple[int, list[bytes]]]) -> list[bytes]:
+    """Find the verdict of the range that holds the number. Ranges are (first number, verdict), in order.
+
+    It halves them: the kernel tries a new filter with every call there is, and each run has a new one.
+    """
+    if len(ranges) == 1:
+        return ranges[0][1]
+    middle = len(ranges) // 2
+    below = _search(ranges[:middle])
+    return [_step(_AT_LEAST, ranges[middle][0], len(below), 0), *below, *_search(ranges[middle:])]
 
 
 def _step(code: int, operand: int, if_true: int = 0, if_false: int = 0) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import queue
@@ -30,21 +31,26 @@ GUEST_FILES = (
 )  # fmt: skip
 _HERE = Path(__file__).parent
 _START_LIMIT = 60.0
-_REQUEST = struct.Struct("!di")
+_REQUEST = struct.Struct("!di?")
 GRACE = 0.5  # the zygote ends a run at its limit; past this much more we do
 
 
 def job_spec(job: str, limits: Limits, fields: Mapping[str, Any]) -> dict[str, Any]:
     """What the guest wants to know of a run."""
-    numbers = asdict(limits) | {"cpu_seconds": limits.cpu_seconds}
-    return {"job": job, "seconds": limits.seconds, "limits": numbers, **fields}
+    return {"job": job, "seconds": limits.seconds, "limits": _numbers(limits), **fields}
+
+
+@functools.lru_cache
+def _numbers(limits: Limits) -> dict[str, Any]:
+    """The same dictionary for the same limits: nobody changes it."""
+    return asdict(limits) | {"cpu_seconds": limits.cpu_seconds}
 
 
 class WarmHandle:
     """A run of the zygote, held by its control socket: closing it kills the run. `end` is closed once it is over."""
 
     def __init__(self, control: socket.socket, limits: Limits, group: RunGroup | None, alone: bool, end: ExitStack) -> None:
-        self._control, self._end = control, end
+        self._control, self._group, self._end = control, group, end
         self._heard = bytearray()
         self._pidfd = -1
         self.watch = Watch(limits, group, lambda: usage.process_of(self._pidfd) if self._pidfd >= 0 else 0, alone)
@@ -63,7 +69,11 @@ class WarmHandle:
             self._pidfd = descriptors[0]
             self._end.callback(os.close, self._pidfd)
         self._heard += data
-        return not data or b"status" in self._heard
+        if b"status" not in self._heard:
+            return not data
+        if self._group is not None:
+            self._group.over = True
+        return True
 
     def outcome(self) -> tuple[int | None, int | None, bool]:
         messages: dict[str, Any] = {}
@@ -78,6 +88,7 @@ class WarmHandle:
         return (code, None, messages["timed_out"]) if code >= 0 else (None, -code, messages["timed_out"])
 
     def kill(self) -> None:
+        self.ended()  # where that was not asked before
         self._control.close()
         self._end.close()
 
@@ -112,7 +123,7 @@ class WarmPython:
                 end.callback(delegation.give_back, group)
             nice = 0 if alone or (group is not None and group.bounds_cpu) else NICE
             seconds = spec["seconds"] * (PATIENCE if alone else 1)
-            request = _REQUEST.pack(seconds, nice)
+            request = _REQUEST.pack(seconds, nice, group is None)  # a group knows its processes
             control = self._request(request, standard, () if group is None else group.entries)
             control.settimeout(seconds + 10)
             try:
