@@ -10,11 +10,12 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
+from megatron_ring.curation.meaning import meaning
 from megatron_ring.curation.near import jaccard, word_grams
 from megatron_ring.curation.options import Decontaminate, Exact, Near
 from megatron_ring.curation.pipeline import run_recipe
 from megatron_ring.curation.recipe import Recipe, Source
-from megatron_ring.curation.text import meaning, words
+from megatron_ring.curation.text import words
 from tools.planted_rows import near_copy, respelled
 
 Row = dict[str, Any]
@@ -41,7 +42,7 @@ def brute_pairs(texts: list[str], threshold: float) -> set[tuple[int, int]]:
     for place, found in enumerate(grams):
         common = Counter(other for gram in found for other in holders[gram])
         for other, shared in common.items():
-            if shared / (len(found) + len(grams[other]) - shared) >= threshold and meanings[place] == meanings[other]:
+            if shared / (len(found) + len(grams[other]) - shared) >= threshold and meanings[place].fits(meanings[other]):
                 pairs.add((other, place))
         for gram in found:
             holders[gram].append(place)

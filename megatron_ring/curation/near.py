@@ -1,7 +1,7 @@
 """Near duplicates: MinHash with locality-sensitive hashing proposes pairs, their Jaccard similarity decides.
 
 Plain text is compared by its word n-grams, text with much LaTeX or Chinese by its character n-grams, and text in between by
-both. A band's hash also takes in the numbers, signs and turning words of a problem (`text.meaning`): two problems of one
+both. A band's hash also takes in the numbers, signs and turning words of a problem (`meaning`): two problems of one
 template with other numbers never meet. Signatures stay on disk; one band of all rows is in memory at a time.
 """
 
@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_ring.curation.grouping import AllRows, Decision, Signature, priority
+from megatron_ring.curation.meaning import Meaning, meaning, strict_meaning
 from megatron_ring.curation.options import Near
 from megatron_ring.curation.store import Row
-from megatron_ring.curation.text import latex_share, meaning, prompt_text, words
+from megatron_ring.curation.text import latex_share, prompt_text, words
 from megatron_ring.curation.union_find import UnionFind
 
 SEED = 1
@@ -42,7 +43,7 @@ class NearDuplicates:
             tokens, share = words(text), latex_share(text)
             if not tokens:
                 continue
-            salt = _hash(meaning(tokens)) if options.numbers else 0
+            salt = _hash(strict_meaning(tokens)) if options.numbers else 0
             if share < FORMULAS:
                 plain[:, place] = _bands(word_grams(tokens, options.words), options.word_bands, options.word_rows, salt)
             if share >= PLAIN:
@@ -81,7 +82,7 @@ class _Similarity:
         self._rows, self._options = rows, options
         self._grams = functools.lru_cache(maxsize=_CACHED)(self._read)
 
-    def _read(self, index: int) -> tuple[str, frozenset[str], frozenset[str]]:
+    def _read(self, index: int) -> tuple[Meaning, frozenset[str], frozenset[str]]:
         text = prompt_text(self._rows.row(index)["prompt"])
         tokens, share = words(text), latex_share(text)
         plain = frozenset(word_grams(tokens, self._options.words)) if share < FORMULAS else frozenset()
@@ -90,7 +91,7 @@ class _Similarity:
 
     def __call__(self, one: int, other: int) -> float:
         (said, *grams), (also, *others) = self._grams(one), self._grams(other)
-        if self._options.numbers and said != also:
+        if self._options.numbers and not said.fits(also):
             return 0.0
         return max(jaccard(a, b) for a, b in zip(grams, others, strict=True))
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from megatron_ring.curation.text import latex_share, meaning, without_label, words
+from megatron_ring.curation.meaning import meaning
+from megatron_ring.curation.text import latex_share, without_label, words
 
 SAME = [
     ("What is $2+3$?", "what  is \\(2 + 3\\) ?"),
