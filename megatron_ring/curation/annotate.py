@@ -66,6 +66,8 @@ def kind_of_answer(answer: Any) -> str:
     if isinstance(answer, float):
         return "number"
     if isinstance(answer, str):
+        if answer.isdecimal() and answer.isascii() and len(answer) <= 200:
+            return "integer"
         plain = clean(answer)
         number = parse_number(plain)
         if number is not None:

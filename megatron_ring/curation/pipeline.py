@@ -21,7 +21,7 @@ from megatron_ring.curation.decontaminate import Decontaminator
 from megatron_ring.curation.exact import ExactDuplicates
 from megatron_ring.curation.near import NearDuplicates
 from megatron_ring.curation.options import Annotate, Clean, Decontaminate, Exact, Near, Options, Solutions
-from megatron_ring.curation.reading import PIECE, content_digest, open_source, read_piece
+from megatron_ring.curation.reading import content_digest, open_source, read_piece
 from megatron_ring.curation.recipe import Recipe
 from megatron_ring.curation.report import write_report
 from megatron_ring.curation.solutions import SolutionRunner
@@ -92,7 +92,7 @@ class _Runner:
              dict(file.source.metadata), len(file.source.files)]
             for file in files
         ]  # fmt: skip
-        folder = self._folder(0, "read", [described, PIECE])
+        folder = self._folder(0, "read", [described, [piece.start for piece in pieces]])
         shards = tuple(Shard(folder, number) for number in range(len(pieces)))
         calls = [(read_piece, (piece, shard)) for piece, shard in zip(pieces, shards, strict=True) if not shard.done]
         step = self._finished("read", shards, calls)

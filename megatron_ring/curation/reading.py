@@ -24,7 +24,9 @@ from megatron_ring.data.messages import RecordError, messages_to_json, read_prom
 from megatron_ring.data.rows import LINES, open_text_file, parse_line, read_rows, suffix_of
 from megatron_ring.errors import UserError
 
-PIECE = 4 << 20  # bytes of a file that become one shard
+PIECE = 4 << 20  # bytes of a file that become one shard, at most
+_SMALL_PIECE = 256 << 10
+_PIECES = 32  # of a file that is not large, so that several processes end their work together
 _SAMPLE = 200  # rows that decide the form of a file
 _SOLUTIONS = 20  # of a row, at most
 _RAW = 2000  # characters of an unreadable line that are kept
@@ -118,8 +120,9 @@ def _cut(path: Path) -> tuple[str, list[tuple[int, int, int]]]:
     digest, cuts = hashlib.blake2b(digest_size=16), []
     start, line = 0, 1
     try:
+        size = min(PIECE, max(_SMALL_PIECE, path.stat().st_size // _PIECES))
         with path.open("rb") as stream:
-            while block := stream.read(PIECE):
+            while block := stream.read(size):
                 block += stream.readline()
                 digest.update(block)
                 cuts.append((start, start + len(block), line))
