@@ -16,7 +16,7 @@ from megatron_ring.curation.options import Decontaminate, Exact, Near
 from megatron_ring.curation.pipeline import run_recipe
 from megatron_ring.curation.recipe import Recipe, Source
 from megatron_ring.curation.text import words
-from tools.planted_rows import near_copy, respelled
+from tools.planted_rows import near_copy, respelled, turned
 
 Row = dict[str, Any]
 DOCUMENTS = 20_000
@@ -75,19 +75,26 @@ def check_near(rows: list[Row], seed: int) -> dict[str, Any]:
 
 
 def check_templates(rows: list[Row], seed: int) -> dict[str, Any]:
-    """Problems of one template with other numbers stay: each of the problems five times over."""
+    """Problems of one template with other numbers stay, each of the problems five times over. So do problems of which one
+    word was replaced by its opposite, beside the original."""
     rng = random.Random(seed)
     made: dict[str, Row] = {}
     for row in rows[:2000]:
         for _ in range(5):
             text = re.sub(r"\d+", lambda _: str(rng.randint(2, 999)), row["problem"])
             made.setdefault(" ".join(words(text)), {"problem": text, "answer": str(rng.randint(1, 99))})
+    pairs = [(row["problem"], turned(row["problem"], rng)) for row in rows[:2000]]
+    turns = [(text, other) for text, other in pairs if other is not None and " ".join(words(text)) != " ".join(words(other))]
     templates = [row for key, row in made.items() if re.search(r"\d", key)]
     with tempfile.TemporaryDirectory() as name:
         (Path(name) / "a").mkdir()
         (Path(name) / "b").mkdir()
         dropped = len(ledger_of(templates, Near(), Path(name) / "a")) + len(ledger_of(templates, Exact(), Path(name) / "b"))
-    return {"rows": len(templates), "kept": round(1 - dropped / len(templates), 5), "dropped": dropped}
+        (Path(name) / "c").mkdir()
+        both = [{"problem": text, "answer": "1"} for pair in turns for text in pair]
+        lost = len(ledger_of(both, Near(), Path(name) / "c"))
+    return {"rows": len(templates), "kept": round(1 - dropped / len(templates), 5), "dropped": dropped,
+            "turned": len(turns), "turned_kept": round(1 - lost / len(turns), 5), "turned_dropped": lost}  # fmt: skip
 
 
 _MATH = (

@@ -9,7 +9,7 @@ from megatron_ring.curation.guarded import Guarded
 _CLASSES: dict[str, tuple[tuple[str, ...], str, str]] = {
     "60 Probability": (
         ("counting & probability", "probability"),
-        r"probabilit\w*|expected (?:value|number)|random(?:ly)?|\bdice?\b|fair coin|at random|概率",
+        r"probabilit\w*|expected (?:value|number)|random(?:ly)?|\b(?:die|dice)\b|fair coin|at random|概率",
         "probabilit expected random die dice coin 概率"),
     "05 Combinatorics": (
         ("combinatorics", "counting", "discrete mathematics", "graph theory"),

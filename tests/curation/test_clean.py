@@ -46,6 +46,8 @@ DROPPED: list[tuple[str, dict[str, Any]]] = [
     ("truncated", problem(f"{STORY} How many apples does he have after the")),
     ("truncated", problem(f"{STORY} How many app...")),
     ("truncated", problem(r"Solve the system \begin{cases} x + y = 3 \\ x - y = 1")),
+    ("truncated", problem("John weighs 220 pounds when he starts exercising. He manages to lose 10%…")),
+    ("truncated", problem("Carrie worked for 2 hours a day for 4 days to decorate a cake. She was paid $22...")),
     ("truncated", problem("Weng went to the market in the morning. She carried two baskets with her and a purse of coins")),
     ("language", problem("Une boulangerie vend 40 croissants le matin et 30 l'après-midi. Combien en vend-elle ?")),
     ("contradicting_answer", problem(f"{STORY} How many?", "8", solutions=[{"text": "3 + 4 = \\boxed{7}", "language": None}])),  # noqa: E501
@@ -74,6 +76,8 @@ KEPT = [
     problem("Which number comes next: 2, 4, 8, ...?", "16"),
     problem("$\\int_0^1 x^2 dx$", "\\frac{1}{3}"),
     problem("2+2=", "4"),
+    problem("A number is equal to the repeating decimal $0.3333...$, which is written as the fraction $\\frac{1}{n}$"),
+    problem("Express as a common fraction the repeating decimal 0.3333..."),
     problem("He said the answer is 12 and was wrong. What is 4+5?", "9"),
     problem("Write $0.5$ as a fraction.", "1/2", solutions=[{"text": "It is $\\boxed{\\frac{1}{2}}$", "language": None}]),
     problem("Find all real roots.", "x=1", solutions=[{"text": "so \\boxed{\\text{(B)}}", "language": None}]),
