@@ -96,7 +96,7 @@ class _Words:
 
 
 def datatrove(texts: list[str], numbers: bool = False) -> set[int]:
-    """Its three stages with their defaults, by which the bands alone decide and, without `numbers`, all numbers are alike."""
+    """Its three stages with their defaults: the bands alone decide. Without `numbers` all numbers are alike."""
     from datatrove.data import Document
     from datatrove.pipeline.dedup import minhash
     from datatrove.utils.text import TextNormConfig

@@ -32,8 +32,8 @@ def ledger_of(rows: list[Row], step: Exact | Near | Decontaminate, folder: Path)
 
 
 def brute_pairs(texts: list[str], threshold: float) -> set[tuple[int, int]]:
-    """All pairs of texts that ask the same (`text.meaning`) with a Jaccard similarity of word 5-grams from `threshold` on: by
-    counting common n-grams of every pair that has one."""  # noqa: E501
+    """All pairs of texts that ask the same (`Meaning.fits`) with a Jaccard similarity of word 5-grams from `threshold` on:
+    by counting common n-grams of every pair that has one."""
     tokens = [words(text) for text in texts]
     grams = [frozenset(word_grams(found, Near.words)) for found in tokens]
     meanings = [meaning(found) for found in tokens]
@@ -70,8 +70,15 @@ def check_near(rows: list[Row], seed: int) -> dict[str, Any]:
         one, two = (frozenset(word_grams(words(texts[place]), step.words)) for place in (int(number) - 1, other))
         right += jaccard(one, two) >= step.threshold
     both_stay = len(pairs) - caught
-    return {"documents": len(texts), "threshold": step.threshold, "pairs": len(pairs), "recall": round(caught / len(pairs), 4),  # noqa: E501
-            "both_stay": both_stay, "dropped": len(dropped), "precision": round(right / max(1, len(dropped)), 4)}  # fmt: skip  # noqa: E501
+    return {
+        "documents": len(texts),
+        "threshold": step.threshold,
+        "pairs": len(pairs),
+        "recall": round(caught / len(pairs), 4),
+        "both_stay": both_stay,
+        "dropped": len(dropped),
+        "precision": round(right / max(1, len(dropped)), 4),
+    }
 
 
 def check_templates(rows: list[Row], seed: int) -> dict[str, Any]:
@@ -99,13 +106,17 @@ def check_templates(rows: list[Row], seed: int) -> dict[str, Any]:
 
 _MATH = (
     ("Let $x$ and $y$ be real numbers such that $x^2 + y^2 = {a}$ and $x + y = {b}$. Find the value of $x^3 + y^3$.",
-     r"Let \( u \) and \( w \) be real numbers such that \(u^{{2}}+w^{{2}}={a}\) and \(u+w={b}\). Find the value of \(u^{{3}} + w^{{3}}\)."),  # noqa: E501
+     r"Let \( u \) and \( w \) be real numbers such that \(u^{{2}}+w^{{2}}={a}\) and \(u+w={b}\). Find the value of "
+     r"\(u^{{3}} + w^{{3}}\)."),
     ("How many positive integers $n$ less than {a} are such that $\\frac{{n}}{{{b}}}$ is a terminating decimal?",
      "How many positive integers \\(m\\) less than ${a}$ are such that $\\dfrac{{m}}{{{b}}}$ is a terminating decimal ?"),
-    ("In triangle $ABC$, $AB = {a}$ and the altitude from $C$ has length ${b}$. What is the area of triangle $ABC$ in square units?",  # noqa: E501
-     "In triangle $ABC,$ $AB\\,=\\,{a}$ and the altitude from $C$ has length ${b}.$\n What is the area of triangle $ABC$ in square units?"),  # noqa: E501
+    ("In triangle $ABC$, $AB = {a}$ and the altitude from $C$ has length ${b}$. What is the area of triangle $ABC$ in "
+     "square units?",
+     "In triangle $ABC,$ $AB\\,=\\,{a}$ and the altitude from $C$ has length ${b}.$\n What is the area of triangle "
+     "$ABC$ in square units?"),
     ("Find the remainder when $7^{{{a}}} + 3^{{{b}}}$ is divided by $100$, and write your answer as a two digit number.",
-     "Find the remainder when $7 ^ {{{a}}} + 3 ^ {{{b}}}$ is divided by $100$ , and write your answer as a two digit number ."),  # noqa: E501
+     "Find the remainder when $7 ^ {{{a}}} + 3 ^ {{{b}}}$ is divided by $100$ , and write your answer as a two digit "
+     "number ."),
 )  # fmt: skip
 
 

@@ -96,10 +96,10 @@ def _foreign(row: Row, rng: random.Random) -> None:
     texts = (
         f"Une boulangerie vend {a} croissants le matin et {b} l'après-midi. Chaque croissant coûte {c} euros. Combien "
         f"d'euros la boulangerie gagne-t-elle pendant la journée ?",
-        f"Ein Bauer hat {a} Kühe und {b} Schafe auf der Weide. Er verkauft {c} Tiere auf dem Markt. Wie viele Tiere bleiben dem "  # noqa: E501
-        f"Bauern danach noch übrig?",
-        f"María tiene {a} caramelos y su hermano le regala {b} más para su cumpleaños. Después reparte {c} entre sus amigos. "  # noqa: E501
-        f"¿Cuántos caramelos le quedan a María?",
+        f"Ein Bauer hat {a} Kühe und {b} Schafe auf der Weide. Er verkauft {c} Tiere auf dem Markt. Wie viele Tiere "
+        f"bleiben dem Bauern danach noch übrig?",
+        f"María tiene {a} caramelos y su hermano le regala {b} más para su cumpleaños. Después reparte {c} entre sus "
+        f"amigos. ¿Cuántos caramelos le quedan a María?",
         f"小明有{a}个苹果，妈妈又给了他{b}个苹果，后来他把其中的{c}个苹果分给了同学们，请问小明现在还剩下多少个苹果？",
         f"В магазине было {a} яблок и {b} груш. Утром покупатели купили {c} фруктов. Сколько фруктов осталось в магазине к "
         f"вечеру?",

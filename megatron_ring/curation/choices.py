@@ -1,4 +1,5 @@
-"""Questions with options: found by their columns first, then by their text; and made open questions where that is possible."""  # noqa: E501
+"""Questions with options: found by their columns first, then by their text; and made open questions where that is
+possible."""
 
 from __future__ import annotations
 

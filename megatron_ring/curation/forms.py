@@ -1,5 +1,5 @@
-"""Public files as they are downloaded, read for curation: the forms of `data.forms`, a few more, and what those leave out that
-cleansing needs, which is solutions and the columns that say what kind of question a row is."""  # noqa: E501
+"""Public files as they are downloaded, read for curation: the forms of `data.forms`, a few more, and what those leave out
+that cleansing needs, which is solutions and the columns that say what kind of question a row is."""
 
 from __future__ import annotations
 

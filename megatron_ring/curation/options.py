@@ -135,12 +135,13 @@ class Decontaminate(Options):
 
     Attributes:
         benchmarks: prompt files or public benchmark files; patterns may be given.
-        ngram, long_ngram: words that must follow each other in both, for problems of up to `long_words` words and for longer.
+        ngram, long_ngram: words that must follow each other in both, for problems of up to `long_words` words and for
+            longer.
         coverage: share of a benchmark problem's words that such matches must cover.
         same_answer_coverage: the same where the answers agree, too.
         any: drop at any one match, whatever it covers (as open-r1 does).
         renamed: whether other names of one-letter variables make no difference.
-    """  # noqa: E501
+    """
 
     name = "decontaminate"
     benchmarks: tuple[Path, ...] = ()

@@ -102,7 +102,8 @@ class _Runner:
             pieces += parts
         self._used.add(self._work / "unpacked")
         described = [
-            [file.path.name, file.digest, file.form, file.number, file.source.name, dict(file.source.fields), file.source.domain,  # noqa: E501
+            [file.path.name, file.digest, file.form, file.number, file.source.name, dict(file.source.fields),
+             file.source.domain,
              dict(file.source.metadata), file.source.response, len(file.source.files)]
             for file in files
         ]  # fmt: skip

@@ -12,9 +12,11 @@ from megatron_ring.rewards.boxed import last_boxed, marked_answer
 from megatron_ring.rewards.math import differs, quick_compare
 
 PLACEHOLDERS = frozenset({
-    "n/a", "na", "null", "none", "nan", "unknown", "?", "??", "-", "--", "---", "...", "…", "tbd", "todo", "to be determined",  # noqa: E501
+    "n/a", "na", "null", "none", "nan", "unknown", "?", "??", "-", "--", "---", "...", "…", "tbd", "todo",
+    "to be determined",
     "not found", "no answer", "no answer provided", "missing", "omitted", "see solution", "see above", "answer", "[deleted]",
-    "[removed]", "deleted", "removed", "error", "undefined answer", "not provided", "not available", "#n/a", "<na>", "略", "无",  # noqa: E501
+    "[removed]", "deleted", "removed", "error", "undefined answer", "not provided", "not available", "#n/a", "<na>", "略",
+    "无",
 })  # fmt: skip
 INVALID = re.compile("[\ufffd\ue000-\uf8ff\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufdd0-\ufdef\ufffe\uffff]")
 _PICTURE = r"(?:figure|diagram|picture|image|graph|photo|illustration|drawing|sketch|chart)"

@@ -33,7 +33,8 @@ DROPPED: list[tuple[str, dict[str, Any]]] = [
     ("proof", problem("Let n be an odd number, and look at its square.", "1", metadata={"question_type": "proof"})),
     ("proof", problem("求证：根号二是无理数。", "略去的证明")),
     ("multiple_choice", problem("What is 2+2?\n(A) 3\n(B) 4\n(C) 5", "B")),
-    ("multiple_choice", problem("What is 2+2? $\\textbf{(A)}\\ 3 \\qquad \\textbf{(B)}\\ 4 \\qquad \\textbf{(C)}\\ 5$", "4")),  # noqa: E501
+    ("multiple_choice",
+     problem("What is 2+2? $\\textbf{(A)}\\ 3 \\qquad \\textbf{(B)}\\ 4 \\qquad \\textbf{(C)}\\ 5$", "4")),
     ("multiple_choice", problem("What is 2+2?", "B", metadata={"question_type": "MCQ"})),
     ("multiple_choice", problem("What is 2+2?", "B", metadata={"choices": ["3", "4"]})),
     ("true_false", problem("Is the sum of two odd numbers even?", "True")),
@@ -50,8 +51,10 @@ DROPPED: list[tuple[str, dict[str, Any]]] = [
     ("truncated", problem("Carrie worked for 2 hours a day for 4 days to decorate a cake. She was paid $22...")),
     ("truncated", problem("Weng went to the market in the morning. She carried two baskets with her and a purse of coins")),
     ("language", problem("Une boulangerie vend 40 croissants le matin et 30 l'après-midi. Combien en vend-elle ?")),
-    ("contradicting_answer", problem(f"{STORY} How many?", "8", solutions=[{"text": "3 + 4 = \\boxed{7}", "language": None}])),  # noqa: E501
-    ("contradicting_answer", problem(f"{STORY} How many?", "7", solutions=[{"text": "#### 8\nno\n#### 7", "language": None}])),  # noqa: E501
+    ("contradicting_answer",
+     problem(f"{STORY} How many?", "8", solutions=[{"text": "3 + 4 = \\boxed{7}", "language": None}])),
+    ("contradicting_answer",
+     problem(f"{STORY} How many?", "7", solutions=[{"text": "#### 8\nno\n#### 7", "language": None}])),
     ("unusable_answer", problem(f"{STORY} How many?", ["7", "8"])),
     ("broken_tests", {"id": "c", "domain": "code", "prompt": "Add two numbers.", "answer": {"tests": []}}),
 ]  # fmt: skip
@@ -107,8 +110,9 @@ REPAIRED = [
         "instruction",
     ),
     (
-        "Solve the following math problem step by step. The last line of your response should be of the form Answer: $Answer "  # noqa: E501
-        "(without quotes) where $Answer is the answer to the problem.\n\nWhat is 4 + 5?\n\nRemember to put your answer on its own "  # noqa: E501
+        "Solve the following math problem step by step. The last line of your response should be of the form Answer: "
+        "$Answer (without quotes) where $Answer is the answer to the problem.\n\nWhat is 4 + 5?\n\nRemember to put "
+        "your answer on its own "
         'line after "Answer:".',
         "What is 4 + 5?",
         "instruction",

@@ -18,9 +18,9 @@ from megatron_ring.curation.union_find import UnionFind
 from tests.curation.conftest import Curated, problem
 
 STORY = (
-    "Weng works on a large farm near the river and picks baskets of ripe peaches for 12 dollars an hour during the warm summer. "  # noqa: E501
-    "Yesterday morning the old farmer asked whether somebody could stay and Weng worked for 50 minutes until the rain began. How "  # noqa: E501
-    "much did Weng earn?"
+    "Weng works on a large farm near the river and picks baskets of ripe peaches for 12 dollars an hour during the warm "
+    "summer. Yesterday morning the old farmer asked whether somebody could stay and Weng worked for 50 minutes until the "
+    "rain began. How much did Weng earn?"
 )
 
 
@@ -73,7 +73,10 @@ def test_latex_and_chinese_are_compared_by_characters(curated: Callable[..., Cur
     formula = (
         "Let $a_1, a_2, \\ldots$ satisfy $a_{n+1} = \\frac{a_n + 3}{\\sqrt{a_n^2 + 7}}$ and $a_1 = 5$. Find $\\lim a_n$ {}."
     )
-    chinese = "小明家里有一个很大的果园，里面种着许多苹果树和梨树，每棵苹果树能结三十个苹果，每棵梨树能结二十个梨，问一共有多少个水果{}"  # noqa: E501
+    chinese = (
+        "小明家里有一个很大的果园，里面种着许多苹果树和梨树，每棵苹果树能结三十个苹果，"
+        "每棵梨树能结二十个梨，问一共有多少个水果{}"
+    )
     rows = [problem(text.replace("{}", more)) for text in (formula, chinese) for more in ("now", "today")]
     found = curated(rows, Near(threshold=0.6))
     assert found.reasons == {"s-2": "near_duplicate", "s-4": "near_duplicate"}
