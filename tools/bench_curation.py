@@ -74,15 +74,21 @@ def write_rows(options: BenchOptions, path: Path, benchmark: Path) -> None:
             stream.write(json.dumps(row) + "\n")
 
 
-class Memory:
-    """Watches what this process and those that it started hold together (RSS, so shared pages count several times)."""
+class Watch:
+    """Watches this process and those that it started: what they hold together (RSS, so shared pages count several times), and
+    the processor time of the others.
+
+    Attributes:
+        workers: seconds of processor that the others have used.
+    """
 
     def __init__(self) -> None:
+        self.workers = 0.0
         self._seen: list[int] = []
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
-    def __enter__(self) -> Memory:
+    def __enter__(self) -> Watch:
         self._thread.start()
         return self
 
@@ -92,7 +98,9 @@ class Memory:
 
     def _watch(self) -> None:
         while not self._ended.wait(0.1):
-            self._seen.append(tree_megabytes())
+            megabytes, seconds = tree()
+            self._seen.append(megabytes)
+            self.workers = max(self.workers, seconds)
 
     def tenths(self) -> list[int]:
         """The most in each tenth of the time."""
@@ -101,29 +109,33 @@ class Memory:
         return [max(part, default=0) for part in parts]
 
 
-def tree_megabytes() -> int:
-    """RSS of this process and of all that descend from it."""
+def tree() -> tuple[int, float]:
+    """Megabytes of this process and of all that descend from it (RSS); seconds of processor of the latter."""
     parents: dict[int, int] = {}
     pages: dict[int, int] = {}
+    ticks: dict[int, int] = {}
     for folder in Path("/proc").iterdir():
         if folder.name.isdecimal():
             try:
                 state = (folder / "stat").read_text().rpartition(")")[2].split()
             except OSError:  # it has ended
                 continue
-            parents[int(folder.name)], pages[int(folder.name)] = int(state[1]), int(state[21])
+            process = int(folder.name)
+            parents[process], pages[process] = int(state[1]), int(state[21])
+            ticks[process] = int(state[11]) + int(state[12])
     own = {os.getpid()}
     while more := {child for child, parent in parents.items() if parent in own and child not in own}:
         own |= more
-    return sum(pages.get(process, 0) for process in own) * os.sysconf("SC_PAGE_SIZE") >> 20
+    seconds = sum(ticks.get(process, 0) for process in own - {os.getpid()}) / os.sysconf("SC_CLK_TCK")
+    return sum(pages.get(process, 0) for process in own) * os.sysconf("SC_PAGE_SIZE") >> 20, seconds
 
 
 def measure(recipe: Recipe, processes: int, rows: int) -> dict[str, Any]:
     """Seconds of each step, and rows per second and core."""
-    with tempfile.TemporaryDirectory() as name, Memory() as memory:
-        started = time.monotonic()
+    with tempfile.TemporaryDirectory() as name, Watch() as watch:
+        started, used = time.monotonic(), time.process_time()
         steps = run_recipe(recipe, Path(name) / "out", processes, lambda text: None)
-        total = time.monotonic() - started
+        total, used = time.monotonic() - started, time.process_time() - used
         seconds = {step.name: step.seconds or 0.0 for step in steps}
         # A step that compares all rows has two passes; what no step counts is their first.
         first = total - sum(seconds.values())
@@ -136,7 +148,8 @@ def measure(recipe: Recipe, processes: int, rows: int) -> dict[str, Any]:
         "total_seconds": round(total, 2),
         "rows_per_second": round(rows / total),
         "rows_per_second_per_core": round(rows / total / processes),
-        "megabytes_of_all_processes": memory.tenths(),
+        "megabytes_of_all_processes": watch.tenths(),
+        "processor_seconds": {"this process": round(used, 2), "workers": round(watch.workers, 2)},
         "kept": steps[-1].tally.kept.total(),
     }
 

@@ -134,9 +134,9 @@ def truncated(text: str) -> str | None:
     found = _CUT.search(text, max(0, len(text) - _CUT_CHARACTERS)) if text.rstrip().endswith(_CUT_ENDS) else None
     if found:
         return f"ends in {text[-20:]!r}"
-    last = text.rsplit(None, 1)[-1]
-    if last in _UNFINISHED:
-        return f"ends in the word {last!r}"
+    last = text[-_CUT_CHARACTERS:].split()[-1:]
+    if last and last[0] in _UNFINISHED:
+        return f"ends in the word {last[0]!r}"
     if _asks_nothing(text):
         return "asks nothing"
     if text.count("\\begin{") != text.count("\\end{"):

@@ -1,4 +1,5 @@
-"""Some responses of each problem: so many of those to problems whose tokens are the same (`text.words`)."""
+"""Some responses of each problem: so many of those to problems whose tokens are the same (`text.words`). Rows without a
+response stay."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ class SomePerProblem:
 
     def sign(self, rows: Sequence[Row]) -> Signature:
         """`key`: [2, rows] of the problem; `response`: [rows]; `priority`: [rows]."""
-        keys = np.array([digest(" ".join(words(prompt_text(row["prompt"])))) for row in rows], np.uint64).reshape(-1, 2)
+        keys = np.array([digest(_problem(row)) for row in rows], np.uint64).reshape(-1, 2)
         texts = [str(row.get("response") or "") for row in rows]
         responses = np.array([digest(" ".join(text.split()))[0] for text in texts], np.uint64)
         sign = {"first": 0, "shortest": 1, "longest": -1}[self._options.prefer]
@@ -41,3 +42,10 @@ class SomePerProblem:
                     yield Decision(member, "beyond_keep", first, f"{self._options.keep} responses stay to the problem")
                 else:
                     staying[int(responses[member])] = member
+
+
+def _problem(row: Row) -> str:
+    """What rows that answer the same problem have in common; a row without a response has it with none."""
+    if not row.get("response"):
+        return f"id {row['id']}"
+    return "problem " + " ".join(words(prompt_text(row["prompt"])))

@@ -144,6 +144,12 @@ def test_rewritten_choices(curated: Callable[..., Curated]) -> None:
     assert set(found.reasons) == {"s-2", "s-5"}
 
 
+def test_nothing_is_left_of_a_text(curated: Callable[..., Curated]) -> None:
+    rows = [problem("<p></p>"), problem("What is 2+2?", "4")]
+    off = ("missing_problem", "too_short")
+    assert len(curated(rows, Clean(off=off, languages=("en",))).kept) == 2
+
+
 def test_rules_that_are_off(curated: Callable[..., Curated]) -> None:
     rows = [problem("Is 91 a prime number?", "No"), problem("What is 2+2?\n(A) 3\n(B) 4\n(C) 5", "B")]
     assert curated(rows, Clean(off=("yes_no",), multiple_choice="keep")).reasons == {}

@@ -120,6 +120,11 @@ def test_so_many_to_a_problem(tmp_path: Path) -> None:
     assert [record.answer for record in read_prompt_file(kept).records] == ["9", "9", "11"]
 
 
+def test_rows_without_a_response_are_no_responses(curated: Callable[..., Curated]) -> None:
+    rows = [problem("What is 4 + 5?"), problem("What is 4 + 5?"), teacher("\\boxed{9}"), teacher("\\boxed{9}")]
+    assert curated(rows, PerProblem()).reasons == {"s-4": "same_response"}
+
+
 def test_a_column_that_is_missing(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [{"problem": "What is 4 + 5?", "answer": "9"}])
     with pytest.raises(UserError, match=r"a.jsonl:1: the column 'generations' of 'response' is missing"):
