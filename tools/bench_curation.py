@@ -75,8 +75,8 @@ def write_rows(options: BenchOptions, path: Path, benchmark: Path) -> None:
 
 
 class Watch:
-    """Watches this process and those that it started: what they hold together (RSS, so shared pages count several times), and
-    the processor time of the others.
+    """Watches this process and those that it started: what they hold together (RSS, so shared pages count several times),
+    and the processor time of the others.
 
     Attributes:
         workers: seconds of processor that the others have used.
