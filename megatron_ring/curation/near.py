@@ -23,6 +23,7 @@ from megatron_ring.curation.union_find import UnionFind
 
 SEED = 1
 PLAIN, FORMULAS = 0.10, 0.25  # shares of LaTeX: words below the first, characters above the second, both in between
+MAX_KINDS = 8  # of rows in one bucket that are not similar, with which further ones are compared
 MAX_COMPARED = 64  # kept rows of one group that a further one is compared with
 _CACHED = 20_000  # rows whose n-grams are in memory
 
@@ -56,12 +57,24 @@ class NearDuplicates:
         sets = UnionFind(len(rows))
         for name in ("words", "characters"):
             for band in range(rows.lines(name)):
-                for one, other in candidates(rows.column(name, band)):
-                    if sets.find(one) != sets.find(other) and similarity(one, other) >= self._options.threshold:
-                        sets.union(one, other)
+                for bucket in buckets(rows.column(name, band)):
+                    self._join(bucket, sets, similarity)
         ranks = rows.column("priority")
         for group in sets.groups():
             yield from self._within(sorted(group, key=lambda member: (int(ranks[member]), member)), similarity)
+
+    def _join(self, bucket: list[int], sets: UnionFind, similarity: _Similarity) -> None:
+        """Join each row of a bucket with one that is similar: with the first of each kind that the bucket holds."""
+        kinds: list[int] = []
+        for member in bucket:
+            known = {sets.find(kind) for kind in kinds}
+            if sets.find(member) in known:
+                continue
+            found = next((kind for kind in kinds if similarity(kind, member) >= self._options.threshold), None)
+            if found is not None:
+                sets.union(found, member)
+            elif len(kinds) < MAX_KINDS:
+                kinds.append(member)
 
     def _within(self, group: list[int], similarity: _Similarity) -> Iterator[Decision]:
         """A row goes where one that stays is similar to it itself, not only by way of others."""
@@ -136,16 +149,12 @@ def _bands(grams: list[str], bands: int, rows: int, salt: int) -> NDArray[np.uin
     return mixed | np.uint64(1)
 
 
-def candidates(band: NDArray[np.uint64]) -> Iterator[tuple[int, int]]:
-    """Pairs of rows with the same hash other than 0: each with the first of its bucket, and with the one before it."""
+def buckets(band: NDArray[np.uint64]) -> Iterator[list[int]]:
+    """Rows with the same hash other than 0, in ascending order, two at least."""
     places = np.flatnonzero(band)
     order = places[np.argsort(band[places], kind="stable")]
     values = band[order]
-    same = values[1:] == values[:-1]
-    first = 0
-    for place in np.flatnonzero(same).tolist():
-        if place == 0 or not same[place - 1]:
-            first = place
-        yield int(order[first]), int(order[place + 1])
-        if first != place:
-            yield int(order[place]), int(order[place + 1])
+    same = np.concatenate([[False], values[1:] == values[:-1], [False]])
+    edges = np.flatnonzero(np.diff(same.astype(np.int8)))
+    for start, end in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
+        yield order[start : end + 1].tolist()

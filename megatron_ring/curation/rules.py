@@ -62,7 +62,7 @@ _UNFINISHED = frozenset({"the", "an", "and", "or", "of", "than", "that", "which"
 _FORMULA_SIGNS = re.compile(r"[\\=$]")
 _REQUESTED = re.compile(
     r"[?？]|__|\b(?:find|determine|compute|calculate|evaluate|solve|simplify|express|factor|expand|give|list|state|write|name|estimate"
-    r"|prove|show|what|how|round|convert|count|draw|complete|arrange|order|identify|explain|describe|answer|choose|select|sketch|graph)\b",
+    r"|prove|show|what|how|round(?!-)|convert|count|draw|complete|arrange|order|identify|explain|describe|answer|choose|select|sketch|graph)\b",
     re.IGNORECASE,
 )
 _LONG_ENOUGH = 40  # characters of a story that asks something

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_ring.curation.near import candidates, character_grams, jaccard, word_grams
+from megatron_ring.curation.near import buckets, character_grams, jaccard, word_grams
 from megatron_ring.curation.options import Exact, Near
 from megatron_ring.curation.text import words
 from megatron_ring.curation.union_find import UnionFind
@@ -115,13 +115,17 @@ def test_union_find(pairs: list[tuple[int, int]]) -> None:
 
 
 @given(st.lists(st.integers(0, 5), max_size=30))
-def test_candidates_connect_every_bucket(values: list[int]) -> None:
-    sets = UnionFind(len(values))
-    for one, other in candidates(np.array(values, np.uint64)):
-        assert values[one] == values[other] != 0 and one < other
-        sets.union(one, other)
-    for i, value in enumerate(values):
-        assert all(sets.find(i) == sets.find(j) for j, other in enumerate(values) if value == other != 0)
+def test_buckets(values: list[int]) -> None:
+    found = list(buckets(np.array(values, np.uint64)))
+    wanted = [[place for place, value in enumerate(values) if value == each] for each in range(1, 6)]
+    assert sorted(found) == sorted(bucket for bucket in wanted if len(bucket) > 1)
+
+
+def test_copies_among_problems_that_look_alike(curated: Callable[..., Curated]) -> None:
+    days = ("Monday", "Tuesday", "Friday")
+    families = [STORY.replace("Yesterday", f"Last {day}") for day in days]
+    rows = [problem(text) for text in (*families, *(text.replace("peaches", "apples") for text in families))]
+    assert curated(rows, Near()).reasons == dict.fromkeys(("s-4", "s-5", "s-6"), "near_duplicate")
 
 
 def test_short_texts_have_one_gram() -> None:
