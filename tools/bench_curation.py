@@ -97,7 +97,7 @@ class Watch:
         self._thread.join()
 
     def _watch(self) -> None:
-        while not self._ended.wait(0.1):
+        while not self._ended.wait(0.2):
             megabytes, seconds = tree()
             self._seen.append(megabytes)
             self.workers = max(self.workers, seconds)

@@ -56,6 +56,8 @@ class NearDuplicates:
         similarity = _Similarity(rows, self._options)
         sets = UnionFind(len(rows))
         for name in ("words", "characters"):
+            if not rows.column(name, 0).any():  # no text is of this kind
+                continue
             for band in range(rows.lines(name)):
                 for bucket in buckets(rows.column(name, band)):
                     self._join(bucket, sets, similarity)
