@@ -47,7 +47,8 @@ def main(config: CurateConfig) -> None:
     steps = run_recipe(recipe, out, config.processes, lambda text: print(text, flush=True))
     read, kept = steps[0].tally.read.total(), steps[-1].tally.kept.total()
     print(
-        f"{kept:,} of {read:,} rows stay: {out / 'kept.jsonl'}; why the others went: {out / 'ledger.jsonl'}, {out / 'report.html'}"  # noqa: E501
+        f"{kept:,} of {read:,} rows stay: {out / 'kept.jsonl'}; why the others went: {out / 'ledger.jsonl'}, "
+        f"{out / 'report.html'}"
     )
 
 

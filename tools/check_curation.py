@@ -1,8 +1,8 @@
-"""Measure curation on planted damage: recall and false drops by kind, near duplicates against brute force, templates with other
-numbers, benchmark problems in other spellings, and runs that are killed. One JSON object a check.
+"""Measure curation on planted damage: recall and false drops by kind, near duplicates against brute force, templates with
+other numbers, benchmark problems in other spellings, and runs that are killed. One JSON object a check.
 
 tools/check_curation.py --data FOLDER, which holds gsm8k_train.jsonl and humaneval.jsonl.gz as they are downloaded.
-"""  # noqa: E501
+"""
 
 from __future__ import annotations
 

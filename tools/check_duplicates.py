@@ -10,12 +10,13 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
+from megatron_ring.curation.meaning import meaning
 from megatron_ring.curation.near import jaccard, word_grams
 from megatron_ring.curation.options import Decontaminate, Exact, Near
 from megatron_ring.curation.pipeline import run_recipe
 from megatron_ring.curation.recipe import Recipe, Source
-from megatron_ring.curation.text import meaning, words
-from tools.planted_rows import near_copy, respelled
+from megatron_ring.curation.text import words
+from tools.planted_rows import near_copy, respelled, turned
 
 Row = dict[str, Any]
 DOCUMENTS = 20_000
@@ -31,8 +32,8 @@ def ledger_of(rows: list[Row], step: Exact | Near | Decontaminate, folder: Path)
 
 
 def brute_pairs(texts: list[str], threshold: float) -> set[tuple[int, int]]:
-    """All pairs of texts that ask the same (`text.meaning`) with a Jaccard similarity of word 5-grams from `threshold` on: by
-    counting common n-grams of every pair that has one."""  # noqa: E501
+    """All pairs of texts that ask the same (`Meaning.fits`) with a Jaccard similarity of word 5-grams from `threshold` on:
+    by counting common n-grams of every pair that has one."""
     tokens = [words(text) for text in texts]
     grams = [frozenset(word_grams(found, Near.words)) for found in tokens]
     meanings = [meaning(found) for found in tokens]
@@ -41,7 +42,7 @@ def brute_pairs(texts: list[str], threshold: float) -> set[tuple[int, int]]:
     for place, found in enumerate(grams):
         common = Counter(other for gram in found for other in holders[gram])
         for other, shared in common.items():
-            if shared / (len(found) + len(grams[other]) - shared) >= threshold and meanings[place] == meanings[other]:
+            if shared / (len(found) + len(grams[other]) - shared) >= threshold and meanings[place].fits(meanings[other]):
                 pairs.add((other, place))
         for gram in found:
             holders[gram].append(place)
@@ -69,35 +70,53 @@ def check_near(rows: list[Row], seed: int) -> dict[str, Any]:
         one, two = (frozenset(word_grams(words(texts[place]), step.words)) for place in (int(number) - 1, other))
         right += jaccard(one, two) >= step.threshold
     both_stay = len(pairs) - caught
-    return {"documents": len(texts), "threshold": step.threshold, "pairs": len(pairs), "recall": round(caught / len(pairs), 4),  # noqa: E501
-            "both_stay": both_stay, "dropped": len(dropped), "precision": round(right / max(1, len(dropped)), 4)}  # fmt: skip  # noqa: E501
+    return {
+        "documents": len(texts),
+        "threshold": step.threshold,
+        "pairs": len(pairs),
+        "recall": round(caught / len(pairs), 4),
+        "both_stay": both_stay,
+        "dropped": len(dropped),
+        "precision": round(right / max(1, len(dropped)), 4),
+    }
 
 
 def check_templates(rows: list[Row], seed: int) -> dict[str, Any]:
-    """Problems of one template with other numbers stay: each of the problems five times over."""
+    """Problems of one template with other numbers stay, each of the problems five times over. So do problems of which one
+    word was replaced by its opposite, beside the original."""
     rng = random.Random(seed)
     made: dict[str, Row] = {}
     for row in rows[:2000]:
         for _ in range(5):
             text = re.sub(r"\d+", lambda _: str(rng.randint(2, 999)), row["problem"])
             made.setdefault(" ".join(words(text)), {"problem": text, "answer": str(rng.randint(1, 99))})
+    pairs = [(row["problem"], turned(row["problem"], rng)) for row in rows[:2000]]
+    turns = [(text, other) for text, other in pairs if other is not None and " ".join(words(text)) != " ".join(words(other))]
     templates = [row for key, row in made.items() if re.search(r"\d", key)]
     with tempfile.TemporaryDirectory() as name:
         (Path(name) / "a").mkdir()
         (Path(name) / "b").mkdir()
         dropped = len(ledger_of(templates, Near(), Path(name) / "a")) + len(ledger_of(templates, Exact(), Path(name) / "b"))
-    return {"rows": len(templates), "kept": round(1 - dropped / len(templates), 5), "dropped": dropped}
+        (Path(name) / "c").mkdir()
+        both = [{"problem": text, "answer": "1"} for pair in turns for text in pair]
+        lost = len(ledger_of(both, Near(), Path(name) / "c"))
+    return {"rows": len(templates), "kept": round(1 - dropped / len(templates), 5), "dropped": dropped,
+            "turned": len(turns), "turned_kept": round(1 - lost / len(turns), 5), "turned_dropped": lost}  # fmt: skip
 
 
 _MATH = (
     ("Let $x$ and $y$ be real numbers such that $x^2 + y^2 = {a}$ and $x + y = {b}$. Find the value of $x^3 + y^3$.",
-     r"Let \( u \) and \( w \) be real numbers such that \(u^{{2}}+w^{{2}}={a}\) and \(u+w={b}\). Find the value of \(u^{{3}} + w^{{3}}\)."),  # noqa: E501
+     r"Let \( u \) and \( w \) be real numbers such that \(u^{{2}}+w^{{2}}={a}\) and \(u+w={b}\). Find the value of "
+     r"\(u^{{3}} + w^{{3}}\)."),
     ("How many positive integers $n$ less than {a} are such that $\\frac{{n}}{{{b}}}$ is a terminating decimal?",
      "How many positive integers \\(m\\) less than ${a}$ are such that $\\dfrac{{m}}{{{b}}}$ is a terminating decimal ?"),
-    ("In triangle $ABC$, $AB = {a}$ and the altitude from $C$ has length ${b}$. What is the area of triangle $ABC$ in square units?",  # noqa: E501
-     "In triangle $ABC,$ $AB\\,=\\,{a}$ and the altitude from $C$ has length ${b}.$\n What is the area of triangle $ABC$ in square units?"),  # noqa: E501
+    ("In triangle $ABC$, $AB = {a}$ and the altitude from $C$ has length ${b}$. What is the area of triangle $ABC$ in "
+     "square units?",
+     "In triangle $ABC,$ $AB\\,=\\,{a}$ and the altitude from $C$ has length ${b}.$\n What is the area of triangle "
+     "$ABC$ in square units?"),
     ("Find the remainder when $7^{{{a}}} + 3^{{{b}}}$ is divided by $100$, and write your answer as a two digit number.",
-     "Find the remainder when $7 ^ {{{a}}} + 3 ^ {{{b}}}$ is divided by $100$ , and write your answer as a two digit number ."),  # noqa: E501
+     "Find the remainder when $7 ^ {{{a}}} + 3 ^ {{{b}}}$ is divided by $100$ , and write your answer as a two digit "
+     "number ."),
 )  # fmt: skip
 
 

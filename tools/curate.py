@@ -1,9 +1,9 @@
 """One step of a curation over files: tools/curate.py STEP --input FILES --out DIR [--set OPTION=VALUE …] [--check].
 
-STEP is one of read, clean, solutions, exact, near, decontaminate, annotate; docs/curation.md lists their options. A recipe
-(`python -m megatron_ring.curate`) does several, one after another. `--check` writes no rows: it says what the step would drop
-from a set that exists, and ends with status 1 where that is anything.
-"""  # noqa: E501
+STEP is read, clean, solutions, exact, near, decontaminate, annotate, responses, verify or per_problem. docs/curation.md has
+their options. A recipe (`python -m megatron_ring.curate`) does several, one after another. `--check` writes no rows: it says
+what the step would drop from a set that exists, and ends with status 1 where that is anything.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ class StepOptions:
     """One step of a curation."""
 
     step: Annotated[
-        Literal["read", "clean", "solutions", "exact", "near", "decontaminate", "annotate"], tyro.conf.Positional
+        Literal[
+            "read", "clean", "solutions", "exact", "near", "decontaminate", "annotate", "responses", "verify", "per_problem"
+        ],
+        tyro.conf.Positional,
     ]
     """What to do."""
     input: tuple[str, ...]
@@ -44,6 +47,8 @@ class StepOptions:
     """Columns by what they hold, NAME=COLUMN each, as in `prompt=question answer=final`."""
     domain: str | None = None
     """Domain of rows that name none."""
+    response: str | None = None
+    """Column with a teacher's responses, one or several a row."""
     processes: int = min(8, os.cpu_count() or 1)
     """Processes that work side by side."""
     check: bool = False
@@ -59,7 +64,7 @@ def recipe_of(options: StepOptions) -> Recipe:
     )
     if unknown is not None:
         raise UserError(f"--fields {unknown}: use id, domain, prompt, answer, metadata or solution")
-    source = Source(files[0].name.split(".")[0] or "rows", files, fields, options.domain)
+    source = Source(files[0].name.split(".")[0] or "rows", files, fields, options.domain, response=options.response)
     if options.step == "read":
         return Recipe((source,), ())
     given: dict[str, Any] = {

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from megatron_ring.curation.meaning import NUMBER_WORDS
+
 Row = dict[str, Any]
 
 
@@ -94,10 +96,10 @@ def _foreign(row: Row, rng: random.Random) -> None:
     texts = (
         f"Une boulangerie vend {a} croissants le matin et {b} l'après-midi. Chaque croissant coûte {c} euros. Combien "
         f"d'euros la boulangerie gagne-t-elle pendant la journée ?",
-        f"Ein Bauer hat {a} Kühe und {b} Schafe auf der Weide. Er verkauft {c} Tiere auf dem Markt. Wie viele Tiere bleiben dem "  # noqa: E501
-        f"Bauern danach noch übrig?",
-        f"María tiene {a} caramelos y su hermano le regala {b} más para su cumpleaños. Después reparte {c} entre sus amigos. "  # noqa: E501
-        f"¿Cuántos caramelos le quedan a María?",
+        f"Ein Bauer hat {a} Kühe und {b} Schafe auf der Weide. Er verkauft {c} Tiere auf dem Markt. Wie viele Tiere "
+        f"bleiben dem Bauern danach noch übrig?",
+        f"María tiene {a} caramelos y su hermano le regala {b} más para su cumpleaños. Después reparte {c} entre sus "
+        f"amigos. ¿Cuántos caramelos le quedan a María?",
         f"小明有{a}个苹果，妈妈又给了他{b}个苹果，后来他把其中的{c}个苹果分给了同学们，请问小明现在还剩下多少个苹果？",
         f"В магазине было {a} яблок и {b} груш. Утром покупатели купили {c} фруктов. Сколько фруктов осталось в магазине к "
         f"вечеру?",
@@ -210,21 +212,36 @@ def _conflict(tests: dict[str, Any], rng: random.Random) -> None:
 CODE_DAMAGE: dict[str, Callable[[dict[str, Any], random.Random], None]] = {
     "tests_ellipsis": _ellipsis, "tests_lost": _lost, "tests_conflicting": _conflict,
 }  # fmt: skip
-_PLAIN_EDITS = (
-    ("very ", ""),
-    (" a ", " one single "),
-    ("There are", "We have"),
-    (" gets ", " receives "),
-    (" has ", " owns "),
-)
 
 
 def near_copy(text: str, rng: random.Random) -> str:
-    """A text with one word replaced by another that is no number and turns nothing around."""
+    """A text with one word replaced by another; neither is a number (other numbers make another problem)."""
     words = text.split(" ")
-    places = [i for i, word in enumerate(words[2:-4], start=2) if word.isalpha() and word.islower() and len(word) > 4]
+    usable = (i for i, word in enumerate(words[2:-4], start=2) if word.isalpha() and word.islower() and len(word) > 4)
+    places = [i for i in usable if words[i] not in NUMBER_WORDS]
     if places:
         words[rng.choice(places)] = rng.choice(("really", "kindly", "gently", "simply"))
+    return " ".join(words)
+
+
+# Pairs of words that turn a question into another one.
+_OPPOSITES = (
+    "hours minutes", "days weeks", "weeks months", "months years", "more less", "more fewer", "most least", "first last",
+    "before after", "left right", "buys sells", "bought sold", "earns spends", "saves spends", "boys girls", "red blue",
+    "green yellow", "monday tuesday", "saturday sunday", "morning evening", "miles feet", "pounds ounces", "dollars cents",
+    "older younger", "taller shorter", "larger smaller", "longer shorter", "sum difference", "increased decreased",
+)  # fmt: skip
+_TURNED = {one: other for pair in _OPPOSITES for one, other in (pair.split(), pair.split()[::-1])}
+
+
+def turned(text: str, rng: random.Random) -> str | None:
+    """A text with one word replaced by its opposite, so that it asks something else; None where it has no such word."""
+    words = text.split(" ")
+    places = [i for i, word in enumerate(words) if word.lower() in _TURNED]
+    if not places:
+        return None
+    place = rng.choice(places)
+    words[place] = _TURNED[words[place].lower()]
     return " ".join(words)
 
 

@@ -4,11 +4,11 @@ The responses come from our sampler, with the flags of an evaluation behind `--`
 
     tools/solve_rate.py --prompts kept.jsonl --out rated -- --checkpoint CKPT --tokenizer DIR --sampling.max-new-tokens 2048
 
-or from any OpenAI-compatible server (`--url URL/v1 --model NAME`), or from the samples.jsonl of an evaluation (`--responses`).
-`rated/` gets kept.jsonl, with `solve_rate`, `difficulty`, `majority_answer`, … in each row's metadata, dropped.jsonl and
-ledger.jsonl. The same command goes on where a killed one stopped. Several GPUs: one command each with `--shard 1/4` … `4/4` in the
-same folder; once all are done, the same command without --shard writes the rows.
-"""  # noqa: E501
+or from any OpenAI-compatible server (`--url URL/v1 --model NAME`), or from the samples.jsonl of an evaluation
+(`--responses`). `rated/` gets kept.jsonl, with `solve_rate`, `difficulty`, `majority_answer`, … in each row's metadata,
+dropped.jsonl and ledger.jsonl. The same command goes on where a killed one stopped. Several GPUs: one command each with
+`--shard 1/4` … `4/4` in the same folder; once all are done, the same command without --shard writes the rows.
+"""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ class RateOptions:
     samples: int = 16
     """Responses to each problem."""
     drop: tuple[str, ...] = ()
-    """Problems to drop, some of: always (all responses right), never (none), contradicted (none, and more than half agree on another
-    answer)."""  # noqa: E501
+    """Problems to drop, some of: always (all responses right), never (none), contradicted (none, and more than half agree on
+    another answer)."""
     responses: Path | None = None
     """samples.jsonl of an evaluation, instead of sampling."""
     url: str | None = None
@@ -155,7 +155,8 @@ def sample_with_ours(
             continue
         folder.mkdir(parents=True, exist_ok=True)
         write_prompts(folder / "prompts.jsonl", records[start : start + options.slice])
-        command = [sys.executable, "-m", "megatron_ring.evaluate", "--prompts", str(folder / "prompts.jsonl"), "--out", str(folder),  # noqa: E501
+        command = [sys.executable, "-m", "megatron_ring.evaluate", "--prompts", str(folder / "prompts.jsonl"), "--out",
+                   str(folder),
                    "--samples-per-problem", str(options.samples), *flags]  # fmt: skip
         print(f"slice {number + 1} of {-(-len(records) // options.slice)}", flush=True)
         status = subprocess.run(command).returncode

@@ -1,4 +1,5 @@
-"""Responses from an OpenAI-compatible server for tools/solve_rate.py, scored by our verifiers. Each is on disk once it is there."""  # noqa: E501
+"""Responses from an OpenAI-compatible server for tools/solve_rate.py, scored by our verifiers. Each is on disk once it is
+there."""
 
 from __future__ import annotations
 
@@ -73,7 +74,8 @@ def _ask(record: PromptRecord, sample: int, options: RateOptions) -> tuple[str, 
     messages = [{"role": message.role, "content": message.content} for message in record.messages]
     if options.instruction:
         messages[-1]["content"] += f"\n\n{options.instruction}"
-    body = {"model": options.model, "messages": messages, "temperature": options.temperature, "max_tokens": options.max_tokens,  # noqa: E501
+    body = {"model": options.model, "messages": messages, "temperature": options.temperature,
+            "max_tokens": options.max_tokens,
             "seed": sample, "n": 1}  # fmt: skip
     found = _post(f"{str(options.url).rstrip('/')}/chat/completions", body)
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from megatron_ring.curation.choices import letter_of
@@ -11,7 +10,7 @@ from megatron_ring.curation.options import Annotate
 from megatron_ring.curation.store import Row, ShardWriter
 from megatron_ring.curation.subjects import subject_of
 from megatron_ring.curation.text import prompt_text, words
-from megatron_ring.errors import UserError
+from megatron_ring.curation.token_counts import TokenCounter
 from megatron_ring.rewards.exact import parse_number
 from megatron_ring.rewards.normalise import clean
 
@@ -23,13 +22,13 @@ class Annotator:
 
     def __init__(self, options: Annotate) -> None:
         self._options = options
-        self._tokenizer = _tokenizer(options.tokenizer) if options.tokenizer else None
+        self._tokens = TokenCounter(options.tokenizer, "annotate") if options.tokenizer else None
 
     def __call__(self, row: Row, writer: ShardWriter) -> Row | None:
         text, metadata = prompt_text(row["prompt"]), dict(row["metadata"])
         metadata["words"] = len(words(text))
-        if self._tokenizer is not None:
-            metadata["tokens"] = len(self._tokenizer.encode(text).ids)
+        if self._tokens is not None:
+            metadata["tokens"] = self._tokens(text)
         if self._options.language:
             found = language_of(text)
             metadata["language"] = found[0] if found else "unknown"
@@ -66,6 +65,8 @@ def kind_of_answer(answer: Any) -> str:
     if isinstance(answer, float):
         return "number"
     if isinstance(answer, str):
+        if answer.isdecimal() and answer.isascii() and len(answer) <= 200:
+            return "integer"
         plain = clean(answer)
         number = parse_number(plain)
         if number is not None:
@@ -81,13 +82,3 @@ def kind_of_answer(answer: Any) -> str:
             "tests" if {"tests", "test", "input_output", "public_tests", "public_test_cases"} & answer.keys() else "object"
         )
     return "object"
-
-
-def _tokenizer(path: Path) -> Any:
-    from tokenizers import Tokenizer
-
-    file = path / "tokenizer.json" if path.is_dir() else path
-    try:
-        return Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises nothing narrower
-        raise UserError(f"annotate: tokenizer: {file}: {error}: give a folder with tokenizer.json") from None

@@ -48,8 +48,8 @@ class Item:
 
 
 class Overlap(NamedTuple):
-    """A benchmark problem that a text holds in part. `coverage`, `long_coverage`: shares of its tokens in common runs of `ngram`
-    and of `long_ngram` tokens."""  # noqa: E501
+    """A benchmark problem that a text holds in part. `coverage`, `long_coverage`: shares of its tokens in common runs of
+    `ngram` and of `long_ngram` tokens."""
 
     item: Item
     coverage: float

@@ -1,4 +1,5 @@
-"""Questions with options: found by their columns first, then by their text; and made open questions where that is possible."""  # noqa: E501
+"""Questions with options: found by their columns first, then by their text; and made open questions where that is
+possible."""
 
 from __future__ import annotations
 
@@ -19,6 +20,7 @@ _MARK = re.compile(
     r"(?=[\s~\\$\d-]|[^\x00-\x7f])",
     re.MULTILINE,
 )
+_SECOND_MARK = re.compile(r"B\s*[)\].:．、]")  # no options without it
 _LETTER = re.compile(r"\s*\$?\\?(?:(?:text|math)(?:bf|rm)?\s*\{)?\s*\(?\s*([A-J])\s*\)?\s*[.:)]?\s*\}?\$?\s*")
 _NEEDS_OPTIONS = re.compile(
     r"which\s+(?:\w+\s+){0,3}(?:of\s+(?:the|these)|following|statement|option|choice|one)|of\s+the\s+following|the\s+following\s+"
@@ -46,7 +48,9 @@ class Options:
 def kind_of_columns(metadata: Mapping[str, Any]) -> str | None:
     """What the columns of a row say that it is: a key of `_KINDS`; None where they say nothing of this."""
     for name in ("question_type", "problem_type", "answer_type", "type"):
-        value = str(metadata.get(name) or "").lower().replace("-", " ").replace("_", " ").strip()
+        if not metadata.get(name):
+            continue
+        value = str(metadata[name]).lower().replace("-", " ").replace("_", " ").strip()
         found = next((kind for kind, words in _KINDS.items() if value in words), None)
         if found is not None:
             return found
@@ -74,7 +78,7 @@ def kind_of_answer(text: str, answer: Any) -> str | None:
 
 def options_in(text: str) -> Options | None:
     """The options that a text lists, A first and two at least, each after the other."""
-    if "B" not in text:
+    if "A" not in text or not _SECOND_MARK.search(text):
         return None
     marks = [(next(filter(None, match.groups())), match) for match in _MARK.finditer(text)]
     for first, (letter, _) in enumerate(marks):

@@ -13,7 +13,8 @@ from megatron_ring.rewards.code_formats import Case, CodeTests, read_tests
 
 _CUT = re.compile(r"[^.\s][ \t]?(?:\.\.\.|…)[ \t]*(?:$|\n|\"[\]}]*$)")
 _MARK = re.compile(
-    r"[<(\[](?:output |input |test )?(?:truncated|omitted|snip)[^\n]{0,40}|\.\.\.\s*\(?\s*(?:truncated|omitted|\d+ (?:more|characters|lines|chars))"  # noqa: E501
+    r"[<(\[](?:output |input |test )?(?:truncated|omitted|snip)[^\n]{0,40}|\.\.\.\s*\(?\s*(?:truncated|omitted"
+    r"|\d+ (?:more|characters|lines|chars))"
     r"|\[\.\.\.\]",
     re.IGNORECASE,
 )

@@ -24,8 +24,8 @@ class ExactDuplicates:
 
     def sign(self, rows: Sequence[Row]) -> Signature:
         """`key`: [2, rows] of the problem; `answer`: [rows]; `priority`: [rows]."""
-        keys = np.array([_digest(" ".join(words(prompt_text(row["prompt"])))) for row in rows], np.uint64).reshape(-1, 2)
-        answers = np.array([_digest(_answer_text(row["answer"]))[0] for row in rows], np.uint64)
+        keys = np.array([digest(" ".join(words(prompt_text(row["prompt"])))) for row in rows], np.uint64).reshape(-1, 2)
+        answers = np.array([digest(_answer_text(row["answer"]))[0] for row in rows], np.uint64)
         return {"key": np.ascontiguousarray(keys.T), "answer": answers, "priority": priority(rows, self._options.prefer)}
 
     def decide(self, rows: AllRows) -> Iterable[Decision]:
@@ -43,7 +43,8 @@ class ExactDuplicates:
                 yield Decision(other, "exact_duplicate", first, "a copy")
 
 
-def _digest(text: str) -> tuple[int, int]:
+def digest(text: str) -> tuple[int, int]:
+    """128 bits of a text, in two halves."""
     found = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
     return int.from_bytes(found[:8], "little"), int.from_bytes(found[8:], "little")
 

@@ -1,5 +1,5 @@
-"""Public files as they are downloaded, read for curation: the forms of `data.forms`, a few more, and what those leave out that
-cleansing needs, which is solutions and the columns that say what kind of question a row is."""  # noqa: E501
+"""Public files as they are downloaded, read for curation: the forms of `data.forms`, a few more, and what those leave out
+that cleansing needs, which is solutions and the columns that say what kind of question a row is."""
 
 from __future__ import annotations
 
@@ -192,7 +192,7 @@ def file_form(rows: Iterable[Mapping[str, Any]]) -> Form | None:
 # What is worth selecting and cleansing by, wherever a file has it.
 _KINDS = ("question_type", "problem_type", "problem_is_valid", "solution_is_valid", "answer_type", "is_multiple_choice",
           "options", "choices", "level", "difficulty", "subject", "type", "category", "year", "rating", "tags", "license",
-          "language", "solve_rate", "pass_rate", "llama8b_solve_rate")  # fmt: skip
+          "language", "solve_rate", "pass_rate", "llama8b_solve_rate", "finish_reason")  # fmt: skip
 _LONG = 500  # characters of a value that is kept
 
 

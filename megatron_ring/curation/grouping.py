@@ -1,5 +1,5 @@
-"""Steps that compare all rows with each other, in three passes: a signature of every row (side by side, by shards), what goes
-(in one process, from the signatures), and the shards without it (side by side)."""  # noqa: E501
+"""Steps that compare all rows with each other, in three passes: a signature of every row (side by side, by shards), what
+goes (in one process, from the signatures), and the shards without it (side by side)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_ring.curation.options import Prefer
-from megatron_ring.curation.store import Row, Shard, ShardWriter, dumps, read_lines, write_lines
+from megatron_ring.curation.store import Row, Shard, ShardWriter, dumps, read_lines, source_of, write_lines
 from megatron_ring.curation.text import prompt_text
 
 Signature = dict[str, NDArray[Any]]
@@ -143,13 +143,15 @@ def decide(step: Grouping, given: Sequence[Shard], folder: Path) -> None:
 def filter_shard(name: str, given: Shard, taken: Shard) -> None:
     """The third pass for one shard."""
     found = json.loads(taken.file("decisions.json").read_bytes())
-    writer = ShardWriter(taken, name)
+    writer, source = ShardWriter(taken, name), None
     for place, line in enumerate(read_lines(given.kept)):
-        row, decision = json.loads(line), found.get(str(place))
-        if decision is None:
-            writer.keep(row, line)
-        else:
-            writer.drop(row, *decision)
+        decision = found.get(str(place))
+        if decision is not None:
+            writer.drop(json.loads(line), *decision)
+            continue
+        if source is None:  # one for all: a shard is a piece of one file
+            source = source_of(json.loads(line))
+        writer.keep_line(source, line)
     writer.finish()
 
 

@@ -1,7 +1,7 @@
 """Near duplicates: MinHash with locality-sensitive hashing proposes pairs, their Jaccard similarity decides.
 
 Plain text is compared by its word n-grams, text with much LaTeX or Chinese by its character n-grams, and text in between by
-both. A band's hash also takes in the numbers, signs and turning words of a problem (`text.meaning`): two problems of one
+both. A band's hash also takes in the numbers, signs and turning words of a problem (`meaning`): two problems of one
 template with other numbers never meet. Signatures stay on disk; one band of all rows is in memory at a time.
 """
 
@@ -15,13 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_ring.curation.grouping import AllRows, Decision, Signature, priority
+from megatron_ring.curation.meaning import Meaning, meaning, strict_meaning
 from megatron_ring.curation.options import Near
 from megatron_ring.curation.store import Row
-from megatron_ring.curation.text import latex_share, meaning, prompt_text, words
+from megatron_ring.curation.text import latex_share, prompt_text, words
 from megatron_ring.curation.union_find import UnionFind
 
 SEED = 1
 PLAIN, FORMULAS = 0.10, 0.25  # shares of LaTeX: words below the first, characters above the second, both in between
+MAX_KINDS = 8  # of rows in one bucket that are not similar, with which further ones are compared
 MAX_COMPARED = 64  # kept rows of one group that a further one is compared with
 _CACHED = 20_000  # rows whose n-grams are in memory
 
@@ -42,7 +44,7 @@ class NearDuplicates:
             tokens, share = words(text), latex_share(text)
             if not tokens:
                 continue
-            salt = _hash(meaning(tokens)) if options.numbers else 0
+            salt = _hash(strict_meaning(tokens)) if options.numbers else 0
             if share < FORMULAS:
                 plain[:, place] = _bands(word_grams(tokens, options.words), options.word_bands, options.word_rows, salt)
             if share >= PLAIN:
@@ -54,13 +56,27 @@ class NearDuplicates:
         similarity = _Similarity(rows, self._options)
         sets = UnionFind(len(rows))
         for name in ("words", "characters"):
+            if not rows.column(name, 0).any():  # no text is of this kind
+                continue
             for band in range(rows.lines(name)):
-                for one, other in candidates(rows.column(name, band)):
-                    if sets.find(one) != sets.find(other) and similarity(one, other) >= self._options.threshold:
-                        sets.union(one, other)
+                for bucket in buckets(rows.column(name, band)):
+                    self._join(bucket, sets, similarity)
         ranks = rows.column("priority")
         for group in sets.groups():
             yield from self._within(sorted(group, key=lambda member: (int(ranks[member]), member)), similarity)
+
+    def _join(self, bucket: list[int], sets: UnionFind, similarity: _Similarity) -> None:
+        """Join each row of a bucket with one that is similar: with the first of each kind that the bucket holds."""
+        kinds: list[int] = []
+        for member in bucket:
+            known = {sets.find(kind) for kind in kinds}
+            if sets.find(member) in known:
+                continue
+            found = next((kind for kind in kinds if similarity(kind, member) >= self._options.threshold), None)
+            if found is not None:
+                sets.union(found, member)
+            elif len(kinds) < MAX_KINDS:
+                kinds.append(member)
 
     def _within(self, group: list[int], similarity: _Similarity) -> Iterator[Decision]:
         """A row goes where one that stays is similar to it itself, not only by way of others."""
@@ -81,7 +97,7 @@ class _Similarity:
         self._rows, self._options = rows, options
         self._grams = functools.lru_cache(maxsize=_CACHED)(self._read)
 
-    def _read(self, index: int) -> tuple[str, frozenset[str], frozenset[str]]:
+    def _read(self, index: int) -> tuple[Meaning, frozenset[str], frozenset[str]]:
         text = prompt_text(self._rows.row(index)["prompt"])
         tokens, share = words(text), latex_share(text)
         plain = frozenset(word_grams(tokens, self._options.words)) if share < FORMULAS else frozenset()
@@ -90,7 +106,7 @@ class _Similarity:
 
     def __call__(self, one: int, other: int) -> float:
         (said, *grams), (also, *others) = self._grams(one), self._grams(other)
-        if self._options.numbers and said != also:
+        if self._options.numbers and not said.fits(also):
             return 0.0
         return max(jaccard(a, b) for a, b in zip(grams, others, strict=True))
 
@@ -135,16 +151,12 @@ def _bands(grams: list[str], bands: int, rows: int, salt: int) -> NDArray[np.uin
     return mixed | np.uint64(1)
 
 
-def candidates(band: NDArray[np.uint64]) -> Iterator[tuple[int, int]]:
-    """Pairs of rows with the same hash other than 0: each with the first of its bucket, and with the one before it."""
+def buckets(band: NDArray[np.uint64]) -> Iterator[list[int]]:
+    """Rows with the same hash other than 0, in ascending order, two at least."""
     places = np.flatnonzero(band)
     order = places[np.argsort(band[places], kind="stable")]
     values = band[order]
-    same = values[1:] == values[:-1]
-    first = 0
-    for place in np.flatnonzero(same).tolist():
-        if place == 0 or not same[place - 1]:
-            first = place
-        yield int(order[first]), int(order[place + 1])
-        if first != place:
-            yield int(order[place]), int(order[place + 1])
+    same = np.concatenate([[False], values[1:] == values[:-1], [False]])
+    edges = np.flatnonzero(np.diff(same.astype(np.int8)))
+    for start, end in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
+        yield order[start : end + 1].tolist()

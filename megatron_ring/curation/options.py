@@ -59,10 +59,7 @@ class Clean(Options):
         require(
             1 <= self.min_characters < self.max_characters, "min_characters: give 1 at least and less than max_characters"
         )
-        for code in self.languages:
-            require(
-                code.isalpha() and code.islower() and len(code) in (2, 3), f"languages: {code!r} is no code like en or zh"
-            )
+        _check_languages(self.languages)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,12 +135,13 @@ class Decontaminate(Options):
 
     Attributes:
         benchmarks: prompt files or public benchmark files; patterns may be given.
-        ngram, long_ngram: words that must follow each other in both, for problems of up to `long_words` words and for longer.
+        ngram, long_ngram: words that must follow each other in both, for problems of up to `long_words` words and for
+            longer.
         coverage: share of a benchmark problem's words that such matches must cover.
         same_answer_coverage: the same where the answers agree, too.
         any: drop at any one match, whatever it covers (as open-r1 does).
         renamed: whether other names of one-letter variables make no difference.
-    """  # noqa: E501
+    """
 
     name = "decontaminate"
     benchmarks: tuple[Path, ...] = ()
@@ -179,4 +177,75 @@ class Annotate(Options):
     subject: bool = True
 
 
-STEPS: dict[str, type[Options]] = {kind.name: kind for kind in (Clean, Solutions, Exact, Near, Decontaminate, Annotate)}
+@dataclass(frozen=True, kw_only=True)
+class Responses(Options):
+    """Drop responses of a teacher by their form. The rows have `response`; docs/curation.md says how a source brings them.
+
+    Attributes:
+        think: `any`: no `<think>` block, or a whole one at the beginning with an answer behind it; `required`: a whole one;
+            `forbidden`: none.
+        min_characters, max_characters: of a response.
+        tokenizer, max_tokens: a folder or tokenizer.json, and the most tokens of a response by it.
+        repeat_words, max_repeats: a response goes where one run of so many words comes more than so many times.
+        languages: codes; responses whose text behind the thinking is in another language go. None: any.
+        max_mixing: share of letters in a script that the problem has not and that is not the response's own.
+    """
+
+    name = "responses"
+    think: Literal["any", "required", "forbidden"] = "any"
+    min_characters: int = 1
+    max_characters: int = 200_000
+    tokenizer: Path | None = None
+    max_tokens: int = 32_768
+    repeat_words: int = 20
+    max_repeats: int = 20
+    languages: tuple[str, ...] = ()
+    max_mixing: float = 0.01
+
+    def __post_init__(self) -> None:
+        require(1 <= self.min_characters <= self.max_characters, "min_characters: give 1 at least, max_characters no less")
+        require(min(self.max_tokens, self.repeat_words, self.max_repeats) >= 1,
+                "max_tokens, repeat_words, max_repeats: give 1 at least")  # fmt: skip
+        require(0 <= self.max_mixing <= 1, f"max_mixing is {self.max_mixing}: give a share from 0 to 1")
+        _check_languages(self.languages)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verify(Options):
+    """Score each response by the verifier of its domain, as RL does; drop those that are wrong.
+
+    Attributes:
+        least: reward from which on a response stays.
+        unsafe_code: run programs without a sandbox where bubblewrap does not work. For trusted code only.
+    """
+
+    name = "verify"
+    least: float = 1.0
+    unsafe_code: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerProblem(Options):
+    """Keep some of the responses to each problem.
+
+    Attributes:
+        keep: how many; a response that says the same as one that stays counts as none.
+        prefer: which: the `first`, the `shortest` or the `longest`; the first of equals.
+    """
+
+    name = "per_problem"
+    keep: int = 1
+    prefer: Literal["first", "shortest", "longest"] = "first"
+
+    def __post_init__(self) -> None:
+        require(self.keep >= 1, f"keep is {self.keep}: give 1 at least")
+
+
+def _check_languages(codes: tuple[str, ...]) -> None:
+    for code in codes:
+        require(code.isalpha() and code.islower() and len(code) in (2, 3), f"languages: {code!r} is no code like en or zh")
+
+
+STEPS: dict[str, type[Options]] = {
+    kind.name: kind for kind in (Clean, Solutions, Exact, Near, Decontaminate, Annotate, Responses, Verify, PerProblem)
+}

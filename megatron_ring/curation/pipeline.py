@@ -20,12 +20,26 @@ from megatron_ring.curation.clean import Cleaner
 from megatron_ring.curation.decontaminate import Decontaminator
 from megatron_ring.curation.exact import ExactDuplicates
 from megatron_ring.curation.near import NearDuplicates
-from megatron_ring.curation.options import Annotate, Clean, Decontaminate, Exact, Near, Options, Solutions
-from megatron_ring.curation.reading import PIECE, content_digest, open_source, read_piece
+from megatron_ring.curation.options import (
+    Annotate,
+    Clean,
+    Decontaminate,
+    Exact,
+    Near,
+    Options,
+    PerProblem,
+    Responses,
+    Solutions,
+    Verify,
+)
+from megatron_ring.curation.reading import content_digest, open_source, read_piece
 from megatron_ring.curation.recipe import Recipe
 from megatron_ring.curation.report import write_report
+from megatron_ring.curation.responses import ResponseFilter
+from megatron_ring.curation.selection import SomePerProblem
 from megatron_ring.curation.solutions import SolutionRunner
 from megatron_ring.curation.store import Row, Shard, ShardWriter, Tally, read_lines, remove_temporary
+from megatron_ring.curation.verify import ResponseVerifier
 from megatron_ring.curation.workers import Call, Workers
 from megatron_ring.data.writing import write_atomically
 from megatron_ring.errors import UserError
@@ -88,11 +102,12 @@ class _Runner:
             pieces += parts
         self._used.add(self._work / "unpacked")
         described = [
-            [file.path.name, file.digest, file.form, file.number, file.source.name, dict(file.source.fields), file.source.domain,  # noqa: E501
-             dict(file.source.metadata), len(file.source.files)]
+            [file.path.name, file.digest, file.form, file.number, file.source.name, dict(file.source.fields),
+             file.source.domain,
+             dict(file.source.metadata), file.source.response, len(file.source.files)]
             for file in files
         ]  # fmt: skip
-        folder = self._folder(0, "read", [described, PIECE])
+        folder = self._folder(0, "read", [described, [piece.start for piece in pieces]])
         shards = tuple(Shard(folder, number) for number in range(len(pieces)))
         calls = [(read_piece, (piece, shard)) for piece, shard in zip(pieces, shards, strict=True) if not shard.done]
         step = self._finished("read", shards, calls)
@@ -107,14 +122,14 @@ class _Runner:
         folder = self._folder(number, options.name, _described(options))
         shards = tuple(Shard(folder, shard.number) for shard in given)
         pairs = [(before, shard) for before, shard in zip(given, shards, strict=True) if not shard.done]
-        if pairs and isinstance(options, Exact | Near):
+        if pairs and isinstance(options, Exact | Near | PerProblem):
             self._group(options, given, shards, folder)
         if pairs and isinstance(options, Decontaminate) and not (folder / "items.json").exists():
             benchmarks.build(options, self._work / "unpacked").save(folder)
-        if isinstance(options, Exact | Near):
+        if isinstance(options, Exact | Near | PerProblem):
             calls: list[Call] = [(grouping.filter_shard, (options.name, before, shard)) for before, shard in pairs]
-        elif isinstance(options, Solutions):
-            return self._solutions(options, pairs, shards)
+        elif isinstance(options, Solutions | Verify):
+            return self._scored(options, pairs, shards)
         else:
             calls = [(row_shard, (options, folder, before, shard)) for before, shard in pairs]
         return self._finished(options.name, shards, calls)
@@ -126,15 +141,19 @@ class _Runner:
         if not (folder / "decided").exists():
             grouping.decide(_grouping(options), given, folder)
 
-    def _solutions(self, options: Solutions, pairs: list[tuple[Shard, Shard]], shards: tuple[Shard, ...]) -> Step:
-        with SolutionRunner(options, self._processes) as runner:
-            calls: list[Call] = [(solutions_shard, (runner, before, shard)) for before, shard in pairs]
-            started = time.monotonic()
-            with Progress("solutions", len(shards), len(shards) - len(calls), unit="shard") as progress:
-                for function, arguments in calls:
-                    function(*arguments)
-                    progress.advance(1)
-        return self._told("solutions", shards, time.monotonic() - started if calls else None)
+    def _scored(self, options: Solutions | Verify, pairs: list[tuple[Shard, Shard]], shards: tuple[Shard, ...]) -> Step:
+        """A step whose verifiers have workers of their own."""
+        started = time.monotonic()
+        with (
+            _scorer(options, self._processes) as scorer,
+            Progress(options.name, len(shards), len(shards) - len(pairs), unit="shard") as progress,
+        ):
+            for before, shard in pairs:
+                writer = ShardWriter(shard, options.name)
+                scorer.run([json.loads(line) for line in read_lines(before.kept)], writer)
+                writer.finish()
+                progress.advance(1)
+        return self._told(options.name, shards, time.monotonic() - started if pairs else None)
 
     def _folder(self, number: int, name: str, depends: Any) -> Path:
         text = json.dumps([self._key, name, depends], sort_keys=True, default=str)
@@ -205,6 +224,8 @@ def _row_step(options: Options, folder: Path) -> Callable[[Row, ShardWriter], Ro
         return Cleaner(options)
     if isinstance(options, Decontaminate):
         return Decontaminator(options, folder)
+    if isinstance(options, Responses):
+        return ResponseFilter(options)
     assert isinstance(options, Annotate)
     return Annotator(options)
 
@@ -213,8 +234,14 @@ def _row_step(options: Options, folder: Path) -> Callable[[Row, ShardWriter], Ro
 def _grouping(options: Options) -> grouping.Grouping:
     if isinstance(options, Exact):
         return ExactDuplicates(options)
+    if isinstance(options, PerProblem):
+        return SomePerProblem(options)
     assert isinstance(options, Near)
     return NearDuplicates(options)
+
+
+def _scorer(options: Solutions | Verify, workers: int) -> SolutionRunner | ResponseVerifier:
+    return SolutionRunner(options, workers) if isinstance(options, Solutions) else ResponseVerifier(options, workers)
 
 
 def row_shard(options: Options, folder: Path, given: Shard, taken: Shard) -> None:
@@ -230,13 +257,6 @@ def row_shard(options: Options, folder: Path, given: Shard, taken: Shard) -> Non
 def sign_shard(options: Options, given: Shard, taken: Shard) -> None:
     """The signatures of one shard."""
     grouping.sign_shard(_grouping(options), given, taken)
-
-
-def solutions_shard(runner: SolutionRunner, given: Shard, taken: Shard) -> None:
-    """The solutions of one shard."""
-    writer = ShardWriter(taken, "solutions")
-    runner.run([json.loads(line) for line in read_lines(given.kept)], writer)
-    writer.finish()
 
 
 def _write_results(out: Path, steps: Sequence[Step], workers: Workers) -> None:

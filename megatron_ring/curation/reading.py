@@ -17,6 +17,7 @@ from typing import Any
 
 from megatron_ring.curation.forms import ALL_FORMS, Lacking, extras, file_form, solutions_of
 from megatron_ring.curation.recipe import Source
+from megatron_ring.curation.responses import texts_of
 from megatron_ring.curation.store import Row, Shard, ShardWriter, dumps
 from megatron_ring.data.fields import at, columns_of, seems_to_hold
 from megatron_ring.data.forms import Form, small
@@ -24,7 +25,9 @@ from megatron_ring.data.messages import RecordError, messages_to_json, read_prom
 from megatron_ring.data.rows import LINES, open_text_file, parse_line, read_rows, suffix_of
 from megatron_ring.errors import UserError
 
-PIECE = 4 << 20  # bytes of a file that become one shard
+PIECE = 4 << 20  # bytes of a file that become one shard, at most
+_SMALL_PIECE = 256 << 10
+_PIECES = 32  # of a file that is not large, so that several processes end their work together
 _SAMPLE = 200  # rows that decide the form of a file
 _SOLUTIONS = 20  # of a row, at most
 _RAW = 2000  # characters of an unreadable line that are kept
@@ -118,8 +121,9 @@ def _cut(path: Path) -> tuple[str, list[tuple[int, int, int]]]:
     digest, cuts = hashlib.blake2b(digest_size=16), []
     start, line = 0, 1
     try:
+        size = min(PIECE, max(_SMALL_PIECE, path.stat().st_size // _PIECES))
         with path.open("rb") as stream:
-            while block := stream.read(PIECE):
+            while block := stream.read(size):
                 block += stream.readline()
                 digest.update(block)
                 cuts.append((start, start + len(block), line))
@@ -134,6 +138,8 @@ def _form(source: Source, file: File) -> str | None:
     sample = [row for _, row in islice(_parsed(file.lines), _SAMPLE) if isinstance(row, dict)]
     if not sample:
         raise UserError(f"{file.path}:1: no JSON object among the first {_SAMPLE} lines: give JSON lines, JSON or parquet")
+    if source.response is not None and all(at(row, source.response) is None for row in sample):
+        raise UserError(f"{file.path}:1: the column {source.response!r} of 'response' is missing; {columns_of(sample[0])}")
     if source.fields:
         for name, column in source.fields.items():
             if all(at(row, column) is None for row in sample):
@@ -185,12 +191,25 @@ def read_piece(piece: Piece, shard: Shard) -> None:
             row = parse_line(line)
             if not isinstance(row, dict):
                 raise RecordError("not a JSON object")
-            writer.keep({**identity, **contract_row(row, file.source, form)})
+            for found in _with_responses({**identity, **contract_row(row, file.source, form)}, row, file.source):
+                writer.keep(found)
         except RecordError as error:
             reason = error.reason if isinstance(error, Lacking) else "malformed"
             raw = {"raw": line.decode("utf-8", "replace")[:_RAW]}
             writer.drop({**identity, **raw}, reason, f"{file.path.name}:{number}: {error}")
     writer.finish()
+
+
+def _with_responses(found: Row, row: Row, source: Source) -> list[Row]:
+    """The row, or one for each of its responses where the source names their column."""
+    if source.response is None:
+        return [{**found, "response": row["response"]}] if isinstance(row.get("response"), str) else [found]
+    texts = texts_of(at(row, source.response), source.response)
+    if not texts:
+        raise Lacking("missing_response", f"{source.response!r} is empty")
+    if len(texts) == 1:
+        return [{**found, "response": texts[0]}]
+    return [{**found, "id": f"{found['id']}.{place}", "response": text} for place, text in enumerate(texts, start=1)]
 
 
 def contract_row(row: Row, source: Source, form: Form | None) -> Row:

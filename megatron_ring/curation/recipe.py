@@ -46,6 +46,7 @@ class Source:
         fields: column by name of the contract, and `solution`; dots go into objects.
         domain: of rows that name none.
         metadata: added to that of each row.
+        response: column with a teacher's responses; a row that holds several becomes several rows.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Source:
     fields: Mapping[str, str] = field(default_factory=dict)
     domain: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    response: str | None = None
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ def read_recipe(path: Path) -> Recipe:
 
 def _source(node: _Node, path: Path) -> Source:
     where = f"{path}:{node.line}"
-    _only(node, ("name", "files", "fields", "domain", "metadata"), where)
+    _only(node, ("name", "files", "fields", "domain", "metadata", "response"), where)
     files = node.get("files")
     files = [files] if isinstance(files, str) else files
     usable = isinstance(files, list) and bool(files) and all(isinstance(file, str) and file for file in files)
@@ -143,7 +145,9 @@ def _source(node: _Node, path: Path) -> Source:
     domain, metadata = node.get("domain"), node.get("metadata") or {}
     require(domain is None or (isinstance(domain, str) and domain != ""), f"{where}: 'domain' is {domain!r}: make it text")
     require(isinstance(metadata, dict), f"{where}: 'metadata' is not an object")
-    return Source(name, found, dict(fields), domain, _plain(metadata))
+    response = node.get("response")
+    require(response is None or (isinstance(response, str) and response != ""), f"{where}: 'response': name a column")
+    return Source(name, found, dict(fields), domain, _plain(metadata), response)
 
 
 def find_files(pattern: str, folder: Path, where: str) -> list[Path]:

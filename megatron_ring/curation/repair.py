@@ -1,9 +1,11 @@
-r"""Repairs of texts: what is changed and never dropped. Mojibake and HTML entities (ftfy), LaTeX whose backslashes were read as
-escapes (a form feed before `rac{`), tags of HTML, and the instructions that a data set wraps around its problems."""  # noqa: E501
+r"""Repairs of texts: what is changed and never dropped. Mojibake and HTML entities (ftfy), LaTeX whose backslashes were read
+as escapes (a form feed before `rac{`), tags of HTML, and the instructions that a data set wraps around its problems."""
 
 from __future__ import annotations
 
 import re
+
+from megatron_ring.curation.guarded import folded
 
 # `\f`, `\b`, `\t`, `\r` of LaTeX commands that a reader of escapes has eaten.
 _EATEN = re.compile(
@@ -41,7 +43,9 @@ def repaired(text: str, markup: bool = True) -> tuple[str, list[str]]:
     Args:
         markup: whether tags of HTML are taken out, which in problems about code may be part of the problem.
     """
-    done = []
+    if text.isalnum() and text.isascii():  # such as most answers
+        return text, []
+    done: list[str] = []
 
     def changed(to: str, what: str) -> None:
         nonlocal text
@@ -57,8 +61,12 @@ def repaired(text: str, markup: bool = True) -> tuple[str, list[str]]:
         changed(ftfy.fix_text(text, uncurl_quotes=False, fix_latin_ligatures=True), "unicode")
     if markup and "<" in text:
         changed(_TAG.sub("", _BREAK.sub("\n", text)), "html")
-    unwrapped = _SUFFIX.sub("", _PREFIX.sub("", text, count=1), count=1)
-    if unwrapped.strip():
-        changed(unwrapped, "instruction")
-    text = _BLANK.sub("\n\n", _SPACE.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))).strip()
-    return text, done
+    if "answer" in folded(text):
+        unwrapped = _SUFFIX.sub("", _PREFIX.sub("", text, count=1), count=1)
+        if unwrapped.strip():
+            changed(unwrapped, "instruction")
+    if "\r" in text:
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
+    if "\n" in text:
+        text = _BLANK.sub("\n\n", _SPACE.sub("", text))
+    return text.strip(), done

@@ -6,32 +6,37 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from megatron_ring.curation.guarded import Guarded
+from megatron_ring.curation.text import is_english_script, without_prices
 from megatron_ring.rewards.boxed import last_boxed, marked_answer
 from megatron_ring.rewards.math import differs, quick_compare
 
 PLACEHOLDERS = frozenset({
-    "n/a", "na", "null", "none", "nan", "unknown", "?", "??", "-", "--", "---", "...", "…", "tbd", "todo", "to be determined",  # noqa: E501
+    "n/a", "na", "null", "none", "nan", "unknown", "?", "??", "-", "--", "---", "...", "…", "tbd", "todo",
+    "to be determined",
     "not found", "no answer", "no answer provided", "missing", "omitted", "see solution", "see above", "answer", "[deleted]",
-    "[removed]", "deleted", "removed", "error", "undefined answer", "not provided", "not available", "#n/a", "<na>", "略", "无",  # noqa: E501
+    "[removed]", "deleted", "removed", "error", "undefined answer", "not provided", "not available", "#n/a", "<na>", "略",
+    "无",
 })  # fmt: skip
 INVALID = re.compile("[\ufffd\ue000-\uf8ff\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufdd0-\ufdef\ufffe\uffff]")
 _PICTURE = r"(?:figure|diagram|picture|image|graph|photo|illustration|drawing|sketch|chart)"
-IMAGE = re.compile(
+IMAGE = Guarded(
     rf"!\[[^\]\n]{{0,200}}\]\s*\(|<img\b|\\includegraphics|\[\s*(?:image|figure|diagram|img|picture)\s*(?:\d+|here|omitted)?\s*\]"
     rf"|\b(?:shown|pictured|depicted|illustrated|drawn|given|seen|indicated|marked|displayed)\s+(?:below\s+)?(?:in|on|by)\s+(?:the\s+)?"
     rf"(?:accompanying\s+|adjacent\s+|attached\s+|following\s+|above\s+|given\s+)?{_PICTURE}\b(?!\s+of\s+(?:the\s+)?(?:function|equation|\$?y\b|\$?f))"
     rf"|\b(?:the|this)\s+(?:accompanying|attached|following|adjacent|above|below)\s+{_PICTURE}\b"
     rf"|\b(?:see|refer\s+to|use|in|from|on)\s+the\s+{_PICTURE}\s*(?:below|above|shown|at\s+(?:the\s+)?(?:right|left)|to\s+the\s+(?:right|left)|,)"
     rf"|\b{_PICTURE}\s+(?:below|above|(?:at|to|on)\s+the\s+(?:right|left))\b|\bas\s+(?:is\s+)?shown\s+(?:below|above)\b|如图|下图|图中|图示",
-    re.IGNORECASE,
-)
+    "![", "<img", "\\includegraphics", "img", "图", "figure", "diagram", "picture", "image", "graph", "photo",
+    "illustration", "drawing", "sketch", "chart", "shown",
+)  # fmt: skip
 ASYMPTOTE = re.compile(r"\[asy\]|\\begin\{asy\}")
-LINK = re.compile(r"https?://|\bwww\.[a-z0-9-]+\.|\]\(\s*/|<a\s+href", re.IGNORECASE)
-_PROVE = re.compile(
+LINK = Guarded(r"https?://|\bwww\.[a-z0-9-]+\.|\]\(\s*/|<a\s+href", "http", "www.", "](", "<a")
+_PROVE = Guarded(
     r"(?:(?<=[.!?:;)\n,])|^|(?<=\bthen)|(?<=\band)|(?<=\bto)|(?<=\bplease))\s*\(?[a-z]?\)?\s*(?:prove|show\s+that|demonstrate\s+that"
     r"|verify\s+that|disprove|show\s*:)\b|证明|求证",
-    re.IGNORECASE,
-)
+    "prove", "show", "demonstrate", "verify", "证明", "求证",
+)  # fmt: skip
 _SENTENCE = re.compile(r"(?<=[.!?])\s+")
 _ASKS = re.compile(
     r"\?|？|\b(?:find|determine|compute|calculate|evaluate|how\s+many|how\s+much|what\s+is|what\s+are)\b|求(?!证)",
@@ -51,14 +56,17 @@ _PARTS_OF_ANSWER = re.compile(r"\s*\(?\s*(?:a|i|1)\s*\)\s*\S.*?[\s,;]\(?\s*(?:b|
 _CUT = re.compile(
     r"(?:[A-Za-z]\s?(?:\.\.\.|…)|\[\s*(?:truncated|\.\.\.|cut)\s*\]|<truncated>|\(truncated\)|[,(\[{\\;]|[a-z]-)\s*\Z"
 )
+_CUT_ENDS = tuple(".…]>),([{\\;-")  # what a match of it ends in, white space aside
+_CUT_CHARACTERS = 200  # at the end of a text, where it is looked for
 _UNFINISHED = frozenset({"the", "an", "and", "or", "of", "than", "that", "which", "if", "whose", "where"})
+_FORMULA_SIGNS = re.compile(r"[\\=$]")
 _REQUESTED = re.compile(
-    r"[?？\\=$]|__|\b(?:find|determine|compute|calculate|evaluate|solve|simplify|express|factor|expand|give|list|state|write|name|estimate"
-    r"|prove|show|what|how|round|convert|count|draw|complete|arrange|order|identify|explain|describe|answer|choose|select|sketch|graph)\b",
+    r"[?？]|__|\b(?:find|determine|compute|calculate|evaluate|solve|simplify|express|factor|expand|give|list|state|write|name|estimate"
+    r"|prove|show|what|how|round(?!-)|convert|count|draw|complete|arrange|order|identify|explain|describe|answer|choose|select|sketch|graph)\b",
     re.IGNORECASE,
 )
 _LONG_ENOUGH = 40  # characters of a story that asks something
-_ANSWER_IS = re.compile(r"(?:final\s+)?answer\s*(?:is|:|=)\s*\**\s*\$?(?:\\boxed\{)?\s*", re.IGNORECASE)
+_ANSWER_IS = Guarded(r"(?:final\s+)?answer\s*(?:is|:|=)\s*\**\s*\$?(?:\\boxed\{)?\s*", "answer")
 
 
 def is_placeholder(text: str) -> bool:
@@ -88,7 +96,7 @@ def proof(text: str, answer: Any) -> str | None:
     if found is None:
         return None
     last = _SENTENCE.split(text.strip())[-1]
-    alone = _PROVE.match(last) is not None and not _ASKS.search(last)
+    alone = _PROVE.pattern.match(last) is not None and not _ASKS.search(last)
     return f"asks to {found[0].strip(' ().')}" if alone or not _ASKS.search(text) else None
 
 
@@ -123,17 +131,25 @@ def multi_part(text: str, answer: Any) -> str | None:
 
 def truncated(text: str) -> str | None:
     """A text that stops in the middle of a sentence or of an environment of LaTeX."""
-    found = _CUT.search(text)
+    found = _CUT.search(text, max(0, len(text) - _CUT_CHARACTERS)) if text.rstrip().endswith(_CUT_ENDS) else None
     if found:
         return f"ends in {text[-20:]!r}"
-    last = text.rsplit(None, 1)[-1]
-    if last in _UNFINISHED:
-        return f"ends in the word {last!r}"
-    if len(text) >= _LONG_ENOUGH and text.isascii() and not _REQUESTED.search(text):
+    last = text[-_CUT_CHARACTERS:].split()[-1:]
+    if last and last[0] in _UNFINISHED:
+        return f"ends in the word {last[0]!r}"
+    if _asks_nothing(text):
         return "asks nothing"
     if text.count("\\begin{") != text.count("\\end{"):
         return "an environment of LaTeX has no end"
     return "a formula between $$ has no end" if text.count("$$") % 2 else None
+
+
+def _asks_nothing(text: str) -> bool:
+    """A story in English without formulas in which nothing is asked for. Prices are no formulas."""
+    if len(text) < _LONG_ENOUGH or "?" in text or not is_english_script(text):
+        return False
+    said = without_prices(text)
+    return not (_FORMULA_SIGNS.search(said) or _REQUESTED.search(said))
 
 
 def answer_given(text: str, answer: Any) -> str | None:

@@ -36,8 +36,8 @@ class SolveRate:
 
     @property
     def verdict(self) -> str | None:
-        """`contradicted`: no response is right and more than half agree on another answer; `always` or `never` solved; None for
-        problems that are worth training on."""  # noqa: E501
+        """`contradicted`: no response is right and more than half agree on another answer; `always` or `never` solved; None
+        for problems that are worth training on."""
         if self.rate == 0 and self.majority_agrees is False and self.majority_share > MAJORITY and self.samples > 1:
             return "contradicted"
         return "always" if self.rate == 1 else "never" if self.rate == 0 else None

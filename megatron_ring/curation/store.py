@@ -82,13 +82,17 @@ class Shard:
         return Tally(read, kept, dropped, changed, found["samples"])
 
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False)
+
+
 def dumps(value: Any) -> str:
     """JSON on one line. Halves of surrogate pairs, which UTF-8 cannot hold, are escaped."""
-    text = json.dumps(value, ensure_ascii=False)
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return json.dumps(value)
+    text = _ENCODER.encode(value)
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            return json.dumps(value)
     return text
 
 
@@ -102,11 +106,14 @@ class ShardWriter:
         self._dropped: list[str] = []
         self._ledger: list[str] = []
 
-    def keep(self, row: Row, line: str | None = None) -> None:
-        """`line`: the row as JSON where it is known."""
-        self.tally.read[source_of(row)] += 1
-        self.tally.kept[source_of(row)] += 1
-        self._kept.append(dumps(row) if line is None else line)
+    def keep(self, row: Row) -> None:
+        self.keep_line(source_of(row), dumps(row))
+
+    def keep_line(self, source: str, line: str) -> None:
+        """Keep a row that is JSON already."""
+        self.tally.read[source] += 1
+        self.tally.kept[source] += 1
+        self._kept.append(line)
 
     def drop(self, row: Row, reason: str, evidence: str) -> None:
         source = source_of(row)
@@ -142,8 +149,8 @@ def source_of(row: Row) -> str:
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> int:
-    """Write lines; the file appears whole or not at all. Its size in bytes. Unlike `write_atomically` it does not wait for the
-    disk: sizes are compared before a shard is taken for whole."""  # noqa: E501
+    """Write lines; the file appears whole or not at all. Its size in bytes. Unlike `write_atomically` it does not wait for
+    the disk: sizes are compared before a shard is taken for whole."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     data = "".join(f"{line}\n" for line in lines).encode()
     with naming(path):

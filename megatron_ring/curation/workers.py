@@ -53,8 +53,8 @@ class Workers:
                 on_done()
         except BrokenProcessPool:
             raise UserError(
-                "a process was killed, as the machine does for want of memory: use fewer --processes; the same command goes on "  # noqa: E501
-                "where this one stopped"
+                "a process was killed, as the machine does for want of memory: use fewer --processes; the same command "
+                "goes on where this one stopped"
             ) from None
         finally:
             for future in futures:

@@ -1,4 +1,5 @@
-"""What an entry of a stage takes: a file, or the part of it that conditions choose, or several such parts in given shares."""  # noqa: E501
+"""What an entry of a stage takes: a file, or the part of it that conditions choose, or several such parts in given
+shares."""
 
 from __future__ import annotations
 

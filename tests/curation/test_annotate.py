@@ -12,8 +12,9 @@ from megatron_ring.curation.options import Annotate
 from megatron_ring.curation.subjects import subject_of
 from tests.curation.conftest import Curated, problem
 
-KINDS = [("5", "integer"), ("1,234", "integer"), ("0.5", "number"), ("1/2", "fraction"), ("\\frac{1}{2}", "fraction"), ("B", "choice"),  # noqa: E501
-         ("x^2+1", "expression"), ("no solution", "text"), (7, "integer"), ({"tests": []}, "tests"), ([1], "object")]  # fmt: skip  # noqa: E501
+KINDS = [("5", "integer"), ("1,234", "integer"), ("0.5", "number"), ("1/2", "fraction"), ("\\frac{1}{2}", "fraction"),
+         ("B", "choice"), ("x^2+1", "expression"), ("no solution", "text"), (7, "integer"), ({"tests": []}, "tests"),
+         ([1], "object")]  # fmt: skip
 
 
 @pytest.mark.parametrize(("answer", "kind"), KINDS)

@@ -33,7 +33,8 @@ DROPPED: list[tuple[str, dict[str, Any]]] = [
     ("proof", problem("Let n be an odd number, and look at its square.", "1", metadata={"question_type": "proof"})),
     ("proof", problem("求证：根号二是无理数。", "略去的证明")),
     ("multiple_choice", problem("What is 2+2?\n(A) 3\n(B) 4\n(C) 5", "B")),
-    ("multiple_choice", problem("What is 2+2? $\\textbf{(A)}\\ 3 \\qquad \\textbf{(B)}\\ 4 \\qquad \\textbf{(C)}\\ 5$", "4")),  # noqa: E501
+    ("multiple_choice",
+     problem("What is 2+2? $\\textbf{(A)}\\ 3 \\qquad \\textbf{(B)}\\ 4 \\qquad \\textbf{(C)}\\ 5$", "4")),
     ("multiple_choice", problem("What is 2+2?", "B", metadata={"question_type": "MCQ"})),
     ("multiple_choice", problem("What is 2+2?", "B", metadata={"choices": ["3", "4"]})),
     ("true_false", problem("Is the sum of two odd numbers even?", "True")),
@@ -46,10 +47,14 @@ DROPPED: list[tuple[str, dict[str, Any]]] = [
     ("truncated", problem(f"{STORY} How many apples does he have after the")),
     ("truncated", problem(f"{STORY} How many app...")),
     ("truncated", problem(r"Solve the system \begin{cases} x + y = 3 \\ x - y = 1")),
+    ("truncated", problem("John weighs 220 pounds when he starts exercising. He manages to lose 10%…")),
+    ("truncated", problem("Carrie worked for 2 hours a day for 4 days to decorate a cake. She was paid $22...")),
     ("truncated", problem("Weng went to the market in the morning. She carried two baskets with her and a purse of coins")),
     ("language", problem("Une boulangerie vend 40 croissants le matin et 30 l'après-midi. Combien en vend-elle ?")),
-    ("contradicting_answer", problem(f"{STORY} How many?", "8", solutions=[{"text": "3 + 4 = \\boxed{7}", "language": None}])),  # noqa: E501
-    ("contradicting_answer", problem(f"{STORY} How many?", "7", solutions=[{"text": "#### 8\nno\n#### 7", "language": None}])),  # noqa: E501
+    ("contradicting_answer",
+     problem(f"{STORY} How many?", "8", solutions=[{"text": "3 + 4 = \\boxed{7}", "language": None}])),
+    ("contradicting_answer",
+     problem(f"{STORY} How many?", "7", solutions=[{"text": "#### 8\nno\n#### 7", "language": None}])),
     ("unusable_answer", problem(f"{STORY} How many?", ["7", "8"])),
     ("broken_tests", {"id": "c", "domain": "code", "prompt": "Add two numbers.", "answer": {"tests": []}}),
 ]  # fmt: skip
@@ -74,6 +79,8 @@ KEPT = [
     problem("Which number comes next: 2, 4, 8, ...?", "16"),
     problem("$\\int_0^1 x^2 dx$", "\\frac{1}{3}"),
     problem("2+2=", "4"),
+    problem("A number is equal to the repeating decimal $0.3333...$, which is written as the fraction $\\frac{1}{n}$"),
+    problem("Express as a common fraction the repeating decimal 0.3333..."),
     problem("He said the answer is 12 and was wrong. What is 4+5?", "9"),
     problem("Write $0.5$ as a fraction.", "1/2", solutions=[{"text": "It is $\\boxed{\\frac{1}{2}}$", "language": None}]),
     problem("Find all real roots.", "x=1", solutions=[{"text": "so \\boxed{\\text{(B)}}", "language": None}]),
@@ -103,8 +110,9 @@ REPAIRED = [
         "instruction",
     ),
     (
-        "Solve the following math problem step by step. The last line of your response should be of the form Answer: $Answer "  # noqa: E501
-        "(without quotes) where $Answer is the answer to the problem.\n\nWhat is 4 + 5?\n\nRemember to put your answer on its own "  # noqa: E501
+        "Solve the following math problem step by step. The last line of your response should be of the form Answer: "
+        "$Answer (without quotes) where $Answer is the answer to the problem.\n\nWhat is 4 + 5?\n\nRemember to put "
+        "your answer on its own "
         'line after "Answer:".',
         "What is 4 + 5?",
         "instruction",
@@ -134,6 +142,12 @@ def test_rewritten_choices(curated: Callable[..., Curated]) -> None:
         ("What is 2+2?", "4"), ("What is $x$?", "\\frac12"), ("What is 3+4?", "7"),
     ]  # fmt: skip
     assert set(found.reasons) == {"s-2", "s-5"}
+
+
+def test_nothing_is_left_of_a_text(curated: Callable[..., Curated]) -> None:
+    rows = [problem("<p></p>"), problem("What is 2+2?", "4")]
+    off = ("missing_problem", "too_short")
+    assert len(curated(rows, Clean(off=off, languages=("en",))).kept) == 2
 
 
 def test_rules_that_are_off(curated: Callable[..., Curated]) -> None:

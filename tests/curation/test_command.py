@@ -83,7 +83,10 @@ def test_one_step(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_check_mode(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    text = "Weng earns 12 dollars an hour for babysitting. Yesterday she just did 50 minutes of babysitting. How much did she earn?"  # noqa: E501
+    text = (
+        "Weng earns 12 dollars an hour for babysitting. Yesterday she just did 50 minutes of babysitting. How much "
+        "did she earn?"
+    )
     rows = [
         {"id": str(n), "domain": "math", "prompt": said, "answer": "1"}
         for n, said in enumerate((text, "How many days are in May?"))

@@ -15,15 +15,18 @@ from tests.curation.conftest import Curated, problem, write_jsonl
 
 BENCH = [
     {"problem": "Let $x$ and $y$ be real numbers with $x^2 + y^2 = 25$ and $x + y = 7$. Find $xy$.", "answer": "12"},
-    {"problem": "Weng earns 12 dollars an hour for babysitting. Yesterday she just did 50 minutes of babysitting. How much did she "  # noqa: E501
+    {"problem": "Weng earns 12 dollars an hour for babysitting. Yesterday she just did 50 minutes of babysitting. How "
+                "much did she "
      "earn?", "answer": "10"},
     {"problem": "What is $7!$?", "answer": "5040"},
 ]  # fmt: skip
 FOUND = [
     "Let \\( u \\) and \\(v\\) be real numbers with \\(u^{2}+v^{2}=25\\) and $u+v=7$. Find $uv$.".replace("uv", "u v"),
-    "PROBLEM 3. Weng earns $12$ dollars an hour   for babysitting.\nYesterday she just did $50$ minutes of babysitting. How much did "  # noqa: E501
+    "PROBLEM 3. Weng earns $12$ dollars an hour   for babysitting.\nYesterday she just did $50$ minutes of "
+    "babysitting. How much did "
     "she earn?",
-    "Solve this one: Weng earns 12 dollars an hour for babysitting. Yesterday she just did 50 minutes of babysitting. How much did "  # noqa: E501
+    "Solve this one: Weng earns 12 dollars an hour for babysitting. Yesterday she just did 50 minutes of babysitting. "
+    "How much did "
     "she earn? Explain.",
     "Weng earns 12 dollars an hour for babysitting. Yesterday she just did 50 minutes of it. What is her pay?",
     "what is 7 !",
@@ -55,7 +58,10 @@ def test_not_found(step: Decontaminate, curated: Callable[..., Curated]) -> None
 
 
 def test_the_same_answer_needs_less(step: Decontaminate, curated: Callable[..., Curated]) -> None:
-    text = "Mia gets 9 coins. Yesterday she just did 50 minutes of babysitting for a neighbour in the next street. How rich is she?"  # noqa: E501
+    text = (
+        "Mia gets 9 coins. Yesterday she just did 50 minutes of babysitting for a neighbour in the next street. "
+        "How rich is she?"
+    )
     found = curated([problem(text, "10"), problem(text, "11")], step)
     assert found.reasons == {"s-1": "benchmark:bench"} and found.ledger[0]["evidence"].endswith("the answers agree")
 
@@ -66,7 +72,10 @@ def test_a_solution_that_holds_the_problem(step: Decontaminate, curated: Callabl
 
 
 def test_any_match(tmp_path: Path, curated: Callable[..., Curated]) -> None:
-    text = "Ann likes to read. Yesterday she just did 50 minutes of babysitting and then read 3 books with 4 pages. How many pages?"  # noqa: E501
+    text = (
+        "Ann likes to read. Yesterday she just did 50 minutes of babysitting and then read 3 books with 4 pages. "
+        "How many pages?"
+    )
     for strict in (False, True):
         step = Decontaminate(benchmarks=(write_jsonl(tmp_path / "bench.jsonl", BENCH),), any=strict)
         assert bool(curated([problem(text)], step).reasons) == strict

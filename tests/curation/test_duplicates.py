@@ -11,16 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_ring.curation.near import candidates, character_grams, jaccard, word_grams
+from megatron_ring.curation.near import buckets, character_grams, jaccard, word_grams
 from megatron_ring.curation.options import Exact, Near
 from megatron_ring.curation.text import words
 from megatron_ring.curation.union_find import UnionFind
 from tests.curation.conftest import Curated, problem
 
 STORY = (
-    "Weng works on a large farm near the river and picks baskets of ripe peaches for 12 dollars an hour during the warm summer. "  # noqa: E501
-    "Yesterday morning the old farmer asked whether somebody could stay and Weng worked for 50 minutes until the rain began. How "  # noqa: E501
-    "much did Weng earn?"
+    "Weng works on a large farm near the river and picks baskets of ripe peaches for 12 dollars an hour during the warm "
+    "summer. Yesterday morning the old farmer asked whether somebody could stay and Weng worked for 50 minutes until the "
+    "rain began. How much did Weng earn?"
 )
 
 
@@ -73,7 +73,10 @@ def test_latex_and_chinese_are_compared_by_characters(curated: Callable[..., Cur
     formula = (
         "Let $a_1, a_2, \\ldots$ satisfy $a_{n+1} = \\frac{a_n + 3}{\\sqrt{a_n^2 + 7}}$ and $a_1 = 5$. Find $\\lim a_n$ {}."
     )
-    chinese = "小明家里有一个很大的果园，里面种着许多苹果树和梨树，每棵苹果树能结三十个苹果，每棵梨树能结二十个梨，问一共有多少个水果{}"  # noqa: E501
+    chinese = (
+        "小明家里有一个很大的果园，里面种着许多苹果树和梨树，每棵苹果树能结三十个苹果，"
+        "每棵梨树能结二十个梨，问一共有多少个水果{}"
+    )
     rows = [problem(text.replace("{}", more)) for text in (formula, chinese) for more in ("now", "today")]
     found = curated(rows, Near(threshold=0.6))
     assert found.reasons == {"s-2": "near_duplicate", "s-4": "near_duplicate"}
@@ -112,13 +115,17 @@ def test_union_find(pairs: list[tuple[int, int]]) -> None:
 
 
 @given(st.lists(st.integers(0, 5), max_size=30))
-def test_candidates_connect_every_bucket(values: list[int]) -> None:
-    sets = UnionFind(len(values))
-    for one, other in candidates(np.array(values, np.uint64)):
-        assert values[one] == values[other] != 0 and one < other
-        sets.union(one, other)
-    for i, value in enumerate(values):
-        assert all(sets.find(i) == sets.find(j) for j, other in enumerate(values) if value == other != 0)
+def test_buckets(values: list[int]) -> None:
+    found = list(buckets(np.array(values, np.uint64)))
+    wanted = [[place for place, value in enumerate(values) if value == each] for each in range(1, 6)]
+    assert sorted(found) == sorted(bucket for bucket in wanted if len(bucket) > 1)
+
+
+def test_copies_among_problems_that_look_alike(curated: Callable[..., Curated]) -> None:
+    days = ("Monday", "Tuesday", "Friday")
+    families = [STORY.replace("Yesterday", f"Last {day}") for day in days]
+    rows = [problem(text) for text in (*families, *(text.replace("peaches", "apples") for text in families))]
+    assert curated(rows, Near()).reasons == dict.fromkeys(("s-4", "s-5", "s-6"), "near_duplicate")
 
 
 def test_short_texts_have_one_gram() -> None:

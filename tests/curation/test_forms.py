@@ -31,7 +31,8 @@ FORMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"domain": "math", "answer": "5"},
     ),
     "OpenR1-Math": (
-        {"problem": "P?", "solution": "It is $5$.", "answer": "5", "problem_type": "Algebra", "question_type": "math-word-problem",  # noqa: E501
+        {"problem": "P?", "solution": "It is $5$.", "answer": "5", "problem_type": "Algebra",
+         "question_type": "math-word-problem",
          "source": "olympiads", "uuid": "u-1", "generations": ["<think>…</think>"], "correctness_math_verify": [True]},
         {"domain": "math", "answer": "5", "solutions": 1, "metadata": {"question_type": "math-word-problem"}},
     ),
@@ -74,7 +75,8 @@ FORMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"domain": "code", "answer": {"input_output": TESTS}, "solutions": 1, "metadata": {"source_id": "7"}},
     ),
     "TACO": (
-        {"question": STARTS_WITH, "solutions": '["print(2)", "print(1+1)"]', "input_output": json.dumps(TESTS), "tags": "['dp']",  # noqa: E501
+        {"question": STARTS_WITH, "solutions": '["print(2)", "print(1+1)"]', "input_output": json.dumps(TESTS),
+         "tags": "['dp']",
          "difficulty": "EASY", "starter_code": "", "source": "codeforces"},
         {"domain": "code", "answer": {"input_output": TESTS}, "solutions": 2, "metadata": {"original_source": "codeforces"}},
     ),
@@ -86,35 +88,42 @@ FORMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "open-r1/codeforces": (
         {"id": "1/A", "title": "T", "description": STARTS_WITH, "input_format": "n", "output_format": "n", "time_limit": 2.0,
-         "interaction_format": None, "note": None, "examples": [{"input": "1", "output": "2"}], "rating": 800, "tags": ["math"],  # noqa: E501
+         "interaction_format": None, "note": None, "examples": [{"input": "1", "output": "2"}], "rating": 800,
+         "tags": ["math"],
          "official_tests": [{"input": "1\n", "output": "2\n"}], "official_tests_complete": True, "input_mode": "stdio",
          "generated_checker": None},
         {"domain": "code", "answer": {"tests": [{"input": "1\n", "output": "2\n"}], "time_limit": 2.0},
          "metadata": {"rating": 800, "official_tests_complete": True}},
     ),
     "LiveCodeBench": (
-        {"question_title": "T", "question_content": STARTS_WITH, "platform": "atcoder", "question_id": "a1", "starter_code": "",  # noqa: E501
-         "public_test_cases": json.dumps([{"input": "1\n", "output": "2\n", "testtype": "stdin"}]), "private_test_cases": "[]",  # noqa: E501
+        {"question_title": "T", "question_content": STARTS_WITH, "platform": "atcoder", "question_id": "a1",
+         "starter_code": "",
+         "public_test_cases": json.dumps([{"input": "1\n", "output": "2\n", "testtype": "stdin"}]),
+         "private_test_cases": "[]",
          "metadata": "{}", "contest_date": "2024-08-01T00:00:00"},
         {"domain": "code", "metadata": {"source_id": "a1", "platform": "atcoder"}},
     ),
     "SYNTHETIC-1 of mathematics": (
         {"problem_id": "vfm_1", "task_type": "verifiable_math", "prompt": "P?", "gold_standard_solution": "s",
          "verification_info": "{'ground_truth': '5'}", "source": "numina", "metadata": "{}"},
-        {"domain": "math", "answer": "5", "solutions": 1, "metadata": {"source_id": "vfm_1", "task_type": "verifiable_math"}},  # noqa: E501
+        {"domain": "math", "answer": "5", "solutions": 1, 
+         "metadata": {"source_id": "vfm_1", "task_type": "verifiable_math"}},
     ),
     "SYNTHETIC-1 of code": (
         {"problem_id": "vfc_1", "task_type": "verifiable_code", "prompt": STARTS_WITH, "gold_standard_solution": "print(2)",
-         "verification_info": json.dumps({"language": "python", "test_cases": [{"type": "stdin_stdout", "input": "1", "output": "2"}]})},  # noqa: E501
+         "verification_info": json.dumps({"language": "python", 
+             "test_cases": [{"type": "stdin_stdout", "input": "1", "output": "2"}]})},
         {"domain": "code", "answer": {"tests": [{"input": "1", "output": "2"}], "language": "python"}, "solutions": 1},
     ),
     "SYNTHETIC-2 with a function": (
         {"problem_id": "p", "task_type": "prime_rl_code", "prompt": STARTS_WITH,
-         "verification_info": json.dumps({"test_cases": [{"type": "function_call", "fn_name": "f", "input": [1], "output": 2}]})},  # noqa: E501
+         "verification_info": json.dumps({
+             "test_cases": [{"type": "function_call", "fn_name": "f", "input": [1], "output": 2}]})},
         {"domain": "code", "answer": {"fn_name": "f", "tests": [{"args": [1], "expected": 2}]}},
     ),
     "reasoning-gym": (
-        {"question": "How many legs?", "answer": "6", "metadata": json.dumps({"source_dataset": "leg_counting", "source_index": 0})},  # noqa: E501
+        {"question": "How many legs?", "answer": "6", 
+         "metadata": json.dumps({"source_dataset": "leg_counting", "source_index": 0})},
         {"domain": "logic/exact", "answer": {"text": "6"}},
     ),
     "HumanEval": (
@@ -197,13 +206,16 @@ def test_packed_files_and_lists(tmp_path: Path) -> None:
 
 
 WRONG = {
-    "of no known form": ('{"foo": "P", "bar": "5"}\n', {}, "r.jsonl:1: of no known form; the row has foo, bar: name the columns"),  # noqa: E501
-    "no such column": ('{"foo": "P", "bar": "5"}\n', {"fields": {"prompt": "q"}, "domain": "math"}, "the column 'q' of 'prompt' is missing"),  # noqa: E501
+    "of no known form": ('{"foo": "P", "bar": "5"}\n', {},
+                         "r.jsonl:1: of no known form; the row has foo, bar: name the columns"),
+    "no such column": ('{"foo": "P", "bar": "5"}\n', {"fields": {"prompt": "q"}, "domain": "math"},
+                       "the column 'q' of 'prompt' is missing"),
     "no domain": ('{"foo": "P", "bar": "5"}\n', {"fields": {"prompt": "foo", "answer": "bar"}}, "no row names its domain"),
     "no objects": ("hello\n", {}, "no JSON object among the first"),
     "empty": ("", {}, "no rows"),
     "all broken": ('{"problem": "P?", "answer": "", "solution": "s"}\n', {}, "none of its rows can be read"),
-    "an unknown domain": ('{"id": 1, "domain": "maths", "prompt": "P is what?", "answer": "5"}\n', {}, "unknown domain 'maths'"),  # noqa: E501
+    "an unknown domain": ('{"id": 1, "domain": "maths", "prompt": "P is what?", "answer": "5"}\n', {},
+                          "unknown domain 'maths'"),
 }  # fmt: skip
 
 

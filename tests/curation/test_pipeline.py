@@ -1,4 +1,5 @@
-"""Runs as a whole: nothing is lost, the same bytes whatever the processes and however often a run is killed, nothing twice."""  # noqa: E501
+"""Runs as a whole: nothing is lost, the same bytes whatever the processes and however often a run is killed, nothing
+twice."""
 
 from __future__ import annotations
 
@@ -34,7 +35,10 @@ def rows(count: int, seed: int = 1) -> list[dict[str, Any]]:
     found = []
     for _ in range(count):
         a, b, name = rng.randint(2, 40), rng.randint(2, 9), rng.choice(NAMES)
-        text = f"{name} has {a} red marbles in a large bag and finds {b} more of them on the way home. How many marbles are there?"  # noqa: E501
+        text = (
+            f"{name} has {a} red marbles in a large bag and finds {b} more of them on the way home. How many "
+            "marbles are there?"
+        )
         answer = str(a + b + (rng.random() < 0.02))
         found.append({"problem": text + (" (A) 3 (B) 4 (C) 5" if rng.random() < 0.05 else ""), "answer": answer, "level": b})
     return found

@@ -1,4 +1,5 @@
-"""Planted damage in real problems: what is found, and what is dropped without reason. tools/check_curation.py does it in full."""  # noqa: E501
+"""Planted damage in real problems: what is found, and what is dropped without reason. tools/check_curation.py does it in
+full."""
 
 from __future__ import annotations
 

@@ -47,11 +47,13 @@ WRONG = {
     "sources:\n  - {files: a.jsonl, name: a/b}": "'name' is 'a/b'",
     "sources:\n  - {files: a.jsonl, files: b.jsonl}": "r.yaml:2: not YAML: 'files' is given twice",
     "sources: [{files: a.jsonl}]\nsteps:\n  - neer": "r.yaml:1: unknown step 'neer', did you mean 'near'",
-    "sources: [{files: a.jsonl}]\nsteps:\n  - near: {treshold: 0.5}": "r.yaml:3: near: unknown option 'treshold', did you mean",  # noqa: E501
+    "sources: [{files: a.jsonl}]\nsteps:\n  - near: {treshold: 0.5}": "r.yaml:3: near: unknown option 'treshold', did "
+    "you mean",
     "sources: [{files: a.jsonl}]\nsteps:\n  - near: {threshold: high}": "threshold is 'high': give a number",
     "sources: [{files: a.jsonl}]\nsteps:\n  - near: {threshold: 2}": "threshold is 2.0: give more than 0",
     "sources: [{files: a.jsonl}]\nsteps:\n  - clean: {off: [links]}": "there is no rule 'links'",
-    "sources: [{files: a.jsonl}]\nsteps:\n  - clean: {multiple_choice: yes}": "multiple_choice is 'yes': use one of drop, keep, rewrite",  # noqa: E501
+    "sources: [{files: a.jsonl}]\nsteps:\n  - clean: {multiple_choice: yes}": "multiple_choice is 'yes': use one of "
+    "drop, keep, rewrite",
     "sources: [{files: a.jsonl}]\nsteps:\n  - decontaminate": "give the files of benchmarks",
     "sources: [{files: a.jsonl}]\nsteps:\n  - decontaminate: {benchmarks: x.jsonl}": "x.jsonl: no such file",
     "sources: [{files: .}]": "is a folder",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from megatron_ring.curation.text import latex_share, meaning, without_label, words
+from megatron_ring.curation.meaning import meaning
+from megatron_ring.curation.text import latex_share, without_label, words
 
 SAME = [
     ("What is $2+3$?", "what  is \\(2 + 3\\) ?"),
@@ -44,10 +45,18 @@ def test_not_the_same(one: str, other: str) -> None:
 
 
 def test_meaning_is_numbers_and_turning_words() -> None:
-    assert meaning(words("Tom has 3 apples")) == meaning(words("Ann owns three pears"))
-    assert meaning(words("Tom has 3 apples and 4 pears")) != meaning(words("Tom has 4 apples and 3 pears"))
-    assert meaning(words("Find the largest of 3")) != meaning(words("Find the smallest of 3"))
-    assert meaning(words("3.0 m")) == meaning(words("3 m")) != meaning(words("30 m"))
+    def fit(one: str, other: str) -> bool:
+        first, second = meaning(words(one)), meaning(words(other))
+        assert first.fits(second) == second.fits(first)
+        return first.fits(second)
+
+    assert fit("Tom has 3 apples", "Ann owns three pears") and fit("3.0 m", "3 m")
+    assert not fit("Tom has 3 apples and 4 pears", "Tom has 4 apples and 3 pears")
+    assert not fit("Find the largest of 3", "Find the smallest of 3")
+    assert not fit("3 m", "30 m")
+    assert not fit("How much more is it?", "How much is it?")
+    assert not fit("How many hours are left?", "How many minutes are left?")
+    assert fit("It took some time after 3 hours", "It took some time following 3 hours")
 
 
 def test_labels() -> None:
@@ -60,3 +69,5 @@ def test_share_of_latex() -> None:
     assert latex_share("plain words only") == 0
     assert latex_share("求下列函数的最大值") == 1
     assert latex_share(r"$\int_0^1 x^2 dx$") > 0.5
+    assert latex_share("He pays $5. Then she pays $7.50, and they get $1,000 back") == 0
+    assert latex_share("Let $5$ and $3x$ be given, and $7 + y$") > 0.3
