@@ -189,10 +189,13 @@ def test_hostile_requests(served: Served) -> None:
     for raw in stuck:
         raw.sendall(head)  # they never say the rest
     for sent, said in (
-        (b"\x00\xff\r\n\r\n", b"400"), (b"GET /" + b"a" * 100_000, b"400"), (head + b"Content-Length: -1\r\n\r\n", b"400"),
-        (head + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n{}", b"400"), (b"\x16\x03\x01\x00\xa5" + b"\0" * 160, b"400"),
+        (b"\x00\xff\r\n\r\n", b"400"), (b"GET /" + b"a" * 100_000, b"400"),
+        (head + b"Content-Length: -1\r\n\r\n", b"400"),
+        (head + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n{}", b"400"),
+        (b"\x16\x03\x01\x00\xa5" + b"\0" * 160, b"400"),
         (head + b"Transfer-Encoding: chunked\r\n\r\nZZ\r\n", b"400"), (head + b"Content-Length: 9999999\r\n\r\n", b"413"),
-        (head + b"Content-Length: 100\r\n\r\n{", b"408"), (head + b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n", b"408"),  # slow
+        (head + b"Content-Length: 100\r\n\r\n{", b"408"),  # this one is slow, and the next
+        (head + b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n", b"408"),
     ):  # fmt: skip
         with socket.create_connection((host, int(port)), timeout=30) as raw:
             raw.sendall(sent)
