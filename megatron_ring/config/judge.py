@@ -67,8 +67,11 @@ class JudgeConfig:
 def _is_address(url: str) -> bool:
     try:
         parts = urlsplit(url)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and not (
-            parts.query or parts.fragment or "@" in parts.netloc
+        return (
+            parts.scheme in ("http", "https")
+            and bool(parts.hostname)
+            and parts.port != 0
+            and not (parts.query or parts.fragment or "@" in parts.netloc)
         )
     except ValueError:
         return False

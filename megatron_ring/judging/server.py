@@ -17,13 +17,23 @@ from typing import Any
 
 from megatron_ring.errors import UserError
 from megatron_ring.judging.cache import ReplyCache
-from megatron_ring.judging.verdict import Reply
+from megatron_ring.judging.verdict import COMPLETE, Reply
 
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0)  # seconds before each further try, where the server names none
 LONGEST_PAUSE = 120.0
 BUSY = (408, 409, 425, 429)
 NOT_FOR_US = (401, 403, 404, 405)  # the address, the key or the model's name is wrong
 MOST_BYTES = 1 << 24
+ENDS = ("stop", "eos_token")  # words of servers for an answer that ended by itself
+NEWER_LIMIT = "max_completion_tokens"  # the name of `max_tokens` that some models want alone
+
+
+class _Refused(Exception):
+    """A status that is no answer. `said`: the beginning of its body; `pause`: seconds that it asks to wait."""
+
+    def __init__(self, status: int, said: str, pause: float | None) -> None:
+        super().__init__(f"status {status}: {said}")
+        self.status, self.said, self.pause = status, said, pause
 
 
 @dataclass(frozen=True)
@@ -81,6 +91,7 @@ class ServerJudge:
     ) -> None:  # fmt: skip
         self.server, self._cache, self._pauses, self._report = server, cache, tuple(pauses), report
         self._pace = Pace(server.requests_per_minute)
+        self._limit = "max_tokens"
 
     def __call__(self, prompts: Sequence[str]) -> list[Reply]:
         """Raises `UserError` where the server cannot be reached, or refuses us as such."""
@@ -104,9 +115,9 @@ class ServerJudge:
         answers refuses the key, the model or the settings."""
         try:
             self._post("Say yes.", min(16, self.server.max_tokens))
-        except urllib.error.HTTPError as error:
-            if error.code not in BUSY and error.code < 500:
-                raise self._wrong(f"status {error.code}: {_said(error)}") from None
+        except _Refused as error:
+            if error.status not in BUSY and error.status < 500:
+                raise self._wrong(str(error)) from None
         except (OSError, HTTPException, ValueError, RecursionError) as error:
             raise self._wrong(str(error) or type(error).__name__) from None
 
@@ -127,6 +138,7 @@ class ServerJudge:
                 try:
                     done.put((prompt, self._ask(prompt, stop)))
                 except Exception as error:  # whoever waits raises it
+                    stop.set()
                     done.put((prompt, error))
 
         for _ in range(min(self.server.concurrency, len(prompts))):
@@ -147,13 +159,12 @@ class ServerJudge:
             wanted: float | None = None
             try:
                 return self._post(prompt, self.server.max_tokens)
-            except urllib.error.HTTPError as error:
-                answers, problem = True, f"status {error.code}: {_said(error)}"
-                if error.code in NOT_FOR_US:
+            except _Refused as error:
+                answers, problem, wanted = True, str(error), error.pause
+                if error.status in NOT_FOR_US:
                     raise self._wrong(problem) from None
-                if error.code not in BUSY and error.code < 500:
+                if error.status not in BUSY and error.status < 500:
                     break
-                wanted = _seconds(error.headers.get("retry-after"))
             except (OSError, HTTPException, ValueError, RecursionError) as error:
                 problem = str(error) or type(error).__name__
             # Not all threads come back at once.
@@ -164,17 +175,30 @@ class ServerJudge:
         return Reply("", "", problem=f"the judge's server: {problem}")
 
     def _post(self, prompt: str, tokens: int) -> Reply:
-        """One try. Raises HTTPError for a status, OSError and HTTPException where there is no answer, ValueError for what is
-        no chat completion."""
+        """One try. Raises `_Refused` for a status, OSError and HTTPException where there is no answer, ValueError for what
+        is no chat completion."""
+        limit = self._limit
+        try:
+            return self._send(prompt, {limit: tokens})
+        except _Refused as error:
+            if error.status != 400 or limit == NEWER_LIMIT or NEWER_LIMIT not in error.said:
+                raise
+        self._limit = NEWER_LIMIT
+        return self._send(prompt, {NEWER_LIMIT: tokens})
+
+    def _send(self, prompt: str, limit: dict[str, int]) -> Reply:
         body = {"model": self.server.model, "messages": [{"role": "user", "content": prompt}], "n": 1,
-                "temperature": self.server.temperature, "max_tokens": tokens}  # fmt: skip
+                "temperature": self.server.temperature, **limit}  # fmt: skip
         headers = {"Content-Type": "application/json", "User-Agent": "megatron_ring"}
         if self.server.key is not None:
             headers["Authorization"] = f"Bearer {self.server.key}"
         address = f"{self.server.url.rstrip('/')}/chat/completions"
         request = urllib.request.Request(address, json.dumps(body).encode(), headers)
-        with urllib.request.urlopen(request, timeout=self.server.timeout) as answer:
-            return read_reply(json.loads(answer.read(MOST_BYTES)))
+        try:
+            with urllib.request.urlopen(request, timeout=self.server.timeout) as answer:
+                return read_reply(json.loads(answer.read(MOST_BYTES)))
+        except urllib.error.HTTPError as error:
+            raise _Refused(error.code, _said(error), _seconds(error.headers.get("retry-after"))) from None
 
     def _wrong(self, problem: str) -> UserError:
         return UserError(f"--judge.url {self.server.url}: {problem}: check the address up to /v1, the key and --judge.model")
@@ -187,7 +211,8 @@ def read_reply(found: Any) -> Reply:
         text, finish = choice["message"]["content"], choice["finish_reason"]
     except (LookupError, TypeError):
         raise ValueError(f"not a chat completion: {json.dumps(found)[:200]}") from None
-    return Reply(text if isinstance(text, str) else "", finish if isinstance(finish, str) else "")
+    said = finish if isinstance(finish, str) else ""
+    return Reply(text if isinstance(text, str) else "", COMPLETE if said in ENDS else said)
 
 
 def _said(error: urllib.error.HTTPError) -> str:

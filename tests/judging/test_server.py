@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from megatron_ring.config.judge import JudgeConfig
 from megatron_ring.errors import UserError
 from megatron_ring.judging.cache import ReplyCache
 from megatron_ring.judging.server import Pace, Server, ServerJudge
@@ -83,6 +84,19 @@ def test_waits_as_long_as_the_server_says(tmp_path: Path) -> None:
         assert server.times[1] - server.times[0] >= 1.0
 
 
+def test_a_server_that_wants_the_other_name_of_the_limit(tmp_path: Path) -> None:
+    def answer(body: dict[str, Any], number: int) -> Answer:
+        if "max_tokens" in body:
+            return 400, {}, b"unsupported: 'max_tokens', use 'max_completion_tokens' instead"
+        return echo(body, number)
+
+    with RuleServer(answer) as server:
+        judge = client(server.url, tmp_path, concurrency=1)
+        judge.check()
+        assert [reply.text for reply in judge(["a", "b"])] == ["A", "B"]
+        assert [body.get("max_completion_tokens") for body in server.asked] == [None, 16, 64, 64]
+
+
 def test_one_request_that_fails_does_not_end_the_others(tmp_path: Path) -> None:
     """Too long for the model, or more than the server can do: a problem of that one, which is not kept."""
 
@@ -105,6 +119,7 @@ def test_one_request_that_fails_does_not_end_the_others(tmp_path: Path) -> None:
     ("content", "finish", "text", "said"),
     [
         ("a", "length", "a", "length"),
+        ("a", "eos_token", "a", "stop"),
         (None, "stop", "", "stop"),
         ([{"type": "text"}], "stop", "", "stop"),
         ("a", None, "a", ""),
@@ -124,7 +139,9 @@ def test_what_ends_the_run(tmp_path: Path) -> None:
     for status in (401, 403, 404):
         with RuleServer(refuses(status)) as server:
             for ask in (lambda judge: judge.check(), lambda judge: judge([f"p{i}" for i in range(50)])):
-                with pytest.raises(UserError, match=rf"^--judge.url http://.*: status {status}: wrong: check the address up to /v1"):
+                with pytest.raises(
+                    UserError, match=rf"^--judge.url http://.*: status {status}: wrong: check the address up to /v1"
+                ):
                     ask(client(server.url, tmp_path))
             assert len(server.asked) < 40
     with RuleServer() as server, pytest.raises(UserError, match="404"):
@@ -143,6 +160,15 @@ def test_what_ends_the_run(tmp_path: Path) -> None:
 def test_a_server_that_says_nothing(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(UserError, match="timed out"):
         client(f"http://127.0.0.1:{silent.getsockname()[1]}/v1", tmp_path, timeout=0.05)(["p"])
+
+
+@pytest.mark.parametrize(
+    "url", ["ftp://a", "a", "http://", "file:///etc/passwd", "http://a:b/v1", "http://u:secret@a/v1", "http://[a/v1", ""]
+)
+def test_what_is_no_address(url: str) -> None:
+    with pytest.raises(UserError, match="--judge.url is no address of a server: give http") as error:
+        JudgeConfig(url=url, model="m")
+    assert "secret" not in str(error.value)
 
 
 def test_the_rate_is_kept_by_all_threads_together() -> None:

@@ -201,9 +201,6 @@ def test_refusals(fails_with: Callable[..., str], flags: list[str], files: Path,
         return fails_with(command("megatron_ring.evaluate", *flags, *sets(files, *names), "--out", str(tmp_path), *more))
 
     assert "--judge.url and --judge.model belong together" in line("--judge.url", "http://a/v1")
-    for url in ("ftp://a", "a", "http://", "file:///etc/passwd", "http://a:b/v1", "http://u:secret@a/v1", "http://[a/v1", ""):
-        said = line("--judge.url", url, "--judge.model", "m")
-        assert "--judge.url is no address of a server: give http" in said and "secret" not in said
     assert "one of the two" in line("--judge.url", "http://a", "--judge.model", "m", "--judge.checkpoint", "c")
     assert "--judge.baseline needs a judge" in line("--judge.baseline", "f")
     assert "--judge.max-tokens is 0" in line("--judge.max-tokens", "0")
