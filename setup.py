@@ -20,7 +20,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["megatron_ring", "megatron_ring.*"]),
     # Files a room reads at run time (styles, templates, word lists, …) travel with their package.
-    package_data={"": ["*.json", "*.yaml", "*.txt", "*.jinja", "*.sh", "*.css", "*.html", "py.typed"]},
+    package_data={"": ["*.json", "*.yaml", "*.txt", "*.jinja", "*.sh", "*.css", "*.html", "prompts/*.txt", "py.typed"]},
     install_requires=[
         "torch>=2.10",
         "megatron-core>=0.16.1,<0.20",  # 0.16.1 is the newest for Python 3.11; 0.19 wants 3.12

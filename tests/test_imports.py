@@ -27,6 +27,7 @@ CLOSED = {
     "rewards": {"errors", "lifetime"},
     "analysis": {"errors"},
     "benchmarks": {"errors", "rewards"},
+    "judging": {"data", "errors"},
     "toy": {"errors"},
     "curation": {"analysis", "config", "data", "errors", "lifetime", "rewards", "run"},
     "config": {"algorithm", "errors"},  # what objectives declare of themselves, which loads no torch
@@ -37,6 +38,7 @@ FORBIDDEN = {
     "rewards": ("megatron", "torch"),
     "analysis": ("megatron", "torch"),
     "benchmarks": ("megatron", "torch"),
+    "judging": ("megatron", "torch"),
     "curation": ("megatron", "torch"),
     "toy": ("megatron", "torch"),
     "data": ("megatron",),
@@ -48,7 +50,7 @@ LEVELS = {
     "model": 2,
     "checkpoint": 3,
     **dict.fromkeys(("training", "sampler", "rewards", "data", "corpus", "toy", "analysis", "planning"), 4),
-    **dict.fromkeys(("run", "rollout", "reward_models", "benchmarks", "curation", "serving"), 5),
+    **dict.fromkeys(("run", "rollout", "reward_models", "benchmarks", "curation", "serving", "judging"), 5),
 }
 MAIN_LEVEL = 6
 # Assembled, so that this file does not hold what it looks for.

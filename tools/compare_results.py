@@ -11,7 +11,7 @@ import tyro
 
 from megatron_ring.benchmarks.compare import compare
 from megatron_ring.errors import UserError, run_main
-from megatron_ring.rollout.journal import read_journals
+from megatron_ring.rollout.journal import read_scores
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,11 @@ class Flags:
 
 
 def main(flags: Flags) -> None:
-    described = [_result(flags.first, "--first"), _result(flags.second, "--second")]
-    scores = [_scores(folder) for folder in (flags.first, flags.second)]
+    results = [_result(flags.first, "--first"), _result(flags.second, "--second")]
+    described = [{part["benchmark"]: part for part in result["benchmarks"]} for result in results]
+    judges = [_judge(result) for result in results]
+    folders = zip((flags.first, flags.second), judges, strict=True)
+    scores = [_scores(folder, judge) for folder, judge in folders]
     shared = [name for name in scores[0] if name in scores[1]]
     if not shared:
         raise UserError(f"--first {flags.first} and --second {flags.second} have no benchmark in common")
@@ -37,6 +40,8 @@ def main(flags: Flags) -> None:
         files = [part[name]["problems_sha256"] for part in described]
         if files[0] != files[1]:
             raise UserError(f"{name}: the two were measured on other problems or prompts: evaluate both with one file")
+        if described[0][name].get("judge") and judges[0] != judges[1]:
+            raise UserError(f"{name}: the two were judged by other judges or prompts: judge both alike")
         found[name] = asdict(compare(scores[0][name], scores[1][name], flags.seed))
     print(json.dumps(found, indent=1))
 
@@ -44,16 +49,23 @@ def main(flags: Flags) -> None:
 def _result(folder: Path, flag: str) -> dict[str, Any]:
     path = folder / "result.json"
     try:
-        result = json.loads(path.read_text())
-        return {part["benchmark"]: part for part in result["benchmarks"]}
+        result: dict[str, Any] = json.loads(path.read_text())
+        if all(isinstance(part["benchmark"], str) for part in result["benchmarks"]):
+            return result
     except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{flag} {path}: no result of benchmarks: give the --out folder of an evaluation") from None
+        pass
+    raise UserError(f"{flag} {path}: no result of benchmarks: give the --out folder of an evaluation") from None
 
 
-def _scores(folder: Path) -> dict[str, dict[str, list[float]]]:
+def _judge(result: dict[str, Any]) -> str | None:
+    """The fingerprint of its judge; None where it had none."""
+    return (result.get("judge") or {}).get("fingerprint")
+
+
+def _scores(folder: Path, judge: str | None) -> dict[str, dict[str, list[float]]]:
     """By benchmark and problem, what has a verdict."""
     found: dict[str, dict[str, list[float]]] = {}
-    for (benchmark, problem, _), row in sorted(read_journals(folder / "responses")[1].items()):
+    for (benchmark, problem, _), row in sorted(read_scores(folder / "responses", judge).items()):
         if row["score"] is not None:
             found.setdefault(benchmark, {}).setdefault(problem, []).append(row["score"])
     return found

@@ -24,7 +24,8 @@ def benchmarks_page(result: Mapping[str, Any]) -> str:
     )
     missing = result.get("missing") or []
     notes = [page.note(f"Not measured, no file was given: {', '.join(missing)}.")] if missing else []
-    body = [head, page.element("p", said), *notes, _scores(parts), _repeated(parts), _categories(parts), _files(parts)]
+    body = [head, page.element("p", said), *notes, _scores(parts), _repeated(parts), _judged(result), _categories(parts),
+            _files(parts)]  # fmt: skip
     return page.document("Benchmarks", page.join(body))
 
 
@@ -45,8 +46,8 @@ def _scores(parts: Sequence[Mapping[str, Any]]) -> page.Html:
         )  # fmt: skip
     sources = "; ".join(f"{name}: {source}" for name, source in SOURCES.items())
     told = (
-        f"Out of 100. Published scores: {sources}. Codeforces is published as a percentile, AlignBench on a scale of 100: "
-        "they are not our metric there."
+        f"Out of 100. Published scores: {sources}. Codeforces is published as a percentile, which is not our "
+        "metric. AlignBench's is the mean score of 1 to 10, times ten. Judged scores depend on the judge."
     )
     return page.section("Scores", page.table(head, rows, text_columns=2), page.note(told))
 
@@ -54,13 +55,39 @@ def _scores(parts: Sequence[Mapping[str, Any]]) -> page.Html:
 def _repeated(parts: Sequence[Mapping[str, Any]]) -> page.Html:
     rows = []
     for part in parts:
-        if part.get("samples_per_problem", 1) > 1:
+        if part.get("samples_per_problem", 1) > 1 and "pass_at_k" in part:
             passes = ", ".join(f"pass@{k} {_percent(value)}" for k, value in part["pass_at_k"].items())
             g_pass = part["g_pass"]
             taus = ", ".join(f"τ {tau}: {_percent(g_pass[tau])}" for tau in ("0.25", "0.5", "0.75", "1.0"))
             rows.append((part["title"], passes, taus, g_pass["k"], _percent(g_pass["mean"]), _percent(part["cons_at_n"])))
     head = ("benchmark", "pass@k", "G-Pass@k", "k", "mG-Pass@k", "cons@n")
     return page.section("Several samples", page.table(head, rows, text_columns=3)) if rows else page.Html("")
+
+
+def _judged(result: Mapping[str, Any]) -> page.Html:
+    """How the judge worked; nothing where there was none."""
+    judge, rows = result.get("judge"), []
+    for part in result["benchmarks"]:
+        found = part.get("judge")
+        if found:
+            versions = ", ".join(f"{name} {prompt['version']}" for name, prompt in found["prompts"].items())
+            verdicts = ", ".join(f"{value}: {count:,}" for value, count in found["verdicts"].items() if count)
+            more = "weighted_win_rate" in found
+            rows.append(
+                (part["title"], found["protocol"], versions, verdicts, found["judged"], found["judge_failed"],
+                 found["asked_again"], _plain(found["length_correlation"]), _percent(found.get("orders_agree")),
+                 _percent(found["weighted_win_rate"] if more else None), _percent(found.get("f1")))
+            )  # fmt: skip
+    if not judge or not rows:
+        return page.Html("")
+    head = ("benchmark", "protocol", "prompt, version", "verdicts", "judged", "failed", "asked again", "length ρ",
+            "orders agree", "win rate, clear wins x3", "F1")  # fmt: skip
+    who = judge.get("model") or judge.get("checkpoint")
+    told = (
+        f"Judged by {who}. What failed twice is excluded. Length ρ is the rank correlation of score and length. Pairs are "
+        "judged in both orders. F1: of right answers among all and among those given."
+    )
+    return page.section("Judge", page.table(head, rows, text_columns=4), page.note(told))
 
 
 def _categories(parts: Sequence[Mapping[str, Any]]) -> page.Html:

@@ -45,9 +45,14 @@ def align_bench(row: Row) -> Problem:
 
 
 def fofo(row: Row) -> Problem:
-    """FoFo: an instruction whose answer must keep a format."""
+    """FoFo: an instruction whose answer must keep a format. The reference is the criterion that a judge checks."""
     metadata = {"format": first(row, "format"), "format_type": first(row, "format_type")}
-    return Problem(id_of(row, "id"), text(row, "instruction"), "", "", str(first(row, "domain") or ""), {}, metadata)
+    named = f" The format is {metadata['format']}." if metadata["format"] else ""
+    criterion = (
+        "The answer keeps the format that the request demands, in every detail: structure, order, names, signs, and "
+        f"whatever else the request fixes.{named} Whether its content is true or good is no part of this."
+    )
+    return Problem(id_of(row, "id"), text(row, "instruction"), criterion, "", str(first(row, "domain") or ""), {}, metadata)
 
 
 def arena_hard(row: Row) -> Problem:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 # Goes into every result: a change of any prompt form or scorer makes it another benchmark.
 FORM_VERSION = 1
@@ -73,7 +73,7 @@ class Benchmark:
             Pure, linear in the text, evaluates nothing.
         samples: responses to each problem, by the protocol of the Ring-lite reports.
         metric: what the score is called where it is published.
-        judged: a language model has to decide.
+        judged: how a language model has to decide (`judging.protocol`); empty: rules do.
         length: expected length of a response, relative to others: long ones are sampled first.
     """
 
@@ -83,5 +83,5 @@ class Benchmark:
     samples: int
     metric: str
     score: Scorer | None = None
-    judged: bool = False
+    judged: Literal["", "score", "rubric", "reference", "pairwise"] = ""
     length: int = 1

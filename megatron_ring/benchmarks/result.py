@@ -53,6 +53,8 @@ def measure(benchmark: Benchmark, problems: Sequence[Problem], outcomes: Iterabl
     options = {"same": same_answer} if problems[0].domain in MATH_LIKE else {}
     scores = [[float(item.score or 0) for item in group] for group in judged]
     found |= summarize(scores, [[item.given for item in group] for group in judged], **options)
+    if benchmark.judged:  # no answer is plainly right, and none is equal to another
+        found = {name: value for name, value in found.items() if name not in ("pass_at_k", "cons_at_n", "g_pass")}
     names = sorted({name for group in judged for item in group for name in item.variants})
     variants = {name: [[item.variants.get(name, 0.0) for item in group] for group in judged] for name in names}
     found["variants"] = {name: mean_and_error(values)[0] for name, values in variants.items()}

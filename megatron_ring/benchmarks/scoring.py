@@ -18,6 +18,8 @@ from megatron_ring.rewards.interface import MACHINE_FAILURE
 from megatron_ring.rewards.math import CORRECT, quick_compare
 from megatron_ring.rewards.normalise import clean
 
+WAITS = "waits for a judge"
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -95,7 +97,7 @@ def submit(
     if text is None:
         return PendingOutcome(outcome)
     if benchmark.judged:
-        return PendingOutcome(replace(outcome, score=None, parsed=True, reason="waits for a judge"))
+        return PendingOutcome(replace(outcome, score=None, parsed=True, reason=WAITS))
     grade = benchmark.score(problem, text) if benchmark.score is not None else None
     if grade is not None:
         value = replace(outcome, score=grade.value, given=grade.given, parsed=grade.given is not None, reason=grade.reason)

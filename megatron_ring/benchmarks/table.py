@@ -47,10 +47,10 @@ _ALL = (
     Benchmark("arc-agi", "ARC-AGI", each(grids.arc_agi), 1, "all grids right", grids.score, length=10),
     Benchmark("bfcl-live", "BFCL Live", calls.read_bfcl, 1, "AST match", calls.score, length=2),
     Benchmark("ifeval", "IFEval", each(open_ended.ifeval), 1, "prompt, strict", length=3),
-    Benchmark("simpleqa", "SimpleQA", each(open_ended.simple_qa), 1, "correct", judged=True, length=2),
-    Benchmark("alignbench", "AlignBench", each(open_ended.align_bench), 1, "1-10", judged=True, length=3),
-    Benchmark("fofo", "FoFo", each(open_ended.fofo), 1, "format correct", judged=True, length=3),
-    Benchmark("arena-hard", "Arena-Hard", each(open_ended.arena_hard), 1, "win rate", judged=True, length=4),
+    Benchmark("simpleqa", "SimpleQA", each(open_ended.simple_qa), 1, "correct", judged="reference", length=2),
+    Benchmark("alignbench", "AlignBench", each(open_ended.align_bench), 1, "score of 10", judged="score", length=3),
+    Benchmark("fofo", "FoFo", each(open_ended.fofo), 1, "format correct", judged="rubric", length=3),
+    Benchmark("arena-hard", "Arena-Hard", each(open_ended.arena_hard), 1, "win rate", judged="pairwise", length=4),
 )  # fmt: skip
 BENCHMARKS: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in _ALL}
 

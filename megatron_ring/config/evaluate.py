@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 
 from megatron_ring.config.checks import require
 from megatron_ring.config.data import Columns
+from megatron_ring.config.judge import JudgeConfig
 from megatron_ring.config.plan import DryRun
 from megatron_ring.config.rewards import RewardConfig
 from megatron_ring.config.sampling import SamplingConfig
@@ -42,6 +43,7 @@ class EvaluateConfig(Columns, InferenceConfig, DryRun):
     """Responses drawn for each problem of --prompts; pass@1 is their mean."""
     sampling: SamplingConfig = field(default_factory=_evaluation_sampling)
     rewards: RewardConfig = field(default_factory=RewardConfig)
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -56,5 +58,9 @@ class EvaluateConfig(Columns, InferenceConfig, DryRun):
         require(
             self.benchmark_samples is None or self.benchmark_samples >= 1,
             f"--benchmark-samples is {self.benchmark_samples}, below 1",
+        )
+        require(
+            self.prompts is None or not self.judge.given,
+            "--judge judges benchmarks, and --prompts are scored by verifiers: leave it out, or give --benchmark",
         )
         require(self.samples_per_problem >= 1, f"--samples-per-problem is {self.samples_per_problem}, below 1")

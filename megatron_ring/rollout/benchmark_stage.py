@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from megatron_ring.data.tokenizer import RingTokenizer
     from megatron_ring.parallel.context import ParallelContext
     from megatron_ring.rewards import RewardPool
+    from megatron_ring.rollout.judge_stage import Judging
     from megatron_ring.rollout.suite import Task
     from megatron_ring.run.stage import Stage
 
@@ -32,17 +33,19 @@ def evaluate_benchmarks(config: EvaluateConfig) -> None:
     """The main, after `parallel.prepare`. Raises `UserError`."""
     if config.dry_run:
         tasks, missing = read_tasks(config)
-        return _announce(tasks, missing)
+        return _announce(tasks, missing, config.judge.given)
     from megatron_ring.data.writing import check_target
     from megatron_ring.parallel import collectives
     from megatron_ring.rollout.journal import settle_identity
+    from megatron_ring.rollout.judge_stage import judge_outcomes, open_judging
     from megatron_ring.run.stage import open_model, resolve
 
     config, shape, tokenizer = resolve(config)
     tasks, missing = read_tasks(config)
     if collectives.is_main():
-        _announce(tasks, missing)
+        _announce(tasks, missing, config.judge.given)
     _check_prompts(tasks, config, shape, tokenizer)
+    judging = open_judging(config, tasks)
     identity = _identity(config, tokenizer, tasks)
     collectives.from_main(lambda: check_target(config.out / "result.json", "--out"))
     with ExitStack() as held:
@@ -51,8 +54,13 @@ def evaluate_benchmarks(config: EvaluateConfig) -> None:
         stage = open_model(config, shape, config.checkpoint)
         began = time.perf_counter()
         outcomes = _run(config, tasks, stage, tokenizer)
-        if stage.context.is_main:
-            _write(config, tasks, outcomes, identity, missing, time.perf_counter() - began)
+        figures: dict[str, dict[str, Any]] = {}
+        del stage  # the judge may be a model of its own
+        if judging is not None:
+            outcomes, figures = judge_outcomes(judging, config, outcomes)
+        if collectives.is_main():
+            seconds = time.perf_counter() - began
+            _write(config, _measured(tasks, outcomes, figures), identity, judging, missing, seconds)
 
 
 def _hold(out: Path, held: ExitStack) -> None:
@@ -62,21 +70,32 @@ def _hold(out: Path, held: ExitStack) -> None:
     held.enter_context(take_lock(out, "--out"))
 
 
+def _measured(
+    tasks: Sequence[Task], outcomes: Sequence[Outcome], figures: Mapping[str, dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """What result.json says of each benchmark."""
+    parts = []
+    for task in tasks:
+        own = [outcome for outcome in outcomes if outcome.benchmark == task.benchmark.name]
+        part = {**task.source, **measure(task.benchmark, task.problems, own)}
+        if task.benchmark.name in figures:
+            part["judge"] = figures[task.benchmark.name]
+        parts.append(part)
+    return parts
+
+
 def _write(
-    config: EvaluateConfig, tasks: Sequence[Task], outcomes: Sequence[Outcome], identity: dict[str, Any],
+    config: EvaluateConfig, parts: Sequence[dict[str, Any]], identity: dict[str, Any], judging: Judging | None,
     missing: Sequence[str], seconds: float,
 ) -> None:  # fmt: skip
     """result.json, its page, and a line for each benchmark."""
     from megatron_ring.data.writing import write_atomically
 
-    parts = []
-    for task in tasks:
-        own = [outcome for outcome in outcomes if outcome.benchmark == task.benchmark.name]
-        parts.append({**task.source, **measure(task.benchmark, task.problems, own)})
     sampling = identity.pop("sampling")
+    judge = None if judging is None else {"fingerprint": judging.fingerprint, **judging.about}
     result = {
         "checkpoint": str(config.checkpoint), "suite": config.suite, "missing": missing, "sampling": sampling, **identity,
-        "benchmarks": parts, "seconds": seconds,
+        "judge": judge, "benchmarks": parts, "seconds": seconds,
     }  # fmt: skip
     write_atomically(config.out / "result.json", (json.dumps(result, indent=1) + "\n").encode())
     write_atomically(config.out / "report.html", benchmarks_page(result).encode())
@@ -86,19 +105,25 @@ def _write(
 
 
 def _said(part: dict[str, Any]) -> str:
+    judge = part.get("judge")
+    if part["score"] is None and judge:
+        why = next(iter(judge["failures"]), "nothing was sampled")
+        return f"no score: the judge failed on {judge['judge_failed']:,} responses ({why})"
     if part["score"] is None:
         return f"{part['no_verdict']:,} responses wait for a judge"
     error = "" if part["standard_error"] is None else f" ± {100 * part['standard_error']:.2f}"
     counts = ", ".join(f"{part[name]:,} {name.replace('_', ' ')}" for name in ("truncated", "unparsed", "no_verdict"))
+    if judge and judge["length_correlation"] is not None:
+        counts += f", rank correlation with length {judge['length_correlation']:.2f}"
     return f"{100 * part['score']:.2f}{error} ({part['metric']}), {part['responses']:,} responses, {counts}"
 
 
-def _announce(tasks: Sequence[Task], missing: Sequence[str]) -> None:
+def _announce(tasks: Sequence[Task], missing: Sequence[str], with_judge: bool) -> None:
     for task in tasks:
         notes = "".join(f"; {note}" for note in task.source["notes"])
         print(f"evaluate: {task.benchmark.title}: {len(task.problems):,} problems x {task.samples}{notes}", flush=True)
-        if task.benchmark.judged:
-            print(f"evaluate: {task.benchmark.title} needs a judge: its responses are written, and not scored", flush=True)
+        if task.benchmark.judged and not with_judge:
+            print(f"evaluate: {task.benchmark.title} needs --judge: its responses are written, and not scored", flush=True)
     if missing:
         print(f"evaluate: no file for {', '.join(missing)}", flush=True)
 

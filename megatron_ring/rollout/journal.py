@@ -66,6 +66,24 @@ def read_journals(folder: Path) -> tuple[dict[Key, dict[str, Any]], dict[Key, di
     return responses, scores
 
 
+def judge_file(folder: Path, fingerprint: str) -> Path:
+    """Where the scores of a judge lie."""
+    return folder / f"judge-{fingerprint}.jsonl"
+
+
+def read_scores(folder: Path, judge: str | None) -> dict[Key, dict[str, Any]]:
+    """All scores, those of the judge with this fingerprint included. Raises `UserError` as `read_journals`."""
+    scores = read_journals(folder)[1]
+    if judge is None:
+        return scores
+    path = judge_file(folder, judge)
+    try:
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        return scores | {(row["benchmark"], row["id"], row["sample"]): row for row in rows}
+    except (OSError, ValueError, LookupError, TypeError):
+        raise UserError(f"{path}: not the scores of a judge: run the evaluation again") from None
+
+
 def settle_identity(folder: Path, identity: Mapping[str, Any]) -> None:
     """Write what decides the responses of this folder, or compare it with what is there. Raises `UserError` where it
     differs."""

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ring.benchmarks.problem import Benchmark, Problem
-from megatron_ring.benchmarks.scoring import Outcome, PendingOutcome, submit
-from megatron_ring.benchmarks.thinking import CLOSE, OPEN
+from megatron_ring.benchmarks.scoring import WAITS, Outcome, PendingOutcome, submit
 from megatron_ring.data.tokenizer import RingTokenizer
 from megatron_ring.errors import UserError
 from megatron_ring.parallel import collectives
 from megatron_ring.rewards import RewardPool
 from megatron_ring.rollout.journal import Journal, Key, read_journals
+from megatron_ring.rollout.texts import opens_thinking, response_text
 from megatron_ring.run.progress import Progress
 from megatron_ring.sampler.completion import Completion
 from megatron_ring.sampler.requests import GenerationRequest, request_seed
@@ -127,7 +127,7 @@ def run_suite(
 def _standing(folder: Path) -> tuple[dict[Key, dict[str, Any]], dict[Key, dict[str, Any]]]:
     """Scores that are there, and responses that lack one. What is without a verdict is scored again."""
     responses, scores = read_journals(folder)
-    scored = {key: row for key, row in scores.items() if row["score"] is not None or row["reason"] == "waits for a judge"}
+    scored = {key: row for key, row in scores.items() if row["score"] is not None or row["reason"] == WAITS}
     return scored, {key: row for key, row in responses.items() if key not in scored}
 
 
@@ -153,11 +153,10 @@ class _Leader:
 
     def take(self, item: Item, prompt: list[int], completion: Completion) -> None:
         """A response that has just ended. Special tokens at its end are no text."""
-        opened = self._tokenizer.decode(prompt[-16:], skip_special=False).rstrip().endswith(OPEN)
         row = {
             "benchmark": item.key[0], "id": item.key[1], "sample": item.sample,
-            "response": self._text(completion), "tokens": completion.length,
-            "finish_reason": completion.finish_reason, "opened": opened,
+            "response": response_text(self._tokenizer, completion), "tokens": completion.length,
+            "finish_reason": completion.finish_reason, "opened": opens_thinking(self._tokenizer, prompt),
         }  # fmt: skip
         assert self._journal is not None
         self._journal.write(row)
@@ -166,17 +165,6 @@ class _Leader:
         self._done += 1
         self._left[item.key[0]] -= 1
         self._report(self._done, self._note())
-
-    def _text(self, completion: Completion) -> str:
-        """The response without its special tokens, but with the end of the thinking where that is one."""
-        decode, tokens = self._tokenizer.decode, list(completion.tokens)
-        text = decode(tokens)
-        if CLOSE in text or CLOSE not in decode(tokens, skip_special=False):
-            return text
-        places = [place for place, token in enumerate(tokens) if decode([token], skip_special=False).strip() == CLOSE]
-        if not places:
-            return text
-        return f"{decode(tokens[: places[-1]])}{CLOSE}{decode(tokens[places[-1] + 1 :])}"
 
     def score(self, item: Item, row: dict[str, Any]) -> None:
         """Begin to score a response as the journal has it."""

@@ -94,12 +94,12 @@ class Service:
 
     def _check_caller(self, path: str, request: Request) -> None:
         origin = request.headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != request.headers.get("host", ""):
+        if origin is not None and _host_of(origin) != request.headers.get("host", ""):
             raise ApiError(403, "a page of another site may not use this server")
         if self._key is None or path in OPEN:
             return
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), self._key.encode()):
+        if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode("latin-1"), self._key.encode()):
             raise ApiError(401, "wrong or missing API key: send it as a bearer token", code="invalid_api_key")
 
     # What is served without the model.
@@ -189,6 +189,14 @@ class Service:
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._tokenizing, work)
+
+
+def _host_of(origin: str) -> str | None:
+    """Host and port of an Origin header; None where it is no address."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return None
 
 
 async def _http_error(request: Request, error: HTTPException) -> Response:

@@ -78,6 +78,9 @@ def test_a_killed_rank_ends_the_server_with_its_reason(model: list[str]) -> None
     _, errors = served.process.communicate(timeout=60)
     thread.join(timeout=30)
     assert served.process.returncode != 0 and "SIGKILL" in errors, errors
+    said = [line for line in errors.splitlines() if line.startswith("error: ")]  # ours; what follows is torchrun's
+    assert said == ["error: rank 0: serving ended within a step: another process of this launch has ended; the launcher "
+                    "says which"], errors  # fmt: skip
     assert not thread.is_alive() and found  # told, or hung up on; never left waiting
     if isinstance(found[0], tuple):
         status, answer = found[0]

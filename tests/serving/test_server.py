@@ -181,14 +181,28 @@ def test_hostile_requests(served: Served) -> None:
         status, answer = served.post(path, body)
         assert 400 <= status < 500 and answer["error"]["message"], (path, str(body)[:200], status, answer)
     assert served.post("/v1/completions", b'{"prompt": "' + b"a" * 2**20 + b'"}')[0] == 413
-    assert served.post("/v1/completions", {"prompt": "a"}, {"origin": "http://elsewhere"})[0] == 403
+    for origin in ("http://elsewhere", "null", "http://[::", "\xff"):
+        assert served.post("/v1/completions", {"prompt": "a"}, {"origin": origin})[0] == 403
     host, port = served.address.removeprefix("http://").split(":")
-    heads = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n{"
-    for sent, said in ((b"\x00\xff\r\n\r\n", b"400"), (b"GET /" + b"a" * 100_000, b"400"), (heads, b"408")):  # slow at last
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\n"
+    stuck = [socket.create_connection((host, int(port)), timeout=30) for _ in range(50)]
+    for raw in stuck:
+        raw.sendall(head)  # they never say the rest
+    for sent, said in (
+        (b"\x00\xff\r\n\r\n", b"400"), (b"GET /" + b"a" * 100_000, b"400"),
+        (head + b"Content-Length: -1\r\n\r\n", b"400"),
+        (head + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n{}", b"400"),
+        (b"\x16\x03\x01\x00\xa5" + b"\0" * 160, b"400"),
+        (head + b"Transfer-Encoding: chunked\r\n\r\nZZ\r\n", b"400"), (head + b"Content-Length: 9999999\r\n\r\n", b"413"),
+        (head + b"Content-Length: 100\r\n\r\n{", b"408"),  # this one is slow, and the next
+        (head + b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n", b"408"),
+    ):  # fmt: skip
         with socket.create_connection((host, int(port)), timeout=30) as raw:
             raw.sendall(sent)
             assert said in raw.recv(4096).split(b"\r\n")[0]
     assert served.post("/v1/completions", {"prompt": "a", "max_tokens": 2})[0] == 200
+    for raw in stuck:
+        raw.close()
 
 
 def unfinished(served: Served) -> int:
@@ -237,8 +251,8 @@ def test_many_clients_some_of_which_hang_up(served: Served) -> None:
 @pytest.mark.slow
 def test_a_full_queue_a_key_and_the_end(model: list[str]) -> None:
     """Beyond the queue 429; without the key 401; at the end what is under way finishes, and what is new gets 503."""
-    small = ("--sampling.max-batch", "1", "--max-queue", "1", "--api-key", "secret")
-    served, key = launch(model, *small), {"authorization": "Bearer secret"}
+    small = ("--sampling.max-batch", "1", "--max-queue", "1", "--api-key", "schlüssel")
+    served, key = launch(model, *small), {"authorization": "Bearer schlüssel".encode().decode("latin-1")}
     assert served.get("/v1/models")[0] == 401 and served.get("/v1/models", {"authorization": "Bearer s"})[0] == 401
     assert served.get("/v1/models", key)[0] == 200 and served.get("/health")[0] == 200
     long = {"prompt": "a", "max_tokens": 600, "n": 2, "return_token_ids": True, "seed": 1, "stop_token_ids": []}
