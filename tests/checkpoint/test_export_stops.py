@@ -23,7 +23,8 @@ GENERATE = """
 import json, sys, torch
 from transformers import AutoModelForCausalLM
 folder, prompts, new = sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3])
-model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32).eval()
+model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
+assert model.lm_head.weight.dtype == torch.float32
 rows = []
 for prompt in prompts:
     ids = torch.tensor([prompt])
