@@ -26,7 +26,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from megatron_ring.data.messages import RecordError
-from megatron_ring.data.rows import count_parquet_rows, parquet_rows, parse_line, write_rows
+from megatron_ring.data.parquet import count_parquet_rows, parquet_rows
+from megatron_ring.data.rows import parse_line, write_rows
 from megatron_ring.errors import UserError, run_main
 from megatron_ring.rewards import Reward, RewardPool, Scorer, ScoreRequest
 from megatron_ring.rewards.scorer import PendingReward

@@ -13,7 +13,7 @@ import pytest
 
 from megatron_ring.data.fields import PROMPT_FIELDS, SFT_FIELDS, Fields
 from megatron_ring.data.files import read_prompt_file, read_questions, read_sft_file
-from megatron_ring.data.rows import parquet_rows
+from megatron_ring.data.parquet import parquet_rows
 from megatron_ring.errors import UserError
 from megatron_ring.rewards.code_formats import read_tests
 from tests.data.test_forms import PROMPTS, write

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from megatron_ring.data.files import read_prompts, read_sft
-from megatron_ring.data.rows import parquet_rows, read_rows, write_rows
+from megatron_ring.data.parquet import parquet_rows
+from megatron_ring.data.rows import read_rows, write_rows
 from megatron_ring.errors import UserError
 
 arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from megatron_ring.data.rows import parquet_rows, write_rows
+from megatron_ring.data.parquet import parquet_rows
+from megatron_ring.data.rows import write_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 
