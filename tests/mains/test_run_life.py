@@ -1,5 +1,5 @@
 """The life of a run directory with real runs: runs, kills, edits of `latest`, strays, deletions and other layouts in random
-order. No newest checkpoint is lost, and no run begins anew in silence. What was done by hand is followed by a run at once."""
+order. No newest checkpoint is lost, and no run begins anew in silence. A run follows at once what was done by hand."""
 
 from __future__ import annotations
 
