@@ -276,5 +276,5 @@ class Life(RuleBasedStateMachine):
 def test_the_life_of_a_run_directory(run_on: Any) -> None:
     Life.run_on = staticmethod(run_on)
     checks = [HealthCheck.too_slow, HealthCheck.filter_too_much]
-    life = settings(max_examples=6, stateful_step_count=7, deadline=None, suppress_health_check=checks)
+    life = settings(max_examples=4, stateful_step_count=6, deadline=None, suppress_health_check=checks)
     run_state_machine_as_test(Life, settings=life)

@@ -201,5 +201,5 @@ class Life(RuleBasedStateMachine):
 def test_the_life_of_a_run_directory(run_on: Any, tiny_data: Path) -> None:
     Life.run_on, Life.data = staticmethod(run_on), tiny_data
     checks = [HealthCheck.too_slow, HealthCheck.filter_too_much]
-    life = settings(max_examples=3, stateful_step_count=6, deadline=None, suppress_health_check=checks)
+    life = settings(max_examples=3, stateful_step_count=5, deadline=None, suppress_health_check=checks)
     run_state_machine_as_test(Life, settings=life)
