@@ -177,12 +177,16 @@ class Life(RuleBasedStateMachine):
         elif name in self.whole:
             self.numbers[name] = number
 
-    @initialize(keep=st.sampled_from([None, 1]))
-    def what_people_do_most(self, keep: int | None) -> None:
-        """Every life begins so: a save, a stray in the place of the next one, and a `latest` that gets lost."""
-        self.go([1], None)
-        self.stray_where_the_next_is_saved(False, keep)
+    @initialize()
+    def what_people_do_most(self) -> None:
+        """Every life begins so: saves, a stray in the place of the next one, a `latest` that gets lost, and one that is set
+        back while few are kept."""
+        self.go([1, 1], None)
+        self.stray_where_the_next_is_saved(False, None)
         self.lose_latest()
+        self.latest = self.whole[-3]
+        (self.path / "latest").write_text(self.latest)
+        self.go([1], 1)
 
     @rule(
         steps=st.lists(st.integers(1, 2), max_size=3), keep=st.sampled_from([None, 1, 2]), tensor=st.sampled_from([1, 1, 2])

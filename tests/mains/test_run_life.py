@@ -113,10 +113,14 @@ class Life(RuleBasedStateMachine):
 
     @initialize()
     def what_people_do_most(self) -> None:
-        """Every life begins so: a run, a stray in the place of the next checkpoint, and a `latest` that gets lost."""
+        """Every life begins so: a run, a stray in the place of the next checkpoint, a `latest` that gets lost, and one that is
+        set back while few are kept."""
         self.go(2)
         self.stray_where_the_next_is_saved(())
         self.lose_latest()
+        self.latest = self.whole[-3]
+        (self.checkpoints / "latest").write_text(self.latest)
+        self.go(1, 1, "--keep-last", "1")
 
     @rule(more=st.integers(0, 3), keep=st.sampled_from([None, 1]), tensor=st.sampled_from([1, 1, 2]))
     def run(self, more: int, keep: int | None, tensor: int) -> None:
