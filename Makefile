@@ -17,10 +17,11 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SMOLLM2 := $(VENV)/.smollm2
 TRITON := $(VENV)/.triton
+TRANSFORMERS4 := $(VENV)/.transformers4
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-pretrain study-c3po study-stages study-epochs test check clean
+.PHONY: help venv demo demo-pretrain study-c3po study-stages study-epochs test test-transformers4 check clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -77,9 +78,19 @@ $(TRITON): $(STAMP)
 	@$(BIN)/python -c 'import triton' 2>/dev/null || $(PIP) install triton==3.9.0
 	@touch $@
 
+# An older transformers beside the installed one: what we export must load in both.
+$(TRANSFORMERS4)/done: $(STAMP)
+	@echo "test: transformers 4.57"
+	@$(PIP) install --no-deps --upgrade --target $(TRANSFORMERS4) transformers==4.57.3 huggingface_hub==0.36.0 tokenizers==0.22.1
+	@touch $@
+
 test: venv $(SMOLLM2) $(TRITON) ## every test (ARGS= for pytest)
 	@echo "test: all tests on two workers, about a quarter of an hour"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+test-transformers4: venv $(TRANSFORMERS4)/done ## the tests of exported folders in transformers 4.57 (ARGS= for pytest)
+	@RING_TRANSFORMERS="$(abspath $(TRANSFORMERS4))" OMP_NUM_THREADS=1 $(BIN)/python -m pytest \
+		tests/checkpoint/test_export_loads.py tests/checkpoint/test_export_stops.py tests/data/test_sentencepiece.py $(ARGS)
 
 check: venv ## lint, types and the fast tests
 	@$(BIN)/ruff check .

@@ -1,8 +1,8 @@
 """Score a file of responses: each row {domain, prompt?, response, answer} gains {reward, reason}.
 
-JSON lines or parquet, by the suffix. Rows come out in order, one for each that went in. A row that cannot be scored gets
-reward 0 and says why; where it is not even a JSON object it becomes {error, line, reward, reason}. The same command goes on
-where a killed one stopped.
+JSON lines, also packed (.gz, .zst), or parquet, by the suffix. Rows come out in order, one for each that went in. A row that
+cannot be scored gets reward 0 and says why; where it is not even a JSON object it becomes {error, line, reward, reason}. The
+same command goes on where a killed one stopped.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import time
+import zlib
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -26,7 +27,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from megatron_ring.data.messages import RecordError
-from megatron_ring.data.rows import count_parquet_rows, parquet_rows, parse_line, write_rows
+from megatron_ring.data.parquet import count_parquet_rows, parquet_rows
+from megatron_ring.data.rows import PACKED, open_text_file, parse_line, write_rows
 from megatron_ring.errors import UserError, run_main
 from megatron_ring.rewards import Reward, RewardPool, Scorer, ScoreRequest
 from megatron_ring.rewards.scorer import PendingReward
@@ -40,7 +42,7 @@ class ScoreOptions:
     """Score responses with the verifiers that training uses.
 
     Attributes:
-        input: JSONL or parquet file, one {domain, prompt?, response, answer, length?} a row; length is in tokens.
+        input: JSONL (also .gz, .zst) or parquet, one {domain, prompt?, response, answer, length?} a row; length is in tokens.
         output: file to write, JSONL or parquet; it appears whole, or not at all.
         workers: verifier processes of each kind that is needed (answers, instructions, code).
         time_limit: seconds per response; past it the reward is 0. Code has limits for each test instead.
@@ -178,6 +180,8 @@ def score_file(options: ScoreOptions) -> None:
         raise UserError(f"--input {options.input}: no such file")
     if not options.output.parent.is_dir() or (options.output.exists() and not options.output.is_file()):
         raise UserError(f"--output {options.output}: give a file in a folder that exists")
+    if options.output.suffix.lower() in PACKED:
+        raise UserError(f"--output {options.output}: scores are written as .jsonl or .parquet: name it so")
     try:
         pool = RewardPool(options.workers, options.time_limit, unsafe_code=options.unsafe_code)
         with Scorer(pool, options.compositions) as scorer:
@@ -218,19 +222,22 @@ def write_scores(options: ScoreOptions, scorer: Scorer, partial: PartialOutput) 
 
 
 def read_rows(path: Path) -> Iterator[bytes | dict[str, Any]]:
-    """Lines of a JSONL file, rows of a parquet file."""
+    """Lines of a JSONL file, also a packed one, rows of a parquet file."""
     if path.suffix == ".parquet":
         yield from parquet_rows(path)
         return
-    with path.open("rb") as lines:
-        yield from lines
+    try:
+        with open_text_file(path) as lines:
+            yield from lines
+    except (EOFError, zlib.error, OSError) as error:
+        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}: check the file") from None
 
 
 def count_rows(path: Path) -> int:
     """For the progress bar."""
     if path.suffix == ".parquet":
         return count_parquet_rows(path)
-    with path.open("rb") as lines:
+    with open_text_file(path) as lines:
         return sum(1 for _ in lines)
 
 

@@ -13,7 +13,7 @@ class Columns:
 
     fields: tuple[str, ...] = ()
     """Columns by what they hold, NAME=COLUMN each, as in `prompt=problem answer=reward_model.ground_truth`; dots go into
-    objects (default: our names, or those of a public data set that is recognised)."""
+    objects, numbers into lists (default: our names, or those of a public data set that is recognised)."""
     domain: str | None = None
     """Domain of rows that name none; where `fields` are given, of all rows, unless those name its column."""
 

@@ -12,7 +12,8 @@ from megatron_ring.corpus.sources import Chunk, too_long
 from megatron_ring.data.documents import ControlTokens, DocumentEncoder
 from megatron_ring.data.fields import at, columns_of
 from megatron_ring.data.messages import RecordError, kind_of
-from megatron_ring.data.rows import parse_line, plain_value
+from megatron_ring.data.parquet import plain_value
+from megatron_ring.data.rows import parse_line
 from megatron_ring.errors import UserError
 
 USUAL_TEXT = (

@@ -12,14 +12,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal, cast
+from typing import IO, Any, Literal
 
-from megatron_ring.data.rows import open_zst, parquet_column, parquet_rows, read_rows
+from megatron_ring.data.parquet import parquet_column, parquet_rows
+from megatron_ring.data.rows import PACKED, open_text_file, read_rows
 from megatron_ring.errors import UserError
 
 ROW_SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet")
 TEXT_SUFFIXES = (".txt", ".md", ".rst")
-PACKED = (".gz", ".zst")
 _BLOCK = 1 << 20  # bytes of input in one chunk, about
 
 Kind = Literal["lines", "rows", "texts"]
@@ -207,7 +207,7 @@ def _parquet(path: Path, start: Position, options: ReadOptions) -> Iterator[Chun
 def _opened(path: Path) -> Iterator[IO[bytes]]:
     """A file's bytes, unpacked by its name; failures of reading become `UserError`."""
     try:
-        with _open(path) as stream:
+        with open_text_file(path) as stream:
             yield stream
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{path}: cannot be unpacked ({error}): the file is damaged or cut off; copy it again") from None
@@ -215,14 +215,6 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
         raise UserError(
             f"{path}: cannot be read: {error.strerror or error}: the file is damaged or cut off; copy it again"
         ) from None
-
-
-def _open(path: Path) -> IO[bytes]:
-    if path.suffix.lower() == ".gz":
-        return cast(IO[bytes], gzip.open(path, "rb"))
-    if path.suffix.lower() == ".zst":
-        return open_zst(path)
-    return path.open("rb")
 
 
 def too_long(place: str, size: int, limit: int, more: str = "") -> UserError:

@@ -22,7 +22,7 @@ from megatron_ring.curation.store import Row, Shard, ShardWriter, dumps
 from megatron_ring.data.fields import at, columns_of, seems_to_hold
 from megatron_ring.data.forms import Form, small
 from megatron_ring.data.messages import RecordError, messages_to_json, read_prompt
-from megatron_ring.data.rows import LINES, open_text_file, parse_line, read_rows, suffix_of
+from megatron_ring.data.rows import LINES, check_beginning, open_text_file, parse_line, read_rows, suffix_of
 from megatron_ring.errors import UserError
 
 PIECE = 4 << 20  # bytes of a file that become one shard, at most
@@ -68,6 +68,7 @@ def open_source(source: Source, unpacked: Path) -> tuple[list[File], list[Piece]
     """Files of a source and their pieces. Raises `UserError` for a file that cannot be read or whose form is not known."""
     files, pieces = [], []
     for number, path in enumerate(source.files, start=1):
+        check_beginning(path, suffix_of(path))
         lines = path if suffix_of(path) in LINES else _unpack(path, unpacked)
         digest, cuts = _cut(lines)
         file = File(source, number, path, lines, digest, None)
@@ -87,7 +88,7 @@ def _unpack(path: Path, folder: Path) -> Path:
         return target
     folder.mkdir(parents=True, exist_ok=True)
     temporary = target.with_suffix(".tmp")
-    if path.name.lower().endswith((".jsonl.gz", ".ndjson.gz")):
+    if suffix_of(path).startswith(LINES):
         _copy(path, temporary)
     else:
         with temporary.open("w", encoding="utf-8") as stream:

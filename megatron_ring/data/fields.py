@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from typing import Any
 
 from megatron_ring.config.checks import require
 from megatron_ring.config.data import Columns
-from megatron_ring.data.messages import RecordError
+from megatron_ring.data.messages import RecordError, json_of
 
 PROMPT_FIELDS = ("id", "domain", "prompt", "answer", "metadata")
 SFT_FIELDS = ("messages", "prompt", "response", "domain", "source")
@@ -30,7 +31,7 @@ class Fields:
     """What `--data.fields` and `--data.domain` say.
 
     Attributes:
-        columns: by name of the contract, the column that holds it; dots go into objects.
+        columns: by name of the contract, the column that holds it (`at`).
         domain: of rows that name none; where columns are named and `domain` is not among them, of all rows.
     """
 
@@ -70,12 +71,17 @@ class Fields:
 
 
 def at(row: Mapping[str, Any], column: str) -> Any:
-    """The value of a column; dots go into objects where no column has the whole name. None where there is none."""
+    """The value of a column; None where there is none. Where no column has the whole name, dots go into objects, and numbers
+    (`a.0`, `a[0]`) into lists, also where these are JSON text."""
     if column in row:
         return row[column]
     value: Any = row
-    for part in column.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
+    for part in re.sub(r"\[([0-9]+)\]", r".\1", column).split("."):
+        value = json_of(value, "{", "[")
+        if isinstance(value, list):
+            value = value[int(part)] if part.isdecimal() and int(part) < len(value) else None
+        else:
+            value = value.get(part) if isinstance(value, Mapping) else None
     return value
 
 
@@ -99,7 +105,9 @@ def seem_to_hold_a_conversation(row: Mapping[str, Any], flag: str) -> str:
     """The same of an SFT row that has neither messages nor a prompt."""
     if likely_column(row, "messages"):
         return seems_to_hold(row, "messages", flag)
-    prompt, response = (likely_column(row, name) for name in ("prompt", "response"))
+    prompt, response = likely_column(row, "prompt"), likely_column(row, "response")
+    if prompt and row.get("response") is not None:
+        return seems_to_hold(row, "prompt", flag)
     if not prompt or not response or prompt == response:
         return ""
     pairs = " ".join(_quoted(f"{name}={column}") for name, column in (("prompt", prompt), ("response", response)))

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 from megatron_ring.data.fields import Fields, seem_to_hold_a_conversation, seems_to_hold
 from megatron_ring.data.forms import Form, UnansweredError, small
-from megatron_ring.data.messages import unread_keys
+from megatron_ring.data.messages import json_of, unread_columns, unread_keys
 from megatron_ring.data.prompt_forms import prompt_form
 from megatron_ring.data.records import (
     Message,
@@ -76,8 +76,9 @@ class SFTFile:
 def read_prompt_file(path: str | Path, fields: Fields | None = None, flag: str = "--data.fields") -> PromptFile:
     """Read a prompt file of the contract, of a public form, or with the columns that `fields` names.
 
-    A file that is not of the contract needs no ids: a row without one has its number. A row that says once more what another
-    says is left out, and one of a public form that has no answer; both are counted in the note.
+    A file that is not of the contract needs no ids: a row without one has its number, and so has one of a public form that
+    asks something else under an id that is taken. A row that says once more what another says is left out, and one of a
+    public form that has no answer. All are counted in the note.
 
     Raises:
         UserError: names file and line of anything malformed, of a repeated id, and the column that seems to hold what is
@@ -86,7 +87,7 @@ def read_prompt_file(path: str | Path, fields: Fields | None = None, flag: str =
     path, fields = Path(path), fields or Fields()
     reader = _Reader(path, fields, prompt_form, _is_prompt, flag)
     records: list[PromptRecord] = []
-    lines: dict[str, str] = {}
+    known: dict[str, PromptRecord] = {}
     seen: set[bytes] = set()
     for place, row, number in reader.rows():
         if reader.foreign:
@@ -96,11 +97,13 @@ def read_prompt_file(path: str | Path, fields: Fields | None = None, flag: str =
                 reader.repeated += 1
                 continue
             seen.add(digest)
-        record = reader.checked(place, row, prompt_from_json)
-        if record.id in lines:
-            raise UserError(f"{place}: the id {record.id!r} is already used at {lines[record.id]}: make ids unique")
-        lines[record.id] = place
-        records.append(dataclasses.replace(record, place=place))
+        record = dataclasses.replace(reader.checked(place, row, prompt_from_json), place=place)
+        if reader.has_form and record.id in known and known[record.id].prompt != record.prompt:
+            record, reader.renamed = dataclasses.replace(record, id=f"{path.stem}-{number}"), reader.renamed + 1
+        if record.id in known:
+            raise UserError(f"{place}: the id {record.id!r} is already used at {known[record.id].place}: make ids unique")
+        known[record.id] = record
+        records.append(record)
     reader.check_some(records)
     return PromptFile(records, reader.note(len(records)))
 
@@ -178,9 +181,15 @@ class _Reader:
         self._form: Form | None = None
         self._given: Mapping[str, Any] = {}
         self.foreign = bool(fields.columns or fields.domain)
-        self.repeated = self._unanswered = 0
+        self.repeated = self.renamed = self._unanswered = 0
         self._first_unanswered = ""
         self._unread: set[str] = set()
+        self._unread_columns: set[str] = set()
+
+    @property
+    def has_form(self) -> bool:
+        """Whether the file is of a public form."""
+        return self._form is not None
 
     def rows(self) -> Iterator[tuple[str, dict[str, Any], int]]:
         """(FILE:LINE, row of the contract, number of the row)."""
@@ -198,6 +207,8 @@ class _Reader:
             except RecordError as error:
                 raise UserError(f"{place}: {error}") from None
             self._unread |= unread_keys(converted.get(name) for name in ("messages", "prompt", "response"))
+            if self._is_contract is _is_sft:
+                self._unread_columns |= unread_columns(row, self.fields.columns.values())
             yield place, converted, number
 
     def _converted(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -208,7 +219,8 @@ class _Reader:
                 lacks = sorted(name for name in self._form.columns if lowered.get(name) is None)
                 raise RecordError(f"'{lacks[0]}' is missing, in a file of the form {self._form.name}")
             row = self._form.convert(lowered)
-        return self.fields.applied(row)
+        row = self.fields.applied(row)
+        return {**row, "messages": json_of(row["messages"], "[")} if isinstance(row.get("messages"), str) else row
 
     def checked(self, place: str, row: dict[str, Any], parse: Callable[[object], _Record]) -> _Record:
         """The record of a row; an error names the place, and where what is missing may be."""
@@ -232,7 +244,8 @@ class _Reader:
 
     def note(self, count: int) -> str:
         """What is to be said of how the file was read; empty where it is of the contract and read whole."""
-        unread = f"keys of messages that are not read: {', '.join(sorted(self._unread)[:12])}" if self._unread else ""
+        kinds = (("keys of messages", self._unread), ("columns", self._unread_columns))
+        unread = "; ".join(f"{kind} that are not read: {', '.join(sorted(names)[:12])}" for kind, names in kinds if names)
         if not self.foreign:
             return f"{self.path}: {unread}" if unread else ""
         if self._form is not None:
@@ -241,6 +254,7 @@ class _Reader:
             form = "read with " + ", ".join(f"{name}={column}" for name, column in self.fields.columns.items())
             form = form if self.fields.columns else f"domain {self.fields.domain}"
         repeated = f", {self.repeated:,} repeated rows left out" if self.repeated else ""
+        repeated += f", {self.renamed:,} ids that are taken replaced by the row's number" if self.renamed else ""
         if self._unanswered:
             repeated += f", {self._unanswered:,} rows without an answer left out (the first: {self._first_unanswered})"
         return f"{self.path}: {form}: {count:,} rows{repeated}" + (f"; {unread}" if unread else "")

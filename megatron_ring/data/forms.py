@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from megatron_ring.data.messages import RecordError
+from megatron_ring.data.messages import RecordError, is_nothing, kind_of
 from megatron_ring.rewards.code_formats import whole_number
 
 Row = dict[str, Any]
@@ -27,7 +27,7 @@ class Form:
     Attributes:
         name: what the user is told.
         columns: names that a row must have, in small letters.
-        absent: names that it must not have.
+        absent: names that must say nothing.
         convert: from a row, its names in small letters, to one of the contract; may lack `id` and `domain`.
         holds: what else its first row must show.
     """
@@ -41,7 +41,8 @@ class Form:
     def fits(self, row: Row) -> bool:
         """Whether a row (names in small letters) is of this form."""
         given = {name for name, value in row.items() if value is not None}
-        return self.columns <= given and not self.absent & given and self.holds(row)
+        absent = {name for name in self.absent & given if not is_nothing(row[name])}
+        return self.columns <= given and not absent and self.holds(row)
 
 
 def small(row: Mapping[str, Any]) -> Row:
@@ -64,11 +65,13 @@ def columns(*names: str) -> frozenset[str]:
 
 
 def answer_text(value: Any, name: str) -> str:
-    """An answer as text: numbers as they are written, a list of one for its item."""
+    """An answer as text: numbers as they are written, a list of one for its item. Raises `UnansweredError` for no text."""
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise RecordError(f"'{name}' is {type(value).__name__}: expected text or a number")
+        raise RecordError(f"'{name}' is {kind_of(value)}: expected text or a number")
+    if isinstance(value, str) and not value.strip():
+        raise UnansweredError(f"'{name}' is empty")
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 

@@ -4,7 +4,8 @@ What a message holds is read, refused by name, or named (`unread_keys`); nothing
 
 - `content` is text, or a list of parts whose `type` is text. Another part (an image) is refused.
 - `reasoning_content`, `reasoning` or `thinking` of an assistant's message goes before its content, in `<think>` tags.
-- `weight` (0 or 1), `train`, `trainable` or `loss` (true or false) mark whether a message is trained.
+- `weight` (0 or 1), `train` (true or false) and others of `MARKS` say whether a message is trained. `mask`, which may mean
+  either, is refused.
 - `from` and `value` (ShareGPT) are other names of `role` and `content`.
 - `developer` is another name of the system role. A `tool` message is text that the chat template must know how to show.
 - Calls of tools are refused.
@@ -12,6 +13,8 @@ What a message holds is read, refused by name, or named (`unread_keys`); nothing
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,10 +26,15 @@ SPEAKERS = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "model"
 """What `from` says, and its role."""
 REASONING = ("reasoning_content", "reasoning", "thinking")
 SETTINGS = ("on", "off", "yes", "no", "true", "false", "none", "low", "medium", "high")  # how much to think, not a thought
-MARKS = ("weight", "train", "trainable", "loss")
+MARKS = ("weight", "train", "training", "trainable", "loss", "loss_mask", "step_loss_mask", "loss_weight", "loss_scale")
+UNCLEAR_MARKS = ("mask", "masked", "train_detail", "training_detail")
 PICTURES = ("images", "image", "audio", "audios", "videos", "video")
 UNREADABLE = ("tool_calls", "function_call", *PICTURES)
-READ = frozenset({"role", "content", "from", "value", *REASONING, *MARKS, *UNREADABLE})
+READ = frozenset({"role", "content", "from", "value", *REASONING, *MARKS, *UNCLEAR_MARKS, *UNREADABLE})
+# Words in the names of columns that hold a model's thinking.
+_THINKING = frozenset(
+    ("think", "thinking", "thought", "thoughts", "reasoning", "rationale", "trajectory", "trajectories", "cot")
+)
 TEXT_PARTS = ("text", "input_text", "output_text")
 
 
@@ -50,6 +58,23 @@ def kind_of(value: object) -> str:
     if isinstance(value, list) and not value:
         return "an empty list"
     return names.get(type(value), "null" if value is None else type(value).__name__)
+
+
+def is_nothing(value: object) -> bool:
+    """Whether a value says nothing, also as JSON text, which many tables have for lists."""
+    if isinstance(value, bool | int | float):
+        return False
+    return not value or (isinstance(value, str) and value.strip() in ("", "[]", "{}", "null"))
+
+
+def json_of(value: object, *openings: str) -> object:
+    """What a column of JSON text holds that begins with one of `openings` ("[", "{"); any other value as it is."""
+    if not isinstance(value, str) or not value.lstrip().startswith(openings):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value
 
 
 def read_prompt(value: object) -> str | tuple[Message, ...]:
@@ -108,6 +133,18 @@ def unread_keys(values: Iterable[object]) -> set[str]:
     }
 
 
+def unread_columns(row: Mapping[str, Any], used: Iterable[str] = ()) -> set[str]:
+    """Columns of an SFT row, but those that are `used`, that seem to hold thinking or to say what is trained."""
+    found = set()
+    for name, value in row.items():
+        small = str(name).lower()
+        text = isinstance(value, str | list | dict) and not is_nothing(value) and str(value).strip().lower() not in SETTINGS
+        thinks = text and small not in REASONING and not _THINKING.isdisjoint(re.split(r"[^a-z]+", small))
+        if (thinks or (small in (*MARKS, *UNCLEAR_MARKS) and value is not None)) and name not in used:
+            found.add(str(name))
+    return found
+
+
 def reasoning_of(row: Mapping[str, Any]) -> dict[str, Any]:
     """The reasoning in columns of its own beside an answer, for its message. A setting, such as "on", is none."""
     given = {name: row[name] for name in REASONING if row.get(name) is not None}
@@ -129,7 +166,7 @@ def messages_to_json(messages: Sequence[Message], marks: Sequence[bool | None] =
 
 def _message(item: dict[str, Any], where: str) -> Message:
     for name in UNREADABLE:
-        if item.get(name):
+        if item.get(name) and not is_nothing(item[name]):
             raise RecordError(f"{where} has '{name}', which cannot be read: leave such conversations out")
     role = _role(item, where)
     content, reasoning = _content(item.get("value") if item.get("content") is None else item["content"], where)
@@ -142,6 +179,8 @@ def _message(item: dict[str, Any], where: str) -> Message:
         reasoning.append(given)
     if len(set(reasoning)) > 1:
         raise RecordError(f"{where} has its reasoning more than once: keep one of {', '.join(REASONING)}")
+    if reasoning and not content.strip():
+        raise RecordError(f"{where} has reasoning and no answer: leave such conversations out")
     if reasoning:
         content = _with_reasoning(role, reasoning[0], content, where)
     if not content.strip() and role not in ("system", "tool"):
@@ -193,6 +232,9 @@ def _content(value: object, where: str) -> tuple[str, list[str]]:
 def _mark(item: dict[str, Any], where: str) -> bool | None:
     """Whether the message is marked to be trained. Raises `RecordError` for a mark that is neither."""
     marks = set()
+    for name in UNCLEAR_MARKS:
+        if item.get(name) is not None:
+            raise RecordError(f"{where} has '{name}', which may mean either: mark messages with 'train' true or false")
     for name in MARKS:
         value = item.get(name)
         if value is None:

@@ -20,7 +20,7 @@ from megatron_ring.data.forms import (
     kept,
     parsed,
 )
-from megatron_ring.data.messages import RecordError
+from megatron_ring.data.messages import RecordError, json_of
 from megatron_ring.errors import UserError
 from megatron_ring.rewards.boxed import last_boxed, marked_answer
 from megatron_ring.rewards.code_formats import check_tests
@@ -65,7 +65,8 @@ def _verl(row: Row) -> Row:
         truth = answer_text(_listed(truth), "reward_model.ground_truth")
     known = {"domain": domain} if domain else {}
     metadata = {"data_source": row["data_source"]} if row.get("data_source") is not None else {}
-    return {**known, **id_of(extra or {}, "index"), "prompt": row["prompt"], "answer": truth, "metadata": metadata}
+    prompt = json_of(row["prompt"], "[{")
+    return {**known, **id_of(extra or {}, "index"), "prompt": prompt, "answer": truth, "metadata": metadata}
 
 
 def _kept_long(text: Any, content: Any) -> Any:
@@ -96,12 +97,15 @@ def _marked(answer: Any) -> str:
 
 
 def _problem_answer(row: Row) -> Row:
-    """DeepScaleR, MATH-500, AIME, BigMath: a problem and its final answer."""
+    """DeepScaleR, MATH-500, AIME, BigMath: a problem and its final answer. NuminaMath says `proof` where there is none."""
+    answer = answer_text(row["answer"], "answer")
+    if answer.strip().lower() in ("proof", "notfound"):
+        raise UnansweredError(f"'answer' is {answer.strip()!r}")
     return {
         "domain": "math",
         **id_of(row, "unique_id", "id", "problem_idx"),
         "prompt": row["problem"],
-        "answer": answer_text(row["answer"], "answer"),
+        "answer": answer,
         "metadata": kept(row, "level", "subject", "type", "source", "year", "url"),
     }
 
@@ -218,6 +222,7 @@ def _ifeval(row: Row) -> Row:
     return {"domain": "instructions", **id_of(row, "key", "id"), "prompt": row["prompt"], "answer": answer}
 
 
+CHOICES = columns("choices", "options")  # a question of which is another thing without them
 PROMPT_FORMS: tuple[Form, ...] = (
     Form("verl (prompt, reward_model.ground_truth)", columns("prompt", "reward_model"), _verl),
     Form("LiveCodeBench", columns("question_content", "public_test_cases"), _livecodebench),
@@ -226,13 +231,15 @@ PROMPT_FORMS: tuple[Form, ...] = (
     Form("MBPP", columns("test_list"), _mbpp, holds=lambda row: "text" in row or "prompt" in row),
     Form("TACO or APPS (question, input_output)", columns("question", "input_output"), _apps),
     Form("IFEval", columns("prompt", "instruction_id_list", "kwargs"), _ifeval),
-    Form("GSM8K (question, answer behind ####)", columns("question", "answer"), _gsm8k,
+    Form("GSM8K (question, answer behind ####)", columns("question", "answer"), _gsm8k, CHOICES,
          holds=lambda row: isinstance(row["answer"], str) and "####" in row["answer"]),
-    Form("math (question, a whole number in answer)", columns("question", "answer"), _question_number, columns("domain"),
+    Form("math (question, a whole number in answer)", columns("question", "answer"), _question_number,
+         columns("domain") | CHOICES,
          holds=lambda row: _is_whole(row["answer"])),
-    Form("math (problem, answer)", columns("problem", "answer"), _problem_answer,
+    Form("math (problem, answer)", columns("problem", "answer"), _problem_answer, CHOICES,
          holds=lambda row: not isinstance(row.get("domain"), str)),
-    Form("MATH (problem, boxed answer in solution)", columns("problem", "solution"), _problem_solution, columns("answer")),
+    Form("MATH (problem, boxed answer in solution)", columns("problem", "solution"), _problem_solution,
+         columns("answer") | CHOICES),
     Form("math (prompt of messages, label)", columns("prompt", "label"), _messages_label, columns("answer"),
          holds=lambda row: isinstance(row["prompt"], list)),
     Form("math (origin_prompt, gold_answer)", columns("origin_prompt", "gold_answer"), _origin_prompt),

@@ -50,7 +50,7 @@ def read_public_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     if delimiter is not None:
         yield from _table(path, delimiter)
         return
-    whole = _whole_object(path) if name.endswith((".json", ".json.gz")) else None
+    whole = _whole_object(path) if name.endswith((".json", ".json.gz", ".json.zst")) else None
     if whole is None:
         yield from read_rows(path)
     else:

@@ -10,6 +10,7 @@ from megatron_ring.data.messages import (
     PICTURES,
     Message,
     RecordError,
+    is_nothing,
     kind_of,
     messages_to_json,
     read_messages,
@@ -174,10 +175,11 @@ def refuse_unreadable(row: Mapping[str, Any]) -> None:
     """Definitions of tools, pictures and sounds would be left out of what the model sees. Raises `RecordError`."""
     for key, value in row.items():
         name = str(key).lower()
-        none = isinstance(value, str) and value.strip() in ("", "[]", "{}", "null")  # JSON text, as many files have it
-        if value and not none and name in ("tools", "functions"):
+        if not value or is_nothing(value):
+            continue
+        if name in ("tools", "functions"):
             raise RecordError(f"'{key}' is given: conversations with tools cannot be read yet; leave such rows out")
-        if value and not none and name in PICTURES:
+        if name in PICTURES:
             raise RecordError(f"'{key}' is given: only text can be read; leave such rows out")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from megatron_ring.data.forms import Form, Row, columns, first_fitting, kept
-from megatron_ring.data.messages import SPEAKERS, RecordError, reasoning_of, speaker_of
+from megatron_ring.data.messages import SPEAKERS, RecordError, json_of, kind_of, reasoning_of, speaker_of
 
 
 def sft_form(row: Mapping[str, Any]) -> Form | None:
@@ -14,11 +14,14 @@ def sft_form(row: Mapping[str, Any]) -> Form | None:
     return first_fitting(SFT_FORMS, row)
 
 
-OTHERS = ("domain", "source", "system", "system_prompt")
+def _beside(row: Row) -> Row:
+    """What is kept beside the conversation. A domain or source that is no text, as a list of subjects, is another thing."""
+    texts = {name: value for name, value in kept(row, "domain", "source").items() if isinstance(value, str)}
+    return {**texts, **kept(row, "system", "system_prompt")}
 
 
 def _sharegpt(row: Row) -> Row:
-    turns = row["conversations"]
+    turns = json_of(row["conversations"], "[")
     if not isinstance(turns, list):
         raise RecordError("'conversations' is not a list")
     for index, turn in enumerate(turns):
@@ -27,44 +30,56 @@ def _sharegpt(row: Row) -> Row:
         speaker = turn.get("from")
         if speaker is not None and speaker_of(speaker) is None:
             raise RecordError(f"turn {index} of 'conversations' is from {speaker!r}: use one of {', '.join(SPEAKERS)}")
-    return {**kept(row, *OTHERS), **reasoning_of(row), "messages": turns}
+    return {**_beside(row), **reasoning_of(row), "messages": turns}
 
 
-def _completion(row: Row) -> Row:
-    return {**kept(row, *OTHERS), **reasoning_of(row), "prompt": row["prompt"], "response": row["completion"]}
-
-
-def _alpaca(row: Row) -> Row:
-    """Alpaca's rows; `history` of LLaMA-Factory holds pairs of earlier instructions and outputs."""
-    given = row.get("input")
-    user = f"{row['instruction']}\n\n{given}" if isinstance(given, str) and given.strip() else row["instruction"]
-    messages: list[Row] = []
-    for index, pair in enumerate(row.get("history") or []):
-        if not isinstance(pair, list) or len(pair) != 2:
-            raise RecordError(f"item {index} of 'history' is not an instruction and its output")
-        messages += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
-    messages += [{"role": "user", "content": user}, {"role": "assistant", "content": row["output"], **reasoning_of(row)}]
-    return {**kept(row, *OTHERS), "messages": messages}
-
-
-def _answered(question: str, answer: str) -> Callable[[Row], Row]:
+def _pair(prompt: str, response: str, **more: str) -> Callable[[Row], Row]:
     def convert(row: Row) -> Row:
-        pair = {"prompt": row[question], "response": row[answer]}
-        return {"domain": "math", **kept(row, *OTHERS[1:]), **reasoning_of(row), **pair}
+        return {**_beside(row), **reasoning_of(row), "prompt": row[prompt], "response": row[response]} | more
 
     return convert
 
 
-NOT_CONTRACT = columns("messages", "response")
+def _text(row: Row, name: str) -> str:
+    """A column of text, or a number as text; empty where there is none."""
+    value = row.get(name)
+    if isinstance(value, bool) or not isinstance(value, str | int | float | None):
+        raise RecordError(f"'{name}' is {kind_of(value)}: make it text")
+    return "" if value is None else str(value)
+
+
+def _alpaca(output: str) -> Callable[[Row], Row]:
+    """Rows of an instruction and what it is about; `history` of LLaMA-Factory holds earlier instructions and outputs."""
+
+    def convert(row: Row) -> Row:
+        texts = [_text(row, name) for name in ("instruction", "input", "context")]
+        user = "\n\n".join(text for text in texts if text.strip())
+        messages: list[Row] = []
+        for index, pair in enumerate(row.get("history") or []):
+            if not isinstance(pair, list) or len(pair) != 2:
+                raise RecordError(f"item {index} of 'history' is not an instruction and its output")
+            messages += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
+        answer = {"role": "assistant", "content": _text(row, output), **reasoning_of(row)}
+        return {**_beside(row), "messages": [*messages, {"role": "user", "content": user}, answer]}
+
+    return convert
+
+
+def _is_gsm8k(row: Row) -> bool:
+    return isinstance(row["answer"], str) and "####" in row["answer"]
+
+
+NEITHER, NO_PROMPT = columns("messages", "response"), columns("messages", "prompt")
 SFT_FORMS: tuple[Form, ...] = (
-    Form("ShareGPT (conversations)", columns("conversations"), _sharegpt, NOT_CONTRACT),
-    Form("prompt and completion", columns("prompt", "completion"), _completion, NOT_CONTRACT),
-    Form("Alpaca (instruction, input, output)", columns("instruction", "output"), _alpaca, NOT_CONTRACT),
-    Form("GSM8K (question, answer)", columns("question", "answer"), _answered("question", "answer"), NOT_CONTRACT),
-    Form(
-        "worked problems (problem, solution)",
-        columns("problem", "solution"),
-        _answered("problem", "solution"),
-        NOT_CONTRACT,
-    ),
-)
+    Form("ShareGPT (conversations)", columns("conversations"), _sharegpt, NEITHER),
+    Form("prompt and completion", columns("prompt", "completion"), _pair("prompt", "completion"), NEITHER),
+    Form("Alpaca (instruction, input, output)", columns("instruction", "output"), _alpaca("output"), NEITHER),
+    Form("Dolly (instruction, context, response)", columns("instruction", "response"), _alpaca("response"), NO_PROMPT),
+    Form("question and response", columns("question", "response"), _pair("question", "response"), NO_PROMPT),
+    Form("query and response", columns("query", "response"), _pair("query", "response"), NO_PROMPT),
+    Form("GSM8K (question, answer)", columns("question", "answer"), _pair("question", "answer", domain="math"), NEITHER,
+         holds=_is_gsm8k),
+    Form("question and answer", columns("question", "answer"), _pair("question", "answer"), NEITHER),
+    Form("worked problems (problem, solution)", columns("problem", "solution"),
+         _pair("problem", "solution", domain="math"), NEITHER),
+)  # fmt: skip

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +14,7 @@ import torch
 from megatron_ring.config.model import ModelConfig, RopeScaling
 from megatron_ring.errors import UserError
 from tests.checkpoint.published import random_tensors, write_folder
+from tests.other_transformers import in_transformers
 
 SHAPE = ModelConfig(
     num_layers=3, hidden_size=32, num_attention_heads=4, num_key_value_heads=2, head_dim=8, vocab_size=61, num_experts=6,
@@ -52,13 +50,8 @@ torch.save({"logits": logits, "padded": padded, "cached": cached, "plain": plain
 
 
 def load(folder: Path, ids: torch.Tensor, mask: torch.Tensor, out: Path) -> dict[str, Any]:
-    """What transformers makes of a folder, in a process of its own; RING_TRANSFORMERS: a folder with another release."""
-    other = os.environ.get("RING_TRANSFORMERS")
-    path = os.pathsep.join(filter(None, [other, os.environ.get("PYTHONPATH")]))
-    env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(out.parent / "modules"), "PYTHONPATH": path}
-    arguments = [str(folder), json.dumps(ids.tolist()), json.dumps(mask.tolist()), str(out)]
-    done = subprocess.run([sys.executable, "-c", LOAD, *arguments], env=env, capture_output=True, text=True, cwd=out.parent)
-    assert done.returncode == 0, done.stderr
+    """What transformers makes of a folder."""
+    in_transformers(LOAD, str(folder), json.dumps(ids.tolist()), json.dumps(mask.tolist()), str(out), folder=out.parent)
     return torch.load(out)
 
 

@@ -4,9 +4,6 @@ tokens, from the same weights."""
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +13,7 @@ import pytest
 from megatron_ring.errors import UserError
 from tests.checkpoint.published import random_tensors, write_folder
 from tests.checkpoint.test_export_loads import SHAPE
+from tests.other_transformers import in_transformers
 
 EOS, STOPS, NEW = 5, (11, 23, 40), 40
 SHAPE_HERE = replace(SHAPE, init_std=0.02)
@@ -23,7 +21,8 @@ GENERATE = """
 import json, sys, torch
 from transformers import AutoModelForCausalLM
 folder, prompts, new = sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3])
-model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32).eval()
+model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
+assert model.lm_head.weight.dtype == torch.float32
 rows = []
 for prompt in prompts:
     ids = torch.tensor([prompt])
@@ -70,13 +69,8 @@ def test_generation_stops_where_our_sampler_stops(tmp_path: Path, run_on: Any) -
     out = exported(tmp_path, special_ids=(EOS, EOS), stop_ids=STOPS)
     prompts = [[(7 * i + 3 * j) % 61 for j in range(3 + i % 5)] for i in range(16)]
     (expected,) = run_on(1, ours, str(out), prompts, STOPS)
-    other = os.environ.get("RING_TRANSFORMERS")  # a folder with another release, as for the tests of loading
-    path = os.pathsep.join(filter(None, [other, os.environ.get("PYTHONPATH")]))
-    env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules"), "PYTHONPATH": path}
-    arguments = [sys.executable, "-c", GENERATE, str(out), json.dumps(prompts), str(NEW)]
-    done = subprocess.run(arguments, env=env, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    alone, together, ends = json.loads(done.stdout.splitlines()[-1])
+    said = in_transformers(GENERATE, str(out), json.dumps(prompts), str(NEW), folder=tmp_path)
+    alone, together, ends = json.loads(said.splitlines()[-1])
     assert ends == [EOS, *STOPS]
     assert alone == [tokens for tokens, _ in expected]
     for tokens, padded in zip(alone, together, strict=True):

@@ -135,6 +135,10 @@ def test_repeated_rows_are_left_out_and_counted(tmp_path: Path) -> None:
     clash = row | {"reward_model": {"ground_truth": "35"}}
     with pytest.raises(UserError, match=r"c\.jsonl:2: the id '9a98' is already used at .*c\.jsonl:1"):
         read_prompts(write(tmp_path / "c.jsonl", [row, clash]))
+    parts = [row, row | {"prompt": [{"role": "user", "content": "another"}]}]  # as where each part counts from 0
+    read = read_prompt_file(write(tmp_path / "e.jsonl", parts))
+    assert [record.id for record in read.records] == ["9a98", "e-2"]
+    assert read.note.endswith(": 2 rows, 1 ids that are taken replaced by the row's number")
     own = {"id": "1", "domain": "math", "prompt": "P", "answer": "2"}
     with pytest.raises(UserError, match="already used"):  # a file of the contract says what it means
         read_prompts(write(tmp_path / "d.jsonl", [own, own]))
@@ -165,7 +169,7 @@ def test_named_columns(tmp_path: Path) -> None:
         ({"id": "1", "prompt": "P", "answer": "2"}, "'domain' is missing.*--data.domain gives one to all rows"),
         ({"question": "P", "answer": "just text"}, "'prompt' is missing.*--data.fields prompt=question"),
         ({"problem": "P", "answer": float("nan")}, "'answer' is missing"),
-        ({"problem": "P", "answer": ["1", "2"]}, "'answer' is list"),
+        ({"problem": "P", "answer": ["1", "2"]}, "'answer' is a list"),
         ({"problem": "P", "solution": "no box"}, r"no \\boxed"),
         ({"question": "Q", "input_output": "{"}, "'input_output' is not JSON"),
         ({"prompt": "p", "reward_model": {"style": "rule"}}, "'reward_model' has no 'ground_truth'"),

@@ -13,7 +13,7 @@ import pytest
 
 from megatron_ring.data.fields import PROMPT_FIELDS, SFT_FIELDS, Fields
 from megatron_ring.data.files import read_prompt_file, read_questions, read_sft_file
-from megatron_ring.data.rows import parquet_rows
+from megatron_ring.data.parquet import parquet_rows
 from megatron_ring.errors import UserError
 from megatron_ring.rewards.code_formats import read_tests
 from tests.data.test_forms import PROMPTS, write
@@ -131,6 +131,29 @@ def test_questions_have_no_flag_for_columns(tmp_path: Path) -> None:
         read_questions(write(tmp_path / "q.jsonl", [{"query": "P"}]))
 
 
+def test_answers_that_are_none_and_questions_that_need_their_choices(tmp_path: Path) -> None:
+    good = {"problem": "P", "answer": "1"}
+    for answer in ("", "  ", "proof", "notfound"):
+        read = read_prompt_file(write(tmp_path / "r.jsonl", [good, good | {"problem": "Q", "answer": answer}]))
+        assert len(read.records) == 1 and "1 rows without an answer left out (the first: " in read.note
+    for name in ("choices", "options"):
+        with pytest.raises(UserError, match=r"r\.jsonl:1: 'prompt' is missing.*'question' seems to hold it"):
+            read_prompt_file(write(tmp_path / "r.jsonl", [{"question": "Q", "answer": 1, name: ["x", "y"], "domain": "d"}]))
+
+
+def test_columns_within_lists_and_json_text(tmp_path: Path) -> None:
+    row = {"choices": [{"message": {"content": "b"}}], "body": json.dumps({"messages": [{"role": "user", "content": "a"}]})}
+    path = write(tmp_path / "r.jsonl", [row])
+    for column in ("choices.0.message.content", "choices[0].message.content"):
+        fields = Fields.parse(["prompt=body.messages", f"response={column}"], None, SFT_FIELDS, "--data.fields")
+        (record,) = read_sft_file(path, fields).records
+        assert [message.content for message in record.messages] == ["a", "b"]
+    for column in ("choices.1.message.content", "choices.x", "choices.0.message.content.0", "choices.-1"):
+        fields = Fields.parse(["prompt=body.messages", f"response={column}"], None, SFT_FIELDS, "--data.fields")
+        with pytest.raises(UserError, match=r"r\.jsonl:1: the column '.*' of 'response' is missing"):
+            read_sft_file(path, fields)
+
+
 A, B = ("user", "a"), ("assistant", "b")
 CONVERSATIONS: dict[str, tuple[dict[str, Any], list[tuple[str, str]]]] = {
     "ShareGPT with a tool's answer": (
@@ -162,6 +185,16 @@ CONVERSATIONS: dict[str, tuple[dict[str, Any], list[tuple[str, str]]]] = {
         {"instruction": "a", "input": "", "output": "b", "system": "s", "history": [["x", "y"]]},
         [("system", "s"), ("user", "x"), ("assistant", "y"), A, B],
     ),
+    "Alpaca about a number": ({"instruction": "Square it.", "input": 3, "output": 9}, [("user", "Square it.\n\n3"),
+                              ("assistant", "9")]),
+    "Alpaca without an instruction": ({"instruction": "", "input": "a", "output": "b"}, [A, B]),
+    "Dolly": ({"instruction": "a", "context": "c", "response": "b", "category": "x"}, [("user", "a\n\nc"), B]),
+    "OpenOrca": ({"id": "1", "system_prompt": "s", "question": "a", "response": "b"}, [("system", "s"), A, B]),
+    "MetaMathQA": ({"query": "a", "response": "b", "type": "x"}, [A, B]),
+    "messages as JSON text": ({"messages": json.dumps([{"role": "user", "content": "a"},
+                              {"role": "assistant", "content": "b", "tool_calls": "[]"}])}, [A, B]),
+    "ShareGPT as JSON text": ({"conversations": '[{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]'}, [A, B]),
+    "a domain that is a list": ({"problem": "a", "solution": "b", "source": ["x"], "domain": ["Algebra"]}, [A, B]),
     "reasoning beside a response": (
         {"prompt": "a", "response": "b", "thinking": "r"}, [A, ("assistant", "<think>\nr\n</think>\n\nb")]
     ),
@@ -189,6 +222,24 @@ def test_conversations_beside_the_published_forms(tmp_path: Path, form: str) -> 
 ANSWERED = [*ASKED, {"role": "assistant", "content": "b"}]
 
 
+@pytest.mark.parametrize("name", ["weight", "train", "training", "loss_mask", "step_loss_mask", "loss_weight"])
+@pytest.mark.parametrize(("value", "mark"), [(0, False), (1.0, True), (False, False), (None, None)])
+def test_marks_of_what_is_trained(tmp_path: Path, name: str, value: Any, mark: bool | None) -> None:
+    rows = [{"messages": [*ASKED, {"role": "assistant", "content": "b", name: value}]}]
+    (record,) = read_sft_file(write(tmp_path / "s.jsonl", rows)).records
+    assert record.marks == (() if mark is None else (None, mark))
+
+
+def test_columns_that_are_not_read_are_named(tmp_path: Path) -> None:
+    row = {"question": "a", "answer": "b", "thinking_trajectories": ["r"], "reasoning_tokens": 3, "finish_reason": "stop",
+           "weight": 0, "source": "x", "reasoning_effort": "high", "cot": "c"}  # fmt: skip
+    read = read_sft_file(write(tmp_path / "s.jsonl", [row]))
+    assert read.note.endswith("question and answer: 1 rows; columns that are not read: cot, thinking_trajectories, weight")
+    assert read.records[0].domain == "other"
+    fields = Fields.parse(["prompt=question", "response=cot"], None, SFT_FIELDS, "--data.fields")
+    assert ", cot" not in read_sft_file(tmp_path / "s.jsonl", fields).note
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
@@ -196,6 +247,13 @@ ANSWERED = [*ASKED, {"role": "assistant", "content": "b"}]
          "turn 1 of 'conversations' is from 'function_call'"),
         ({"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}], "image": "x.jpg"},
          "'image' is given"),
+        ({"instruction": "a", "input": ["x"], "output": "b"}, "'input' is a list: make it text"),
+        ({"instruction": "a", "input": "", "output": ["x", "y"]}, "'output' is a list"),
+        ({"messages": [*ASKED, {"role": "assistant", "content": "", "reasoning": "r"}]}, "has reasoning and no answer"),
+        ({"messages": [*ASKED, {"role": "assistant", "content": "b", "mask": 1}]}, "has 'mask', which may mean either"),
+        ({"messages": [*ASKED, {"role": "assistant", "content": "b", "weight": "1"}]}, "has 'weight' '1': use 0 or 1"),
+        ({"messages": [*ASKED, {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}]}, "has 'tool_calls'"),
+        ({"messages": "[{'role': 'user'}]"}, "'messages' is text: make it a list"),
         ({"messages": ANSWERED, "thinking": "r"}, "'thinking' stands beside 'messages'"),
         ({"messages": ANSWERED, "system": {"a": 1}}, "'system' is an object"),
         ({"messages": [{"role": "system", "content": "t"}, *ANSWERED], "system": "s"}, "'system' is not the system message"),

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from megatron_ring.data.files import read_prompts, read_sft
-from megatron_ring.data.rows import parquet_rows, read_rows, write_rows
+from megatron_ring.data.parquet import parquet_rows
+from megatron_ring.data.rows import read_rows, write_rows
 from megatron_ring.errors import UserError
 
 arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
@@ -72,6 +73,21 @@ def test_columns_have_their_types(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [
+        ("a.jsonl", '{"a": 1}\n'.encode("utf-16"), r"a\.jsonl: is UTF-16: save the file as UTF-8"),
+        ("a.json", '[{"a": 1}]'.encode("utf-16-be"), r"a\.json:1: not JSON"),
+        ("a.jsonl", '{"a": 1}\n'.encode("utf-16-le"), r"a\.jsonl: is UTF-16"),
+        ("a.jsonl", gzip.compress(b"{}"), r"a\.jsonl: is packed by gzip: let its name end in \.gz"),
+        (
+            "a.parquet",
+            b"version https://git-lfs.github.com/spec/v1\n",
+            r"a\.parquet: is a pointer of Git LFS",
+        ),
+        ("a.jsonl", b"\n<!DOCTYPE html>", r"a\.jsonl: is a web page"),
+        (
+            "a.jsonl.zst",
+            arrow.compress(b'{"a": 1}\n' * 9, "zstd", asbytes=True)[:-4],
+            r"a\.jsonl\.zst: cannot be read",
+        ),
         ("a.json", b"[1, 2]", r"a\.json:1: expected an object, found a number"),
         ("a.json", b'[{"a": 1}', r"a\.json: not JSON at column"),
         ("a.json", b'{"a": 1}\n{"a"', r"a\.json:2: not JSON"),
@@ -84,6 +100,45 @@ def test_files_that_cannot_be_read(tmp_path: Path, name: str, data: bytes, messa
     (tmp_path / name).write_bytes(data)
     with pytest.raises(UserError, match=message):
         list(read_rows(tmp_path / name))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.JSONL.ZST", "a.json.zst", "a.json"])
+def test_files_as_they_are_downloaded(tmp_path: Path, name: str) -> None:
+    """Also of several packed parts, with the mark of UTF-8 and the ends of lines of Windows."""
+    text = b'\xef\xbb\xbf[{"a": 1},\r\n{"a": 2}]' if ".json." in name or name.endswith(".json") else b'{"a": 1}\r\n{"a": 2}'
+    if name.lower().endswith(".gz"):
+        text = gzip.compress(text[:12]) + gzip.compress(text[12:])
+    if name.lower().endswith(".zst"):
+        text = b"".join(arrow.compress(part, "zstd", asbytes=True) for part in (text[:12], text[12:]))
+    (tmp_path / name).write_bytes(text)
+    assert [row for _, row in read_rows(tmp_path / name)] == [{"a": 1}, {"a": 2}]
+
+
+def test_dates_that_python_lacks_and_numbers_of_32_bits(tmp_path: Path) -> None:
+    """Neither makes a file unreadable or an answer another one, also within lists, objects and maps."""
+    nanoseconds, milliseconds = arrow.timestamp("ns"), arrow.timestamp("ms")
+    columns = {
+        "answer": arrow.array([0.1], arrow.float32()),
+        "far": arrow.array([10**18], milliseconds),
+        "zone": arrow.array([1_000_000], arrow.timestamp("us", "Mars/Base")),
+        "day": arrow.array([10**8], arrow.date32()),
+        "map": arrow.array([[("a", 10**9)]], arrow.map_(arrow.string(), nanoseconds)),
+        "pair": arrow.array([[10**9, 2 * 10**9]], arrow.list_(nanoseconds, 2)),
+        "deep": arrow.array([[{"t": 10**18, "f": 0.3, "s": "x"}]], arrow.list_(arrow.struct(
+            [("t", milliseconds), ("f", arrow.float32()), ("s", arrow.string())]))),
+        "kind": arrow.array(["k"]).dictionary_encode(),
+        "times": arrow.array([10**9], nanoseconds).dictionary_encode(),
+    }  # fmt: skip
+    parquet.write_table(arrow.table(columns), tmp_path / "a.parquet")
+    assert list(parquet_rows(tmp_path / "a.parquet")) == [{
+        "answer": 0.1, "far": 10**18, "zone": 1_000_000, "day": 10**8, "map": [["a", "1970-01-01T00:00:01"]],
+        "pair": ["1970-01-01T00:00:01", "1970-01-01T00:00:02"], "deep": [{"t": 10**18, "f": 0.3, "s": "x"}], "kind": "k",
+        "times": "1970-01-01T00:00:01",
+    }]  # fmt: skip
+    twice = arrow.table([arrow.array(["1"]), arrow.array(["2"])], names=["answer", "answer"])
+    parquet.write_table(twice, tmp_path / "b.parquet")
+    with pytest.raises(UserError, match=r"b\.parquet: two columns are called 'answer': keep one"):
+        list(parquet_rows(tmp_path / "b.parquet"))
 
 
 def test_a_conversation_keeps_its_place(tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ import sentencepiece
 
 from megatron_ring.data.records import Message, SFTRecord
 from megatron_ring.data.sentencepiece_model import tokenizer_folder, train_model
-from megatron_ring.data.tokenizer import ControlTokenError, RingTokenizer
+from megatron_ring.data.tokenizer import ControlTokenError, RingTokenizer, train_bpe
 from megatron_ring.errors import UserError
+from tests.other_transformers import in_transformers
 from tools import train_tokenizer
 
 TRAINING = [f"Compute {n}+{n * 7}. \\boxed{{{n * 8}}}\n\nnaïve  two spaces, Ω, 中文 {n % 9}" for n in range(300)]
@@ -68,23 +69,36 @@ def test_what_is_trained_loses_nothing(folder: Path) -> None:
             tokenizer.prompt_tokens(f"a {mark}")
 
 
-def test_the_exported_folder_loads_in_transformers(folder: Path, published: Path) -> None:
-    from transformers import AutoTokenizer
+# Run where transformers loads the folder, which may be another release than that of the tests.
+ENCODE = """
+import json, sys
+from transformers import AutoTokenizer
+theirs = AutoTokenizer.from_pretrained(sys.argv[1], trust_remote_code=True)
+texts = json.load(open(sys.argv[2]))
+encoded = [theirs.encode(text, add_special_tokens=False) for text in texts]
+split = [theirs.encode(text, add_special_tokens=False, split_special_tokens=True) for text in texts]
+prompt = theirs.apply_chat_template([{"role": "user", "content": "a b"}], add_generation_prompt=True, tokenize=False)
+prompt = theirs.encode(prompt, add_special_tokens=False)
+print(json.dumps([encoded, split, prompt, theirs.eos_token_id, theirs.pad_token_id]))
+"""
 
-    for path in (folder, published):
+
+def test_the_exported_folder_loads_in_transformers(folder: Path, published: Path, tmp_path: Path) -> None:
+    train_bpe(TRAINING, 400, tmp_path / "byte-level")  # exported as it is
+    texts = odd_texts(1_500)
+    (tmp_path / "texts.json").write_text(json.dumps(texts))
+    for path in (folder, published, tmp_path / "byte-level"):
         ours = RingTokenizer.load(path)
         with tokenizer_folder(path) as exported:
             assert exported is not None
-            theirs = AutoTokenizer.from_pretrained(str(exported), trust_remote_code=True)
+            said = in_transformers(ENCODE, str(exported), str(tmp_path / "texts.json"), folder=tmp_path)
             again = RingTokenizer.load(exported)
-        own = ours.document_encoder()
-        texts = odd_texts(1_500)
-        for text, plain in zip(texts, own(texts), strict=True):
-            assert theirs.encode(text, add_special_tokens=False) == ours.encode(text)
-            assert theirs.encode(text, add_special_tokens=False, split_special_tokens=True) == plain
-        assert (theirs.eos_token_id, theirs.pad_token_id) == (ours.eos_id, ours.pad_id)
-        prompt = theirs.apply_chat_template([{"role": "user", "content": "a b"}], add_generation_prompt=True, tokenize=False)
-        assert ours.prompt_tokens("a b") == theirs.encode(prompt, add_special_tokens=False)
+        encoded, split, prompt, eos, pad = json.loads(said.splitlines()[-1])
+        assert encoded == [ours.encode(text) for text in texts]
+        if path != tmp_path / "byte-level":
+            assert split == ours.document_encoder()(texts)
+        assert (eos, pad) == (ours.eos_id, ours.pad_id)
+        assert prompt == ours.prompt_tokens("a b")
         assert again.fingerprint == ours.fingerprint and again.vocabulary_fingerprint == ours.vocabulary_fingerprint
 
 

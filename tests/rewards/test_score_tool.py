@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import resource
@@ -12,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from megatron_ring.data.rows import parquet_rows, write_rows
+from megatron_ring.data.parquet import parquet_rows
+from megatron_ring.data.rows import write_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -149,12 +151,25 @@ def test_user_errors_are_one_line_and_status_2(tmp_path: Path) -> None:
         (("--input", tmp_path / "none", "--output", tmp_path / "o"), "--input"),
         (("--input", source, "--output", tmp_path / "no/o"), "--output"),
         (("--input", source, "--output", tmp_path), "--output"),
+        (("--input", source, "--output", tmp_path / "o.jsonl.gz"), "written as .jsonl or .parquet"),
         (("--input", source, "--output", tmp_path / "o", "--workers", "0"), "workers"),
         (("--input", source, "--output", tmp_path / "o", "--time-limit", "-1"), "time limit"),
     ]:
         done = score(*arguments)
         assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1, done.stderr
     assert os.listdir(tmp_path) == ["in.jsonl"]
+
+
+def test_a_packed_file_is_unpacked(tmp_path: Path) -> None:
+    row = json.dumps({"domain": "math", "response": "\\boxed{2}", "answer": "2"}).encode() + b"\n"
+    source, out = tmp_path / "in.jsonl.gz", tmp_path / "out.jsonl"
+    source.write_bytes(gzip.compress(row * 3))
+    done = score("--input", source, "--output", out)
+    assert done.returncode == 0, done.stderr
+    assert [json.loads(line)["reward"] for line in out.read_text().splitlines()] == [1.0] * 3
+    source.write_bytes(gzip.compress(row * 3)[:-9])
+    done = score("--input", source, "--output", out)
+    assert done.returncode == 2 and "in.jsonl.gz: cannot be read" in done.stderr and done.stderr.count("\n") == 1
 
 
 def processor_time() -> float:
