@@ -61,6 +61,7 @@ setup(
     entry_points={
         "console_scripts": [
             "ring-sft=megatron_ring.sft:cli",
+            "ring-reward=megatron_ring.reward:cli",
             "ring-rl=megatron_ring.rl:cli",
             "ring-evaluate=megatron_ring.evaluate:cli",
             "ring-generate=megatron_ring.generate:cli",

@@ -150,7 +150,9 @@ def export_checkpoint(
         raise UserError(f"{checkpoint}: {list_problems(problems)}")
     announced = [Announced(rule.source, dtype or reader.dtype_of(rule.target), rule.shape) for rule in rules]
     config = _exported_config(model, announced[0].dtype, like, special_ids)
-    generation = _generation_config(like, config, special_ids, stop_ids, model.vocab_size)
+    generation = {}  # a reward model generates nothing
+    if model.head == "vocabulary":
+        generation = _generation_config(like, config, special_ids, stop_ids, model.vocab_size)
     with whole_or_nothing(out) as work:
         contents = (
             rule.to_published(reader.read(rule.target, rule.box)).to(tensor.dtype)
@@ -162,7 +164,7 @@ def export_checkpoint(
             copy_others(like, work, with_tokenizer=tokenizer is None)
         if tokenizer is not None:
             copy_tokenizer(tokenizer, work)
-        write_code(work)
+        write_code(work, model.head)
         (work / "config.json").write_text(json.dumps(config, indent=1) + "\n")
         if generation:
             (work / "generation_config.json").write_text(json.dumps(generation, indent=1) + "\n")

@@ -20,7 +20,7 @@ from megatron_ring.checkpoint.pieces import (
 )
 from megatron_ring.checkpoint.reading import CheckpointReader
 from megatron_ring.checkpoint.saving import allocate_moments, random_file
-from megatron_ring.config.declarations import VOCABULARY_TABLES
+from megatron_ring.config.declarations import SCORE, VOCABULARY_TABLES
 from megatron_ring.config.model import ModelConfig
 from megatron_ring.errors import UserError
 from megatron_ring.model.ring_model import RingModel
@@ -37,10 +37,14 @@ def _check_shape(folder: Path, manifest: dict[str, Any], model: ModelConfig) -> 
 
 
 def load_checkpoint(
-    folder: Path, model: RingModel, context: ParallelContext, optimizer: Any = None
+    folder: Path, model: RingModel, context: ParallelContext, optimizer: Any = None, shape: ModelConfig | None = None
 ) -> tuple[int, dict[str, Any]]:
     """Fill model (and optimizer and random states, when an optimizer is given) from a checkpoint of any layout. Everything
     read is compared with its checksum.
+
+    Args:
+        shape: of the checkpoint, where the model's was made from it (`ModelOptions.extended`); default: the model's. A score
+            that the checkpoint's model has not stays as it is.
 
     Returns:
         the step it was saved at, and its `extra` values.
@@ -49,10 +53,10 @@ def load_checkpoint(
         UserError: not a whole checkpoint, a damaged file, another shape, no optimizer state where one is asked for.
     """
     manifest = read_manifest(folder)
-    _check_shape(folder, manifest, model.ring_config)
+    _check_shape(folder, manifest, shape or model.ring_config)
     problem = ""
     try:
-        _fill(folder, manifest, model, context, optimizer)
+        _fill(folder, manifest, model, context, optimizer, shape or model.ring_config)
     except UserError as error:
         problem = str(error)
     problem = next((p for p in collectives.gather_over_world(problem) if p), "")  # one rank's damage is everyone's
@@ -61,9 +65,13 @@ def load_checkpoint(
     return manifest["step"], manifest["extra"]
 
 
-def _fill(folder: Path, manifest: dict[str, Any], model: RingModel, context: ParallelContext, optimizer: Any) -> None:
+def _fill(
+    folder: Path, manifest: dict[str, Any], model: RingModel, context: ParallelContext, optimizer: Any, shape: ModelConfig
+) -> None:
     reader = CheckpointReader(folder)
     pieces = [piece for piece in weight_pieces(model) if piece.key in reader.tensors or not piece.optional]
+    if shape.head != model.ring_config.head:
+        pieces = [piece for piece in pieces if piece.key != SCORE]
     problems = [f"{key} is missing" for key in sorted({piece.key for piece in pieces} - reader.tensors.keys())]
     for piece in pieces:
         if piece.buffer and piece.key in reader.tensors and reader.shape_of(piece.key) != piece.global_shape:

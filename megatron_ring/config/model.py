@@ -48,6 +48,8 @@ class ModelConfig:
     max_positions: int = 32_768
     norm_eps: float = 1e-6
     init_std: float = 0.006
+    head: Literal["vocabulary", "score"] = "vocabulary"
+    """What the last hidden states become: logits over the vocabulary, or one number (a reward model)."""
 
     def __post_init__(self) -> None:
         counts = ("num_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,8 +27,12 @@ class Checks:
     done: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
 
-    def shape(self, preset: str | None, source: Path | None, flag: str, planned: str | None) -> ModelConfig:
+    def shape(
+        self, preset: str | None, source: Path | None, flag: str, planned: str | None,
+        extended: Callable[[ModelConfig], ModelConfig] = lambda shape: shape,
+    ) -> ModelConfig:  # fmt: skip
         """The model's shape, of `preset` or of the checkpoint or folder `source`; where that is not there, of `planned`.
+        `extended`: as `ModelOptions.extended`, of the stage.
 
         Raises:
             UserError: none of them tells it, or they contradict each other.
@@ -42,7 +47,7 @@ class Checks:
         if there:
             assert source is not None
             found = _shape_of(source)
-            agree = preset is None or found == get_preset(preset)
+            agree = preset is None or extended(found) == extended(get_preset(preset))
             require(agree, f"{flag} {source}: a model of another shape than --preset")
             self.done.append(f"{flag} {source}: the model's shape")
             return found

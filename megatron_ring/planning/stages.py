@@ -10,6 +10,7 @@ from megatron_ring.config.checks import require
 from megatron_ring.config.evaluate import EvaluateConfig
 from megatron_ring.config.model import ModelConfig
 from megatron_ring.config.parallel import ParallelConfig
+from megatron_ring.config.reward_model import RewardConfig
 from megatron_ring.config.rl import RLConfig
 from megatron_ring.config.sft import SFTConfig
 from megatron_ring.data.schedule import STAGE_FILES
@@ -19,6 +20,7 @@ from megatron_ring.planning.checks import Checks
 from megatron_ring.planning.memory import GIB, OUTSIDE_TORCH, Item, StageMemory, Work, plan_memory
 
 Precision = Literal["auto", "fp32", "bf16"]
+Planned = RLConfig | SFTConfig | RewardConfig | EvaluateConfig
 MOMENTS = {"fp32": 4, "bf16": 2}
 
 
@@ -85,6 +87,35 @@ def plan_sft(config: SFTConfig) -> None:
     _report("sft", config, shape, world, arithmetic.sft_lines(config, data, steps), work, checks)
 
 
+def plan_reward(config: RewardConfig) -> None:
+    """Print the plan of a reward model's run. Raises as `plan_rl`."""
+    checks, world = Checks(), planned_world(config)
+    shape = config.extended(
+        checks.shape(config.preset, config.init_from, "--init-from", config.plan.preset, config.extended)
+    )
+    data = _data_ranks(config.parallel, shape, world)
+    config.check(data)
+    tokenizer = checks.tokenizer(config.data.tokenizer, "--data.tokenizer", shape)
+    steps = None
+    missing = [path for path in (config.data.train, config.data.validation) if path is not None and not path.exists()]
+    checks.left += [f"{path}: not there" for path in missing]
+    if tokenizer is not None and config.data.train not in missing:
+        from megatron_ring.data.preference_data import load_preferences
+
+        readable = replace(config.data, validation=None) if missing else config.data
+        train, validation = load_preferences(readable, tokenizer, config.seed, shape.max_positions)
+        steps = train.steps_per_epoch
+        checks.done += [part.note for part in (train, validation) if part is not None and part.note]
+        checks.done.append(f"--data.train {config.data.train}: {len(train.pairs):,} pairs of {train.tokens:,} tokens")
+        if validation is not None:
+            checks.done.append(f"--data.validation {config.data.validation}: {len(validation.pairs):,} pairs")
+    work = Work(
+        tokens=config.data.context_length, micro_batches=config.data.global_batch // data, recompute=config.recompute,
+        moment_itemsize=MOMENTS[config.optimizer.moments],
+    )  # fmt: skip
+    _report("reward", config, shape, world, arithmetic.reward_lines(config, data, steps), work, checks)
+
+
 def plan_evaluate(config: EvaluateConfig) -> None:
     """Print the plan of an evaluation. Raises as `plan_rl`."""
     checks, world = Checks(), planned_world(config)
@@ -103,7 +134,7 @@ def plan_evaluate(config: EvaluateConfig) -> None:
     _report("evaluate", config, shape, world, lines, work, checks)
 
 
-def planned_world(config: RLConfig | SFTConfig | EvaluateConfig) -> int:
+def planned_world(config: Planned) -> int:
     """GPUs of the planned run."""
     return config.plan.world or int(os.environ.get("WORLD_SIZE", "1"))
 
@@ -114,10 +145,11 @@ def _data_ranks(parallel: ParallelConfig, shape: ModelConfig, world: int) -> int
 
 
 def _report(
-    stage: str, config: RLConfig | SFTConfig | EvaluateConfig, shape: ModelConfig, world: int,
+    stage: str, config: Planned, shape: ModelConfig, world: int,
     lines: list[arithmetic.Line], work: Work, checks: Checks,
 ) -> None:  # fmt: skip
     """Print, then refuse what does not fit."""
+    config.check_head(shape)
     if config.exact:
         config.parallel.check_exact(config.layer_impl)
         require(config.precision != "fp32", "--exact: its kernels want --precision bf16")
@@ -137,7 +169,7 @@ def _report(
     _refuse(memory, config, limit)
 
 
-def _print_memory(memory: StageMemory, config: RLConfig | SFTConfig | EvaluateConfig, limit: int) -> None:
+def _print_memory(memory: StageMemory, config: Planned, limit: int) -> None:
     dense, experts = memory.state.parameters
     where = f"pipeline stage {memory.stage + 1} of {config.parallel.pipeline}"
     print(f"memory of a GPU, GiB ({where}: {dense + experts:,} parameters, {experts:,} of them experts')")
@@ -152,7 +184,7 @@ def _print_memory(memory: StageMemory, config: RLConfig | SFTConfig | EvaluateCo
               f"({config.plan.memory:g} GB)")  # fmt: skip
 
 
-def _refuse(memory: StageMemory, config: RLConfig | SFTConfig | EvaluateConfig, limit: int) -> None:
+def _refuse(memory: StageMemory, config: Planned, limit: int) -> None:
     cache = memory.cache
     mends = ["more GPUs with a larger --parallel.expert or --parallel.tensor"]
     if not isinstance(config, EvaluateConfig) and config.recompute != "full":

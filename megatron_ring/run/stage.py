@@ -7,8 +7,8 @@ tokenizer call `open_model` alone.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -22,8 +22,9 @@ from megatron_ring.checkpoint.identity import weights_fingerprint
 from megatron_ring.checkpoint.loading import load_checkpoint
 from megatron_ring.checkpoint.manifest import model_config_of, read_manifest
 from megatron_ring.checkpoint.saving import CheckpointSaver
-from megatron_ring.checkpoint.weights import fill_from, initialize_weights
+from megatron_ring.checkpoint.weights import TensorSource, fill_from, initialize_weights, new_score
 from megatron_ring.config.checks import require
+from megatron_ring.config.declarations import SCORE
 from megatron_ring.config.metadata import flag_of
 from megatron_ring.config.model import ModelConfig
 from megatron_ring.config.optimizer import RouterLossConfig
@@ -47,11 +48,13 @@ Config = TypeVar("Config", bound=StageConfig)
 
 @dataclass(frozen=True)
 class Stage:
-    """A process ready to work: where it stands and its part of the model."""
+    """A process ready to work: where it stands and its part of the model. `extended` makes the model's shape from that of
+    the weights it begins with (`ModelOptions.extended`)."""
 
     context: ParallelContext
     model: RingModel
     shape: ModelConfig
+    extended: Callable[[ModelConfig], ModelConfig] = field(default=lambda shape: shape, kw_only=True)
 
 
 def resolve(config: Config) -> tuple[Config, ModelConfig, RingTokenizer]:
@@ -70,7 +73,8 @@ def resolve(config: Config) -> tuple[Config, ModelConfig, RingTokenizer]:
         source, shaped = collectives.from_main(functools.partial(_find_first_weights, config, source))
         chosen: dict[str, Any] = {config.weights_setting: source}
         config = replace(config, **chosen)
-    shape = resolve_shape(config.new_shape, shaped)
+    shape = config.extended(resolve_shape(config.new_shape, shaped))
+    config.check_head(shape)
     world = parallel_context.world_size_from_environment()
     config.parallel.check(shape, world)
     config.check(config.parallel.data(world))
@@ -180,7 +184,7 @@ def start_model(options: ModelOptions, shape: ModelConfig) -> Stage:
         shape, context, trained.router, dtype, recompute=trained.recompute, layer_impl=options.layer_impl,
         exact=options.exact,
     )  # fmt: skip
-    return Stage(context, model, shape)
+    return Stage(context, model, shape, extended=options.extended)
 
 
 def resolve_shape(preset: str | None, source: Path | None) -> ModelConfig:
@@ -224,6 +228,11 @@ def resolve_dtype(precision: Precision) -> torch.dtype:
     return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
 
 
+def source_shape(stage: Stage, found: ModelConfig) -> ModelConfig:
+    """The shape that a checkpoint of the shape `found` must have to begin with: its own, where the model's is made of it."""
+    return found if stage.extended(found) == stage.shape else stage.shape
+
+
 def load_latest(run: RunDirectory, stage: Stage, optimizer: Any) -> tuple[int, dict[str, Any]]:
     """Fill model, optimizer and random states from the run's last whole checkpoint, the one that rank 0 sees.
 
@@ -255,11 +264,18 @@ def set_first_weights(stage: Stage, source: Path | None, seed: int) -> None:
         return
     folder = collectives.from_main(functools.partial(checkpoint_folder, source))
     if (folder / "manifest.json").exists():
-        load_checkpoint(folder, stage.model, stage.context)
+        if stage.shape.head == "score" and stage.context.last_stage:
+            stage.model.score.weight.data.copy_(new_score(stage.shape, seed))  # stays where the checkpoint has none
+        load_checkpoint(folder, stage.model, stage.context, shape=source_shape(stage, model_config_of(folder)))
         return
     shape, norm_head = read_config(folder)
-    require(shape == stage.shape, f"--init-from {folder}: a model of another shape than --preset")
+    require(stage.extended(shape) == stage.shape, f"--init-from {folder}: a model of another shape than --preset")
     published = PublishedTensors(folder, shape, norm_head)
-    fill_from(published, stage.model)
+    fill_from(published if shape.head == stage.shape.head else _with_score(published, stage.shape, seed), stage.model)
     published.close()
     published.check_finite()
+
+
+def _with_score(published: TensorSource, shape: ModelConfig, seed: int) -> TensorSource:
+    """A language model's tensors, and a score that knows nothing yet."""
+    return lambda name: new_score(shape, seed) if name == SCORE else published(name)
