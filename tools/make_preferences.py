@@ -22,7 +22,9 @@ def main() -> None:
     parser.add_argument("--input", type=Path, required=True, help="SFT file whose solutions end in \\boxed{…}")
     parser.add_argument("--out", type=Path, required=True, help="preference file to write, .jsonl or .parquet")
     parser.add_argument("--seed", type=int, default=0, help="seed of every draw (default: 0)")
-    parser.add_argument("--flaws", nargs="+", default=list(FLAWS), metavar="FLAW", help=f"of {', '.join(FLAWS)} (default: all)")
+    parser.add_argument(
+        "--flaws", nargs="+", default=list(FLAWS), metavar="FLAW", help=f"of {', '.join(FLAWS)} (default: all)"
+    )
     parser.add_argument("--dry-run", action="store_true", help="say what would be done, and write nothing")
     flags = parser.parse_args()
     if flags.dry_run and not flags.input.exists():
@@ -39,10 +41,7 @@ def main() -> None:
         return
     write_rows(
         flags.out,
-        [
-            {"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected, "subset": pair.flaw}
-            for pair in pairs
-        ],
+        [{"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected, "subset": pair.flaw} for pair in pairs],
     )
     print(f"{flags.out}: {len(pairs):,} pairs with the flaws {', '.join(flags.flaws)}")
 

@@ -54,7 +54,8 @@ ALIKE: dict[str, dict[str, Any]] = {
         "rejected": {"from": "gpt", "value": "5"},
     },
     "ranked": {"context": CHAT[:1], "completions": [{"rank": 1, "completion": OTHER[1:]}, {"rank": 0, "completion": "4"}]},
-    "ranked behind a text": {"context": "2+2?", "completions": [{"rank": 0, "completion": "4"}, {"rank": 1, "completion": "5"}]},
+    "ranked behind a text": {"context": "2+2?",
+                             "completions": [{"rank": 0, "completion": "4"}, {"rank": 1, "completion": "5"}]},
     "scored": {"prompt": "2+2?", "completions": [{"score": -1, "response": "5"}, {"score": 0.5, "response": "4"}]},
     "HelpSteer3": {"context": CHAT[:1], "response1": "5", "response2": "4", "overall_preference": 2, "domain": "stem"},
     "HelpSteer3, the first": {"context": "2+2?", "response1": "4", "response2": "5", "overall_preference": -1},
@@ -70,7 +71,8 @@ ALIKE: dict[str, dict[str, Any]] = {
     "HH-RLHF with its prompt": {"prompt": "\n\nHuman: 2+2?\n\nAssistant:", "chosen": " 4", "rejected": " 5"},
     "HH-RLHF repeated": {"prompt": "Human: 2+2?\n\nAssistant:", "chosen": "Human: 2+2?\n\nAssistant: 4",
                          "rejected": "Human: 2+2?\n\nAssistant: 5"},
-    "Nectar": {"prompt": "\n\nHuman: 2+2?\n\nAssistant: ", "answers": [{"answer": "5", "rank": 7}, {"answer": "4", "rank": 1}]},
+    "Nectar": {"prompt": "\n\nHuman: 2+2?\n\nAssistant: ",
+               "answers": [{"answer": "5", "rank": 7}, {"answer": "4", "rank": 1}]},
     "PKU-SafeRLHF": {"prompt": "2+2?", "response_0": "5", "response_1": "4", "better_response_id": 1},
     "SHP": {"history": "2+2?", "human_ref_A": "4", "human_ref_B": "5", "labels": 1},
     "Arena": {"conversation_a": OTHER, "conversation_b": CHAT, "winner": "model_b"},
@@ -95,7 +97,10 @@ def test_what_forms_say_besides(tmp_path: Path) -> None:
                  "ranked": 1.0, "scored": 1.5, "whole conversations": None}  # fmt: skip
     for name, strength in strengths.items():
         assert read(tmp_path, ALIKE[name])[0].strength == strength, name
-    assert read(tmp_path, ALIKE["HelpSteer3"])[0].subset == "stem" and read(tmp_path, ALIKE["UltraFeedback"])[0].subset == "flan"
+    assert (
+        read(tmp_path, ALIKE["HelpSteer3"])[0].subset == "stem"
+        and read(tmp_path, ALIKE["UltraFeedback"])[0].subset == "flan"
+    )
     row = {**ALIKE["texts behind a prompt"], "margin": 0.25, "subset": "math", "id": 7, "system": "Be brief."}
     (found,) = read(tmp_path, row)
     assert (found.margin, found.subset, found.id, found.place) == (0.25, "math", "7", f"{tmp_path}/p.jsonl:1")
@@ -172,11 +177,11 @@ BAD_ROWS: dict[str, tuple[Any, str]] = {
     "list of texts": ({"prompt": "?", "chosen": ["a"], "rejected": ["b", "c"]}, "tools/score_rewards.py"),
     "text and conversation": ({"chosen": "a", "rejected": CHAT}, "give both alike"),
     "margin": ({"prompt": "?", "chosen": "a", "rejected": "b", "margin": "big"}, "'margin' is text"),
-    "ends with Human": ({"chosen": "\n\nHuman: a\n\nAssistant: b\n\nHuman: c", "rejected": "x"}, "ends with a turn of role user"),
+    "ends with Human": ({"chosen": "\n\nHuman: a\n\nAssistant: b\n\nHuman: c", "rejected": "x"}, "a turn of role user"),
     "one completion": ({"context": "?", "completions": [{"rank": 0, "completion": "a"}]}, "two answers or more"),
     "no rank": ({"context": "?", "completions": [{"completion": "a"}, {"completion": "b"}]}, "give a 'rank'"),
     "rank and score": ({"context": "?", "completions": [{"rank": 0, "score": 1, "completion": "a"}] * 2}, "give a 'rank'"),
-    "no context": ({"completions": [{"rank": 0, "completion": "a"}, {"rank": 1, "completion": "b"}]}, "'context' is missing"),
+    "no context": ({"completions": [{"rank": 0, "completion": "a"}, {"rank": 1, "completion": "b"}]}, "'context' is mis"),
     "no text": ({"context": "?", "completions": [{"rank": 0}, {"rank": 1}]}, "has no 'completion'"),
     "preference of text": ({"context": "?", "response1": "a", "response2": "b", "overall_preference": "A"}, "is text"),
     "a list": ([1], "expected an object"),
@@ -214,7 +219,9 @@ def records(count: int) -> list[PreferenceRecord]:
     made = []
     for number in range(count):
         ask = Message("user", f"Find {number} div 3.")
-        better, worse = (Message("assistant", f"{number}={number}*1\n" * n + str(number)) for n in (number % 5, (number + 2) % 3))
+        better, worse = (
+            Message("assistant", f"{number}={number}*1\n" * n + str(number)) for n in (number % 5, (number + 2) % 3)
+        )
         made.append(PreferenceRecord((ask, better), (ask, worse), subset="ab"[number % 2], strength=float(number % 4)))
     return [one for one in made if one.chosen != one.rejected]
 
@@ -257,11 +264,19 @@ def test_answers_are_measured_without_their_prompt(tmp_path: Path, tokenizer: Ri
 
 def test_what_is_too_long_or_spells_a_control_token(tmp_path: Path, tokenizer: RingTokenizer) -> None:
     row = {"prompt": "Find 9 div 3.", "chosen": "1 " * 40, "rejected": "3"}
-    ends = {"prompt": "Find 9 div 3.", "chosen": f"3{tokenizer.decode([tokenizer.eos_id], skip_special=False)}", "rejected": "4"}
+    ends = {
+        "prompt": "Find 9 div 3.",
+        "chosen": f"3{tokenizer.decode([tokenizer.eos_id], skip_special=False)}",
+        "rejected": "4",
+    }
     fine = {"prompt": "Find 9 div 3.", "chosen": "3", "rejected": "4"}
     given = config(tmp_path)
     for rows, told, drop in (
-        ([fine, row], r"p\.jsonl:2: the pair has \d+ \+ \d+ tokens, more than 64 together: raise --data\.context", "overlong"),
+        (
+            [fine, row],
+            r"p\.jsonl:2: the pair has \d+ \+ \d+ tokens, more than 64 together: raise --data\.context",
+            "overlong",
+        ),
         ([fine, ends], r"p\.jsonl:2: the assistant's text spells the control token", "control_tokens"),
     ):
         written(tmp_path, rows)

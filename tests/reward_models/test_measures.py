@@ -14,8 +14,8 @@ from megatron_ring.reward_models.measures import ScoredPair, calibration_error, 
 def drawn(count: int, scale: float, seed: int = 0) -> list[ScoredPair]:
     rng = random.Random(seed)
     return [
-        ScoredPair(rng.gauss(0, scale), rng.gauss(0, scale), rng.randrange(1, 90), rng.randrange(1, 90), rng.choice([0.0, 1.0]),
-                   rng.choice(["", "a", "b"]))
+        ScoredPair(rng.gauss(0, scale), rng.gauss(0, scale), rng.randrange(1, 90), rng.randrange(1, 90),
+                   rng.choice([0.0, 1.0]), rng.choice(["", "a", "b"]))
         for _ in range(count)
     ]  # fmt: skip
 
