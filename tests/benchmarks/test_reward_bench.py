@@ -21,7 +21,15 @@ from megatron_ring.benchmarks.reward_bench import (
 )
 from megatron_ring.errors import UserError
 
-ROW_1 = {"prompt": "?", "chosen": "a", "rejected": "b", "chosen_model": "x", "rejected_model": "y", "subset": "hep-go", "id": 3}
+ROW_1 = {
+    "prompt": "?",
+    "chosen": "a",
+    "rejected": "b",
+    "chosen_model": "x",
+    "rejected_model": "y",
+    "subset": "hep-go",
+    "id": 3,
+}
 ROW_2 = {"id": "12", "prompt": "?", "chosen": ["a"], "rejected": ["b", "c", "d"], "num_correct": 1, "num_incorrect": 3,
          "total_completions": 4, "models": ["m"], "subset": "Focus", "additional_metadata": None}  # fmt: skip
 
@@ -48,7 +56,7 @@ def test_rows_as_they_are_downloaded() -> None:
         ({**ROW_2, "prompt": None}, 2, "'prompt' and 'subset' must be texts"),
     ]
     for row, version, said in bad:
-        with pytest.raises(UserError, match="^f:9: ") as error:
+        with pytest.raises(UserError, match=r"^f:9: ") as error:
             read_question(row, "f:9", version)
         assert said in str(error.value)
 
