@@ -14,7 +14,7 @@ from pathlib import Path
 from megatron_ring.data.files import read_sft
 from megatron_ring.data.rows import write_rows
 from megatron_ring.errors import UserError, run_main
-from megatron_ring.toy.preferences import FLAWS, Solution, planted_pairs
+from megatron_ring.toy.preferences import FLAWS, PLAIN, Solution, planted_pairs
 
 
 def main() -> None:
@@ -22,9 +22,8 @@ def main() -> None:
     parser.add_argument("--input", type=Path, required=True, help="SFT file whose solutions end in \\boxed{…}")
     parser.add_argument("--out", type=Path, required=True, help="preference file to write, .jsonl or .parquet")
     parser.add_argument("--seed", type=int, default=0, help="seed of every draw (default: 0)")
-    parser.add_argument(
-        "--flaws", nargs="+", default=list(FLAWS), metavar="FLAW", help=f"of {', '.join(FLAWS)} (default: all)"
-    )
+    which = f"of {', '.join(FLAWS)} (default: all but {FLAWS[-1]}, which is hard to see)"
+    parser.add_argument("--flaws", nargs="+", default=list(PLAIN), metavar="FLAW", help=which)
     parser.add_argument("--dry-run", action="store_true", help="say what would be done, and write nothing")
     flags = parser.parse_args()
     if flags.dry_run and not flags.input.exists():

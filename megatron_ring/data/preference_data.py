@@ -102,7 +102,7 @@ def load_preferences(
 
     def load(path: Path) -> PreferenceDataset:
         try:
-            file = read_preference_file(path, fields, config.pairs, config.bad_rows)
+            file = read_preference_file(path, fields, config.pairs, config.bad_rows, config.margin == "column")
             return PreferenceDataset(file.records, tokenizer, config, seed, max_positions, file.note)
         except UserError as error:
             raise UserError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from None

@@ -46,10 +46,12 @@ def read_preference_file(
     fields: Fields | None = None,
     pairs: Pairs = "best-worst",
     bad_rows: Literal["error", "drop"] = "error",
+    margins: bool = True,
     flag: str = "--data.fields",
 ) -> PreferenceFile:
     """Read a preference file of the contract, of a public form, or with the columns that `fields` names. Rows that prefer
-    nothing are left out and counted in the note, and with `bad_rows` "drop" malformed ones.
+    nothing are left out and counted in the note, and with `bad_rows` "drop" malformed ones. Without `margins` a column of
+    that name is not read, whatever it holds.
 
     Raises:
         UserError: names file and line of anything malformed, or says that no pair is left.
@@ -62,7 +64,7 @@ def read_preference_file(
         if rows == 1 and not fields.columns:
             form = preference_form(row)
         try:
-            converted = _converted(row, form, fields)
+            converted = _converted(row, form, fields) | ({} if margins else {"margin": None})
             found = preferences_from_json(converted, pairs)
         except NoPreferenceError as error:
             equal.add(f"{place}: {error}")

@@ -103,7 +103,7 @@ def _strength(row: Mapping[str, Any]) -> float | None:
         return _number(row, "strength")
     for better, worse in SCORES:
         high, low = row.get(better), row.get(worse)
-        if isinstance(high, int | float) and isinstance(low, int | float):
+        if isinstance(high, int | float) and isinstance(low, int | float) and math.isfinite(high - low):
             return float(high) - float(low)
     return None
 
@@ -160,7 +160,8 @@ def _prompt(row: Mapping[str, Any]) -> tuple[Message, ...] | None:
 
 def _repeats(prompt: tuple[Message, ...], messages: tuple[Message, ...]) -> bool:
     """Whether a conversation has the prompt once more: as its beginning, or as one of the user's messages."""
-    if messages[: len(prompt)] == prompt:
+    turns = messages[1:] if messages[0].role == "system" != prompt[0].role else messages
+    if turns[: len(prompt)] == prompt:
         return True
     asked = [message.content.strip() for message in messages if message.role == "user"]
     return len(prompt) == 1 and prompt[0].content.strip() in asked

@@ -90,7 +90,7 @@ def _kind_of(config: ScoreConfig) -> Kind:
 
 def _preferences(config: ScoreConfig) -> ScoreFile:
     fields = Fields.of(config, PREFERENCE_FIELDS, "--fields")
-    file = read_preference_file(config.input, fields, config.pairs, config.bad_rows, "--fields")
+    file = read_preference_file(config.input, fields, config.pairs, config.bad_rows, False, "--fields")
     items = [
         Item((one.chosen, one.rejected), one.place, {"id": one.id or number, "subset": one.subset})
         for number, one in enumerate(file.records, start=1)

@@ -20,7 +20,9 @@ from dataclasses import dataclass
 
 from megatron_ring.errors import UserError
 
-FLAWS = ("format", "repetition", "truncated", "answer", "other")
+FLAWS = ("format", "repetition", "truncated", "other", "answer")
+PLAIN = FLAWS[:4]
+"""Flaws that a model of a million parameters learns to see within minutes; the fifth wants the sums compared."""
 _BOX = re.compile(r"\\boxed\{(.*)\}\s*\Z", re.S)
 
 
@@ -42,7 +44,7 @@ class PlantedPair:
     flaw: str
 
 
-def planted_pairs(solutions: Sequence[Solution], seed: int, flaws: Sequence[str] = FLAWS) -> Iterator[PlantedPair]:
+def planted_pairs(solutions: Sequence[Solution], seed: int, flaws: Sequence[str] = PLAIN) -> Iterator[PlantedPair]:
     """A pair for each solution, flaws in turn; the same arguments give the same pairs.
 
     Raises:

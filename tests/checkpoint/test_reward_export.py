@@ -85,6 +85,21 @@ def test_a_classifier_of_other_labels_is_refused(tmp_path: Path, labels: dict[st
         parse_config(config, tmp_path / "config.json")
 
 
+def test_the_score_stays_fp32(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    from megatron_ring.checkpoint.convert import bytes_to_export, export_checkpoint, import_folder
+
+    tensors = random_tensors(REWARD, seed=1)
+    import_folder(write_folder(tmp_path / "hf", REWARD, tensors), tmp_path / "ckpt", torch.bfloat16)
+    export_checkpoint(tmp_path / "ckpt", tmp_path / "out", dtype=torch.bfloat16)
+    found = load_file(tmp_path / "out/model.safetensors")
+    assert torch.equal(found["score.weight"], tensors["score.weight"]) and found["score.weight"].dtype == torch.float32
+    assert {tensor.dtype for name, tensor in found.items() if name != "score.weight"} == {torch.bfloat16}
+    size = sum(tensor.nbytes for tensor in found.values())
+    assert bytes_to_export(tmp_path / "ckpt", torch.bfloat16) == size
+
+
 def test_a_folder_without_its_score_is_refused_by_name(tmp_path: Path) -> None:
     from megatron_ring.checkpoint.convert import import_folder
 

@@ -296,6 +296,13 @@ def test_what_is_too_long_or_spells_a_control_token(tmp_path: Path, tokenizer: R
     assert len(load_preferences(replace(given, control_tokens="keep"), tokenizer, 0, 512)[0].pairs) == 2
 
 
+def test_a_margin_that_is_not_asked_for_may_be_anything(tmp_path: Path, tokenizer: RingTokenizer) -> None:
+    written(tmp_path, [{"prompt": "Find 9 div 3.", "chosen": "3", "rejected": "4", "margin": "significantly better"}])
+    with pytest.raises(UserError, match=r"p\.jsonl:1: 'margin' is text: make it a number"):
+        load_preferences(config(tmp_path), tokenizer, 0, 512)
+    assert load_preferences(config(tmp_path, margin="none"), tokenizer, 0, 512)[0].with_margin == 0
+
+
 def test_the_fingerprint_knows_tokens_and_margins(tmp_path: Path, tokenizer: RingTokenizer) -> None:
     given, plain = records(6), config(tmp_path)
 

@@ -47,7 +47,7 @@ NEEDED = {
     "evaluate": ["--checkpoint", "c", "--prompts", "p", "--tokenizer", "t", "--out", "o"],
 }
 # The stage of a launcher whose name is not its stage's.
-STAGE_OF = {"rl_math": "rl", "rl_code_science": "rl", "general_sft": "sft", "objectives": "rl"}
+STAGE_OF = {"rl_math": "rl", "rl_code_science": "rl", "general_sft": "sft", "objectives": "rl", "reward_model": "reward"}
 # Commands that are not ours.
 KNOWN = {"cd", "git", "apt-get", ".", "export", "echo", "head", "tail", "cat", "mkdir", "pip", "tensorboard"}
 README_LINES = 120

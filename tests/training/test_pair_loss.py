@@ -66,7 +66,9 @@ def gradients_of_the_step(folder: str, pairs: list[TokenPair]) -> tuple[dict[str
     stage = open_model(options, resolve_shape(None, Path(folder)), Path(folder))
     trainer = Trainer(stage.model, stage.context, replace(OPTIMIZER, clip_grad=float("inf")))
     result = trainer.train_step(dealt(pairs, 64), PairLoss(CENTRING), 1e-30)
-    by_name = {name: weight.main_grad for name, weight in stage.model.named_parameters()}  # divided by the pairs in place
+    # On a CPU the optimizer has divided them by the pairs, in place.
+    left = result.loss_tokens if stage.context.device.type == "cuda" else 1
+    by_name = {name: (weight.main_grad / left).cpu() for name, weight in stage.model.named_parameters()}
     found = {}
     for rule in rules_for(stage.shape):
         whole = by_name[rule.target][: rule.target_shape[0]]
