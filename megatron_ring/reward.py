@@ -9,12 +9,12 @@ stopped it, 75 when a signal did (torchrun turns each into 1 of its own).
 from __future__ import annotations
 
 from megatron_ring.config.cli import parse
-from megatron_ring.config.reward_model import RewardConfig
+from megatron_ring.config.reward_model import RewardModelConfig
 from megatron_ring.errors import run_main
 from megatron_ring.parallel import prepare
 
 
-def main(config: RewardConfig) -> None:
+def main(config: RewardModelConfig) -> None:
     if config.dry_run:
         from megatron_ring.planning.stages import plan_reward
 
@@ -39,7 +39,7 @@ def main(config: RewardConfig) -> None:
 
 
 def cli() -> None:
-    run_main(lambda: main(parse(RewardConfig, "ring-reward", "A reward model from preferences.")))
+    run_main(lambda: main(parse(RewardModelConfig, "ring-reward", "A reward model from preferences.")))
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def _optimizer() -> OptimizerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RewardConfig(EpochsConfig):
+class RewardModelConfig(EpochsConfig):
     """One run that makes a reward model of a language model, or goes on with one. Optimizer defaults are NeMo-RL's."""
 
     stage_name: ClassVar[str] = "reward"

@@ -10,7 +10,7 @@ from megatron_ring.config.evaluate import EvaluateConfig
 from megatron_ring.config.model import ModelConfig
 from megatron_ring.config.optimizer import OptimizerConfig, RouterLossConfig
 from megatron_ring.config.parallel import ParallelConfig
-from megatron_ring.config.reward_model import RewardConfig
+from megatron_ring.config.reward_model import RewardModelConfig
 from megatron_ring.config.rl import RLConfig
 from megatron_ring.config.sampling import SamplingConfig
 from megatron_ring.config.sft import SFTConfig
@@ -158,7 +158,7 @@ def _epochs_lines(config: EpochsConfig, batch: int, context: int, data: int, ste
     ]
 
 
-def reward_lines(config: RewardConfig, data: int, steps_per_epoch: int | None) -> list[Line]:
+def reward_lines(config: RewardModelConfig, data: int, steps_per_epoch: int | None) -> list[Line]:
     """A step of a reward model; `steps_per_epoch` where the data is there."""
     centre = f"{config.centring:g} x (r_c + r_r)^2" if config.centring else "no centring"
     margin = {"none": "no margin", "column": "the file's margins", "strength": "the strength of preferences as margin"}

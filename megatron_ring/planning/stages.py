@@ -10,7 +10,7 @@ from megatron_ring.config.checks import require
 from megatron_ring.config.evaluate import EvaluateConfig
 from megatron_ring.config.model import ModelConfig
 from megatron_ring.config.parallel import ParallelConfig
-from megatron_ring.config.reward_model import RewardConfig
+from megatron_ring.config.reward_model import RewardModelConfig
 from megatron_ring.config.rl import RLConfig
 from megatron_ring.config.sft import SFTConfig
 from megatron_ring.data.schedule import STAGE_FILES
@@ -20,7 +20,7 @@ from megatron_ring.planning.checks import Checks
 from megatron_ring.planning.memory import GIB, OUTSIDE_TORCH, Item, StageMemory, Work, plan_memory
 
 Precision = Literal["auto", "fp32", "bf16"]
-Planned = RLConfig | SFTConfig | RewardConfig | EvaluateConfig
+Planned = RLConfig | SFTConfig | RewardModelConfig | EvaluateConfig
 MOMENTS = {"fp32": 4, "bf16": 2}
 
 
@@ -87,7 +87,7 @@ def plan_sft(config: SFTConfig) -> None:
     _report("sft", config, shape, world, arithmetic.sft_lines(config, data, steps), work, checks)
 
 
-def plan_reward(config: RewardConfig) -> None:
+def plan_reward(config: RewardModelConfig) -> None:
     """Print the plan of a reward model's run. Raises as `plan_rl`."""
     checks, world = Checks(), planned_world(config)
     shape = config.extended(

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from megatron_ring.config.reward_model import RewardConfig
+from megatron_ring.config.reward_model import RewardModelConfig
 from megatron_ring.data.preference_data import PreferenceDataset
 from megatron_ring.data.writing import write_atomically
 from megatron_ring.reward_models.measures import summary
@@ -24,7 +24,7 @@ class Preferences:
     """Pairs to learn from, and those to validate on."""
 
     def __init__(
-        self, config: RewardConfig, run: RunDirectory, data: PreferenceDataset, validation: PreferenceDataset | None
+        self, config: RewardModelConfig, run: RunDirectory, data: PreferenceDataset, validation: PreferenceDataset | None
     ) -> None:
         self.config, self.run, self.data, self.validation = config, run, data, validation
         self.loss = PairLoss(config.centring)

@@ -19,7 +19,7 @@ from megatron_ring.config.cli import parse
 from megatron_ring.config.evaluate import EvaluateConfig
 from megatron_ring.config.generate import GenerateConfig
 from megatron_ring.config.metadata import changeable
-from megatron_ring.config.reward_model import RewardConfig
+from megatron_ring.config.reward_model import RewardModelConfig
 from megatron_ring.config.rl import RLConfig
 from megatron_ring.config.sft import SFTConfig
 from megatron_ring.curate import CurateConfig
@@ -33,7 +33,7 @@ PAGES = [str(path.relative_to(ROOT)) for path in pages(ROOT)]
 LIVING = [page for page in PAGES if page != "docs/LOG.md"]  # the log has the commands of its day
 STAGES: dict[str, Any] = {
     "sft": SFTConfig,
-    "reward": RewardConfig,
+    "reward": RewardModelConfig,
     "rl": RLConfig,
     "evaluate": EvaluateConfig,
     "generate": GenerateConfig,

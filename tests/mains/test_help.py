@@ -12,7 +12,7 @@ import pytest
 from megatron_ring.config.evaluate import EvaluateConfig
 from megatron_ring.config.generate import GenerateConfig
 from megatron_ring.config.metadata import types_of
-from megatron_ring.config.reward_model import RewardConfig
+from megatron_ring.config.reward_model import RewardModelConfig
 from megatron_ring.config.rl import RLConfig
 from megatron_ring.config.sft import SFTConfig
 from tests.mains.conftest import run
@@ -30,7 +30,7 @@ def flags_of(config: Any, prefix: str = "--") -> list[str]:
     ("module", "config"),
     [
         ("megatron_ring.sft", SFTConfig),
-        ("megatron_ring.reward", RewardConfig),
+        ("megatron_ring.reward", RewardModelConfig),
         ("megatron_ring.rl", RLConfig),
         ("megatron_ring.evaluate", EvaluateConfig),
         ("megatron_ring.generate", GenerateConfig),
