@@ -92,7 +92,7 @@ class Checks:
         from megatron_ring.data.files import read_prompt_file
         from megatron_ring.data.schedule import read_schedule, single_source
         from megatron_ring.rewards.composition import read_compositions
-        from megatron_ring.rewards.scorer import check_answers, check_domain
+        from megatron_ring.rewards.scorer import check_answers, check_domain, check_settings
 
         if training is None:
             file = read_prompt_file(path, None if columns is None else Fields.of(columns, PROMPT_FIELDS, "--fields"))
@@ -111,6 +111,7 @@ class Checks:
             for domain in source.domains:
                 try:
                     check_domain(domain, composed, whole_groups)
+                    check_settings(domain, composed, rewards)
                 except UserError as error:
                     raise UserError(f"{flag} {source.path}: {error}") from None
             check_answers(source.answers(), composed)

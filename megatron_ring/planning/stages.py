@@ -56,6 +56,14 @@ def plan_rl(config: RLConfig) -> None:
         requests=-(-config.prompts_per_step // data) * config.samples_per_prompt,
         longest=max(longest, min(capacity, shape.max_positions)) if prompt == 1 else longest,
     )  # fmt: skip
+    scorer = config.rewards.reward_model
+    if scorer is not None:
+        found = checks.shape(None, scorer, "--rewards.reward-model", config.plan.preset)
+        require(
+            found.head == "score" or not scorer.is_dir(),
+            f"--rewards.reward-model {scorer}: has no score: give a reward model",
+        )
+        work = replace(work, scores_with=replace(found, head="score"))
     epoch = len(prompts) if prompts and config.data.prompts.suffix not in STAGE_FILES else None
     lines = [*arithmetic.rl_lines(config, data, world, epoch), arithmetic.rollouts_line(config, shape, data)]
     _report("rl", config, shape, world, lines, work, checks)

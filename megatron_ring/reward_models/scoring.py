@@ -22,38 +22,51 @@ TILE = 8
 @torch.no_grad()
 def score_sequences(
     model: RingModel, context: ParallelContext, sequences: Sequence[Sequence[int]], capacity: int, pad_id: int,
-    on_progress: Callable[[int], None] = lambda _: None,
+    on_progress: Callable[[int], None] = lambda _: None, of_all_ranks: bool = True,
 ) -> list[float]:  # fmt: skip
-    """The reward of each sequence at its last token, in order, on every rank; all ranks take part.
+    """The reward of each sequence at its last token, in order; all ranks take part.
 
     Args:
         model: with a score; it is left in the mode it was in.
         sequences: token ids, none of them empty or beyond the model's positions.
         capacity: tokens of a forward pass, as far as sequences are not longer.
         on_progress: told how many sequences this rank has scored so far.
+        of_all_ranks: every rank brings the same sequences and gets all rewards. Otherwise a data-parallel replica has its
+            own, or none, and gets theirs.
     """
     lengths = [len(tokens) for tokens in sequences]
     packs = plan_packs(lengths, max([capacity, *lengths]), seed=0)
-    mine = split_evenly(packs, context.data_size, [])[context.data_rank]
+    if of_all_ranks:
+        packs = split_evenly(packs, context.data_size, [])[context.data_rank]
+    else:  # experts are shared by replicas: each makes as many passes
+        packs = [*packs, *[[]] * (max(collectives.gather_over_data(len(packs))) - len(packs))]
     found: dict[int, float] = {}
-    done, training, tile = 0, model.training, TILE * context.config.tensor
+    done, training = 0, model.training
     model.eval()
-    for pack in mine:
-        tokens = sum(lengths[index] for index in pack)
-        batch = pack_ends([sequences[index] for index in pack], max(tile, -(-tokens // tile) * tile), pad_id)
-        rows = batch.loss_mask.nonzero()[:, 0].to(context.device)
-        layout = PackedLayout(batch.positions.to(context.device), sequence_lengths(batch))
-        hidden = hidden_of_last_stage(model, batch.tokens.to(context.device), layout)
-        if hidden is not None:
-            found |= dict(zip(pack, model.score.rewards(hidden, rows).tolist(), strict=True))
+    for pack in packs:
+        found |= _score_pack(model, context, sequences, pack, pad_id)
         done += len(pack)
         on_progress(done)
     model.train(training)
-    whole: dict[int, float] = {}
-    for part in collectives.gather_over_data(found):
-        whole |= part
-    whole = collectives.broadcast_object_from_last_stage(whole)
-    return [whole[index] for index in range(len(sequences))]
+    if of_all_ranks:
+        found = {index: reward for part in collectives.gather_over_data(found) for index, reward in part.items()}
+    found = collectives.broadcast_object_from_last_stage(found)
+    return [found[index] for index in range(len(sequences))]
+
+
+def _score_pack(
+    model: RingModel, context: ParallelContext, sequences: Sequence[Sequence[int]], pack: Sequence[int], pad_id: int
+) -> dict[int, float]:
+    """Rewards of the sequences of these numbers, on the last pipeline stage; none on others."""
+    tile = TILE * context.config.tensor
+    tokens = sum(len(sequences[index]) for index in pack)
+    batch = pack_ends([sequences[index] for index in pack], max(tile, -(-tokens // tile) * tile), pad_id)
+    layout = PackedLayout(batch.positions.to(context.device), sequence_lengths(batch))
+    hidden = hidden_of_last_stage(model, batch.tokens.to(context.device), layout)
+    if hidden is None:
+        return {}
+    rows = batch.loss_mask.nonzero()[:, 0].to(context.device)
+    return dict(zip(pack, model.score.rewards(hidden, rows).tolist(), strict=True))
 
 
 def score_pairs(

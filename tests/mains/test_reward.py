@@ -105,7 +105,7 @@ def test_killed_it_continues_to_the_same_numbers(
 
 @pytest.mark.slow
 @pytest.mark.distributed
-@pytest.mark.parametrize("flags", [["--parallel.expert", "2"], ["--parallel.tensor", "2"], ["--parallel.pipeline", "2"]])
+@pytest.mark.parametrize("flags", [["--parallel.pipeline", "2"]])
 def test_every_layout_does_the_same(
     preferences: Path, tiny_data: Path, sft_checkpoint: Path, reward_run: Path, tmp_path: Path, flags: list[str]
 ) -> None:
@@ -201,6 +201,41 @@ def test_benchmarks_and_conversations_are_told_by_their_rows(reward_run: Path, t
         assert result["name"] == name and result["rows"] == len(rows) and len(lines(tmp_path / name)) == len(rows)
         assert result["cut"] == 0 and result["file_sha256"]
         assert ("score" in result) == name.startswith("reward") and ("reward_mean" in result) == (name == "conversations")
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_it_scores_the_policy_under_every_layout(
+    reward_run: Path, tiny_data: Path, sft_checkpoint: Path, tmp_path: Path, fails_with: Fails
+) -> None:
+    """Rewards in rollouts/ are those that tools/score_rewards.py gives the same conversations."""
+    prompts, source = tmp_path / "prompts.jsonl", latest(reward_run)
+    rows = [json.loads(line) for line in (tiny_data / "rl_prompts.jsonl").read_text().splitlines()]
+    write_rows(prompts, [row | {"domain": "reward-model", "answer": ""} for row in rows])
+    asked = {row["id"]: row["prompt"] for row in rows}
+    means = []
+    for number, layout in enumerate(([], ["--parallel.expert", "2"], ["--parallel.tensor", "2"])):
+        out = tmp_path / f"rl{number}"
+        more = ["--data.prompts", str(prompts), "--rewards.reward-model", str(source), "--rewards.reward-model-tokens", "99"]
+        flags = rl_flags(tiny_data, out, sft_checkpoint, *more, "--steps", "1", *layout)
+        done = run(command("megatron_ring.rl", *flags, processes=2 if layout else 1))
+        assert done.returncode == 0, done.stderr
+        responses = [json.loads(line) for line in (out / "rollouts/step_1.jsonl").read_text().splitlines()]
+        means.append([response["reward"] for response in responses])
+    for other in means[1:]:
+        assert other == pytest.approx(means[0], abs=1e-3)
+    write_rows(tmp_path / "said.jsonl", [{"prompt": asked[r["prompt_id"]], "response": r["response"]} for r in responses])
+    score(source, tiny_data, tmp_path / "said.jsonl", tmp_path / "said", "--control-tokens", "keep")
+    assert [line["rewards"][0] for line in lines(tmp_path / "said")] == pytest.approx(means[0], abs=1e-3)
+    for dry in ([], ["--dry-run"]):
+        flags = rl_flags(tiny_data, tmp_path / "x", sft_checkpoint, "--data.prompts", str(prompts), *dry)
+        said = f"{prompts}: domain 'reward-model' is scored by 'reward-model': give --rewards.reward-model"
+        assert said in fails_with(command("megatron_ring.rl", *flags))
+        wrong = {sft_checkpoint: "no score: give a reward model", source.parent / "latest": "names `latest`"}
+        for bad, said in wrong.items():
+            assert said in fails_with(command("megatron_ring.rl", *flags, "--rewards.reward-model", str(bad)))
+    done = run(command("megatron_ring.rl", *flags, "--rewards.reward-model", str(source)))
+    assert done.returncode == 0 and "reward model" in done.stdout, done.stderr
 
 
 def test_dry_run(tiny_data: Path, preferences: Path, tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ def by_hand(folder: Path, pairs: list[TokenPair]) -> tuple[dict[str, float], dic
 def test_loss_and_gradients_equal_a_plain_float64_model(run_on, tmp_path: Path) -> None:
     tensors = {name: 0.4 * tensor for name, tensor in random_tensors(SMALL, seed=5).items()}
     folder = write_folder(tmp_path / "hf", SMALL, tensors)
-    pairs = some_pairs(3, 7, SMALL.vocab_size)
+    pairs = some_pairs(3, 4, SMALL.vocab_size, 16)
     (found, gradients), (wanted, expected) = run_on(1, gradients_of_the_step, str(folder), pairs)[0], by_hand(folder, pairs)
     assert found == pytest.approx(found | wanted, rel=2e-5)
     assert gradients.keys() == expected.keys()
@@ -157,7 +157,7 @@ def alone() -> dict[str, Any]:
 @pytest.mark.distributed
 @pytest.mark.parametrize(
     ("name", "layout"),
-    [("tiny", "dp2"), ("tiny", "ep2"), ("odd", "tp2"), ("odd", "pp2"), ("tiny", "tp2_ep2"), ("tiny", "tp2_etp2")],
+    [("tiny", "dp2"), ("tiny", "ep2"), ("odd", "tp2"), ("odd", "pp2"), ("tiny", "tp2_ep2")],
 )
 def test_every_layout_trains_the_same_curve(run_on, alone: dict[str, Any], name: str, layout: str) -> None:
     if name not in alone:
