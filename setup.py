@@ -65,6 +65,7 @@ setup(
         "console_scripts": [
             "ring-pretrain=megatron_ring.pretrain:cli",
             "ring-sft=megatron_ring.sft:cli",
+            "ring-reward=megatron_ring.reward:cli",
             "ring-rl=megatron_ring.rl:cli",
             "ring-evaluate=megatron_ring.evaluate:cli",
             "ring-generate=megatron_ring.generate:cli",

@@ -48,6 +48,7 @@ def main(config: VerifyConfig) -> int:
     from megatron_ring.run.stage import open_model, resolve_shape
 
     shape = resolve_shape(None, config.hf)
+    require(shape.head == "vocabulary", f"--hf {config.hf}: a reward model has no logits: see tools/score_rewards.py")
     expected = {name: tensor.read() for name, tensor in read_header(config.expected).items()}
     for name in ("input_ids", "logits"):
         require(name in expected, f"--expected {config.expected}: holds no {name}")

@@ -120,7 +120,12 @@ def bytes_to_export(checkpoint: Path, dtype: torch.dtype | None = None) -> int:
     rules, reader = rules_for(model_config_of(checkpoint)), CheckpointReader(checkpoint)
     if problems := reader.problems(rules):
         raise UserError(f"{checkpoint}: {list_problems(problems)}")
-    return sum(prod(rule.shape) * (dtype or reader.dtype_of(rule.target)).itemsize for rule in rules)
+    return sum(prod(rule.shape) * (_dtype(rule, dtype) or reader.dtype_of(rule.target)).itemsize for rule in rules)
+
+
+def _dtype(rule: Rule, asked: torch.dtype | None) -> torch.dtype | None:
+    """What a tensor is exported as; None: as it is. A reward model's score is fp32 beside any weights."""
+    return None if rule.kind == "score" else asked
 
 
 def check_exportable(checkpoint: Path, model: ModelConfig) -> None:
@@ -158,9 +163,11 @@ def export_checkpoint(
     problems = reader.problems(rules)
     if problems:
         raise UserError(f"{checkpoint}: {list_problems(problems)}")
-    announced = [Announced(rule.source, dtype or reader.dtype_of(rule.target), rule.shape) for rule in rules]
+    announced = [Announced(rule.source, _dtype(rule, dtype) or reader.dtype_of(rule.target), rule.shape) for rule in rules]
     config = _exported_config(model, announced[0].dtype, like, special_ids)
-    generation = _generation_config(like, config, special_ids, stop_ids, model.vocab_size)
+    generation = {}  # a reward model generates nothing
+    if model.head == "vocabulary":
+        generation = _generation_config(like, config, special_ids, stop_ids, model.vocab_size)
     with whole_or_nothing(out) as work:
         contents = (
             rule.to_published(reader.read(rule.target, rule.box)).to(tensor.dtype)
@@ -172,7 +179,7 @@ def export_checkpoint(
             copy_others(like, work, with_tokenizer=tokenizer is None)
         if tokenizer is not None:
             copy_tokenizer(tokenizer, work)
-        write_code(work)
+        write_code(work, model.head)
         (work / "config.json").write_text(json.dumps(config, indent=1) + "\n")
         if generation:
             (work / "generation_config.json").write_text(json.dumps(generation, indent=1) + "\n")

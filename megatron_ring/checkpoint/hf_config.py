@@ -105,11 +105,24 @@ def parse_config(config: dict[str, Any], path: Path) -> tuple[ModelConfig, bool]
         raise UserError(f"{path}: lacks {', '.join(missing)}")
     values = {ours: config[theirs] for theirs, ours in FIELDS.items()}
     values["num_shared_experts"] = values["num_shared_experts"] or 0
+    values["head"] = _head(config, path)
     try:
         model = ModelConfig(**values, rope_scaling=_read_scaling(config["rope_scaling"], values["max_positions"]))
     except (TypeError, UserError) as error:
         raise UserError(f"{path}: {error}") from None
     return model, bool(config["norm_head"])
+
+
+def _head(config: dict[str, Any], path: Path) -> str:
+    """The model's head by `architectures`: a reward model is a sequence classifier of one label."""
+    named = config.get("architectures")
+    if not isinstance(named, list) or not any("ForSequenceClassification" in str(name) for name in named):
+        return "vocabulary"
+    labels = config.get("id2label")
+    count = config.get("num_labels", len(labels) if isinstance(labels, dict) else None)
+    if count != 1:  # transformers takes two where neither is said
+        raise UserError(f"{path}: a sequence classifier of {count or 2} labels: only one, a reward, is supported")
+    return "score"
 
 
 def _with_rope_parameters(config: dict[str, Any], rope: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -203,14 +216,18 @@ def config_json(
 ) -> dict[str, Any]:
     """config.json of the published layout for `model`, with the modelling code that lies beside it."""
     name = str(dtype).removeprefix("torch.")
+    scores = model.head == "score"
+    kind = "ForSequenceClassification" if scores else "ForCausalLM"
+    module = "modeling_bailing_moe_reward" if scores else "modeling_bailing_moe"
     return {
-        "architectures": ["BailingMoeForCausalLM"],
+        "architectures": [f"BailingMoe{kind}"],
         "auto_map": {
             "AutoConfig": "configuration_bailing_moe.BailingMoeConfig",
             "AutoModel": "modeling_bailing_moe.BailingMoeModel",
-            "AutoModelForCausalLM": "modeling_bailing_moe.BailingMoeForCausalLM",
+            f"AutoModel{kind}": f"{module}.BailingMoe{kind}",
         },
         "model_type": "bailing_moe",
+        **({"id2label": {"0": "reward"}, "label2id": {"reward": 0}} if scores else {}),
         **{theirs: getattr(model, ours) for theirs, ours in FIELDS.items()},
         "rope_scaling": _scaling_json(model.rope_scaling),
         "hidden_act": "silu",

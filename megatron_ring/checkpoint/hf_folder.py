@@ -18,6 +18,7 @@ TOKENIZER_CODE = "tokenization_"  # how its Python files begin
 # Modelling code of ours: it loads in every release of transformers that we test, which that of older folders does not.
 CODE = Path(__file__).parent / "hf_code"
 CODE_FILES = ("configuration_bailing_moe.py", "modeling_bailing_moe.py")
+REWARD_CODE = "modeling_bailing_moe_reward.py"
 
 
 def published_ends(folder: Path) -> tuple[int, ...]:
@@ -38,9 +39,9 @@ def copy_tokenizer(folder: Path, work: Path) -> None:
     _copy(folder, work, [path for path in _others(folder) if _of_tokenizer(path)])
 
 
-def write_code(work: Path) -> None:
-    """Copy our modelling code, to which `auto_map` of config.json points."""
-    for name in CODE_FILES:
+def write_code(work: Path, head: str = "vocabulary") -> None:
+    """Copy our modelling code, to which `auto_map` of config.json points, for a model with this head."""
+    for name in (*CODE_FILES, REWARD_CODE) if head == "score" else CODE_FILES:
         shutil.copyfile(CODE / name, work / name)
 
 

@@ -10,6 +10,7 @@ from megatron_ring.checkpoint.fast_files import DirectReader, Scratch
 from megatron_ring.checkpoint.hf_config import read_json
 from megatron_ring.checkpoint.safetensors_stream import StoredTensor, read_header
 from megatron_ring.checkpoint.tensor_rules import published_shapes
+from megatron_ring.config.declarations import SCORE
 from megatron_ring.config.model import ModelConfig
 from megatron_ring.errors import UserError
 
@@ -95,7 +96,8 @@ class PublishedTensors:
 
     def dtype_of(self, name: str) -> torch.dtype:
         """What reading `name` will return."""
-        return self.dtype or self.stored[name].dtype
+        kept = self.stored[name].dtype
+        return kept if name == SCORE else self.dtype or kept
 
     def __call__(self, name: str) -> torch.Tensor:
         stored = self.stored[name]

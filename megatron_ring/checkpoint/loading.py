@@ -20,7 +20,7 @@ from megatron_ring.checkpoint.pieces import (
 )
 from megatron_ring.checkpoint.reading import CheckpointReader
 from megatron_ring.checkpoint.saving import allocate_moments, random_file
-from megatron_ring.config.declarations import VOCABULARY_TABLES
+from megatron_ring.config.declarations import SCORE, VOCABULARY_TABLES
 from megatron_ring.config.model import ModelConfig
 from megatron_ring.errors import UserError
 from megatron_ring.model.ring_model import RingModel
@@ -43,7 +43,8 @@ def load_checkpoint(
     read is compared with its checksum.
 
     Args:
-        shape: of the checkpoint, where the model's was made from it (`ModelOptions.extended`); default: the model's.
+        shape: of the checkpoint, where the model's was made from it (`ModelOptions.extended`); default: the model's. A score
+            that the checkpoint's model has not stays as it is.
 
     Returns:
         the step it was saved at, and its `extra` values.
@@ -55,7 +56,7 @@ def load_checkpoint(
     _check_shape(folder, manifest, shape or model.ring_config)
     problem = ""
     try:
-        _fill(folder, manifest, model, context, optimizer)
+        _fill(folder, manifest, model, context, optimizer, shape or model.ring_config)
     except UserError as error:
         problem = str(error)
     problem = next((p for p in collectives.gather_over_world(problem) if p), "")  # one rank's damage is everyone's
@@ -64,9 +65,13 @@ def load_checkpoint(
     return manifest["step"], manifest["extra"]
 
 
-def _fill(folder: Path, manifest: dict[str, Any], model: RingModel, context: ParallelContext, optimizer: Any) -> None:
+def _fill(
+    folder: Path, manifest: dict[str, Any], model: RingModel, context: ParallelContext, optimizer: Any, shape: ModelConfig
+) -> None:
     reader = CheckpointReader(folder)
     pieces = [piece for piece in weight_pieces(model) if piece.key in reader.tensors or not piece.optional]
+    if shape.head != model.ring_config.head:
+        pieces = [piece for piece in pieces if piece.key != SCORE]
     problems = [f"{key} is missing" for key in sorted({piece.key for piece in pieces} - reader.tensors.keys())]
     for piece in pieces:
         if piece.buffer and piece.key in reader.tensors and reader.shape_of(piece.key) != piece.global_shape:

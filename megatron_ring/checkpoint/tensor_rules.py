@@ -11,11 +11,10 @@ export, loading under any parallel layout and random initialisation all go throu
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
-from megatron_ring.config.declarations import Shape, Weight, declared_weights
+from megatron_ring.config.declarations import SCORE, Kind, Shape, Weight, declared_weights
 from megatron_ring.config.model import ModelConfig
 
 
@@ -69,7 +68,7 @@ class InterleavedQKV:
 class Rule:
     """Published tensor `source` of `shape` is `box` of our `target` of `target_shape`.
 
-    kind: what the tensor is, for initialisation: a matrix drawn at random, a norm's scale (ones), a bias (zeros).
+    kind: what the tensor is, for initialisation, as a `Weight` has it.
     """
 
     source: str
@@ -78,7 +77,7 @@ class Rule:
     target_shape: Shape
     box: Box
     order: InterleavedQKV | None = None
-    kind: Literal["matrix", "norm", "bias"] = "matrix"
+    kind: Kind = "matrix"
 
     def to_ours(self, published: torch.Tensor) -> torch.Tensor:
         """The box's content, in our order and shape."""
@@ -149,7 +148,10 @@ def rules_for(model: ModelConfig) -> list[Rule]:
     for layer in range(model.num_layers):
         rules += _layer_rules(model, layer, declared)
     rules.append(_same("model.norm.weight", declared["decoder.final_layernorm.weight"]))
-    rules.append(_same("lm_head.weight", declared["output_layer.weight"]))
+    if model.head == "score":
+        rules.append(_same("score.weight", declared[SCORE]))
+    else:
+        rules.append(_same("lm_head.weight", declared["output_layer.weight"]))
     return rules
 
 

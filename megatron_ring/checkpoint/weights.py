@@ -13,7 +13,8 @@ import torch
 
 from megatron_ring.checkpoint.pieces import Piece, weight_pieces
 from megatron_ring.checkpoint.tensor_rules import Rule, rules_for
-from megatron_ring.config.declarations import VOCABULARY_TABLES
+from megatron_ring.config.declarations import SCORE, VOCABULARY_TABLES
+from megatron_ring.config.model import ModelConfig
 from megatron_ring.model.ring_model import RingModel
 
 TensorSource = Callable[[str], torch.Tensor]
@@ -55,15 +56,22 @@ def fill_from(source: TensorSource, model: RingModel) -> None:
 
 
 def initialize_weights(model: RingModel, seed: int) -> None:
-    """Random weights: matrices normal(0, init_std), norms 1, biases 0. Each published tensor is drawn from its own
-    generator, seeded by (seed, name): the model is the same under every layout."""
+    """Random weights: matrices normal(0, init_std), norms 1, biases 0, a score normal(0, 1 / (hidden + 1)). Each published
+    tensor is drawn from its own generator, seeded by (seed, name): the model is the same under every layout."""
     rules = {rule.source: rule for rule in rules_for(model.ring_config)}
     fill_from(lambda name: draw(rules[name], model.ring_config.init_std, seed), model)
 
 
+def new_score(model: ModelConfig, seed: int) -> torch.Tensor:
+    """A score that knows nothing yet, fp32 [1, hidden]: as `initialize_weights` draws it."""
+    return draw(next(rule for rule in rules_for(model) if rule.target == SCORE), model.init_std, seed)
+
+
 def draw(rule: Rule, std: float, seed: int) -> torch.Tensor:
     """The random start of one published tensor, fp32."""
-    if rule.kind != "matrix":
+    if rule.kind == "score":
+        std = 1.0 / (rule.shape[1] + 1)
+    elif rule.kind != "matrix":
         return torch.ones(rule.shape) if rule.kind == "norm" else torch.zeros(rule.shape)
     digest = hashlib.sha256(f"{seed}:{rule.source}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)

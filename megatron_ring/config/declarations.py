@@ -1,7 +1,8 @@
 """Every weight of a model, declared once: name, shape, how it is split over processes. Imports no torch.
 
 The modules in `model/` take the shapes of their parameters from here, so do the tensor rules of `checkpoint/` and the memory
-plan in `planning/`. All weights of a model have one dtype. A test compares the list with models really built.
+plan in `planning/`. All weights of a model have one dtype, but for a reward model's score, which is fp32. A test compares
+the list with models really built.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from megatron_ring.config.parallel import ParallelConfig
 
 Shape = tuple[int, ...]
 Ranks = Literal["tensor", "expert", "expert_tensor"]
+Kind = Literal["matrix", "norm", "bias", "score"]
 
 VOCABULARY_TABLES = ("embedding.word_embeddings.weight", "output_layer.weight")
+SCORE = "score.weight"
 CHUNK_LOGITS = 3 << 27
 """Elements of the logits that the head makes at a time: 3,072 tokens of 126,464 classes, 0.8 GB in bf16."""
 SPARE_PAGES = 2
@@ -34,14 +37,14 @@ class Weight:
         name: as in checkpoints; a layer has its number among all layers. Relative to its module in a module's list.
         shape: of the whole tensor.
         splits: (axis, ranks that share it). Everything else is the same on all ranks.
-        kind: how it starts: a matrix drawn at random, a norm's scale (ones), a bias (zeros).
+        kind: how it starts: a matrix drawn at random, a norm's scale (ones), a bias (zeros), a score (drawn smaller).
         place: the 0-based layer, or the pipeline stage.
     """
 
     name: str
     shape: Shape
     splits: tuple[tuple[int, Ranks], ...] = ()
-    kind: Literal["matrix", "norm", "bias"] = "matrix"
+    kind: Kind = "matrix"
     place: int | Literal["first stage", "last stage"] = 0
 
     @property
@@ -112,7 +115,10 @@ def declared_weights(model: ModelConfig) -> list[Weight]:
     for layer in range(model.num_layers):
         found += _under(f"decoder.layers.{layer}.", layer_weights(model, layer))
     found.append(Weight("decoder.final_layernorm.weight", (model.hidden_size,), kind="norm", place="last stage"))
-    found.append(Weight(head, table, ((0, "tensor"),), place="last stage"))
+    if model.head == "score":
+        found.append(Weight(SCORE, (1, model.hidden_size), kind="score", place="last stage"))
+    else:
+        found.append(Weight(head, table, ((0, "tensor"),), place="last stage"))
     return found
 
 

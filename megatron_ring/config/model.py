@@ -50,6 +50,8 @@ class ModelConfig:
     init_std: float = 0.006
     expert_bias: bool = False
     """Whether routers add a bias of each expert to its probability when they choose experts."""
+    head: Literal["vocabulary", "score"] = "vocabulary"
+    """What the last hidden states become: logits over the vocabulary, or one number (a reward model)."""
 
     def __post_init__(self) -> None:
         counts = ("num_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size",

@@ -19,9 +19,16 @@ class RewardConfig:
     """Wall-clock limit per response (seconds); past it the reward is 0. Code has limits for each test instead."""
     compositions: Path | None = None
     """JSON file of rewards made of several verifiers, by the domain of the prompt files (see docs/rewards.md)."""
+    reward_model: Path | None = None
+    """Checkpoint or Hugging Face folder of the reward model that scores the domain `reward-model`."""
+    reward_model_tokens: int = field(default=16_384, metadata=MAY_CHANGE)
+    """Tokens of a forward pass of the reward model on each data-parallel replica."""
     unsafe_code: bool = False
     """Run solutions without a sandbox where bubblewrap does not work. For trusted code only: it runs as you do."""
 
     def __post_init__(self) -> None:
         require(self.workers >= 1, f"--rewards.workers is {self.workers}, below 1")
+        require(self.reward_model_tokens >= 1, f"--rewards.reward-model-tokens is {self.reward_model_tokens}, below 1")
+        pointer = self.reward_model is not None and self.reward_model.name == "latest"
+        require(not pointer, "--rewards.reward-model names `latest`: name the checkpoint itself, a run keeps to one")
         require(0 < self.time_limit < float("inf"), f"--rewards.time-limit is {self.time_limit}, not a number of seconds")

@@ -63,6 +63,8 @@ class StageConfig(ModelOptions):
     """Name of the setting that holds the checkpoint or Hugging Face folder; None there means new weights."""
     tokenizer_setting: ClassVar[str] = "data.tokenizer"
     """Dotted name of the setting that holds the tokenizer's folder."""
+    model_head: ClassVar[Literal["vocabulary", "score"]] = "vocabulary"
+    """The head that the stage's model has."""
 
     @property
     def weights_folder(self) -> Path | None:
@@ -83,6 +85,15 @@ class StageConfig(ModelOptions):
     def resolved(self) -> Self:
         """The same with every default filled in that depends on other settings."""
         return self
+
+    def check_head(self, model: ModelConfig) -> None:
+        """Raise `UserError` where the model has another head than the stage works with."""
+        said = {
+            "score": "a reward model, which has no language head: give a language model",
+            "vocabulary": "a language model, which has no score: give a reward model (megatron_ring.reward)",
+        }
+        flag = f"--{self.weights_setting.replace('_', '-')}"
+        require(model.head == self.model_head, f"{flag} {self.weights_folder}: {said[model.head]}")
 
     def check_model(self, model: ModelConfig) -> None:
         """Raise `UserError` for settings that such a model has no use for."""

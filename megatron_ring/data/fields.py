@@ -21,6 +21,8 @@ USUAL: dict[str, tuple[str, ...]] = {
     "prompt": ("problem", "question", "query", "instruction", "origin_prompt", "input", "text", "messages"),
     "response": ("completion", "output", "answer", "solution", "generation", "generated_solution", "text"),
     "messages": ("conversations", "conversation", "dialog", "chat", "turns"),
+    "chosen": ("chosen_response", "response_chosen", "preferred", "accepted", "better", "winner", "positive", "good"),
+    "rejected": ("rejected_response", "response_rejected", "dispreferred", "reject", "worse", "loser", "negative", "bad"),
     "domain": ("ability", "category", "subject", "task", "task_type", "data_source"),
     "id": ("uuid", "uid", "unique_id", "question_id", "problem_id", "task_id", "key", "idx", "index", "extra_info.index"),
 }  # fmt: skip
@@ -61,7 +63,7 @@ class Fields:
         renamed = dict(row)
         for name, column in self.columns.items():
             value = at(row, column)
-            if value is None and name in ("prompt", "answer", "messages", "response"):
+            if value is None and name in ("prompt", "answer", "messages", "response", "chosen", "rejected"):
                 raise RecordError(f"the column {column!r} of '{name}' is missing; {columns_of(row)}")
             renamed[name] = value
         others = bool(self.columns) and "domain" not in self.columns  # what the file calls so may be anything

@@ -46,6 +46,11 @@ class MicroBatch:
         """Length (tokens) of the longest segment, padding included. Known before `to`, so it costs no device sync."""
         return int(self.cu_seqlens.diff().max())
 
+    @property
+    def loss_terms(self) -> int:
+        """How many terms the loss is a mean of: its tokens that count. Known on the host before `to`."""
+        return int(self.loss_mask.sum())
+
     def at(self: _Batch, index: Tensor | slice) -> _Batch:
         """The per-token fields of some tokens (int64 [n], or a slice), for losses; of which segment they are is lost."""
         fields: dict[str, Any] = {name: value if value is None else value[index] for name, value in _tokens(self)}

@@ -29,6 +29,7 @@ __all__ = [
     "refuse_unreadable",
     "sft_from_json",
     "sft_to_json",
+    "with_system",
 ]
 
 
@@ -106,7 +107,7 @@ def sft_from_json(row: object) -> SFTRecord:
         messages = (*turns, *_response(row))
     else:
         raise RecordError("neither 'messages' nor 'prompt' and 'response' are given: use one of the two forms")
-    messages, marks = _with_system(row, messages, marks)
+    messages, marks = with_system(row, messages, marks)
     domain = _text(row, "domain") if row.get("domain") is not None else SFTRecord.domain
     source = row.get("source")
     if source is not None and not isinstance(source, str):
@@ -131,9 +132,10 @@ def _check_repeated_reasoning(row: dict[str, Any], messages: tuple[Message, ...]
             raise RecordError(f"'{name}' stands beside 'messages': put it into the assistant's message, under that name")
 
 
-def _with_system(
+def with_system(
     row: dict[str, Any], messages: tuple[Message, ...], marks: tuple[bool | None, ...]
 ) -> tuple[tuple[Message, ...], tuple[bool | None, ...]]:
+    """A conversation and its marks, a `system` or `system_prompt` beside it as first message. Raises `RecordError`."""
     for name in ("system", "system_prompt"):
         given = row.get(name)
         if given is None or (isinstance(given, str) and not given.strip()):

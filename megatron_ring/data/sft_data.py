@@ -1,13 +1,9 @@
-"""Fine-tuning data: conversations tokenized and packed once, then shuffled anew each epoch.
-
-`SFTDataset.batch(epoch, step)` depends on nothing but its arguments, so a resumed run needs only the two numbers.
-"""
+"""Fine-tuning data: conversations tokenized and packed once, then shuffled anew each epoch."""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
-import random
 from array import array
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,7 +12,8 @@ from typing import Literal
 from megatron_ring.config.sft import SFTDataConfig
 from megatron_ring.data.fields import SFT_FIELDS, Fields
 from megatron_ring.data.files import read_sft_file
-from megatron_ring.data.packing import MicroBatch, empty_microbatch, pack_sequences, plan_packs
+from megatron_ring.data.packed_epochs import PackedEpochs
+from megatron_ring.data.packing import MicroBatch, pack_sequences
 from megatron_ring.data.records import SFTRecord
 from megatron_ring.data.sequences import TokenSequence
 from megatron_ring.data.tokenizer import ControlTokenError, RingTokenizer, TrainOn
@@ -46,7 +43,7 @@ def load_datasets(
     return load(config.train), load(config.validation) if config.validation else None
 
 
-class SFTDataset:
+class SFTDataset(PackedEpochs[MicroBatch]):
     """Packed conversations in global batches of `global_batch` micro-batches of `capacity` tokens.
 
     Attributes: `sequences` (packed), `dropped` (too long), `dropped_controls` (spell control tokens), `tokens` and
@@ -83,13 +80,7 @@ class SFTDataset:
         Raises:
             UserError: what cannot be packed or tokenized; names its place in the file.
         """
-        if capacity < 2 or global_batch < 1:
-            raise UserError(
-                f"micro-batches of {capacity} tokens, {global_batch} a step: choose at least 2 tokens and 1 micro-batch"
-            )
-        self.capacity = capacity
-        self.global_batch = global_batch
-        self.seed = seed
+        super().__init__(capacity, global_batch, seed)
         self.note = note
         self._pad_id = tokenizer.pad_id
         self._sequences: list[TokenSequence] = []
@@ -100,13 +91,10 @@ class SFTDataset:
              for index, record in enumerate(records)),
             limit, on_overlong,
         )  # fmt: skip
-        self._plan = plan_packs([len(sequence.tokens) for sequence in self._sequences], capacity, seed)
+        self._plan_packs([len(sequence.tokens) for sequence in self._sequences])
         self.sequences = len(self._sequences)
-        self.packs = len(self._plan)
-        self.steps_per_epoch = -(-self.packs // global_batch)
         self.tokens = sum(len(sequence.tokens) for sequence in self._sequences)
         self.loss_tokens = sum(sum(sequence.loss_mask[1:]) for sequence in self._sequences)
-        self._shuffled: tuple[int, list[int]] = (-1, [])
 
     def _take(self, pairs: Iterable[TokenSequence | None], limit: int, on_overlong: str) -> None:
         """Keep the conversations of at most `limit` tokens; count those that are too long, and those that are None."""
@@ -128,37 +116,8 @@ class SFTDataset:
         self.fingerprint = digest.hexdigest()
         self._check_lengths(index, overlong, longest, limit, on_overlong)
 
-    def batch(self, epoch: int, step: int, part: int = 0, parts: int = 1) -> list[MicroBatch]:
-        """The micro-batches of one step (both counted from 0), on the CPU; the last step of an epoch is filled with
-        empty ones.
-
-        With `parts` > 1 only the share of rank `part` is built: every `parts`-th micro-batch. Raises `UserError` when
-        `global_batch` does not divide by `parts`, `ValueError` for a step outside the epoch.
-        """
-        if not 0 <= step < self.steps_per_epoch or epoch < 0 or not 0 <= part < parts:
-            raise ValueError(f"no batch for epoch {epoch}, step {step} of {self.steps_per_epoch}, part {part} of {parts}")
-        if self.global_batch % parts:
-            raise UserError(
-                f"a global batch of {self.global_batch} micro-batches does not divide among {parts} data-parallel "
-                f"ranks: choose a multiple of {parts}"
-            )
-        order = self._order(epoch)
-        first = step * self.global_batch
-        return [
-            self._micro_batch(order[place]) if place < len(order) else empty_microbatch(self.capacity, self._pad_id)
-            for place in range(first + part, first + self.global_batch, parts)
-        ]
-
-    def _micro_batch(self, pack: int) -> MicroBatch:
-        return pack_sequences([self._sequences[index] for index in self._plan[pack]], self.capacity, self._pad_id)
-
-    def _order(self, epoch: int) -> list[int]:
-        """The order of packs in an epoch; the latest is kept because a large shuffle takes a while."""
-        if self._shuffled[0] != epoch:
-            order = list(range(self.packs))
-            random.Random(f"{self.seed}/{epoch}").shuffle(order)
-            self._shuffled = (epoch, order)
-        return self._shuffled[1]
+    def _micro_batch(self, items: Sequence[int]) -> MicroBatch:
+        return pack_sequences([self._sequences[index] for index in items], self.capacity, self._pad_id)
 
     def _check_lengths(self, records: int, overlong: list[int], longest: int, limit: int, on_overlong: str) -> None:
         """Raise `UserError` for what is too long, by its 1-based places, and for nothing that is left."""

@@ -206,6 +206,13 @@ class RingTokenizer:
             ended_learnt = is_learnt
         return TokenSequence([*tokens, self.eos_id], [*loss_mask, ended_learnt])
 
+    def text_tokens(self, text: str, controls: bool = False) -> list[int]:
+        """Tokens of a text as it is, without a template, and the eos that ends it. Raises `ControlTokenError` for one that
+        spells a control token, unless `controls`."""
+        if not controls:
+            self._check_controls([Message("user", text)])
+        return [*self.encode(text), self.eos_id]
+
     def _check_controls(self, messages: Iterable[Message]) -> None:
         for message in messages:
             control = self._control_of_answers if message.role == "assistant" else self._control

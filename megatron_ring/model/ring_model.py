@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from megatron.core.models.common.language_module.language_module import LanguageModule
 from megatron.core.models.gpt import GPTModel
 from megatron.core.tensor_parallel import set_tensor_model_parallel_attributes
 from megatron.core.transformer.spec_utils import ModuleSpec
@@ -25,6 +26,7 @@ from megatron_ring.model.layout import TokenLayout
 from megatron_ring.model.moe import DenseMLP, RingMoE
 from megatron_ring.model.router import RouterLosses, balance_bias
 from megatron_ring.model.routes import moe_layers
+from megatron_ring.model.score_head import ScoreHead
 from megatron_ring.parallel import collectives
 from megatron_ring.parallel.context import ParallelContext
 
@@ -122,7 +124,12 @@ def _mark_split_weights(model: torch.nn.Module, declared: dict[str, Weight]) -> 
 
 class RingModel(GPTModel):
     """This pipeline stage's layers. `router_losses` is shared by its routers; weights start uninitialised: see
-    `checkpoint.initialize` (random, the same under every layout) and `checkpoint.load`."""
+    `checkpoint.initialize` (random, the same under every layout) and `checkpoint.load`.
+
+    The last stage has an `output_layer`, or as a reward model a `score` in its place."""
+
+    output_layer: VocabularyHead
+    score: ScoreHead
 
     def __init__(
         self,
@@ -150,7 +157,10 @@ class RingModel(GPTModel):
             share_embeddings_and_output_weights=False,
             position_embedding_type="none",
         )
-        if context.last_stage:
+        if context.last_stage and model.head == "score":
+            del self.output_layer
+            self.score = ScoreHead(config, context)
+        elif context.last_stage:
             self.output_layer = self._head(model, context)
         _mark_split_weights(self, stage_weights(model, context.config, context.pipeline_rank))
         self.ring_config = model
@@ -187,7 +197,11 @@ class RingModel(GPTModel):
         """megatron-core's description of this process's weights, every layer under a key with its global number: layers
         may differ (dense ones first), and each is found without knowing the others. Without the empty "extra states" that
         megatron-core's linear layers have for Transformer Engine's sake."""
-        described = super().sharded_state_dict(prefix, sharded_offsets, {**(metadata or {}), "non_homogeneous_layers": True})
+        metadata = {**(metadata or {}), "non_homogeneous_layers": True}
+        if self.ring_config.head == "score":  # GPTModel and LanguageModule look for an output layer
+            described = super(LanguageModule, self).sharded_state_dict(prefix, sharded_offsets, metadata)
+        else:
+            described = super().sharded_state_dict(prefix, sharded_offsets, metadata)
         return {name: item for name, item in described.items() if not name.endswith("_extra_state")}
 
 
@@ -222,7 +236,7 @@ def forward_packed(
         padding: bool [T], True where a token is padding and must not count in router losses.
 
     Returns:
-        Hidden states [T or T/TP, 1, hidden]; on the last stage after the final norm, for `model.output_layer`.
+        Hidden states [T or T/TP, 1, hidden]; on the last stage after the final norm, for the model's head.
     """
     ring: Any = model.module if hasattr(model, "module") else model
     mask = None

@@ -142,7 +142,9 @@ class MicroBatchPass:
 
     def passing_in_head(self) -> int:
         """Most that the head holds at once: gradients of its weight (fp32) and of the hidden states, and a chunk of logits;
-        or, in its backward pass, the weight's gradient in both dtypes."""
+        or, in its backward pass, the weight's gradient in both dtypes. A score's is that of the hidden states alone."""
+        if self.model.head == "score":
+            return self.hidden
         head = next(weight for weight in declared_weights(self.model) if weight.name == VOCABULARY_TABLES[1])
         classes, hidden = head.local_shape(self.parallel)
         weight, states = classes * hidden, self.tokens * hidden * self.itemsize

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 
 from megatron_ring.config.declarations import parameter_counts, route_itemsize
+from megatron_ring.config.epochs import EpochsConfig
 from megatron_ring.config.evaluate import EvaluateConfig
 from megatron_ring.config.model import ModelConfig
 from megatron_ring.config.optimizer import OptimizerConfig, RouterLossConfig
 from megatron_ring.config.parallel import ParallelConfig
 from megatron_ring.config.pretrain import PretrainConfig
+from megatron_ring.config.reward_model import RewardModelConfig
 from megatron_ring.config.rl import RLConfig
 from megatron_ring.config.sampling import SamplingConfig
 from megatron_ring.config.sft import SFTConfig
@@ -144,7 +146,10 @@ def _objective(config: RLConfig) -> str:
 
 def sft_lines(config: SFTConfig, data: int, steps_per_epoch: int | None) -> list[Line]:
     """A step of fine-tuning; `steps_per_epoch` where the data is there."""
-    batch, context = config.data.global_batch, config.data.context_length
+    return _epochs_lines(config, config.data.global_batch, config.data.context_length, data, steps_per_epoch)
+
+
+def _epochs_lines(config: EpochsConfig, batch: int, context: int, data: int, steps_per_epoch: int | None) -> list[Line]:
     steps, run = None, f"{config.epochs} epochs, a checkpoint after each"
     if steps_per_epoch is not None:
         steps = config.epochs * steps_per_epoch
@@ -180,6 +185,16 @@ def pretrain_lines(config: PretrainConfig, data: int, steps: int | None) -> list
         *optimizer_lines(config.optimizer, config.router, steps),
     ]
     return [(name, text + bias if name == "router losses" else text) for name, text in lines]
+
+
+def reward_lines(config: RewardModelConfig, data: int, steps_per_epoch: int | None) -> list[Line]:
+    """A step of a reward model; `steps_per_epoch` where the data is there."""
+    centre = f"{config.centring:g} x (r_c + r_r)^2" if config.centring else "no centring"
+    margin = {"none": "no margin", "column": "the file's margins", "strength": "the strength of preferences as margin"}
+    said = margin[config.data.margin] + (f" x {config.data.margin_scale:g}" if config.data.margin != "none" else "")
+    loss = f"-log sigmoid(r_c - r_r - m), {said}; {centre}; mean over pairs"
+    batch, *rest = _epochs_lines(config, config.data.global_batch, config.data.context_length, data, steps_per_epoch)
+    return [batch, ("loss", loss), *rest]
 
 
 def evaluate_lines(config: EvaluateConfig, data: int, problems: int | None) -> list[Line]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,8 +28,12 @@ class Checks:
     done: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
 
-    def shape(self, preset: str | None, source: Path | None, flag: str, planned: str | None) -> ModelConfig:
+    def shape(
+        self, preset: str | None, source: Path | None, flag: str, planned: str | None,
+        extended: Callable[[ModelConfig], ModelConfig] = lambda shape: shape,
+    ) -> ModelConfig:  # fmt: skip
         """The model's shape, of `preset` or of the checkpoint or folder `source`; where that is not there, of `planned`.
+        `extended`: as `ModelOptions.extended`, of the stage.
 
         Raises:
             UserError: none of them tells it, or they contradict each other.
@@ -43,7 +48,7 @@ class Checks:
         if there:
             assert source is not None
             found = _shape_of(source)
-            agree = preset is None or found == get_preset(preset)
+            agree = preset is None or extended(found) == extended(get_preset(preset))
             require(agree, f"{flag} {source}: a model of another shape than --preset")
             self.done.append(f"{flag} {source}: the model's shape")
             return found
@@ -105,7 +110,7 @@ class Checks:
         from megatron_ring.data.files import read_prompt_file
         from megatron_ring.data.schedule import read_schedule, single_source
         from megatron_ring.rewards.composition import read_compositions
-        from megatron_ring.rewards.scorer import check_answers, check_domain
+        from megatron_ring.rewards.scorer import check_answers, check_domain, check_settings
 
         if training is None:
             file = read_prompt_file(path, None if columns is None else Fields.of(columns, PROMPT_FIELDS, "--fields"))
@@ -124,6 +129,7 @@ class Checks:
             for domain in source.domains:
                 try:
                     check_domain(domain, composed, whole_groups)
+                    check_settings(domain, composed, rewards)
                 except UserError as error:
                     raise UserError(f"{flag} {source.path}: {error}") from None
             check_answers(source.answers(), composed)

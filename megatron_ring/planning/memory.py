@@ -34,6 +34,7 @@ class Work:
         sampling: None where nothing is sampled.
         requests: responses that one data-parallel rank has to sample at a time.
         longest: prompt and response of the longest request (tokens).
+        scores_with: shape of a reward model that lies beside the policy; None without.
     """
 
     tokens: int | None = None
@@ -45,6 +46,7 @@ class Work:
     sampling: SamplingConfig | None = None
     requests: int = 0
     longest: int = 0
+    scores_with: ModelConfig | None = None
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,9 @@ def stage_memory(
         held.append(Item("reference policy", sum(state.parameters) * itemsize, "on the device"))
     elif work.reference == "host":
         held.append(Item("reference policy", 0, f"{sum(state.parameters) * itemsize / GIB:.1f} GiB of pinned host memory"))
+    if work.scores_with is not None:
+        weights = training_state(work.scores_with, parallel, stage, world, itemsize, FP32, trains=False).weights
+        held.append(Item("reward model", weights, "frozen, on the device"))
     training = _training(model, parallel, itemsize, work, stage)
     sampling, cache = _sampling(model, parallel, itemsize, work, stage, limit - _sum(held))
     if work.offload:

@@ -21,8 +21,9 @@ CPU_LENGTH = 8192
 
 
 def choose_sizes(
-    config: RLConfig, shape: ModelConfig, world: int, itemsize: int, longest: int, limit: int | None
-) -> tuple[RLConfig, str]:
+    config: RLConfig, shape: ModelConfig, world: int, itemsize: int, longest: int, limit: int | None,
+    scorer: ModelConfig | None = None,
+) -> tuple[RLConfig, str]:  # fmt: skip
     """The configuration with numbers in the place of `auto`, and what to say of them; "" where nothing was to be chosen.
 
     Args:
@@ -30,6 +31,7 @@ def choose_sizes(
         itemsize: bytes of a weight.
         longest: prompt and response of the longest request (tokens).
         limit: bytes that this process may use on its GPU; None on a CPU.
+        scorer: shape of a reward model that lies beside the policy.
     """
     auto_length, auto_rows = config.data.micro_batch_tokens == "auto", config.sampling.max_batch == "auto"
     if not (auto_length or auto_rows):
@@ -40,7 +42,7 @@ def choose_sizes(
         length = max(CPU_LENGTH, -(-longest // 64) * 64)
         rows = config.sampling.rows("cpu", requests, requests * longest, longest)
     else:
-        length, plan = _longest_that_fits(config, shape, world, itemsize, longest, limit)
+        length, plan = _longest_that_fits(config, shape, world, itemsize, longest, limit, scorer)
         rows = plan.cache.rows if plan.cache is not None else 1
     chosen, told = config, []
     if auto_length:
@@ -76,11 +78,19 @@ def halved(config: RLConfig, longest: int) -> RLConfig | None:
     return replace(config, data=data, sampling=replace(config.sampling, max_batch=max(1, rows)))
 
 
-def cache_can_stay(config: RLConfig, shape: ModelConfig, world: int, itemsize: int, longest: int, limit: int) -> bool:
+def cache_can_stay(
+    config: RLConfig,
+    shape: ModelConfig,
+    world: int,
+    itemsize: int,
+    longest: int,
+    limit: int,
+    scorer: ModelConfig | None = None,
+) -> bool:
     """Whether the KV cache, with the CUDA graphs that name it, has room beside training: then they serve step after step."""
     if config.offload_optimizer:
         return False
-    plan = _plan(config, shape, world, itemsize, longest, limit, config.data.capacity)
+    plan = _plan(config, shape, world, itemsize, longest, limit, config.data.capacity, scorer)
     kept = next((item.size for item in plan.sampling if item.name == "KV cache"), 0)
     return plan.training_peak + int(kept * CACHE_SLACK) + OUTSIDE_TORCH <= USABLE * limit
 
@@ -98,22 +108,23 @@ def rl_work(config: RLConfig, data: int, longest: int, tokens: int | None = None
 
 
 def _plan(
-    config: RLConfig, shape: ModelConfig, world: int, itemsize: int, longest: int, limit: int, tokens: int
-) -> StageMemory:
-    work = rl_work(config, config.parallel.data(world), longest, tokens)
+    config: RLConfig, shape: ModelConfig, world: int, itemsize: int, longest: int, limit: int, tokens: int,
+    scorer: ModelConfig | None,
+) -> StageMemory:  # fmt: skip
+    work = replace(rl_work(config, config.parallel.data(world), longest, tokens), scores_with=scorer)
     return plan_memory(shape, config.parallel, world, itemsize, work, limit)
 
 
 def _longest_that_fits(
-    config: RLConfig, shape: ModelConfig, world: int, itemsize: int, longest: int, limit: int
+    config: RLConfig, shape: ModelConfig, world: int, itemsize: int, longest: int, limit: int, scorer: ModelConfig | None
 ) -> tuple[int, StageMemory]:
     """The length of a micro-batch, and the plan with it. Where none fits, the least that holds the longest response."""
     if config.data.micro_batch_tokens != "auto":
         tokens = config.data.micro_batch_tokens
-        return tokens, _plan(config, shape, world, itemsize, longest, limit, tokens)
+        return tokens, _plan(config, shape, world, itemsize, longest, limit, tokens, scorer)
     least = -(-longest // 64) * 64
     for tokens in (*(length for length in LENGTHS if length > least), least):
-        plan = _plan(config, shape, world, itemsize, longest, limit, tokens)
+        plan = _plan(config, shape, world, itemsize, longest, limit, tokens, scorer)
         if plan.training_peak + OUTSIDE_TORCH <= USABLE * limit:
             break
     return tokens, plan

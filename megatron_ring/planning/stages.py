@@ -11,6 +11,7 @@ from megatron_ring.config.evaluate import EvaluateConfig
 from megatron_ring.config.model import ModelConfig
 from megatron_ring.config.parallel import ParallelConfig
 from megatron_ring.config.pretrain import PretrainConfig
+from megatron_ring.config.reward_model import RewardModelConfig
 from megatron_ring.config.rl import RLConfig
 from megatron_ring.config.sft import SFTConfig
 from megatron_ring.data.schedule import STAGE_FILES
@@ -22,7 +23,7 @@ from megatron_ring.planning.sizes import MOMENTS, choose_sizes, rl_work
 
 UNKNOWN_PROMPT = 2047  # tokens allowed for a prompt, beside the one counted, where the prompts are not there
 Precision = Literal["auto", "fp32", "bf16"]
-Planned = RLConfig | SFTConfig | PretrainConfig | EvaluateConfig
+Planned = RLConfig | SFTConfig | PretrainConfig | RewardModelConfig | EvaluateConfig
 
 
 def plan_rl(config: RLConfig) -> None:
@@ -46,13 +47,13 @@ def plan_rl(config: RLConfig) -> None:
         checks.positions(shape, longest, evaluating, "--evaluation.max-new-tokens")
     longest = prompt + config.sampling.max_new_tokens
     checks.positions(shape, prompt, config.sampling.max_new_tokens)
-    limit = int(config.plan.memory * 1e9)
+    limit, scorer = int(config.plan.memory * 1e9), _scorer(config, checks)
     allowed = longest if prompt > 1 else min(longest + UNKNOWN_PROMPT, shape.max_positions)
-    config, sizes = choose_sizes(config, shape, world, 4 if config.precision == "fp32" else 2, allowed, limit)
+    config, sizes = choose_sizes(config, shape, world, 4 if config.precision == "fp32" else 2, allowed, limit, scorer)
     capacity = config.data.capacity
     said = f"a prompt of {prompt:,} and --sampling.max-new-tokens {config.sampling.max_new_tokens:,}"
     require(longest <= capacity, f"{said} exceed --data.micro-batch-tokens {capacity:,}: lower the one or raise the other")
-    work = rl_work(config, data, min(allowed, capacity))
+    work = replace(rl_work(config, data, min(allowed, capacity)), scores_with=scorer)
     epoch = len(prompts) if prompts and config.data.prompts.suffix not in STAGE_FILES else None
     lines = [
         *arithmetic.rl_lines(config, data, world, epoch, shape.max_positions),
@@ -60,6 +61,19 @@ def plan_rl(config: RLConfig) -> None:
     ]
     lines += [("sizes", sizes)] if sizes else []
     _report("rl", config, shape, world, lines, work, checks)
+
+
+def _scorer(config: RLConfig, checks: Checks) -> ModelConfig | None:
+    """Shape of the reward model that lies beside the policy; None without one."""
+    folder = config.rewards.reward_model
+    if folder is None:
+        return None
+    found = checks.shape(None, folder, "--rewards.reward-model", config.plan.preset)
+    require(
+        found.head == "score" or not folder.is_dir(),
+        f"--rewards.reward-model {folder}: has no score: give a reward model",
+    )
+    return replace(found, head="score")
 
 
 def plan_sft(config: SFTConfig) -> None:
@@ -121,6 +135,35 @@ def plan_pretrain(config: PretrainConfig) -> None:
     _report("pretrain", config, shape, world, arithmetic.pretrain_lines(config, data, steps), work, checks)
 
 
+def plan_reward(config: RewardModelConfig) -> None:
+    """Print the plan of a reward model's run. Raises as `plan_rl`."""
+    checks, world = Checks(), planned_world(config)
+    shape = config.extended(
+        checks.shape(config.preset, config.init_from, "--init-from", config.plan.preset, config.extended)
+    )
+    data = _data_ranks(config.parallel, shape, world)
+    config.check(data)
+    tokenizer = checks.tokenizer(config.data.tokenizer, "--data.tokenizer", shape)
+    steps = None
+    missing = [path for path in (config.data.train, config.data.validation) if path is not None and not path.exists()]
+    checks.left += [f"{path}: not there" for path in missing]
+    if tokenizer is not None and config.data.train not in missing:
+        from megatron_ring.data.preference_data import load_preferences
+
+        readable = replace(config.data, validation=None) if missing else config.data
+        train, validation = load_preferences(readable, tokenizer, config.seed, shape.max_positions)
+        steps = train.steps_per_epoch
+        checks.done += [part.note for part in (train, validation) if part is not None and part.note]
+        checks.done.append(f"--data.train {config.data.train}: {len(train.pairs):,} pairs of {train.tokens:,} tokens")
+        if validation is not None:
+            checks.done.append(f"--data.validation {config.data.validation}: {len(validation.pairs):,} pairs")
+    work = Work(
+        tokens=config.data.context_length, micro_batches=config.data.global_batch // data, recompute=config.recompute,
+        moment_itemsize=MOMENTS[config.optimizer.moments],
+    )  # fmt: skip
+    _report("reward", config, shape, world, arithmetic.reward_lines(config, data, steps), work, checks)
+
+
 def plan_evaluate(config: EvaluateConfig) -> None:
     """Print the plan of an evaluation. Raises as `plan_rl`."""
     checks, world = Checks(), planned_world(config)
@@ -154,6 +197,7 @@ def _report(
     lines: list[arithmetic.Line], work: Work, checks: Checks,
 ) -> None:  # fmt: skip
     """Print, then refuse what does not fit."""
+    config.check_head(shape)
     if config.exact:
         config.parallel.check_exact(config.layer_impl)
         require(config.precision != "fp32", "--exact: its kernels want --precision bf16")

@@ -54,16 +54,19 @@ class BatchScorerEntry:
         implementation: MODULE:CLASS. It is loaded when a run needs it, and may lie in a room that imports torch. The class
             is called with `rollout.scoring.ScorerResources`.
         whole_groups: whether it compares the responses of a group, so that a round must hold all of them.
+        needs: a setting of `RewardConfig` that must be given; empty where none must.
         check_reference: as of `Verifier`.
     """
 
     implementation: str
     whole_groups: bool = False
+    needs: str = ""
     check_reference: Callable[[Any], object] | None = None
 
 
 BATCH_SCORERS: dict[str, BatchScorerEntry] = {
     "group/diversity": BatchScorerEntry("megatron_ring.rewards.diversity:Diversity", whole_groups=True),
+    "reward-model": BatchScorerEntry("megatron_ring.reward_models.policy_scorer:RewardModelScorer", needs="reward_model"),
 }
 
 

@@ -142,6 +142,14 @@ def check_domain(domain: str, compositions: Mapping[str, Composition], whole_gro
             )
 
 
+def check_settings(domain: str, compositions: Mapping[str, Composition], settings: object) -> None:
+    """Raise `UserError` where what scores a domain needs a setting that `settings`, a `RewardConfig`, does not give."""
+    for name in scorers_of(domain, compositions):
+        need = BATCH_SCORERS[name].needs if name in BATCH_SCORERS else ""
+        if need and getattr(settings, need) is None:
+            raise UserError(f"domain {domain!r} is scored by {name!r}: give --rewards.{need.replace('_', '-')}")
+
+
 def check_answers(rows: Iterable[tuple[str, str, Any]], compositions: Mapping[str, Composition]) -> None:
     """Check rows of prompt files, (place, domain, answer) each: no response could earn a reward from an answer that its
     verifier cannot use. What a verifier cannot tell passes; nothing is scored and no process started.

@@ -29,7 +29,7 @@ from megatron_ring.rollout.state import RLState
 from megatron_ring.run.continuing import changed_ranks, stretched_schedules
 from megatron_ring.run.directory import RunDirectory, recorded_settings
 from megatron_ring.run.phases import Phases
-from megatron_ring.run.stage import Stage, dtype_of, open_model, open_run, resolve
+from megatron_ring.run.stage import Stage, dtype_of, open_model, open_run, resolve, resolve_shape
 from megatron_ring.run.wandb_log import check_wandb
 from megatron_ring.run.watch import Watch
 from megatron_ring.sampler.sampler import Sampler
@@ -84,9 +84,11 @@ def choose(
     longest = longest_prompt(records, tokenizer, config.data.instruction) + config.sampling.max_new_tokens
     longest = min(longest, shape.max_positions)
     world, itemsize = world_size_from_environment(), dtype_of(config).itemsize
-    config, told = choose_sizes(config, shape, world, itemsize, longest, limit)
+    folder = config.rewards.reward_model
+    scorer = None if folder is None else resolve_shape(None, folder)
+    config, told = choose_sizes(config, shape, world, itemsize, longest, limit, scorer)
     config.check(config.parallel.data(world))  # as `resolve` does with given sizes
-    keeps = limit is not None and cache_can_stay(config, shape, world, itemsize, longest, limit)
+    keeps = limit is not None and cache_can_stay(config, shape, world, itemsize, longest, limit, scorer)
     return config, ChosenSizes(longest, told, keeps)
 
 

@@ -17,7 +17,7 @@ from megatron_ring.parallel.context import ParallelContext
 from megatron_ring.rewards import Reward, RewardPool, Scorer, ScoreRequest
 from megatron_ring.rewards.batch import BATCH_SCORERS, BatchScorer, load_batch_scorer
 from megatron_ring.rewards.composition import read_compositions
-from megatron_ring.rewards.scorer import PendingReward, check_answers, check_domain
+from megatron_ring.rewards.scorer import PendingReward, check_answers, check_domain, check_settings
 from megatron_ring.rollout.records import Key, Rollout, ScoredRollout
 from megatron_ring.sampler.sampler import Sampler
 
@@ -29,11 +29,13 @@ class ScorerResources:
     Attributes:
         sampler: holds the policy's model, and is idle while responses are scored; its cache is there until the step's last
             round. None where the caller has none.
+        config: of the rewards.
     """
 
     context: ParallelContext
     tokenizer: RingTokenizer
     sampler: Sampler | None
+    config: RewardConfig
 
 
 def check_prompts(
@@ -47,6 +49,7 @@ def check_prompts(
         for domain in source.domains:
             try:
                 check_domain(domain, compositions, whole_groups)
+                check_settings(domain, compositions, config)
             except UserError as error:
                 raise UserError(f"{source.path}: {error}") from None
         if answers:
@@ -141,7 +144,7 @@ def open_scorer(
     try:
         _settle(problem)
         assert scorer is not None
-        resources = ScorerResources(context, tokenizer, sampler)
+        resources = ScorerResources(context, tokenizer, sampler, config)
         batch_scorers = {name: load_batch_scorer(name, resources) for name in sorted(names & BATCH_SCORERS.keys())}
         yield RolloutScorer(scorer, batch_scorers, tokenizer, context)
     finally:

@@ -22,8 +22,9 @@ from megatron_ring.checkpoint.identity import weights_fingerprint
 from megatron_ring.checkpoint.loading import load_checkpoint
 from megatron_ring.checkpoint.manifest import model_config_of, read_manifest
 from megatron_ring.checkpoint.saving import CheckpointSaver
-from megatron_ring.checkpoint.weights import fill_from, initialize_weights
+from megatron_ring.checkpoint.weights import TensorSource, fill_from, initialize_weights, new_score
 from megatron_ring.config.checks import require
+from megatron_ring.config.declarations import SCORE
 from megatron_ring.config.metadata import flag_of
 from megatron_ring.config.model import ModelConfig
 from megatron_ring.config.optimizer import RouterLossConfig
@@ -73,6 +74,7 @@ def resolve(config: Config) -> tuple[Config, ModelConfig, RingTokenizer]:
         chosen: dict[str, Any] = {config.weights_setting: source}
         config = replace(config, **chosen)
     shape = config.extended(resolve_shape(config.new_shape, shaped))
+    config.check_head(shape)
     world = parallel_context.world_size_from_environment()
     config.parallel.check(shape, world)
     config.check(config.parallel.data(world))
@@ -262,11 +264,18 @@ def set_first_weights(stage: Stage, source: Path | None, seed: int) -> None:
         return
     folder = collectives.from_main(functools.partial(checkpoint_folder, source))
     if (folder / "manifest.json").exists():
+        if stage.shape.head == "score" and stage.context.last_stage:
+            stage.model.score.weight.data.copy_(new_score(stage.shape, seed))  # stays where the checkpoint has none
         load_checkpoint(folder, stage.model, stage.context, shape=source_shape(stage, model_config_of(folder)))
         return
     shape, norm_head = read_config(folder)
     require(stage.extended(shape) == stage.shape, f"--init-from {folder}: a model of another shape than --preset")
     published = PublishedTensors(folder, shape, norm_head)
-    fill_from(published, stage.model)
+    fill_from(published if shape.head == stage.shape.head else _with_score(published, stage.shape, seed), stage.model)
     published.close()
     published.check_finite()
+
+
+def _with_score(published: TensorSource, shape: ModelConfig, seed: int) -> TensorSource:
+    """A language model's tensors, and a score that knows nothing yet."""
+    return lambda name: new_score(shape, seed) if name == SCORE else published(name)

@@ -1,7 +1,8 @@
 """One training state (model, gradients, optimizer) and the step that every stage takes, on megatron-core's schedules.
 
 Means are global: a loss is a sum over tokens; gradients are divided once, in the optimizer's pass, by the number of loss
-tokens of the whole step, over all micro-batches and data-parallel ranks.
+tokens of the whole step, over all micro-batches and data-parallel ranks. A reward model's loss is a sum over pairs, which
+take the tokens' place.
 """
 
 from __future__ import annotations
@@ -50,13 +51,24 @@ class Loss(Protocol):
         ...
 
 
+class RewardLoss(Protocol):
+    """A loss on the rewards of a model that has a score; called on the last pipeline stage only, once a micro-batch."""
+
+    def __call__(self, rewards: torch.Tensor, batch: Any) -> LossOutput:
+        """Rewards fp32 [n] at the tokens that count in the loss, in their order; their batch fields."""
+        ...
+
+
+AnyLoss = Loss | RewardLoss
+
+
 @dataclass(frozen=True)
 class StepResult:
-    """Global figures of one step, equal on every rank. `sums` and `maxima` carry the loss's names; `attention` names the
-    kernels that computed this rank's attention (`attention_kernels.KERNELS`), joined by "+"; `router_disagreement` is the
-    share of given experts (`PolicyBatch.routes`) that the routers would not have chosen, None where none were given.
-    `loads`: the tokens that each expert got, by MoE layer; empty where they are not counted. `updated`: whether the weights
-    were."""
+    """Global figures of one step, equal on every rank. `loss_tokens`: terms of the mean (`MicroBatch.loss_terms`). `sums`
+    and `maxima` carry the loss's names; `attention` names the kernels that computed this rank's attention
+    (`attention_kernels.KERNELS`), joined by "+"; `router_disagreement` is the share of given experts (`PolicyBatch.routes`)
+    that the routers would not have chosen, None where none were given. `loads`: the tokens that each expert got, by MoE
+    layer; empty where they are not counted. `updated`: whether the weights were."""
 
     loss_tokens: int
     routed_tokens: int
@@ -71,7 +83,7 @@ class StepResult:
     updated: bool = False
 
     def mean(self, name: str) -> float:
-        """`sums[name]` per loss token."""
+        """`sums[name]` per loss token, or pair."""
         return self.sums[name] / max(1, self.loss_tokens)
 
 
@@ -119,7 +131,7 @@ class Trainer:
     def train_step(
         self,
         batches: Sequence[MicroBatch],
-        loss: Loss,
+        loss: AnyLoss,
         lr: float,
         accepts: Callable[[StepResult], bool] | None = None,
     ) -> StepResult:
@@ -150,14 +162,14 @@ class Trainer:
         return replace(found.result(grad_norm), updated=updated)
 
     @torch.no_grad()
-    def evaluate(self, batches: Sequence[MicroBatch], loss: Loss) -> StepResult:
+    def evaluate(self, batches: Sequence[MicroBatch], loss: AnyLoss) -> StepResult:
         """Figures of `loss` over this rank's micro-batches and all others', without training."""
         self.model.eval()
         return self._run(batches, loss, forward_only=True).result(0.0)
 
-    def _run(self, batches: Sequence[MicroBatch], loss: Loss, forward_only: bool) -> _Ran:
+    def _run(self, batches: Sequence[MicroBatch], loss: AnyLoss, forward_only: bool) -> _Ran:
         device, losses = self.context.device, self.model.router_losses
-        counts = [sum(int(b.loss_mask.sum()) for b in batches), sum(int(b.token_mask.sum()) for b in batches)]
+        counts = [sum(b.loss_terms for b in batches), sum(int(b.token_mask.sum()) for b in batches)]
         loss_tokens, routed_tokens = collectives.sum_counts_over_data(counts, device)
         losses.start_step(loss_tokens / max(1, routed_tokens))
         outputs, kernels = run_schedule(self.ddp, batches, loss, device, forward_only)
@@ -206,7 +218,7 @@ def sequence_lengths(batch: MicroBatch) -> list[int]:
 
 
 def run_schedule(
-    ddp: Any, batches: Sequence[MicroBatch], loss: Loss, device: torch.device, forward_only: bool
+    ddp: Any, batches: Sequence[MicroBatch], loss: AnyLoss, device: torch.device, forward_only: bool
 ) -> tuple[list[LossOutput], set[str]]:
     """Run megatron-core's pipeline schedule over micro-batches.
 
@@ -229,14 +241,7 @@ def run_schedule(
             kernels.add(layout.kernel)
 
         def reduce(hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
-            counted = batch.at(rows)
-
-            def token_loss(logprobs: torch.Tensor, entropies: torch.Tensor, part: slice) -> torch.Tensor:
-                output = loss(logprobs, entropies, counted.at(part))
-                outputs.append(LossOutput(output.loss.detach(), output.sums, output.maxima))
-                return output.loss
-
-            total = ddp.module.output_layer.loss(hidden, rows, counted.targets, loss.temperature, token_loss)
+            total = head_loss(ddp.module, hidden, rows, batch.at(rows), loss, outputs)
             return total, torch.full((), rows.numel(), dtype=torch.int, device=device), {}
 
         return hidden, reduce
@@ -251,3 +256,23 @@ def run_schedule(
         forward_only=forward_only,
     )
     return outputs, kernels
+
+
+def head_loss(
+    model: RingModel, hidden: torch.Tensor, rows: torch.Tensor, counted: Any, loss: Any, outputs: list[LossOutput]
+) -> torch.Tensor:
+    """The sum of a loss over the tokens `rows` (int64 [n], with the batch fields `counted`), differentiable in the hidden
+    states of the last stage; what the loss gives goes to `outputs`."""
+
+    def noted(output: LossOutput) -> torch.Tensor:
+        outputs.append(LossOutput(output.loss.detach(), output.sums, output.maxima))
+        return output.loss
+
+    if model.ring_config.head == "score":
+        return noted(loss(model.score.rewards(hidden, rows), counted))
+
+    def token_loss(logprobs: torch.Tensor, entropies: torch.Tensor, part: slice) -> torch.Tensor:
+        return noted(loss(logprobs, entropies, counted.at(part)))
+
+    total: torch.Tensor = model.output_layer.loss(hidden, rows, counted.targets, loss.temperature, token_loss)
+    return total

@@ -20,6 +20,7 @@ from megatron_ring.config.evaluate import EvaluateConfig
 from megatron_ring.config.generate import GenerateConfig
 from megatron_ring.config.metadata import changeable
 from megatron_ring.config.pretrain import PretrainConfig
+from megatron_ring.config.reward_model import RewardModelConfig
 from megatron_ring.config.rl import RLConfig
 from megatron_ring.config.serve import ServeConfig
 from megatron_ring.config.sft import SFTConfig
@@ -35,6 +36,7 @@ LIVING = [page for page in PAGES if page != "docs/LOG.md"]  # the log has the co
 STAGES: dict[str, Any] = {
     "pretrain": PretrainConfig,
     "sft": SFTConfig,
+    "reward": RewardModelConfig,
     "rl": RLConfig,
     "evaluate": EvaluateConfig,
     "generate": GenerateConfig,
@@ -45,11 +47,13 @@ STAGES: dict[str, Any] = {
 NEEDED = {
     "pretrain": ["--run-dir", "r", "--preset", "ring-tiny", "--data.train", "t", "--data.tokenizer", "t"],
     "sft": ["--run-dir", "r", "--preset", "ring-tiny", "--data.train", "t", "--data.tokenizer", "t"],
+    "reward": ["--run-dir", "r", "--preset", "ring-tiny", "--data.train", "t", "--data.tokenizer", "t"],
     "rl": ["--run-dir", "r", "--init-from", "i", "--data.prompts", "p", "--data.tokenizer", "t"],
     "evaluate": ["--checkpoint", "c", "--prompts", "p", "--tokenizer", "t", "--out", "o"],
 }
 # The stage of a launcher whose name is not its stage's.
-STAGE_OF = {"rl_math": "rl", "rl_code_science": "rl", "general_sft": "sft", "objectives": "rl", "continue": "pretrain"}
+STAGE_OF = {"rl_math": "rl", "rl_code_science": "rl", "general_sft": "sft", "objectives": "rl", "continue": "pretrain",
+            "reward_model": "reward"}  # fmt: skip
 # Commands that are not ours.
 KNOWN = {"cd", "git", "curl", "lm_eval", "apt-get", ".", "export", "echo", "head", "tail", "cat", "mkdir", "pip",
          "tensorboard"}  # fmt: skip

@@ -13,6 +13,7 @@ from megatron_ring.config.evaluate import EvaluateConfig
 from megatron_ring.config.generate import GenerateConfig
 from megatron_ring.config.metadata import types_of
 from megatron_ring.config.pretrain import PretrainConfig
+from megatron_ring.config.reward_model import RewardModelConfig
 from megatron_ring.config.rl import RLConfig
 from megatron_ring.config.serve import ServeConfig
 from megatron_ring.config.sft import SFTConfig
@@ -32,6 +33,7 @@ def flags_of(config: Any, prefix: str = "--") -> list[str]:
     [
         ("megatron_ring.pretrain", PretrainConfig),
         ("megatron_ring.sft", SFTConfig),
+        ("megatron_ring.reward", RewardModelConfig),
         ("megatron_ring.rl", RLConfig),
         ("megatron_ring.evaluate", EvaluateConfig),
         ("megatron_ring.generate", GenerateConfig),

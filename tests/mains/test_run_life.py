@@ -113,8 +113,8 @@ class Life(RuleBasedStateMachine):
 
     @initialize()
     def what_people_do_most(self) -> None:
-        """Every life begins so: a run, a stray in the place of the next checkpoint, a `latest` that gets lost, and one that is
-        set back while few are kept."""
+        """Every life begins so: a run, a stray in the place of the next checkpoint, a `latest` that gets lost, and one that
+        is set back while few are kept."""
         self.go(2)
         self.stray_where_the_next_is_saved(())
         self.lose_latest()

@@ -1,0 +1,1 @@
+"""Scorers that own a model: rewards of conversations in every layout, and what they say of a reward model."""

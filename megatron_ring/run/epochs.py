@@ -1,0 +1,126 @@
+"""The loop of a stage that trains in epochs over a file: steps, alarms, validation, checkpoints, metrics, signals."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from megatron_ring.config.epochs import EpochsConfig
+from megatron_ring.errors import StoppedByAlarm
+from megatron_ring.run.continuing import stretched_rates
+from megatron_ring.run.directory import RunDirectory
+from megatron_ring.run.progress import Progress
+from megatron_ring.run.stage import Stage, latest_of, load_latest, open_saver, open_stop_request
+from megatron_ring.run.watch import Watch
+from megatron_ring.training.trainer import AnyLoss, StepResult, Trainer
+
+
+class EpochTask(Protocol):
+    """What a stage trains on, and what it says of it."""
+
+    steps_per_epoch: int
+
+    @property
+    def loss(self) -> AnyLoss: ...
+
+    def batch(self, epoch: int, place: int, part: int, parts: int) -> list[Any]:
+        """The micro-batches of a step, its number within the epoch counted from 0: the share of rank `part` of `parts`."""
+        ...
+
+    def introduction(self, start: int) -> list[str]:
+        """What is to be said at the start of a run that goes on after `start` steps."""
+        ...
+
+    def step_metrics(self, result: StepResult) -> dict[str, Any]:
+        """What a step gave."""
+        ...
+
+    def validate(self, trainer: Trainer, step: int) -> dict[str, Any]:
+        """What the validation file gives after so many steps; empty without one. All ranks take part."""
+        ...
+
+    def shown(self, metrics: dict[str, Any]) -> str:
+        """The figures beside the progress bar."""
+        ...
+
+
+def train_epochs(config: EpochsConfig, stage: Stage, run: RunDirectory, task: EpochTask) -> None:
+    """All steps that are left.
+
+    Raises:
+        StoppedByAlarm: an alarm went off.
+        StoppedBySignal: a signal asked for the end.
+        UserError: a checkpoint cannot be saved or loaded.
+    """
+    context = stage.context
+    trainer, watch = Trainer(stage.model, context, config.optimizer), Watch(config.alarms, speaks=context.is_main)
+    start, extra = load_latest(run, stage, trainer.optimizer)
+    tokens = extra.get("tokens", 0)
+    if "watch" in extra:
+        watch.load_state_dict(extra["watch"])
+    run.start_logging(start)
+    all_steps = config.epochs * task.steps_per_epoch
+    last = min(all_steps, config.max_steps or all_steps)
+    if context.is_main:
+        _announce(config, run, task, start, last, extra.get("steps"))
+    with (
+        open_stop_request(run, config) as stop,
+        open_saver(run, config, context) as saver,
+        Progress(config.stage_name, last, start, context.is_main) as progress,
+    ):
+        for step in range(start + 1, last + 1):
+            began = time.perf_counter()
+            epoch, place = divmod(step - 1, task.steps_per_epoch)
+            ends_epoch = place + 1 == task.steps_per_epoch
+            lr, guard = config.optimizer.lr_at(step - 1, all_steps), watch.guard(step)
+            metrics: dict[str, Any] = {"step": step, "epoch": step / task.steps_per_epoch, "tokens": tokens, "lr": lr}
+            with guard("loss"):
+                batches = task.batch(epoch, place, context.data_rank, context.data_size)
+                result = trainer.train_step(batches, task.loss, lr)
+                tokens += result.routed_tokens
+                metrics |= {"tokens": tokens, **task.step_metrics(result), **_times(result, time.perf_counter() - began)}
+            if ends_epoch and not guard.alarms:
+                metrics |= task.validate(trainer, step)
+            alarms, stops = guard.judge(metrics), stop.agreed()
+            checkpoint = latest_of(run) if alarms else None
+            verdict = watch.judge(alarms, checkpoint, guard.can_go_on)
+            if step == start + 1:
+                saver.reserve(stage.model, trainer.optimizer)
+            regular = ends_epoch or step == last or (config.save_every and step % config.save_every == 0)
+            saves = verdict == "go on" and (regular or stops)
+            if saves:
+                metrics["checkpoint"] = f"step_{step}"
+            run.log(metrics | watch.take_records(step))  # before the save: a run continued from it finds its own line
+            if verdict == "stop":
+                raise StoppedByAlarm(watch.last_words(alarms, checkpoint))
+            if saves:
+                extra = {"tokens": tokens, "steps": all_steps, "watch": watch.state_dict(), **run.of_checkpoints}
+                saver.save(step, stage.model, trainer.optimizer, extra)
+            if stops:
+                saver.wait()
+                stop.finish(step, context.is_main)
+            saver.check()
+            progress.update(step, task.shown(metrics))
+
+
+def _times(result: StepResult, seconds: float) -> dict[str, Any]:
+    """What every step of so many seconds tells."""
+    return {
+        "grad_norm": result.grad_norm,
+        "attention": result.attention,
+        "loss/balance": result.balance,
+        "loss/z": result.z,
+        "time/step": seconds,
+        "throughput/tokens_per_second": result.routed_tokens / seconds,
+    }
+
+
+def _announce(
+    config: EpochsConfig, run: RunDirectory, task: EpochTask, start: int, last: int, steps_before: int | None
+) -> None:
+    done = [f"all {last} steps are done: more need more --epochs or --max-steps"] if start >= last else []
+    stretched = stretched_rates(config.optimizer, start, steps_before, config.epochs * task.steps_per_epoch)
+    remarks: Sequence[str] = (*task.introduction(start), *run.notes, *stretched, *done)
+    for remark in remarks:
+        print(f"{config.stage_name}: {remark}", flush=True)
