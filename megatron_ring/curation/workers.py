@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import wait
 from types import TracebackType
 from typing import Any
 
 from megatron_ring.errors import UserError
-from megatron_ring.lifetime import die_with_parent
 
 Call = tuple[Callable[..., Any], tuple[Any, ...]]
+
+
+def _die_with_main() -> None:
+    """Have this worker killed when the process ends that gives it work. Its parent is the fork server, which ends with the
+    last worker alone."""
+    main = multiprocessing.parent_process()
+    assert main is not None
+    sentinel = main.sentinel
+
+    def watch() -> None:
+        wait([sentinel])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 class Workers:
@@ -44,7 +61,7 @@ class Workers:
             return results
         if self._pool is None:
             context = multiprocessing.get_context("forkserver")
-            self._pool = ProcessPoolExecutor(self._processes, context, die_with_parent)
+            self._pool = ProcessPoolExecutor(self._processes, context, _die_with_main)
         futures: list[Future[Any]] = []
         try:
             futures += [self._pool.submit(function, *arguments) for function, arguments in calls]

@@ -3,6 +3,7 @@ twice."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import signal
@@ -174,7 +175,17 @@ def test_killed_and_continued(tmp_path: Path) -> None:
 
     def start(out: str) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "megatron_ring.curate", str(tmp_path / "r.yaml"), "--out", str(tmp_path / out)]
-        return subprocess.Popen([*command, "--processes", "2"], env=environment(), stdout=subprocess.DEVNULL)
+        return subprocess.Popen(
+            [*command, "--processes", "2"], env=environment(), stdout=subprocess.DEVNULL, start_new_session=True
+        )
+
+    def of_session(number: int) -> list[str]:
+        """Processes that a run has left behind."""
+        states = []
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):
+                states.append(path.read_text().rpartition(")")[2].split())
+        return [state[0] for state in states if int(state[3]) == number and state[0] != "Z"]
 
     begun = time.monotonic()
     assert start("whole").wait() == 0
@@ -184,6 +195,10 @@ def test_killed_and_continued(tmp_path: Path) -> None:
         time.sleep(seconds * rng.uniform(0.15, 0.6))
         process.send_signal(signal.SIGKILL)
         process.wait()
+        deadline = time.monotonic() + 20
+        while of_session(process.pid):
+            assert time.monotonic() < deadline, "its workers live on"
+            time.sleep(0.05)
     assert start("killed").wait() == 0
     assert bytes_of(tmp_path / "whole") == bytes_of(tmp_path / "killed")
     assert len(read_jsonl(tmp_path / "whole" / "kept.jsonl")) > 100
