@@ -17,7 +17,7 @@ class EpochsConfig(TrainingConfig, DryRun):
     """A run of epochs, with a checkpoint after each."""
 
     preset: str | None = None
-    """Model shape by name (ring-lite, ring-tiny, …); default: that of --init-from."""
+    """Model shape by name (ring-lite, ring-tiny, …; default: that of the weights to start from)."""
     init_from: Path | None = field(default=None, metadata=BY_CONTENT)
     """Checkpoint or Hugging Face folder to start from; default: random weights of the preset."""
     epochs: int = field(default=3, metadata=MAY_CHANGE)

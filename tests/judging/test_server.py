@@ -166,7 +166,7 @@ def test_a_server_that_says_nothing(tmp_path: Path) -> None:
     "url", ["ftp://a", "a", "http://", "file:///etc/passwd", "http://a:b/v1", "http://u:secret@a/v1", "http://[a/v1", ""]
 )
 def test_what_is_no_address(url: str) -> None:
-    with pytest.raises(UserError, match=r"--judge.url is no address of a server: give http") as error:
+    with pytest.raises(UserError, match=r"^--judge\.url is no address of a server: give http") as error:
         JudgeConfig(url=url, model="m")
     assert "secret" not in str(error.value)
 
