@@ -267,6 +267,6 @@ def set_first_weights(stage: Stage, source: Path | None, seed: int) -> None:
     shape, norm_head = read_config(folder)
     require(stage.extended(shape) == stage.shape, f"--init-from {folder}: a model of another shape than --preset")
     published = PublishedTensors(folder, shape, norm_head)
-    fill_from(published, stage.model)
+    fill_from(published, stage.model, shape)
     published.close()
     published.check_finite()
