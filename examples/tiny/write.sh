@@ -3,7 +3,6 @@
 # -> $OUT/NAME.jsonl
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 CHECKPOINT="${1:-$(latest "$OUT/pretrain")}"
-# shellcheck disable=SC2086
-launch megatron_ring.generate --checkpoint "$CHECKPOINT" --tokenizer "$TOKENIZER" --raw \
+plain "$PYTHON" -m megatron_ring.generate --checkpoint "$CHECKPOINT" --tokenizer "$TOKENIZER" --raw \
   --prompts "$ROOT/examples/tiny/starts.jsonl" --out "$OUT/${2:-written}.jsonl" \
-  --sampling.temperature 0 --sampling.max-new-tokens "$MAX_NEW_TOKENS" "${@:3}" $EXTRA
+  --sampling.temperature 0 --sampling.max-new-tokens "$MAX_NEW_TOKENS" "${@:3}"

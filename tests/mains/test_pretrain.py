@@ -154,7 +154,8 @@ def test_a_base_model_becomes_a_published_folder_and_goes_through_sft_and_rl(
     assert done.returncode == 0, done.stderr
     (tmp_path / "sft.jsonl").write_text(json.dumps({"prompt": "1 + 1?", "response": "2"}) + "\n")
     sft = ["--run-dir", str(tuned), "--init-from", str(hf), "--data.train", str(tmp_path / "sft.jsonl"),
-           "--data.tokenizer", str(hf), "--data.context-length", "64", "--data.global-batch", "1", "--epochs", "1"]  # fmt: skip
+           "--data.tokenizer", str(hf), "--data.context-length", "64", "--data.global-batch", "1",
+           "--epochs", "1"]  # fmt: skip
     done = run(command("megatron_ring.sft", *sft))
     assert done.returncode == 0, done.stderr
     rows = [{"id": str(n), "domain": "math", "prompt": f"{n} + 1?", "answer": str(n + 1)} for n in range(8)]
@@ -170,7 +171,8 @@ def test_a_base_model_becomes_a_published_folder_and_goes_through_sft_and_rl(
 
 def biases_of(run_dir: Path) -> torch.Tensor | None:
     """Of the first layer, in a run's last checkpoint; None where it has none."""
-    reader, name = CheckpointReader(checkpoint_folder(run_dir / "checkpoints/latest")), "decoder.layers.0.mlp.router.expert_bias"
+    name, folder = "decoder.layers.0.mlp.router.expert_bias", checkpoint_folder(run_dir / "checkpoints/latest")
+    reader = CheckpointReader(folder)
     if name not in reader.tensors:
         return None
     return reader.read(name, Box.whole(reader.shape_of(name))).clone()
