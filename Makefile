@@ -53,7 +53,7 @@ demo: venv ## the whole pipeline in small on a CPU: SFT, choice by entropy, C3PO
 	@PATH="$(abspath $(BIN)):$$PATH" SEED="$(SEED)" OUT="$(OUT)" bash examples/tiny/demo.sh
 	@echo "demo: results in $(OUT), report in $(OUT)/report.html"
 
-demo-pretrain: venv ## the same from a base model: pretraining on real text of this machine, SFT, C3PO, evaluation (about an hour)
+demo-pretrain: venv ## the same from a base model, pretrained on real text of this machine (SEED=1, OUT=runs/…)
 	@PATH="$(abspath $(BIN)):$$PATH" SEED="$(SEED)" OUT="$(if $(filter file,$(origin OUT)),runs/tiny-pretrain-seed$(SEED),$(OUT))" bash examples/tiny/demo_pretrain.sh
 
 # A study continues where it was stopped, and runs nothing twice: tables and figures alone are written again in seconds.

@@ -1,4 +1,4 @@
-"""Write the report of a pipeline: SFT, RL, evaluation before and after, export. What is not given is left out."""
+"""Write the report of a pipeline: pretraining, SFT, RL, evaluation, export. What is not given is left out."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ class Flags:
 
     out: Path
     """Directory for report.html and figures/."""
+    pretrain: Path | None = None
+    """Run directory of pretraining."""
     sft: Path | None = None
     """Run directory of SFT."""
     rl: Path | None = None
@@ -33,7 +35,8 @@ class Flags:
 
 def main(flags: Flags) -> None:
     """Write the report and print its path."""
-    print(write_report(flags.out, flags.sft, flags.rl, flags.before, flags.after, flags.export, flags.title))
+    parts = (flags.pretrain, flags.sft, flags.rl, flags.before, flags.after, flags.export)
+    print(write_report(flags.out, *parts, title=flags.title))
 
 
 if __name__ == "__main__":

@@ -24,6 +24,8 @@ FINAL="$(latest "$OUT/rl")"
 bash "$HERE/evaluate.sh" "$FINAL" after
 say "7/7 export -> $OUT/hf, report -> $OUT/report.html"
 bash "$HERE/export.sh"
-plain "$PYTHON" "$ROOT/tools/report.py" --sft "$OUT/sft" --rl "$OUT/rl" --before "$OUT/before" --after "$OUT/after" \
+BEFORE_SFT=()
+[ -z "${INIT:-}" ] || BEFORE_SFT=(--pretrain "$OUT/pretrain")
+plain "$PYTHON" "$ROOT/tools/report.py" ${BEFORE_SFT[@]+"${BEFORE_SFT[@]}"} --sft "$OUT/sft" --rl "$OUT/rl" --before "$OUT/before" --after "$OUT/after" \
   --export "$OUT/hf" --out "$OUT" --title "Ring-tiny, seed $SEED"
 printf '\npipeline: %d s\n' "$(($(date +%s) - began))"

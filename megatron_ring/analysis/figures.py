@@ -99,6 +99,23 @@ def _epoch_lines(axes: Axes, epochs: Sequence[Epoch]) -> None:
             axes.text(epoch.step, 1.005, f"{epoch.epoch:g}", number)
 
 
+def pretraining_figure(run: Run) -> Figure:
+    """Loss by step with its validations; load of the fullest and of the emptiest expert of the worst layer."""
+    with matplotlib.rc_context(STYLE):
+        figure, (loss, load) = _axes(1, 2, 3.6)
+        _curve(loss, *run.series("loss"), BLUE, "training")
+        steps, values = run.series("validation/loss")
+        if steps:
+            loss.plot(steps, values, color=INK, linestyle="none", marker="o", markersize=4.5, label="validation")
+        _finish(loss, "Loss")
+        loss.set_ylabel("nats per token")
+        _curve(load, *run.series("router/load_max"), ORANGE, "fullest expert")
+        _curve(load, *run.series("router/load_min"), BLUE, "emptiest expert")
+        load.axhline(1.0, color=GREY, linewidth=0.8, linestyle="--")
+        _finish(load, "Load over the layer's mean")
+        return figure
+
+
 def sft_figure(run: Run, epochs: Sequence[Epoch], chosen: str | None, band: tuple[float, float] | None) -> Figure:
     """SFT loss and entropy by step, validation at epoch ends, the band shaded and the chosen checkpoint marked."""
     with matplotlib.rc_context(STYLE):

@@ -39,6 +39,7 @@ PACKAGES = (
 class Material:
     """The parts of one report; a part that was not given is None (or empty). `export` is the HF directory's summary."""
 
+    pretrain: Run | None
     sft: Run | None
     epochs: list[Epoch]
     selection: Record | None
@@ -74,6 +75,7 @@ class Export:
 
 
 def gather(
+    pretrain: Path | None = None,
     sft: Path | None = None,
     rl: Path | None = None,
     before: Path | None = None,
@@ -85,6 +87,7 @@ def gather(
     before_evaluation = read_evaluation(before) if before else None
     after_evaluation = read_evaluation(after) if after else None
     return Material(
+        pretrain=read_run(pretrain) if pretrain else None,
         sft=sft_run,
         epochs=epoch_checkpoints(sft_run) if sft_run else [],
         selection=read_selection(sft) if sft else None,

@@ -6,13 +6,14 @@ import datetime
 import os
 from pathlib import Path
 
-from megatron_ring.analysis import page, responses, sections
+from megatron_ring.analysis import page, pretraining, responses, sections
 from megatron_ring.analysis.material import gather
 from megatron_ring.errors import UserError
 
 
 def write_report(
     out: Path,
+    pretrain: Path | None = None,
     sft: Path | None = None,
     rl: Path | None = None,
     before: Path | None = None,
@@ -24,15 +25,15 @@ def write_report(
 
     Args:
         out: directory, made when absent.
-        sft, rl: run directories. before, after: evaluation directories of the RL start and the RL result.
+        pretrain, sft, rl: run directories. before, after: evaluation directories of the RL start and the RL result.
         export: Hugging Face directory.
 
     Raises UserError when a given directory lacks its files or nothing is given. What is not given is left out with a
     note.
     """
-    if not any((sft, rl, before, after, export)):
-        raise UserError("nothing to report: give at least one of --sft, --rl, --before, --after, --export")
-    material = gather(sft, rl, before, after, export)
+    if not any((pretrain, sft, rl, before, after, export)):
+        raise UserError("nothing to report: give at least one of --pretrain, --sft, --rl, --before, --after, --export")
+    material = gather(pretrain, sft, rl, before, after, export)
 
     def add(name: str, drawing: bytes, caption: str) -> page.Html:
         _replace(out / "figures" / f"{name}.png", drawing)
@@ -42,6 +43,7 @@ def write_report(
         [
             sections.header(material, title, datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")),
             sections.what_was_run(material),
+            pretraining.pretraining(material.pretrain, add),
             sections.sft(material, add),
             sections.rl(material, add),
             sections.evaluation(material, add),

@@ -39,7 +39,8 @@ def duration(seconds: float) -> str:
 
 def header(material: Material, title: str, date: str) -> Html:
     """Title, headline tiles and the verdict."""
-    parts = [name for name in ("SFT", "RL") if getattr(material, name.lower()) is not None]
+    parts = ["pretraining"] if material.pretrain is not None else []
+    parts += [name for name in ("SFT", "RL") if getattr(material, name.lower()) is not None]
     parts += ["evaluation"] if material.rows else []
     parts += ["export"] if material.export else []
     told = [page.element("p", text) for text in paragraphs(material)]
@@ -79,10 +80,11 @@ def _overall(material: Material, side: str) -> Estimate | None:
 def what_was_run(material: Material) -> Html:
     """Inputs with their sizes, versions and the folded configurations."""
     rows = []
-    for stage, run in (("SFT", material.sft), ("RL", material.rl)):
+    stages = (("pretraining", material.pretrain), ("SFT", material.sft), ("RL", material.rl))
+    for stage, run in stages:
         if run is not None:
             seconds = sum(run.series("time/step")[1]) if run.series("time/step")[1] else math.nan
-            tokens = number(run.metrics[-1], "tokens") if stage == "SFT" else material.rl_tokens()
+            tokens = material.rl_tokens() if stage == "RL" else number(run.metrics[-1], "tokens")
             rows.append((stage, run.path.name, count(len(run.metrics)), count(tokens), duration(seconds)))
     for stage, evaluation in (("evaluation before", material.before), ("evaluation after", material.after)):
         if evaluation is not None:
@@ -93,7 +95,7 @@ def what_was_run(material: Material) -> Html:
         parts.append(page.table(("stage", "run or checkpoint", "steps", "trained tokens", "time"), rows, text_columns=2))
     installed = ", ".join(f"{name} {version}" for name, version in versions().items())
     parts.append(page.note(f"Installed where this report was written: {installed}."))
-    for stage, run in (("SFT", material.sft), ("RL", material.rl)):
+    for stage, run in stages:
         if run is not None and run.config:
             settings = page.table(("setting", "value"), run.config.items(), text_columns=2)
             parts.append(page.details(f"{stage} configuration ({len(run.config)} settings)", settings))

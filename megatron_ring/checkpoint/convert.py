@@ -14,7 +14,7 @@ import torch
 from torch.distributed.checkpoint import DefaultSavePlanner
 from torch.distributed.checkpoint.planner import SavePlan, WriteItem
 
-from megatron_ring.checkpoint.hf_config import config_json, parse_config, read_config, read_json
+from megatron_ring.checkpoint.hf_config import EXPERT_BIAS, config_json, parse_config, read_config, read_json
 from megatron_ring.checkpoint.hf_folder import copy_others, copy_tokenizer, write_code
 from megatron_ring.checkpoint.hf_tensors import PublishedTensors, list_problems
 from megatron_ring.checkpoint.manifest import make_durable, model_config_of, write_manifest
@@ -22,12 +22,13 @@ from megatron_ring.checkpoint.reading import CheckpointReader
 from megatron_ring.checkpoint.safetensors_stream import Announced, write_shards
 from megatron_ring.checkpoint.saving import VERSIONS, publish
 from megatron_ring.checkpoint.sharded import ShardWriter, plan_files, write_item, write_plain_files
-from megatron_ring.checkpoint.tensor_rules import Rule, rules_for
+from megatron_ring.checkpoint.tensor_rules import Rule, kept_dtype, rules_for
 from megatron_ring.config.model import ModelConfig
 from megatron_ring.errors import UserError
 
 FILE_BYTES = 4 * 10**9  # of a checkpoint's files: processes share reading and checking them
 SHARD_BYTES = 5 * 10**9
+LEFT_OUT = ("rope_parameters", "dtype", "auto_map", EXPERT_BIAS)  # of `like`: said by the model, or under other names
 # Settings of config.json that say nothing about the weights.
 LEFT_TO_LIKE = ("attention_dropout", "embedding_dropout", "output_dropout", "output_router_logits", "use_cache")
 
@@ -120,21 +121,7 @@ def bytes_to_export(checkpoint: Path, dtype: torch.dtype | None = None) -> int:
     rules, reader = rules_for(model_config_of(checkpoint)), CheckpointReader(checkpoint)
     if problems := reader.problems(rules):
         raise UserError(f"{checkpoint}: {list_problems(problems)}")
-    return sum(prod(rule.shape) * (_dtype(rule, dtype) or reader.dtype_of(rule.target)).itemsize for rule in rules)
-
-
-def _dtype(rule: Rule, asked: torch.dtype | None) -> torch.dtype | None:
-    """What a tensor is exported as; None: as it is. A reward model's score is fp32 beside any weights."""
-    return None if rule.kind == "score" else asked
-
-
-def check_exportable(checkpoint: Path, model: ModelConfig) -> None:
-    """Raise `UserError` for what the published layout has no place for."""
-    if model.expert_bias:
-        raise UserError(
-            f"{checkpoint}: its routers have an expert_bias (--router.bias-rate), which the published family bailing_moe "
-            f"has not: a model without it would choose other experts"
-        )
+    return sum(prod(rule.shape) * kept_dtype(rule.source, dtype or reader.dtype_of(rule.target)).itemsize for rule in rules)
 
 
 def export_checkpoint(
@@ -158,12 +145,13 @@ def export_checkpoint(
         UserError: a damaged or incomplete checkpoint, `out` exists, the disk is full; nothing is written then.
     """
     model = model_config_of(checkpoint)
-    check_exportable(checkpoint, model)
     reader, rules = CheckpointReader(checkpoint), rules_for(model)
     problems = reader.problems(rules)
     if problems:
         raise UserError(f"{checkpoint}: {list_problems(problems)}")
-    announced = [Announced(rule.source, _dtype(rule, dtype) or reader.dtype_of(rule.target), rule.shape) for rule in rules]
+    announced = [
+        Announced(rule.source, kept_dtype(rule.source, dtype or reader.dtype_of(rule.target)), rule.shape) for rule in rules
+    ]
     config = _exported_config(model, announced[0].dtype, like, special_ids)
     generation = {}  # a reward model generates nothing
     if model.head == "vocabulary":
@@ -197,8 +185,7 @@ def _exported_config(
         raise UserError(f"--like {like}: model_type is {config.get('model_type')!r}, not 'bailing_moe'")
     eos, pad = special_ids or (config.get("eos_token_id"), config.get("pad_token_id"))
     _check_tokens({"eos_token_id": eos, "pad_token_id": pad}, model.vocab_size)
-    # Said by rope_theta and rope_scaling, and by torch_dtype, below.
-    config = {key: value for key, value in config.items() if key not in ("rope_parameters", "dtype", "auto_map")}
+    config = {key: value for key, value in config.items() if key not in LEFT_OUT}
     ours = config_json(model, dtype, eos, pad)
     if like is not None:
         ours = {key: value for key, value in ours.items() if key not in LEFT_TO_LIKE or key not in config}

@@ -13,6 +13,7 @@ from megatron_ring.checkpoint.hf_settings import NEUTRAL, ONLY
 from megatron_ring.config.model import ModelConfig, RopeScaling
 from megatron_ring.errors import UserError
 
+EXPERT_BIAS = "moe_router_enable_expert_bias"
 FIELDS = {
     "num_hidden_layers": "num_layers",
     "hidden_size": "hidden_size",
@@ -31,13 +32,14 @@ FIELDS = {
     "max_position_embeddings": "max_positions",
     "rms_norm_eps": "norm_eps",
     "initializer_range": "init_std",
+    EXPERT_BIAS: "expert_bias",
 }
 # What the published configuration class takes for a key that config.json leaves out.
 DEFAULTS: dict[str, Any] = {
     "num_shared_experts": 0, "first_k_dense_replace": 0, "use_qkv_bias": False, "use_bias": True, "rope_theta": 10_000.0,
     "max_position_embeddings": 16_384, "rms_norm_eps": 1e-5, "initializer_range": 0.02, "hidden_act": "silu",
     "norm_topk_prob": True, "tie_word_embeddings": False, "norm_head": False, "rope_scaling": None,
-    "quantization_config": None, "use_sliding_window": False,
+    "quantization_config": None, "use_sliding_window": False, EXPERT_BIAS: False,
 }  # fmt: skip
 SCALING_FIELDS = {
     "factor": "factor",
@@ -93,7 +95,7 @@ def parse_config(config: dict[str, Any], path: Path) -> tuple[ModelConfig, bool]
     rope = config.get("rope_parameters") or {}
     config = _with_rope_parameters(config, rope, path)
     for theirs, ours in FIELDS.items():
-        left_out = theirs in ("head_dim", "num_shared_experts") and config.get(theirs) is None
+        left_out = theirs in ("head_dim", "num_shared_experts", EXPERT_BIAS) and config.get(theirs) is None
         if theirs in config and not left_out:
             _check_kind(path, theirs, ModelConfig.__annotations__[ours], config[theirs])
     if config.get("head_dim") is None and {"hidden_size", "num_attention_heads"} <= config.keys():
@@ -106,6 +108,7 @@ def parse_config(config: dict[str, Any], path: Path) -> tuple[ModelConfig, bool]
     values = {ours: config[theirs] for theirs, ours in FIELDS.items()}
     values["num_shared_experts"] = values["num_shared_experts"] or 0
     values["head"] = _head(config, path)
+    values["expert_bias"] = bool(values["expert_bias"])
     try:
         model = ModelConfig(**values, rope_scaling=_read_scaling(config["rope_scaling"], values["max_positions"]))
     except (TypeError, UserError) as error:
@@ -228,7 +231,7 @@ def config_json(
         },
         "model_type": "bailing_moe",
         **({"id2label": {"0": "reward"}, "label2id": {"reward": 0}} if scores else {}),
-        **{theirs: getattr(model, ours) for theirs, ours in FIELDS.items()},
+        **{theirs: getattr(model, ours) for theirs, ours in FIELDS.items() if theirs != EXPERT_BIAS or model.expert_bias},
         "rope_scaling": _scaling_json(model.rope_scaling),
         "hidden_act": "silu",
         "norm_topk_prob": True,

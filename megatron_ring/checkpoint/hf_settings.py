@@ -12,7 +12,7 @@ ONLY: dict[str, tuple[Any, ...]] = {
     "score_function": ("softmax", None), "scoring_func": ("softmax", None), "routed_scaling_factor": (1.0, None),
     "partial_rotary_factor": (1.0, None), "rotary_percent": (1.0, None), "rope_interleave": (False, None),
     "rope_interleaved": (False, None), "rotary_interleaved": (False, None), "n_group": (None, 0, 1),
-    "topk_group": (None, 0, 1), "moe_router_enable_expert_bias": (False, None), "use_expert_bias": (False, None),
+    "topk_group": (None, 0, 1), "use_expert_bias": (False, None),
     "topk_method": ("greedy", "softmax", None), "moe_layer_freq": (1, None), "num_nextn_predict_layers": (0, None),
     "mtp_loss_scaling_factor": (0, 0.0, None), "embedding_multiplier": (1.0, None), "scale_emb": (1.0, None),
     "logits_scaling": (1.0, None), "residual_multiplier": (1.0, None), "attention_multiplier": (None,),

@@ -9,8 +9,7 @@ import torch
 from megatron_ring.checkpoint.fast_files import DirectReader, Scratch
 from megatron_ring.checkpoint.hf_config import read_json
 from megatron_ring.checkpoint.safetensors_stream import StoredTensor, read_header
-from megatron_ring.checkpoint.tensor_rules import published_shapes
-from megatron_ring.config.declarations import SCORE
+from megatron_ring.checkpoint.tensor_rules import kept_dtype, published_shapes
 from megatron_ring.config.model import ModelConfig
 from megatron_ring.errors import UserError
 
@@ -96,8 +95,7 @@ class PublishedTensors:
 
     def dtype_of(self, name: str) -> torch.dtype:
         """What reading `name` will return."""
-        kept = self.stored[name].dtype
-        return kept if name == SCORE else self.dtype or kept
+        return kept_dtype(name, self.dtype or self.stored[name].dtype)
 
     def __call__(self, name: str) -> torch.Tensor:
         stored = self.stored[name]

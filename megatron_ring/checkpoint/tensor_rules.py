@@ -5,6 +5,7 @@ export, loading under any parallel layout and random initialisation all go throu
 
     query, key and value rows are interleaved per KV group   (published: all queries, all keys, all values)
     gate and up projections lie one above the other
+    an expert bias, fp32, has the name that the next published family (bailing_moe_v2) has for it
     experts are stacked: gate_up [E, 2, f, hidden], down [E, hidden, f]
 """
 
@@ -16,6 +17,8 @@ import torch
 
 from megatron_ring.config.declarations import SCORE, Kind, Shape, Weight, declared_weights
 from megatron_ring.config.model import ModelConfig
+
+EXPERT_BIAS = ".mlp.gate.expert_bias"
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,8 @@ def _layer_rules(model: ModelConfig, layer: int, declared: dict[str, Weight]) ->
     if not model.is_moe_layer(layer):
         return rules + _mlp_rules(f"{source}.mlp", f"{to}.mlp", declared)
     rules.append(_same(f"{source}.mlp.gate.weight", declared[f"{to}.mlp.router.weight"]))
+    if model.expert_bias:  # a buffer, so no declared weight
+        rules.append(_same(source + EXPERT_BIAS, Weight(f"{to}.mlp.router.expert_bias", (model.num_experts,), kind="bias")))
     for expert in range(model.num_experts):
         rules += _expert_rules(f"{source}.mlp", f"{to}.mlp", expert, declared)
     if model.num_shared_experts:
@@ -153,6 +158,12 @@ def rules_for(model: ModelConfig) -> list[Rule]:
     else:
         rules.append(_same("lm_head.weight", declared["output_layer.weight"]))
     return rules
+
+
+def kept_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
+    """What the published tensor `name` becomes where all become `dtype`: the steps of a bias are too small for bf16, and a
+    reward model's score is fp32 beside any weights."""
+    return torch.float32 if name.endswith(EXPERT_BIAS) or name == SCORE else dtype
 
 
 def published_shapes(model: ModelConfig) -> dict[str, Shape]:

@@ -21,10 +21,13 @@ TensorSource = Callable[[str], torch.Tensor]
 
 
 @torch.no_grad()
-def fill_from(source: TensorSource, model: RingModel) -> None:
+def fill_from(source: TensorSource, model: RingModel, shape: ModelConfig | None = None) -> None:
     """Set every local weight from the published tensors that `source(name)` returns; one at a time, each asked for once
     and only where this process holds a part of it. Rows behind the vocabulary become 0. Buffers that have no published name
     stay as their modules made them.
+
+    Args:
+        shape: of what `source` has, where the model's was made from it (`ModelOptions.extended`); default: the model's.
 
     Raises:
         RuntimeError: the rules do not cover every local weight exactly once (a bug, never the user's mistake).
@@ -34,7 +37,7 @@ def fill_from(source: TensorSource, model: RingModel) -> None:
             parameter.zero_()
     by_target: dict[str, list[Piece]] = {}
     missing: dict[str, int] = {}
-    rules = rules_for(model.ring_config)
+    rules = rules_for(shape or model.ring_config)
     targets = {rule.target for rule in rules}
     for piece in weight_pieces(model):
         if piece.buffer and piece.key not in targets:

@@ -17,6 +17,22 @@ def write_jsonl(path: Path, records: list[Record]) -> None:
     path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
 
 
+def write_pretrain(path: Path, steps: int = 60) -> Path:
+    """Loss falling, two corpora validated every 20 steps and tested at the end."""
+    generator = random.Random(0)
+    records: list[Record] = []
+    for step in range(1, steps + 1):
+        loss = 1.9 + 4.4 * math.exp(-step / 15)
+        record = {"step": step, "tokens": step * 4096, "loss": loss + generator.gauss(0, 0.05), "time/step": 0.3,
+                  "router/load_max": 1.2 + math.exp(-step / 9), "router/load_min": 0.6}  # fmt: skip
+        for what in [name for name, when in (("validation", step % 20 == 0), ("test", step == steps)) if when]:
+            for end, more in (("", 0.0), ("/manual", -0.1), ("/sources", 0.1)):
+                record |= {f"{what}/loss{end}": loss + more, f"{what}/bits_per_byte{end}": (loss + more) / 1.7}
+        records.append(record)
+    write_jsonl(path / "metrics.jsonl", records)
+    return path
+
+
 def write_sft(path: Path, epochs: int = 6, steps_per_epoch: int = 40, seed: int = 1) -> Path:
     """Loss and entropy falling over the epochs; the entropy passes 0.5 after epoch 2 and 0.3 after epoch 5."""
     generator = random.Random(seed)

@@ -16,7 +16,15 @@ from megatron_ring.analysis.material import gather
 from megatron_ring.analysis.report import write_report
 from megatron_ring.analysis.verdict import budget_sentence, finite_sentence, paragraphs, reward_sentence
 from megatron_ring.errors import UserError
-from tests.analysis.plausible import rl_record, write_evaluation, write_export, write_jsonl, write_rl, write_sft
+from tests.analysis.plausible import (
+    rl_record,
+    write_evaluation,
+    write_export,
+    write_jsonl,
+    write_pretrain,
+    write_rl,
+    write_sft,
+)
 from tests.processes import run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,6 +71,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     tool = [sys.executable, str(ROOT / "tools" / "select_checkpoint.py"), "--run", str(sft)]
     assert run(tool, timeout=60).returncode == 0
     return {
+        "pretrain": write_pretrain(root / "pretrain"),
         "sft": sft,
         "rl": write_rl(root / "rl"),
         "before": write_evaluation(root / "before", 0.31, seed=3),
@@ -77,16 +86,20 @@ def test_whole_report_by_the_tool(parts: dict[str, Path], tmp_path: Path) -> Non
     done = run(command, timeout=120)
     assert (done.returncode, done.stdout) == (0, f"{tmp_path}/report.html\n")
     found = outline(tmp_path / "report.html")
-    assert found.tags.count("img") == 3 and all(link.startswith("data:image/png;base64,") for link in found.links)
-    assert sorted(file.name for file in (tmp_path / "figures").iterdir()) == ["evaluation.png", "rl.png", "sft.png"]
+    assert found.tags.count("img") == 4 and all(link.startswith("data:image/png;base64,") for link in found.links)
+    assert sorted(file.name for file in (tmp_path / "figures").iterdir()) == [
+        "evaluation.png", "pretrain.png", "rl.png", "sft.png"
+    ]  # fmt: skip
     text = " ".join(found.text)
     assert "A & B" in text and "All 80 recorded RL steps trained exactly Φ = 16,384 tokens." in text
     assert "a gain of +" in text and "latest of 3" in text and "left out" not in text.replace("characters left out", "")
     assert "0.4 times the 3,276,800 trained up to the chosen checkpoint" in text  # 80 · 16,384 over step 200's tokens
+    for what in ("validation", "test"):  # after step 60: 1.9 + 4.4 / e^4
+        assert f"{what} manual 1.881 1.106 {what} sources 2.081 1.224 {what} all 1.981 1.165" in text
     assert not list(tmp_path.rglob("*.partial"))
 
 
-@pytest.mark.parametrize("name", ["sft", "rl", "before", "after", "export"])
+@pytest.mark.parametrize("name", ["pretrain", "sft", "rl", "before", "after", "export"])
 def test_missing_parts_are_left_out(parts: dict[str, Path], tmp_path: Path, name: str) -> None:
     only = outline(write_report(tmp_path, **{name: parts[name]}))
     text = " ".join(only.text)

@@ -33,15 +33,20 @@ def shapes(draw: Any) -> ModelConfig:
         dense_width=draw(st.sampled_from([4, 6])),
         first_dense_layers=draw(st.integers(0, layers)),
         qkv_bias=draw(st.booleans()),
+        expert_bias=draw(st.booleans()),
         rope_scaling=draw(st.none() | scaling),
     )
 
 
 def random_tensors(shape: ModelConfig, seed: int = 0, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
-    from megatron_ring.checkpoint.tensor_rules import published_shapes
+    """`dtype`: of all but expert biases, which are fp32."""
+    from megatron_ring.checkpoint.tensor_rules import kept_dtype, published_shapes
 
     generator = torch.Generator().manual_seed(seed)
-    return {name: torch.randn(size, generator=generator).to(dtype) for name, size in published_shapes(shape).items()}
+    return {
+        name: torch.randn(size, generator=generator).to(kept_dtype(name, dtype))
+        for name, size in published_shapes(shape).items()
+    }
 
 
 def write_folder(folder: Path, shape: ModelConfig, tensors: dict[str, torch.Tensor], files: int = 1, **config: Any) -> Path:

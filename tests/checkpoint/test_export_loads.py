@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,7 @@ SHAPES = {
     "dense first, biases, yarn": replace(
         SHAPE, first_dense_layers=1, qkv_bias=True, rope_scaling=RopeScaling("yarn", 4.0, 64), num_shared_experts=0
     ),
+    "expert bias": replace(SHAPE, expert_bias=True, first_dense_layers=1),
     "linear": replace(SHAPE, rope_scaling=RopeScaling("linear", 2.0)),
 }
 # Run where transformers loads the folder, which may be another release than that of the tests.
@@ -45,6 +47,7 @@ with torch.no_grad():
     cached, plain = model.generate(prompt, **kwargs), model.generate(prompt, use_cache=False, **kwargs)
     loss = model(ids, labels=ids).loss
 torch.save({"logits": logits, "padded": padded, "cached": cached, "plain": plain, "loss": loss,
+            "biases": {name: buffer for name, buffer in model.named_buffers() if name.endswith("expert_bias")},
             "dtype": str(model.lm_head.weight.dtype), "version": transformers.__version__}, out)
 """
 
@@ -74,7 +77,9 @@ def our_logits(folder: str, ids: list[list[int]]) -> torch.Tensor:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "norm_head"), [("plain", True), ("dense first, biases, yarn", False), ("linear", False)])
+@pytest.mark.parametrize(
+    ("name", "norm_head"), [("plain", True), ("dense first, biases, yarn", False), ("linear", False), ("expert bias", False)]
+)
 def test_it_loads_and_computes_the_same(tmp_path: Path, run_on: Any, name: str, norm_head: bool) -> None:
     from megatron_ring.checkpoint.convert import export_checkpoint, import_folder
 
@@ -93,8 +98,35 @@ def test_it_loads_and_computes_the_same(tmp_path: Path, run_on: Any, name: str, 
     torch.testing.assert_close(found["padded"][1:, 5:], alone, atol=2e-5, rtol=0)
     torch.testing.assert_close(found["padded"][0], expected[0], atol=2e-5, rtol=0)
     assert torch.equal(found["cached"], found["plain"]) and found["cached"].shape[1] > 8
+    assert found["biases"].keys() == {name for name in tensors if name.endswith("expert_bias")}
+    assert all(torch.equal(bias, tensors[name]) for name, bias in found["biases"].items())
     flat = torch.nn.functional.cross_entropy(expected[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
     torch.testing.assert_close(found["loss"], flat, atol=2e-5, rtol=0)
+
+
+def test_expert_biases_stay_fp32(tmp_path: Path) -> None:
+    """Whatever the weights become, in both directions; and are not asked for where the configuration has none."""
+    from safetensors.torch import load_file
+
+    from megatron_ring.checkpoint.convert import bytes_to_export, export_checkpoint, import_folder
+
+    shape = SHAPES["expert bias"]
+    tensors = random_tensors(shape)
+    hf, name = write_folder(tmp_path / "hf", shape, tensors), "model.layers.1.mlp.gate.expert_bias"
+    import_folder(hf, tmp_path / "ckpt", torch.bfloat16)
+    for dtype in (torch.bfloat16, None):
+        out = tmp_path / f"out {dtype}"
+        export_checkpoint(tmp_path / "ckpt", out, dtype=dtype)
+        found = load_file(out / "model.safetensors")
+        assert found[name].dtype == torch.float32 and torch.equal(found[name], tensors[name])
+        assert {tensor.dtype for key, tensor in found.items() if key not in tensors or "bias" not in key} == {torch.bfloat16}
+        assert bytes_to_export(tmp_path / "ckpt", dtype) == sum(tensor.nbytes for tensor in found.values())
+    plain = write_folder(tmp_path / "plain", replace(shape, expert_bias=False), tensors)
+    with pytest.raises(UserError, match=f"{re.escape(name)} is unexpected"):
+        import_folder(plain, tmp_path / "none")
+    lacking = write_folder(tmp_path / "lacking", shape, {key: one for key, one in tensors.items() if key != name})
+    with pytest.raises(UserError, match=f"{re.escape(name)} is missing"):
+        import_folder(lacking, tmp_path / "none")
 
 
 @pytest.mark.slow
@@ -182,7 +214,7 @@ def test_special_tokens_outside_the_vocabulary(tmp_path: Path, eos: Any) -> None
 
 FEATURES: dict[str, Any] = {
     "score_function": "sigmoid", "routed_scaling_factor": 2.5, "partial_rotary_factor": 0.5, "n_group": 8, "topk_group": 4,
-    "moe_router_enable_expert_bias": True, "embedding_multiplier": 12.0, "rope_interleave": True, "use_qk_norm": True,
+    "moe_router_enable_expert_bias": 1, "embedding_multiplier": 12.0, "rope_interleave": True, "use_qk_norm": True,
     "attention_dropout": 0.1, "num_nextn_predict_layers": 1, "rope_theta": None, "hidden_size": 32.5, "num_experts": True,
     "rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}, "rms_norm_eps": "1e-6", "rope_theta ": 3,
     "sandwich_norm": True, "moe_shared_expert_intermediate_size": 7, "layer_types": ["sliding_attention"],

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from megatron_ring.checkpoint.folder import checkpoint_folder
+from megatron_ring.checkpoint.reading import CheckpointReader
+from megatron_ring.checkpoint.tensor_rules import Box
 from megatron_ring.data.bpe import train_bpe
 from tests.conftest import ROOT
 from tests.corpus.writing import write_corpus
-from tests.mains.conftest import command, run
+from tests.mains.conftest import command, rl_flags, run
 from tests.mains.test_metrics_reference import differences, documented, written
 from tests.mains.test_pipeline import kill_after, metrics, timeless, weights
 
@@ -133,26 +138,58 @@ def test_a_longer_context_from_a_checkpoint_with_its_optimizer(base: Path, data:
 
 
 @pytest.mark.slow
-def test_a_base_model_becomes_a_published_folder_and_is_fine_tuned(data: Path, tmp_path: Path, tiny_data: Path) -> None:
-    out, hf, tuned = tmp_path / "base", tmp_path / "hf", tmp_path / "tuned"
-    done = run(command("megatron_ring.pretrain", *flags(data, out, "--steps", "1")))
+@pytest.mark.parametrize("biases", [False, True])
+def test_a_base_model_becomes_a_published_folder_and_goes_through_sft_and_rl(
+    data: Path, tmp_path: Path, biases: bool
+) -> None:
+    """Expert biases go with it, and stay as they are where later stages have no rate."""
+    base, hf, tuned, last = (tmp_path / name for name in ("base", "hf", "sft", "rl"))
+    shutil.copytree(data / "tokenizer", tmp_path / "tokenizer")
+    more = ["--router.bias-rate", "1e-3"] if biases else []
+    done = run(command("megatron_ring.pretrain", *flags(data, base, "--steps", "2", *more)))
     assert done.returncode == 0, done.stderr
-    export = ["export", "--checkpoint", str(out / "checkpoints/latest"), "--out", str(hf), "--tokenizer",
+    export = ["export", "--checkpoint", str(base / "checkpoints/latest"), "--out", str(hf), "--tokenizer",
               str(data / "tokenizer")]  # fmt: skip
     done = run([sys.executable, "tools/convert_hf.py", *export])
     assert done.returncode == 0, done.stderr
-    more = ["--init-from", str(hf), "--run-dir", str(tmp_path / "again"), "--steps", "1", "--context.positions", "1500",
-            "--context.rope-theta", "20000"]  # fmt: skip
-    done = run(command("megatron_ring.pretrain", *flags(data, out, *more)))
-    assert done.returncode == 0, done.stderr
-    conversations = tmp_path / "sft.jsonl"
-    conversations.write_text(json.dumps({"prompt": "1 + 1?", "response": "2"}) + "\n")
-    sft = ["--run-dir", str(tuned), "--init-from", str(out / "checkpoints/latest"), "--data.train", str(conversations),
-           "--data.tokenizer", str(data / "tokenizer"), "--data.context-length", "64", "--data.global-batch", "1",
-           "--epochs", "1", "--router.bias-rate", "1e-3"]  # fmt: skip
+    (tmp_path / "sft.jsonl").write_text(json.dumps({"prompt": "1 + 1?", "response": "2"}) + "\n")
+    sft = ["--run-dir", str(tuned), "--init-from", str(hf), "--data.train", str(tmp_path / "sft.jsonl"),
+           "--data.tokenizer", str(hf), "--data.context-length", "64", "--data.global-batch", "1",
+           "--epochs", "1"]  # fmt: skip
     done = run(command("megatron_ring.sft", *sft))
     assert done.returncode == 0, done.stderr
-    assert json.loads((tuned / "checkpoints/step_1/manifest.json").read_text())["model"]["expert_bias"] is True
+    rows = [{"id": str(n), "domain": "math", "prompt": f"{n} + 1?", "answer": str(n + 1)} for n in range(8)]
+    (tmp_path / "rl_prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = run(command("megatron_ring.rl", *rl_flags(tmp_path, last, tuned / "checkpoints/latest", "--steps", "1")))
+    assert done.returncode == 0, done.stderr
+    found = [biases_of(folder) for folder in (base, tuned, last)]
+    if biases:
+        assert found[0].abs().max() == pytest.approx(2e-3) and all(torch.equal(one, found[0]) for one in found)
+    else:
+        assert found == [None] * 3
+
+
+def biases_of(run_dir: Path) -> torch.Tensor | None:
+    """Of the first layer, in a run's last checkpoint; None where it has none."""
+    name, folder = "decoder.layers.0.mlp.router.expert_bias", checkpoint_folder(run_dir / "checkpoints/latest")
+    reader = CheckpointReader(folder)
+    if name not in reader.tensors:
+        return None
+    return reader.read(name, Box.whole(reader.shape_of(name))).clone()
+
+
+@pytest.mark.slow
+def test_a_published_folder_is_pretrained_further(data: Path, tmp_path: Path) -> None:
+    hf, out = tmp_path / "hf", tmp_path / "again"
+    done = run([sys.executable, "tools/make_random_hf.py", "--preset", "ring-tiny", "--out", str(hf), "--dtype", "fp32"])
+    assert done.returncode == 0, done.stderr
+    more = ["--init-from", str(hf), "--steps", "1", "--context.positions", "1500", "--context.rope-theta", "20000",
+            "--router.bias-rate", "1e-3"]  # fmt: skip
+    given = [flag for flag in flags(data, out, *more) if flag not in ("--preset", "ring-tiny")]
+    done = run(command("megatron_ring.pretrain", *given))
+    assert done.returncode == 0, done.stderr
+    shape = json.loads((out / "checkpoints/step_1/manifest.json").read_text())["model"]
+    assert (shape["max_positions"], shape["rope_theta"], shape["expert_bias"]) == (1500, 20000, True)
 
 
 @pytest.mark.slow

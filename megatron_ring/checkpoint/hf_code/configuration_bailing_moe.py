@@ -35,6 +35,7 @@ class BailingMoeConfig(PretrainedConfig):  # type: ignore[misc]
         rope_scaling: dict[str, Any] | None = None,
         max_position_embeddings: int = 32_768,
         initializer_range: float = 0.006,
+        moe_router_enable_expert_bias: bool = False,
         use_cache: bool = True,
         tie_word_embeddings: bool = False,
         **more: Any,
@@ -61,6 +62,7 @@ class BailingMoeConfig(PretrainedConfig):  # type: ignore[misc]
         self.rope_scaling = rope_scaling
         self.max_position_embeddings = max_position_embeddings
         self.initializer_range = initializer_range
+        self.moe_router_enable_expert_bias = moe_router_enable_expert_bias
         self.use_cache = use_cache
         super().__init__(tie_word_embeddings=tie_word_embeddings, **more)
         # Newer releases of transformers move these two into `rope_parameters`.

@@ -119,6 +119,8 @@ class BailingMoeSparseMLP(nn.Module):
         super().__init__()
         self.chosen, self.renormalise = config.num_experts_per_tok, config.norm_topk_prob
         self.gate = nn.Linear(config.hidden_size, config.num_experts, bias=False)
+        if config.moe_router_enable_expert_bias:
+            self.gate.register_buffer("expert_bias", torch.zeros(config.num_experts))
         width = config.moe_intermediate_size
         self.experts = nn.ModuleList(BailingMoeMLP(config.hidden_size, width) for _ in range(config.num_experts))
         self.shared_experts = None
@@ -128,7 +130,9 @@ class BailingMoeSparseMLP(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         rows = hidden.reshape(-1, hidden.shape[-1])
         scores = self.gate(rows).float().softmax(dim=-1)
-        weights, experts = scores.topk(self.chosen, dim=-1)
+        bias = getattr(self.gate, "expert_bias", None)  # has a part in who is chosen, and none in the weights
+        experts = (scores if bias is None else scores + bias.float()).topk(self.chosen, dim=-1).indices
+        weights = scores.gather(-1, experts)
         if self.renormalise:
             weights = weights / weights.sum(dim=-1, keepdim=True)
         out = torch.zeros_like(rows)
@@ -161,6 +165,7 @@ class BailingMoePreTrainedModel(PreTrainedModel):  # type: ignore[misc]
     _no_split_modules = ("BailingMoeDecoderLayer",)
     _supports_sdpa = True
     _supports_cache_class = True
+    _keep_in_fp32_modules_strict = ("expert_bias",)
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear | nn.Embedding):
