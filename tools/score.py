@@ -42,7 +42,7 @@ class ScoreOptions:
     """Score responses with the verifiers that training uses.
 
     Attributes:
-        input: JSONL (also .gz, .zst) or parquet, one {domain, prompt?, response, answer, length?} a row; length is in tokens.
+        input: JSONL (also .gz, .zst) or parquet, one {domain, prompt?, response, answer, length?} a row; length in tokens.
         output: file to write, JSONL or parquet; it appears whole, or not at all.
         workers: verifier processes of each kind that is needed (answers, instructions, code).
         time_limit: seconds per response; past it the reward is 0. Code has limits for each test instead.
