@@ -271,8 +271,8 @@ def set_first_weights(stage: Stage, source: Path | None, seed: int) -> None:
     shape, norm_head = read_config(folder)
     require(stage.extended(shape) == stage.shape, f"--init-from {folder}: a model of another shape than --preset")
     published = PublishedTensors(folder, shape, norm_head)
-    source = published if shape.head == stage.shape.head else _with_score(published, stage.shape, seed)
-    fill_from(source, stage.model, replace(shape, head=stage.shape.head))
+    tensors = published if shape.head == stage.shape.head else _with_score(published, stage.shape, seed)
+    fill_from(tensors, stage.model, replace(shape, head=stage.shape.head))
     published.close()
     published.check_finite()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import re
 import shutil
@@ -48,6 +49,19 @@ def train_here(arguments: list[str]) -> tuple[str, str]:
     except UserError as error:
         return said.getvalue(), str(error)
     return said.getvalue(), ""
+
+
+def step_of(line: str) -> int:
+    """Of a line of metrics; of one that a kill tore more than any."""
+    try:
+        return int(json.loads(line)["step"])
+    except ValueError:
+        return LAST + 1
+
+
+def lines_to(step: int, lines: list[str]) -> list[str]:
+    """Of metrics; a run that was set back and then forth lacks those between."""
+    return [line for line in lines if step_of(line) <= step]
 
 
 class Life(RuleBasedStateMachine):
@@ -95,7 +109,9 @@ class Life(RuleBasedStateMachine):
             return refused
         assert not refused, refused
         assert ("continuing after step" in said) == bool(begin), said
-        assert self.lines()[:begin] == before[:begin] and len(self.lines()) == max(begin, last)
+        kept = lines_to(begin, before)
+        assert self.lines()[: len(kept)] == kept
+        assert [step_of(line) for line in self.lines()[len(kept) :]] == list(range(begin + 1, last + 1))
         if last > begin:
             self.latest, self.saved = f"step_{last}", True
         ahead = {name for name in names if int(name[5:]) > last}
@@ -113,8 +129,8 @@ class Life(RuleBasedStateMachine):
 
     @initialize()
     def what_people_do_most(self) -> None:
-        """Every life begins so: a run, a stray in the place of the next checkpoint, a `latest` that gets lost, and one that
-        is set back while few are kept."""
+        """Every life begins so: a run, a stray where the next checkpoint is saved, a `latest` that gets lost, and one that is
+        set back while few are kept."""
         self.go(2)
         self.stray_where_the_next_is_saved(())
         self.lose_latest()
@@ -132,10 +148,11 @@ class Life(RuleBasedStateMachine):
         """kill -9 when a process has recorded so many further steps."""
         assert self.latest is not None
         begin, before = int(self.latest[5:]), self.lines()
+        kept = lines_to(begin, before)
         arguments = command("megatron_ring.sft", *self.flags(LAST))
         process = start(arguments, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 120
-        place = begin + lines - 1
+        place = len(kept) + lines - 1
         while process.poll() is None and self.lines()[place : place + 1] in ([], before[place : place + 1]):
             assert time.monotonic() < deadline
             time.sleep(0.001)
@@ -145,7 +162,7 @@ class Life(RuleBasedStateMachine):
         pointer = (self.checkpoints / "latest").read_text().strip() if not self.is_link else self.latest
         assert pointer in self.whole and int(pointer[5:]) >= begin
         self.latest = pointer
-        assert self.lines()[:begin] == before[:begin]
+        assert self.lines()[: len(kept)] == kept
 
     @property
     def is_link(self) -> bool:
