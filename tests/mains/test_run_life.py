@@ -129,8 +129,8 @@ class Life(RuleBasedStateMachine):
 
     @initialize()
     def what_people_do_most(self) -> None:
-        """Every life begins so: a run, a stray where the next checkpoint is saved, a `latest` that gets lost, and one that is
-        set back while few are kept."""
+        """Every life begins so: a run, a stray where the next checkpoint is saved, a `latest` that gets lost, and one that
+        is set back while few are kept."""
         self.go(2)
         self.stray_where_the_next_is_saved(())
         self.lose_latest()
