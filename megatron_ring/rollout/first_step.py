@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 
@@ -37,20 +38,25 @@ def first_step(run: RLState, asked: RLConfig, step: int) -> Iterator[None]:
     except (torch.OutOfMemoryError, MemoryRanOutError) as error:
         if isinstance(error, MemoryRanOutError) and "--sampling" not in str(error):
             raise
-        chosen = "auto" in (asked.data.micro_batch_tokens, asked.sampling.max_batch)
+        auto_length, auto_rows = asked.data.micro_batch_tokens == "auto", asked.sampling.max_batch == "auto"
         smaller = halved(run.config, run.longest)
         flags = ""
         if smaller is not None:
             rows = smaller.sampling.max_batch
             flags = f": try --data.micro-batch-tokens {smaller.data.capacity} --sampling.max-batch {rows}"
         said = f"rank {run.stage.context.rank}: step {step + 1} ran out of GPU memory"
-        if step > 0 or not chosen or smaller is None or run.stage.context.world_size > 1:
+        alone = run.stage.context.world_size == 1
+        if step > 0 or not (auto_length or auto_rows) or smaller is None or not alone:
             raise MemoryRanOutError(f"{said}{flags}") from error
+        if not auto_length:  # what the user has fixed stays
+            smaller = replace(smaller, data=run.config.data)
+        if not auto_rows:
+            smaller = replace(smaller, sampling=run.config.sampling)
         print(
-            f"rl: {said}: beginning anew with micro-batches of {smaller.data.capacity:,} tokens and {rows:,} sequences "
-            f"decoded together",
+            f"rl: {said}: beginning anew with micro-batches of up to {smaller.data.capacity:,} tokens and "
+            f"{smaller.sampling.most_rows('cuda'):,} sequences decoded together",
             flush=True,
-        )  # fmt: skip
+        )
         run.directory.close()
         raise SmallerSizes(smaller) from None
 

@@ -132,7 +132,8 @@ def size_for_any(model: RingModel, context: ParallelContext, sampling: SamplingC
     if most < 1:
         raise UserError(_too_long(most, 1, limit, sampling))
     device = context.device.type
-    rows = sampling.rows(device, sampling.most_rows(device), most * sampling.page_size, columns * sampling.page_size)
+    # Requests that are not known are taken to be shorter than the longest there could be.
+    rows = sampling.rows(device, sampling.most_rows(device), most * sampling.page_size, columns * sampling.page_size // 4)
     pages = min(rows * (columns + SPARE_PAGES), most)
     return CacheSize(pages, sampling.page_size, rows, min(columns, pages))
 
