@@ -90,7 +90,8 @@ test: venv $(SMOLLM2) $(TRITON) ## every test (ARGS= for pytest)
 
 test-transformers4: venv $(TRANSFORMERS4)/done ## the tests of exported folders in transformers 4.57 (ARGS= for pytest)
 	@RING_TRANSFORMERS="$(abspath $(TRANSFORMERS4))" OMP_NUM_THREADS=1 $(BIN)/python -m pytest \
-		tests/checkpoint/test_export_loads.py tests/checkpoint/test_export_stops.py tests/data/test_sentencepiece.py $(ARGS)
+		tests/checkpoint/test_export_loads.py tests/checkpoint/test_export_stops.py \
+		tests/checkpoint/test_reward_export.py tests/data/test_sentencepiece.py $(ARGS)
 
 check: venv ## lint, types and the fast tests
 	@$(BIN)/ruff check .

@@ -47,7 +47,7 @@ with torch.no_grad():
     cached, plain = model.generate(prompt, **kwargs), model.generate(prompt, use_cache=False, **kwargs)
     loss = model(ids, labels=ids).loss
 torch.save({"logits": logits, "padded": padded, "cached": cached, "plain": plain, "loss": loss,
-            "biases": {name: buffer for name, buffer in model.named_buffers() if name.endswith("expert_bias")},
+            "biases": {name: buffer for name, buffer in model.named_parameters() if name.endswith("expert_bias")},
             "dtype": str(model.lm_head.weight.dtype), "version": transformers.__version__}, out)
 """
 

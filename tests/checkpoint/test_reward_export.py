@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +13,7 @@ import torch
 from megatron_ring.errors import UserError
 from tests.checkpoint.published import random_tensors, write_folder
 from tests.checkpoint.test_export_loads import SHAPE
+from tests.other_transformers import in_transformers
 
 REWARD = replace(SHAPE, head="score")
 LOAD = """
@@ -64,10 +62,7 @@ def test_transformers_gives_the_same_rewards(tmp_path: Path, run_on: Any) -> Non
         export_checkpoint(tmp_path / "ckpt", Path(folder), special_ids=(60, pad))
     generator = torch.Generator().manual_seed(2)
     rows = [[*torch.randint(0, 58, (n,), generator=generator).tolist(), 60] for n in (5, 12, 1, 23)]
-    env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")}
-    arguments = [json.dumps(folders), json.dumps(rows), str(tmp_path / "found.json")]
-    done = subprocess.run([sys.executable, "-c", LOAD, *arguments], env=env, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    in_transformers(LOAD, json.dumps(folders), json.dumps(rows), str(tmp_path / "found.json"), folder=tmp_path)
     expected = run_on(1, our_rewards, folders[0], rows)[0]
     assert max(expected) - min(expected) > 0.1
     for found in json.loads((tmp_path / "found.json").read_text()):

@@ -120,7 +120,7 @@ class BailingMoeSparseMLP(nn.Module):
         self.chosen, self.renormalise = config.num_experts_per_tok, config.norm_topk_prob
         self.gate = nn.Linear(config.hidden_size, config.num_experts, bias=False)
         if config.moe_router_enable_expert_bias:
-            self.gate.register_buffer("expert_bias", torch.zeros(config.num_experts))
+            self.gate.expert_bias = nn.Parameter(torch.zeros(config.num_experts), requires_grad=False)
         width = config.moe_intermediate_size
         self.experts = nn.ModuleList(BailingMoeMLP(config.hidden_size, width) for _ in range(config.num_experts))
         self.shared_experts = None
@@ -165,7 +165,11 @@ class BailingMoePreTrainedModel(PreTrainedModel):  # type: ignore[misc]
     _no_split_modules = ("BailingMoeDecoderLayer",)
     _supports_sdpa = True
     _supports_cache_class = True
-    _keep_in_fp32_modules_strict = ("expert_bias",)
+
+    def __init__(self, config: BailingMoeConfig, *more: Any, **named: Any) -> None:
+        super().__init__(config, *more, **named)
+        if config.moe_router_enable_expert_bias:  # transformers 4.57 refuses names that no parameter has
+            self._keep_in_fp32_modules_strict = {*(self._keep_in_fp32_modules_strict or ()), "expert_bias"}
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear | nn.Embedding):
