@@ -85,7 +85,7 @@ $(TRANSFORMERS4)/done: $(STAMP)
 	@touch $@
 
 test: venv $(SMOLLM2) $(TRITON) ## every test (ARGS= for pytest)
-	@echo "test: all tests on two workers, about a quarter of an hour"
+	@echo "test: all tests on two workers, about 17 minutes"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-transformers4: venv $(TRANSFORMERS4)/done ## the tests of exported folders in transformers 4.57 (ARGS= for pytest)

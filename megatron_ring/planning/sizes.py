@@ -16,7 +16,7 @@ MOMENTS = {"fp32": 4, "bf16": 2}
 USABLE = 0.9
 """Part of a GPU's memory that the plan of a chosen size may fill: plans are right to a few per cent."""
 LENGTHS = (65_536, 49_152, 32_768, 24_576, 16_384, 12_288, 8192, 6144, 4096, 3072, 2048, 1024)
-"""Lengths of a micro-batch to choose from. Longer ones were not faster where it was measured."""
+"""Lengths of a micro-batch to choose from. Longer ones have not been measured."""
 CPU_LENGTH = 8192
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -59,7 +60,7 @@ class Progress:
         return "repetition" if self.reason == "repetition" else None
 
 
-class Answer:
+class Answer(ABC):
     """What both interfaces share. `feed` takes updates and gives the events of a stream; `whole` is all of it at the end."""
 
     kind = ""
@@ -113,14 +114,15 @@ class Answer:
             return []
         return [event | self.head for event in self._events(place, pieces, tokens, scores, first)]
 
+    @abstractmethod
     def _events(
         self, place: int, pieces: list[Piece], tokens: list[int], scores: list[TokenScore], first: bool
     ) -> Iterator[dict[str, Any]]:
-        raise NotImplementedError
+        """What is new of a choice, as events of the stream."""
 
+    @abstractmethod
     def whole(self) -> dict[str, Any]:
         """The answer in one piece, when all is there."""
-        raise NotImplementedError
 
     def last_event(self) -> list[dict[str, Any]]:
         """The counts at the end of a stream, where they are asked for."""
