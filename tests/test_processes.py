@@ -99,7 +99,7 @@ def test_ranks_are_as_under_torchrun(tmp_path: Path) -> None:
     (tmp_path / "ranks.py").write_text(
         "import json, os, sys, time\n"
         "here = {name: os.environ.get(name) for name in ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'LOCAL_WORLD_SIZE')}\n"
-        "print(json.dumps(here | {'leads': os.getsid(0) == os.getpid()}), flush=True)\n"
+        "print(json.dumps(here | {'leads': os.getsid(0) == os.getpid()}) + '\\n', end='', flush=True)  # one write\n"
         "if sys.argv[1] == 'fail' and here['RANK'] == '1': sys.exit(3)\n"
         "if sys.argv[1] != 'end': time.sleep(60)\n"
     )

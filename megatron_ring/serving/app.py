@@ -23,7 +23,7 @@ from megatron_ring.sampler.engine import Engine
 from megatron_ring.serving import protocol
 from megatron_ring.serving.answers import ChatAnswer, CompletionAnswer
 from megatron_ring.serving.dispatcher import Dispatcher
-from megatron_ring.serving.failures import ApiError, bad
+from megatron_ring.serving.failures import ApiError, Unread, bad
 from megatron_ring.serving.prompts import tokens_of_chat, tokens_of_text
 from megatron_ring.serving.sampling import GONE, Sampling
 from megatron_ring.serving.statistics import Statistics
@@ -78,11 +78,10 @@ class Service:
                 response = await handler(request)
             except ApiError as error:
                 headers = {"retry-after": "1"} if error.status in (429, 503) else {}
-                if error.status in (408, 413):
-                    headers["connection"] = "close"  # the rest of the body is not read
                 if error.status == 401:
                     headers["www-authenticate"] = "Bearer"
-                response = JSONResponse(error.to_json(), error.status, headers)
+                form = Unread if error.status in (401, 403, 408, 413) else JSONResponse
+                response = form(error.to_json(), error.status, headers)
             except ClientDisconnect:
                 response = Response(status_code=GONE)
             self.statistics.requests[path, response.status_code] += 1
