@@ -55,6 +55,13 @@ def tasks_of(tasks: str) -> list[str]:
     return names
 
 
+def item_seed(seed: int, task: str, number: int) -> int:
+    """The package's seed of an item. Hashed: item i of seed s is item 0 of seed s + i there, so neighbouring seeds would
+    overlap."""
+    text = f"{seed}/{task}/{number}"
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "big") >> 1
+
+
 def draw(options: GymDataOptions, gym: Any) -> Iterator[PromptRecord]:
     """Distinct problems, one at a time. Raises `UserError` for a task that is used up."""
     names = tasks_of(options.tasks)
@@ -63,10 +70,8 @@ def draw(options: GymDataOptions, gym: Any) -> Iterator[PromptRecord]:
     for number in range(options.count):
         name = names[number % len(names)]
         for _ in range(MAX_DUPLICATES):
-            # Hashed: item i of seed s is item 0 of seed s + i there, so neighbouring seeds would overlap.
-            text = f"{options.seed}/{name}/{attempts[name]}"
+            seed = item_seed(options.seed, name, attempts[name])
             attempts[name] += 1
-            seed = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "big") >> 1
             record = prompt_from_json(convert(name, gym.create_dataset(name, size=1, seed=seed)[0]))
             if record.messages[0].content not in seen:
                 break

@@ -27,11 +27,13 @@ from megatron_ring.errors import run_main
 
 if TYPE_CHECKING or __package__:
     from tools import study_c3po, study_epochs, study_stages
+    from tools.study_edition import Edition
     from tools.study_jobs import Job, is_finished, run_jobs
 else:
     import study_c3po
     import study_epochs
     import study_stages
+    from study_edition import Edition
     from study_jobs import Job, is_finished, run_jobs
 
 
@@ -48,6 +50,9 @@ class Flags:
     """Write the tables into study-NAME.md, figures and numbers beside it (default: print the tables)."""
     seeds: tuple[int, ...] = (1, 2, 3)
     """Seeds of data, weights and sampling."""
+    start: Path | None = None
+    """A pretrained start for one GPU, as tools/upcycle.py writes it: problems of reasoning-gym with worked solutions, and
+    sizes for a GPU (default: ring-tiny from random weights, for a CPU)."""
     beside: int = 2
     """Processes at a time, one thread each."""
     quick: bool = False
@@ -95,6 +100,7 @@ def main(flags: Flags) -> None:
             wanted |= set(job.needs) if job.name in wanted else set()
         jobs = [job for job in jobs if job.name in wanted]
     if flags.dry_run:
+        print(f"dry run: the study of {flags.name} has {len(jobs)} jobs here, nothing is started")
         for job in jobs:
             print(f"{'finished' if is_finished(job, flags.out) else 'missing':<9}{job.name}\n    {job.text()}")
         return
@@ -105,7 +111,7 @@ def main(flags: Flags) -> None:
 
 def epoch_sizes(flags: Flags) -> study_epochs.Sizes:
     """How much of everything in the study of epochs."""
-    sizes = study_epochs.QUICK if flags.quick else study_epochs.FULL
+    sizes = sizes_of(flags, study_epochs)
     counts = tuple(sorted(flags.epochs or sizes.counts))
     return replace(sizes, counts=counts, one_run=flags.one_run, every=flags.every or sizes.every)
 
@@ -115,7 +121,15 @@ def jobs_of(flags: Flags) -> list[Job]:
     if flags.name == "epochs":
         return study_epochs.jobs(flags.out, flags.seeds, epoch_sizes(flags))
     study = study_c3po if flags.name == "c3po" else study_stages
-    return study.jobs(flags.out, list(flags.seeds), study.QUICK if flags.quick else study.FULL)
+    return study.jobs(flags.out, list(flags.seeds), sizes_of(flags, study))
+
+
+def sizes_of(flags: Flags, study: Any) -> Any:
+    """How much of everything, for the start that was asked for."""
+    if flags.start is None:
+        return study.QUICK if flags.quick else study.FULL
+    require(flags.dry_run or flags.start.is_dir(), f"--start {flags.start}: no such folder")
+    return replace(study.QUICK if flags.quick else study.GPU, edition=Edition(flags.start.resolve()))
 
 
 def page_of(flags: Flags) -> tuple[dict[str, str], dict[str, Any], dict[str, Any]]:

@@ -10,15 +10,13 @@ from typing import TYPE_CHECKING
 from megatron_ring.analysis.study_c3po import COLLAPSE, STEADY, TIMED, page
 
 if TYPE_CHECKING or __package__:
+    from tools.study_edition import TINY, Edition
     from tools.study_jobs import Checkpoint, Job
 else:
+    from study_edition import TINY, Edition
     from study_jobs import Checkpoint, Job
 
-DIFFICULTY = ("arithmetic.terms=3", "linear.solution=9", "linear.constant=20", "division.dividend=499", "division.gcd=99",
-              "units.speed=49", "units.whole=12")  # fmt: skip
-__all__ = ["FULL", "QUICK", "Sizes", "jobs", "page"]
-
-ENTROPY_BAND = ("0.15", "0.30")
+__all__ = ["FULL", "GPU", "QUICK", "Sizes", "jobs", "page"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +37,7 @@ class Sizes:
     samples: int = 16
     budget: int = 6144
     new_tokens: int = 80
+    edition: Edition = TINY
 
     @property
     def budget_flags(self) -> tuple[str, ...]:
@@ -49,38 +48,38 @@ FULL = Sizes()
 # A few steps of everything, to see that it works.
 QUICK = Sizes(train=200, validation=40, rl=60, heldout=20, epochs=2, repeated=40, repeat_epochs=2, steps=3,
               timed_steps=3, prompts=4, fewer_prompts=3, samples=4, budget=200, new_tokens=30)  # fmt: skip
+# On one GPU, from a pretrained start.
+GPU = replace(FULL, train=12_000, rl=6_000, heldout=400, epochs=2, repeated=1_500, repeat_epochs=16, steps=100,
+              timed_steps=24, prompts=64, fewer_prompts=45, budget=81_920, new_tokens=384)  # fmt: skip
 
 
 def data_job(name: str, seed: int, sizes: Sizes, out: Path, *more: str) -> Job:
-    flags = ("--train", str(sizes.train), "--validation", str(sizes.validation), "--rl", str(sizes.rl), "--heldout",
-             str(sizes.heldout), "--guesses", "0.4", "--repeated", str(sizes.repeated))  # fmt: skip
-    command = ("tools/make_tiny_data.py", "--out", str(out / name), "--seed", str(seed), *flags, "--difficulty", *DIFFICULTY)
-    return Job(name, (*command, *more))
+    counts = ("--train", str(sizes.train), "--validation", str(sizes.validation), "--rl", str(sizes.rl), "--heldout",
+              str(sizes.heldout))  # fmt: skip
+    return Job(name, (*sizes.edition.data(out / name, seed, counts, "0.4", sizes.repeated), *more))
 
 
-def sft_job(name: str, seed: int, data: Path, run: Path, epochs: int, train: str, start: tuple[str | Checkpoint, ...],
-            needs: tuple[str, ...]) -> Job:  # fmt: skip
-    command = ("-m", "megatron_ring.sft", "--run-dir", str(run), *start, "--seed", str(seed), "--data.train",
+def sft_job(name: str, seed: int, data: Path, run: Path, epochs: int, train: str, sizes: Sizes, needs: tuple[str, ...],
+            start: Checkpoint | None = None) -> Job:  # fmt: skip
+    """`start`: instead of the edition's."""
+    origin = sizes.edition.origin if start is None else ("--init-from", start)
+    command = ("-m", "megatron_ring.sft", "--run-dir", str(run), *origin, "--seed", str(seed), "--data.train",
                str(data / train), "--data.validation", str(data / "sft_validation.jsonl"), "--data.tokenizer",
-               str(data / "tokenizer"), "--data.context-length", "512", "--data.global-batch", "1", "--epochs", str(epochs),
-               "--optimizer.lr", "1e-3", "--router.balance", "1e-2", "--router.z", "1e-4")  # fmt: skip
+               sizes.edition.tokenizer(data), *sizes.edition.batch, "--epochs", str(epochs), *sizes.edition.sft)  # fmt: skip
     return Job(name, command, needs)
 
 
-def choice_job(name: str, run: Path, needs: tuple[str, ...]) -> Job:
-    low, high = ENTROPY_BAND
-    flags = ("--run", str(run), "--entropy-low", low, "--entropy-high", high)
-    return Job(name, ("tools/select_checkpoint.py", *flags), needs)
+def choice_job(name: str, run: Path, sizes: Sizes, needs: tuple[str, ...]) -> Job:
+    return Job(name, ("tools/select_checkpoint.py", "--run", str(run), *sizes.edition.choice), needs)
 
 
 def rl_job(name: str, seed: int, data: Path, run: Path, start: Checkpoint, sizes: Sizes, steps: int, prompts: int,
            needs: tuple[str, ...], *more: str, file: str = "rl_prompts.jsonl", alone: bool = False) -> Job:  # fmt: skip
     command: tuple[str | Checkpoint, ...]
     command = ("-m", "megatron_ring.rl", "--run-dir", str(run), "--init-from", start, "--seed", str(seed), "--data.prompts",
-               str(data / file), "--data.tokenizer", str(data / "tokenizer"), "--data.micro-batch-tokens", "2048", "--steps",
-               str(steps), "--prompts-per-step", str(prompts), "--samples-per-prompt", str(sizes.samples),
-               "--sampling.max-new-tokens", str(sizes.new_tokens), "--keep-last", "1", "--optimizer.beta2", "0.99",
-               "--router.balance", "1e-2", "--router.z", "1e-4", "--rewards.workers", "1", *more)  # fmt: skip
+               str(data / file), "--data.tokenizer", sizes.edition.tokenizer(data), *sizes.edition.micro_batch,
+               "--steps", str(steps), "--prompts-per-step", str(prompts), "--samples-per-prompt", str(sizes.samples),
+               "--sampling.max-new-tokens", str(sizes.new_tokens), "--keep-last", "1", *sizes.edition.rl, *more)  # fmt: skip
     return Job(name, command, needs, alone)
 
 
@@ -88,8 +87,8 @@ def evaluation_job(name: str, seed: int, data: Path, start: Checkpoint, sizes: S
                    needs: tuple[str, ...]) -> Job:  # fmt: skip
     flags = ("--sampling.temperature", "1", "--sampling.top-p", "1", "--sampling.max-new-tokens", str(sizes.new_tokens))
     command = ("-m", "megatron_ring.evaluate", "--checkpoint", start, "--prompts", str(data / "heldout.jsonl"),
-               "--tokenizer", str(data / "tokenizer"), "--out", str(out / name), "--seed", str(seed), *flags,
-               "--rewards.workers", "1")  # fmt: skip
+               "--tokenizer", sizes.edition.tokenizer(data), "--out", str(out / name), "--seed", str(seed), *flags,
+               *(("--rewards.workers", "1") if sizes.edition == TINY else ()))  # fmt: skip
     return Job(name, command, needs)
 
 
@@ -103,7 +102,7 @@ def jobs(out: Path, seeds: list[int], sizes: Sizes) -> list[Job]:
             objective, prompts = _objective(setting.removeprefix("timed-"), sizes)
             name = f"seed-{seed}/{setting}"
             result.append(rl_job(name, seed, root / "data", out / name, chosen, sizes, sizes.timed_steps, prompts, needs,
-                                 *objective, *_calm(), "--save-every", str(sizes.timed_steps), alone=True))  # fmt: skip
+                                 *objective, *calm(sizes), "--save-every", str(sizes.timed_steps), alone=True))  # fmt: skip
     return result
 
 
@@ -114,11 +113,10 @@ def _seed_jobs(out: Path, seed: int, sizes: Sizes) -> list[Job]:
     over = Checkpoint(root / "over")
     result = [
         data_job(f"{at}/data", seed, sizes, out),
-        sft_job(f"{at}/sft", seed, data, root / "sft", sizes.epochs, "sft_train.jsonl", ("--preset", "ring-tiny"),
-                (f"{at}/data",)),
-        choice_job(f"{at}/choice", root / "sft", (f"{at}/sft",)),
-        sft_job(f"{at}/over", seed, data, root / "over", sizes.repeat_epochs, "sft_repeated.jsonl", ("--init-from", sft),
-                (f"{at}/choice",)),
+        sft_job(f"{at}/sft", seed, data, root / "sft", sizes.epochs, "sft_train.jsonl", sizes, (f"{at}/data",)),
+        choice_job(f"{at}/choice", root / "sft", sizes, (f"{at}/sft",)),
+        sft_job(f"{at}/over", seed, data, root / "over", sizes.repeat_epochs, "sft_repeated.jsonl", sizes,
+                (f"{at}/choice",), sft),
         evaluation_job(f"{at}/before-chosen", seed, data, sft, sizes, out, (f"{at}/choice",)),
         evaluation_job(f"{at}/before-over", seed, data, over, sizes, out, (f"{at}/over",)),
     ]  # fmt: skip
@@ -128,7 +126,7 @@ def _seed_jobs(out: Path, seed: int, sizes: Sizes) -> list[Job]:
         objective, prompts = _objective(setting.removeprefix("over-").removeprefix("chosen-"), of)
         name = f"{at}/{setting}"
         result.append(rl_job(name, seed, data, out / name, start, sizes, sizes.steps, prompts, (needs,), *objective,
-                             *(_hot() if setting in COLLAPSE else _calm())))  # fmt: skip
+                             *(hot(sizes) if setting in COLLAPSE else calm(sizes))))  # fmt: skip
         result.append(evaluation_job(f"{name}-after", seed, data, Checkpoint(out / name), sizes, out, (name,)))
     return result
 
@@ -140,14 +138,14 @@ def _objective(name: str, sizes: Sizes) -> tuple[tuple[str, ...], int]:
     return ("--objective.name", "grpo"), sizes.fewer_prompts if name == "grpo-fewer" else sizes.prompts
 
 
-def _calm() -> tuple[str, ...]:
-    """Rate and KL of examples/tiny."""
-    return ("--objective.kl-beta", "0.05", "--optimizer.lr", "2e-4", "--optimizer.schedule", "cosine")
+def calm(sizes: Sizes) -> tuple[str, ...]:
+    """Rate and KL weight of the edition; on a CPU those of examples/tiny."""
+    return ("--objective.kl-beta", sizes.edition.kl, "--optimizer.lr", sizes.edition.rate, "--optimizer.schedule", "cosine")
 
 
-def _hot() -> tuple[str, ...]:
-    """The report's KL weight and a constant rate, five times that of examples/tiny: to provoke a collapse."""
-    return ("--objective.kl-beta", "1e-3", "--optimizer.lr", "1e-3", "--optimizer.schedule", "constant")
+def hot(sizes: Sizes) -> tuple[str, ...]:
+    """The report's KL weight and a constant rate, five times the usual one, to provoke a collapse."""
+    return ("--objective.kl-beta", "1e-3", "--optimizer.lr", sizes.edition.hot_rate, "--optimizer.schedule", "constant")
 
 
 def _half(sizes: Sizes) -> Sizes:

@@ -23,7 +23,7 @@ else:
     import study_c3po as common
     from study_jobs import Checkpoint, Job
 
-__all__ = ["FULL", "QUICK", "Sizes", "jobs", "page"]
+__all__ = ["FULL", "GPU", "QUICK", "Sizes", "jobs", "page"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,9 @@ class Sizes(common.Sizes):
 FULL = Sizes()
 QUICK = Sizes(train=200, validation=40, rl=60, heldout=20, counts=(1, 2), steps=3, every=2, answers=1, prompts=4, samples=4,
               budget=200, new_tokens=30)  # fmt: skip
+# A start, its RL included, within 10 minutes.
+GPU = replace(FULL, train=12_000, rl=6_000, heldout=400, counts=(1, 2, 4), answers=2, steps=100, prompts=64, budget=81_920,
+              new_tokens=384)  # fmt: skip
 
 
 def jobs(out: Path, seeds: Sequence[int], sizes: Sizes) -> list[Job]:
@@ -53,20 +56,19 @@ def _seed_jobs(out: Path, seed: int, sizes: Sizes) -> list[Job]:
     at, root = f"seed-{seed}", out / f"seed-{seed}"
     result = [common.data_job(f"{at}/data", seed, sizes, out)]
     if sizes.one_run:
-        result.append(_sft(f"{at}/sft", seed, root, root / "sft", max(sizes.counts)))
+        result.append(_sft(f"{at}/sft", seed, root, root / "sft", max(sizes.counts), sizes))
     for epochs in sizes.counts:
         name = f"{at}/sft" if sizes.one_run else f"{at}/sft-{epochs}"
         start = Checkpoint(out / name, epochs) if sizes.one_run else Checkpoint(out / name)
         if not sizes.one_run:
-            run = _sft(name, seed, root, out / name, epochs)
+            run = _sft(name, seed, root, out / name, epochs, sizes)
             result.append(replace(run, command=(*run.command, "--keep-last", "1")))
         result += _start_jobs(out, seed, sizes, epochs, start, name)
     return result
 
 
-def _sft(name: str, seed: int, root: Path, run: Path, epochs: int) -> Job:
-    fresh = ("--preset", "ring-tiny")
-    return common.sft_job(name, seed, root / "data", run, epochs, "sft_train.jsonl", fresh, (f"seed-{seed}/data",))
+def _sft(name: str, seed: int, root: Path, run: Path, epochs: int, sizes: Sizes) -> Job:
+    return common.sft_job(name, seed, root / "data", run, epochs, "sft_train.jsonl", sizes, (f"seed-{seed}/data",))
 
 
 def _start_jobs(out: Path, seed: int, sizes: Sizes, epochs: int, start: Checkpoint, needs: str) -> list[Job]:
@@ -75,7 +77,6 @@ def _start_jobs(out: Path, seed: int, sizes: Sizes, epochs: int, start: Checkpoi
     before, rl, result = (f"{at}/{kind}-{epochs}" for kind in ("before", "rl", "result"))
     evaluated = ("--evaluation.prompts", str(data / "heldout.jsonl"), "--evaluation.every", str(sizes.every),
                  "--evaluation.samples-per-problem", str(sizes.answers), "--evaluation.top-p", "1")  # fmt: skip
-    calm = ("--objective.kl-beta", "0.05", "--optimizer.lr", "2e-4", "--optimizer.schedule", "cosine")
     first = common.evaluation_job(before, seed, data, start, sizes, out, (needs,))
     file = out / RESULTS / f"seed-{seed}-epochs-{epochs}.json"
     gathered = ("tools/study_result.py", "--seed", str(seed), "--epochs", str(epochs), "--sft", str(start.run), "--rl",
@@ -84,6 +85,6 @@ def _start_jobs(out: Path, seed: int, sizes: Sizes, epochs: int, start: Checkpoi
     return [
         replace(first, command=(*first.command, "--samples-per-problem", str(sizes.answers))),
         common.rl_job(rl, seed, data, out / rl, start, sizes, sizes.steps, sizes.prompts, (needs,), "--objective.name",
-                      "c3po", *sizes.budget_flags, *calm, *evaluated),
+                      "c3po", *sizes.budget_flags, *common.calm(sizes), *evaluated),
         Job(result, gathered, (before, rl)),
     ]  # fmt: skip

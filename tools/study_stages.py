@@ -16,11 +16,11 @@ else:
     import study_c3po as common
     from study_jobs import Checkpoint, Job
 
-__all__ = ["FULL", "QUICK", "jobs", "page"]
+__all__ = ["FULL", "GPU", "QUICK", "jobs", "page"]
 
 FULL = replace(common.FULL, train=6000, validation=250, rl=1750, heldout=750, repeated=0)
 QUICK = replace(common.QUICK, train=250, validation=50, rl=100, heldout=25, repeated=0, steps=5, budget=150)
-MATH, APPLIED = ("arithmetic", "linear", "division"), ("units", "code")
+GPU = replace(common.GPU, repeated=0)
 
 
 def jobs(out: Path, seeds: list[int], sizes: common.Sizes) -> list[Job]:
@@ -30,7 +30,7 @@ def jobs(out: Path, seeds: list[int], sizes: common.Sizes) -> list[Job]:
 
 def math_steps(sizes: common.Sizes) -> int:
     """Steps of the first stage: as large a part as its problems have among all."""
-    return round(sizes.steps * len(MATH) / len(MATH + APPLIED))
+    return round(sizes.steps * sizes.edition.math_share)
 
 
 def _seed_jobs(out: Path, seed: int, sizes: common.Sizes) -> list[Job]:
@@ -38,9 +38,9 @@ def _seed_jobs(out: Path, seed: int, sizes: common.Sizes) -> list[Job]:
     root, data = out / at, out / at / "data"
     start = Checkpoint(root / "sft")
     first, second = Checkpoint(root / "math"), Checkpoint(root / "applied")
-    flags = ("--families", *MATH, *APPLIED, "--parts", f"math={','.join(MATH)}", f"applied={','.join(APPLIED)}")
     # A constant rate: a decay would favour whichever comes last. One KL weight; each run's reference is its own start.
-    rl = ("--objective.name", "c3po", *sizes.budget_flags, "--objective.kl-beta", "0.05", "--optimizer.lr", "2e-4")
+    rl = ("--objective.name", "c3po", *sizes.budget_flags, "--objective.kl-beta", sizes.edition.kl, "--optimizer.lr",
+          sizes.edition.rate)  # fmt: skip
     stages = (math_steps(sizes), sizes.steps - math_steps(sizes))
 
     def evaluation(name: str, checkpoint: Checkpoint, needs: str) -> Job:
@@ -51,8 +51,8 @@ def _seed_jobs(out: Path, seed: int, sizes: common.Sizes) -> list[Job]:
                              (f"{at}/{needs}",), *rl, file=file)  # fmt: skip
 
     return [
-        common.data_job(f"{at}/data", seed, sizes, out, *flags),
-        common.sft_job(f"{at}/sft", seed, data, root / "sft", sizes.epochs, "sft_train.jsonl", ("--preset", "ring-tiny"),
+        common.data_job(f"{at}/data", seed, sizes, out, *sizes.edition.parts),
+        common.sft_job(f"{at}/sft", seed, data, root / "sft", sizes.epochs, "sft_train.jsonl", sizes,
                        (f"{at}/data",)),
         evaluation("before", start, "sft"),
         train("math", start, stages[0], "sft", "rl_prompts_math.jsonl"),

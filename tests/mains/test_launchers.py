@@ -71,7 +71,7 @@ FIGURES: dict[str, list[str]] = {
     "tiny/pretrain": ["16 sequences x 256 tokens", "895,616 parameters"],
     "tiny/layouts": ["2 GPU(s): TP=2 PP=1 EP=1", "2 GPU(s): TP=1 PP=1 EP=2", "2 GPU(s): TP=1 PP=2 EP=1"],
 }  # fmt: skip
-WITHOUT_MAIN = {"convert", "export", "select", "data", "pretrain_data", "write"}
+WITHOUT_MAIN = {"convert", "export", "select", "data", "pretrain_data", "write", "start", "c3po", "epochs", "stages"}
 
 
 def dry_run(launcher: str, out: Path, *flags: str, **settings: str) -> subprocess.CompletedProcess[str]:

@@ -17,9 +17,16 @@ import pytest
 
 from megatron_ring.analysis.study import STEADINESS, as_json, by_setting, measure_all, read_cell
 from megatron_ring.analysis.study_tables import table
+from megatron_ring.config.cli import parse
+from megatron_ring.config.evaluate import EvaluateConfig
+from megatron_ring.config.rl import RLConfig
+from megatron_ring.config.sft import SFTConfig
 from tests.mains.conftest import command_of_tool, run, start
 from tests.processes import forked_python
 from tools import study_c3po, study_epochs, study_stages
+from tools.make_worked_gym_data import WorkedGymOptions
+from tools.select_checkpoint import Flags as SelectFlags
+from tools.study_edition import Edition
 from tools.study_jobs import Checkpoint, Job, check, is_finished, run_jobs
 
 SEEDS = (1, 2)
@@ -134,6 +141,31 @@ def test_declared_jobs_fit_together(tmp_path: Path, study: Any, one_run: bool) -
             if isinstance(part, Checkpoint):
                 assert str(part.run.relative_to(tmp_path)) in written
     assert not list(tmp_path.iterdir()), "declaring writes nothing"
+
+
+@pytest.mark.parametrize("study", [study_c3po, study_stages, study_epochs])
+def test_from_a_pretrained_start_every_command_is_one_that_its_main_takes(tmp_path: Path, study: Any) -> None:
+    """The jobs are those of the CPU's edition; model, tokenizer, data and sizes are others."""
+    start = tmp_path / "start"
+    sizes = replace(study.GPU, edition=Edition(start))
+    if study is study_epochs:
+        sizes = replace(sizes, counts=study.FULL.counts)
+    jobs, usual = study.jobs(tmp_path, [1], sizes), study.jobs(tmp_path, [1], study.FULL)
+    assert [(job.name, job.needs) for job in jobs] == [(job.name, job.needs) for job in usual]
+    mains = {"megatron_ring.sft": SFTConfig, "megatron_ring.rl": RLConfig, "megatron_ring.evaluate": EvaluateConfig}
+    tools = {"tools/make_worked_gym_data.py": WorkedGymOptions, "tools/select_checkpoint.py": SelectFlags}
+    for job in jobs:
+        first, *rest = (str(part) for part in job.command)
+        kind, words = (mains[rest[0]], rest[1:]) if first == "-m" else (tools.get(first), rest)
+        if kind is None:
+            assert first == "tools/study_result.py"
+            continue
+        given = parse(kind, first, "", words)
+        if isinstance(given, (SFTConfig, RLConfig)):
+            assert given.data.tokenizer == start and (given.init_from == start) == (
+                job.name == "seed-1/sft" or "sft-" in job.name
+            )
+    assert not list(tmp_path.iterdir())
 
 
 def test_epochs_have_a_run_each_or_share_one(tmp_path: Path) -> None:
