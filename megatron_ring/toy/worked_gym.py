@@ -45,8 +45,8 @@ def response(task: str, item: Item, legs: Mapping[str, int] | None = None) -> st
         legs: legs of each animal; for leg_counting.
 
     Raises:
-        ValueError: the way does not come to the item's answer, which is then not what its question asks for (number_filtering
-            writes one of two equal numbers for both), or leads through fractions.
+        ValueError: the way does not come to the item's answer, which is then not what its question asks for
+            (number_filtering writes one of two equal numbers for both), or it leads through fractions.
     """
     data = item["metadata"]
     lines = list(animals(data["animals"], legs or {}) if task == "leg_counting" else WAYS[task](data))
