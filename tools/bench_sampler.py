@@ -6,8 +6,10 @@ allow, both measured in the same run. Prints one JSON object.
     python tools/bench_sampler.py --preset ring-lite --prompts 64 --samples 16 --new-tokens 8192 --lengths long-tail
     python tools/bench_sampler.py --preset ring-lite --prompts 128 --samples 1 --prompt-tokens 512 --mixed-settings
 
-The floor counts what every step must read (weights once, the embedding aside, and the keys and values of its sequences) and
-what prefill must multiply; a better sampler could not be faster on this machine.
+The floor of a decoding pass is the longer of two times: to read what it must (weights once, the embedding aside, and the
+keys and values of its sequences), and to multiply what it must. Of prefill it is the products. A better sampler could not be
+faster on this machine. "decode_bound_by_reading" is the share of the passes for which reading takes longer;
+"decode_of_floor_sum" is against both times added: what kernels can reach that do not overlap them.
 """
 
 from __future__ import annotations
@@ -40,10 +42,12 @@ if TYPE_CHECKING:  # `tools` may be a package of someone else's; a script's own 
     from tools.bench_sampler_figure import Turn, draw
     from tools.bench_sampler_mix import decode, mixed
     from tools.sampler_flags import check_figure, check_lengths, check_sampling, named_as_here
+    from tools.sampler_floor import Floor
 else:
     from bench_sampler_figure import Turn, draw
     from bench_sampler_mix import decode, mixed
     from sampler_flags import check_figure, check_lengths, check_sampling, named_as_here
+    from sampler_floor import Floor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,14 +163,7 @@ class Watch:
     """Times the steps of a sampler, and adds up the least time that they could take."""
 
     def __init__(self, sampler: Sampler, rates: dict[str, float]) -> None:
-        self.model, self.rates = sampler.model, rates
-        shape, tensor = sampler.model.ring_config, sampler.context.config.tensor
-        self.expert_ranks = sampler.context.config.expert
-        sizes = {name: p.nbytes for name, p in self.model.named_parameters() if not name.startswith("embedding")}
-        self.experts = sum(size for name, size in sizes.items() if ".experts." in name and ".shared_experts." not in name)
-        self.others = sum(sizes.values()) - self.experts
-        heads, itemsize = shape.num_key_value_heads // tensor, next(self.model.parameters()).itemsize
-        self.token_bytes = 2 * len(self.model.local_layers) * heads * shape.head_dim * itemsize
+        self.least = Floor.of(sampler, rates)
         runner = sampler.runner
         self.run, runner.forward = runner.forward, self.step  # type: ignore[method-assign]
         self.start()
@@ -175,6 +172,8 @@ class Watch:
         self.seconds = {"decode": 0.0, "prefill": 0.0}  # steps that only decode, and the others
         self.floor = {"decode": 0.0, "prefill": 0.0}
         self.decoded = {"decode": 0, "prefill": 0}
+        self.floor_sum = {"decode": 0.0, "prefill": 0.0}  # of decoding alone: both times
+        self.passes = self.reading_longer = 0
         self.prefilled = self.widest = 0
         self.turns: list[Turn] = []
         self.began = time.perf_counter()
@@ -186,9 +185,12 @@ class Watch:
         began, before = time.perf_counter(), self.floor[kind]
         for turn in range(step.horizon if step.decoding else 0):
             held = sum(sequence.cached + 1 + turn for sequence in step.decoding)
-            read = self.others + self.chosen(len(step.decoding)) * self.experts + held * self.token_bytes
-            self.floor[kind] += read / self.rates["read_gb_per_second"] / 1e9
-        self.floor[kind] += sum(self.prefill_flops(c.start, c.count) for c in step.chunks) / self.rates["gemm_tflops"] / 1e12
+            reading, multiplying = self.least.decoding(len(step.decoding), held)
+            self.floor[kind] += max(reading, multiplying)
+            self.floor_sum[kind] += reading + multiplying
+            self.passes += 1
+            self.reading_longer += reading >= multiplying
+        self.floor[kind] += sum(self.least.prefill(chunk.start, chunk.count) for chunk in step.chunks)
         self.prefilled += sum(chunk.count for chunk in step.chunks)
         found = self.run(step, shape, meanwhile)
         sampled = found[0]
@@ -200,24 +202,6 @@ class Watch:
         self.turns.append(Turn(end - self.began, end - began, self.floor[kind] - before, tokens, len(step.decoding)))
         self.widest = max(self.widest, len(step.decoding))
         return found
-
-    def chosen(self, tokens: int) -> float:
-        """The share of the experts that so many tokens of each rank choose, were every choice as likely."""
-        shape, ranks = self.model.ring_config, self.expert_ranks
-        return 1 - (1 - shape.experts_per_token / shape.num_experts) ** (tokens * ranks)
-
-    def prefill_flops(self, start: int, count: int) -> float:
-        """Of the layers for `count` tokens from position `start`; no logits are made."""
-        if TYPE_CHECKING:
-            from tools.bench_train_work import training_flops
-        else:
-            from bench_train_work import training_flops
-        shape = self.model.ring_config
-
-        def up_to(tokens: int) -> float:
-            return training_flops(shape, [tokens]) / 3 - 2.0 * tokens * shape.hidden_size * shape.vocab_size
-
-        return up_to(start + count) - up_to(start)
 
 
 def measure(
@@ -248,6 +232,8 @@ def measure(
                 "decode_tokens_per_second": watch.decoded["decode"] / watch.seconds["decode"],
                 "decode_floor_tokens_per_second": watch.decoded["decode"] / watch.floor["decode"],
                 "decode_of_floor": watch.floor["decode"] / watch.seconds["decode"],
+                "decode_of_floor_sum": watch.floor_sum["decode"] / watch.seconds["decode"],
+                "decode_bound_by_reading": watch.reading_longer / max(1, watch.passes),
                 "prefill_tokens_per_second": watch.prefilled / watch.seconds["prefill"],
                 "prefill_of_floor": watch.floor["prefill"] / watch.seconds["prefill"],
                 "host_share": 1 - sum(watch.seconds.values()) / whole,

@@ -8,14 +8,22 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from megatron_ring.config.declarations import parameter_counts
+from megatron_ring.config.presets import get_preset
 from megatron_ring.errors import NotFiniteError, UserError
 from tests.conftest import ROOT
 from tests.processes import run
+
+sys.path.insert(0, str(ROOT / "tools"))  # as when the tool itself runs
+
+from sampler_floor import Floor
+
 from tools.bench_sampler_figure import Turn, binned
 from tools.sampler_flags import named_as_here
 
@@ -45,6 +53,7 @@ def test_bench_sampler(lengths: str) -> None:
     assert ring["decode_tokens_per_second"] / ring["decode_floor_tokens_per_second"] == pytest.approx(
         ring["decode_of_floor"], rel=0.5  # medians of different runs
     )  # fmt: skip
+    assert ring["decode_of_floor"] < ring["decode_of_floor_sum"] and 0 <= ring["decode_bound_by_reading"] <= 1
     assert out["read_gb_per_second"] > 0 and 0 <= ring["host_share"] < 1
 
 
@@ -84,6 +93,24 @@ def test_the_figure(tmp_path: Path) -> None:
     done = bench("--prompts", "3", "--samples", "2", "--repeats", "1", "--figure", str(tmp_path / "a.PNG"))
     assert done.returncode == 0 and json.loads(done.stdout)["ring"]["tokens"] == 6 * 64, done.stderr
     assert (tmp_path / "a.PNG").stat().st_size > 5000
+
+
+def test_the_floor_counts_bytes_and_products() -> None:
+    """Of a pass over the 28 layers, worked out again from the published shape."""
+    shape = get_preset("ring-lite")
+    floor = Floor(shape, {"read_gb_per_second": 4e3, "gemm_tflops": 800.0}, 1, 1, 3e10, 2e9, 28 * 2 * 4 * 128 * 2)
+    reading, multiplying = floor.decoding(1, 1)
+    assert reading == pytest.approx((2e9 + 6 / 64 * 3e10 + 28 * 2 * 4 * 128 * 2) / 4e12)
+    active = parameter_counts(shape)[1] - shape.vocab_size * shape.hidden_size  # the embedding multiplies nothing
+    assert multiplying == pytest.approx(2 * active / 8e14, rel=1e-3)
+    assert floor.decoding(1, 10_001)[1] - multiplying == pytest.approx(28 * 4 * 16 * 128 * 10_000 / 8e14)
+    # Each of 2,048 rows has 400 tokens: every expert is read, and the products are those of as many rows.
+    reading, wide = floor.decoding(2048, 2048 * 400)
+    assert reading == pytest.approx((3.2e10 + 2048 * 400 * floor.token_bytes) / 4e12)
+    assert wide == pytest.approx(2048 * floor.decoding(1, 400)[1])
+    assert replace(floor, tensor=2).decoding(8, 80)[1] == floor.decoding(8, 80)[1] / 2
+    # A prompt's chunks add up to the prompt.
+    assert floor.prefill(0, 512) == pytest.approx(sum(floor.prefill(start, 128) for start in range(0, 512, 128)))
 
 
 def test_what_the_figure_shows() -> None:
