@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 from megatron_ring.config.checks import require
 from megatron_ring.config.data import Columns
 from megatron_ring.config.epochs import EpochsConfig, check_batch
-from megatron_ring.config.metadata import BY_CONTENT
+from megatron_ring.config.metadata import BY_CONTENT, MAY_CHANGE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +34,9 @@ class SFTDataConfig(Columns):
     alone; or only those that it marks to be trained (`weight` 0 or 1, `train` true or false)."""
     control_tokens: Literal["error", "drop", "keep"] = "error"
     """What becomes of conversations whose texts spell a control token, such as the end of a text."""
+    cache: Path | None = field(default=None, metadata=MAY_CHANGE)
+    """Folder for the tokenised conversations, which all runs over a file share (default: `.tokenized` beside the file, or,
+    where that cannot be written, in the run directory)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
