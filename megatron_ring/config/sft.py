@@ -22,7 +22,9 @@ class SFTDataConfig(Columns):
     validation: Path | None = field(default=None, metadata=BY_CONTENT)
     """SFT file measured at the end of each epoch (loss and entropy); never trained on."""
     tokenizer: Path = field(metadata=BY_CONTENT)
-    """Tokenizer directory in Hugging Face layout, chat template included."""
+    """Tokenizer directory in Hugging Face layout, or a sentencepiece .model file."""
+    chat_template: Path | None = field(default=None, metadata=MAY_CHANGE)
+    """File of the chat template in Jinja, in place of the tokenizer's own."""
     context_length: int = 32_768
     """Length of a packed sequence (tokens)."""
     global_batch: int = 256

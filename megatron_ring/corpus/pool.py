@@ -19,6 +19,10 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+class WorkerKilledError(UserError):
+    """A worker process was killed; what it did can be done again."""
+
+
 class WorkerPool(Generic[Item, Result]):
     """`workers` processes, or this one where one is enough. Use as a context manager.
 
@@ -60,7 +64,7 @@ class WorkerPool(Generic[Item, Result]):
                 first, result = waiting.popleft()
                 yield first, result.result()
         except BrokenProcessPool:
-            raise UserError(f"a worker was killed, likely for want of memory: {self._mend}") from None
+            raise WorkerKilledError(f"a worker was killed, likely for want of memory: {self._mend}") from None
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
         """Another piece of work, for a worker that is free."""

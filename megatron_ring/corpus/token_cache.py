@@ -15,15 +15,15 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ def open_store(
     check_file(job.path)
     digest = FileDigest.of(job.path, folders)
     content = _content_of(job, digest)
-    key = hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
+    key = key_of(content)
     for folder in folders:
         found = _whole(folder / f"sft-{key}", key)
         if found is not None:
@@ -118,11 +118,34 @@ def _build(
     if not apart:
         work()
         return
+    context = get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_report, args=(work, sender, os.getpid()), name="tokenize")
+    process.start()
+    sender.close()
     try:
-        with ProcessPoolExecutor(1, get_context("spawn"), die_with_parent) as pool:
-            pool.submit(work).result()
-    except BrokenProcessPool:
+        raised = receiver.recv()
+    except EOFError:
         raise UserError(f"{job.path}: the process that tokenises it was killed: start again, it goes on") from None
+    finally:
+        process.kill()  # where Ctrl-C came
+        process.join()
+    if raised is not None:
+        raise raised
+
+
+def _report(work: Callable[[], None], sender: Connection, parent: int) -> None:
+    """Do it, and send what it raises."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process's to answer
+    die_with_parent()
+    if os.getppid() != parent:  # it was killed before that took effect
+        return
+    try:
+        work()
+    except Exception as error:
+        sender.send(error)
+    else:
+        sender.send(None)
 
 
 def _build_here(
@@ -172,6 +195,10 @@ def _first_writable(folders: Sequence[Path]) -> Path:
     raise UserError(f"{'; '.join(errors)}: give --data.cache a folder for tokenised conversations")
 
 
+def key_of(content: dict[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
 def _content_of(job: TokenizingJob, digest: FileDigest) -> dict[str, Any]:
     """All that decides which tokens a file becomes."""
     return {
@@ -198,12 +225,13 @@ def code_fingerprint() -> str:
 
 @dataclass(frozen=True)
 class FileDigest:
-    """SHA-256 of a file, and the size and times that it had before it was read. `noted`: whether a note says so already."""
+    """SHA-256 of a file, and the size and times that it had before it was read. `settled`: no later change can have left it
+    the same times, and no note says so already."""
 
     path: Path
     sha256: str
     mark: list[int]
-    noted: bool
+    settled: bool
 
     @classmethod
     def of(cls, path: Path, folders: Sequence[Path]) -> FileDigest:
@@ -214,15 +242,15 @@ class FileDigest:
             try:
                 noted = json.loads((folder / _note_of(path)).read_bytes())
                 if noted["mark"] == mark:
-                    return cls(path, str(noted["sha256"]), mark, True)
+                    return cls(path, str(noted["sha256"]), mark, False)
             except (OSError, ValueError, KeyError, TypeError):
                 continue
-        return cls(path, sha256_of(path), mark, False)
+        settled = time.time() - max(found.st_mtime, found.st_ctime) > SETTLED
+        return cls(path, sha256_of(path), mark, settled)
 
     def note(self, folder: Path) -> None:
-        """Note it, so that the file need not be read the next time, unless another change could have the same times."""
-        settled = time.time() - max(self.mark[-2:]) / 1e9 > SETTLED
-        if settled and not self.noted and os.access(folder, os.W_OK):
+        """Note it, so that the file need not be read the next time."""
+        if self.settled and os.access(folder, os.W_OK):
             said = json.dumps({"file": str(self.path), "mark": self.mark, "sha256": self.sha256})
             with contextlib.suppress(UserError):  # it only saves time
                 write_atomically(folder / _note_of(self.path), said.encode())

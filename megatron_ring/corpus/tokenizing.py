@@ -20,7 +20,7 @@ import numpy as np
 
 from megatron_ring.corpus.growing import GrowingFiles
 from megatron_ring.corpus.index_file import token_dtype, write_index
-from megatron_ring.corpus.pool import WorkerPool
+from megatron_ring.corpus.pool import WorkerKilledError, WorkerPool
 from megatron_ring.corpus.token_store import DATA, MANIFEST, SMALL, StoreManifest, small_digest
 from megatron_ring.data.fields import Fields
 from megatron_ring.data.files import SFTReader
@@ -107,15 +107,20 @@ def tokenize_file(
         with WorkerPool(_Work(job), workers, "give fewer --workers, or more memory") as pool:
             reader.begin_as(pool.submit(_first_form, job).result())
             _fill(job, files, state, pool, reader, tell)
+    except WorkerKilledError:
+        raise
+    except UserError:  # the file must change: this cannot be gone on with
+        files.remove()
+        raise
     finally:
         files.close()
     after = job.path.stat()
     if before is None or (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
-        shutil.rmtree(partial)
+        files.remove()
         raise UserError(f"{job.path}: changed while it was read: leave it alone, and start again")
     left_out = state.sizes["left_out"] // 8
     if not state.sizes["lengths"]:
-        shutil.rmtree(partial)
+        files.remove()
         reader.check_some([None] * state.records)
         raise nothing_left(0, state.records, 0, left_out)
     reader.unread, reader.unread_columns = set(state.unread), set(state.unread_columns)

@@ -53,7 +53,7 @@ def plan_rl(config: RLConfig) -> None:
     data = _data_ranks(config.parallel, shape, world)
     config.check(data)
     config.check_model(shape)
-    tokenizer = checks.tokenizer(config.data.tokenizer, "--data.tokenizer", shape)
+    tokenizer = checks.tokenizer(config.data.tokenizer, "--data.tokenizer", shape, config.data.chat_template)
     whole_groups = config.budget.max_cuts is None
     prompts = checks.prompts(
         config.data.prompts, "--data.prompts", config.rewards, config.data, config.steps, whole_groups
@@ -136,7 +136,7 @@ def _plan_epochs(
     )
     ranks = _data_ranks(config.parallel, shape, world)
     config.check(ranks)
-    tokenizer = checks.tokenizer(config.data.tokenizer, "--data.tokenizer", shape)
+    tokenizer = checks.tokenizer(config.data.tokenizer, "--data.tokenizer", shape, config.data.chat_template)
     steps = None
     missing = [path for path in (config.data.train, config.data.validation) if path is not None and not path.exists()]
     checks.left += [f"{path}: not there" for path in missing]
@@ -193,7 +193,7 @@ def plan_evaluate(config: EvaluateConfig) -> None:
     checks, world = Checks(), planned_world(config)
     shape = checks.shape(None, config.checkpoint, "--checkpoint", config.plan.preset)
     data = _data_ranks(config.parallel, shape, world)
-    tokenizer = checks.tokenizer(config.tokenizer, "--tokenizer", shape)
+    tokenizer = checks.tokenizer(config.tokenizer, "--tokenizer", shape, config.chat_template)
     assert config.prompts is not None
     prompts = checks.prompts(config.prompts, "--prompts", config.rewards, columns=config)
     prompt = checks.longest_prompt(prompts, tokenizer, config.instruction)
