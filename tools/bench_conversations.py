@@ -63,12 +63,18 @@ def _write(path: Path, count: int, words: int) -> list[str]:
 
 def _apart(work: Path, context: int, steps: int, ranks: int) -> list[dict[str, Any]]:
     """What each of so many processes measures."""
-    with multiprocessing.get_context("spawn").Pool(ranks) as pool:
-        pool.starmap(_memory, [()] * ranks)
-        return pool.starmap(_open, [(work, context, steps)] * ranks, chunksize=1)
+    spawn = multiprocessing.get_context("spawn")
+    results: Any = spawn.Queue()
+    processes = [spawn.Process(target=_open, args=(work, context, steps, results)) for _ in range(ranks)]
+    for process in processes:
+        process.start()
+    found = [results.get(timeout=3600) for _ in processes]
+    for process in processes:
+        process.join()
+    return found
 
 
-def _open(work: Path, context: int, steps: int) -> dict[str, Any]:
+def _open(work: Path, context: int, steps: int, results: Any) -> None:
     from megatron_ring.config.sft import SFTDataConfig
     from megatron_ring.corpus.conversations import load_datasets
     from megatron_ring.data.tokenizer import RingTokenizer
@@ -81,7 +87,8 @@ def _open(work: Path, context: int, steps: int) -> dict[str, Any]:
     seconds, opened = time.perf_counter() - began, _memory()
     for step in range(min(steps, data.steps_per_epoch)):
         data.batch(0, step)
-    return {"seconds": round(seconds, 2), "before": before, "open": opened, "read": _memory(), "tokens": data.tokens}
+    said = {"seconds": round(seconds, 2), "tokens": data.tokens, "packs": data.packs}
+    results.put({**said, "before": before, "open": opened, "read": _memory()})
 
 
 def _quiet(line: str) -> None:

@@ -19,14 +19,13 @@ import hashlib
 import json
 import logging
 import os
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from megatron_ring.data.bpe import train_bpe
 from megatron_ring.data.chat_template import PROBE, read_template
-from megatron_ring.data.documents import ControlTokens, DocumentEncoder
+from megatron_ring.data.documents import ControlTokens, DocumentEncoder, any_of
 from megatron_ring.data.records import Message, SFTRecord
 from megatron_ring.data.sentencepiece_model import find_model, load_model
 from megatron_ring.data.sequences import TokenSequence
@@ -52,14 +51,15 @@ class RingTokenizer:
             raise UserError(f"{path}: the tokenizer has no eos token: set eos_token in tokenizer_config.json")
         self._tokenizer = tokenizer
         self._path = self._template_path = path
+        self._backend: Any = None
         self.eos_id: int = tokenizer.eos_token_id
         self.pad_id: int = self.eos_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         # Ids may have gaps (the Ling vocabulary does), so the largest id counts, not the number of tokens.
         self.vocab_size: int = max(tokenizer.get_vocab().values()) + 1
         added = tokenizer.added_tokens_decoder.values()
         controls = {str(token) for token in tokenizer.all_special_tokens} | {t.content for t in added if t.special}
-        self._control = _any_of(controls)
-        self._control_of_answers = _any_of(controls - {THINK, END_OF_THINK})  # where thinking has tokens of its own
+        self._control = any_of(controls)
+        self._control_of_answers = any_of(controls - {THINK, END_OF_THINK})  # where thinking has tokens of its own
 
     @property
     def fingerprint(self) -> str:
@@ -129,10 +129,17 @@ class RingTokenizer:
         except Exception as error:  # transformers raises many kinds for a broken directory
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(f"{path}: not a usable tokenizer directory ({reason}): it needs tokenizer.json") from None
-        return cls(tokenizer, path)
+        loaded = cls(tokenizer, path)
+        if whole and not getattr(tokenizer, "split_special_tokens", False):
+            loaded._backend = tokenizer.backend_tokenizer
+            loaded._backend.no_truncation()
+            loaded._backend.no_padding()
+        return loaded
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, nothing added; special tokens written in the text become their ids."""
+        if self._backend is not None:  # the same, without what transformers adds to each call
+            return list(self._backend.encode_batch_fast([text], add_special_tokens=False)[0].ids)
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
         return ids
 
@@ -289,9 +296,3 @@ class RingTokenizer:
         except (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
             roles = ", ".join(str(message["role"]) for message in conversation)
             raise UserError(f"{where}: the chat template refuses a conversation of {roles}: {error}") from None
-
-
-def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
-    """Finds any of these texts, of several at one place the longest."""
-    longest_first = sorted(filter(None, texts), key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
