@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 
 from megatron_ring.config.generate import GenerateConfig
-from megatron_ring.config.rl import RLConfig
-from megatron_ring.config.sft import SFTConfig
+from megatron_ring.config.reward_model import PreferenceDataConfig, RewardModelConfig
+from megatron_ring.config.sampling import SamplingConfig
+from megatron_ring.config.sft import SFTConfig, SFTDataConfig
 from megatron_ring.data.records import Message, SFTRecord
 from megatron_ring.data.sentencepiece_model import tokenizer_folder
 from megatron_ring.data.tokenizer import RingTokenizer
 from megatron_ring.errors import UserError
 from megatron_ring.serving.prompts import tokens_of_chat
-from megatron_ring.serving.protocol import ChatAsk
+from megatron_ring.serving.protocol import read_chat
 
 # As later reasoning models have it: thinking of turns before the last question is dropped, tools speak in a turn of the user.
 DROPS = """{% set ns = namespace(last=-1) %}
@@ -50,7 +51,8 @@ def test_every_stage_renders_alike(
     """RL, evaluate and generate ask for `prompt_tokens`, the server for `tokens_of_chat`, SFT for `training_tokens`."""
     given = tokenizer if template is None else loaded(tokenizer_dir, tmp_path, template)
     prompt = given.prompt_tokens(turns)
-    ask = ChatAsk(messages=[{"role": one.role, "content": one.content} for one in turns])
+    body = {"messages": [{"role": one.role, "content": one.content} for one in turns]}
+    ask = read_chat(body, SamplingConfig())
     assert tokens_of_chat(ask, given, None) == prompt
     assert tokens_of_chat(ask, given, "In short.") == given.prompt_tokens(turns, "In short.") != prompt
     tokens, mask = given.training_tokens(SFTRecord((*turns, ANSWER)), train_on="last")
@@ -117,15 +119,13 @@ def test_bad_templates_are_refused(tokenizer_dir: Path, tmp_path: Path) -> None:
 
 
 def test_stages_find_their_flag(tmp_path: Path) -> None:
-    from megatron_ring.config.rl import RLDataConfig
-    from megatron_ring.config.sft import SFTDataConfig
 
     file = tmp_path / "t.jinja"
     sft = SFTConfig(run_dir=tmp_path, data=SFTDataConfig(train=tmp_path, tokenizer=tmp_path, chat_template=file))
-    rl_data = RLDataConfig(prompts=tmp_path, tokenizer=tmp_path, chat_template=file)
-    rl = RLConfig(run_dir=tmp_path, init_from=tmp_path, data=rl_data)
+    pairs = PreferenceDataConfig(train=tmp_path, tokenizer=tmp_path, chat_template=file)
+    reward = RewardModelConfig(run_dir=tmp_path, data=pairs)
     generate = GenerateConfig(checkpoint=tmp_path, tokenizer=tmp_path, chat_template=file)
-    assert {one.chat_template_file for one in (sft, rl, generate)} == {file}
+    assert {one.chat_template_file for one in (sft, reward, generate)} == {file}
     assert GenerateConfig(checkpoint=tmp_path, tokenizer=tmp_path).chat_template_file is None
 
 
