@@ -56,6 +56,11 @@ def naming(path: Path) -> Iterator[None]:
         raise
 
 
+def say(speaker: str, line: str) -> None:
+    """Print a line of a long work, in one write."""
+    print(f"{speaker}: {line}\n", end="", flush=True)
+
+
 def _leave_process_group() -> None:
     """Take down the process group that a main may have set up, without importing torch for it."""
     context = sys.modules.get("megatron_ring.parallel.context")

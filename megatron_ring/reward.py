@@ -22,20 +22,13 @@ def main(config: RewardModelConfig) -> None:
     prepare()
     from megatron_ring.data.preference_data import load_preferences
     from megatron_ring.reward_models.training import Preferences
-    from megatron_ring.run.epochs import train_epochs
-    from megatron_ring.run.stage import open_model, open_run, resolve
+    from megatron_ring.run.epochs import run_epochs
 
-    config, shape, tokenizer = resolve(config)
-    data, validation = load_preferences(config.data, tokenizer, config.seed, shape.max_positions)
-    content = {"data.tokenizer": tokenizer.fingerprint, "data.train": data.fingerprint}
-    if validation is not None:
-        content["data.validation"] = validation.fingerprint
-    run = open_run(config, content)
-    stage = open_model(config, shape, run.first_weights)
-    try:
-        train_epochs(config, stage, run, Preferences(config, run, data, validation))
-    finally:
-        run.close()
+    run_epochs(
+        config,
+        lambda config, tokenizer, shape: load_preferences(config.data, tokenizer, config.seed, shape.max_positions),
+        Preferences,
+    )
 
 
 def cli() -> None:

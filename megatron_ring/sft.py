@@ -8,16 +8,17 @@ stopped it, 75 when a signal did (torchrun turns each into 1 of its own).
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import TYPE_CHECKING, Any
 
 from megatron_ring.config.cli import parse
 from megatron_ring.config.sft import SFTConfig
-from megatron_ring.errors import run_main
+from megatron_ring.errors import run_main, say
 from megatron_ring.parallel import prepare
 
 if TYPE_CHECKING:  # rooms that import torch load when a run starts, so that --help answers at once
-    from megatron_ring.data.sft_data import SFTDataset
+    from megatron_ring.corpus.conversations import SFTDataset
     from megatron_ring.training.trainer import StepResult, Trainer
 
 
@@ -27,21 +28,16 @@ def main(config: SFTConfig) -> None:
 
         return plan_sft(config)
     prepare()
-    from megatron_ring.data.sft_data import load_datasets
-    from megatron_ring.run.epochs import train_epochs
-    from megatron_ring.run.stage import open_model, open_run, resolve
+    from megatron_ring.corpus.conversations import load_datasets
+    from megatron_ring.run.epochs import run_epochs
 
-    config, shape, tokenizer = resolve(config)
-    data, validation = load_datasets(config.data, tokenizer, config.seed, shape.max_positions)
-    content = {"data.tokenizer": tokenizer.fingerprint, "data.train": data.fingerprint}
-    if validation is not None:
-        content["data.validation"] = validation.fingerprint
-    run = open_run(config, content)
-    stage = open_model(config, shape, run.first_weights)
-    try:
-        train_epochs(config, stage, run, Conversations(data, validation))
-    finally:
-        run.close()
+    run_epochs(
+        config,
+        lambda config, tokenizer, shape: load_datasets(
+            config.data, tokenizer, config.seed, shape.max_positions, config.run_dir, functools.partial(say, "sft")
+        ),
+        lambda _, __, data, validation: Conversations(data, validation),
+    )
 
 
 class Conversations:
@@ -60,7 +56,7 @@ class Conversations:
         resumed = f", continuing after step {start}" if start else ""
         tokens = f"{data.tokens:,} tokens ({data.loss_tokens:,} trained)"
         told = f"{data.sequences} conversations{dropped}, {tokens} in {data.steps_per_epoch} steps an epoch{resumed}"
-        return [*([data.note] if data.note else []), told]
+        return [*([data.note] if data.note else []), told, f"the conversations lie tokenised in {data.folder}"]
 
     def step_metrics(self, result: StepResult) -> dict[str, Any]:
         return {"loss": result.mean("loss"), "entropy": result.mean("entropy")}

@@ -64,8 +64,8 @@ def main(config: Bench) -> None:
     else:
         import bench_train_ring as ring
         import bench_train_rivals as rivals
-    from megatron_ring.data.files import read_sft
-    from megatron_ring.data.sft_data import SFTDataset
+    from megatron_ring.config.sft import SFTDataConfig
+    from megatron_ring.corpus.conversations import load_datasets
     from megatron_ring.data.tokenizer import RingTokenizer
     from megatron_ring.parallel import context as parallel_context
 
@@ -73,7 +73,10 @@ def main(config: Bench) -> None:
     context = parallel_context.initialize(ParallelConfig(), shape, config.seed)
     dtype = torch.bfloat16 if context.device.type == "cuda" else torch.float32
     tokenizer = RingTokenizer.load(config.tokenizer)
-    data = SFTDataset(read_sft(config.train), tokenizer, config.context_length, 1, config.seed)
+    given = SFTDataConfig(
+        train=config.train, tokenizer=config.tokenizer, context_length=config.context_length, global_batch=1
+    )
+    data, _ = load_datasets(given, tokenizer, config.seed, config.context_length)
     packs = [data.batch(0, step)[0] for step in range(min(config.steps, data.steps_per_epoch))]
     sorted_steps = [conversations(pack) for pack in packs]
     shuffled = [conversation for step in sorted_steps for conversation in step]

@@ -2,7 +2,7 @@
 """Convert between Hugging Face (`bailing_moe`) folders and this project's checkpoints, one tensor at a time.
 
     python tools/convert_hf.py import --hf DIR --out CKPT
-    python tools/convert_hf.py export --checkpoint CKPT --out DIR [--like HF_DIR] [--tokenizer DIR] [--stop-token-ids ID …]
+    python tools/convert_hf.py export --checkpoint CKPT --out DIR [--like HF_DIR] [--tokenizer DIR] [--chat-template FILE]
 
 Needs no GPU; memory is bounded by the largest tensor. Nothing is written unless everything is there, once, and of the right
 shape. A checkpoint of any parallel layout is read; the one written is read by every layout.
@@ -34,6 +34,7 @@ def parse_args() -> argparse.Namespace:
     exporting.add_argument(
         "--tokenizer", type=Path, help="tokenizer folder or sentencepiece .model file that is taken (not that of --like)"
     )
+    exporting.add_argument("--chat-template", type=Path, help="file of the chat template that goes with the tokenizer")
     exporting.add_argument(
         "--stop-token-ids", type=int, nargs="+", default=[], metavar="ID",
         help="tokens that end a response besides eos, as --sampling.stop-token-ids has them, for generation_config.json",
@@ -76,16 +77,19 @@ def main() -> None:
         if args.shard_gb <= 0:
             raise UserError(f"--shard-gb is {args.shard_gb}, it must be positive")
         special_ids = None
+        if args.chat_template is not None and args.tokenizer is None and args.like is None:
+            raise UserError("--chat-template is given without a tokenizer: give --tokenizer or --like")
         like_has_one = args.like is not None and (args.like / "tokenizer.json").is_file()
         for flag, folder in (("--tokenizer", args.tokenizer), ("--like", args.like if like_has_one else None)):
             if folder is not None:
-                tokenizer, vocabulary = RingTokenizer.load(folder), model_config_of(source).vocab_size
+                tokenizer, vocabulary = RingTokenizer.load(folder, args.chat_template), model_config_of(source).vocab_size
                 if tokenizer.vocab_size > vocabulary:
                     raise UserError(f"{flag} {folder}: {tokenizer.vocab_size:,} tokens, the model has only {vocabulary:,}")
                 special_ids = (tokenizer.eos_id, tokenizer.pad_id) if flag == "--tokenizer" else None
                 break
+        given = args.tokenizer or (args.like if args.chat_template is not None else None)
         with (
-            tokenizer_folder(args.tokenizer) as folder,
+            tokenizer_folder(given, args.chat_template) as folder,
             Progress("export", convert.bytes_to_export(source, dtype), unit="byte") as progress,
         ):
             model = convert.export_checkpoint(

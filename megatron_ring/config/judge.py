@@ -22,6 +22,8 @@ class JudgeConfig:
     """Checkpoint or Hugging Face folder that judges, in place of a server; it is loaded once the evaluated model is done."""
     tokenizer: Path | None = None
     """Tokenizer directory of --judge.checkpoint (default: --tokenizer)."""
+    chat_template: Path | None = None
+    """File of the chat template in Jinja, in place of the tokenizer's own (default: that of --chat-template where the tokenizer is --tokenizer)."""
     baseline: Path | None = None
     """Answers that arena-hard's are compared with: a file of a model's answers, or the --out of another evaluation."""
     temperature: float = 0.0
@@ -47,7 +49,9 @@ class JudgeConfig:
             self.url is None or _is_address(self.url),
             "--judge.url is no address of a server: give http://HOST:PORT/v1, or https, and the key in RING_JUDGE_KEY",
         )
-        require(self.tokenizer is None or self.checkpoint is not None, "--judge.tokenizer is of --judge.checkpoint: give it")
+        for name in ("tokenizer", "chat_template"):
+            lone = getattr(self, name) is not None and self.checkpoint is None
+            require(not lone, f"--judge.{name.replace('_', '-')} is of --judge.checkpoint: give it")
         require(
             self.baseline is None or self.given, "--judge.baseline needs a judge: give --judge.url or --judge.checkpoint"
         )

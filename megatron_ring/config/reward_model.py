@@ -25,7 +25,9 @@ class PreferenceDataConfig(Columns):
     validation: Path | None = field(default=None, metadata=BY_CONTENT)
     """Preference file measured at the end of each epoch (accuracy by subset, calibration, length); never trained on."""
     tokenizer: Path = field(metadata=BY_CONTENT)
-    """Tokenizer directory in Hugging Face layout, chat template included."""
+    """Tokenizer directory in Hugging Face layout, or a sentencepiece .model file."""
+    chat_template: Path | None = field(default=None, metadata=MAY_CHANGE)
+    """File of the chat template in Jinja, in place of the tokenizer's own."""
     context_length: int = 8192
     """Length of a packed sequence (tokens). Both conversations of a pair lie in the same one."""
     global_batch: int = 64
@@ -101,7 +103,9 @@ class ScoreConfig(Columns, StageConfig):
     checkpoint: Path
     """Checkpoint of a reward model, a run's `latest`, or its Hugging Face folder."""
     tokenizer: Path
-    """Tokenizer directory in Hugging Face layout, chat template included."""
+    """Tokenizer directory in Hugging Face layout, or a sentencepiece .model file."""
+    chat_template: Path | None = None
+    """File of the chat template in Jinja, in place of the tokenizer's own."""
     input: Path
     """Preference file, RewardBench 1 or 2 as downloaded, or conversations (`messages`, or `prompt` and `response`)."""
     out: Path

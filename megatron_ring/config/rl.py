@@ -28,7 +28,9 @@ class RLDataConfig(Columns):
     """Prompt file (JSONL or parquet: `id, domain, prompt, answer` per line), or stage file (YAML or JSON) that names several
     with their weights, stage by stage (see docs/data.md)."""
     tokenizer: Path = field(metadata=BY_CONTENT)
-    """Tokenizer directory in Hugging Face layout, chat template included."""
+    """Tokenizer directory in Hugging Face layout, or a sentencepiece .model file."""
+    chat_template: Path | None = field(default=None, metadata=MAY_CHANGE)
+    """File of the chat template in Jinja, in place of the tokenizer's own."""
     instruction: str | None = None
     """Text added to every user message, such as the report's request for a boxed answer."""
     min_solve_rate: float | None = None

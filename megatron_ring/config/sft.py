@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 from megatron_ring.config.checks import require
 from megatron_ring.config.data import Columns
 from megatron_ring.config.epochs import EpochsConfig, check_batch
-from megatron_ring.config.metadata import BY_CONTENT
+from megatron_ring.config.metadata import BY_CONTENT, MAY_CHANGE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,9 @@ class SFTDataConfig(Columns):
     validation: Path | None = field(default=None, metadata=BY_CONTENT)
     """SFT file measured at the end of each epoch (loss and entropy); never trained on."""
     tokenizer: Path = field(metadata=BY_CONTENT)
-    """Tokenizer directory in Hugging Face layout, chat template included."""
+    """Tokenizer directory in Hugging Face layout, or a sentencepiece .model file."""
+    chat_template: Path | None = field(default=None, metadata=MAY_CHANGE)
+    """File of the chat template in Jinja, in place of the tokenizer's own."""
     context_length: int = 32_768
     """Length of a packed sequence (tokens)."""
     global_batch: int = 256
@@ -34,6 +36,9 @@ class SFTDataConfig(Columns):
     alone; or only those that it marks to be trained (`weight` 0 or 1, `train` true or false)."""
     control_tokens: Literal["error", "drop", "keep"] = "error"
     """What becomes of conversations whose texts spell a control token, such as the end of a text."""
+    cache: Path | None = field(default=None, metadata=MAY_CHANGE)
+    """Folder for the tokenised conversations, which all runs over a file share (default: `.tokenized` beside the file, or,
+    where that cannot be written, in the run directory)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -78,6 +78,13 @@ class StageConfig(ModelOptions):
         return folder
 
     @property
+    def chat_template_file(self) -> Path | None:
+        """File of a chat template, in place of the tokenizer's own; None: that one."""
+        group, _, _ = self.tokenizer_setting.rpartition(".")
+        file: Path | None = getattr(operator.attrgetter(group)(self) if group else self, "chat_template", None)
+        return file
+
+    @property
     def new_shape(self) -> str | None:
         """Name of the model's shape, where the stage can start without weights and it was given."""
         return None
@@ -135,7 +142,9 @@ class InferenceConfig(StageConfig):
     checkpoint: Path
     """Checkpoint, a run's `latest`, or Hugging Face folder."""
     tokenizer: Path
-    """Tokenizer directory in Hugging Face layout, chat template included."""
+    """Tokenizer directory in Hugging Face layout, or a sentencepiece .model file."""
+    chat_template: Path | None = None
+    """File of the chat template in Jinja, in place of the tokenizer's own."""
     instruction: str | None = None
     """Text added to every user message."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)

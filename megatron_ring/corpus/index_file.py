@@ -108,6 +108,12 @@ def sequence_lengths(prefix: Path, index: Index) -> np.ndarray:
     return np.memmap(prefix.with_name(prefix.name + ".idx"), "<i4", "r", _HEADER.size, (index.sequences,))
 
 
+def sequence_offsets(prefix: Path, index: Index) -> np.ndarray:
+    """int64 [sequences], memory-mapped: where each sequence begins in `.bin` (bytes)."""
+    path, place = prefix.with_name(prefix.name + ".idx"), _HEADER.size + 4 * index.sequences
+    return np.memmap(path, "<i8", "r", place, (index.sequences,))
+
+
 def _checked_arrays(path: Path, data: Path, dtype: np.dtype[np.generic], sequences: int, borders: int) -> int:
     """Bytes of the `.bin`; samples of lengths and offsets agree."""
     at = _HEADER.size

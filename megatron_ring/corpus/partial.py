@@ -1,25 +1,19 @@
-"""The folder in which a corpus grows, `PREFIX.partial/`: what was written so far, and where reading stands.
-
-`state.json` is replaced after the files it speaks of are on the disk, so that a kill at any moment leaves a state whose
-files hold at least what it says. What they hold beyond is cut off when the work goes on.
-"""
+"""The folder in which a corpus grows, `PREFIX.partial/`: what was written so far, and where reading stands."""
 
 from __future__ import annotations
 
 import fcntl
 import json
-import os
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from megatron_ring.corpus.encoding import Encoded
+from megatron_ring.corpus.growing import GrowingFiles
 from megatron_ring.corpus.sources import Position
-from megatron_ring.data.writing import write_atomically
-from megatron_ring.errors import UserError, naming
+from megatron_ring.errors import UserError
 
 FILES = ("data", "lengths", "sources")
 
@@ -54,6 +48,7 @@ class Partial:
     def __init__(self, prefix: Path) -> None:
         """Raises `UserError` where another process has it, or the folder cannot be made."""
         self.folder = prefix.with_name(prefix.name + ".partial")
+        self._files = GrowingFiles(self.folder, FILES)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = (self.folder / "lock").open("w")
@@ -61,8 +56,6 @@ class Partial:
             raise UserError(f"--out {prefix}: cannot be written: {error.strerror}") from None
         if not self._locked():
             raise UserError(f"--out {prefix}: another process prepares this corpus: wait for it, or choose another")
-        self._streams: dict[str, IO[bytes]] = {}
-        self._waiting = 0
 
     def _locked(self) -> bool:
         """Take the lock. Workers of a call that was killed hold it for a moment longer."""
@@ -78,15 +71,11 @@ class Partial:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for stream in self._streams.values():
-            try:
-                stream.close()
-            except OSError:  # of a full disk: what failed before says so
-                continue
+        self._files.close()
         self._lock.close()
 
     def path(self, name: str) -> Path:
-        return self.folder / f"{name}.part"
+        return self._files.path(name)
 
     def open(self, settings: dict[str, Any], explain: Callable[[dict[str, Any]], str]) -> State:
         """The state that was left, or a new one; the files are cut to it.
@@ -100,30 +89,22 @@ class Partial:
         state = self._read() or State(settings)
         if state.settings != settings:
             raise UserError(explain(state.settings))
-        for name in FILES:
-            path = self.path(name)
-            with naming(path):
-                stream = path.open("ab")
-                self._streams[name] = stream
-                if stream.tell() < state.sizes[name]:
-                    raise UserError(f"{path}: cut off since it was written: --restart begins anew")
-                stream.truncate(state.sizes[name])
+        short = self._files.open(state.sizes)
+        if short is not None:
+            raise UserError(f"{short}: cut off since it was written: --restart begins anew")
         return state
 
     def _read(self) -> State | None:
-        path = self.folder / "state.json"
-        if not path.exists():
-            return None
         try:
-            found = json.loads(path.read_bytes())
-            return State(**{**found, "position": Position(**found["position"])})
+            found = self._files.read_state()
+            return None if found is None else State(**{**found, "position": Position(**found["position"])})
         except (ValueError, KeyError, TypeError):
-            raise UserError(f"{path}: not the state of a corpus under way: --restart begins anew") from None
+            raise UserError(f"{self._files.state}: not the state of a corpus under way: --restart begins anew") from None
 
     def add(self, state: State, encoded: Encoded, documents: int, tokens: int) -> None:
         """Write a chunk, and count it."""
-        self._write(state, "data", encoded.tokens)
-        self._write(state, "lengths", encoded.lengths)
+        self._files.write("data", encoded.tokens, state.sizes)
+        self._files.write("lengths", encoded.lengths, state.sizes)
         state.documents += documents
         state.source_documents += documents
         state.tokens += tokens
@@ -134,31 +115,20 @@ class Partial:
 
     def finish_source(self, state: State, source: dict[str, Any]) -> None:
         """Note that a file is read whole."""
-        self._write(state, "sources", json.dumps(source).encode() + b"\n")
+        self._files.write("sources", json.dumps(source).encode() + b"\n", state.sizes)
         state.source, state.position, state.source_documents = state.source + 1, Position(), 0
 
     def sources(self) -> list[dict[str, Any]]:
         """The files that are read whole."""
         return [json.loads(line) for line in self.path("sources").read_bytes().splitlines()]
 
-    def _write(self, state: State, name: str, data: bytes) -> None:
-        with naming(self.path(name)):
-            self._streams[name].write(data)
-        state.sizes[name] += len(data)
-
     def save(self, state: State) -> None:
         """Put all on the disk, then the state."""
-        for name, stream in self._streams.items():
-            with naming(self.path(name)):
-                stream.flush()
-                os.fsync(stream.fileno())
-        write_atomically(self.folder / "state.json", json.dumps(asdict(state)).encode())
+        self._files.save(asdict(state))
 
     def clear(self) -> None:
         """Remove what was left of work that is not gone on with."""
-        for path in self.folder.iterdir():
-            if path.name != "lock":
-                path.unlink()
+        self._files.clear()
 
     def remove(self) -> None:
-        shutil.rmtree(self.folder)
+        self._files.remove()

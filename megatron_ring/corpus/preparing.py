@@ -5,15 +5,12 @@ The result depends on input, tokenizer and settings alone, not on the number of 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import shutil
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,11 +19,11 @@ from megatron_ring.corpus.encoding import Encoded, EncodeOptions, encode_chunk
 from megatron_ring.corpus.index_file import token_dtype, write_index
 from megatron_ring.corpus.manifest import Manifest, manifest_path, read_manifest, sha256_of
 from megatron_ring.corpus.partial import Partial, State
+from megatron_ring.corpus.pool import WorkerPool
 from megatron_ring.corpus.sources import Chunk, ReadOptions, read_chunks
-from megatron_ring.data.documents import ControlTokens, DocumentEncoder
+from megatron_ring.data.documents import ControlTokens
 from megatron_ring.data.tokenizer import RingTokenizer
 from megatron_ring.errors import UserError, naming
-from megatron_ring.lifetime import die_with_parent
 
 
 @dataclass(frozen=True)
@@ -76,7 +73,8 @@ def prepare_corpus(
             token_dtype(tokenizer.vocab_size).name, tokenizer.eos_id,
         )  # fmt: skip
         encoder = tokenizer.document_encoder(options.control_tokens)
-        with _Pool(encoder, encoding, options.workers) as pool:
+        work = functools.partial(encode_chunk, encoder=encoder, options=encoding)
+        with WorkerPool(work, options.workers, "give fewer --workers, or a smaller --max-document-mb") as pool:
             _fill(sources, partial, state, pool, options, encoding, on_text)
         if not state.documents:
             left = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in state.left_out.items())
@@ -131,8 +129,8 @@ def _finished(prefix: Path, settings: dict[str, Any], overwrite: bool) -> Manife
 
 
 def _fill(
-    sources: list[Path], partial: Partial, state: State, pool: _Pool, options: PrepareOptions, encoding: EncodeOptions,
-    on_text: Callable[[int, int], None],
+    sources: list[Path], partial: Partial, state: State, pool: WorkerPool[Chunk, Encoded], options: PrepareOptions,
+    encoding: EncodeOptions, on_text: Callable[[int, int], None],
 ) -> None:  # fmt: skip
     """Read and write what is left; at most a few chunks for each worker are in memory."""
     reading = ReadOptions(options.field, options.separator, options.max_document_bytes)
@@ -141,8 +139,9 @@ def _fill(
     while state.source < len(sources):
         path = sources[state.source]
         file_bytes, began = path.stat().st_size, path.stat().st_mtime_ns
-        digest = pool.checksum(path)
-        for chunk, encoded in pool.encoded(read_chunks(path, state.position, reading)):
+        digest = pool.submit(sha256_of, path)
+        chunks = read_chunks(path, state.position, reading)
+        for chunk, encoded in pool.in_order((_named(chunk), chunk) for chunk in chunks):
             partial.add(state, encoded, len(encoded.lengths) // 4, len(encoded.tokens) // size)
             state.position = chunk.after
             if state.text_bytes - saved >= options.save_every:
@@ -186,83 +185,6 @@ def _publish(prefix: Path, partial: Partial, state: State, tokenizer: RingTokeni
     return manifest
 
 
-class _Pool:
-    """Worker processes, or this process where one is enough."""
-
-    def __init__(self, encoder: DocumentEncoder, options: EncodeOptions, workers: int) -> None:
-        self._encoder, self._options, self._workers = encoder, options, workers
-        self._pool: ProcessPoolExecutor | None = None
-
-    def __enter__(self) -> _Pool:
-        if self._workers > 1:
-            # Forked: the tokenizer is there at once. Nothing has started a thread yet.
-            given = (self._encoder, self._options, os.getpid())
-            self._pool = ProcessPoolExecutor(self._workers, get_context("fork"), _start_worker, given)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
-
-    def checksum(self, path: Path) -> Future[str]:
-        return self._submit(sha256_of, path)
-
-    def encoded(self, chunks: Iterator[Chunk]) -> Iterator[tuple[Chunk, Encoded]]:
-        """Each chunk with its tokens, in order. Raises `UserError`."""
-        waiting: deque[tuple[Chunk, Future[Encoded]]] = deque()
-        try:
-            for chunk in chunks:
-                if self._pool is None:
-                    yield _named(chunk), encode_chunk(chunk, self._encoder, self._options)
-                    continue
-                waiting.append((_named(chunk), self._submit(_encode, chunk)))
-                if len(waiting) > 2 * self._workers:
-                    first, result = waiting.popleft()
-                    yield first, result.result()
-            while waiting:
-                first, result = waiting.popleft()
-                yield first, result.result()
-        except BrokenProcessPool:
-            raise UserError(
-                f"{waiting[0][0].path if waiting else 'a chunk'}: a worker was killed, likely for want of memory: give "
-                f"fewer --workers, or a smaller --max-document-mb"
-            ) from None
-
-    def _submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        if self._pool is not None:
-            return self._pool.submit(function, *arguments)
-        done: Future[Any] = Future()
-        done.set_result(function(*arguments))
-        return done
-
-
 def _named(chunk: Chunk) -> Chunk:
     """The chunk without its content, which the main process need not keep."""
     return Chunk(chunk.path, chunk.kind, None, chunk.line, chunk.after)
-
-
-@dataclass
-class _Worker:
-    """What a worker process holds; one a process."""
-
-    encoder: DocumentEncoder | None = None
-    options: EncodeOptions | None = None
-
-
-_worker = _Worker()
-
-
-def _start_worker(encoder: DocumentEncoder, options: EncodeOptions, parent: int) -> None:
-    import signal
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to answer
-    die_with_parent()
-    if os.getppid() != parent:  # it was killed before that took effect
-        os._exit(1)
-    _worker.encoder, _worker.options = encoder, options
-
-
-def _encode(chunk: Chunk) -> Encoded:
-    if _worker.encoder is None or _worker.options is None:
-        raise RuntimeError("a worker was not started by _start_worker")
-    return encode_chunk(chunk, _worker.encoder, _worker.options)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 ControlTokens = Literal["split", "keep", "drop", "error"]
@@ -61,3 +61,9 @@ class DocumentEncoder:
         tokenizer.no_padding()
         tokenizer.encode_special_tokens = self._split
         return tokenizer
+
+
+def any_of(texts: Iterable[str]) -> re.Pattern[str]:
+    """Finds any of these texts, of several at one place the longest."""
+    longest_first = sorted(filter(None, texts), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")

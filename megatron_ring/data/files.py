@@ -36,7 +36,7 @@ from megatron_ring.data.records import (
     sft_to_json,
 )
 from megatron_ring.data.rows import read_rows, write_rows
-from megatron_ring.data.sft_forms import sft_form
+from megatron_ring.data.sft_forms import SFT_FORMS, sft_form
 from megatron_ring.errors import UserError
 
 __all__ = [
@@ -44,6 +44,7 @@ __all__ = [
     "PromptFile",
     "PromptRecord",
     "SFTFile",
+    "SFTReader",
     "SFTRecord",
     "read_prompt_file",
     "read_prompts",
@@ -130,11 +131,8 @@ def read_questions(path: str | Path) -> list[PromptRecord]:
 def read_sft_file(path: str | Path, fields: Fields | None = None, flag: str = "--data.fields") -> SFTFile:
     """Read an SFT file of the contract, of a public form, or with the columns that `fields` names. Raises `UserError`,
     naming file and line, for anything malformed."""
-    path, fields = Path(path), fields or Fields()
-    reader = _Reader(path, fields, sft_form, _is_sft, flag)
-    records = [
-        dataclasses.replace(reader.checked(place, row, sft_from_json), place=place) for place, row, _ in reader.rows()
-    ]
+    reader = SFTReader(Path(path), fields or Fields(), flag)
+    records = list(reader.records(read_rows(Path(path))))
     reader.check_some(records)
     return SFTFile(records, reader.note(len(records)))
 
@@ -183,20 +181,19 @@ class _Reader:
         self.foreign = bool(fields.columns or fields.domain)
         self.repeated = self.renamed = self._unanswered = 0
         self._first_unanswered = ""
-        self._unread: set[str] = set()
-        self._unread_columns: set[str] = set()
+        self.unread: set[str] = set()
+        self.unread_columns: set[str] = set()
+        self._begun = False
 
     @property
     def has_form(self) -> bool:
         """Whether the file is of a public form."""
         return self._form is not None
 
-    def rows(self) -> Iterator[tuple[str, dict[str, Any], int]]:
-        """(FILE:LINE, row of the contract, number of the row)."""
-        for number, (place, row) in enumerate(read_rows(self.path), start=1):
-            if number == 1 and not self.fields.columns and not self._is_contract(row):
-                self._form = self._form_of(row)
-                self.foreign = self.foreign or self._form is not None
+    def rows(self, given: Iterable[tuple[str, dict[str, Any]]] | None = None) -> Iterator[tuple[str, dict[str, Any], int]]:
+        """(FILE:LINE, row of the contract, number of the row); of the whole file, or of what is given of it."""
+        for number, (place, row) in enumerate(read_rows(self.path) if given is None else given, start=1):
+            self.begin(row)
             self._given = row
             try:
                 converted = self._converted(row)
@@ -206,10 +203,17 @@ class _Reader:
                 continue
             except RecordError as error:
                 raise UserError(f"{place}: {error}") from None
-            self._unread |= unread_keys(converted.get(name) for name in ("messages", "prompt", "response"))
+            self.unread |= unread_keys(converted.get(name) for name in ("messages", "prompt", "response"))
             if self._is_contract is _is_sft:
-                self._unread_columns |= unread_columns(row, self.fields.columns.values())
+                self.unread_columns |= unread_columns(row, self.fields.columns.values())
             yield place, converted, number
+
+    def begin(self, first: Mapping[str, Any]) -> None:
+        """Take the form of the file's first row. What comes after changes it no more."""
+        if not self._begun and not self.fields.columns and not self._is_contract(first):
+            self._form = self._form_of(first)
+            self.foreign = self.foreign or self._form is not None
+        self._begun = True
 
     def _converted(self, row: dict[str, Any]) -> dict[str, Any]:
         refuse_unreadable(row)
@@ -244,10 +248,15 @@ class _Reader:
 
     def note(self, count: int) -> str:
         """What is to be said of how the file was read; empty where it is of the contract and read whole."""
-        kinds = (("keys of messages", self._unread), ("columns", self._unread_columns))
+        said = self.remark(count)
+        return f"{self.path}: {said}" if said else ""
+
+    def remark(self, count: int) -> str:
+        """The note without the name of the file."""
+        kinds = (("keys of messages", self.unread), ("columns", self.unread_columns))
         unread = "; ".join(f"{kind} that are not read: {', '.join(sorted(names)[:12])}" for kind, names in kinds if names)
         if not self.foreign:
-            return f"{self.path}: {unread}" if unread else ""
+            return unread
         if self._form is not None:
             form = f"read as {self._form.name}"
         else:
@@ -257,4 +266,28 @@ class _Reader:
         repeated += f", {self.renamed:,} ids that are taken replaced by the row's number" if self.renamed else ""
         if self._unanswered:
             repeated += f", {self._unanswered:,} rows without an answer left out (the first: {self._first_unanswered})"
-        return f"{self.path}: {form}: {count:,} rows{repeated}" + (f"; {unread}" if unread else "")
+        return f"{form}: {count:,} rows{repeated}" + (f"; {unread}" if unread else "")
+
+
+class SFTReader(_Reader):
+    """An SFT file row by row, in one process or in several, each of which has its own; see `read_sft_file`.
+
+    Attributes: `unread` and `unread_columns`, names of keys and columns that say something and are not read.
+    """
+
+    def __init__(self, path: Path, fields: Fields, flag: str = "--data.fields") -> None:
+        super().__init__(path, fields, sft_form, _is_sft, flag)
+
+    def begin_as(self, form: str) -> None:
+        """`begin` in another process than the one that saw the first row: by the name of its form, empty for none."""
+        self._form = next((one for one in SFT_FORMS if one.name == form), None)
+        self.foreign, self._begun = self.foreign or self._form is not None, True
+
+    @property
+    def form(self) -> str:
+        return "" if self._form is None else self._form.name
+
+    def records(self, rows: Iterable[tuple[str, dict[str, Any]]]) -> Iterator[SFTRecord]:
+        """The conversations of some rows, the file's first, or after a `begin`. Raises `UserError`."""
+        for place, row, _ in self.rows(rows):
+            yield dataclasses.replace(self.checked(place, row, sft_from_json), place=place)

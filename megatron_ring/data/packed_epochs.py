@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
+from array import array
 from collections.abc import Sequence
 from typing import Generic, TypeVar
 
-from megatron_ring.data.packing import MicroBatch, plan_packs
+from megatron_ring.data.packing import MicroBatch
 from megatron_ring.errors import UserError
 
 Batch = TypeVar("Batch", bound=MicroBatch)
@@ -30,16 +31,16 @@ class PackedEpochs(ABC, Generic[Batch]):
         self.capacity = capacity
         self.global_batch = global_batch
         self.seed = seed
-        self._shuffled: tuple[int, list[int]] = (-1, [])
+        self._shuffled: tuple[int, array[int]] = (-1, array("i"))
 
     @abstractmethod
     def _micro_batch(self, items: Sequence[int]) -> Batch:
         """The items of these numbers, packed; without any a micro-batch of padding only."""
 
-    def _plan_packs(self, lengths: Sequence[int]) -> None:
-        """Put items of these lengths (tokens) into packs."""
-        self._plan = plan_packs(lengths, self.capacity, self.seed)
-        self.packs = len(self._plan)
+    def _set_plan(self, plan: Sequence[Sequence[int]]) -> None:
+        """Take these packs of items."""
+        self._plan = plan
+        self.packs = len(plan)
         self.steps_per_epoch = -(-self.packs // self.global_batch)
 
     def batch(self, epoch: int, step: int, part: int = 0, parts: int = 1) -> list[Batch]:
@@ -63,10 +64,10 @@ class PackedEpochs(ABC, Generic[Batch]):
             for place in range(first + part, first + self.global_batch, parts)
         ]
 
-    def _order(self, epoch: int) -> list[int]:
+    def _order(self, epoch: int) -> array[int]:
         """The order of packs in an epoch; the latest is kept because a large shuffle takes a while."""
         if self._shuffled[0] != epoch:
-            order = list(range(self.packs))
+            order = array("i", range(self.packs))  # 4 bytes a pack
             random.Random(f"{self.seed}/{epoch}").shuffle(order)
             self._shuffled = (epoch, order)
         return self._shuffled[1]

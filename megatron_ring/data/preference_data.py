@@ -19,7 +19,7 @@ from torch import Tensor
 from megatron_ring.config.reward_model import PreferenceDataConfig
 from megatron_ring.data.fields import Fields
 from megatron_ring.data.packed_epochs import PackedEpochs
-from megatron_ring.data.packing import MicroBatch, pack_sequences
+from megatron_ring.data.packing import MicroBatch, pack_sequences, plan_packs
 from megatron_ring.data.preference_files import PREFERENCE_FIELDS, read_preference_file
 from megatron_ring.data.preferences import Conversation, PreferenceRecord
 from megatron_ring.data.records import SFTRecord
@@ -142,7 +142,7 @@ class PreferenceDataset(PackedEpochs[PreferenceBatch]):
                 self.pairs.append(pair)
         self.dropped, self.fingerprint = len(overlong), digest.hexdigest()
         self._check(overlong, count, config.overlong)
-        self._plan_packs([pair.length for pair in self.pairs])
+        self._set_plan(plan_packs([pair.length for pair in self.pairs], self.capacity, self.seed))
         self.tokens = sum(pair.length for pair in self.pairs)
         self.subsets = Counter(pair.subset for pair in self.pairs)
         self.with_margin = sum(pair.margin != 0 for pair in self.pairs)

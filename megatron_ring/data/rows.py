@@ -10,7 +10,7 @@ import io
 import json
 import math
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -54,13 +54,19 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     Raises:
         UserError: no such file, an unknown kind, or a row that is not an object; names the line.
     """
-    suffix = suffix_of(path)
-    if path.is_dir():
-        raise UserError(f"{path}: a folder: give a file")
-    if not path.is_file():
-        raise UserError(f"{path}: no such file: check the path")
-    check_beginning(path, suffix)
-    for number, row in enumerate(parquet_rows(path) if suffix == ".parquet" else _json_rows(path, suffix), start=1):
+    return parsed_rows(path, raw_rows(path))
+
+
+def raw_rows(path: Path) -> Iterator[Any]:
+    """The rows of a file before they are parsed: bytes of a line, or what a parquet file or a JSON list holds; blank lines
+    among them. Raises `UserError` for no such file, an unknown kind, and where it cannot be read on."""
+    suffix = check_file(path)
+    return parquet_rows(path) if suffix == ".parquet" else _json_rows(path, suffix)
+
+
+def parsed_rows(path: Path, rows: Iterable[Any], before: int = 0) -> Iterator[tuple[str, dict[str, Any]]]:
+    """`read_rows` of some `raw_rows`, which so many rows of the file come before."""
+    for number, row in enumerate(rows, start=before + 1):
         if isinstance(row, bytes) and not row.strip():
             continue
         place = f"{path}:{number}"
@@ -71,6 +77,17 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         except RecordError as error:
             raise UserError(f"{place}: {error}") from None
         yield place, value
+
+
+def check_file(path: Path) -> str:
+    """The kind of a data file, after a look at it (`suffix_of`, `check_beginning`). Raises `UserError`."""
+    suffix = suffix_of(path)
+    if path.is_dir():
+        raise UserError(f"{path}: a folder: give a file")
+    if not path.is_file():
+        raise UserError(f"{path}: no such file: check the path")
+    check_beginning(path, suffix)
+    return suffix
 
 
 def check_beginning(path: Path, suffix: str) -> None:

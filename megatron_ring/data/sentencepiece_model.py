@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from megatron_ring.data.bpe import CHAT_TEMPLATE, EOS, SPECIAL_TOKENS, with_role_names
+from megatron_ring.data.chat_template import read_template
 from megatron_ring.data.writing import write_atomically
 from megatron_ring.errors import UserError
 
@@ -82,15 +83,38 @@ def write_folder(model: Path, out: Path) -> None:
 
 
 @contextmanager
-def tokenizer_folder(path: Path | None) -> Iterator[Path | None]:
-    """The folder that an export takes: that of a sentencepiece model is made for it, any other is `path` itself."""
+def tokenizer_folder(path: Path | None, chat_template: Path | None = None) -> Iterator[Path | None]:
+    """The folder that an export takes: one is made for a sentencepiece model, and where another chat template is to go with
+    the tokenizer; else it is `path` itself."""
     model = None if path is None else find_model(path)
-    if model is None:
+    if path is None or (model is None and chat_template is None):
         yield path
         return
-    with tempfile.TemporaryDirectory() as folder:
-        write_folder(model, Path(folder))
-        yield Path(folder)
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        if model is not None:
+            write_folder(model, folder)
+        else:
+            from megatron_ring.checkpoint.hf_folder import copy_tokenizer
+
+            copy_tokenizer(path, folder)
+        if chat_template is not None:
+            _replace_template(folder, read_template(chat_template))
+        yield folder
+
+
+def _replace_template(folder: Path, template: str) -> None:
+    """Make this the only template of a tokenizer's folder."""
+    (folder / "chat_template.json").unlink(missing_ok=True)
+    shutil.rmtree(folder / "additional_chat_templates", ignore_errors=True)
+    write_atomically(folder / "chat_template.jinja", template.encode())
+    config = folder / "tokenizer_config.json"
+    if config.is_file():
+        try:
+            settings = {**json.loads(config.read_bytes()), "chat_template": template}
+        except (ValueError, TypeError):
+            raise UserError(f"{config}: not a JSON object: copy it again") from None
+        write_atomically(config, json.dumps(settings, indent=2, ensure_ascii=False).encode())
 
 
 def _settings(processor: Any, folder: Path) -> dict[str, Any]:

@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 from torch import Tensor
 
 
 class TokenSequence(NamedTuple):
     """Tokens of one sequence and, for each, whether predicting it counts in the loss (true or 1: it does)."""
 
-    tokens: Sequence[int]
-    loss_mask: Sequence[int]
+    tokens: Sequence[int] | np.ndarray
+    loss_mask: Sequence[int] | np.ndarray
 
 
 @dataclass(frozen=True)

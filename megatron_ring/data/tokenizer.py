@@ -19,13 +19,13 @@ import hashlib
 import json
 import logging
 import os
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from megatron_ring.data.bpe import train_bpe
-from megatron_ring.data.documents import ControlTokens, DocumentEncoder
+from megatron_ring.data.chat_template import PROBE, read_template
+from megatron_ring.data.documents import ControlTokens, DocumentEncoder, any_of
 from megatron_ring.data.records import Message, SFTRecord
 from megatron_ring.data.sentencepiece_model import find_model, load_model
 from megatron_ring.data.sequences import TokenSequence
@@ -50,15 +50,16 @@ class RingTokenizer:
         if tokenizer.eos_token_id is None:
             raise UserError(f"{path}: the tokenizer has no eos token: set eos_token in tokenizer_config.json")
         self._tokenizer = tokenizer
-        self._path = path
+        self._path = self._template_path = path
+        self._backend: Any = None
         self.eos_id: int = tokenizer.eos_token_id
         self.pad_id: int = self.eos_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         # Ids may have gaps (the Ling vocabulary does), so the largest id counts, not the number of tokens.
         self.vocab_size: int = max(tokenizer.get_vocab().values()) + 1
         added = tokenizer.added_tokens_decoder.values()
         controls = {str(token) for token in tokenizer.all_special_tokens} | {t.content for t in added if t.special}
-        self._control = _any_of(controls)
-        self._control_of_answers = _any_of(controls - {THINK, END_OF_THINK})  # where thinking has tokens of its own
+        self._control = any_of(controls)
+        self._control_of_answers = any_of(controls - {THINK, END_OF_THINK})  # where thinking has tokens of its own
 
     @property
     def fingerprint(self) -> str:
@@ -86,16 +87,32 @@ class RingTokenizer:
         return DocumentEncoder(self._tokenizer, self._control.pattern, control_tokens)
 
     @classmethod
-    def load(cls, path: str | Path) -> RingTokenizer:
+    def load(cls, path: str | Path, chat_template: Path | None = None) -> RingTokenizer:
         """Load a tokenizer directory, a sentencepiece `.model` file, or a directory that holds only one (see
-        `sentencepiece_model`). Nothing is downloaded, no code of the directory runs. Raises `UserError`."""
-        path = Path(path)
+        `sentencepiece_model`). Nothing is downloaded, no code of the directory runs.
+
+        Args:
+            chat_template: a file in place of the tokenizer's own template (`chat_template.read_template`).
+
+        Raises:
+            UserError: there is no such tokenizer; the template cannot be read, or does not show a user's message.
+        """
+        loaded = cls._load(Path(path))
+        if chat_template is not None:
+            loaded._use_template(chat_template)
+        return loaded
+
+    def _use_template(self, path: Path) -> None:
+        self._tokenizer.chat_template, self._template_path = read_template(path), path
+        if PROBE not in self._render([Message("user", PROBE)]):
+            raise UserError(f"{path}: not a chat template: it does not show what the user says")
+
+    @classmethod
+    def _load(cls, path: Path) -> RingTokenizer:
         model = find_model(path)
         if model is None and not path.is_dir():
-            raise UserError(
-                f"{path}: no such tokenizer directory: give a folder that holds tokenizer.json, or a sentencepiece "
-                f".model file"
-            )
+            mend = "give a folder that holds tokenizer.json, or a sentencepiece .model file"
+            raise UserError(f"{path}: no such tokenizer directory: {mend}")
         # Fast tokenizers warn, and stop using threads, when the process forks after their first use.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         # transformers advises at import to install a framework; a tokenizer needs none.
@@ -112,10 +129,17 @@ class RingTokenizer:
         except Exception as error:  # transformers raises many kinds for a broken directory
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(f"{path}: not a usable tokenizer directory ({reason}): it needs tokenizer.json") from None
-        return cls(tokenizer, path)
+        loaded = cls(tokenizer, path)
+        if whole and not getattr(tokenizer, "split_special_tokens", False):
+            loaded._backend = tokenizer.backend_tokenizer
+            loaded._backend.no_truncation()
+            loaded._backend.no_padding()
+        return loaded
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, nothing added; special tokens written in the text become their ids."""
+        if self._backend is not None:  # the same, without what transformers adds to each call
+            return list(self._backend.encode_batch_fast([text], add_special_tokens=False)[0].ids)
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
         return ids
 
@@ -134,7 +158,7 @@ class RingTokenizer:
         messages = [Message("user", prompt)] if isinstance(prompt, str) else list(prompt)
         self._check_controls(messages)
         answered = [*messages, Message("assistant", "")]
-        pieces = self._pieces(with_instruction(answered, instruction))
+        pieces = self._pieces(with_instruction(answered, instruction), [False] * len(answered))
         return [token for text, _ in pieces[:-1] for token in self.encode(text)]
 
     def conversation_tokens(
@@ -157,7 +181,7 @@ class RingTokenizer:
         names += [call["function"]["name"] for one in conversation for call in one.get("tool_calls", ())]
         for name in names:
             if name not in text:
-                raise UserError(f"{self._path}: the chat template does not show tools or their calls ({name})")
+                raise UserError(f"{self._template_path}: the chat template does not show tools or their calls ({name})")
         return self.encode(text)
 
     def special_texts(self) -> dict[str, str | None]:
@@ -196,7 +220,7 @@ class RingTokenizer:
         tokens: list[int] = []
         loss_mask: list[bool] = []
         ended_learnt = False  # whether the piece before is a response that is learnt
-        for text, message in self._pieces(with_instruction(record.messages, instruction)):
+        for text, message in self._pieces(with_instruction(record.messages, instruction), learnt):
             piece = self.encode(text)
             is_learnt = message is not None and learnt[message]
             tokens += piece
@@ -223,18 +247,27 @@ class RingTokenizer:
                     f"the conversation out"
                 )
 
-    def _pieces(self, messages: Sequence[Message]) -> list[tuple[str, int | None]]:
-        """Cut a conversation that ends with the assistant into (text, index of the response; None: template text)."""
+    def _pieces(self, messages: Sequence[Message], learnt: Sequence[bool]) -> list[tuple[str, int | None]]:
+        """Cut a conversation that ends with the assistant into (text, index of the response; None: template text).
+
+        A template may show earlier turns otherwise once the conversation goes on, as one that drops their thinking. What
+        comes before the last answer is one piece then, as the template shows it there.
+
+        Raises:
+            UserError: such a template changes an answer that is `learnt`.
+        """
         pieces: list[tuple[str, int | None]] = []
         done = ""
         for index, message in enumerate(messages):
             if message.role == "assistant":
                 prompt = self._render(messages[:index])
                 if not prompt.startswith(done):
-                    raise UserError(
-                        f"{self._path}: the chat template changes earlier turns as a conversation grows: "
-                        f"split such conversations into one record per answer"
-                    )
+                    if any(learnt[:index]):
+                        raise UserError(
+                            f"{self._template_path}: the chat template changes earlier turns as a conversation grows: "
+                            f"split such conversations into one record per answer, or train on the last (--data.train-on last)"
+                        )
+                    pieces, done = [], ""
                 response = after_prompt(prompt, message.content)
                 pieces += [(prompt[len(done) :], None), (response, index)]
                 done = prompt + response
@@ -244,29 +277,22 @@ class RingTokenizer:
         text = self._apply([{"role": message.role, "content": message.content} for message in messages])
         for message in messages:
             if message.role == "tool" and message.content.strip() not in text:
-                raise UserError(f"{self._path}: the chat template does not show messages of role tool")
+                raise UserError(f"{self._template_path}: the chat template does not show messages of role tool")
         return text
 
     def _apply(self, conversation: Sequence[dict[str, Any]], **settings: Any) -> str:
-        template = self._tokenizer.chat_template
+        template, where = self._tokenizer.chat_template, self._template_path
         if not template:
-            raise UserError(f"{self._path}: the tokenizer has no chat template: add chat_template.jinja")
+            raise UserError(f"{where}: the tokenizer has no chat template: name a file with the flag chat-template")
         if isinstance(template, dict) and "default" not in template:
             names = ", ".join(sorted(template))
-            raise UserError(
-                f"{self._path}: of its chat templates ({names}) none is the default: keep one, or name it default"
-            )
-        from jinja2 import TemplateError
-
+            raise UserError(f"{where}: of its chat templates ({names}) none is the default: keep one, or name it default")
+        from jinja2 import TemplateError, TemplateSyntaxError
         arguments = {"tokenize": False, "add_generation_prompt": True, **settings}
         try:
             return str(self._tokenizer.apply_chat_template(list(conversation), **arguments))
-        except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
+        except TemplateSyntaxError as error:
+            raise UserError(f"{where}: the chat template is not Jinja (its line {error.lineno}): {error.message}") from None
+        except (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
             roles = ", ".join(str(message["role"]) for message in conversation)
-            raise UserError(f"{self._path}: the chat template refuses a conversation of {roles}: {error}") from None
-
-
-def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
-    """Finds any of these texts, of several at one place the longest."""
-    longest_first = sorted(filter(None, texts), key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+            raise UserError(f"{where}: the chat template refuses a conversation of {roles}: {error}") from None

@@ -58,14 +58,17 @@ class Checks:
             raise UserError(f"{said}; --plan.preset NAME tells a dry run the model's shape")
         return get_preset(name)
 
-    def tokenizer(self, path: Path, flag: str, shape: ModelConfig) -> RingTokenizer | None:
-        """The tokenizer, None where it is not there. Raises `UserError` when it is not one of the model's."""
-        if not path.exists():
-            self.left.append(f"{flag} {path}: not there")
+    def tokenizer(self, path: Path, flag: str, shape: ModelConfig, template: Path | None = None) -> RingTokenizer | None:
+        """The tokenizer, None where it, or the file of its chat template, is not there. Raises `UserError` when it is not
+        one of the model's, or has no usable template."""
+        flags = {flag: path, flag.replace("tokenizer", "chat-template"): template}
+        missing = [f"{name} {file}: not there" for name, file in flags.items() if file is not None and not file.exists()]
+        self.left += missing
+        if missing:
             return None
         from megatron_ring.data.tokenizer import RingTokenizer
 
-        tokenizer = RingTokenizer.load(path)
+        tokenizer = RingTokenizer.load(path, template)
         known = tokenizer.vocab_size
         require(known <= shape.vocab_size, f"{flag} {path}: {known} tokens, the model has only {shape.vocab_size}")
         self.done.append(f"{flag} {path}: {known:,} tokens of the model's {shape.vocab_size:,}")

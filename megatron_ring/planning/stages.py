@@ -2,28 +2,47 @@
 
 from __future__ import annotations
 
+import functools
 import os
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from megatron_ring.config.checks import require
 from megatron_ring.config.evaluate import EvaluateConfig
 from megatron_ring.config.model import ModelConfig
 from megatron_ring.config.parallel import ParallelConfig
 from megatron_ring.config.pretrain import PretrainConfig
-from megatron_ring.config.reward_model import RewardModelConfig
+from megatron_ring.config.reward_model import PreferenceDataConfig, RewardModelConfig
 from megatron_ring.config.rl import RLConfig
-from megatron_ring.config.sft import SFTConfig
+from megatron_ring.config.sft import SFTConfig, SFTDataConfig
 from megatron_ring.data.schedule import STAGE_FILES
-from megatron_ring.errors import UserError
+from megatron_ring.errors import UserError, say
 from megatron_ring.planning import arithmetic
 from megatron_ring.planning.checks import Checks
 from megatron_ring.planning.memory import GIB, OUTSIDE_TORCH, Item, StageMemory, Work, plan_memory
 from megatron_ring.planning.sizes import MOMENTS, choose_sizes, rl_work
 
+if TYPE_CHECKING:
+    from megatron_ring.corpus.conversations import SFTDataset
+    from megatron_ring.data.preference_data import PreferenceDataset
+    from megatron_ring.data.tokenizer import RingTokenizer
+
 UNKNOWN_PROMPT = 2047  # tokens allowed for a prompt, beside the one counted, where the prompts are not there
 Precision = Literal["auto", "fp32", "bf16"]
+EpochsRun = SFTConfig | RewardModelConfig
 Planned = RLConfig | SFTConfig | PretrainConfig | RewardModelConfig | EvaluateConfig
+
+
+class PackedFile(Protocol):
+    """What is told of a file that is trained on in epochs."""
+
+    note: str
+    tokens: int
+    steps_per_epoch: int
+
+
+EpochsData = TypeVar("EpochsData", bound=PackedFile)
 
 
 def plan_rl(config: RLConfig) -> None:
@@ -34,7 +53,7 @@ def plan_rl(config: RLConfig) -> None:
     data = _data_ranks(config.parallel, shape, world)
     config.check(data)
     config.check_model(shape)
-    tokenizer = checks.tokenizer(config.data.tokenizer, "--data.tokenizer", shape)
+    tokenizer = checks.tokenizer(config.data.tokenizer, "--data.tokenizer", shape, config.data.chat_template)
     whole_groups = config.budget.max_cuts is None
     prompts = checks.prompts(
         config.data.prompts, "--data.prompts", config.rewards, config.data, config.steps, whole_groups
@@ -78,28 +97,62 @@ def _scorer(config: RLConfig, checks: Checks) -> ModelConfig | None:
 
 def plan_sft(config: SFTConfig) -> None:
     """Print the plan of a fine-tuning run. Raises as `plan_rl`."""
+
+    def load(data: SFTDataConfig, tokenizer: RingTokenizer, positions: int) -> tuple[SFTDataset, SFTDataset | None]:
+        from megatron_ring.corpus.conversations import load_datasets
+
+        return load_datasets(data, tokenizer, config.seed, positions, tell=functools.partial(say, "sft"))
+
+    _plan_epochs(config, load, lambda data: f"{data.sequences:,} conversations", arithmetic.sft_lines)
+
+
+def plan_reward(config: RewardModelConfig) -> None:
+    """Print the plan of a reward model's run. Raises as `plan_rl`."""
+
+    def load(
+        data: PreferenceDataConfig, tokenizer: RingTokenizer, positions: int
+    ) -> tuple[PreferenceDataset, PreferenceDataset | None]:
+        from megatron_ring.data.preference_data import load_preferences
+
+        return load_preferences(data, tokenizer, config.seed, positions)
+
+    _plan_epochs(config, load, lambda data: f"{len(data.pairs):,} pairs", arithmetic.reward_lines)
+
+
+def _plan_epochs(
+    config: EpochsRun, load: Callable[[Any, RingTokenizer, int], tuple[EpochsData, EpochsData | None]],
+    told: Callable[[EpochsData], str], lines: Callable[[Any, int, int | None], list[arithmetic.Line]],
+) -> None:  # fmt: skip
+    """The plan of a run in epochs over a file.
+
+    Args:
+        load: the packed training and validation files, of the configuration of data, the tokenizer and the positions.
+        told: how much there is in a file.
+        lines: the plan's, of configuration, data-parallel ranks and steps of an epoch.
+    """
     checks, world = Checks(), planned_world(config)
-    shape = checks.shape(config.preset, config.init_from, "--init-from", config.plan.preset)
-    data = _data_ranks(config.parallel, shape, world)
-    config.check(data)
-    tokenizer = checks.tokenizer(config.data.tokenizer, "--data.tokenizer", shape)
+    shape = config.extended(
+        checks.shape(config.preset, config.init_from, "--init-from", config.plan.preset, config.extended)
+    )
+    ranks = _data_ranks(config.parallel, shape, world)
+    config.check(ranks)
+    tokenizer = checks.tokenizer(config.data.tokenizer, "--data.tokenizer", shape, config.data.chat_template)
     steps = None
     missing = [path for path in (config.data.train, config.data.validation) if path is not None and not path.exists()]
     checks.left += [f"{path}: not there" for path in missing]
     if tokenizer is not None and config.data.train not in missing:
-        from megatron_ring.data.sft_data import load_datasets
-
         readable = replace(config.data, validation=None) if missing else config.data
-        train, validation = load_datasets(readable, tokenizer, config.seed, shape.max_positions)
+        train, validation = load(readable, tokenizer, shape.max_positions)
         steps = train.steps_per_epoch
-        checks.done.append(f"--data.train {config.data.train}: {train.sequences:,} conversations of {train.tokens:,} tokens")
+        checks.done += [part.note for part in (train, validation) if part is not None and part.note]
+        checks.done.append(f"--data.train {config.data.train}: {told(train)} of {train.tokens:,} tokens")
         if validation is not None:
-            checks.done.append(f"--data.validation {config.data.validation}: {validation.sequences:,} conversations")
+            checks.done.append(f"--data.validation {config.data.validation}: {told(validation)}")
     work = Work(
-        tokens=config.data.context_length, micro_batches=config.data.global_batch // data, recompute=config.recompute,
+        tokens=config.data.context_length, micro_batches=config.data.global_batch // ranks, recompute=config.recompute,
         moment_itemsize=MOMENTS[config.optimizer.moments],
     )  # fmt: skip
-    _report("sft", config, shape, world, arithmetic.sft_lines(config, data, steps), work, checks)
+    _report(config.stage_name, config, shape, world, lines(config, ranks, steps), work, checks)
 
 
 def plan_pretrain(config: PretrainConfig) -> None:
@@ -135,41 +188,12 @@ def plan_pretrain(config: PretrainConfig) -> None:
     _report("pretrain", config, shape, world, arithmetic.pretrain_lines(config, data, steps), work, checks)
 
 
-def plan_reward(config: RewardModelConfig) -> None:
-    """Print the plan of a reward model's run. Raises as `plan_rl`."""
-    checks, world = Checks(), planned_world(config)
-    shape = config.extended(
-        checks.shape(config.preset, config.init_from, "--init-from", config.plan.preset, config.extended)
-    )
-    data = _data_ranks(config.parallel, shape, world)
-    config.check(data)
-    tokenizer = checks.tokenizer(config.data.tokenizer, "--data.tokenizer", shape)
-    steps = None
-    missing = [path for path in (config.data.train, config.data.validation) if path is not None and not path.exists()]
-    checks.left += [f"{path}: not there" for path in missing]
-    if tokenizer is not None and config.data.train not in missing:
-        from megatron_ring.data.preference_data import load_preferences
-
-        readable = replace(config.data, validation=None) if missing else config.data
-        train, validation = load_preferences(readable, tokenizer, config.seed, shape.max_positions)
-        steps = train.steps_per_epoch
-        checks.done += [part.note for part in (train, validation) if part is not None and part.note]
-        checks.done.append(f"--data.train {config.data.train}: {len(train.pairs):,} pairs of {train.tokens:,} tokens")
-        if validation is not None:
-            checks.done.append(f"--data.validation {config.data.validation}: {len(validation.pairs):,} pairs")
-    work = Work(
-        tokens=config.data.context_length, micro_batches=config.data.global_batch // data, recompute=config.recompute,
-        moment_itemsize=MOMENTS[config.optimizer.moments],
-    )  # fmt: skip
-    _report("reward", config, shape, world, arithmetic.reward_lines(config, data, steps), work, checks)
-
-
 def plan_evaluate(config: EvaluateConfig) -> None:
     """Print the plan of an evaluation. Raises as `plan_rl`."""
     checks, world = Checks(), planned_world(config)
     shape = checks.shape(None, config.checkpoint, "--checkpoint", config.plan.preset)
     data = _data_ranks(config.parallel, shape, world)
-    tokenizer = checks.tokenizer(config.tokenizer, "--tokenizer", shape)
+    tokenizer = checks.tokenizer(config.tokenizer, "--tokenizer", shape, config.chat_template)
     assert config.prompts is not None
     prompts = checks.prompts(config.prompts, "--prompts", config.rewards, columns=config)
     prompt = checks.longest_prompt(prompts, tokenizer, config.instruction)

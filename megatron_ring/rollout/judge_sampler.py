@@ -44,7 +44,11 @@ class JudgeModel:
             stop_token_ids=(), stop_strings=(), repetition_tokens=0,
         )  # fmt: skip
         tokenizer = judge.tokenizer or config.tokenizer
-        asked = replace(config, checkpoint=judge.checkpoint, tokenizer=tokenizer, sampling=sampling, instruction=None)
+        template = judge.chat_template or (config.chat_template if judge.tokenizer is None else None)
+        asked = replace(
+            config, checkpoint=judge.checkpoint, tokenizer=tokenizer, chat_template=template, sampling=sampling,
+            instruction=None,
+        )  # fmt: skip
         try:
             return cls(*resolve(asked))
         except UserError as error:

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
 
 from megatron_ring.config.epochs import EpochsConfig
+from megatron_ring.config.model import ModelConfig
+from megatron_ring.data.tokenizer import RingTokenizer
 from megatron_ring.errors import StoppedByAlarm
 from megatron_ring.run.continuing import stretched_rates
 from megatron_ring.run.directory import RunDirectory
 from megatron_ring.run.progress import Progress
-from megatron_ring.run.stage import Stage, latest_of, load_latest, open_saver, open_stop_request
+from megatron_ring.run.stage import (
+    Stage,
+    latest_of,
+    load_latest,
+    open_model,
+    open_run,
+    open_saver,
+    open_stop_request,
+    resolve,
+)
 from megatron_ring.run.watch import Watch
 from megatron_ring.training.trainer import AnyLoss, StepResult, Trainer
 
@@ -43,6 +54,43 @@ class EpochTask(Protocol):
     def shown(self, metrics: dict[str, Any]) -> str:
         """The figures beside the progress bar."""
         ...
+
+
+class Packed(Protocol):
+    """A packed file."""
+
+    fingerprint: str
+
+
+Config = TypeVar("Config", bound=EpochsConfig)
+Data = TypeVar("Data", bound=Packed)
+
+
+def run_epochs(
+    config: Config, load: Callable[[Config, RingTokenizer, ModelConfig], tuple[Data, Data | None]],
+    task_of: Callable[[Config, RunDirectory, Data, Data | None], EpochTask],
+) -> None:  # fmt: skip
+    """A whole run of a main.
+
+    Args:
+        load: the training and the validation file. Every process calls it.
+        task_of: what is done with them.
+
+    Raises:
+        UserError: as `resolve`, `load`, `open_run` and `open_model`.
+        StoppedByAlarm, StoppedBySignal: as `train_epochs`.
+    """
+    config, shape, tokenizer = resolve(config)
+    data, validation = load(config, tokenizer, shape)
+    content = {"data.tokenizer": tokenizer.fingerprint, "data.train": data.fingerprint}
+    if validation is not None:
+        content["data.validation"] = validation.fingerprint
+    run = open_run(config, content)
+    stage = open_model(config, shape, run.first_weights)
+    try:
+        train_epochs(config, stage, run, task_of(config, run, data, validation))
+    finally:
+        run.close()
 
 
 def train_epochs(config: EpochsConfig, stage: Stage, run: RunDirectory, task: EpochTask) -> None:

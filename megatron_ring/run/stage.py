@@ -80,7 +80,7 @@ def resolve(config: Config) -> tuple[Config, ModelConfig, RingTokenizer]:
     config.check(config.parallel.data(world))
     config.check_model(shape)
     dtype_of(config)
-    tokenizer = RingTokenizer.load(config.tokenizer_folder)
+    tokenizer = RingTokenizer.load(config.tokenizer_folder, config.chat_template_file)
     require(
         tokenizer.vocab_size <= shape.vocab_size,
         f"{flag_of(config.tokenizer_setting)} {config.tokenizer_folder}: {tokenizer.vocab_size} tokens, the model has only "

@@ -244,14 +244,10 @@ def test_one_process_has_a_corpus(prepare, tmp_path: Path, jsonl: Path) -> None:
         prepare(tmp_path / "c", jsonl)
 
 
-def test_a_worker_that_is_killed_is_said(prepare, tmp_path: Path, tokenizer: RingTokenizer) -> None:  # type: ignore[no-untyped-def]
-    from megatron_ring.corpus.encoding import EncodeOptions
-    from megatron_ring.corpus.preparing import _Pool
+def test_a_worker_that_is_killed_is_said() -> None:
+    from megatron_ring.corpus.pool import WorkerPool
 
-    options = EncodeOptions("text", "split", "error", 1000, "uint16", 0)
-    with _Pool(tokenizer.document_encoder(), options, 2) as pool, pytest.raises(UserError, match="a worker was killed"):
-        pool._submit(os.kill, 0, 0).result()
-        pool._submit(os._exit, 1)
-        from megatron_ring.corpus.sources import Chunk, Position
-
-        list(pool.encoded(Chunk(tmp_path, "texts", [b"a"] * 100, 0, Position()) for _ in range(100)))
+    with WorkerPool(len, 2, "fewer") as pool, pytest.raises(UserError, match=r"a worker was killed.*: fewer"):
+        pool.submit(os.kill, 0, 0).result()
+        pool.submit(os._exit, 1)
+        list(pool.in_order((None, "a") for _ in range(100)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import random
 import sys
 from pathlib import Path
@@ -111,6 +112,13 @@ def test_fingerprints_and_templates(folder: Path, published: Path, tmp_path: Pat
     after = RingTokenizer.load(tmp_path / "some.model")
     assert after.prompt_tokens("a") == after.encode("a</s>") and after.encode("a</s>")[-1] == after.eos_id
     assert after.fingerprint != before.fingerprint and after.vocabulary_fingerprint == before.vocabulary_fingerprint
+    named = RingTokenizer.load(published, tmp_path / "chat_template.jinja")
+    assert named.fingerprint == after.fingerprint, "the same template by the flag"
+    with tokenizer_folder(published, tmp_path / "chat_template.jinja") as exported:
+        assert exported is not None and RingTokenizer.load(exported).fingerprint == named.fingerprint
+    for given in (named, RingTokenizer.load(folder)):  # as it goes to the process that tokenises a large file
+        sent = pickle.loads(pickle.dumps(given))
+        assert sent.fingerprint == given.fingerprint and sent.prompt_tokens("a b") == given.prompt_tokens("a b")
 
 
 def test_models_that_cannot_be_used(published: Path, tmp_path: Path) -> None:

@@ -67,6 +67,21 @@ def test_encoding_loses_nothing(tokenizer: RingTokenizer, text: str) -> None:
     assert all(0 <= token < tokenizer.vocab_size for token in tokenizer.encode(text))
 
 
+def test_encoding_is_that_of_transformers(tokenizer_dir: Path, tmp_path: Path) -> None:
+    """Also where the folder asks for truncation and padding, which no call here wants."""
+    path = tmp_path / "cuts"
+    shutil.copytree(tokenizer_dir, path)
+    file = json.loads((path / "tokenizer.json").read_text())
+    file["truncation"] = {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0}
+    file["padding"] = {"strategy": {"Fixed": 9}, "direction": "Left", "pad_to_multiple_of": None, "pad_id": 0,
+                       "pad_type_id": 0, "pad_token": "<|endoftext|>"}  # fmt: skip
+    (path / "tokenizer.json").write_text(json.dumps(file))
+    for folder in (tokenizer_dir, path):
+        given = RingTokenizer.load(folder)
+        for text in [*TEXTS[:50], "", " a<|endoftext|>b<role>", "naïve Ω 中文 😀\x00\u2028", "x" * 5000]:
+            assert given.encode(text) == given._tokenizer.encode(text, add_special_tokens=False)
+
+
 def test_the_rendered_text(tokenizer: RingTokenizer) -> None:
     record = SFTRecord(conversation([("1+1?", "2"), ("2+2?", "4")], system="Count."))
     expected = (

@@ -1,0 +1,141 @@
+"""A chat template from a file: taken by every stage alike, or refused in one line; the same rendering wherever one asks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from megatron_ring.config.generate import GenerateConfig
+from megatron_ring.config.reward_model import PreferenceDataConfig, RewardModelConfig
+from megatron_ring.config.sampling import SamplingConfig
+from megatron_ring.config.sft import SFTConfig, SFTDataConfig
+from megatron_ring.data.records import Message, SFTRecord
+from megatron_ring.data.sentencepiece_model import tokenizer_folder
+from megatron_ring.data.tokenizer import RingTokenizer
+from megatron_ring.errors import UserError
+from megatron_ring.serving.prompts import tokens_of_chat
+from megatron_ring.serving.protocol import read_chat
+
+# As later reasoning models have it: thinking of turns before the last question is dropped, tools speak in a turn of the user.
+DROPS = """{% set ns = namespace(last=-1) %}
+{%- for m in messages %}{% if m['role'] == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}
+{%- for m in messages %}
+{%- set text = m['content'] %}
+{%- if m['role'] == 'assistant' and loop.index0 < ns.last and '</think>' in text %}
+{%- set text = text.split('</think>')[-1].lstrip() %}{% endif %}
+{%- if m['role'] == 'tool' %}{{ '[user]<result>' + text + '</result>' }}{% else %}{{ '[' + m['role'] + ']' + text }}{% endif %}
+{%- if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}
+{%- endfor %}{% if add_generation_prompt %}{{ '[assistant]' }}{% endif %}"""
+KEEPS = DROPS.replace("loop.index0 < ns.last and", "false and")
+OPENS = KEEPS.replace("'[assistant]'", "'[assistant]<think>\n'")
+TURNS = [
+    Message("system", "be brief"), Message("user", "6*7?"), Message("assistant", "<think>\nsix sevens\n</think>\n\n42"),
+    Message("user", "and look it up"), Message("assistant", "<think>\nask\n</think>\n\ncalling"), Message("tool", "42 it is"),
+]  # fmt: skip
+ANSWER = Message("assistant", "<think>\nseen\n</think>\n\nIt is 42.")
+
+
+def loaded(folder: Path, tmp_path: Path, template: str) -> RingTokenizer:
+    file = tmp_path / "t.jinja"
+    file.write_text(template)
+    return RingTokenizer.load(folder, file)
+
+
+@pytest.mark.parametrize("turns", [TURNS, TURNS[:2], TURNS[:4]], ids=len)
+@pytest.mark.parametrize("template", [None, KEEPS, DROPS, OPENS], ids=["default", "keeps", "drops", "opens"])
+def test_every_stage_renders_alike(
+    template: str | None, turns: list[Message], tokenizer: RingTokenizer, tokenizer_dir: Path, tmp_path: Path
+) -> None:
+    """RL, evaluate and generate ask for `prompt_tokens`, the server for `tokens_of_chat`, SFT for `training_tokens`."""
+    given = tokenizer if template is None else loaded(tokenizer_dir, tmp_path, template)
+    prompt = given.prompt_tokens(turns)
+    body = {"messages": [{"role": one.role, "content": one.content} for one in turns]}
+    ask = read_chat(body, SamplingConfig())
+    assert tokens_of_chat(ask, given, None) == prompt
+    assert tokens_of_chat(ask, given, "In short.") == given.prompt_tokens(turns, "In short.") != prompt
+    tokens, mask = given.training_tokens(SFTRecord((*turns, ANSWER)), train_on="last")
+    assert list(tokens[: len(prompt)]) == prompt and not any(mask[: len(prompt)]) and all(mask[len(prompt) :])
+    text, answer = given.decode(prompt, skip_special=False), given.decode(tokens[len(prompt) :], skip_special=False)
+    chat = [{"role": one.role, "content": one.content} for one in turns]
+    whole = given._tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    said = ANSWER.content.removeprefix("<think>\n") if template == OPENS else ANSWER.content
+    assert answer == said + "<|endoftext|>"
+    if template in (KEEPS, DROPS):
+        assert text == whole and "In short" not in text
+    if len(turns) > 3:
+        assert ("six sevens" in text) == (template != DROPS), "thinking of earlier turns is dropped as the template says"
+        assert ("ask" in text) == (len(turns) == len(TURNS)), "that of the turn under way stays"
+    assert ("42 it is" in text) == (turns is TURNS)
+
+
+def test_a_template_that_drops_thinking_trains_the_last_answer_alone(tokenizer_dir: Path, tmp_path: Path) -> None:
+    given, record = loaded(tokenizer_dir, tmp_path, DROPS), SFTRecord((*TURNS[:4], ANSWER))
+    with pytest.raises(UserError, match=r"t\.jinja: the chat template changes earlier turns.*--data\.train-on last"):
+        given.training_tokens(record)
+    marked = SFTRecord(record.messages, marks=(None, None, False, None, None))
+    assert given.training_tokens(marked) == given.training_tokens(record, train_on="last")
+    assert sum(given.training_tokens(SFTRecord(record.messages[1:3])).loss_mask) > 0
+
+
+def test_the_fingerprint_knows_the_template(tokenizer: RingTokenizer, tokenizer_dir: Path, tmp_path: Path) -> None:
+    other = loaded(tokenizer_dir, tmp_path, KEEPS)
+    assert other.fingerprint != tokenizer.fingerprint == loaded(tokenizer_dir, tmp_path, own(tokenizer)).fingerprint
+    assert other.vocabulary_fingerprint == tokenizer.vocabulary_fingerprint
+    published = tmp_path / "chat_template.json"
+    published.write_text(json.dumps({"chat_template": KEEPS}))
+    assert RingTokenizer.load(tokenizer_dir, published).fingerprint == other.fingerprint
+
+
+def own(tokenizer: RingTokenizer) -> str:
+    return str(tokenizer.special_texts()["chat_template"])
+
+
+BAD = {
+    "": "is empty",
+    " \n": "is empty",
+    "{% for m in messages %}{{ m['content'] }}": r"is not Jinja \(its line 1\)",
+    "{{ messages[0].content": "is not Jinja",
+    "{{ unknown.what }}": "refuses a conversation of user",
+    "{{ raise_exception('no users') }}": "refuses a conversation of user: no users",
+    "{{ 1 / 0 }}": "refuses a conversation of user",
+    "{% for i in range(10 ** 9) %}{% endfor %}": "refuses a conversation of user",
+    "{{ ''.__class__.__mro__[1].__subclasses__() }}": "refuses a conversation of user",
+    "Hello": "does not show what the user says",
+    '{"chat_template": "x"}': "does not show what the user says",
+}
+
+
+def test_bad_templates_are_refused(tokenizer_dir: Path, tmp_path: Path) -> None:
+    for text, said in BAD.items():
+        with pytest.raises(UserError, match=rf"t\.jinja: .*{said}"):
+            loaded(tokenizer_dir, tmp_path, text)
+    (tmp_path / "bytes.jinja").write_bytes(b"{{ messages }}\xff")
+    (tmp_path / "a.json").write_text("[]")
+    for name, said in (("none", "No such file"), (".", "a folder"), ("bytes.jinja", "not UTF-8"), ("a.json", "holds no text")):
+        with pytest.raises(UserError, match=said):
+            RingTokenizer.load(tokenizer_dir, tmp_path / name)
+
+
+def test_stages_find_their_flag(tmp_path: Path) -> None:
+
+    file = tmp_path / "t.jinja"
+    sft = SFTConfig(run_dir=tmp_path, data=SFTDataConfig(train=tmp_path, tokenizer=tmp_path, chat_template=file))
+    pairs = PreferenceDataConfig(train=tmp_path, tokenizer=tmp_path, chat_template=file)
+    reward = RewardModelConfig(run_dir=tmp_path, data=pairs)
+    generate = GenerateConfig(checkpoint=tmp_path, tokenizer=tmp_path, chat_template=file)
+    assert {one.chat_template_file for one in (sft, reward, generate)} == {file}
+    assert GenerateConfig(checkpoint=tmp_path, tokenizer=tmp_path).chat_template_file is None
+
+
+def test_it_is_exported(tokenizer: RingTokenizer, tokenizer_dir: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    other = loaded(tokenizer_dir, tmp_path, KEEPS)
+    with tokenizer_folder(tokenizer_dir, tmp_path / "t.jinja") as folder:
+        assert folder is not None and RingTokenizer.load(folder).fingerprint == other.fingerprint
+        assert AutoTokenizer.from_pretrained(str(folder)).chat_template == KEEPS
+    assert RingTokenizer.load(tokenizer_dir).fingerprint == tokenizer.fingerprint, "what it was made of stays"
+    with tokenizer_folder(tokenizer_dir) as folder:
+        assert folder == tokenizer_dir
