@@ -57,7 +57,7 @@ def train(config: RLConfig) -> None:
     config, context, directory = run.config, run.stage.context, run.directory
     with (
         open_stop_request(directory, config) as stop,
-        open_scorer(config.rewards, run.domains, run.tokenizer, context, run.sampler) as scorer,
+        open_scorer(config.rewards, run.domains, run.tokenizer, context, run.sampler, directory.replies) as scorer,
         open_saver(directory, config, context) as saver,
         Progress("rl", config.steps, start, context.is_main) as progress,
     ):

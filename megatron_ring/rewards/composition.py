@@ -31,7 +31,7 @@ from megatron_ring.errors import UserError
 from megatron_ring.rewards import format
 from megatron_ring.rewards.batch import reference_check
 from megatron_ring.rewards.instructions.finding import shown
-from megatron_ring.rewards.interface import MACHINE_FAILURE, Reward, ScoreRequest
+from megatron_ring.rewards.interface import JUDGE_DISAGREEMENT, JUDGE_FAILURE, MACHINE_FAILURE, Reward, ScoreRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +98,8 @@ def combine(composition: Composition, rewards: Mapping[str, Reward], length: int
 
     The penalty is outside the gates: an overlong response is punished whether it passes them or not, and what fails a
     gate at an allowed length gets 0. The detail is `{"parts": {name: [value, reason]}, "gates": …, "length_penalty": …}`.
-    Where the machine failed for any of them there is no verdict on the whole, whatever the others got: the total is 0, and
-    its detail says why under `MACHINE_FAILURE`, as that of a part does.
+    Where the machine or the judge failed for any of them there is no verdict on the whole, whatever the others got: the
+    total is 0, and its detail says why under the same key as that of the part does.
 
     Raises:
         UserError: a length that is limited is not known.
@@ -110,9 +110,11 @@ def combine(composition: Composition, rewards: Mapping[str, Reward], length: int
             raise UserError(f"the reward limits the response's length, which is {length}: give 'length' in tokens")
         penalty = overlong_penalty(length, composition.length.maximum, composition.length.cache)
     failed = next((gate.name for gate in composition.gates if rewards[gate.name].value < 1), None)
-    failures = [reward.detail[MACHINE_FAILURE] for reward in rewards.values() if MACHINE_FAILURE in reward.detail]
+    failures = {
+        key: reward for reward in rewards.values() for key in (MACHINE_FAILURE, JUDGE_FAILURE) if key in reward.detail
+    }
     if failures:
-        value, reason = 0.0, f"no verdict, the machine failed: {failures[0]}"
+        value, reason = 0.0, next(iter(failures.values())).reason
     elif failed is None:
         value = math.fsum(part.weight * rewards[part.name].value for part in composition.parts)
         given = ((part.name, rewards[part.name]) for part in composition.parts)
@@ -128,8 +130,10 @@ def combine(composition: Composition, rewards: Mapping[str, Reward], length: int
     }
     if composition.length is not None:
         detail["length_penalty"] = penalty
-    if failures:
-        detail[MACHINE_FAILURE] = failures[0]
+    apart = [reward.detail[JUDGE_DISAGREEMENT] for reward in rewards.values() if JUDGE_DISAGREEMENT in reward.detail]
+    if apart:
+        detail[JUDGE_DISAGREEMENT] = math.fsum(apart) / len(apart)
+    detail |= {key: reward.detail[key] for key, reward in failures.items()}
     return Reward(value, reason, detail)
 
 

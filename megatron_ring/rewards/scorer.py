@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ class Scorer:
         self._pool = pool
         self._compositions = {} if compositions is None else read_compositions(compositions)
         self._waiting: dict[str, list[tuple[BatchItem, Future[Reward]]]] = {}
+        self.on_waiting: Mapping[str, Callable[[BatchItem], None]] = {}  # by batch scorer: told of what waits for it
 
     def start(self, domains: Iterable[str]) -> set[str]:
         """Check that all these domains can be scored here, and start their workers. The verifiers and batch scorers that
@@ -84,7 +86,10 @@ class Scorer:
         if place is None:
             raise UserError(f"domain {request.domain!r} is scored with its group, in RL and evaluations alone")
         promise: Future[Reward] = Future()
-        self._waiting.setdefault(request.domain, []).append((BatchItem(request, *place), promise))
+        item = BatchItem(request, *place)
+        self._waiting.setdefault(request.domain, []).append((item, promise))
+        if request.domain in self.on_waiting:
+            self.on_waiting[request.domain](item)
         return promise
 
     def take_waiting(self, name: str) -> list[tuple[BatchItem, Future[Reward]]]:
@@ -145,9 +150,10 @@ def check_domain(domain: str, compositions: Mapping[str, Composition], whole_gro
 def check_settings(domain: str, compositions: Mapping[str, Composition], settings: object) -> None:
     """Raise `UserError` where what scores a domain needs a setting that `settings`, a `RewardConfig`, does not give."""
     for name in scorers_of(domain, compositions):
-        need = BATCH_SCORERS[name].needs if name in BATCH_SCORERS else ""
-        if need and getattr(settings, need) is None:
-            raise UserError(f"domain {domain!r} is scored by {name!r}: give --rewards.{need.replace('_', '-')}")
+        needs = BATCH_SCORERS[name].needs if name in BATCH_SCORERS else ()
+        if needs and all(attrgetter(need)(settings) is None for need in needs):
+            flags = " or ".join(f"--rewards.{need.replace('_', '-')}" for need in needs)
+            raise UserError(f"domain {domain!r} is scored by {name!r}: give {flags}")
 
 
 def check_answers(rows: Iterable[tuple[str, str, Any]], compositions: Mapping[str, Composition]) -> None:

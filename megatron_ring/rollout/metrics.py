@@ -12,6 +12,7 @@ import torch
 from megatron_ring.algorithm.kl import LOG_RATIO_LIMIT
 from megatron_ring.data.records import PromptRecord
 from megatron_ring.data.tokenizer import RingTokenizer
+from megatron_ring.rewards.interface import JUDGE_FAILURE, MACHINE_FAILURE
 from megatron_ring.rollout.collecting import CollectedStep
 from megatron_ring.rollout.records import ScoredRollout
 from megatron_ring.rollout.select import Selection, equal_rewards_fraction, response_lengths, with_verdict
@@ -53,7 +54,8 @@ def sampling_metrics(collected: CollectedStep, selection: Selection, by_domain: 
         metrics |= _reward_and_length(items, f"/{domain}") | _parts(items, f"/{domain}")
     truncated = sum(item.rollout.finish_reason == "length" for item in scored)
     return metrics | {
-        "reward/machine_failures": sum(not item.has_verdict for item in scored),
+        "reward/machine_failures": sum(MACHINE_FAILURE in item.detail for item in scored),
+        "reward/judge_failures": sum(JUDGE_FAILURE in item.detail for item in scored),
         "response_length/truncated_fraction": truncated / len(scored),
         "tokens/generated": collected.generated_tokens,
         "tokens/discarded_fraction": 1 - selection.trained_tokens / sum(response_lengths(scored)),

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
-from megatron_ring.rewards.interface import MACHINE_FAILURE
+from megatron_ring.rewards.interface import JUDGE_FAILURE, MACHINE_FAILURE
 from megatron_ring.sampler.completion import Completion, FinishReason
 
 Key = tuple[int, int]
@@ -85,8 +85,8 @@ class ScoredRollout:
 
     @property
     def has_verdict(self) -> bool:
-        """False where the machine failed: its reward of 0 says nothing about the response."""
-        return MACHINE_FAILURE not in self.detail
+        """False where the machine or the judge failed: its reward of 0 says nothing about the response."""
+        return MACHINE_FAILURE not in self.detail and JUDGE_FAILURE not in self.detail
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.reward):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from megatron_ring.checkpoint.manifest import read_manifest
 from megatron_ring.checkpoint.saving import CheckpointSaver
 from megatron_ring.config.checks import require
+from megatron_ring.judging.cache import begin_again
 from megatron_ring.model.routes import route_bytes
 from megatron_ring.rollout.pool import RolloutPool
 from megatron_ring.rollout.state import RLState
@@ -20,6 +21,8 @@ def save(run: RLState, saver: CheckpointSaver, steps: int) -> None:
     """Save the state after `steps` steps."""
     with run.phases("save_wait"):
         saver.wait()  # before `policy.save`: until it is whole the one before it counts
+        if run.directory.writes:
+            begin_again(run.directory.replies)
         extra = {
             "prompts": run.stream.state_dict(),
             "budget": run.schedule.state_dict(),

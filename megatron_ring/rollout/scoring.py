@@ -5,7 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 from megatron_ring.config.rewards import RewardConfig
 from megatron_ring.data.records import PromptRecord
@@ -15,7 +17,7 @@ from megatron_ring.errors import UserError
 from megatron_ring.parallel import collectives
 from megatron_ring.parallel.context import ParallelContext
 from megatron_ring.rewards import Reward, RewardPool, Scorer, ScoreRequest
-from megatron_ring.rewards.batch import BATCH_SCORERS, BatchScorer, load_batch_scorer
+from megatron_ring.rewards.batch import BATCH_SCORERS, BatchScorer, EagerScorer, load_batch_scorer
 from megatron_ring.rewards.composition import read_compositions
 from megatron_ring.rewards.scorer import PendingReward, check_answers, check_domain, check_settings
 from megatron_ring.rollout.records import Key, Rollout, ScoredRollout
@@ -30,12 +32,16 @@ class ScorerResources:
         sampler: holds the policy's model, and is idle while responses are scored; its cache is there until the step's last
             round. None where the caller has none.
         config: of the rewards.
+        folder: where what was paid for may be kept; None: nowhere.
+        shared: what batch scorers of a run have in common, by a name of theirs.
     """
 
     context: ParallelContext
     tokenizer: RingTokenizer
     sampler: Sampler | None
     config: RewardConfig
+    folder: Path | None = None
+    shared: dict[str, Any] = field(default_factory=dict)
 
 
 def check_prompts(
@@ -65,6 +71,9 @@ class RolloutScorer:
     ) -> None:
         self._scorer, self._batch_scorers = scorer, batch_scorers
         self._tokenizer, self._context = tokenizer, context
+        if context.leads_replica:
+            eager = {name: one for name, one in batch_scorers.items() if isinstance(one, EagerScorer)}
+            scorer.on_waiting = {name: one.begin for name, one in eager.items()}
         self._pending: dict[Key, PendingReward] = {}
         self._problem: str | None = None
 
@@ -125,9 +134,10 @@ class RolloutScorer:
 @contextmanager
 def open_scorer(
     config: RewardConfig, domains: Iterable[str], tokenizer: RingTokenizer, context: ParallelContext,
-    sampler: Sampler | None = None,
+    sampler: Sampler | None = None, folder: Path | None = None,
 ) -> Iterator[RolloutScorer]:  # fmt: skip
-    """A scorer whose workers are up, for rollouts of these domains; its workers end with the context.
+    """A scorer whose workers are up, for rollouts of these domains; its workers end with the context. `sampler` and
+    `folder`: as of `ScorerResources`.
 
     Raises:
         UserError: on every rank, where a domain cannot be scored: unknown, or without what its verifier needs.
@@ -144,7 +154,7 @@ def open_scorer(
     try:
         _settle(problem)
         assert scorer is not None
-        resources = ScorerResources(context, tokenizer, sampler, config)
+        resources = ScorerResources(context, tokenizer, sampler, config, folder)
         batch_scorers = {name: load_batch_scorer(name, resources) for name in sorted(names & BATCH_SCORERS.keys())}
         yield RolloutScorer(scorer, batch_scorers, tokenizer, context)
     finally:
