@@ -116,7 +116,8 @@ def reinforce(run: RLState, scorer: RolloutScorer, step: int) -> StepOutcome:
         with phases("select"):
             kept = kept_responses(config, collected.scored, budget)  # dynamic sampling drops groups without a signal
             distances = policy.reward_distances(kept)  # of a KL in the reward
-            advantages = response_advantages(config.objective, kept, distances)
+            shaped = run.shaping.rewards(collected.scored, kept)
+            advantages = response_advantages(config.objective, kept, shaped, distances)
             order = budget_order(config, step, kept, advantages)
             trained = select_budget(response_lengths(kept), budget, order).trained
             selection = Selection(kept, advantages, trained, distances, step_updates(config, trained, order))
@@ -144,6 +145,7 @@ def reinforce(run: RLState, scorer: RolloutScorer, step: int) -> StepOutcome:
         "tokens/packed_fraction": figures.packed_fraction(selection, computed),
         **update,
         **run.stream.figures(step),
+        **run.shaping.figures(),
         "solve_rate": run.schedule.solve_rate,
         "lr": lr,
         "throughput/tokens_per_second": collected.generated_tokens,

@@ -10,6 +10,7 @@ from megatron_ring.checkpoint.folder import latest_or_none
 from megatron_ring.config.checks import require
 from megatron_ring.config.model import ModelConfig
 from megatron_ring.config.rl import RLConfig
+from megatron_ring.config.shaping import ShapingConfig
 from megatron_ring.data.fields import PROMPT_FIELDS, Fields
 from megatron_ring.data.prompts import PromptStream, check_texts, longest_prompt, too_long
 from megatron_ring.data.records import PromptRecord
@@ -26,6 +27,7 @@ from megatron_ring.rollout.offload import SamplingOffload
 from megatron_ring.rollout.policy_update import PolicyUpdate
 from megatron_ring.rollout.scoring import check_prompts
 from megatron_ring.rollout.scoring_content import scorer_shapes, scoring_content
+from megatron_ring.rollout.shaping import RewardShaping
 from megatron_ring.rollout.state import RLState
 from megatron_ring.run.continuing import changed_ranks, stretched_schedules
 from megatron_ring.run.directory import RunDirectory, recorded_settings
@@ -101,8 +103,15 @@ def read_prompts_of(config: RLConfig) -> PromptSchedule:
     # A run that has begun cannot change its prompts; of the time before answers were checked it may have any.
     begun = collectives.from_main(lambda: latest_or_none(config.run_dir / "checkpoints")) is not None
     whole_groups = config.budget.max_cuts is None
+    check_shaped(config.shaping, prompts.domains)
     check_prompts(prompts.sources, config.rewards, answers=not begun, whole_groups=whole_groups)
     return prompts
+
+
+def check_shaped(config: ShapingConfig, domains: set[str]) -> None:
+    """Raise `UserError` for a domain of --shaping.length-domains that no prompt has."""
+    unknown = sorted(set(config.length_domains) - domains)
+    require(not unknown, f"--shaping.length-domains {' '.join(unknown)}: none of {', '.join(sorted(domains))}")
 
 
 def _build(
@@ -138,6 +147,7 @@ def _build(
         compositions=None if composed is None else fingerprint(composed),
         domains=prompts.domains | held_out.domains,
         several_domains=len(prompts.domains) > 1,
+        shaping=RewardShaping(config.shaping),
         notes=(*prompts.notes, *held_out.notes, *([sizes.told] if sizes.told else [])),
         longest=sizes.longest,
         unreached=prompts.unreached(config.steps),

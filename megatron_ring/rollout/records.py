@@ -68,7 +68,8 @@ class Rollout:
 
 @dataclass(frozen=True, slots=True)
 class ScoredRollout:
-    """A rollout with its reward, the verifier's reason for it and what it is made of (`rewards.Reward.detail`).
+    """A rollout with its reward, the verifier's reason for it and what it is made of (`rewards.Reward.detail`); the share of
+    its runs of tokens that it repeats (`hacking.repetition`).
 
     Raises:
         ValueError: a reward that is not finite.
@@ -78,6 +79,7 @@ class ScoredRollout:
     reward: float
     reason: str
     detail: Mapping[str, Any] = field(default_factory=dict)
+    repetition: float = 0.0
 
     @property
     def key(self) -> Key:

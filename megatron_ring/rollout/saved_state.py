@@ -28,6 +28,7 @@ def save(run: RLState, saver: CheckpointSaver, steps: int) -> None:
             "budget": run.schedule.state_dict(),
             "policy": run.policy.save(),
             "watch": run.watch.state_dict(),
+            "shaping": run.shaping.state_dict(),
             "compositions": run.compositions,
             "steps": run.config.steps,
             **run.directory.of_checkpoints,
@@ -78,6 +79,7 @@ def _load(run: RLState, rolled_back_for: list[Alarm] | None = None) -> int:
         run.stream.load_state_dict(extra["prompts"], keep_place=rolled_back_for is not None)
         run.schedule.load_state_dict(extra["budget"])
         run.policy.load(extra["policy"])
+        run.shaping.load_state_dict(extra.get("shaping", {}))  # older checkpoints have none
         run.collector.pool = RolloutPool()  # what the rolled-back steps were sampling is not taken up again
         if rolled_back_for is not None:
             run.watch.rolled_back(rolled_back_for, extra["watch"], start)

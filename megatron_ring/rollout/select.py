@@ -74,10 +74,15 @@ def kept_responses(config: RLConfig, scored: Sequence[ScoredRollout], budget: in
 
 
 def response_advantages(
-    objective: ObjectiveConfig, kept: Sequence[ScoredRollout], distances: Sequence[float] | None
+    objective: ObjectiveConfig, kept: Sequence[ScoredRollout], shaped: Sequence[float], distances: Sequence[float] | None
 ) -> list[float]:
-    """The advantage of each response in its group. `distances`: KL of each (nats), to be taken off its reward."""
-    rewards = torch.tensor([item.reward for item in kept], dtype=torch.float64)
+    """The advantage of each response in its group.
+
+    Args:
+        shaped: the reward of each that counts (`shaping.RewardShaping`).
+        distances: KL of each (nats), to be taken off its reward.
+    """
+    rewards = torch.tensor(shaped, dtype=torch.float64)
     if distances is not None:
         rewards = rewards - objective.kl_beta * torch.tensor(distances, dtype=torch.float64)
     return group_advantages(rewards, _groups(kept), objective.baseline, objective.std is not False).tolist()

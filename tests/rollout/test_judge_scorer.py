@@ -96,7 +96,7 @@ def test_scores_rubrics_and_true_answers(tokens: Path) -> None:
 
 
 def test_pairs_go_around_the_circle(tokens: Path) -> None:
-    """Each answer stands once in either place: a judge that sees quality ranks them, one that likes a place tells nothing."""
+    """Each answer stands once in either place: a judge that sees quality finds it, one that likes a place tells nothing."""
     answers = ["x", "xxxx", "xx", "xxx"]
     rules = Rules(tokens, says(longer))
     batch = items(*answers) + items("y", "yy", group=1) + items("z", "", "", group=2) + items("w", "w", "www", group=3)
@@ -174,7 +174,7 @@ def test_rows_and_settings_that_nothing_can_be_judged_with(domain: str, answer: 
     with pytest.raises(UserError, match=re.escape(said)):
         check_prompts([source], RewardConfig(judge=judge))
     if domain == "judge":
-        with pytest.raises(UserError, match="compares the responses of a group: --budget.max-cuts"):
+        with pytest.raises(UserError, match="compares the responses of a group"):
             pairs = PromptSource("rl", Path("p.jsonl"), (PromptRecord("1", "judge/pairwise", "?", ""),))
             check_prompts([pairs], RewardConfig(), whole_groups=False)
 
@@ -188,7 +188,9 @@ def test_replies_of_a_run_are_kept_from_checkpoint_to_checkpoint(tmp_path: Path)
         begin_again(tmp_path)
 
 
-DOMAINS = ("judge", "judge/rubric", "judge/reference", "judge/pairwise")
+DOMAINS = ("judge", "judge/rubric", "judge/reference", "judge/pairwise", "ruled")
+RULE = {"domain": "format/script", "with": {"script": "latin", "share": 0.7}}
+RULED = {"ruled": {"parts": [{"name": "good", "domain": "judge", "rules": [RULE]}]}}
 
 
 def judged_responses(
@@ -209,7 +211,8 @@ def judged_responses(
     initialize_weights(model, seed=1)
     sampler = Sampler(model, here, SamplingConfig(max_new_tokens=9, max_batch=4), tokenizer.eos_id, tokenizer.decode)
     prompts = [StreamPrompt(i, PromptRecord(str(i), name, "one two", "r")) for i, name in enumerate(domains)]
-    config = RewardConfig(workers=1, judge=judge, offload=offload)
+    (folder / "rewards.json").write_text(json.dumps(RULED))
+    config = RewardConfig(workers=1, judge=judge, offload=offload, compositions=folder / "rewards.json")
     with open_scorer(config, domains, tokenizer, here, sampler, folder / f"cache{parallel}") as scorer:
         rewards = []
         for _ in range(2):  # the second round finds everything as the first has
@@ -234,7 +237,9 @@ def test_a_server_judges_alike_under_every_layout(run_on: Any, tokens: Path) -> 
             settings = RewardJudgeConfig(url=server.url, model="rule", concurrency=2)
             ranks = run_on(processes, judged_responses, parallel, tokens, settings, DOMAINS)
             asked = Counter(json.dumps(body) for body in server.asked if "Verdict" in body["messages"][0]["content"])
-        assert set(asked.values()) == {1} and len(asked) == 3 * 4  # nothing twice, though a round came again
+        assert set(asked.values()) == {1}  # nothing twice, though a round came again
+        by_rule = sum(reason.endswith("a share of 0.7 wanted)") for _, reason in ranks[0][0])
+        assert 0 < by_rule < 3 and len(asked) == 3 * 5 - by_rule, ranks[0][0][-3:]
         found[layout] = [rank[0] for rank in ranks]
     assert all(rank == found["one"][0] for ranks in found.values() for rank in ranks)
     values = {name: [value for value, _ in found["one"][0][3 * i : 3 * i + 3]] for i, name in enumerate(DOMAINS)}
@@ -270,7 +275,9 @@ def test_a_checkpoint_judges_alike_under_every_layout(run_on: Any, tokens: Path,
     found = {}
     for layout, offload in (("one", False), ("dp2", True), ("tp2", False)):
         processes, parallel = LAYOUTS[layout]
-        found[layout, offload] = run_on(processes, judged_responses, parallel, tokens, settings, DOMAINS[::3], offload)
+        found[layout, offload] = run_on(
+            processes, judged_responses, parallel, tokens, settings, ("judge", "judge/pairwise"), offload
+        )
     first = found["one", False][0]
     assert all(rank == first for ranks in found.values() for rank in ranks)
     rewards, replies = first

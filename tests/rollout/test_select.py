@@ -54,7 +54,9 @@ def select(
     from megatron_ring.rollout.select import budget_order, kept_responses, response_advantages, response_lengths
 
     kept = kept_responses(config, scored, budget)
-    advantages = response_advantages(config.objective, kept, None if distances is None else distances(kept))
+    advantages = response_advantages(
+        config.objective, kept, [item.reward for item in kept], None if distances is None else distances(kept)
+    )
     trained = select_budget(response_lengths(kept), budget, budget_order(config, step, kept, advantages)).trained
     return {item.key: pair for item, *pair in zip(kept, advantages, trained, strict=True)}  # type: ignore[misc]
 
