@@ -73,6 +73,7 @@ def deciding(config: EvaluateConfig, stage: Stage, tokenizer: RingTokenizer) -> 
     """All that decides the scores: a result can be told from another of its name."""
     from megatron_ring.checkpoint.identity import weights_fingerprint
     from megatron_ring.rewards.composition import fingerprint
+    from megatron_ring.rollout.scoring_content import scoring_content
 
     sampling, composed = config.sampling, config.rewards.compositions
     assert config.prompts is not None
@@ -99,6 +100,7 @@ def deciding(config: EvaluateConfig, stage: Stage, tokenizer: RingTokenizer) -> 
         "exact": config.exact,
         "time_limit": config.rewards.time_limit,
         "compositions": None if composed is None else fingerprint(composed),
+        **{f"rewards.{name}": known for name, known in scoring_content(config.rewards).items()},
     }
 
 
@@ -141,8 +143,9 @@ def sample_and_score(
     prompts = [StreamPrompt(position, record) for position, record in enumerate(records)]
     share = len(prompts[context.data_rank :: context.data_size]) * config.samples_per_problem
     sampler = Sampler(stage.model, context, config.sampling, tokenizer.eos_id, tokenizer.decode)
+    domains, replies = {record.domain for record in records}, config.out / "judge"
     with (
-        open_scorer(config.rewards, {record.domain for record in records}, tokenizer, context, sampler) as scorer,
+        open_scorer(config.rewards, domains, tokenizer, context, sampler, replies) as scorer,
         Progress("evaluate", share, 0, context.is_main, unit="response") as progress,
     ):
         return evaluate_prompts(

@@ -57,7 +57,7 @@ def train(config: RLConfig) -> None:
     config, context, directory = run.config, run.stage.context, run.directory
     with (
         open_stop_request(directory, config) as stop,
-        open_scorer(config.rewards, run.domains, run.tokenizer, context, run.sampler) as scorer,
+        open_scorer(config.rewards, run.domains, run.tokenizer, context, run.sampler, directory.replies) as scorer,
         open_saver(directory, config, context) as saver,
         Progress("rl", config.steps, start, context.is_main) as progress,
     ):
@@ -116,7 +116,8 @@ def reinforce(run: RLState, scorer: RolloutScorer, step: int) -> StepOutcome:
         with phases("select"):
             kept = kept_responses(config, collected.scored, budget)  # dynamic sampling drops groups without a signal
             distances = policy.reward_distances(kept)  # of a KL in the reward
-            advantages = response_advantages(config.objective, kept, distances)
+            shaped = run.shaping.rewards(collected.scored, kept)
+            advantages = response_advantages(config.objective, kept, shaped, distances)
             order = budget_order(config, step, kept, advantages)
             trained = select_budget(response_lengths(kept), budget, order).trained
             selection = Selection(kept, advantages, trained, distances, step_updates(config, trained, order))
@@ -144,6 +145,7 @@ def reinforce(run: RLState, scorer: RolloutScorer, step: int) -> StepOutcome:
         "tokens/packed_fraction": figures.packed_fraction(selection, computed),
         **update,
         **run.stream.figures(step),
+        **run.shaping.figures(),
         "solve_rate": run.schedule.solve_rate,
         "lr": lr,
         "throughput/tokens_per_second": collected.generated_tokens,

@@ -11,6 +11,10 @@ from megatron_ring.config.checks import require, require_temperature
 from megatron_ring.config.sampling import SamplingConfig
 
 
+OF_REWARDS = ("length_correlation", "repetition", "rule_gap", "judge_disagreement", "judge_failures")
+"""Alarms of RL alone."""
+
+
 @dataclass(frozen=True)
 class AlarmConfig:
     """What counts as a collapse, and what is done then. A loss, gradient or logit that is not finite always counts."""
@@ -27,16 +31,37 @@ class AlarmConfig:
     """How far the loss may rise above its median over the window before (nats per token; default: any)."""
     reward_drop: float | None = None
     """How far the mean reward over the window may fall below its best so far in the data's stage (default: any)."""
+    length_correlation: float | None = None
+    """RL: largest watch/length_correlation, mean over the window: a reward that goes by length (default: any)."""
+    repetition: float | None = None
+    """RL: largest watch/repetition, mean over the window (default: any)."""
+    rule_gap: float | None = None
+    """RL: how far watch/rule_gap, mean over the window, may rise above its least so far in the data's stage: the trained
+    reward rises without the rule beside it (default: any)."""
+    judge_disagreement: float | None = None
+    """RL: largest judge/disagreement, mean over the window (default: any)."""
+    judge_failures: float | None = None
+    """RL: largest reward/judge_failed_fraction, mean over the window (default: any)."""
     window: int = 20
-    """Steps of the medians and the mean; without so many there is no alarm that needs them."""
+    """Steps of the medians and the means; without so many there is no alarm that needs them."""
     max_rollbacks: int = 3
     """Rollbacks of a run; the next alarm stops it."""
 
+    def check_no_rewards(self, what: str) -> None:
+        """Raise `UserError` for alarms of rewards; `what` has none."""
+        for name in OF_REWARDS:
+            given = getattr(self, name) is not None
+            require(not given, f"--alarms.{name.replace('_', '-')}: {what} has no rewards to watch")
+
     def __post_init__(self) -> None:
-        for name in ("entropy_floor", "grad_norm_factor", "loss_rise", "reward_drop"):
+        for name in ("entropy_floor", "grad_norm_factor", "loss_rise", "reward_drop", *OF_REWARDS):
             value = getattr(self, name)
             message = f"--alarms.{name.replace('_', '-')} is {value}, not a positive number"
             require(value is None or 0 < value < math.inf, message)
+        for name in ("length_correlation", "repetition", "judge_disagreement", "judge_failures"):
+            value = getattr(self, name)
+            said = f"--alarms.{name.replace('_', '-')} is {value}: it never passes 1, give less"
+            require(value is None or value < 1, said)
         factor = self.grad_norm_factor
         require(factor is None or factor > 1, f"--alarms.grad-norm-factor is {factor}: give more than 1")
         require(self.window >= 1, f"--alarms.window is {self.window}, below 1")

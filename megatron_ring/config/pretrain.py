@@ -168,6 +168,7 @@ class PretrainConfig(TrainingConfig, DryRun):
         for name in ("steps", "save_every", "validation_every", "validation_samples"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"--{name.replace('_', '-')} is {value}, below 1")
+        self.alarms.check_no_rewards("pretraining")
         require(self.alarms.reward_drop is None, "--alarms.reward-drop: pretraining has no rewards")
         require(
             self.init_state == "weights" or self.init_from is not None, "--init-state all: give --init-from a checkpoint"

@@ -82,6 +82,7 @@ class RewardModelConfig(EpochsConfig):
             "--alarms.action rollback: a reward model would meet the same pairs again, choose stop or warn",
         )
         require(self.alarms.reward_drop is None, "--alarms.reward-drop: for RL, whose rewards are to rise")
+        self.alarms.check_no_rewards("a reward model's training")
         require(self.alarms.entropy_floor is None, "--alarms.entropy-floor: a reward model has no entropy")
 
     def extended(self, model: ModelConfig) -> ModelConfig:

@@ -1,4 +1,4 @@
-"""Configuration of the verifiers. Imports no torch."""
+"""Configuration of the verifiers and of the models that score. Imports no torch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from megatron_ring.config.checks import require
-from megatron_ring.config.metadata import MAY_CHANGE
+from megatron_ring.config.judge import RewardJudgeConfig
+from megatron_ring.config.metadata import BY_CONTENT, MAY_CHANGE
 
 
 @dataclass(frozen=True)
@@ -19,10 +20,14 @@ class RewardConfig:
     """Wall-clock limit per response (seconds); past it the reward is 0. Code has limits for each test instead."""
     compositions: Path | None = None
     """JSON file of rewards made of several verifiers, by the domain of the prompt files (see docs/rewards.md)."""
-    reward_model: Path | None = None
+    reward_model: Path | None = field(default=None, metadata=BY_CONTENT)
     """Checkpoint or Hugging Face folder of the reward model that scores the domain `reward-model`."""
     reward_model_tokens: int = field(default=16_384, metadata=MAY_CHANGE)
     """Tokens of a forward pass of the reward model on each data-parallel replica."""
+    judge: RewardJudgeConfig = field(default_factory=RewardJudgeConfig)
+    offload: bool = field(default=False, metadata=MAY_CHANGE)
+    """Keep the weights of the reward model and of the judging checkpoint in host memory while they do not score. Changes no
+    result."""
     unsafe_code: bool = False
     """Run solutions without a sandbox where bubblewrap does not work. For trusted code only: it runs as you do."""
 

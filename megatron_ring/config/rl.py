@@ -17,6 +17,7 @@ from megatron_ring.config.optimizer import OptimizerConfig
 from megatron_ring.config.plan import DryRun
 from megatron_ring.config.rewards import RewardConfig
 from megatron_ring.config.sampling import SamplingConfig
+from megatron_ring.config.shaping import ShapingConfig
 from megatron_ring.config.stage import TrainingConfig
 
 
@@ -106,6 +107,7 @@ class RLConfig(TrainingConfig, DryRun):
     optimizer: OptimizerConfig = field(default_factory=_rl_optimizer)
     alarms: AlarmConfig = field(default_factory=AlarmConfig, metadata=MAY_CHANGE)
     evaluation: HeldOutConfig = field(default_factory=HeldOutConfig, metadata=MAY_CHANGE)
+    shaping: ShapingConfig = field(default_factory=ShapingConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig, metadata=MAY_CHANGE)
 
     def __post_init__(self) -> None:

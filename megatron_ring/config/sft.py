@@ -61,6 +61,7 @@ class SFTConfig(EpochsConfig):
             "--alarms.action rollback: SFT would meet the same conversations again, choose stop or warn",
         )
         require(self.alarms.action != "skip", "--alarms.action skip: for pretraining only, choose stop or warn")
+        self.alarms.check_no_rewards("SFT")
         require(self.alarms.reward_drop is None, "--alarms.reward-drop: SFT has no rewards")
 
     def check(self, data_size: int) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,11 @@ class ReplyCache:
 
     Args:
         judge: what decides a reply besides its prompt: server and model or weights, sampling.
+        older: another folder, which replies are looked for in as well.
     """
 
-    def __init__(self, folder: Path, judge: Mapping[str, Any]) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, judge: Mapping[str, Any], older: Path | None = None) -> None:
+        self.folder, self._older = folder, older
         self._judge = json.dumps(judge, sort_keys=True)
 
     def key(self, prompt: str) -> str:
@@ -30,13 +33,10 @@ class ReplyCache:
     def find(self, prompt: str) -> Reply | None:
         """The reply to a prompt; None where there is none, or a file that does not hold one."""
         key = self.key(prompt)
-        try:
-            row = json.loads(self._path(key).read_bytes())
-            if row["key"] == key and isinstance(row["text"], str) and isinstance(row["finish"], str):
-                return Reply(row["text"], row["finish"], row["opened"] is True)
-        except (OSError, ValueError, LookupError, TypeError):
-            return None
-        return None
+        found = _read(self._path(key), key)
+        if found is None and self._older is not None:
+            found = _read(_path_in(self._older, key), key)
+        return found
 
     def keep(self, prompt: str, reply: Reply) -> None:
         """Write a reply. One with a problem is not kept: it is asked for again another time. Raises `UserError`."""
@@ -47,4 +47,36 @@ class ReplyCache:
         write_atomically(self._path(key), json.dumps(row).encode())
 
     def _path(self, key: str) -> Path:
-        return self.folder / key[:2] / f"{key}.json"
+        return _path_in(self.folder, key)
+
+
+def _path_in(folder: Path, key: str) -> Path:
+    return folder / key[:2] / f"{key}.json"
+
+
+def _read(path: Path, key: str) -> Reply | None:
+    try:
+        row = json.loads(path.read_bytes())
+        if row["key"] == key and isinstance(row["text"], str) and isinstance(row["finish"], str):
+            return Reply(row["text"], row["finish"], row["opened"] is True)
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return None
+
+
+RECENT, BEFORE = "recent", "before"
+
+
+def cache_of_run(folder: Path, judge: Mapping[str, Any]) -> ReplyCache:
+    """The replies of a training run, which `begin_again` keeps from growing without end."""
+    return ReplyCache(folder / RECENT, judge, older=folder / BEFORE)
+
+
+def begin_again(folder: Path) -> None:
+    """A checkpoint is whole, and another is being written: the run may go on from either, and needs the replies since the
+    first of them. What is older goes. Where there are none nothing happens."""
+    if not (folder / RECENT).is_dir():
+        return
+    shutil.rmtree(folder / BEFORE, ignore_errors=True)
+    with contextlib.suppress(OSError):  # a disk that is full or gone: the replies stay, and are asked for again at worst
+        (folder / RECENT).replace(folder / BEFORE)

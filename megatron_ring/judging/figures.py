@@ -73,23 +73,24 @@ def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float |
     the same everywhere."""
     if len(first) < 3:
         return None
-    ranks = _ranks(first), _ranks(second)
+    sides = ranks(first), ranks(second)
     mean = (len(first) - 1) / 2
-    spread = [math.fsum((rank - mean) ** 2 for rank in side) for side in ranks]
+    spread = [math.fsum((rank - mean) ** 2 for rank in side) for side in sides]
     if not all(spread):
         return None
-    shared = math.fsum((a - mean) * (b - mean) for a, b in zip(*ranks, strict=True))
+    shared = math.fsum((a - mean) * (b - mean) for a, b in zip(*sides, strict=True))
     return shared / math.sqrt(spread[0] * spread[1])
 
 
-def _ranks(values: Sequence[float]) -> list[float]:
+def ranks(values: Sequence[float]) -> list[float]:
+    """From 0, in the order of the values; equal ones share the mean of their ranks."""
     order = sorted(range(len(values)), key=values.__getitem__)
-    ranks, start = [0.0] * len(values), 0
+    found, start = [0.0] * len(values), 0
     while start < len(order):
         end = start
         while end + 1 < len(order) and values[order[end + 1]] == values[order[start]]:
             end += 1
         for place in order[start : end + 1]:
-            ranks[place] = (start + end) / 2
+            found[place] = (start + end) / 2
         start = end + 1
-    return ranks
+    return found

@@ -103,20 +103,29 @@ class _Question:
     problems: list[str]
 
 
-def judge(protocol: Protocol, cases: Sequence[Case], generate: Generate) -> list[Judgement]:
-    """Judge cases, in order. Raises what `generate` does."""
+def judge(protocol: Protocol, cases: Sequence[Case], generate: Generate, first_attempt: int = 0) -> list[Judgement]:
+    """Judge cases, in order. Raises what `generate` does, which is called `ATTEMPTS` times, whatever there is to ask.
+
+    Args:
+        first_attempt: decides the codes in the prompts; from `ATTEMPTS` on they are those of a second opinion.
+    """
     orders = 2 if protocol.both_orders else 1
     questions = [_Question(_in_order(case, order), Verdict(None, ""), []) for case in cases for order in range(orders)]
     values = tuple(protocol.worth)
-    for attempt in range(ATTEMPTS):
+    for attempt in range(first_attempt, first_attempt + ATTEMPTS):
         open_ones = [question for question in questions if question.verdict.value is None]
         asked = [_prompt(protocol, question.case, attempt) for question in open_ones]
-        replies = generate([prompt for prompt, _ in asked]) if asked else []
+        replies = generate([prompt for prompt, _ in asked])  # also where there is none: other ranks may have some
         for question, (_, code), reply in zip(open_ones, asked, replies, strict=True):
             question.verdict = read_verdict(reply, code, values)
             if question.verdict.problem is not None:
                 question.problems.append(question.verdict.problem)
     return [_judgement(protocol, questions[first : first + orders]) for first in range(0, len(questions), orders)]
+
+
+def first_prompt(protocol: Protocol, case: Case) -> str:
+    """What `judge` asks of a case first, in its own order."""
+    return _prompt(protocol, case, 0)[0]
 
 
 def _in_order(case: Case, order: int) -> Case:

@@ -4,18 +4,18 @@ server is busy."""
 from __future__ import annotations
 
 import json
-import queue
 import random
 import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
 from typing import Any
 
 from megatron_ring.errors import UserError
+from megatron_ring.judging.asking import Asking
 from megatron_ring.judging.cache import ReplyCache
 from megatron_ring.judging.verdict import COMPLETE, Reply
 
@@ -82,32 +82,31 @@ class ServerJudge:
     """A `Generate` that asks a server what the cache does not hold.
 
     Args:
+        cache: where replies are kept; None: nowhere.
         report: told the prompts that are answered, and those asked, as it goes.
+        flags: what the settings' flags begin with.
     """
 
     def __init__(
-        self, server: Server, cache: ReplyCache, pauses: Sequence[float] = PAUSES,
-        report: Callable[[int, int], None] = lambda done, asked: None,
+        self, server: Server, cache: ReplyCache | None, pauses: Sequence[float] = PAUSES,
+        report: Callable[[int, int], None] = lambda done, asked: None, flags: str = "--judge",
     ) -> None:  # fmt: skip
         self.server, self._cache, self._pauses, self._report = server, cache, tuple(pauses), report
-        self._pace = Pace(server.requests_per_minute)
+        self._flags, self._pace = flags, Pace(server.requests_per_minute)
+        self._asking = Asking(self._answer, server.concurrency)
         self._limit = "max_tokens"
+
+    def begin(self, prompts: Sequence[str]) -> None:
+        """Have prompts asked that a later call is about. What fails then fails in that call."""
+        self._asking.begin(prompts)
 
     def __call__(self, prompts: Sequence[str]) -> list[Reply]:
         """Raises `UserError` where the server cannot be reached, or refuses us as such."""
+        distinct = list(dict.fromkeys(prompts))
         found: dict[str, Reply] = {}
-        missing = []
-        for prompt in dict.fromkeys(prompts):
-            reply = self._cache.find(prompt)
-            if reply is None:
-                missing.append(prompt)
-            else:
-                found[prompt] = reply
-        total = len(found) + len(missing)
-        for prompt, reply in self._replies(missing):
-            self._cache.keep(prompt, reply)
+        for prompt, reply in self._asking.answers(distinct):
             found[prompt] = reply
-            self._report(len(found), total)
+            self._report(len(found), len(distinct))
         return [found[prompt] for prompt in prompts]
 
     def check(self) -> None:
@@ -121,36 +120,15 @@ class ServerJudge:
         except (OSError, HTTPException, ValueError, RecursionError) as error:
             raise self._wrong(str(error) or type(error).__name__) from None
 
-    def _replies(self, prompts: Sequence[str]) -> Iterator[tuple[str, Reply]]:
-        """As they come. The threads do not outlive the process: one that is stuck in a request does not hold its end up."""
-        waiting: queue.SimpleQueue[str] = queue.SimpleQueue()
-        done: queue.SimpleQueue[tuple[str, Reply | Exception]] = queue.SimpleQueue()
-        stop = threading.Event()
-        for prompt in prompts:
-            waiting.put(prompt)
-
-        def work() -> None:
-            while not stop.is_set():
-                try:
-                    prompt = waiting.get_nowait()
-                except queue.Empty:
-                    return
-                try:
-                    done.put((prompt, self._ask(prompt, stop)))
-                except Exception as error:  # whoever waits raises it
-                    stop.set()
-                    done.put((prompt, error))
-
-        for _ in range(min(self.server.concurrency, len(prompts))):
-            threading.Thread(target=work, name="judge", daemon=True).start()
-        try:
-            for _ in prompts:
-                prompt, reply = done.get()
-                if isinstance(reply, Exception):
-                    raise reply
-                yield prompt, reply
-        finally:
-            stop.set()
+    def _answer(self, prompt: str, stop: threading.Event) -> Reply:
+        """The reply that is kept, or one that the server gives."""
+        kept = None if self._cache is None else self._cache.find(prompt)
+        if kept is not None:
+            return kept
+        reply = self._ask(prompt, stop)
+        if self._cache is not None:
+            self._cache.keep(prompt, reply)
+        return reply
 
     def _ask(self, prompt: str, stop: threading.Event) -> Reply:
         problem, answers = "", False
@@ -201,7 +179,9 @@ class ServerJudge:
             raise _Refused(error.code, _said(error), _seconds(error.headers.get("retry-after"))) from None
 
     def _wrong(self, problem: str) -> UserError:
-        return UserError(f"--judge.url {self.server.url}: {problem}: check the address up to /v1, the key and --judge.model")
+        return UserError(
+            f"{self._flags}.url {self.server.url}: {problem}: check the address up to /v1, the key and {self._flags}.model"
+        )
 
 
 def read_reply(found: Any) -> Reply:

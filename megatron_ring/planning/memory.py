@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from megatron_ring.config.declarations import SPARE_PAGES
 from megatron_ring.config.model import ModelConfig
@@ -34,7 +35,8 @@ class Work:
         sampling: None where nothing is sampled.
         requests: responses that one data-parallel rank has to sample at a time.
         longest: prompt and response of the longest request (tokens).
-        scores_with: shape of a reward model that lies beside the policy; None without.
+        scorers: shapes of frozen models that lie beside the policy and score, by what they are called.
+        offload_scorers: whether these are in host memory while they do not score.
     """
 
     tokens: int | None = None
@@ -46,7 +48,8 @@ class Work:
     sampling: SamplingConfig | None = None
     requests: int = 0
     longest: int = 0
-    scores_with: ModelConfig | None = None
+    scorers: Mapping[str, ModelConfig] = field(default_factory=dict)
+    offload_scorers: bool = False
 
 
 @dataclass(frozen=True)
@@ -131,9 +134,12 @@ def stage_memory(
         held.append(Item("reference policy", sum(state.parameters) * itemsize, "on the device"))
     elif work.reference == "host":
         held.append(Item("reference policy", 0, f"{sum(state.parameters) * itemsize / GIB:.1f} GiB of pinned host memory"))
-    if work.scores_with is not None:
-        weights = training_state(work.scores_with, parallel, stage, world, itemsize, FP32, trains=False).weights
-        held.append(Item("reward model", weights, "frozen, on the device"))
+    for name, shape in work.scorers.items():
+        weights = training_state(shape, parallel, stage, world, itemsize, FP32, trains=False).weights
+        if work.offload_scorers:
+            held.append(Item(name, 0, f"{weights / GIB:.1f} GiB of pinned host memory while it does not score"))
+        else:
+            held.append(Item(name, weights, "frozen, on the device"))
     training = _training(model, parallel, itemsize, work, stage)
     sampling, cache = _sampling(model, parallel, itemsize, work, stage, limit - _sum(held))
     if work.offload:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 from megatron_ring.config.declarations import CACHE_SLACK
@@ -22,7 +23,7 @@ CPU_LENGTH = 8192
 
 def choose_sizes(
     config: RLConfig, shape: ModelConfig, world: int, itemsize: int, longest: int, limit: int | None,
-    scorer: ModelConfig | None = None,
+    scorers: Mapping[str, ModelConfig] = MappingProxyType({}),
 ) -> tuple[RLConfig, str]:  # fmt: skip
     """The configuration with numbers in the place of `auto`, and what to say of them; "" where nothing was to be chosen.
 
@@ -31,7 +32,7 @@ def choose_sizes(
         itemsize: bytes of a weight.
         longest: prompt and response of the longest request (tokens).
         limit: bytes that this process may use on its GPU; None on a CPU.
-        scorer: shape of a reward model that lies beside the policy.
+        scorers: shapes of models that lie beside the policy and score, by what they are called.
     """
     auto_length, auto_rows = config.data.micro_batch_tokens == "auto", config.sampling.max_batch == "auto"
     if not (auto_length or auto_rows):
@@ -42,7 +43,7 @@ def choose_sizes(
         length = max(CPU_LENGTH, -(-longest // 64) * 64)
         rows = config.sampling.rows("cpu", requests, requests * longest, longest)
     else:
-        length, plan = _longest_that_fits(config, shape, world, itemsize, longest, limit, scorer)
+        length, plan = _longest_that_fits(config, shape, world, itemsize, longest, limit, scorers)
         rows = plan.cache.rows if plan.cache is not None else 1
     chosen, told = config, []
     if auto_length:
@@ -85,12 +86,13 @@ def cache_can_stay(
     itemsize: int,
     longest: int,
     limit: int,
-    scorer: ModelConfig | None = None,
+    scorers: Mapping[str, ModelConfig] = MappingProxyType({}),
 ) -> bool:
     """Whether the KV cache, with the CUDA graphs that name it, has room beside training: then they serve step after step."""
-    if config.offload_optimizer:
+    judges = "judge" in scorers  # its own cache takes the place of the policy's in each step
+    if config.offload_optimizer or judges or (scorers and config.rewards.offload):
         return False
-    plan = _plan(config, shape, world, itemsize, longest, limit, config.data.capacity, scorer)
+    plan = _plan(config, shape, world, itemsize, longest, limit, config.data.capacity, scorers)
     kept = next((item.size for item in plan.sampling if item.name == "KV cache"), 0)
     return plan.training_peak + int(kept * CACHE_SLACK) + OUTSIDE_TORCH <= USABLE * limit
 
@@ -109,22 +111,32 @@ def rl_work(config: RLConfig, data: int, longest: int, tokens: int | None = None
 
 def _plan(
     config: RLConfig, shape: ModelConfig, world: int, itemsize: int, longest: int, limit: int, tokens: int,
-    scorer: ModelConfig | None,
+    scorers: Mapping[str, ModelConfig],
 ) -> StageMemory:  # fmt: skip
-    work = replace(rl_work(config, config.parallel.data(world), longest, tokens), scores_with=scorer)
+    work = replace(
+        rl_work(config, config.parallel.data(world), longest, tokens),
+        scorers=scorers,
+        offload_scorers=config.rewards.offload,
+    )
     return plan_memory(shape, config.parallel, world, itemsize, work, limit)
 
 
 def _longest_that_fits(
-    config: RLConfig, shape: ModelConfig, world: int, itemsize: int, longest: int, limit: int, scorer: ModelConfig | None
+    config: RLConfig,
+    shape: ModelConfig,
+    world: int,
+    itemsize: int,
+    longest: int,
+    limit: int,
+    scorers: Mapping[str, ModelConfig],
 ) -> tuple[int, StageMemory]:
     """The length of a micro-batch, and the plan with it. Where none fits, the least that holds the longest response."""
     if config.data.micro_batch_tokens != "auto":
         tokens = config.data.micro_batch_tokens
-        return tokens, _plan(config, shape, world, itemsize, longest, limit, tokens, scorer)
+        return tokens, _plan(config, shape, world, itemsize, longest, limit, tokens, scorers)
     least = -(-longest // 64) * 64
     for tokens in (*(length for length in LENGTHS if length > least), least):
-        plan = _plan(config, shape, world, itemsize, longest, limit, tokens, scorer)
+        plan = _plan(config, shape, world, itemsize, longest, limit, tokens, scorers)
         if plan.training_peak + OUTSIDE_TORCH <= USABLE * limit:
             break
     return tokens, plan

@@ -66,13 +66,14 @@ def plan_rl(config: RLConfig) -> None:
         checks.positions(shape, longest, evaluating, "--evaluation.max-new-tokens")
     longest = prompt + config.sampling.max_new_tokens
     checks.positions(shape, prompt, config.sampling.max_new_tokens)
-    limit, scorer = int(config.plan.memory * 1e9), _scorer(config, checks)
+    limit, scorers = int(config.plan.memory * 1e9), _scorers(config, checks)
     allowed = longest if prompt > 1 else min(longest + UNKNOWN_PROMPT, shape.max_positions)
-    config, sizes = choose_sizes(config, shape, world, 4 if config.precision == "fp32" else 2, allowed, limit, scorer)
+    config, sizes = choose_sizes(config, shape, world, 4 if config.precision == "fp32" else 2, allowed, limit, scorers)
     capacity = config.data.capacity
     said = f"a prompt of {prompt:,} and --sampling.max-new-tokens {config.sampling.max_new_tokens:,}"
     require(longest <= capacity, f"{said} exceed --data.micro-batch-tokens {capacity:,}: lower the one or raise the other")
-    work = replace(rl_work(config, data, min(allowed, capacity)), scores_with=scorer)
+    work = rl_work(config, data, min(allowed, capacity))
+    work = replace(work, scorers=scorers, offload_scorers=config.rewards.offload)
     epoch = len(prompts) if prompts and config.data.prompts.suffix not in STAGE_FILES else None
     lines = [
         *arithmetic.rl_lines(config, data, world, epoch, shape.max_positions),
@@ -82,17 +83,21 @@ def plan_rl(config: RLConfig) -> None:
     _report("rl", config, shape, world, lines, work, checks)
 
 
-def _scorer(config: RLConfig, checks: Checks) -> ModelConfig | None:
-    """Shape of the reward model that lies beside the policy; None without one."""
-    folder = config.rewards.reward_model
-    if folder is None:
-        return None
-    found = checks.shape(None, folder, "--rewards.reward-model", config.plan.preset)
-    require(
-        found.head == "score" or not folder.is_dir(),
-        f"--rewards.reward-model {folder}: has no score: give a reward model",
-    )
-    return replace(found, head="score")
+def _scorers(config: RLConfig, checks: Checks) -> dict[str, ModelConfig]:
+    """Shapes of the models that lie beside the policy and score, by what they are called."""
+    found = {}
+    folder, judge = config.rewards.reward_model, config.rewards.judge.checkpoint
+    if folder is not None:
+        shape = checks.shape(None, folder, "--rewards.reward-model", config.plan.preset)
+        said = f"--rewards.reward-model {folder}: has no score: give a reward model"
+        require(shape.head == "score" or not folder.is_dir(), said)
+        found["reward model"] = replace(shape, head="score")
+    if judge is not None:
+        shape = checks.shape(None, judge, "--rewards.judge.checkpoint", config.plan.preset)
+        said = f"--rewards.judge.checkpoint {judge}: a reward model, which has no language head: give a language model"
+        require(shape.head == "vocabulary" or not judge.is_dir(), said)
+        found["judge"] = replace(shape, head="vocabulary")
+    return found
 
 
 def plan_sft(config: SFTConfig) -> None:

@@ -1,7 +1,8 @@
 """The domain `reward-model`: responses of the policy scored by a scalar reward model, as a batch scorer.
 
-The reward model lies beside the policy, under the same layout and in the same dtype, for the whole run. Its memory is
-weights alone: it is frozen. Rewards are raw scores; advantages compare them within a group.
+The reward model lies beside the policy, under the same layout and in the same dtype. Its memory is weights alone: it is
+frozen. With --rewards.offload these are in host memory while it does not score. Rewards are raw scores; advantages compare
+them within a group.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from megatron_ring.reward_models.scoring import score_sequences
 from megatron_ring.rewards.batch import BatchItem
 from megatron_ring.rewards.interface import Reward
 from megatron_ring.run.stage import Stage, find_weights, resolve_shape, set_first_weights
+from megatron_ring.training.frozen import FrozenWeights
 
 
 class RewardModelScorer:
@@ -46,6 +48,7 @@ class RewardModelScorer:
         model = build_model(shape, context, dtype=dtype).requires_grad_(False).eval()
         set_first_weights(Stage(context, model, shape), folder, seed=0)
         self.model, self.context, self.tokenizer = model, context, resources.tokenizer
+        self.weights, self.make_room = FrozenWeights(model, resources.config.offload), resources.sampler.release
         self.capacity, self.positions = resources.config.reward_model_tokens, shape.max_positions
 
     def score(self, items: Sequence[BatchItem]) -> list[Reward]:
@@ -57,7 +60,8 @@ class RewardModelScorer:
             sequences.append(tokens[-self.positions :])
             cut.append(len(tokens) > self.positions)
         pad = self.tokenizer.pad_id
-        rewards = score_sequences(self.model, self.context, sequences, self.capacity, pad, of_all_ranks=False)
+        with self.weights.present(self.make_room):
+            rewards = score_sequences(self.model, self.context, sequences, self.capacity, pad, of_all_ranks=False)
         return [
             Reward(reward, f"reward model: {reward:.3f}" + (", its beginning cut off" if short else ""))
             for reward, short in zip(rewards, cut, strict=True)

@@ -10,9 +10,10 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from megatron_ring.rewards.interface import Reward, ScoreRequest
+from megatron_ring.rewards.judged import REFERENCES
 from megatron_ring.rewards.registry import verifier_for
 
 
@@ -46,6 +47,16 @@ class BatchScorer(Protocol):
         ...
 
 
+@runtime_checkable
+class EagerScorer(Protocol):
+    """A batch scorer that can begin before the round is sampled, as what it waits for is not this machine."""
+
+    def begin(self, item: BatchItem) -> None:
+        """One of this rank's responses is there. Told while others are sampled, on the leaders of replicas alone; `score`
+        is asked for it later, unless the sampling fails. Never raises: `score` does."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class BatchScorerEntry:
     """What is known of a batch scorer before it is loaded.
@@ -54,19 +65,30 @@ class BatchScorerEntry:
         implementation: MODULE:CLASS. It is loaded when a run needs it, and may lie in a room that imports torch. The class
             is called with `rollout.scoring.ScorerResources`.
         whole_groups: whether it compares the responses of a group, so that a round must hold all of them.
-        needs: a setting of `RewardConfig` that must be given; empty where none must.
+        needs: settings of `RewardConfig`, by their dotted names, one of which must be given; empty where none must.
         check_reference: as of `Verifier`.
     """
 
     implementation: str
     whole_groups: bool = False
-    needs: str = ""
+    needs: tuple[str, ...] = ()
     check_reference: Callable[[Any], object] | None = None
+
+
+def _judge(name: str, whole_groups: bool = False) -> BatchScorerEntry:
+    return BatchScorerEntry(
+        f"megatron_ring.rollout.judge_scorer:{name}", whole_groups, ("judge.checkpoint", "judge.url"),
+        check_reference=REFERENCES.get(name),
+    )  # fmt: skip
 
 
 BATCH_SCORERS: dict[str, BatchScorerEntry] = {
     "group/diversity": BatchScorerEntry("megatron_ring.rewards.diversity:Diversity", whole_groups=True),
-    "reward-model": BatchScorerEntry("megatron_ring.reward_models.policy_scorer:RewardModelScorer", needs="reward_model"),
+    "judge": _judge("ScoreJudge"),
+    "judge/rubric": _judge("RubricJudge"),
+    "judge/reference": _judge("ReferenceJudge"),
+    "judge/pairwise": _judge("PairwiseJudge", whole_groups=True),
+    "reward-model": BatchScorerEntry("megatron_ring.reward_models.policy_scorer:RewardModelScorer", needs=("reward_model",)),
 }
 
 

@@ -12,8 +12,8 @@ Declared as JSON, for each domain of the prompt files that is not a verifier's o
        "length": {"maximum": 20480, "cache": 4096}}}
 
 A part's reference is `answer`, a key of the row's answer; or `with`, the same for every row; or the row's whole answer.
-A gate is a part that must get 1. Everything here is pure: `part_requests` says what to score, `combine` puts the rewards
-together and keeps each, so that each can be logged; `scorer` does the scoring between.
+A gate is a part that must get 1. `parts` says what else a part may have. Everything here is pure: `request_of` says what to
+score, `combine` puts the rewards together and keeps each, so that each can be logged; `scorer` does the scoring between.
 """
 
 from __future__ import annotations
@@ -22,35 +22,22 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from megatron_ring.errors import UserError
-from megatron_ring.rewards import format
-from megatron_ring.rewards.batch import reference_check
-from megatron_ring.rewards.instructions.finding import shown
-from megatron_ring.rewards.interface import MACHINE_FAILURE, Reward, ScoreRequest
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """The share of one verifier or batch scorer.
-
-    Attributes:
-        name: in logs, unlike that of any other part or gate.
-        domain: names it.
-        weight: at least 0; gates have none.
-        key: which entry of the row's answer is its reference; None for the whole answer.
-        constant: its reference for every row, in a tuple of one; empty where the row has it.
-    """
-
-    name: str
-    domain: str
-    weight: float = 1.0
-    key: str | None = None
-    constant: tuple[Any, ...] = ()
+from megatron_ring.rewards.declared import check_entries, list_of, number_of
+from megatron_ring.rewards.interface import (
+    HELD_OUT,
+    JUDGE_DISAGREEMENT,
+    JUDGE_FAILURE,
+    MACHINE_FAILURE,
+    Reward,
+    ScoreRequest,
+)
+from megatron_ring.rewards.parts import Part, Source, read_part
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,35 +58,29 @@ class Composition:
     length: LengthLimit | None = None
 
 
-def part_requests(composition: Composition, request: ScoreRequest) -> dict[str, ScoreRequest]:
-    """What to score, by the name of part or gate.
+def request_of(source: Source, request: ScoreRequest) -> ScoreRequest:
+    """What to score for a part, a gate or a rule, where `request` is that of the composition's domain.
 
     Raises:
-        UserError: the row's answer lacks a part's.
+        UserError: the row's answer lacks the reference.
     """
-    requests = {}
-    for part in (*composition.parts, *composition.gates):
-        reference = part_reference(part, request.domain, request.answer)
-        requests[part.name] = ScoreRequest(part.domain, request.prompt, request.response, reference, request.length)
-    return requests
+    reference = source.reference(request.domain, request.answer)
+    return ScoreRequest(source.domain, request.prompt, request.response, reference, request.length)
 
 
-def part_reference(part: Part, domain: str, answer: Any) -> Any:
-    """The reference of a part or gate, where `answer` is the row's. Raises `UserError` when the row lacks it."""
-    if part.key is None:
-        return part.constant[0] if part.constant else answer
-    if not isinstance(answer, Mapping) or part.key not in answer:
-        raise UserError(f"domain {domain!r}: the answer must be an object with the key {part.key!r}")
-    return answer[part.key]
-
-
-def combine(composition: Composition, rewards: Mapping[str, Reward], length: int | None) -> Reward:
+def combine(
+    composition: Composition, rewards: Mapping[str, Reward], length: int | None, by_rule: Collection[str] = ()
+) -> Reward:
     """Put the rewards of parts and gates together; the reason names the gate that failed, or each part's.
 
     The penalty is outside the gates: an overlong response is punished whether it passes them or not, and what fails a
-    gate at an allowed length gets 0. The detail is `{"parts": {name: [value, reason]}, "gates": …, "length_penalty": …}`.
-    Where the machine failed for any of them there is no verdict on the whole, whatever the others got: the total is 0, and
-    its detail says why under `MACHINE_FAILURE`, as that of a part does.
+    gate at an allowed length gets 0. The detail is `{"parts": {name: [value, reason]}, "gates": …, "length_penalty": …}`;
+    `rules` says of each part with rules whether one decided it, `HELD_OUT` is the mean of the parts of weight 0.
+    Where the machine or the judge failed for any of them, but for parts of weight 0, there is no verdict on the whole,
+    whatever the others got: the total is 0, and its detail says why under the same key as that of the part does.
+
+    Args:
+        by_rule: the parts that a rule decided.
 
     Raises:
         UserError: a length that is limited is not known.
@@ -109,28 +90,54 @@ def combine(composition: Composition, rewards: Mapping[str, Reward], length: int
         if length is None or length < 0:
             raise UserError(f"the reward limits the response's length, which is {length}: give 'length' in tokens")
         penalty = overlong_penalty(length, composition.length.maximum, composition.length.cache)
-    failed = next((gate.name for gate in composition.gates if rewards[gate.name].value < 1), None)
-    failures = [reward.detail[MACHINE_FAILURE] for reward in rewards.values() if MACHINE_FAILURE in reward.detail]
+    parts, gates = composition.parts, composition.gates
+    values = {part.name: _value(part, rewards[part.name], part.name in by_rule) for part in parts}
+    failed = next((gate.name for gate in gates if rewards[gate.name].value < 1), None)
+    counted = [rewards[part.name] for part in (*parts, *gates) if part.weight or part in gates]
+    failures = {key: one for one in counted for key in (MACHINE_FAILURE, JUDGE_FAILURE) if key in one.detail}
     if failures:
-        value, reason = 0.0, f"no verdict, the machine failed: {failures[0]}"
+        value, reason = 0.0, next(iter(failures.values())).reason
     elif failed is None:
-        value = math.fsum(part.weight * rewards[part.name].value for part in composition.parts)
-        given = ((part.name, rewards[part.name]) for part in composition.parts)
-        reason = "; ".join(f"{name} {reward.value:g} ({reward.reason})" for name, reward in given)
+        value = math.fsum(part.weight * values[part.name] for part in parts)
+        reason = "; ".join(f"{part.name} {values[part.name]:g} ({rewards[part.name].reason})" for part in parts)
     else:
         value, reason = 0.0, f"gate {failed}: {rewards[failed].reason}"
     if composition.length is not None and penalty and not failures:
         term = composition.length.weight * penalty
         value, reason = value + term, f"{reason}; length {length} costs {-term:g}"
     detail: dict[str, Any] = {
-        "parts": {part.name: [rewards[part.name].value, rewards[part.name].reason] for part in composition.parts},
-        "gates": {gate.name: [rewards[gate.name].value, rewards[gate.name].reason] for gate in composition.gates},
+        "parts": {part.name: [values[part.name], rewards[part.name].reason] for part in parts},
+        "gates": {gate.name: [rewards[gate.name].value, rewards[gate.name].reason] for gate in gates},
     }
     if composition.length is not None:
         detail["length_penalty"] = penalty
-    if failures:
-        detail[MACHINE_FAILURE] = failures[0]
-    return Reward(value, reason, detail)
+    return Reward(value, reason, detail | _noted(composition, rewards, values, by_rule) | _keys(failures))
+
+
+def _value(part: Part, reward: Reward, by_rule: bool) -> float:
+    return reward.value if part.scale is None or by_rule else part.scale(reward.value)
+
+
+def _keys(failures: Mapping[str, Reward]) -> dict[str, Any]:
+    return {key: reward.detail[key] for key, reward in failures.items()}
+
+
+def _noted(
+    composition: Composition, rewards: Mapping[str, Reward], values: Mapping[str, float], by_rule: Collection[str]
+) -> dict[str, Any]:
+    """What else the detail says: of rules, of parts that are measured alone, of the judge's second replies."""
+    noted: dict[str, Any] = {}
+    ruled = {part.name: part.name in by_rule for part in composition.parts if part.rules}
+    if ruled:
+        noted["rules"] = ruled
+    measured = [part.name for part in composition.parts if not part.weight]
+    told = [values[name] for name in measured if not {MACHINE_FAILURE, JUDGE_FAILURE} & rewards[name].detail.keys()]
+    if told:
+        noted[HELD_OUT] = math.fsum(told) / len(told)
+    apart = [reward.detail[JUDGE_DISAGREEMENT] for reward in rewards.values() if JUDGE_DISAGREEMENT in reward.detail]
+    if apart:
+        noted[JUDGE_DISAGREEMENT] = math.fsum(apart) / len(apart)
+    return noted
 
 
 def overlong_penalty(length: int, maximum: int, cache: int) -> float:
@@ -182,9 +189,9 @@ def _declared(path: Path) -> Any:
 
 def read_composition(declared: Any) -> Composition:
     """Check one parsed declaration. Raises `UserError`, naming the entry."""
-    _entries(declared, "the composition", {"parts"}, {"gates", "length"})
-    parts = tuple(_read_part(entry, weighted=True) for entry in _list(declared["parts"], "parts"))
-    gates = tuple(_read_part(entry, weighted=False) for entry in _list(declared.get("gates") or [], "gates"))
+    check_entries(declared, "the composition", {"parts"}, {"gates", "length"})
+    parts = tuple(read_part(entry, True) for entry in list_of(declared["parts"], "parts"))
+    gates = tuple(read_part(entry, False) for entry in list_of(declared.get("gates") or [], "gates"))
     if not parts:
         raise UserError("'parts' is empty, declare at least one")
     twice = [name for name, count in Counter(part.name for part in (*parts, *gates)).items() if count > 1]
@@ -194,58 +201,10 @@ def read_composition(declared: Any) -> Composition:
     return Composition(parts, gates, None if limit is None else _read_length(limit))
 
 
-def _read_part(entry: Any, weighted: bool) -> Part:
-    what = "a part" if weighted else "a gate"
-    _entries(entry, what, {"name", "domain"}, {"answer", "with"} | ({"weight"} if weighted else set()))
-    name, domain = _text(entry, "name"), _text(entry, "domain")
-    if "answer" in entry and "with" in entry:
-        raise UserError(f"{what[2:]} {name!r} has both 'answer' and 'with', keep one")
-    key = _text(entry, "answer") if "answer" in entry else None
-    constant = (entry["with"],) if "with" in entry else ()
-    try:
-        check = reference_check(domain)
-        if domain.startswith("format/") and key is None:
-            constant = (format.read_options(domain, constant[0] if constant else {}),)
-        elif constant and check is not None:
-            check(constant[0])
-    except UserError as error:
-        raise UserError(f"{what[2:]} {name!r}: {error}") from None
-    return Part(name, domain, _number(entry, "weight", 1.0), key, constant)
-
-
 def _read_length(entry: Any) -> LengthLimit:
-    _entries(entry, "'length'", {"maximum", "cache"}, {"weight"})
+    check_entries(entry, "'length'", {"maximum", "cache"}, {"weight"})
     maximum, cache = entry["maximum"], entry["cache"]
     whole = all(isinstance(value, int) and not isinstance(value, bool) for value in (maximum, cache))
     if not whole or not 0 <= cache <= maximum or maximum == 0:
         raise UserError(f"'length' wants whole numbers 0 <= cache <= maximum, not {cache!r} and {maximum!r}")
-    return LengthLimit(maximum, cache, _number(entry, "weight", 1.0))
-
-
-def _entries(entry: Any, what: str, required: set[str], optional: set[str]) -> None:
-    if not isinstance(entry, dict):
-        raise UserError(f"{what} must be an object, not {type(entry).__name__}")
-    for name in sorted(required - entry.keys()):
-        raise UserError(f"{what} has no {name!r}")
-    for name in sorted(map(str, entry.keys() - required - optional)):
-        raise UserError(f"{what} has an unknown key {shown(name)}")
-
-
-def _list(value: Any, what: str) -> list[Any]:
-    if not isinstance(value, list):
-        raise UserError(f"{what!r} must be a list, not {type(value).__name__}")
-    return value
-
-
-def _text(entry: dict[str, Any], name: str) -> str:
-    value = entry[name]
-    if not isinstance(value, str) or not value.strip():
-        raise UserError(f"{name!r} must be text, not {shown(repr(value))}")
-    return value
-
-
-def _number(entry: dict[str, Any], name: str, default: float) -> float:
-    value = entry.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
-        raise UserError(f"{name!r} must be a number of at least 0, not {shown(repr(value))}")
-    return float(value)
+    return LengthLimit(maximum, cache, number_of(entry, "weight", 1.0))

@@ -7,6 +7,7 @@ The reference is an object of options; `{}` takes the defaults.
 | `format/thinking` | one `<think>…</think>` begins it, and an answer follows   | `opened`: the template has opened it      |
 | `format/one_box`  | exactly one `\boxed{…}` after the thinking, not blank     |                                           |
 | `format/script`   | a share of the answer's letters is of one script          | `script` ("latin"), `share` (0.9)         |
+| `format/style`    | few marks of Markdown for its words (see `style`)         | `most` (10) for 100 words                 |
 | `format/language` | langdetect finds the answer's language                    | `language` ("en"), an ISO 639-1 code      |
 """
 
@@ -41,6 +42,9 @@ SCRIPTS = [
 ]
 
 _BOX = re.compile(r"\\boxed\s*+\{")
+_FENCED = re.compile(r"^```.*?^```[^\S\n]*$", re.M | re.S)
+_LINE_MARK = re.compile(r"^[^\S\n]{0,8}(?:#{1,6}\s|[-*+]\s|\d{1,3}[.)]\s|\||>)", re.M)
+_BOLD = re.compile(r"\*\*(?=\S)[^*\n]{1,200}\*\*")
 # The names Unicode gives the letters of a script start with these; the others start with the script's own.
 _LETTER_NAMES = {"han": ("CJK",), "kana": ("HIRAGANA", "KATAKANA"), "latin": ("LATIN", "FULLWIDTH LATIN")}
 _DEFAULTS: dict[str, dict[str, Any]] = {
@@ -48,6 +52,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "format/one_box": {},
     "format/script": {"script": "latin", "share": 0.9},
     "format/language": {"language": "en"},
+    "format/style": {"most": 10},
 }
 
 
@@ -71,6 +76,9 @@ def read_options(domain: str, given: Any) -> dict[str, Any]:
     share = options.get("share", 1)
     if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
         raise UserError(f"{domain}: 'share' must be a number from 0 to 1, not {shown(repr(share))}")
+    most = options.get("most", 0)
+    if isinstance(most, bool) or not isinstance(most, int | float) or not 0 <= most < float("inf"):
+        raise UserError(f"{domain}: 'most' must be a number of at least 0, not {shown(repr(most))}")
     return options
 
 
@@ -120,6 +128,19 @@ def script(response: str, script: str, share: float) -> tuple[bool, str]:
             letters += number
             inside += number if unicodedata.name(character, "").startswith(names) else 0
     return inside >= share * letters, f"{inside} of {letters} letters are {script}, a share of {share:g} wanted"
+
+
+@_verifier
+def style(response: str, most: float) -> tuple[bool, str]:
+    """Not more than `most` marks of Markdown for 100 words of the answer, nor in all where it has fewer words.
+
+    Marks are headings, items of lists, rows of tables, quotes and spans in bold; none inside fenced blocks. Judges like them
+    whatever they say, which makes them a way to be paid for nothing.
+    """
+    answer = _FENCED.sub("", answer_part(response))
+    marks = len(_LINE_MARK.findall(answer)) + len(_BOLD.findall(answer))
+    words = len(answer.split())
+    return marks <= most * max(1.0, words / 100), f"{marks} marks in {words} words, at most {most:g} for 100 wanted"
 
 
 @_verifier

@@ -10,6 +10,12 @@ from typing import Any, Literal
 WORKERS_VARIABLE = "MEGATRON_RING_REWARD_WORKERS"
 # Key of `Reward.detail`: why there is no verdict. Whoever sees it takes nothing from the value.
 MACHINE_FAILURE = "machine_failure"
+# Key of `Reward.detail`: why the judge gave no verdict, likewise.
+JUDGE_FAILURE = "judge_failure"
+# Key of `Reward.detail`: the mean of what is measured of a response and not trained.
+HELD_OUT = "held_out"
+# Key of `Reward.detail`: how far two replies of the judge are apart (0..1), where a second one was asked for.
+JUDGE_DISAGREEMENT = "judge_disagreement"
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,7 @@ VERIFIERS: dict[str, Verifier] = {
     "format/thinking": Verifier(format.thinking, format.thinking, check_reference=_options("format/thinking")),
     "format/one_box": Verifier(format.one_box, format.one_box, check_reference=_options("format/one_box")),
     "format/script": Verifier(format.script, check_reference=_options("format/script")),
+    "format/style": Verifier(format.style, format.style, check_reference=_options("format/style")),
     "format/language": Verifier(format.language, worker="instructions", check_reference=_options("format/language")),
     "baseline/math-verify": Verifier(baseline.score),
 }

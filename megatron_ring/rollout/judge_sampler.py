@@ -67,30 +67,28 @@ class JudgeModel:
         return Sampler(stage.model, stage.context, self.config.sampling, tokenizer.eos_id, tokenizer.decode)
 
 
-class SamplerJudge:
-    """A `judging.protocol.Generate`, called by all ranks together with the same prompts.
+class CheckpointAsked:
+    """A model that answers prompts of judges.
 
     Args:
         positions: of the model: prompt and judgement have to fit.
-        report: told the prompts of this replica that are answered, and those asked.
     """
 
-    def __init__(
-        self, sampler: Sampler, tokenizer: RingTokenizer, cache: ReplyCache, positions: int, seed: int,
-        report: Callable[[int, int], None] = lambda done, asked: None,
-    ) -> None:  # fmt: skip
-        self._sampler, self._tokenizer, self._cache = sampler, tokenizer, cache
-        self._positions, self._seed, self._report = positions, seed, report
+    def __init__(self, sampler: Sampler, tokenizer: RingTokenizer, positions: int, seed: int) -> None:
+        self.sampler, self.tokenizer = sampler, tokenizer
+        self._positions, self._seed = positions, seed
 
-    def __call__(self, prompts: Sequence[str]) -> list[Reply]:
-        """Raises `UserError` on every rank."""
-        distinct = list(dict.fromkeys(prompts))
-        found: dict[str, Reply] = collectives.from_main(lambda: self._kept(distinct))
-        context = self._sampler.context
-        own = [prompt for prompt in distinct if prompt not in found][context.data_rank :: context.data_size]
+    def answer(
+        self, prompts: Sequence[str], told: Callable[[str, Reply], None] = lambda prompt, reply: None
+    ) -> dict[str, Reply]:  # fmt: skip
+        """Replies to this replica's prompts, none of them twice. All ranks call it together, those of a replica alike.
+
+        Args:
+            told: of each reply that was sampled, as it comes.
+        """
         replies: dict[str, Reply] = {}
         asked, requests = [], []
-        for prompt in own:
+        for prompt in prompts:
             request = self._request(prompt)
             if isinstance(request, Reply):
                 replies[prompt] = request
@@ -99,31 +97,58 @@ class SamplerJudge:
                 requests.append(request)
 
         def take(place: int, completion: Completion) -> None:
-            opened = opens_thinking(self._tokenizer, requests[place].prompt_tokens)
-            text, reason = response_text(self._tokenizer, completion), completion.finish_reason
-            reply = Reply(text, COMPLETE if reason in ENDS else str(reason), opened)
-            if context.leads_replica:
-                self._cache.keep(asked[place], reply)
-            replies[asked[place]] = reply
-            self._report(len(replies), len(own))
+            opened = opens_thinking(self.tokenizer, requests[place].prompt_tokens)
+            text, reason = response_text(self.tokenizer, completion), completion.finish_reason
+            replies[asked[place]] = Reply(text, COMPLETE if reason in ENDS else str(reason), opened)
+            told(asked[place], replies[asked[place]])
 
-        self._sampler.generate(requests, on_finished=take)
+        self.sampler.generate(requests, on_finished=take)
+        return replies
+
+    def _request(self, prompt: str) -> GenerationRequest | Reply:
+        """What the sampler is asked; a reply with a problem where it cannot be."""
+        try:
+            tokens = self.tokenizer.prompt_tokens(prompt)
+        except UserError as error:
+            return Reply("", "", problem=f"the judge cannot be asked: {error}")
+        new = self.sampler.sampling.max_new_tokens
+        if len(tokens) + new > self._positions:
+            said = f"a prompt of {len(tokens):,} tokens and {new:,} new ones: the judge has {self._positions:,} positions"
+            return Reply("", "", problem=said)
+        name = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:8], "big")
+        return GenerationRequest(tokens, request_seed(self._seed, name), new, columns=frozenset())
+
+
+class SamplerJudge:
+    """A `judging.protocol.Generate`, called by all ranks together with the same prompts.
+
+    Args:
+        report: told the prompts of this replica that are answered, and those asked.
+    """
+
+    def __init__(
+        self, model: CheckpointAsked, cache: ReplyCache, report: Callable[[int, int], None] = lambda done, asked: None
+    ) -> None:  # fmt: skip
+        self._model, self._cache, self._report = model, cache, report
+
+    def __call__(self, prompts: Sequence[str]) -> list[Reply]:
+        """Raises `UserError` on every rank."""
+        distinct = list(dict.fromkeys(prompts))
+        found: dict[str, Reply] = collectives.from_main(lambda: self._kept(distinct))
+        context, done = self._model.sampler.context, 0
+        own = [prompt for prompt in distinct if prompt not in found][context.data_rank :: context.data_size]
+
+        def told(prompt: str, reply: Reply) -> None:
+            nonlocal done
+            if context.leads_replica:
+                self._cache.keep(prompt, reply)
+            done += 1
+            self._report(done, len(own))
+
+        replies = self._model.answer(own, told)
         for part in collectives.gather_over_world(replies if context.leads_replica else {}):
             found |= part
         return [found[prompt] for prompt in prompts]
 
     def _kept(self, prompts: Sequence[str]) -> dict[str, Reply]:
         return {prompt: reply for prompt in prompts if (reply := self._cache.find(prompt)) is not None}
-
-    def _request(self, prompt: str) -> GenerationRequest | Reply:
-        """What the sampler is asked; a reply with a problem where it cannot be."""
-        try:
-            tokens = self._tokenizer.prompt_tokens(prompt)
-        except UserError as error:
-            return Reply("", "", problem=f"the judge cannot be asked: {error}")
-        new = self._sampler.sampling.max_new_tokens
-        if len(tokens) + new > self._positions:
-            said = f"a prompt of {len(tokens):,} tokens and {new:,} new ones: the judge has {self._positions:,} positions"
-            return Reply("", "", problem=said)
-        name = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:8], "big")
-        return GenerationRequest(tokens, request_seed(self._seed, name), new, columns=frozenset())

@@ -15,6 +15,7 @@ from megatron_ring.benchmarks.scoring import WAITS, Outcome
 from megatron_ring.benchmarks.thinking import scored_text
 from megatron_ring.config.checks import require
 from megatron_ring.config.evaluate import EvaluateConfig
+from megatron_ring.config.judge import JudgeSettings
 from megatron_ring.data.writing import write_atomically
 from megatron_ring.judging.cache import ReplyCache
 from megatron_ring.judging.figures import summarize
@@ -23,7 +24,7 @@ from megatron_ring.judging.server import Server, ServerJudge
 from megatron_ring.parallel import collectives
 from megatron_ring.rollout.baseline_answers import read_baseline
 from megatron_ring.rollout.journal import Key, judge_file, read_journals
-from megatron_ring.rollout.judge_sampler import JudgeModel, SamplerJudge
+from megatron_ring.rollout.judge_sampler import CheckpointAsked, JudgeModel, SamplerJudge
 from megatron_ring.rollout.suite import Task
 from megatron_ring.run.progress import Progress
 
@@ -64,7 +65,7 @@ def open_judging(config: EvaluateConfig, tasks: Sequence[Task]) -> Judging | Non
     baseline, digest = _baseline(config, judged)
     model = JudgeModel.resolve(config) if config.judge.checkpoint is not None else None
     if model is None:
-        server = server_of(config)
+        server = server_of(config.judge)
         identity = server.identity()
         collectives.from_main(ServerJudge(server, _cache(config, identity)).check)
     else:
@@ -74,9 +75,8 @@ def open_judging(config: EvaluateConfig, tasks: Sequence[Task]) -> Judging | Non
     return Judging(judged, identity, about, model, baseline)
 
 
-def server_of(config: EvaluateConfig) -> Server:
+def server_of(judge: JudgeSettings) -> Server:
     """The server that the flags and the environment name."""
-    judge = config.judge
     assert judge.url is not None and judge.model is not None
     return Server(
         judge.url, judge.model, judge.temperature, judge.max_tokens, os.environ.get(KEY) or None, judge.concurrency,
@@ -129,12 +129,11 @@ def judge_outcomes(
 
     generate: Generate
     if judging.model is None:
-        generate = ServerJudge(server_of(config), cache, report=report)
+        generate = ServerJudge(server_of(config.judge), cache, report=report)
     else:
         sampler, shape = judging.model.open(), judging.model.shape
-        generate = SamplerJudge(
-            sampler, judging.model.tokenizer, cache, shape.max_positions, judging.model.config.seed, report
-        )
+        asked = CheckpointAsked(sampler, judging.model.tokenizer, shape.max_positions, judging.model.config.seed)
+        generate = SamplerJudge(asked, cache, report)
     found: dict[Key, tuple[Outcome, Judgement]] = {}
     figures = {}
     with progress if waiting else nullcontext():

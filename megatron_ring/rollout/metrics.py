@@ -12,7 +12,9 @@ import torch
 from megatron_ring.algorithm.kl import LOG_RATIO_LIMIT
 from megatron_ring.data.records import PromptRecord
 from megatron_ring.data.tokenizer import RingTokenizer
+from megatron_ring.rewards.interface import JUDGE_FAILURE, MACHINE_FAILURE
 from megatron_ring.rollout.collecting import CollectedStep
+from megatron_ring.rollout.hacking import hacking_figures
 from megatron_ring.rollout.records import ScoredRollout
 from megatron_ring.rollout.select import Selection, equal_rewards_fraction, response_lengths, with_verdict
 from megatron_ring.training.trainer import StepResult
@@ -31,12 +33,15 @@ def _reward_and_length(items: list[ScoredRollout], suffix: str) -> dict[str, flo
 
 
 def _parts(items: list[ScoredRollout], suffix: str) -> dict[str, float]:
-    """Mean of each part, gate and length penalty of composed rewards, over the responses that have it."""
+    """Mean of each part, gate and length penalty of composed rewards, over the responses that have it; the share of parts
+    that a rule decided, where one may."""
     values: dict[str, list[float]] = {}
     for item in with_verdict(items):
         for group in ("parts", "gates"):
             for name, (value, _) in item.detail.get(group, {}).items():
                 values.setdefault(f"reward_{group}/{name}", []).append(value)
+        for name, by_rule in item.detail.get("rules", {}).items():
+            values.setdefault(f"reward_rules/{name}", []).append(float(by_rule))
         if "length_penalty" in item.detail:
             values.setdefault("reward_length_penalty", []).append(item.detail["length_penalty"])
     return {name + suffix: sum(of_responses) / len(of_responses) for name, of_responses in values.items()}
@@ -53,7 +58,9 @@ def sampling_metrics(collected: CollectedStep, selection: Selection, by_domain: 
         metrics |= _reward_and_length(items, f"/{domain}") | _parts(items, f"/{domain}")
     truncated = sum(item.rollout.finish_reason == "length" for item in scored)
     return metrics | {
-        "reward/machine_failures": sum(not item.has_verdict for item in scored),
+        **hacking_figures(scored),
+        "reward/machine_failures": sum(MACHINE_FAILURE in item.detail for item in scored),
+        "reward/judge_failures": sum(JUDGE_FAILURE in item.detail for item in scored),
         "response_length/truncated_fraction": truncated / len(scored),
         "tokens/generated": collected.generated_tokens,
         "tokens/discarded_fraction": 1 - selection.trained_tokens / sum(response_lengths(scored)),

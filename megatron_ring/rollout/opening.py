@@ -10,6 +10,7 @@ from megatron_ring.checkpoint.folder import latest_or_none
 from megatron_ring.config.checks import require
 from megatron_ring.config.model import ModelConfig
 from megatron_ring.config.rl import RLConfig
+from megatron_ring.config.shaping import ShapingConfig
 from megatron_ring.data.fields import PROMPT_FIELDS, Fields
 from megatron_ring.data.prompts import PromptStream, check_texts, longest_prompt, too_long
 from megatron_ring.data.records import PromptRecord
@@ -25,11 +26,13 @@ from megatron_ring.rollout.evaluation import HeldOut
 from megatron_ring.rollout.offload import SamplingOffload
 from megatron_ring.rollout.policy_update import PolicyUpdate
 from megatron_ring.rollout.scoring import check_prompts
+from megatron_ring.rollout.scoring_content import scorer_shapes, scoring_content
+from megatron_ring.rollout.shaping import RewardShaping
 from megatron_ring.rollout.state import RLState
 from megatron_ring.run.continuing import changed_ranks, stretched_schedules
 from megatron_ring.run.directory import RunDirectory, recorded_settings
 from megatron_ring.run.phases import Phases
-from megatron_ring.run.stage import Stage, dtype_of, open_model, open_run, resolve, resolve_shape
+from megatron_ring.run.stage import Stage, dtype_of, open_model, open_run, resolve
 from megatron_ring.run.wandb_log import check_wandb
 from megatron_ring.run.watch import Watch
 from megatron_ring.sampler.sampler import Sampler
@@ -51,7 +54,8 @@ def open_rl(config: RLConfig) -> RLState:
     check_wandb(config.wandb)
     # It makes every long prompt into tokens: once for all processes.
     collectives.from_main(lambda: check_lengths(config, prompts, held_out, tokenizer, shape.max_positions))
-    directory = open_run(config, {"data.tokenizer": tokenizer.fingerprint})
+    content = {f"rewards.{name}": known for name, known in scoring_content(config.rewards).items()}
+    directory = open_run(config, {"data.tokenizer": tokenizer.fingerprint, **content})
     stage = open_model(config, shape, directory.first_weights)
     return _build(config, stage, directory, tokenizer, prompts, held_out, sizes)
 
@@ -84,11 +88,10 @@ def choose(
     longest = longest_prompt(records, tokenizer, config.data.instruction) + config.sampling.max_new_tokens
     longest = min(longest, shape.max_positions)
     world, itemsize = world_size_from_environment(), dtype_of(config).itemsize
-    folder = config.rewards.reward_model
-    scorer = None if folder is None else resolve_shape(None, folder)
-    config, told = choose_sizes(config, shape, world, itemsize, longest, limit, scorer)
+    scorers = scorer_shapes(config.rewards)
+    config, told = choose_sizes(config, shape, world, itemsize, longest, limit, scorers)
     config.check(config.parallel.data(world))  # as `resolve` does with given sizes
-    keeps = limit is not None and cache_can_stay(config, shape, world, itemsize, longest, limit, scorer)
+    keeps = limit is not None and cache_can_stay(config, shape, world, itemsize, longest, limit, scorers)
     return config, ChosenSizes(longest, told, keeps)
 
 
@@ -100,8 +103,15 @@ def read_prompts_of(config: RLConfig) -> PromptSchedule:
     # A run that has begun cannot change its prompts; of the time before answers were checked it may have any.
     begun = collectives.from_main(lambda: latest_or_none(config.run_dir / "checkpoints")) is not None
     whole_groups = config.budget.max_cuts is None
+    check_shaped(config.shaping, prompts.domains)
     check_prompts(prompts.sources, config.rewards, answers=not begun, whole_groups=whole_groups)
     return prompts
+
+
+def check_shaped(config: ShapingConfig, domains: set[str]) -> None:
+    """Raise `UserError` for a domain of --shaping.length-domains that no prompt has."""
+    unknown = sorted(set(config.length_domains) - domains)
+    require(not unknown, f"--shaping.length-domains {' '.join(unknown)}: none of {', '.join(sorted(domains))}")
 
 
 def _build(
@@ -137,6 +147,7 @@ def _build(
         compositions=None if composed is None else fingerprint(composed),
         domains=prompts.domains | held_out.domains,
         several_domains=len(prompts.domains) > 1,
+        shaping=RewardShaping(config.shaping),
         notes=(*prompts.notes, *held_out.notes, *([sizes.told] if sizes.told else [])),
         longest=sizes.longest,
         unreached=prompts.unreached(config.steps),

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
-from megatron_ring.rewards.interface import MACHINE_FAILURE
+from megatron_ring.rewards.interface import JUDGE_FAILURE, MACHINE_FAILURE
 from megatron_ring.sampler.completion import Completion, FinishReason
 
 Key = tuple[int, int]
@@ -68,7 +68,8 @@ class Rollout:
 
 @dataclass(frozen=True, slots=True)
 class ScoredRollout:
-    """A rollout with its reward, the verifier's reason for it and what it is made of (`rewards.Reward.detail`).
+    """A rollout with its reward, the verifier's reason for it and what it is made of (`rewards.Reward.detail`); the share of
+    its runs of tokens that it repeats (`hacking.repetition`).
 
     Raises:
         ValueError: a reward that is not finite.
@@ -78,6 +79,7 @@ class ScoredRollout:
     reward: float
     reason: str
     detail: Mapping[str, Any] = field(default_factory=dict)
+    repetition: float = 0.0
 
     @property
     def key(self) -> Key:
@@ -85,8 +87,8 @@ class ScoredRollout:
 
     @property
     def has_verdict(self) -> bool:
-        """False where the machine failed: its reward of 0 says nothing about the response."""
-        return MACHINE_FAILURE not in self.detail
+        """False where the machine or the judge failed: its reward of 0 says nothing about the response."""
+        return MACHINE_FAILURE not in self.detail and JUDGE_FAILURE not in self.detail
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.reward):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from megatron_ring.checkpoint.manifest import read_manifest
 from megatron_ring.checkpoint.saving import CheckpointSaver
 from megatron_ring.config.checks import require
+from megatron_ring.judging.cache import begin_again
 from megatron_ring.model.routes import route_bytes
 from megatron_ring.rollout.pool import RolloutPool
 from megatron_ring.rollout.state import RLState
@@ -20,11 +21,14 @@ def save(run: RLState, saver: CheckpointSaver, steps: int) -> None:
     """Save the state after `steps` steps."""
     with run.phases("save_wait"):
         saver.wait()  # before `policy.save`: until it is whole the one before it counts
+        if run.directory.writes:
+            begin_again(run.directory.replies)
         extra = {
             "prompts": run.stream.state_dict(),
             "budget": run.schedule.state_dict(),
             "policy": run.policy.save(),
             "watch": run.watch.state_dict(),
+            "shaping": run.shaping.state_dict(),
             "compositions": run.compositions,
             "steps": run.config.steps,
             **run.directory.of_checkpoints,
@@ -75,6 +79,7 @@ def _load(run: RLState, rolled_back_for: list[Alarm] | None = None) -> int:
         run.stream.load_state_dict(extra["prompts"], keep_place=rolled_back_for is not None)
         run.schedule.load_state_dict(extra["budget"])
         run.policy.load(extra["policy"])
+        run.shaping.load_state_dict(extra.get("shaping", {}))  # older checkpoints have none
         run.collector.pool = RolloutPool()  # what the rolled-back steps were sampling is not taken up again
         if rolled_back_for is not None:
             run.watch.rolled_back(rolled_back_for, extra["watch"], start)

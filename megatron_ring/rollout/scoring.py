@@ -5,7 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 from megatron_ring.config.rewards import RewardConfig
 from megatron_ring.data.records import PromptRecord
@@ -15,9 +17,10 @@ from megatron_ring.errors import UserError
 from megatron_ring.parallel import collectives
 from megatron_ring.parallel.context import ParallelContext
 from megatron_ring.rewards import Reward, RewardPool, Scorer, ScoreRequest
-from megatron_ring.rewards.batch import BATCH_SCORERS, BatchScorer, load_batch_scorer
+from megatron_ring.rewards.batch import BATCH_SCORERS, BatchScorer, EagerScorer, load_batch_scorer
 from megatron_ring.rewards.composition import read_compositions
 from megatron_ring.rewards.scorer import PendingReward, check_answers, check_domain, check_settings
+from megatron_ring.rollout.hacking import repetition
 from megatron_ring.rollout.records import Key, Rollout, ScoredRollout
 from megatron_ring.sampler.sampler import Sampler
 
@@ -30,12 +33,16 @@ class ScorerResources:
         sampler: holds the policy's model, and is idle while responses are scored; its cache is there until the step's last
             round. None where the caller has none.
         config: of the rewards.
+        folder: where what was paid for may be kept; None: nowhere.
+        shared: what batch scorers of a run have in common, by a name of theirs.
     """
 
     context: ParallelContext
     tokenizer: RingTokenizer
     sampler: Sampler | None
     config: RewardConfig
+    folder: Path | None = None
+    shared: dict[str, Any] = field(default_factory=dict)
 
 
 def check_prompts(
@@ -65,13 +72,18 @@ class RolloutScorer:
     ) -> None:
         self._scorer, self._batch_scorers = scorer, batch_scorers
         self._tokenizer, self._context = tokenizer, context
+        if context.leads_replica:
+            eager = {name: one for name, one in batch_scorers.items() if isinstance(one, EagerScorer)}
+            scorer.on_waiting = {name: one.begin for name, one in eager.items()}
         self._pending: dict[Key, PendingReward] = {}
+        self._repetition: dict[Key, float] = {}
         self._problem: str | None = None
 
     def start(self) -> None:
         """Before rollouts are sampled: forget those of a sampling that failed before its `finish`. Their keys may come
         again, as held-out prompts count from 0, too."""
         self._pending.clear()
+        self._repetition.clear()
         for name in self._batch_scorers:
             self._scorer.take_waiting(name)
         self._problem = None
@@ -85,6 +97,7 @@ class RolloutScorer:
         request = ScoreRequest(record.domain, prompt, text, record.answer, rollout.response_length)
         try:
             self._pending[rollout.key] = self._scorer.submit(request, rollout.key)
+            self._repetition[rollout.key] = repetition(rollout.completion.tokens)
         except UserError as error:
             self._problem = f"prompt {record.id!r}: {error}"
 
@@ -94,14 +107,15 @@ class RolloutScorer:
         Raises:
             UserError: a replica could not score.
         """
-        own: dict[Key, Reward] = {}
+        own: dict[Key, tuple[Reward, float]] = {}
         try:
+            self._ask_where_rules_cannot_tell()
             self._score_batches()
             if self._problem is None and self._context.leads_replica:
-                own = {key: pending.result() for key, pending in self._pending.items()}
+                own = {key: (pending.result(), self._repetition[key]) for key, pending in self._pending.items()}
         except UserError as error:
             self._problem = str(error)
-        rewards: dict[Key, Reward] = {}
+        rewards: dict[Key, tuple[Reward, float]] = {}
         for problem, of_rank in collectives.gather_over_world((self._problem, own)):
             if problem is not None:
                 raise UserError(problem)
@@ -109,9 +123,24 @@ class RolloutScorer:
         self._pending.clear()
         scored = []
         for rollout in rollouts:
-            reward = rewards[rollout.key]
-            scored.append(ScoredRollout(rollout, reward.value, reward.reason, reward.detail))
+            reward, repeated = rewards[rollout.key]
+            scored.append(ScoredRollout(rollout, reward.value, reward.reason, reward.detail, repeated))
         return scored
+
+    def _ask_where_rules_cannot_tell(self) -> None:
+        """Parts with rules: those that no rule decides go to their own domain, on every rank of the replica alike. A failure
+        is kept as the problem, so that all ranks go on to the batch scorers."""
+        if not self._scorer.has_rules:
+            return
+        open_ones: dict[Key, list[str]] = {}
+        if self._problem is None and self._context.leads_replica:
+            try:
+                open_ones = {key: pending.settle_rules() for key, pending in self._pending.items()}
+            except UserError as error:
+                self._problem = str(error)
+        for of_rank in collectives.gather_over_world(open_ones):
+            for key in of_rank.keys() & self._pending.keys():
+                self._scorer.ask(self._pending[key], of_rank[key])
 
     def _score_batches(self) -> None:
         """Ask every batch scorer, in the same order on every rank, also a rank that has nothing for it."""
@@ -125,9 +154,10 @@ class RolloutScorer:
 @contextmanager
 def open_scorer(
     config: RewardConfig, domains: Iterable[str], tokenizer: RingTokenizer, context: ParallelContext,
-    sampler: Sampler | None = None,
+    sampler: Sampler | None = None, folder: Path | None = None,
 ) -> Iterator[RolloutScorer]:  # fmt: skip
-    """A scorer whose workers are up, for rollouts of these domains; its workers end with the context.
+    """A scorer whose workers are up, for rollouts of these domains; its workers end with the context. `sampler` and
+    `folder`: as of `ScorerResources`.
 
     Raises:
         UserError: on every rank, where a domain cannot be scored: unknown, or without what its verifier needs.
@@ -144,7 +174,7 @@ def open_scorer(
     try:
         _settle(problem)
         assert scorer is not None
-        resources = ScorerResources(context, tokenizer, sampler, config)
+        resources = ScorerResources(context, tokenizer, sampler, config, folder)
         batch_scorers = {name: load_batch_scorer(name, resources) for name in sorted(names & BATCH_SCORERS.keys())}
         yield RolloutScorer(scorer, batch_scorers, tokenizer, context)
     finally:

@@ -61,8 +61,8 @@ def with_verdict(scored: Sequence[ScoredRollout]) -> list[ScoredRollout]:
 
 def kept_responses(config: RLConfig, scored: Sequence[ScoredRollout], budget: int | None) -> list[ScoredRollout]:
     """The responses that may be trained: all that have a verdict, or with dynamic sampling those of groups whose rewards
-    differ; of these, without a budget, the first `prompts_per_step` groups. A response for which the machine failed is no
-    part of its group's baseline either."""
+    differ; of these, without a budget, the first `prompts_per_step` groups. A response for which the machine or the
+    judge failed is no part of its group's baseline either."""
     scored = with_verdict(scored)
     if not config.objective.dynamic_sampling:
         return scored
@@ -74,10 +74,15 @@ def kept_responses(config: RLConfig, scored: Sequence[ScoredRollout], budget: in
 
 
 def response_advantages(
-    objective: ObjectiveConfig, kept: Sequence[ScoredRollout], distances: Sequence[float] | None
+    objective: ObjectiveConfig, kept: Sequence[ScoredRollout], shaped: Sequence[float], distances: Sequence[float] | None
 ) -> list[float]:
-    """The advantage of each response in its group. `distances`: KL of each (nats), to be taken off its reward."""
-    rewards = torch.tensor([item.reward for item in kept], dtype=torch.float64)
+    """The advantage of each response in its group.
+
+    Args:
+        shaped: the reward of each that counts (`shaping.RewardShaping`).
+        distances: KL of each (nats), to be taken off its reward.
+    """
+    rewards = torch.tensor(shaped, dtype=torch.float64)
     if distances is not None:
         rewards = rewards - objective.kl_beta * torch.tensor(distances, dtype=torch.float64)
     return group_advantages(rewards, _groups(kept), objective.baseline, objective.std is not False).tolist()
@@ -113,7 +118,7 @@ def missing(config: RLConfig, scored: Sequence[ScoredRollout], budget: int | Non
         return f"{shortage} --budget.tokens or a larger --prompts-per-step needs a new run" if tokens < budget else ""
     groups = len({item.rollout.prompt_index for item in kept_responses(config, scored, budget)})
     if not config.objective.dynamic_sampling and not groups:
-        return f"no response with a verdict, the machine failed for each: {_MORE_ROUNDS}"
+        return f"no response with a verdict, the machine or the judge failed for each: {_MORE_ROUNDS}"
     if not config.objective.dynamic_sampling or groups >= config.prompts_per_step:
         return ""
     shortage = f"{groups} groups whose rewards differ, of {config.prompts_per_step}"

@@ -18,6 +18,7 @@ from megatron_ring.rollout.offload import SamplingOffload
 from megatron_ring.rollout.policy_update import PolicyUpdate
 from megatron_ring.rollout.records import Key, ScoredRollout
 from megatron_ring.rollout.select import Selection
+from megatron_ring.rollout.shaping import RewardShaping
 from megatron_ring.run.alarms import Alarm
 from megatron_ring.run.directory import RunDirectory
 from megatron_ring.run.phases import Phases
@@ -56,6 +57,7 @@ class RLState:
         policy: loss, first passes and reference.
         compositions: fingerprint of the rewards' compositions; None without any.
         several_domains: whether training prompts have more than one.
+        shaping: of rewards, before they become advantages.
         notes: what is to be said of how the files of prompts were read, in lines to print.
         unreached: what of the data no step will draw from, in lines to print.
         longest: prompt and response of the longest request, as far as it was looked at (tokens).
@@ -79,6 +81,7 @@ class RLState:
     compositions: str | None
     domains: set[str]
     several_domains: bool
+    shaping: RewardShaping
     notes: Sequence[str] = ()
     unreached: list[str] = field(default_factory=list)
     longest: int = 1

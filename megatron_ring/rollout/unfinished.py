@@ -86,7 +86,7 @@ def held_by(pool: RolloutPool, rank: int) -> Held:
         if done.holder == rank:
             about = {"position": done.prompt_index, "sample": done.sample, "domain": done.domain,
                      "prompt_id": done.prompt_id, "reward": scored.reward, "reason": scored.reason,
-                     "detail": dict(scored.detail)}  # fmt: skip
+                     "detail": dict(scored.detail), "repetition": scored.repetition}  # fmt: skip
             held.append((about, done.completion))
     return held
 
@@ -112,7 +112,8 @@ def rebuilt(
         if completion.finish_reason is None:
             group.open.append(dataclasses.replace(item, request=item.request.continued(completion), cuts=about["cuts"]))
         else:
-            group.finished.append(ScoredRollout(item.rollout(completion), about["reward"], about["reason"], about["detail"]))
+            given = about["reward"], about["reason"], about["detail"], about.get("repetition", 0.0)
+            group.finished.append(ScoredRollout(item.rollout(completion), *given))
     return pool
 
 

@@ -14,6 +14,14 @@ from typing import Any
 
 from megatron_ring.config.operations import AlarmConfig
 
+MEANS = {
+    "watch/length_correlation": "length_correlation",
+    "watch/repetition": "repetition",
+    "judge/disagreement": "judge_disagreement",
+    "reward/judge_failed_fraction": "judge_failures",
+}
+"""Metrics whose mean over the window has a bound, and its setting."""
+GAP = "watch/rule_gap"
 FINITE = ("loss", "validation/loss", "loss/policy", "entropy", "kl", "grad_norm", "reward/mean")
 
 
@@ -51,6 +59,8 @@ class Alarms:
         self._losses: deque[float] = deque(maxlen=config.window)
         self._rewards: deque[float] = deque(maxlen=config.window)
         self._best: float | None = None
+        self._recent: dict[str, deque[float]] = {name: deque(maxlen=config.window) for name in (*MEANS, GAP)}
+        self._least_gap: float | None = None
         self._stage: int | None = None
 
     def check(self, metrics: Mapping[str, Any]) -> list[Alarm]:
@@ -62,8 +72,10 @@ class Alarms:
         ]
         if broken_numbers:
             return broken_numbers
-        rules = (self._entropy(metrics), self._loss(metrics), self._grad_norm(metrics), self._reward(metrics))
+        rules = [self._entropy(metrics), self._loss(metrics), self._grad_norm(metrics), self._reward(metrics)]
         self._remember(metrics)
+        rules += [self._mean(name, setting) for name, setting in MEANS.items() if metrics.get(name) is not None]
+        rules.append(self._gap(metrics))
         return [Alarm(step, *broken) for broken in rules if broken is not None]
 
     def spikes(self, metrics: Mapping[str, Any]) -> bool:
@@ -72,6 +84,9 @@ class Alarms:
 
     def _remember(self, metrics: Mapping[str, Any]) -> None:
         for values, name in ((self._losses, "loss"), (self._grad_norms, "grad_norm")):
+            if metrics.get(name) is not None:
+                values.append(metrics[name])
+        for name, values in self._recent.items():
             if metrics.get(name) is not None:
                 values.append(metrics[name])
 
@@ -106,6 +121,8 @@ class Alarms:
         if metrics.get("data/stage") != self._stage:
             self._stage, self._best = metrics.get("data/stage"), None
             self._rewards.clear()
+            self._recent[GAP].clear()
+            self._least_gap = None
         if value is None:
             return None
         self._rewards.append(value)
@@ -118,6 +135,29 @@ class Alarms:
         why = f"over {self.config.window} steps is {mean:.4g}, below {self._best - drop:.4g}: --alarms.reward-drop {drop:g}"
         return "reward/mean", mean, self._best - drop, f"{why} under its best {self._best:.4g}"
 
+    def _mean(self, metric: str, setting: str) -> tuple[str, float, float, str] | None:
+        values, bound = self._recent[metric], getattr(self.config, setting)
+        if bound is None or len(values) < self.config.window:
+            return None
+        mean = statistics.fmean(values)
+        if mean <= bound:
+            return None
+        flag = f"--alarms.{setting.replace('_', '-')}"
+        return metric, mean, bound, f"over {self.config.window} steps is {mean:.4g}, above {flag} {bound:g}"
+
+    def _gap(self, metrics: Mapping[str, Any]) -> tuple[str, float, float, str] | None:
+        values, rise = self._recent[GAP], self.config.rule_gap
+        if metrics.get(GAP) is None or len(values) < self.config.window:
+            return None
+        mean = statistics.fmean(values)
+        self._least_gap = mean if self._least_gap is None else min(mean, self._least_gap)
+        if rise is None or mean <= self._least_gap + rise:
+            return None
+        why = (
+            f"over {self.config.window} steps is {mean:.4g}, above {self._least_gap + rise:.4g}: --alarms.rule-gap {rise:g}"
+        )
+        return GAP, mean, self._least_gap + rise, f"{why} over its least {self._least_gap:.4g}"
+
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` needs, as JSON."""
         return {
@@ -126,6 +166,8 @@ class Alarms:
             "rewards": list(self._rewards),
             "best": self._best,
             "stage": self._stage,
+            "recent": {name: list(values) for name, values in self._recent.items()},
+            "least_gap": self._least_gap,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -134,6 +176,9 @@ class Alarms:
         self._losses = deque(state.get("losses", ()), maxlen=self.config.window)  # older checkpoints have none
         self._rewards = deque(state["rewards"], maxlen=self.config.window)
         self._best, self._stage = state["best"], state["stage"]
+        recent = state.get("recent", {})  # older checkpoints have none
+        self._recent = {name: deque(recent.get(name, ()), maxlen=self.config.window) for name in (*MEANS, GAP)}
+        self._least_gap = state.get("least_gap")
 
 
 def _fine(metrics: Mapping[str, Any], name: str) -> bool:

@@ -75,6 +75,10 @@ CONTENT = {
     "data.train": "the training data",
     "data.validation": "the validation data",
     "init_from": "the weights of --init-from",
+    "rewards.reward_model": "the reward model",
+    "rewards.judge.checkpoint": "the judge",
+    "rewards.judge.tokenizer": "the judge's tokenizer or its chat template",
+    "rewards.judge": "what this version of the program asks its judge",
 }
 """Settings whose content a checkpoint has the fingerprint of."""
 

@@ -265,6 +265,11 @@ class RunDirectory:
                 global_step=step,
             )  # fmt: skip
 
+    @property
+    def replies(self) -> Path:
+        """What a judge's server has said."""
+        return self.path / "judge"
+
     def rollouts_of(self, step: int) -> Path:
         """The file of a step's responses, with rewards and reasons."""
         return self.path / "rollouts" / f"step_{step}.jsonl"

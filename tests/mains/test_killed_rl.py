@@ -9,16 +9,22 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
 from megatron_ring.checkpoint.saving import CheckpointSaver
+from megatron_ring.config.parallel import ParallelConfig
+from megatron_ring.config.presets import RING_TINY
+from megatron_ring.reward_models.policy_scorer import RewardModelScorer
+from megatron_ring.rollout.judge_scorer import JudgeScorer
 from megatron_ring.rollout.scoring import RolloutScorer
 from megatron_ring.sampler.sampler import Sampler
 from megatron_ring.training.first_pass import FirstPass
 from megatron_ring.training.trainer import Trainer
+from tests.judging.rule_server import RuleServer
 from tests.mains.conftest import command, environment, rl_flags, run, start
 from tests.mains.test_pipeline import metrics, timeless, weights
 
@@ -40,6 +46,20 @@ KILLS = {
     "training": Kill(Trainer.train_step, 3, 5_000),
     "saving": Kill(CheckpointSaver._write, 4, 200),
 }
+# The same, and in the midst of judging and of the reward model's passes.
+WITH_MODELS = {
+    "sampling": KILLS["sampling"],
+    "judging": Kill(JudgeScorer.score, 1, 300),
+    "reward model": Kill(RewardModelScorer.score, 2, 300),
+    "training": KILLS["training"],
+    "saving": KILLS["saving"],
+}
+COMPOSED = {"math": {"parts": [
+    {"name": "right", "domain": "math"},
+    {"name": "model", "domain": "reward-model", "sigmoid": True, "weight": 0.3},
+    {"name": "judge", "domain": "judge", "weight": 0.5, "rules": [{"domain": "format/one_box", "with": {}}]},
+    {"name": "pairs", "domain": "judge/pairwise", "weight": 0.2},
+]}}  # fmt: skip
 # Before every update of a step but the first: half of step 4 is done, the last checkpoint is of step 2.
 BETWEEN_UPDATES = Kill(FirstPass.renewed, 3, 1)
 
@@ -79,23 +99,55 @@ def unfinished(checkpoint: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in checkpoint.glob("unfinished*")}
 
 
+def save_reward_model(folder: Path) -> None:
+    """A random one."""
+    from megatron_ring.checkpoint.saving import save_checkpoint
+    from megatron_ring.checkpoint.weights import initialize_weights
+    from megatron_ring.model.ring_model import build_model
+    from megatron_ring.parallel import context
+
+    shape = replace(RING_TINY, num_layers=2, head="score")
+    here = context.initialize(ParallelConfig(), shape, seed=0)
+    model = build_model(shape, here)
+    initialize_weights(model, seed=3)
+    save_checkpoint(folder, 0, model, None, here, {})
+
+
+@pytest.fixture
+def scoring_flags(tmp_path: Path, run_on: Callable[..., list[Any]]) -> Iterator[str]:
+    """A reward model, off-loaded, and a judge's server in the rewards, which are shaped by running numbers."""
+    run_on(1, save_reward_model, tmp_path / "scores")
+    (tmp_path / "rewards.json").write_text(json.dumps(COMPOSED))
+    with RuleServer() as server:
+        yield (
+            f"--rewards.compositions {tmp_path}/rewards.json --rewards.reward-model {tmp_path}/scores/step_0 "
+            f"--rewards.offload --rewards.judge.url {server.url} --rewards.judge.model rule --rewards.judge.again 0.5 "
+            f"--shaping.normalise running --shaping.length-weight 0.1 --alarms.action warn "
+            f"--alarms.length-correlation 0.9 --alarms.rule-gap 0.1 --alarms.window 2"
+        )
+
+
 @pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.parametrize(
-    ("processes", "flags"),
+    ("processes", "flags", "kills"),
     [
-        (1, "--no-async-save"),
-        (2, "--budget.max-cuts 2 --prompts-per-step 8 --sampling.max-batch 4 --correction.routes replay"),
+        (1, "--no-async-save", WITH_MODELS),
+        (2, "--budget.max-cuts 2 --prompts-per-step 8 --sampling.max-batch 4 --correction.routes replay", KILLS),
     ],
     ids=["whole", "partial"],
 )
-def test_killed_in_every_phase(tiny_data: Path, tmp_path: Path, sft_checkpoint: Path, processes: int, flags: str) -> None:
-    more = [*flags.split(), "--steps", "5", "--save-every", "2", "--budget.tokens", "250"]
+def test_killed_in_every_phase(
+    tiny_data: Path, tmp_path: Path, sft_checkpoint: Path, processes: int, flags: str, kills: dict[str, Kill],
+    request: pytest.FixtureRequest,
+) -> None:  # fmt: skip
+    models = request.getfixturevalue("scoring_flags") if kills is WITH_MODELS else ""
+    more = [*flags.split(), *models.split(), "--steps", "5", "--save-every", "2", "--budget.tokens", "250"]
     alone, killed = tmp_path / "alone", tmp_path / "killed"
     done = run(command("megatron_ring.rl", *rl_flags(tiny_data, alone, sft_checkpoint, *more), processes=processes))
     assert done.returncode == 0, done.stderr
     arguments = command("megatron_ring.rl", *rl_flags(tiny_data, killed, sft_checkpoint, *more), processes=processes)
-    for phase, kill in KILLS.items():
+    for phase, kill in kills.items():
         kill_within(arguments, killed, kill, tmp_path / phase)
     left = {path.name for path in (killed / "checkpoints").iterdir()}
     assert left == {"latest", "step_2", ".step_4.tmp"} or "step_4" in left, left
@@ -109,6 +161,10 @@ def test_killed_in_every_phase(tiny_data: Path, tmp_path: Path, sft_checkpoint: 
         ).read_bytes()
     held, again = (unfinished(run_dir / "checkpoints" / "step_4") for run_dir in (alone, killed))
     assert held == again and len(held) == (2 if processes == 2 else 0)
+    if models:
+        rows = metrics(alone)
+        assert all(0 < row["reward_parts/pairs"] < 1 and row["shaping/std/math"] > 0 for row in rows)
+        assert any("judge/disagreement" in row for row in rows)
 
 
 @pytest.mark.slow

@@ -9,11 +9,16 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
+from tests.judging.rule_server import RuleServer
 from tests.mains.conftest import command, rl_flags, run
 
 PLACEHOLDER = re.compile(r"CORPUS|DOMAIN|FILE|LAYER|NAME|NUMBER|PHASE")
 COMPOSED = {
-    "parts": [{"name": "correct", "domain": "math"}],
+    "parts": [
+        {"name": "correct", "domain": "math"},
+        {"name": "seen", "domain": "math", "weight": 0},
+        {"name": "judge", "domain": "judge", "weight": 0.1, "rules": [{"domain": "math"}]},
+    ],
     "gates": [{"name": "boxed", "domain": "format/one_box", "with": {}}],
     "length": {"maximum": 40, "cache": 20},
 }
@@ -65,9 +70,11 @@ def test_rl_with_everything_that_adds_a_key(tiny_data: Path, sft_checkpoint: Pat
         "--steps", "3", "--save-every", "1", "--budget.max-cuts", "2", "--budget.tokens", "100", "--offload-optimizer",
         "--objective.old-logprobs", "recomputed", "--correction.name", "icepop", "--correction.routes", "replay",
         "--alarms.action", "warn", "--alarms.entropy-floor", "9", "--evaluation.every", "1", "--evaluation.prompts",
-        str(tiny_data / "heldout.jsonl"), "--data.drop-after", "3", "--updates-per-step", "2",
+        str(tiny_data / "heldout.jsonl"), "--data.drop-after", "3", "--updates-per-step", "2", "--shaping.normalise",
+        "running", "--rewards.judge.model", "rule", "--rewards.judge.again", "1",
     )  # fmt: skip
-    done = run(command("megatron_ring.rl", *flags))
+    with RuleServer() as server:
+        done = run(command("megatron_ring.rl", *flags, "--rewards.judge.url", server.url))
     assert done.returncode == 0, done.stderr
     assert differences(written(out), documented("RL")) == ([], [])
 

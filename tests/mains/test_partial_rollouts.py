@@ -63,7 +63,7 @@ def collected(data: Path, parallel: ParallelConfig, through_bytes: bool) -> dict
             initialize_weights(model, seed=step)
             steps.append(collector.collect(step, scorer, PHI))
             kept = kept_responses(config, steps[-1].scored, PHI)
-            advantages = response_advantages(config.objective, kept, None)
+            advantages = response_advantages(config.objective, kept, [item.reward for item in kept], None)
             selections.append((advantages, select_budget(response_lengths(kept), PHI).trained))
             if through_bytes:
                 held = held_by(collector.pool, 0)

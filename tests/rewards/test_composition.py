@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,14 @@ from megatron_ring.rewards import Reward, RewardPool, Scorer, ScoreRequest, veri
 from megatron_ring.rewards.composition import (
     Composition,
     LengthLimit,
-    Part,
     combine,
     overlong_penalty,
-    part_requests,
     read_composition,
     read_compositions,
+    request_of,
 )
-from megatron_ring.rewards.interface import MACHINE_FAILURE
+from megatron_ring.rewards.interface import HELD_OUT, JUDGE_DISAGREEMENT, JUDGE_FAILURE, MACHINE_FAILURE
+from megatron_ring.rewards.parts import Part, Scale, Source
 
 DECLARED = {
     "parts": [
@@ -69,6 +70,45 @@ def test_the_declared_example() -> None:
     assert failed.detail["parts"] == composed.detail["parts"]
 
 
+RULED = {"parts": [
+    {"name": "right", "domain": "math", "answer": "value", "scale": 2,
+     "rules": [{"domain": "format/script", "with": {"script": "latin", "share": 0.9}, "at_most": 0, "at_least": 2},
+               {"domain": "logic/exact", "answer": "text"}]},
+    {"name": "seen", "domain": "format/one_box", "weight": 0},
+]}  # fmt: skip
+
+
+def test_rules_come_first(tmp_path: Path) -> None:
+    """The first rule decides against what is not in Latin letters, the second for what is the text; else the domain."""
+    (tmp_path / "rewards.json").write_text(json.dumps({"ruled": RULED}))
+    answer = {"value": "5", "text": {"text": "five"}}
+    texts = [r"пять \boxed{5}", "```\nfive\n```\n\\boxed{4}", r"yes \boxed{5}", r"no \boxed{4}"]
+    with Scorer(RewardPool(workers=1), tmp_path / "rewards.json") as scorer:
+        assert scorer.start(["ruled"]) == {"math", "format/script", "logic/exact", "format/one_box"}
+        rewards = scorer.score([ScoreRequest("ruled", None, text, answer) for text in texts])
+    assert [reward.value for reward in rewards] == [0.0, 1.0, 2.0, 0.0]  # a rule's reward is not scaled
+    assert [reward.detail["rules"]["right"] for reward in rewards] == [True, True, False, False]
+    assert {reward.detail[HELD_OUT] for reward in rewards} == {1.0}
+
+
+def test_a_part_of_no_weight_takes_no_verdict_away() -> None:
+    composition = read_composition(RULED)
+    lost = Reward(0.0, "no verdict, judge failed", {JUDGE_FAILURE: "judge failed"})
+    found = combine(composition, {"right": Reward(0.5, "", {JUDGE_DISAGREEMENT: 0.25}), "seen": lost}, None)
+    assert found.value == 1.0 and JUDGE_FAILURE not in found.detail and HELD_OUT not in found.detail
+    assert found.detail[JUDGE_DISAGREEMENT] == 0.25
+    found = combine(composition, {"right": lost, "seen": Reward(1.0, "")}, None)
+    assert (found.value, found.reason, found.detail[JUDGE_FAILURE]) == (0.0, lost.reason, "judge failed")
+
+
+@given(st.floats(-1e6, 1e6), st.floats(-100, 100), st.floats(0, 100))
+def test_scales(reward: float, shift: float, scale: float) -> None:
+    assert Scale(shift, scale)(reward) == pytest.approx(scale * reward - scale * shift, abs=1e-6)
+    exponent = -scale * (reward - shift)
+    expected = 0.0 if exponent > 700 else 1.0 / (1.0 + math.exp(exponent))
+    assert Scale(shift, scale, True)(reward) == pytest.approx(expected, rel=1e-12, abs=1e-300)
+
+
 @pytest.mark.parametrize("failed", ["correct", "latin"])
 def test_where_the_machine_failed_for_a_part_there_is_no_verdict(failed: str) -> None:
     composition = read_composition(DECLARED)
@@ -83,6 +123,10 @@ def test_where_the_machine_failed_for_a_part_there_is_no_verdict(failed: str) ->
 
 def test_each_part_is_scored_with_its_own_answer() -> None:
     composition = read_composition(DECLARED)
+
+    def part_requests(composition: Composition, request: ScoreRequest) -> dict[str, ScoreRequest]:
+        return {part.name: request_of(part.source, request) for part in (*composition.parts, *composition.gates)}
+
     requests = part_requests(composition, ScoreRequest("mixed", "p", GOOD, ANSWER, 7))
     assert requests["correct"] == ScoreRequest("math", "p", GOOD, "5", 7)
     assert requests["rules"].answer == ANSWER["rules"]
@@ -155,6 +199,11 @@ def test_a_file_of_compositions_beside_plain_domains(tmp_path: Path) -> None:
         (1, "language", {}, "The answer follows from what we have shown before."),
         (0, "language", {"language": "de"}, "The answer follows from what we have shown before."),
         (0, "language", {"language": "en"}, "42"),
+        (1, "style", {"most": 2}, "<think># a\n# b\n# c</think>## one\nand **two**"),
+        (0, "style", {"most": 2}, "## one\n- two\n3. three"),
+        (0, "style", {"most": 0}, "> so\n"),
+        (1, "style", {"most": 0}, "2 * 3 - 4 is **not** this: 2 ** 3\n```\n# code\n- x\n```".replace("**not**", "not")),
+        (1, "style", {"most": 1}, "- a\n- b " + "word " * 200),
     ],
 )
 def test_forms(passes: int, name: str, options: dict[str, Any], response: str) -> None:
@@ -164,7 +213,7 @@ def test_forms(passes: int, name: str, options: dict[str, Any], response: str) -
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("piece", [r"\boxed{", "<think>", "</think>", "\\boxed" + " " * 50, "\x00", "\ud800", "é你"])
 def test_forms_of_a_hostile_megabyte(piece: str) -> None:
-    for name in ("thinking", "one_box", "script"):
+    for name in ("thinking", "one_box", "script", "style"):
         format_value(name, piece * (1_000_000 // len(piece)))
 
 
@@ -187,9 +236,9 @@ def test_the_penalty_is_bounded_and_never_rises(first: int, second: int, maximum
 @given(st.lists(st.tuples(WEIGHTS, VALUES), min_size=1, max_size=5), LENGTHS, WEIGHTS, st.floats(0, 4), st.booleans())
 def test_totals(shares: list[tuple[float, float]], length: int, length_weight: float, factor: float, passes: bool) -> None:
     def total(scale: float, limited: bool) -> float:
-        parts = tuple(Part(str(i), "math", weight * scale) for i, (weight, _) in enumerate(shares))
+        parts = tuple(Part(str(i), Source("math"), weight * scale) for i, (weight, _) in enumerate(shares))
         limit = LengthLimit(100, 40, length_weight) if limited else None
-        composition = Composition(parts, (Part("gate", "format/one_box"),), limit)
+        composition = Composition(parts, (Part("gate", Source("format/one_box")),), limit)
         rewards = {str(i): Reward(value, "") for i, (_, value) in enumerate(shares)}
         return combine(composition, {**rewards, "gate": Reward(float(passes), "")}, length).value
 
@@ -227,10 +276,23 @@ def test_totals(shares: list[tuple[float, float]], length: int, length_weight: f
         ({"gates": [{"name": "a", "domain": "format/script", "with": {"share": 1.5}}]}, "from 0 to 1"),
         ({"gates": [{"name": "a", "domain": "format/language", "with": {"language": "xx"}}]}, "must be one of af, ar"),
         ({"gates": [{"name": "a", "domain": "format/language", "with": []}]}, "must be an object"),
+        ({"gates": [{"name": "a", "domain": "format/style", "with": {"most": -1}}]}, "'most' must be a number"),
         ({"length": {"maximum": 10}}, "has no 'cache'"),
         ({"length": {"maximum": 10, "cache": 11}}, "0 <= cache <= maximum"),
         ({"length": {"maximum": 10.5, "cache": 1}}, "whole numbers"),
         ({"lenght": None}, "unknown key 'lenght'"),
+        ({"parts": [{"name": "a", "domain": "judge", "rules": [{"domain": "judge"}]}]}, "'judge' is no rule"),
+        ({"parts": [{"name": "a", "domain": "judge", "rules": [{"domain": "poetry"}]}]}, "'a': unknown domain 'poetry'"),
+        ({"parts": [{"name": "a", "domain": "judge", "rules": {}}]}, "'rules' must be a list"),
+        (
+            {"parts": [{"name": "a", "domain": "judge", "rules": [{"domain": "math", "at_most": 1, "at_least": 1}]}]},
+            "always",
+        ),
+        ({"parts": [{"name": "a", "domain": "math", "sigmoid": 1}]}, "'sigmoid' must be true or false"),
+        ({"parts": [{"name": "a", "domain": "math", "scale": -1}]}, "'scale' must be a number of at least 0"),
+        ({"parts": [{"name": "a", "domain": "math", "shift": "x"}]}, "'shift' must be a number that is finite"),
+        ({"parts": [{"name": "a", "domain": "math", "rules": [{"domain": "math", "with": {"x": 1}}]}]}, "'a': "),
+        ({"gates": [{"name": "a", "domain": "math", "scale": 1}]}, "unknown key 'scale'"),
     ],
 )
 def test_a_bad_declaration_is_named(change: Any, problem: str) -> None:

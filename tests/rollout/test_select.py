@@ -54,7 +54,9 @@ def select(
     from megatron_ring.rollout.select import budget_order, kept_responses, response_advantages, response_lengths
 
     kept = kept_responses(config, scored, budget)
-    advantages = response_advantages(config.objective, kept, None if distances is None else distances(kept))
+    advantages = response_advantages(
+        config.objective, kept, [item.reward for item in kept], None if distances is None else distances(kept)
+    )
     trained = select_budget(response_lengths(kept), budget, budget_order(config, step, kept, advantages)).trained
     return {item.key: pair for item, *pair in zip(kept, advantages, trained, strict=True)}  # type: ignore[misc]
 
@@ -125,7 +127,7 @@ def test_what_has_no_verdict_is_neither_trained_nor_compared_with() -> None:
     assert equal_rewards_fraction(step) == 0.5  # the lost 0 is no reward that differs
     assert select(make_config(name="dapo"), 0, step, None).keys() == {(2, 0), (2, 1), (2, 2)}
     assert missing(config, step, 25) == "" and missing(config, step, 26).startswith("25 tokens")
-    assert missing(config, lose(whole, *range(7)), None).startswith("no response with a verdict, the machine failed")
+    assert missing(config, lose(whole, *range(7)), None).startswith("no response with a verdict, the machine or")
 
 
 def test_a_continued_run_may_change_what_the_mends_say() -> None:

@@ -25,11 +25,15 @@ ROWS = st.lists(
             "grad_norm": st.floats(0, 10),
             "reward/mean": st.floats(0, 1),
             "data/stage": st.integers(1, 2),
+            "watch/length_correlation": st.none() | st.floats(-1, 1),
+            "watch/rule_gap": st.floats(-1, 1),
         }
     ),
     max_size=30,
 )
-CONFIG = AlarmConfig(entropy_floor=0.2, grad_norm_factor=1.5, loss_rise=1.0, reward_drop=0.1, window=3)
+CONFIG = AlarmConfig(
+    entropy_floor=0.2, grad_norm_factor=1.5, loss_rise=1.0, reward_drop=0.1, length_correlation=0.2, rule_gap=0.3, window=3
+)
 
 
 def numbered(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -54,6 +58,14 @@ def by_definition(rows: list[dict[str, Any]], window: int = 3) -> list[set[str]]
         means = [statistics.fmean(rewards[n - window : n]) for n in range(window, len(rewards) + 1)]
         if means and means[-1] < max(means) - 0.1:
             broken.add("reward/mean")
+        gaps = [r["watch/rule_gap"] for r in rows[first : i + 1]]
+        means = [statistics.fmean(gaps[n - window : n]) for n in range(window, len(gaps) + 1)]
+        if means and means[-1] > min(means) + 0.3:
+            broken.add("watch/rule_gap")
+        told = [r["watch/length_correlation"] for r in rows[: i + 1] if r["watch/length_correlation"] is not None]
+        last = row["watch/length_correlation"] is not None and told[-window:]
+        if last and len(last) == window and statistics.fmean(last) > 0.2:
+            broken.add("watch/length_correlation")
         found.append(broken)
     return found
 
@@ -73,7 +85,8 @@ def test_rules_are_their_definitions_and_a_continued_run_is_judged_alike(rows: l
     for row, broken in zip(rows, found, strict=True):
         for alarm in broken:
             assert alarm.step == row["step"] and alarm.value is not None and alarm.bound is not None
-            assert (alarm.value > alarm.bound) == (alarm.metric in ("grad_norm", "loss")) and alarm.value != alarm.bound
+            above = alarm.metric in ("grad_norm", "loss", "watch/length_correlation", "watch/rule_gap")
+            assert (alarm.value > alarm.bound) == above and alarm.value != alarm.bound
 
 
 @pytest.mark.parametrize("name", ["entropy", "kl", "loss/policy", "grad_norm", "reward/mean"])
@@ -95,6 +108,18 @@ def test_an_alarm_says_metric_value_bound_and_step() -> None:
         "alarm at step 3: grad_norm is 8, above 7.5: --alarms.grad-norm-factor 10 x its median 0.75 over 2 steps",
         "alarm at step 3: reward/mean over 2 steps is 0.375, below 0.5: --alarms.reward-drop 0.25 under its best 0.75",
     ]
+
+
+@pytest.mark.parametrize("name", ["length_correlation", "repetition", "rule_gap", "judge_disagreement", "judge_failures"])
+def test_bounds_of_rewards(name: str) -> None:
+    flag = "--alarms." + name.replace("_", "-")
+    with pytest.raises(UserError, match=f"^{flag} is 0, not a positive number"):
+        AlarmConfig(**{name: 0})
+    with pytest.raises(UserError, match=f"^{flag}: SFT has no rewards to watch"):
+        AlarmConfig(**{name: 0.5}).check_no_rewards("SFT")
+    if name != "rule_gap":
+        with pytest.raises(UserError, match=f"^{flag} is 1.0: it never passes 1, give less"):
+            AlarmConfig(**{name: 1.0})
 
 
 ALARM = Alarm(7, "entropy", 0.1, 0.2, "is 0.1, below --alarms.entropy-floor 0.2")
