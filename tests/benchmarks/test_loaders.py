@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from megatron_ring.benchmarks import choices
-from megatron_ring.benchmarks.calls import read_calls
+from megatron_ring.rewards.calls import read_calls
 from megatron_ring.benchmarks.code_sets import Window
 from megatron_ring.benchmarks.problem import Grade, Loaded, Problem
 from megatron_ring.benchmarks.rows import RowError, small

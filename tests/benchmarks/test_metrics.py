@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_ring.benchmarks import codeelo
-from megatron_ring.benchmarks.assignment import best_sum
+from megatron_ring.rewards.assignment import best_sum
 from megatron_ring.benchmarks.compare import compare, mcnemar
 from megatron_ring.benchmarks.metrics import (
     consensus,
