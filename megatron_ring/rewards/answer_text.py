@@ -2,8 +2,8 @@ r"""Short answers as text: where a response says its answer, and the tokens by w
 
 Tokens follow SQuAD's normalisation (Rajpurkar et al. 2016): lower case, no punctuation, no articles. Three things differ, so
 that unequal answers stay unequal: a number stays a number (SQuAD's `3.5` is its `35`), signs that are no punctuation stay
-(`C++` is not `C`), and a word between hyphens is a word of its own, as in DROP. Chinese, Japanese and Thai text has no blanks
-between words: each character is a token. Everything is linear in the text.
+(`C++` is not `C`), and a word between hyphens is a word of its own, as in DROP. Chinese, Japanese and Thai text has no
+blanks between words: each character is a token. Everything is linear in the text.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ _KEPT = frozenset("#%&@*\\/_")  # punctuation by Unicode, but a part of names an
 
 
 def said_answer(response: str) -> str | None:
-    r"""The answer that a response says: after its thinking, what follows the last "Answer:", "the answer is" or "答案:" to the end
-    of that line, or the last `\boxed{}`, whichever comes last; a box inside that line is opened. Without either the whole text
-    after the thinking. None where there is nothing, or too much to be an answer.
+    r"""The answer that a response says: after its thinking, what follows the last "Answer:", "the answer is" or "答案:" to
+    the end of that line, or the last `\boxed{}`, whichever comes last; a box inside that line is opened. Without either the
+    whole text after the thinking. None where there is nothing, or too much to be an answer.
     """
     shown = plain_line_breaks(answer_part(response)).strip()
     marked = max(_SAYS.finditer(shown), key=re.Match.start, default=None)

@@ -47,9 +47,7 @@ def _value(node: ast.expr) -> Any:
     return ast.literal_eval(node)
 
 
-def calls_differ(
-    calls: list[Call], truth: Sequence[Any], functions: Sequence[Mapping[str, Any]]
-) -> str | None:
+def calls_differ(calls: list[Call], truth: Sequence[Any], functions: Sequence[Mapping[str, Any]]) -> str | None:
     """What is wrong with the calls; None where they are a possible answer. The order of parallel calls does not matter."""
     if len(calls) != len(truth):
         return f"{len(calls)} calls, expected {len(truth)}"

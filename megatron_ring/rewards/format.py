@@ -1,4 +1,4 @@
-r"""The form of a response, for the gates of a composition: its thinking, its box, JSON, repetition, its script, its language.
+r"""The form of a response, for the gates of a composition: thinking, box, JSON, repetition, script, language.
 
 The reference is an object of options; `{}` takes the defaults.
 
@@ -143,7 +143,9 @@ def repetition(response: str, words: int, share: float) -> tuple[bool, str]:
     found = tokens(response[:_MOST_CHARACTERS])
     runs = [tuple(found[begin : begin + words]) for begin in range(len(found) - words + 1)]
     again = len(runs) - len(set(runs))
-    return again <= share * len(runs), f"{again} of {len(runs)} runs of {words} words said again, a share of {share:g} allowed"
+    return again <= share * len(
+        runs
+    ), f"{again} of {len(runs)} runs of {words} words said again, a share of {share:g} allowed"
 
 
 def _no_constant(name: str) -> None:

@@ -5,10 +5,10 @@ r"""Question answering: the answer of a response against one or several referenc
 | `qa/exact` | 1 when the tokens of the answer are those of a reference, in order       |
 | `qa/f1`    | the largest F1 of tokens over the references                             |
 
-The reference is text or a number; or a list, of which any entry will do; an entry that is a list itself is one answer of several
-spans, as in DROP. SQuAD's `{"text": […], "answer_start": […]}` and `{"answers": […]}` are read as well. A response separates
-spans by `|`. F1 is SQuAD's, over bags of tokens that count how often each occurs; spans are assigned one to one and what is too
-much counts as wrong, as in DROP, and so does an answer without any of a reference's numbers.
+The reference is text or a number; or a list, of which any entry will do; an entry that is a list itself is one answer of
+several spans, as in DROP. SQuAD's `{"text": […], "answer_start": […]}` and `{"answers": […]}` are read as well. A response
+separates spans by `|`. F1 is SQuAD's, over bags of tokens that count how often each occurs; spans are assigned one to one
+and what is too much counts as wrong, as in DROP, and so does an answer without any of a reference's numbers.
 
 An answer that lists all that might be right loses by F1's precision: with n tokens of which one is right it is at most
 2 / (n + 1). What F1 cannot see: the order of words, and a "not" among many right words.
@@ -98,7 +98,7 @@ def _score(request: ScoreRequest, measure: Any) -> Reward:
     parts = [found for span in said.split("|", MAX_SPANS)[: MAX_SPANS + 1] if (found := tokens(span))]
     best = 0.0
     for gold in references.answers:
-        # One span may hold a bar; several spans are compared with as many as the answer has, and a reference with one is not.
+        # A bar may also be a part of the only span.
         readings = [[whole]] if len(gold) == 1 and len(parts) <= 1 else [parts or [whole], [whole]]
         best = max(best, *(measure(gold, reading) for reading in readings))
     return Reward(best, f"{best:.2f} for {shown(said)}, reference {shown(_text(references.answers[0]))}")

@@ -15,8 +15,9 @@ The reference is an object:
 The reward is the share of the facts that are said, or 1 without facts; 0 where a limit is broken. Tokens are those of
 `answer_text`: words without punctuation and articles, single characters in Chinese.
 
-A list of all facts is bounded by `max_words` alone, a copy of the source by `max_copied` and `max_overlap`. Rules see neither
-whether a summary reads well nor whether it turns a fact round ("not in Rome"): give a reward model or a judge a part beside it.
+A list of all facts is bounded by `max_words` alone, a copy of the source by `max_copied` and `max_overlap`. Rules see
+neither whether a summary reads well nor whether it turns a fact round ("not in Rome"): give a reward model or a judge a part
+beside it.
 """
 
 from __future__ import annotations
@@ -99,7 +100,9 @@ def read_rules(answer: Any) -> SummaryRules:
         raise UserError("the reference limits copying: give the 'source'")
     if source is not None and copied is None and overlap == 1:
         raise UserError("the reference has a 'source' and no limit of copying: give 'max_copied' or 'max_overlap'")
-    return SummaryRules(least, most, _facts(answer.get("facts")), source, copied, overlap, _share(answer, "max_repeated", 0.2))
+    return SummaryRules(
+        least, most, _facts(answer.get("facts")), source, copied, overlap, _share(answer, "max_repeated", 0.2)
+    )
 
 
 def _broken_limit(words: Sequence[str], rules: SummaryRules) -> str | None:

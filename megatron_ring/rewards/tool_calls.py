@@ -1,7 +1,7 @@
 """Tool calls by their syntax tree. Domain `tool-calls`; nothing that is called runs, nothing is evaluated.
 
-A response calls in one of two ways: blocks `<tool_call>{"name": …, "arguments": {…}}</tool_call>`, or, without any such block,
-Python: `[name(parameter=value, …), …]`, in a fenced block or not, with literals as values. Thinking is not read.
+A response calls in one of two ways: blocks `<tool_call>{"name": …, "arguments": {…}}</tool_call>`, or, without any such
+block, Python: `[name(parameter=value, …), …]`, in a fenced block or not, with literals as values. Thinking is not read.
 
 The reference is one of these:
 
@@ -11,8 +11,8 @@ The reference is one of these:
 | `{"calls": []}`                                           | nothing is called, and something is said                   |
 | `{"ground_truth": [{name: {parameter: [choices]}}], …}`   | BFCL's rules; `functions` beside it are their descriptions |
 
-`"in_order": true` beside `calls` wants them in this order. OpenAI's form of a call, `{"function": {"name", "arguments"}}` with the
-arguments as JSON text, is read too. Texts are compared to the letter, numbers by value; true is not 1.
+`"in_order": true` beside `calls` wants them in this order. OpenAI's form of a call, `{"function": {"name", "arguments"}}`
+with the arguments as JSON text, is read too. Texts are compared to the letter, numbers by value; true is not 1.
 
 What this cannot see: whether another call would have served as well. Give all choices in BFCL's form where several would.
 """
@@ -80,7 +80,9 @@ def made_calls(text: str) -> list[Call]:
         return read_calls(text) or []
     blocks = _BLOCK.findall(text[-2 * MAX_CALLS :]) if len(text) <= 2 * MAX_CALLS else []
     if not blocks or not text.count(_OPEN) == text.count(_CLOSE) == len(blocks):
-        raise _Unreadable(f"{text.count(_OPEN)} {_OPEN}, {text.count(_CLOSE)} {_CLOSE}, {len(blocks)} blocks that can be read")
+        raise _Unreadable(
+            f"{text.count(_OPEN)} {_OPEN}, {text.count(_CLOSE)} {_CLOSE}, {len(blocks)} blocks that can be read"
+        )
     return [_written_call(block) for block in blocks]
 
 
@@ -111,7 +113,9 @@ def read_wanted(answer: Any) -> WantedCalls:
         ((_, allowed),) = choice.items() if isinstance(choice, Mapping) and len(choice) == 1 else ((None, None),)
         lists = isinstance(allowed, Mapping) and all(isinstance(values, list) and values for values in allowed.values())
         if not lists:
-            raise UserError(f"the reference's 'ground_truth' must hold {{name: {{parameter: [choices]}}}}, not {shown(repr(choice))}")
+            raise UserError(
+                f"the reference's 'ground_truth' must hold {{name: {{parameter: [choices]}}}}, not {shown(repr(choice))}"
+            )
     if not all(isinstance(function, Mapping) for function in functions):
         raise UserError("the reference's 'functions' must be a list of objects")
     return WantedCalls(choices=tuple(choices), functions=tuple(functions))

@@ -79,8 +79,8 @@ def draw_tasks(seed: int, kind: str, count: int) -> list[GeneralTask]:
 
 
 def quality(best: str, response: str) -> float:
-    """What the planted preferences are about: of a description, 1 for each sentence of `best`, wherever it stands; −1 for each
-    other one, also one that is said again; −1 for an end without a full stop. At most the sentences of `best`."""
+    """What the planted preferences are about: of a description, 1 for each sentence of `best`, wherever it stands; −1 for
+    each other one, also one that is said again; −1 for an end without a full stop. At most the sentences of `best`."""
     wanted = set(_sentences(best))
     value = 0.0 if response.rstrip().endswith(".") else -1.0
     for sentence in _sentences(response):

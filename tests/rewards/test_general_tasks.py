@@ -49,7 +49,7 @@ def test_summaries(text: str, rules: dict[str, Any], value: float, said: str) ->
     assert reward.value == pytest.approx(value) and said in reward.reason
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(*[st.lists(st.sampled_from("pqrs"), min_size=1, max_size=14)] * 2, st.integers(1, 5))
 def test_the_longest_copied_run_is_that_of_trying_all(words: list[str], source: list[str], limit: int) -> None:
     longest = max(
@@ -98,7 +98,11 @@ CALLS: list[tuple[str, Any, float]] = [
     (block("weather", city="Oslo", days=3, unit="C"), WEATHER, 0),
     (block("weather", city="Oslo"), WEATHER, 0),
     (block("weather", city="Oslo", days="3"), WEATHER, 0),
-    (block("weather", city="Oslo", days=True), {"calls": [{"name": "weather", "arguments": {"city": "Oslo", "days": 1}}]}, 0),
+    (
+        block("weather", city="Oslo", days=True),
+        {"calls": [{"name": "weather", "arguments": {"city": "Oslo", "days": 1}}]},
+        0,
+    ),
     (OSLO + OSLO, WEATHER, 0),
     (OSLO + "<tool_call>", WEATHER, 0),
     (OSLO.replace("</tool_call>", ""), WEATHER, 0),
@@ -136,7 +140,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(VALUES, VALUES)
 def test_both_ways_to_write_a_call_agree_with_equality(given_value: Any, wanted: Any) -> None:
     """Equality of Python, but that true is not 1."""
@@ -157,7 +161,8 @@ def test_both_ways_to_write_a_call_agree_with_equality(given_value: Any, wanted:
     ("answer", "said"),
     [
         ("x", "an object or a list"), ({}, "must have 'calls'"), ({"calls": [], "ground_truth": []}, "not both"),
-        ({"calls": [{"arguments": {}}]}, "no object with a 'name'"), ({"calls": [{"name": "f", "arguments": "x"}]}, "is no JSON"),
+        ({"calls": [{"arguments": {}}]}, "no object with a 'name'"),
+        ({"calls": [{"name": "f", "arguments": "x"}]}, "is no JSON"),
         ({"calls": [{"name": "f", "arguments": []}]}, "are no object"), ({"ground_truth": []}, "1 to 64"),
         ({"ground_truth": [{"f": {"x": 1}}]}, "[choices]"), ({"calls": [], "in_order": 1}, "true or false"),
         ({"call": []}, "unknown key 'call'"),
@@ -205,7 +210,14 @@ def test_options_of_gates_are_checked(domain: str, options: dict[str, Any], said
 
 
 def test_hostile_texts_take_no_time() -> None:
-    hostile = ("[" * 100_000, "<tool_call>" * 20_000, "[f(x=" + "(" * 15_000, "f(" * 9_000, f"[f(x={'9' * 19_000})]", "a " * 60_000)
+    hostile = (
+        "[" * 100_000,
+        "<tool_call>" * 20_000,
+        "[f(x=" + "(" * 15_000,
+        "f(" * 9_000,
+        f"[f(x={'9' * 19_000})]",
+        "a " * 60_000,
+    )
     rules = {"max_words": 10_000, "source": SOURCE * 500, "max_copied": 256}
     began = time.process_time()
     for text in hostile:

@@ -1,4 +1,4 @@
-"""Short answers against independent oracles: SQuAD's normalisation as published, brute-force F1, assignments by trying all."""
+"""Short answers against oracles: SQuAD's normalisation as published, brute-force F1, assignments by trying all."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from megatron_ring.rewards.registry import VERIFIERS
 from megatron_ring.rewards.scorer import check_answers
 from megatron_ring.rewards.short_answer import span_f1, token_f1
 
-WORDS = st.lists(st.sampled_from(["the", "a", "red", "box", "Rome", "of", "U.S.", "don't", "Oslo,", '"so"', "(now)"]), max_size=8)
+WORDS = st.lists(
+    st.sampled_from(["the", "a", "red", "box", "Rome", "of", "U.S.", "don't", "Oslo,", '"so"', "(now)"]), max_size=8
+)
 
 
 def value(domain: str, response: str, answer: Any) -> float:
@@ -31,14 +33,14 @@ def squad(text: str) -> list[str]:
     return re.sub(r"\b(a|an|the)\b", " ", lowered).split()
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(WORDS)
 def test_words_are_those_of_squad(words: list[str]) -> None:
     text = " ".join(words)
     assert not squad(text) or tokens(text) == squad(text)
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(st.sampled_from("abc1"), max_size=6), st.lists(st.sampled_from("abc1"), max_size=6))
 def test_f1_is_that_of_the_best_pairing_of_tokens(wanted: list[str], got: list[str]) -> None:
     """By removing tokens one at a time, and precision and recall apart."""
@@ -55,7 +57,7 @@ def test_f1_is_that_of_the_best_pairing_of_tokens(wanted: list[str], got: list[s
     assert token_f1(wanted, got) == pytest.approx(expected)
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(*[st.lists(st.lists(st.sampled_from("abcd"), min_size=1, max_size=3), min_size=1, max_size=4)] * 2)
 def test_spans_are_assigned_as_well_as_can_be(gold: list[list[str]], got: list[list[str]]) -> None:
     small, large = sorted((gold, got), key=len)
@@ -107,11 +109,11 @@ def test_stuffing_loses() -> None:
     assert value("qa/f1", "Answer: Paris\nAnswer: Rome", ["Paris"]) == 0
 
 
-PIECES = ["Answer:", "answer is", "\\boxed{", "}", "<think>", "</think>", "|", "\n", " ", "Paris", "paris", "2", "x", "-", "，", "\x00",
-          "\ud800", "**", "答案：", "é"]  # fmt: skip
+PIECES = ["Answer:", "answer is", "\\boxed{", "}", "<think>", "</think>", "|", "\n", " ", "Paris", "paris", "2", "x", "-",
+          "，", "\x00", "\ud800", "**", "答案：", "é"]  # fmt: skip
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(st.sampled_from(PIECES), max_size=30).map("".join))
 def test_no_response_breaks_it_and_what_is_exact_has_all_of_f1(response: str) -> None:
     answer = ["Paris", ["2", "x"]]
