@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Add small general tasks to the data of the tiny runs: SFT files, preferences, prompts with and without a replay of reasoning.
+"""Add small general tasks to the data of the tiny runs: SFT files, preferences, prompts with and without a replay share.
 
     python tools/make_general_data.py --data runs/tiny-seed1/data
 
-`--data` is a folder of `tools/make_tiny_data.py`. Its files stay; new ones are named `general_…`, and so is a tokenizer of both
-kinds of text. The same flags give the same bytes.
+`--data` is a folder of `tools/make_tiny_data.py`. Its files stay; new ones are named `general_…`, and so is a tokenizer of
+both kinds of text. The same flags give the same bytes.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ def main() -> None:
     write_sft(out / "general_sft_train.jsonl", rows)
     best = [_sft(task, task.best) for task in [*train, *rl] if task.kind != "open"]
     # General SFT: right answers where rules tell, and as many worked problems, so that reasoning is not unlearnt.
-    last = [*best, *rng.sample(reasoning["train"], min(len(best), len(reasoning["train"])))]
+    worked = [row for row in reasoning["train"] if "\n" in row.messages[-1].content]
+    last = [*best, *rng.sample(worked, min(len(best), len(worked)))]
     rng.shuffle(last)
     write_sft(out / "general_sft_last.jsonl", last)
     _write_preferences(out, flags.seed, (flags.pairs, max(10, flags.pairs // 8)), {task.prompt for task in heldout}, rng)
@@ -51,12 +52,12 @@ def main() -> None:
     asked = [_prompt(task, task.careless(rng)) for task in heldout]
     write_prompts(out / "general_heldout.jsonl", asked)
     write_prompts(out / "general_heldout_all.jsonl", [*read_prompts(out / "heldout.jsonl"), *asked])
-    _write_stages(out, flags.replay)
+    _write_stages(out, flags.reasoning, flags.replay)
     texts = [message.content for row in rows for message in row.messages]
     vocabulary = train_bpe(texts, flags.vocab_size, out / "general_tokenizer")
     print(
-        f"{out}: {len(own)} SFT conversations beside {len(reasoning['train'])} of reasoning, {flags.pairs} preferences, {len(rl)} "
-        f"prompts, {len(heldout)} held out; tokenizer of {vocabulary} tokens"
+        f"{out}: {len(own)} SFT conversations beside {len(reasoning['train'])} of reasoning, {flags.pairs} preferences, "
+        f"{len(rl)} prompts, {len(heldout)} held out; tokenizer of {vocabulary} tokens"
     )
 
 
@@ -71,6 +72,7 @@ def _parse_flags() -> argparse.Namespace:
     parser.add_argument("--heldout", type=int, default=400, help="held-out tasks")
     parser.add_argument("--pairs", type=int, default=2000, help="preferences")
     parser.add_argument("--replay", type=float, default=0.5, help="share of reasoning among the prompts of general RL")
+    parser.add_argument("--reasoning", default="rl_prompts.jsonl", help="prompt file of the replay, looked for in --data")
     parser.add_argument("--vocab-size", type=int, default=512, help="largest tokenizer vocabulary (tokens)")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done, and write nothing")
     return parser.parse_args()
@@ -107,14 +109,14 @@ def _write_preferences(out: Path, seed: int, sizes: Sequence[int], without: Set[
         write_rows(out / f"general_preferences_{name}.jsonl", rows)
 
 
-def _write_stages(out: Path, replay: float) -> None:
+def _write_stages(out: Path, reasoning: str, replay: float) -> None:
     """Two stage files of general RL: with a replay share of reasoning, and without."""
     general = [
         {"file": "general_prompts.jsonl", "domain": "reward-model", "weight": 0.5},
         {"file": "general_prompts.jsonl", "domain": "qa/exact", "weight": 0.3},
         {"file": "general_prompts.jsonl", "domain": "instructions", "weight": 0.2},
     ]
-    mixed = [{"file": "rl_prompts.jsonl", "weight": replay}]
+    mixed = [{"file": reasoning, "weight": replay}]
     mixed += [{**part, "weight": round(part["weight"] * (1 - replay), 6)} for part in general]  # type: ignore[operator]
     for name, parts in (("replay", mixed), ("alone", general)):
         text = json.dumps({"stages": [{"prompts": parts}]}, indent=1) + "\n"

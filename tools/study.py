@@ -26,11 +26,12 @@ from megatron_ring.config.cli import parse
 from megatron_ring.errors import run_main
 
 if TYPE_CHECKING or __package__:
-    from tools import study_c3po, study_epochs, study_stages
+    from tools import study_c3po, study_epochs, study_general, study_stages
     from tools.study_jobs import Job, is_finished, run_jobs
 else:
     import study_c3po
     import study_epochs
+    import study_general
     import study_stages
     from study_jobs import Job, is_finished, run_jobs
 
@@ -39,9 +40,10 @@ else:
 class Flags:
     """A study by name: its runs, tables and figures."""
 
-    name: Annotated[Literal["c3po", "stages", "epochs"], tyro.conf.Positional]
+    name: Annotated[Literal["c3po", "stages", "epochs", "general"], tyro.conf.Positional]
     """c3po: C3PO against GRPO, and from an over-trained start; stages: math then code and units, against all at once;
-    epochs: the same C3PO run after few and after many epochs of SFT."""
+    epochs: the same C3PO run after few and after many epochs of SFT; general: general RL with a replay share of reasoning
+    and without."""
     out: Path
     """Folder of all runs, a gigabyte or so."""
     docs: Path | None = None
@@ -114,6 +116,8 @@ def jobs_of(flags: Flags) -> list[Job]:
     """All jobs of the study that was asked for."""
     if flags.name == "epochs":
         return study_epochs.jobs(flags.out, flags.seeds, epoch_sizes(flags))
+    if flags.name == "general":
+        return study_general.jobs(flags.out, flags.seeds, study_general.QUICK if flags.quick else study_general.FULL)
     study = study_c3po if flags.name == "c3po" else study_stages
     return study.jobs(flags.out, list(flags.seeds), study.QUICK if flags.quick else study.FULL)
 
@@ -122,7 +126,8 @@ def page_of(flags: Flags) -> tuple[dict[str, str], dict[str, Any], dict[str, Any
     """Tables, figures and numbers of the finished study."""
     if flags.name == "epochs":
         return study_epochs.page([flags.out], flags.seeds, epoch_sizes(flags).counts)
-    return (study_c3po if flags.name == "c3po" else study_stages).page(flags.out, flags.seeds)
+    studies = {"c3po": study_c3po, "stages": study_stages, "general": study_general}
+    return studies[flags.name].page(flags.out, flags.seeds)
 
 
 def write(flags: Flags, tables: dict[str, str], figures: dict[str, Any], numbers: dict[str, Any]) -> None:
