@@ -39,7 +39,7 @@ VERIFIERS: dict[str, Verifier] = {
     "format/repetition": Verifier(format.repetition, check_reference=_options("format/repetition")),
     "format/script": Verifier(format.script, check_reference=_options("format/script")),
     "format/language": Verifier(format.language, worker="instructions", check_reference=_options("format/language")),
-    "qa/exact": Verifier(short_answer.exact, short_answer.exact, check_reference=short_answer.read_references),
+    "qa/exact": Verifier(short_answer.exact, short_answer.quick_exact, check_reference=short_answer.read_references),
     "qa/f1": Verifier(short_answer.f1, check_reference=short_answer.read_references),
     "summary": Verifier(summary.score, check_reference=summary.read_rules),
     "tool-calls": Verifier(tool_calls.score, check_reference=tool_calls.read_wanted),

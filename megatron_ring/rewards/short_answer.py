@@ -6,8 +6,8 @@ r"""Question answering: the answer of a response against one or several referenc
 | `qa/f1`    | the largest F1 of tokens over the references                             |
 
 The reference is text or a number; or a list, of which any entry will do; an entry that is a list itself is one answer of
-several spans, as in DROP. SQuAD's `{"text": […], "answer_start": […]}` and `{"answers": […]}` are read as well. A response
-separates spans by `|`. F1 is SQuAD's, over bags of tokens that count how often each occurs; spans are assigned one to one
+several spans, as in DROP. `{"answers": […]}` and the objects of SQuAD (`text`), DROP (`spans`) and TriviaQA (`value`,
+`aliases`) are read as well. A response separates spans by `|`. F1 is SQuAD's, over bags of tokens that count how often each occurs; spans are assigned one to one
 and what is too much counts as wrong, as in DROP, and so does an answer without any of a reference's numbers.
 
 An answer that lists all that might be right loses by F1's precision: with n tokens of which one is right it is at most
@@ -30,6 +30,7 @@ from megatron_ring.rewards.math import MISSING
 
 MAX_REFERENCES = 64
 MAX_SPANS = 32
+QUICK_CHARACTERS = 1 << 14
 _NO_ANSWER = Reward(0.0, "no answer, or too long a one")
 _Spans = tuple[tuple[str, ...], ...]
 
@@ -46,6 +47,11 @@ def exact(request: ScoreRequest) -> Reward:
     return _score(request, _exactly)
 
 
+def quick_exact(request: ScoreRequest) -> Reward | None:
+    """`exact` where it takes milliseconds; None for long responses."""
+    return exact(request) if len(request.response) <= QUICK_CHARACTERS else None
+
+
 def f1(request: ScoreRequest) -> Reward:
     """The largest F1 over the references. For the registry."""
     return _score(request, span_f1)
@@ -58,14 +64,23 @@ def read_references(answer: Any) -> References:
         UserError: it has no answer, or one of which nothing is left to compare.
     """
     if isinstance(answer, Mapping):
-        known = [name for name in ("answers", "text") if name in answer]
-        if not known:
-            raise UserError("the reference must be text, a number, a list of them, or an object with 'answers' or 'text'")
-        return read_references(answer[known[0]])
+        return read_references(_listed(answer))
     entries = answer if isinstance(answer, list) else [answer]
     if not 0 < len(entries) <= MAX_REFERENCES:
         raise UserError(f"the reference must have 1 to {MAX_REFERENCES} answers, not {len(entries)}")
     return References(tuple(map(_read_spans, entries)))
+
+
+def _listed(answer: Mapping[str, Any]) -> Any:
+    """The answers of an object: ours, SQuAD's, DROP's or TriviaQA's. Raises `UserError` for another."""
+    if "aliases" in answer and isinstance(answer["aliases"], list):
+        return [*([answer["value"]] if "value" in answer else []), *answer["aliases"]]
+    if "spans" in answer:
+        return [answer["spans"]]
+    known = [name for name in ("answers", "text") if name in answer]
+    if not known or isinstance(answer[known[0]], Mapping):
+        raise UserError("the reference must be text, a number, a list of them, or an object with 'answers' or 'text'")
+    return answer[known[0]]
 
 
 def span_f1(gold: Sequence[Sequence[str]], given: Sequence[Sequence[str]]) -> float:

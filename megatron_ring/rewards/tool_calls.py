@@ -53,11 +53,15 @@ class WantedCalls:
 def score(request: ScoreRequest) -> Reward:
     """1 when the calls are those wanted; the reason says what differs. For the registry."""
     try:
-        wanted = read_wanted(request.answer)
-        text = answer_part(request.response)
-        calls = made_calls(text)
+        return _judge(answer_part(request.response), read_wanted(request.answer))
     except (UserError, _Unreadable) as error:
         return Reward(0.0, str(error))
+    except RecursionError:
+        return Reward(0.0, "arguments that are nested too deeply")
+
+
+def _judge(text: str, wanted: WantedCalls) -> Reward:
+    calls = made_calls(text)
     if wanted.choices is None and not wanted.calls:
         said = not calls and bool(text.strip())
         return Reward(float(said), "nothing is called" if said else f"{len(calls)} calls and {len(text.strip())} characters")
@@ -116,9 +120,16 @@ def read_wanted(answer: Any) -> WantedCalls:
             raise UserError(
                 f"the reference's 'ground_truth' must hold {{name: {{parameter: [choices]}}}}, not {shown(repr(choice))}"
             )
-    if not all(isinstance(function, Mapping) for function in functions):
-        raise UserError("the reference's 'functions' must be a list of objects")
+    if not all(map(_is_description, functions)):
+        raise UserError("the reference's 'functions' must be a list of descriptions, {name, parameters: {properties: {…}}}")
     return WantedCalls(choices=tuple(choices), functions=tuple(functions))
+
+
+def _is_description(function: Any) -> bool:
+    """Whether the types of parameters can be looked up in it."""
+    parameters = (function.get("parameters") or {}) if isinstance(function, Mapping) else None
+    properties = (parameters.get("properties") or {}) if isinstance(parameters, Mapping) else None
+    return isinstance(properties, Mapping) and all(isinstance(kind, Mapping) for kind in properties.values())
 
 
 def _differ(calls: list[Call], wanted: WantedCalls) -> str | None:
@@ -144,10 +155,7 @@ def _canonical(value: Any) -> str:
 
 
 def _written_call(block: str) -> Call:
-    try:
-        return _call(_parsed(block))
-    except RecursionError:
-        raise _Unreadable(f"{shown(block.strip())} is nested too deeply") from None
+    return _call(_parsed(block))
 
 
 def _call(given: Any) -> Call:

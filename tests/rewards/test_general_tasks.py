@@ -166,6 +166,7 @@ def test_both_ways_to_write_a_call_agree_with_equality(given_value: Any, wanted:
         ({"calls": [{"name": "f", "arguments": []}]}, "are no object"), ({"ground_truth": []}, "1 to 64"),
         ({"ground_truth": [{"f": {"x": 1}}]}, "[choices]"), ({"calls": [], "in_order": 1}, "true or false"),
         ({"call": []}, "unknown key 'call'"),
+        ({**BFCL, "functions": [{"name": "f", "parameters": ["x"]}]}, "a list of descriptions"),
     ],
 )  # fmt: skip
 def test_wanted_calls_of_no_use_are_refused(answer: Any, said: str) -> None:
@@ -207,6 +208,14 @@ def test_form_gates(domain: str, text: str, options: dict[str, Any], value: floa
 def test_options_of_gates_are_checked(domain: str, options: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
         check_answers([("p:1", domain, options)], {})
+
+
+@pytest.mark.parametrize("depth", [200, 700, 5_000])
+def test_deeply_nested_arguments_are_wrong_or_right_and_no_crash(depth: int) -> None:
+    nested = "[" * depth + "]" * depth
+    for text in (f'<tool_call>{{"name": "f", "arguments": {{"x": {nested}}}}}</tool_call>', f"[f(x={nested})]"):
+        for wanted in (WEATHER, BFCL, {"calls": []}):
+            assert judged("tool-calls", text, wanted).value in (0, 1)
 
 
 def test_hostile_texts_take_no_time() -> None:

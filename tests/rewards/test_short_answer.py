@@ -82,6 +82,8 @@ def test_spans_are_assigned_as_well_as_can_be(gold: list[list[str]], got: list[l
         ("答案：北京大学。", "北京 大学", 1, 1),
         ("答案是北京", "北京大学", 0, 2 / 3),
         ("Paris", {"text": ["Paris"], "answer_start": [3]}, 1, 1),
+        ("Answer: Lutetia", {"value": "Paris", "aliases": ["Lutetia"], "type": "x"}, 1, 1),
+        ("Answer: Oslo | Rome", {"spans": ["Rome", "Oslo"], "types": ["span", "span"]}, 1, 1),
         ("Answer: 12 men", "12 women", 0, 0.5),
         ("Answer: 13 women", "12 women", 0, 0),
         ("Answer: Oslo | Rome", [["Rome", "Oslo"]], 1, 1),
@@ -125,7 +127,8 @@ def test_no_response_breaks_it_and_what_is_exact_has_all_of_f1(response: str) ->
     ("answer", "said"),
     [
         ("", "is empty"), (" !? ", "is empty"), ([], "1 to 64 answers"), (["x", ""], "is empty"), ([[]], "1 to 32 spans"),
-        (None, "text or a number, not NoneType"), (True, "not bool"), ({"x": 1}, "an object with 'answers' or 'text'"),
+        (None, "text or a number, not NoneType"), (True, "not bool"), ({"answers": {"x": 1}}, "an object with 'answers' or"),
+        ({"x": 1}, "an object with 'answers' or 'text'"),
         ({"text": []}, "1 to 64 answers"), ([["a", ["b"]]], "not list"), (["a"] * 65, "not 65"),
         (float("nan"), "stands for one that is missing"), ("null", "stands for one that is missing"),
     ],
