@@ -8,8 +8,8 @@ r"""Question answering: the answer of a response against one or several referenc
 The reference is text or a number; or a list, of which any entry will do; an entry that is a list itself is one answer of
 several spans, as in DROP. `{"answers": […]}` and the objects of SQuAD (`text`), DROP (`spans`) and TriviaQA (`value`,
 `aliases`) are read as well. A response separates spans by `|`. F1 is SQuAD's, over bags of tokens that count how often each
-occurs; spans are assigned one to one and what is too much counts as wrong, as in DROP, and so does an answer without any of a
-reference's numbers.
+occurs; spans are assigned one to one and what is too much counts as wrong, as in DROP, and so does an answer without any
+of the numbers of a reference.
 
 An answer that lists all that might be right loses by F1's precision: with n tokens of which one is right it is at most
 2 / (n + 1). What F1 cannot see: the order of words, and a "not" among many right words.
