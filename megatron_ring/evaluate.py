@@ -28,16 +28,20 @@ if TYPE_CHECKING:
 
 
 def main(config: EvaluateConfig) -> None:
-    if config.prompts is None:
-        prepare()
-        from megatron_ring.rollout.benchmark_stage import evaluate_benchmarks
-
-        return evaluate_benchmarks(config)
     if config.dry_run:
         from megatron_ring.planning.stages import plan_evaluate
 
+        if config.prompts is None:
+            prepare()
+            from megatron_ring.rollout.benchmark_stage import announce_benchmarks
+
+            announce_benchmarks(config)
         return plan_evaluate(config)
     prepare()
+    if config.prompts is None:
+        from megatron_ring.rollout.benchmark_stage import evaluate_benchmarks
+
+        return evaluate_benchmarks(config)
     from megatron_ring.data.writing import write_atomically
     from megatron_ring.parallel import collectives
     from megatron_ring.rollout.evaluation import summarize

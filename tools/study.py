@@ -26,12 +26,13 @@ from megatron_ring.config.cli import parse
 from megatron_ring.errors import run_main
 
 if TYPE_CHECKING or __package__:
-    from tools import study_c3po, study_epochs, study_stages
+    from tools import study_c3po, study_epochs, study_general, study_stages
     from tools.study_edition import Edition
     from tools.study_jobs import Job, is_finished, run_jobs
 else:
     import study_c3po
     import study_epochs
+    import study_general
     import study_stages
     from study_edition import Edition
     from study_jobs import Job, is_finished, run_jobs
@@ -41,9 +42,10 @@ else:
 class Flags:
     """A study by name: its runs, tables and figures."""
 
-    name: Annotated[Literal["c3po", "stages", "epochs"], tyro.conf.Positional]
+    name: Annotated[Literal["c3po", "stages", "epochs", "general"], tyro.conf.Positional]
     """c3po: C3PO against GRPO, and from an over-trained start; stages: math then code and units, against all at once;
-    epochs: the same C3PO run after few and after many epochs of SFT."""
+    epochs: the same C3PO run after few and after many epochs of SFT; general: general RL with a replay share of reasoning
+    and without."""
     out: Path
     """Folder of all runs, a gigabyte or so."""
     docs: Path | None = None
@@ -82,6 +84,7 @@ class Flags:
         require(
             self.gather is None or not (self.only or self.dry_run), "--gather runs nothing: leave --only and --dry-run out"
         )
+        require(self.start is None or self.name != "general", "--start does not belong to the study of general RL")
         require(len(set(self.seeds)) == len(self.seeds), f"--seeds {self.seeds}: name each once")
         least = 1 if self.name == "epochs" else 2  # a machine may run one seed of what is gathered later
         several = f"--seeds: give {least} to {MAX_SEEDS}, or there is no spread to compare with"
@@ -120,6 +123,8 @@ def jobs_of(flags: Flags) -> list[Job]:
     """All jobs of the study that was asked for."""
     if flags.name == "epochs":
         return study_epochs.jobs(flags.out, flags.seeds, epoch_sizes(flags))
+    if flags.name == "general":
+        return study_general.jobs(flags.out, flags.seeds, study_general.QUICK if flags.quick else study_general.FULL)
     study = study_c3po if flags.name == "c3po" else study_stages
     return study.jobs(flags.out, list(flags.seeds), sizes_of(flags, study))
 
@@ -136,7 +141,8 @@ def page_of(flags: Flags) -> tuple[dict[str, str], dict[str, Any], dict[str, Any
     """Tables, figures and numbers of the finished study."""
     if flags.name == "epochs":
         return study_epochs.page([flags.out], flags.seeds, epoch_sizes(flags).counts)
-    return (study_c3po if flags.name == "c3po" else study_stages).page(flags.out, flags.seeds)
+    studies = {"c3po": study_c3po, "stages": study_stages, "general": study_general}
+    return studies[flags.name].page(flags.out, flags.seeds)
 
 
 def write(flags: Flags, tables: dict[str, str], figures: dict[str, Any], numbers: dict[str, Any]) -> None:

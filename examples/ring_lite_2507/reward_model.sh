@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A scalar reward model from the SFT checkpoint, for general RL -> $OUT/reward_model. START: another checkpoint or folder.
+# 7. A scalar reward model from the SFT checkpoint, for general RL -> $OUT/reward_model. START: another checkpoint or folder.
 NODES="${NODES:-4}"  # 32 packed sequences of 8,192 tokens a step: about 130 pairs of 2,000 tokens
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 start="${START:-$(chosen "$OUT/sft")}"

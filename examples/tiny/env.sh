@@ -10,8 +10,11 @@ PYTHON="${PYTHON:-python}"
 PRESET=ring-tiny
 
 DATA="$OUT/data"
-TOKENIZER="$DATA/tokenizer"
-MAX_NEW_TOKENS=80
+TOKENIZER="${TOKENIZER:-$DATA/tokenizer}"
+SFT_TRAIN="${SFT_TRAIN:-$DATA/sft_train.jsonl}"
+PROMPTS="${PROMPTS:-$DATA/rl_prompts.jsonl}"
+HELDOUT="${HELDOUT:-$DATA/heldout.jsonl}"
+MAX_NEW_TOKENS="${MAX_NEW_TOKENS:-80}"
 BUDGET="${BUDGET:-6144}"                # Phi over all ranks
 # The band of validation entropy in which the SFT checkpoint is chosen (nats per token).
 # The report found 0.3 to 0.5 for long chains of thought; templated text of this size is more certain.
@@ -29,8 +32,8 @@ reinforce() {
   shift 2
   # shellcheck disable=SC2086
   train_policy global --run-dir "$OUT/$run" --init-from "$start" --seed "$SEED" \
-    --data.prompts "$DATA/rl_prompts.jsonl" --data.tokenizer "$TOKENIZER" --data.micro-batch-tokens 2048 \
-    --steps "${STEPS:-90}" --prompts-per-step 24 --samples-per-prompt 16 \
+    --data.prompts "$PROMPTS" --data.tokenizer "$TOKENIZER" --data.micro-batch-tokens 2048 \
+    --steps "${STEPS:-90}" --prompts-per-step "${PROMPTS_PER_STEP:-24}" --samples-per-prompt 16 \
     --sampling.max-new-tokens "$MAX_NEW_TOKENS" --objective.kl-beta 0.05 \
     --optimizer.lr 2e-4 --optimizer.schedule cosine --optimizer.beta2 0.99 --router.balance 1e-2 --router.z 1e-4 \
     --rewards.workers 1 "$@" $EXTRA

@@ -4,6 +4,6 @@
 if [ -n "${INIT:-}" ]; then START=(--init-from "$INIT"); else START=(--preset ring-tiny); fi
 # shellcheck disable=SC2086
 launch megatron_ring.sft --run-dir "$OUT/sft" "${START[@]}" --seed "$SEED" \
-  --data.train "$DATA/sft_train.jsonl" --data.validation "$DATA/sft_validation.jsonl" --data.tokenizer "$TOKENIZER" \
+  --data.train "$SFT_TRAIN" --data.validation "$DATA/sft_validation.jsonl" --data.tokenizer "$TOKENIZER" \
   --data.context-length 512 --data.global-batch 1 --epochs "${EPOCHS:-12}" \
   --optimizer.lr 1e-3 --router.balance 1e-2 --router.z 1e-4 "$@" $EXTRA

@@ -6,9 +6,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from megatron_ring.benchmarks.assignment import best_sum
 from megatron_ring.benchmarks.problem import Grade, Problem, Row
 from megatron_ring.benchmarks.rows import RowError, as_text, first, id_of, need, text
+from megatron_ring.rewards.assignment import best_sum
 from megatron_ring.rewards.boxed import last_boxed
 
 MAX_ANSWER = 2_000  # characters of an answer that are looked at

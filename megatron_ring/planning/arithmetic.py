@@ -201,6 +201,8 @@ def evaluate_lines(config: EvaluateConfig, data: int, problems: int | None) -> l
     """What an evaluation samples."""
     samples = config.samples_per_problem
     said = f"{samples} response(s) to each problem, over {data} data-parallel rank(s)"
-    if problems is not None:
+    if config.prompts is None:
+        said = f"as many to each problem as its benchmark has it, over {data} data-parallel rank(s)"
+    elif problems is not None:
         said = f"{problems:,} problems x {samples} = {problems * samples:,} responses over {data} data-parallel rank(s)"
     return [("responses", said), sampling_line(config.sampling)]

@@ -199,8 +199,9 @@ def plan_evaluate(config: EvaluateConfig) -> None:
     shape = checks.shape(None, config.checkpoint, "--checkpoint", config.plan.preset)
     data = _data_ranks(config.parallel, shape, world)
     tokenizer = checks.tokenizer(config.tokenizer, "--tokenizer", shape, config.chat_template)
-    assert config.prompts is not None
-    prompts = checks.prompts(config.prompts, "--prompts", config.rewards, columns=config)
+    prompts = None
+    if config.prompts is not None:  # of benchmarks the evaluation itself says more
+        prompts = checks.prompts(config.prompts, "--prompts", config.rewards, columns=config)
     prompt = checks.longest_prompt(prompts, tokenizer, config.instruction)
     checks.positions(shape, prompt, config.sampling.max_new_tokens)
     requests = config.sampling.most_rows("cuda")

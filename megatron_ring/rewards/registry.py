@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from megatron_ring.errors import UserError
-from megatron_ring.rewards import baseline, code, format, instructions, math, science
+from megatron_ring.rewards import baseline, code, format, instructions, math, science, short_answer, summary, tool_calls
 from megatron_ring.rewards.code_formats import check_tests
 from megatron_ring.rewards.interface import Reward, ScoreRequest, Verifier
 from megatron_ring.rewards.logic import GAMES, exact
@@ -35,9 +35,15 @@ VERIFIERS: dict[str, Verifier] = {
     "logic/exact": Verifier(exact.score, check_reference=partial(read_reference, exact.read_text)),
     "format/thinking": Verifier(format.thinking, format.thinking, check_reference=_options("format/thinking")),
     "format/one_box": Verifier(format.one_box, format.one_box, check_reference=_options("format/one_box")),
+    "format/json": Verifier(format.json_value, check_reference=_options("format/json")),
+    "format/repetition": Verifier(format.repetition, check_reference=_options("format/repetition")),
     "format/script": Verifier(format.script, check_reference=_options("format/script")),
     "format/style": Verifier(format.style, format.style, check_reference=_options("format/style")),
     "format/language": Verifier(format.language, worker="instructions", check_reference=_options("format/language")),
+    "qa/exact": Verifier(short_answer.exact, short_answer.quick_exact, check_reference=short_answer.read_references),
+    "qa/f1": Verifier(short_answer.f1, check_reference=short_answer.read_references),
+    "summary": Verifier(summary.score, check_reference=summary.read_rules),
+    "tool-calls": Verifier(tool_calls.score, check_reference=tool_calls.read_wanted),
     "baseline/math-verify": Verifier(baseline.score),
 }
 

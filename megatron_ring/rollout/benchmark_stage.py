@@ -29,11 +29,17 @@ if TYPE_CHECKING:
 FOLDER = "responses"
 
 
+def announce_benchmarks(config: EvaluateConfig) -> None:
+    """For a dry run: what would be measured, by the files that are there. Raises `UserError` for a file of no use."""
+    folder = config.benchmark_dir
+    if folder is not None and not folder.exists():
+        print(f"not checked: --benchmark-dir {folder}: not there", flush=True)
+    else:
+        _announce(*read_tasks(config), config.judge.given)
+
+
 def evaluate_benchmarks(config: EvaluateConfig) -> None:
     """The main, after `parallel.prepare`. Raises `UserError`."""
-    if config.dry_run:
-        tasks, missing = read_tasks(config)
-        return _announce(tasks, missing, config.judge.given)
     from megatron_ring.data.writing import check_target
     from megatron_ring.parallel import collectives
     from megatron_ring.rollout.journal import settle_identity

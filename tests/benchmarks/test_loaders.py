@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 
 from megatron_ring.benchmarks import choices
-from megatron_ring.benchmarks.calls import read_calls
 from megatron_ring.benchmarks.code_sets import Window
 from megatron_ring.benchmarks.problem import Grade, Loaded, Problem
 from megatron_ring.benchmarks.rows import RowError, small
 from megatron_ring.benchmarks.table import BENCHMARKS, PUBLISHED, SUITES, benchmark_of, load
 from megatron_ring.benchmarks.thinking import scored_text
 from megatron_ring.errors import UserError
+from megatron_ring.rewards.calls import read_calls
 from megatron_ring.rewards.code_formats import read_tests
 
 

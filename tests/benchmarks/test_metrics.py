@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_ring.benchmarks import codeelo
-from megatron_ring.benchmarks.assignment import best_sum
 from megatron_ring.benchmarks.compare import compare, mcnemar
 from megatron_ring.benchmarks.metrics import (
     consensus,
@@ -24,6 +23,7 @@ from megatron_ring.benchmarks.metrics import (
     summarize,
 )
 from megatron_ring.errors import UserError
+from megatron_ring.rewards.assignment import best_sum
 
 right_or_wrong = st.lists(st.booleans(), min_size=1, max_size=9)
 

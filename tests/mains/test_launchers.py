@@ -48,6 +48,16 @@ FIGURES: dict[str, list[str]] = {
         "AdamW, lr 2e-06, cosine after a linear warm-up",
         "alpha_balance 1e-05, alpha_zloss 1e-07",
     ],
+    "ring_lite_2507/curate": ["would curate", "long_cot", "--games all"],
+    "ring_lite_2507/rl_math": ["L = 512 a round x K = 16", "prompt and response within 24,576 tokens", "of 137 steps"],
+    "ring_lite_2507/rl_code_science_logic": ["prompt and response within 32,768 tokens", "of 167 steps"],
+    "ring_lite_2507/rl_general": [
+        "prompt and response within 16,384 tokens",
+        "KL beta 0.01 (k3, in the loss)",
+        "  reward model                    5.55  frozen, on the device",
+    ],
+    "ring_lite_2507/evaluate": ["as many to each problem as its benchmark has it", "top-p 0.95", "up to 30,720 new"],
+    "ring_lite_2507/select": ["entropy 0.3 to 0.5 nats"],
     "ring_lite/evaluate": ["top-p 0.95", "30,720 new tokens", "16 response(s) to each problem"],
     "ring_lite/select": ["entropy 0.3 to 0.5 nats"],
     "slice/rl": ["1 GPU(s)", "4 layers, 64 experts; 2.84 B parameters", "L = 64 a round x K = 16 samples = 1,024 responses"],
@@ -71,7 +81,19 @@ FIGURES: dict[str, list[str]] = {
     "tiny/pretrain": ["16 sequences x 256 tokens", "895,616 parameters"],
     "tiny/layouts": ["2 GPU(s): TP=2 PP=1 EP=1", "2 GPU(s): TP=1 PP=1 EP=2", "2 GPU(s): TP=1 PP=2 EP=1"],
 }  # fmt: skip
-WITHOUT_MAIN = {"convert", "export", "select", "data", "pretrain_data", "write", "start", "c3po", "epochs", "stages"}
+WITHOUT_MAIN = {
+    "convert",
+    "export",
+    "select",
+    "data",
+    "pretrain_data",
+    "write",
+    "curate",
+    "start",
+    "c3po",
+    "epochs",
+    "stages",
+}
 
 
 def dry_run(launcher: str, out: Path, *flags: str, **settings: str) -> subprocess.CompletedProcess[str]:
@@ -120,6 +142,10 @@ def test_objectives_share_no_folder_after_sft(objective: str | None, tmp_path: P
         "ring_lite/general_sft": ["--run-dir {out}/general{} ", "--init-from {out}/rl_code_science{}/"],
         "ring_lite/evaluate": ["--out {out}/evaluation{} ", "--checkpoint {out}/general{}/"],
         "ring_lite/export": ["--out {out}/hf{} ", "--checkpoint {out}/general{}/"],
+        "ring_lite_2507/rl_code_science_logic": ["--init-from {out}/rl_math{}/"],
+        "ring_lite_2507/rl_general": ["--run-dir {out}/rl_general{} ", "--init-from {out}/rl_code_science_logic{}/"],
+        "ring_lite_2507/general_sft": ["--run-dir {out}/general{} ", "--init-from {out}/rl_general{}/"],
+        "ring_lite_2507/evaluate": ["--out {out}/evaluation{} ", "--checkpoint {out}/general{}/"],
         "slice/rl": ["--run-dir {out}/rl{} ", "--init-from {out}/sft/"],
         "slice/evaluate": ["--out {out}/evaluation{} ", "--checkpoint {out}/rl{}/"],
         "slice/export": ["--out {out}/hf{} ", "--checkpoint {out}/rl{}/"],
@@ -140,6 +166,10 @@ def test_objectives_share_no_folder_after_sft(objective: str | None, tmp_path: P
 
 
 def test_all_stages_have_launchers() -> None:
+    assert {f"examples/ring_lite_2507/{stage}.sh" for stage in (
+        "curate", "convert", "sft", "select", "rl_math", "rl_code_science_logic", "reward_model", "rl_general",
+        "general_sft", "evaluate", "export",
+    )} <= set(LAUNCHERS)  # fmt: skip
     assert {f"examples/ring_lite/{stage}.sh" for stage in (
         "convert", "sft", "select", "rl_math", "rl_code_science", "general_sft", "evaluate", "export"
     )} <= set(LAUNCHERS)  # fmt: skip
@@ -150,11 +180,17 @@ def test_all_stages_have_launchers() -> None:
     assert {f"examples/{folder}/{stage}.sh" for folder in ("slice", "tiny") for stage in stages} <= set(LAUNCHERS)
 
 
-@pytest.mark.parametrize("stage", ["sft", "rl_math", "rl_code_science", "evaluate"])
+@pytest.mark.parametrize(
+    "stage",
+    [
+        *(f"ring_lite/{name}" for name in ("sft", "rl_math", "rl_code_science", "evaluate")),
+        *(f"ring_lite_2507/{name}" for name in ("rl_general", "evaluate")),
+    ],
+)
 def test_one_node_does_the_same_work_for_a_gpu(stage: str, tmp_path: Path) -> None:
-    done = dry_run(f"examples/ring_lite/{stage}.sh", tmp_path / "nothing", NODES="1")
+    done = dry_run(f"examples/{stage}.sh", tmp_path / "nothing", NODES="1")
     assert done.returncode == 0 and "8 GPU(s): TP=1 PP=1 EP=8 ETP=1" in done.stdout, done.stdout + done.stderr
-    if stage.startswith("rl"):
+    if "/rl" in stage:
         assert "L = 16 a round x K = 16" in done.stdout and "409,600 per GPU" in done.stdout
         assert "2 prompts = 32 responses on each rank" in done.stdout and "of pinned host memory" in done.stdout
 
