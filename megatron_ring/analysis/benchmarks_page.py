@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from megatron_ring.analysis import page
+from megatron_ring.analysis.budget_section import budget_section
 
 SOURCES = {
     "ring-lite": "Ring-lite report, arXiv 2506.14731, section 4",
@@ -24,7 +25,7 @@ def benchmarks_page(result: Mapping[str, Any]) -> str:
     )
     missing = result.get("missing") or []
     notes = [page.note(f"Not measured, no file was given: {', '.join(missing)}.")] if missing else []
-    body = [head, page.element("p", said), *notes, _scores(parts), _repeated(parts), _judged(result), _categories(parts),
+    body = [head, page.element("p", said), *notes, _scores(parts), _repeated(parts), budget_section(parts), _judged(result), _categories(parts),
             _files(parts)]  # fmt: skip
     return page.document("Benchmarks", page.join(body))
 

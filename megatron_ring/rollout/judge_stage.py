@@ -24,7 +24,7 @@ from megatron_ring.parallel import collectives
 from megatron_ring.rollout.baseline_answers import read_baseline
 from megatron_ring.rollout.journal import Key, judge_file, read_journals
 from megatron_ring.rollout.judge_sampler import JudgeModel, SamplerJudge
-from megatron_ring.rollout.suite import Task
+from megatron_ring.rollout.plans import Task
 from megatron_ring.run.progress import Progress
 
 KEY = "RING_JUDGE_KEY"
