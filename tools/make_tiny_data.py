@@ -123,8 +123,8 @@ def _parse_part(text: str, mix: ProblemMix) -> tuple[str, frozenset[str]]:
 
 
 def _sft(problem: Problem, guesses: float, instruction: str | None) -> SFTRecord:
-    """A prompt, and a response of an unverified teacher: for a share `guesses` of the problems a number within 9 of the right
-    one, without any working; else the worked solution. Which and what depends on the problem alone."""
+    """A prompt, and a response of an unverified teacher: for a share `guesses` of the problems a number within 9 of the
+    right one, without any working; else the worked solution. Which and what depends on the problem alone."""
     rng = random.Random(f"guess/{problem.id}")
     response = problem.response
     if rng.random() >= guesses:

@@ -163,5 +163,7 @@ def at_equal_tokens(first: Spending, second: Spending, same: Same | None = None)
     pairs = [spending.values_at(tokens, same) for spending in (first, second)]
     changes = [pairs[1][problem] - pairs[0][problem] for problem in pairs[0]]
     low, high = bootstrap(changes)
-    scores = {one.rule: sum(values.values()) / len(values) for one, values in zip((first, second), pairs, strict=True)}
+    scores: dict[str, float] = {
+        one.rule: sum(values.values()) / len(values) for one, values in zip((first, second), pairs, strict=True)
+    }
     return {"tokens": tokens, **scores, "difference": sum(changes) / len(changes), "low": low, "high": high}

@@ -1,8 +1,8 @@
 """Checkers: programs that say whether an output is right where several are. They come with the problems of a data set and
 run in the sandbox, each time in a process of their own: never beside a solution, and never out here.
 
-The form is that of open-r1/codeforces: Python that is called as `checker.py input.txt correct_output.txt solution_output.txt`
-and prints 1 for an output that it accepts.
+The form is that of open-r1/codeforces: Python that is called as
+`checker.py input.txt correct_output.txt solution_output.txt` and prints 1 for an output that it accepts.
 """
 
 from __future__ import annotations

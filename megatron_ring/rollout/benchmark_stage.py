@@ -118,7 +118,8 @@ def _said(part: dict[str, Any]) -> str:
         why = next(iter(judge["failures"]), "nothing was sampled")
         return f"no score: the judge failed on {judge['judge_failed']:,} responses ({why})"
     if part["score"] is None:
-        return f"{part['no_verdict']:,} responses wait for a judge"
+        waits = f"{part['no_verdict']:,} responses wait for a judge"
+        return waits if part["responses"] else "no response fits into --token-budget: raise it"
     error = "" if part["standard_error"] is None else f" ± {100 * part['standard_error']:.2f}"
     counts = ", ".join(f"{part[name]:,} {name.replace('_', ' ')}" for name in ("truncated", "unparsed", "no_verdict"))
     if judge and judge["length_correlation"] is not None:

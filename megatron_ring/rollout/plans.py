@@ -109,7 +109,8 @@ class Plan:
             "max_samples": budget.samples, "rules": {one.rule: one.describe() for one in self._spendings},
         }  # fmt: skip
         if len(self._spendings) == 2:
-            found["at_equal_tokens"] = at_equal_tokens(*self._spendings, same=same_of(self.task.problems))
+            first, second = self._spendings
+            found["at_equal_tokens"] = at_equal_tokens(first, second, same_of(self.task.problems))
         return found
 
 

@@ -46,7 +46,8 @@ def run_suite(
         with progress:
             while wanted := [item for plan in plans for item in plan.wanted()]:
                 lacking = [item for item in wanted if item.key not in outcomes]
-                outcomes |= _round(lacking, to_score, sampler, leader, seed, instruction)
+                if lacking:
+                    outcomes |= _round(lacking, to_score, sampler, leader, seed, instruction)
                 for plan in plans:
                     plan.take(outcomes)
     finally:

@@ -306,6 +306,8 @@ def test_olympiadbench_tolerance_and_what_is_left_out() -> None:
 
 def test_judged_sets_are_read() -> None:
     assert one("simpleqa", {"metadata": "{'topic': 'Art', 'urls': []}", "problem": "p", "answer": "a"}).category == "Art"
+    graded = one("alignbench", {"question_id": 1, "category": "c", "subcategory": "翻译", "question": "q", "reference": "r"})
+    assert graded.metadata["dimensions"][-2:] == ("creativity", "richness")
     assert one("alignbench", {"question_id": 1, "category": "c", "question": "q", "reference": "r"}).answer == "r"
     assert one("fofo", {"id": 1, "instruction": "i", "domain": "d", "format": "XML"}).metadata["format"] == "XML"
     assert one("arena-hard", {"question_id": "u", "cluster": "c", "turns": [{"content": "hello"}]}).prompt == "hello"
