@@ -32,6 +32,8 @@ def main(flags: Flags) -> None:
     judges = [_judge(result) for result in results]
     folders = zip((flags.first, flags.second), judges, strict=True)
     scores = [_scores(folder, judge) for folder, judge in folders]
+    for found_in, parts in zip(scores, described, strict=True):
+        found_in.update({name: _majorities(part) for name, part in parts.items() if part.get("budget")})
     shared = [name for name in scores[0] if name in scores[1]]
     if not shared:
         raise UserError(f"--first {flags.first} and --second {flags.second} have no benchmark in common")
@@ -42,6 +44,8 @@ def main(flags: Flags) -> None:
             raise UserError(f"{name}: the two were measured on other problems or prompts: evaluate both with one file")
         if described[0][name].get("judge") and judges[0] != judges[1]:
             raise UserError(f"{name}: the two were judged by other judges or prompts: judge both alike")
+        if _budget(described[0][name]) != _budget(described[1][name]):
+            raise UserError(f"{name}: the two had other token budgets or rules: give both the same")
         found[name] = asdict(compare(scores[0][name], scores[1][name], flags.seed))
     print(json.dumps(found, indent=1))
 
@@ -60,6 +64,19 @@ def _result(folder: Path, flag: str) -> dict[str, Any]:
 def _judge(result: dict[str, Any]) -> str | None:
     """The fingerprint of its judge; None where it had none."""
     return (result.get("judge") or {}).get("fingerprint")
+
+
+def _budget(part: dict[str, Any]) -> list[Any]:
+    """What decides how a benchmark was sampled under a budget; empty where it had none."""
+    budget = part.get("budget")
+    names = ("tokens", "final_tokens", "confidence", "max_samples")
+    return [] if budget is None else [*(budget[name] for name in names), *budget["rules"]]
+
+
+def _majorities(part: dict[str, Any]) -> dict[str, list[float]]:
+    """The majority's score by problem, under the rule that its other figures are of."""
+    rule = next(iter(part["budget"]["rules"].values()))
+    return {problem: [value] for problem, (_, value) in rule["by_problem"].items()}
 
 
 def _scores(folder: Path, judge: str | None) -> dict[str, dict[str, list[float]]]:

@@ -30,16 +30,19 @@ def main() -> None:
     splits = make_splits(flags.seed, flags.train, flags.validation, flags.heldout, flags.rl, mix)
     parts = dict(_parse_part(text, mix) for text in flags.parts)
     out = flags.out
-    write_sft(out / "sft_train.jsonl", [_sft(problem, flags.guesses) for problem in splits.train])
+    train = [_sft(problem, flags.guesses, flags.instruction) for problem in splits.train]
+    write_sft(out / "sft_train.jsonl", train)
     if flags.repeated:
-        write_sft(out / "sft_repeated.jsonl", [_sft(problem, flags.guesses) for problem in splits.train[: flags.repeated]])
-    write_sft(out / "sft_validation.jsonl", [_sft(problem, flags.guesses) for problem in splits.validation])
+        write_sft(out / "sft_repeated.jsonl", train[: flags.repeated])
+    validation = [_sft(problem, flags.guesses, flags.instruction) for problem in splits.validation]
+    write_sft(out / "sft_validation.jsonl", validation)
     write_prompts(out / "rl_prompts.jsonl", [_prompt(problem) for problem in splits.rl])
     for name, families in parts.items():
         part = [_prompt(problem) for problem in splits.rl if problem.family in families]
         write_prompts(out / f"rl_prompts_{name}.jsonl", part)
     write_prompts(out / "heldout.jsonl", [_prompt(problem) for problem in splits.heldout])
-    texts = [text for problem in splits.train for text in (problem.prompt, problem.response)]
+    asked = [record.messages[0].content for record in train]
+    texts = [text for prompt, problem in zip(asked, splits.train, strict=True) for text in (prompt, problem.response)]
     vocabulary = train_bpe(texts, flags.vocab_size, out / "tokenizer")
     print(
         f"{out}: {len(splits.train)} SFT, {len(splits.validation)} validation, {len(splits.rl)} RL and "
@@ -82,6 +85,11 @@ def _parse_flags() -> argparse.Namespace:
         help="also write the RL prompts of some families as rl_prompts_NAME.jsonl, for training in stages",
     )
     parser.add_argument(
+        "--instruction",
+        metavar="TEXT",
+        help="put this behind every prompt of the SFT files, as --instruction of evaluate puts it behind the others",
+    )
+    parser.add_argument(
         "--repeated",
         type=int,
         default=0,
@@ -114,9 +122,9 @@ def _parse_part(text: str, mix: ProblemMix) -> tuple[str, frozenset[str]]:
     return name, named
 
 
-def _sft(problem: Problem, guesses: float) -> SFTRecord:
-    """A response of an unverified teacher: for a share `guesses` of the problems a number within 9 of the right one, without
-    any working; else the worked solution. Which and what depends on the problem alone."""
+def _sft(problem: Problem, guesses: float, instruction: str | None) -> SFTRecord:
+    """A prompt, and a response of an unverified teacher: for a share `guesses` of the problems a number within 9 of the
+    right one, without any working; else the worked solution. Which and what depends on the problem alone."""
     rng = random.Random(f"guess/{problem.id}")
     response = problem.response
     if rng.random() >= guesses:
@@ -127,7 +135,8 @@ def _sft(problem: Problem, guesses: float) -> SFTRecord:
         number = int(problem.answer.split()[0])
         guess = rng.randint(max(0, number - 9), number + 9)
         response = f"\\boxed{{{problem.answer.replace(str(number), str(guess), 1)}}}"
-    messages = (Message("user", problem.prompt), Message("assistant", response))
+    prompt = f"{problem.prompt}\n\n{instruction}" if instruction else problem.prompt
+    messages = (Message("user", prompt), Message("assistant", response))
     return SFTRecord(messages, problem.domain, problem.family)
 
 

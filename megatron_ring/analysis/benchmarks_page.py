@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from megatron_ring.analysis import page
+from megatron_ring.analysis.budget_section import budget_section
 
 SOURCES = {
     "ring-lite": "Ring-lite report, arXiv 2506.14731, section 4",
@@ -24,7 +25,8 @@ def benchmarks_page(result: Mapping[str, Any]) -> str:
     )
     missing = result.get("missing") or []
     notes = [page.note(f"Not measured, no file was given: {', '.join(missing)}.")] if missing else []
-    body = [head, page.element("p", said), *notes, _scores(parts), _repeated(parts), _judged(result), _categories(parts),
+    body = [head, page.element("p", said), *notes, _scores(parts), _repeated(parts), budget_section(parts), _judged(result),
+            _categories(parts),
             _files(parts)]  # fmt: skip
     return page.document("Benchmarks", page.join(body))
 
@@ -73,21 +75,38 @@ def _judged(result: Mapping[str, Any]) -> page.Html:
             versions = ", ".join(f"{name} {prompt['version']}" for name, prompt in found["prompts"].items())
             verdicts = ", ".join(f"{value}: {count:,}" for value, count in found["verdicts"].items() if count)
             more = "weighted_win_rate" in found
+            even = found.get("style_controlled")
+            interval = "" if even is None else f"{100 * even['low']:.1f} to {100 * even['high']:.1f}"
             rows.append(
                 (part["title"], found["protocol"], versions, verdicts, found["judged"], found["judge_failed"],
                  found["asked_again"], _plain(found["length_correlation"]), _percent(found.get("orders_agree")),
-                 _percent(found["weighted_win_rate"] if more else None), _percent(found.get("f1")))
+                 _percent(found["weighted_win_rate"] if more else None),
+                 _percent(even["win_rate"] if even else None), interval, _percent(found.get("f1")))
             )  # fmt: skip
     if not judge or not rows:
         return page.Html("")
     head = ("benchmark", "protocol", "prompt, version", "verdicts", "judged", "failed", "asked again", "length ρ",
-            "orders agree", "win rate, clear wins x3", "F1")  # fmt: skip
+            "orders agree", "win rate, clear wins x3", "at equal style", "95 % interval", "F1")  # fmt: skip
     who = judge.get("model") or judge.get("checkpoint")
     told = (
         f"Judged by {who}. What failed twice is excluded. Length ρ is the rank correlation of score and length. Pairs are "
-        "judged in both orders. F1: of right answers among all and among those given."
+        "judged in both orders. At equal style: the win rate that a Bradley–Terry model gives for answers of equal length "
+        "and markdown. F1: of right answers among all and among those given."
     )
-    return page.section("Judge", page.table(head, rows, text_columns=4), page.note(told))
+    return page.section("Judge", page.table(head, rows, text_columns=4), page.note(told), _grades(result["benchmarks"]))
+
+
+def _grades(parts: Sequence[Mapping[str, Any]]) -> page.Html:
+    """What judges graded beside the whole, and AlignBench's own total."""
+    rows = []
+    for part in parts:
+        judge = part.get("judge") or {}
+        for name in ("total", "language", "reasoning"):
+            if name in judge:
+                rows.append((part["title"], name, f"{10 * judge[name]:.2f}"))
+        rows += [(part["title"], name, f"{grade:.2f}") for name, grade in judge.get("dimensions", {}).items()]
+    head = ("benchmark", "of 10; total: categories weigh the same, then the two groups", "grade")
+    return page.table(head, rows, text_columns=2) if rows else page.Html("")
 
 
 def _categories(parts: Sequence[Mapping[str, Any]]) -> page.Html:

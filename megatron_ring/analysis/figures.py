@@ -53,7 +53,8 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def _axes(rows: int, columns: int, height: float) -> tuple[Figure, list[Axes]]:
+def axes_grid(rows: int, columns: int, height: float) -> tuple[Figure, list[Axes]]:
+    """A figure of so many panels, by row; `height` in inches."""
     figure = Figure(figsize=(WIDTH_INCHES, height), dpi=DPI, layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False)
     return figure, [axes for line in grid for axes in line]
@@ -102,7 +103,7 @@ def _epoch_lines(axes: Axes, epochs: Sequence[Epoch]) -> None:
 def pretraining_figure(run: Run) -> Figure:
     """Loss by step with its validations; load of the fullest and of the emptiest expert of the worst layer."""
     with matplotlib.rc_context(STYLE):
-        figure, (loss, load) = _axes(1, 2, 3.6)
+        figure, (loss, load) = axes_grid(1, 2, 3.6)
         _curve(loss, *run.series("loss"), BLUE, "training")
         steps, values = run.series("validation/loss")
         if steps:
@@ -119,7 +120,7 @@ def pretraining_figure(run: Run) -> Figure:
 def sft_figure(run: Run, epochs: Sequence[Epoch], chosen: str | None, band: tuple[float, float] | None) -> Figure:
     """SFT loss and entropy by step, validation at epoch ends, the band shaded and the chosen checkpoint marked."""
     with matplotlib.rc_context(STYLE):
-        figure, (loss, entropy) = _axes(1, 2, 3.6)
+        figure, (loss, entropy) = axes_grid(1, 2, 3.6)
         losses, entropies = [epoch.loss for epoch in epochs], [epoch.entropy for epoch in epochs]
         for axes, key, validation in ((loss, "loss", losses), (entropy, "entropy", entropies)):
             if axes is entropy and band is not None:
@@ -143,7 +144,7 @@ def sft_figure(run: Run, epochs: Sequence[Epoch], chosen: str | None, band: tupl
 def rl_figure(run: Run) -> Figure:
     """Small multiples by RL step: reward, response length, gradient norm, tokens against Φ, throughput, entropy."""
     with matplotlib.rc_context(STYLE):
-        figure, panels = _axes(3, 2, 8.0)
+        figure, panels = axes_grid(3, 2, 8.0)
         reward, length, norm, tokens, throughput, entropy = panels
         for axes, key in ((reward, "reward/mean"), (length, "response_length/mean")):
             domains = run.domains(key)
@@ -171,7 +172,7 @@ def rl_figure(run: Run) -> Figure:
 def evaluation_figure(rows: Sequence[Row]) -> Figure:
     """Pass rate before and after RL by domain, as points with their intervals."""
     with matplotlib.rc_context(STYLE):
-        figure, (axes,) = _axes(1, 1, 1.3 + 0.62 * len(rows))
+        figure, (axes,) = axes_grid(1, 1, 1.3 + 0.62 * len(rows))
         highest = 0.0
         for side, colour, marker, shift in (("before RL", GREY, "s", -0.14), ("after RL", BLUE, "o", 0.14)):
             label: str | None = side

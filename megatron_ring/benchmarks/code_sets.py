@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from megatron_ring.benchmarks.problem import Problem, Row
 from megatron_ring.benchmarks.rows import LeftOut, RowError, first, id_of, need, parsed, text
 from megatron_ring.errors import UserError
 from megatron_ring.rewards.code_formats import check_tests
+from megatron_ring.rewards.codeforces import TIME_FACTOR, Unsupported, codeforces_answer
 
 _PYTHON = "Write the solution in Python. End with the whole program in one block fenced by ```python and ```."
 _STDIN = "The program reads from standard input and writes to standard output."
@@ -111,33 +112,30 @@ def live_code(window: Window) -> Callable[[Row], Problem]:
 
 
 def codeforces(row: Row) -> Problem:
-    """Codeforces with official tests, in open-r1's form. What our verifier cannot judge fairly is left out and counted."""
-    if first(row, "generated_checker") is not None:
-        raise LeftOut("with a checker of their own, which is not run yet")
-    if str(first(row, "input_mode") or "stdio").lower() == "file":
-        raise LeftOut("that read and write files")
-    if first(row, "interaction_format") is not None:
-        raise LeftOut("that are interactive")
+    """Codeforces with official tests, in open-r1's form. What running a program cannot judge is left out and counted."""
     tests = parsed(first(row, "official_tests") or [], "official_tests")
+    try:
+        answer = codeforces_answer(row, tests)
+    except Unsupported as why:
+        raise LeftOut(str(why), id_of(row, "id")) from None
+    except UserError as error:
+        raise RowError(str(error)) from None
     if not tests or row.get("official_tests_complete") is False:
         raise LeftOut("without all of their official tests")
-    if not isinstance(tests, list) or not all(isinstance(test, Mapping) for test in tests):
-        raise RowError("the column 'official_tests' is no list of {input, output}")
     parts = [text(row, "title"), text(row, "description")]
     for title, name in (("Input", "input_format"), ("Output", "output_format"), ("Note", "note")):
         if first(row, name) is not None:
             parts.append(f"{title}\n{first(row, name)}")
     for example in parsed(first(row, "examples") or [], "examples"):
         parts.append(f"Example input\n{example.get('input')}\nExample output\n{example.get('output')}")
-    seconds = float(first(row, "time_limit") or 2.0)
-    limits = f"Time limit: {seconds:g} s a test. {_STDIN}"
+    limits = f"Time limit: {answer['time_limit'] / TIME_FACTOR:g} s a test. {_STDIN}"
+    several = " Where several answers are right, any is accepted." if "checker" in answer else ""
     language = "Write the solution in C++17. End with the whole program in one block fenced by ```cpp and ```."
-    # Twice the limit: the judge's machines are not ours.
-    answer = {"format": "tests", "tests": [dict(test) for test in tests], "time_limit": 2 * seconds}
     metadata: dict[str, Any] = {"contest": str(first(row, "contest_id") or ""), "index": str(first(row, "index") or "")}
     rating = first(row, "rating")
     level = "" if rating is None else f"{int(rating) // 400 * 400}+"
-    problem = Problem(id_of(row, "id"), "\n\n".join([*parts, limits, language]), answer, "code", level, {}, metadata)
+    prompt = "\n\n".join([*parts, limits + several, language])
+    problem = Problem(id_of(row, "id"), prompt, {"format": "tests", **answer}, "code", level, {}, metadata)
     return _checked(problem)
 
 

@@ -16,6 +16,8 @@ from functools import partial
 from math import comb
 from typing import Any
 
+from megatron_ring.benchmarks.votes import Votes
+
 
 def mean_and_error(groups: Sequence[Sequence[float]]) -> tuple[float, float | None]:
     """Mean over problems of each one's mean score, and its standard error; None for one problem. Raises ValueError
@@ -63,19 +65,10 @@ def consensus(
         scores: of each response. Equal answers count with the mean of their scores.
         same: whether two texts that differ are the same answer.
     """
-    classes: dict[str, list[float]] = {}
+    votes = Votes(same)
     for answer, score in zip(answers, scores, strict=True):
-        if answer is None:
-            continue
-        key = answer
-        if answer not in classes and same is not None:
-            key = next((other for other in classes if same(other, answer)), answer)
-        classes.setdefault(key, []).append(score)
-    if not classes:
-        return 0.0
-    most = max(map(len, classes.values()))
-    leading = [sum(group) / len(group) for group in classes.values() if len(group) == most]
-    return sum(leading) / len(leading)
+        votes.add(answer, score)
+    return votes.value
 
 
 def powers_of_two(n: int) -> list[int]:

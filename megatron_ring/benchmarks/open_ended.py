@@ -3,6 +3,7 @@ Arena-Hard."""
 
 from __future__ import annotations
 
+from megatron_ring.benchmarks.alignbench import dimensions_of
 from megatron_ring.benchmarks.problem import Problem, Row
 from megatron_ring.benchmarks.rows import RowError, first, id_of, need, parsed, text
 from megatron_ring.errors import UserError
@@ -38,8 +39,8 @@ def simple_qa(row: Row) -> Problem:
 
 
 def align_bench(row: Row) -> Problem:
-    """AlignBench: a question in Chinese with a reference."""
-    metadata = {"subcategory": str(first(row, "subcategory") or "")}
+    """AlignBench: a question in Chinese with a reference. Its subcategory decides the dimensions that are graded."""
+    metadata = {"dimensions": dimensions_of(str(first(row, "subcategory") or ""))}
     question = text(row, "question")
     return Problem(id_of(row, "question_id"), question, text(row, "reference"), "", text(row, "category"), {}, metadata)
 

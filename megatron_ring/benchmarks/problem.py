@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 # Goes into every result: a change of any prompt form or scorer makes it another benchmark.
-FORM_VERSION = 1
+FORM_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)

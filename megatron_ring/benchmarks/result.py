@@ -11,8 +11,19 @@ from megatron_ring.benchmarks.metrics import mean_and_error, summarize
 from megatron_ring.benchmarks.problem import FORM_VERSION, Benchmark, Problem
 from megatron_ring.benchmarks.scoring import Outcome, same_answer
 from megatron_ring.benchmarks.table import PUBLISHED
+from megatron_ring.benchmarks.votes import Same
 
 MATH_LIKE = ("math", "science")
+
+
+def has_votes(benchmark: Benchmark, problems: Sequence[Problem]) -> bool:
+    """Whether its answers can be equal, so that they have a majority: programs, instructions and judged texts have none."""
+    return not benchmark.judged and (benchmark.score is not None or problems[0].domain in MATH_LIKE)
+
+
+def same_of(problems: Sequence[Problem]) -> Same | None:
+    """Whether two answers of this benchmark that are written otherwise are equal; None: equal ones are equal texts."""
+    return same_answer if problems[0].domain in MATH_LIKE else None
 
 
 def describe(benchmark: Benchmark, problems: Sequence[Problem], source: Mapping[str, Any]) -> dict[str, Any]:
@@ -50,9 +61,8 @@ def measure(benchmark: Benchmark, problems: Sequence[Problem], outcomes: Iterabl
     }  # fmt: skip
     if not judged:
         return {**found, "score": None, "standard_error": None}
-    options = {"same": same_answer} if problems[0].domain in MATH_LIKE else {}
     scores = [[float(item.score or 0) for item in group] for group in judged]
-    found |= summarize(scores, [[item.given for item in group] for group in judged], **options)
+    found |= summarize(scores, [[item.given for item in group] for group in judged], same=same_of(problems))
     if benchmark.judged:  # no answer is plainly right, and none is equal to another
         found = {name: value for name, value in found.items() if name not in ("pass_at_k", "cons_at_n", "g_pass")}
     names = sorted({name for group in judged for item in group for name in item.variants})

@@ -11,6 +11,7 @@ from megatron_ring.benchmarks.problem import Loaded, PlacedRow, Problem, Row
 from megatron_ring.errors import UserError
 
 MAX_LITERAL = 1 << 20  # characters
+NAMES_TOLD = 5  # of rows that are left out
 
 
 class RowError(UserError):
@@ -18,7 +19,12 @@ class RowError(UserError):
 
 
 class LeftOut(Exception):
-    """A row that is no problem of the benchmark as it is measured. The message says why, in the plural: `with images`."""
+    """A row that is no problem of the benchmark as it is measured. The message says why, in the plural: `with images`.
+    `name`: of the row, where it is to be said which ones they are."""
+
+    def __init__(self, why: str, name: str = "") -> None:
+        super().__init__(why)
+        self.name = name
 
 
 def small(row: Mapping[str, Any]) -> Row:
@@ -101,7 +107,7 @@ def each(make: Callable[[Row], Problem], *, distinct: bool = False) -> Callable[
 
     def read(rows: Sequence[PlacedRow]) -> Loaded:
         problems: list[Problem] = []
-        left_out: dict[str, int] = {}
+        left_out: dict[str, list[str]] = {}
         asked: dict[str, Problem] = {}
         for number, (place, row) in enumerate(rows, start=1):
             try:
@@ -109,7 +115,7 @@ def each(make: Callable[[Row], Problem], *, distinct: bool = False) -> Callable[
             except RowError as error:
                 raise RowError(f"{place}: {error}") from None
             except LeftOut as why:
-                left_out[str(why)] = left_out.get(str(why), 0) + 1
+                left_out.setdefault(str(why), []).append(why.name)
                 continue
             problem = placed(problem, place, number)
             before = asked.setdefault(" ".join(problem.prompt.split()), problem) if distinct else problem
@@ -117,12 +123,19 @@ def each(make: Callable[[Row], Problem], *, distinct: bool = False) -> Callable[
                 if before.answer != problem.answer:
                     said = f"the problem of {before.place} has another answer here: {before.answer!r}, {problem.answer!r}"
                     raise RowError(f"{place}: {said}"[:400])
-                left_out["repeated"] = left_out.get("repeated", 0) + 1
+                left_out.setdefault("repeated", []).append("")
                 continue
             problems.append(problem)
-        return Loaded(unique(problems), [f"{count:,} rows left out: {why}" for why, count in left_out.items()])
+        return Loaded(unique(problems), [_left_out(why, names) for why, names in left_out.items()])
 
     return read
+
+
+def _left_out(why: str, names: Sequence[str]) -> str:
+    """How many rows, and the first of their names where they have some."""
+    told = [name for name in names if name][:NAMES_TOLD]
+    more = ", …" if len(names) > len(told) else ""
+    return f"{len(names):,} rows left out: {why}" + (f" ({', '.join(told)}{more})" if told else "")
 
 
 def placed(problem: Problem, place: str, number: int) -> Problem:

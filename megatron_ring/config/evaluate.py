@@ -37,6 +37,20 @@ class EvaluateConfig(Columns, InferenceConfig, DryRun):
     """Days of LiveCodeBench's contests, FROM:TO, both included (default: the suite's; without a suite all)."""
     benchmark_samples: int | None = None
     """Responses to each problem of a benchmark (default: each benchmark's own number)."""
+    token_budget: int | None = None
+    """Response tokens that each benchmark may cost, in place of a fixed number of responses: those of all its problems
+    together, thinking included, prompts not (default: no budget). The score is then the majority's over equal answers.
+    Benchmarks whose answers cannot be equal (code, judged sets, IFEval) keep their number of responses."""
+    final_token_budget: int | None = None
+    """Budget of a model that solves every problem: the budget grows from --token-budget towards it with the share solved so
+    far (default: it does not grow)."""
+    budget_rule: Literal["uniform", "adaptive", "both"] = "adaptive"
+    """How --token-budget is spent: equally on all problems; or a problem is left once its majority is certain enough, and
+    the others get its tokens; or both, each with the whole budget, over the same responses where they want the same."""
+    budget_confidence: float = 0.95
+    """Certainty above which the adaptive rule leaves a problem, above 0.5 (Beta criterion of arXiv 2305.11860)."""
+    budget_samples: int = 40
+    """Responses to one problem under --token-budget, at most."""
     out: Path
     """Folder for result.json and samples.jsonl; of benchmarks for result.json, report.html and the responses."""
     samples_per_problem: int = 1
@@ -64,4 +78,22 @@ class EvaluateConfig(Columns, InferenceConfig, DryRun):
             "--judge judges benchmarks, and --prompts are scored by verifiers: leave it out, or give --benchmark; the domain "
             "`judge` has --rewards.judge",
         )
+        self._check_budget()
         require(self.samples_per_problem >= 1, f"--samples-per-problem is {self.samples_per_problem}, below 1")
+
+    def _check_budget(self) -> None:
+        first, last = self.token_budget, self.final_token_budget
+        require(first is None or first >= 1, f"--token-budget is {first}, below 1")
+        require(first is None or self.prompts is None, "--token-budget is of benchmarks: give --benchmark or --suite")
+        require(
+            first is None or self.benchmark_samples is None,
+            "--benchmark-samples is given with --token-budget, which decides the number: leave it out"
+            " (--budget-samples is the most of a problem)",
+        )
+        require(last is None or first is not None, "--final-token-budget is where --token-budget grows to: give both")
+        require(
+            last is None or first is None or last >= first,
+            f"--final-token-budget is {last}, below --token-budget {first}: the budget does not shrink",
+        )
+        require(0.5 <= self.budget_confidence < 1, f"--budget-confidence is {self.budget_confidence}: give 0.5 to below 1")
+        require(self.budget_samples >= 1, f"--budget-samples is {self.budget_samples}, below 1")

@@ -99,6 +99,8 @@ def _written(tests: CodeTests, cases: list[Case], answer: Any) -> dict[str, Any]
     more: dict[str, Any] = {"language": tests.language} if tests.language and tests.kind == "stdio" else {}
     if isinstance(answer, dict) and answer.get("time_limit"):
         more["time_limit"] = tests.seconds
+    if tests.checker is not None:
+        more["checker"] = tests.checker
     if tests.kind == "stdio":
         return {"tests": [{"input": case.given, "output": case.expected} for case in cases], **more}
     listed = [{"args": case.given, "expected": case.expected} for case in cases]

@@ -13,6 +13,7 @@ from megatron_ring.data.messages import RecordError, kind_of
 from megatron_ring.data.prompt_forms import PROMPT_FORMS, prompt_form, with_starter
 from megatron_ring.errors import UserError
 from megatron_ring.rewards.boxed import last_boxed, marked_answer
+from megatron_ring.rewards.codeforces import Unsupported, codeforces_answer
 
 MAX_LITERAL = 1 << 20  # characters of Python's notation that are read
 _LANGUAGES = {"python": "python", "python3": "python", "py": "python", "cpp": "cpp", "c++": "cpp", "java": "java"}
@@ -96,14 +97,14 @@ def _list(value: Any, name: str) -> list[Any]:
 
 
 def _codeforces(row: Row) -> Row:
-    """open-r1/codeforces: official tests; what needs a checker, files or a dialogue cannot be verified here."""
-    if str(row.get("generated_checker") or "").strip():
-        raise Lacking("unsupported_task", "several outputs are right: the problem needs a checker")
-    if str(row.get("interaction_format") or "").strip():
-        raise Lacking("unsupported_task", "the problem is interactive")
-    if str(row.get("input_mode") or "stdio").lower() not in ("stdio", "standard", ""):
-        raise Lacking("unsupported_task", "the program reads and writes files")
-    tests = row.get("official_tests") or row.get("examples") or []
+    """open-r1/codeforces: official tests, and a checker where several outputs are right. What works on files or in a
+    dialogue cannot be verified here."""
+    try:
+        answer = codeforces_answer(row, row.get("official_tests") or row.get("examples") or [])
+    except Unsupported as error:
+        raise Lacking("unsupported_task", f"of the problems {error}") from None
+    except UserError as error:
+        raise RecordError(str(error)) from None
     parts = [row.get("title"), row.get("description")]
     for name, title in (("input_format", "Input"), ("output_format", "Output"), ("note", "Note")):
         if str(row.get(name) or "").strip():
@@ -112,9 +113,6 @@ def _codeforces(row: Row) -> Row:
         if isinstance(example, dict):
             parts.append(f"Example input:\n{example.get('input')}\nExample output:\n{example.get('output')}")
     text = "\n\n".join(str(part).strip() for part in parts if part)
-    answer: dict[str, Any] = {"tests": [_synthetic_test(test) for test in _list(tests, "official_tests")]}
-    if row.get("time_limit"):
-        answer["time_limit"] = row["time_limit"]
     names = ("contest_id", "contest_start", "rating", "tags", "official_tests_complete")
     return {"domain": "code", "id": str(row["id"]), "prompt": with_starter(text, None), "answer": answer,
             "metadata": kept(row, *names)}  # fmt: skip

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from megatron_ring.judging.protocol import Case, Judgement, Protocol
-
-MUCH = 3  # weight of a game that one answer wins by far, as Arena-Hard counts it
+from megatron_ring.judging.style import WORTH, controlled
 
 
 def summarize(
@@ -33,6 +32,9 @@ def summarize(
     found["verdicts"] = {value: verdicts[value] for value in protocol.worth}
     if protocol.both_orders and judged:
         found |= _of_pairs([item.verdicts for _, item in judged])
+        texts = [(case.answer, case.other) for case, _ in judged]
+        found["style_controlled"] = controlled(texts, [(item.verdicts[0], item.verdicts[1]) for _, item in judged])
+    found |= _of_dimensions(judged)
     if protocol.name == "reference" and judged:
         found |= _of_references(verdicts, cut)
     return found
@@ -51,11 +53,19 @@ def _of_pairs(games: Sequence[tuple[str, ...]]) -> dict[str, Any]:
     behind = sum(side[first] == side[second] == -1 for first, second in games) / len(games)
     weight = won = 0.0
     for first, second in games:
-        for value, sign in ((first, 1), (second, -1)):
-            share = MUCH if ">>" in value else 1
-            weight += share
-            won += share * (1 + sign * side[value]) / 2
+        for (share, counts), is_first in ((WORTH[first], True), (WORTH[second], False)):
+            weight += counts
+            won += counts * (share if is_first else 1 - share)
     return {"orders_agree": agree, "first_wins_both": ahead, "second_wins_both": behind, "weighted_win_rate": won / weight}
+
+
+def _of_dimensions(judged: Sequence[tuple[Case, Judgement]]) -> dict[str, Any]:
+    """The mean grade of each dimension, 1 to 10, and grades that replies lack; nothing without dimensions."""
+    names = dict.fromkeys(name for case, _ in judged for name in case.dimensions)
+    given = {name: [item.dimensions[name] for _, item in judged if name in item.dimensions] for name in names}
+    wanted = sum(len(case.dimensions) for case, _ in judged)
+    means = {name: sum(grades) / len(grades) for name, grades in given.items() if grades}
+    return {"dimensions": means, "grades_missing": wanted - sum(map(len, given.values()))} if names else {}
 
 
 def _of_references(verdicts: Counter[str], cut: int) -> dict[str, Any]:

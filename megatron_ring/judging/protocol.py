@@ -6,12 +6,12 @@ A reply without a verdict is asked for once more, with another code. What has no
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from megatron_ring.judging.prompt_files import JudgePrompt, read_prompt
-from megatron_ring.judging.verdict import Reply, Verdict, code_of, read_verdict
+from megatron_ring.judging.verdict import Reply, Verdict, code_of, read_grades, read_verdict
 
 ATTEMPTS = 2
 REASON_CHARACTERS = 300
@@ -26,12 +26,14 @@ class Case:
         answer: the response, without its thinking.
         reference: a reference answer, or the criterion of a rubric.
         other: the answer that it is compared with.
+        dimensions: names of what is graded beside the whole, 1 to 10 each; of protocols that have a prompt for it.
     """
 
     question: str
     answer: str
     reference: str = ""
     other: str = ""
+    dimensions: tuple[str, ...] = ()
 
 
 # Replies to prompts, in order. Raises `UserError` where the judge as a whole cannot be asked.
@@ -44,13 +46,13 @@ class Protocol:
 
     Attributes:
         worth: what each verdict is worth to the answer, 0..1.
-        prompts: names of the prompts without and with a reference.
+        prompts: names of the prompts without a reference, with one, and with dimensions beside it.
         both_orders: every pair is judged twice, with its answers exchanged.
     """
 
     name: str
     worth: Mapping[str, float]
-    prompts: tuple[str, str]
+    prompts: tuple[str, ...]
     both_orders: bool = False
 
     @cached_property
@@ -69,7 +71,7 @@ _PAIRS = {"A>>B": 1.0, "A>B": 1.0, "A=B": 0.5, "B>A": 0.0, "B>>A": 0.0}
 PROTOCOLS: dict[str, Protocol] = {
     protocol.name: protocol
     for protocol in (
-        Protocol("score", _SCORES, ("score", "score-reference")),
+        Protocol("score", _SCORES, ("score", "score-reference", "score-dimensions")),
         Protocol("rubric", {"YES": 1.0, "NO": 0.0}, ("rubric", "rubric")),
         Protocol("reference", {"CORRECT": 1.0, "WRONG": 0.0, "UNANSWERED": 0.0}, ("reference", "reference")),
         Protocol("pairwise", _PAIRS, ("pairwise", "pairwise"), both_orders=True),
@@ -86,12 +88,14 @@ class Judgement:
         verdicts: as the judge gave them: one, or one for each order, the answer first as A, then as B.
         problems: why a reply had no verdict, of each such reply.
         reason: one line.
+        dimensions: what was graded beside the whole, 1 to 10; one that the reply does not grade once is left out.
     """
 
     score: float | None
     verdicts: tuple[str, ...]
     problems: tuple[str, ...]
     reason: str
+    dimensions: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -101,6 +105,7 @@ class _Question:
     case: Case
     verdict: Verdict
     problems: list[str]
+    dimensions: Mapping[str, int] = field(default_factory=dict)
 
 
 def judge(protocol: Protocol, cases: Sequence[Case], generate: Generate, first_attempt: int = 0) -> list[Judgement]:
@@ -120,6 +125,8 @@ def judge(protocol: Protocol, cases: Sequence[Case], generate: Generate, first_a
             question.verdict = read_verdict(reply, code, values)
             if question.verdict.problem is not None:
                 question.problems.append(question.verdict.problem)
+            else:
+                question.dimensions = read_grades(reply, code, question.case.dimensions)
     return [_judgement(protocol, questions[first : first + orders]) for first in range(0, len(questions), orders)]
 
 
@@ -129,13 +136,14 @@ def first_prompt(protocol: Protocol, case: Case) -> str:
 
 
 def _in_order(case: Case, order: int) -> Case:
-    return Case(case.question, case.other, case.reference, case.answer) if order else case
+    return replace(case, answer=case.other, other=case.answer) if order else case
 
 
 def _prompt(protocol: Protocol, case: Case, attempt: int) -> tuple[str, str]:
     """The prompt of a case and its code."""
-    file = protocol.files[protocol.prompts[bool(case.reference)]]
-    texts = {"question": case.question, "answer": case.answer, "reference": case.reference, "other": case.other}
+    file = protocol.files[protocol.prompts[2 if case.dimensions else bool(case.reference)]]
+    texts = {"question": case.question, "answer": case.answer, "reference": case.reference, "other": case.other,
+             **({"dimensions": "\n".join(case.dimensions)} if case.dimensions else {})}  # fmt: skip
     texts = {name: text.encode("utf-8", "replace").decode() for name, text in texts.items()}
     code = code_of(file.sha256, str(attempt), *texts.values())
     return file.fill({**texts, "code": code}), code
@@ -149,4 +157,5 @@ def _judgement(protocol: Protocol, asked: Sequence[_Question]) -> Judgement:
     worths = [protocol.worth[verdict] for verdict in verdicts]
     if protocol.both_orders:
         worths[1] = 1.0 - worths[1]
-    return Judgement(sum(worths) / len(worths), verdicts, problems, f"judge: {', then '.join(verdicts)}")
+    reason = f"judge: {', then '.join(verdicts)}"
+    return Judgement(sum(worths) / len(worths), verdicts, problems, reason, asked[0].dimensions)

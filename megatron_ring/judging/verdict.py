@@ -71,6 +71,18 @@ def read_verdict(reply: Reply, code: str, values: Sequence[str]) -> Verdict:
     return Verdict(match[1]) if match else Verdict(None, "the last line is not a verdict line")
 
 
+def read_grades(reply: Reply, code: str, names: Sequence[str]) -> dict[str, int]:
+    """The grades, 1 to 10, that a reply gives beside its verdict, by name. One that it gives twice, or not, is left out."""
+    lines = (_after_thinking(reply.text, reply.opened) or "").splitlines() if names else []
+    found = {}
+    for name in names:
+        form = re.compile(rf"{_DECORATION}Grade {code} {re.escape(name)}:{_DECORATION}(10|[1-9]){_DECORATION}")
+        given = [match[1] for line in lines if (match := form.fullmatch(line))]
+        if len(given) == 1:
+            found[name] = int(given[0])
+    return found
+
+
 def _after_thinking(text: str, opened: bool) -> str | None:
     _, close, after = text.rpartition(CLOSE)
     if close:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from megatron_ring.errors import UserError
+from megatron_ring.rewards.checkers import checker_problem
 from megatron_ring.rewards.code_compare import outputs_agree, values_agree
 from megatron_ring.rewards.code_formats import CodeTests, read_tests
 from megatron_ring.rewards.code_unit import MODULES
@@ -131,7 +132,7 @@ def judge(response: str, answer: object, runner: CodeRunner, parallel: int | Non
         with runner.program(language, solution.source) as program:
             return _first_failure(
                 tests,
-                lambda index: _output_problem(program.run(_stdin(tests, index), tests.seconds), tests, index),
+                lambda index: _output_problem(program.run(_stdin(tests, index), tests.seconds), tests, index, runner),
                 parallel,
             )
     except CompileError as error:
@@ -149,12 +150,15 @@ def _script_problem(solution: Solution, tests: CodeTests, index: int, runner: Co
     stdin = _stdin(tests, index)
     fields = {"source": solution.source, "setup": tests.setup, "stdin_bytes": len(stdin)}
     result = runner.python("script", fields, limits, stdin)
-    return _output_problem(result, tests, index)
+    return _output_problem(result, tests, index, runner)
 
 
-def _output_problem(result: RunResult, tests: CodeTests, index: int) -> str | None:
+def _output_problem(result: RunResult, tests: CodeTests, index: int, runner: CodeRunner) -> str | None:
     if not result.ok:
         return _ended(result)
+    if tests.checker is not None:
+        wanted = str(tests.cases[index].expected).encode("utf-8", "replace")
+        return checker_problem(tests.checker, _stdin(tests, index), wanted, result.stdout, runner)
     given = result.stdout.decode("utf-8", "replace")
     expected = tests.cases[index].expected
     return None if outputs_agree(expected, given) else f"printed {_short(given)}, expected {_short(expected)}"

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from megatron_ring.errors import UserError
+from megatron_ring.rewards.checkers import read_checker
 from megatron_ring.rewards.code_unit import UnitPlan, plan_unit
 
 DEFAULT_SECONDS = 6.0
@@ -47,6 +48,7 @@ class CodeTests:
         plan: which names the solution supplies to it, and what of it runs.
         seconds: time limit of each run.
         language: the solution's, where the problem fixes it; None: what the response's code block says.
+        checker: of programs: decides on their output, in place of comparing it (see `checkers`).
     """
 
     kind: Literal["stdio", "function", "unit"]
@@ -57,12 +59,13 @@ class CodeTests:
     plan: UnitPlan | None = None
     seconds: float = DEFAULT_SECONDS
     language: str | None = None
+    checker: str | None = None
 
 
 def read_tests(answer: Any) -> CodeTests:
     """Tests from a reference: `format` names a reader of `FORMATS`; without it the fields that only one has decide.
 
-    Optional beside every format: `time_limit` (seconds for each test) and `language`.
+    Optional beside every format: `time_limit` (seconds for each test), `language`, and for programs `checker`.
 
     Raises:
         UserError: it is not a reference of a known form, or holds no test.
@@ -246,7 +249,8 @@ def _seconds(answer: Mapping[str, Any]) -> float:
 
 def _stdio(pairs: Any, answer: Mapping[str, Any]) -> CodeTests:
     cases = tuple(Case(_text(given), _text(expected)) for given, expected in pairs)
-    return CodeTests("stdio", cases, seconds=_seconds(answer), language=answer.get("language"))
+    checker = read_checker(answer.get("checker"))
+    return CodeTests("stdio", cases, seconds=_seconds(answer), language=answer.get("language"), checker=checker)
 
 
 def _unit(test: str, setup: str, entry_points: Any, answer: Mapping[str, Any]) -> CodeTests:

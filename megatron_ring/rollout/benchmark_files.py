@@ -12,7 +12,7 @@ from megatron_ring.config.checks import require
 from megatron_ring.config.evaluate import EvaluateConfig
 from megatron_ring.data.public_rows import public_files, read_public_rows, sha256_of
 from megatron_ring.errors import UserError
-from megatron_ring.rollout.suite import Task
+from megatron_ring.rollout.plans import Task, budget_of, check_budgets
 
 
 def read_tasks(config: EvaluateConfig) -> tuple[list[Task], list[str]]:
@@ -34,7 +34,9 @@ def read_tasks(config: EvaluateConfig) -> tuple[list[Task], list[str]]:
         config.window is None or "livecodebench" in paths,
         "--window is of livecodebench, which is not measured: leave it out",
     )
-    return [_task(name, given, window, config.benchmark_samples) for name, given in paths.items()], missing
+    tasks = [_task(name, given, window, config) for name, given in paths.items()]
+    check_budgets(config, tasks)
+    return tasks, missing
 
 
 def _paths_of(config: EvaluateConfig) -> dict[str, list[Path]]:
@@ -56,7 +58,7 @@ def _file_of(folder: Path, name: str) -> Path | None:
     return found[0] if found else None
 
 
-def _task(name: str, paths: list[Path], window: Window | None, samples: int | None) -> Task:
+def _task(name: str, paths: list[Path], window: Window | None, config: EvaluateConfig) -> Task:
     benchmark = benchmark_of(name, window)
     files = [file for path in paths for file in public_files(path)]
     rows = [(place, small(row)) for file in files for place, row in read_public_rows(file)]
@@ -68,4 +70,5 @@ def _task(name: str, paths: list[Path], window: Window | None, samples: int | No
     if name == "livecodebench":
         source["window"] = str(window) if window is not None else ":"
     problems = tuple(loaded.problems)
-    return Task(benchmark, problems, samples or benchmark.samples, describe(benchmark, problems, source))
+    samples, budget = config.benchmark_samples or benchmark.samples, budget_of(config, benchmark, problems)
+    return Task(benchmark, problems, samples, describe(benchmark, problems, source), budget, config.budget_rule)

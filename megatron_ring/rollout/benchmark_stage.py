@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from megatron_ring.parallel.context import ParallelContext
     from megatron_ring.rewards import RewardPool
     from megatron_ring.rollout.judge_stage import Judging
-    from megatron_ring.rollout.suite import Task
+    from megatron_ring.rollout.plans import Plan, Task
     from megatron_ring.run.stage import Stage
 
 FOLDER = "responses"
@@ -59,14 +59,16 @@ def evaluate_benchmarks(config: EvaluateConfig) -> None:
         collectives.from_main(lambda: settle_identity(config.out / FOLDER, identity))
         stage = open_model(config, shape, config.checkpoint)
         began = time.perf_counter()
-        outcomes = _run(config, tasks, stage, tokenizer)
+        plans = _run(config, tasks, stage, tokenizer)
+        outcomes = [outcome for plan in plans for outcome in plan.counted]
+        budgets = {plan.task.benchmark.name: plan.describe() for plan in plans}
         figures: dict[str, dict[str, Any]] = {}
         del stage  # the judge may be a model of its own
         if judging is not None:
             outcomes, figures = judge_outcomes(judging, config, outcomes)
         if collectives.is_main():
             seconds = time.perf_counter() - began
-            _write(config, _measured(tasks, outcomes, figures), identity, judging, missing, seconds)
+            _write(config, _measured(tasks, outcomes, figures, budgets), identity, judging, missing, seconds)
 
 
 def _hold(out: Path, held: ExitStack) -> None:
@@ -77,8 +79,9 @@ def _hold(out: Path, held: ExitStack) -> None:
 
 
 def _measured(
-    tasks: Sequence[Task], outcomes: Sequence[Outcome], figures: Mapping[str, dict[str, Any]]
-) -> list[dict[str, Any]]:
+    tasks: Sequence[Task], outcomes: Sequence[Outcome], figures: Mapping[str, dict[str, Any]],
+    budgets: Mapping[str, dict[str, Any] | None],
+) -> list[dict[str, Any]]:  # fmt: skip
     """What result.json says of each benchmark."""
     parts = []
     for task in tasks:
@@ -86,6 +89,9 @@ def _measured(
         part = {**task.source, **measure(task.benchmark, task.problems, own)}
         if task.benchmark.name in figures:
             part["judge"] = figures[task.benchmark.name]
+        budget = budgets[task.benchmark.name]
+        if budget is not None:
+            part["budget"] = budget
         parts.append(part)
     return parts
 
@@ -107,6 +113,8 @@ def _write(
     write_atomically(config.out / "report.html", benchmarks_page(result).encode())
     for part in parts:
         print(f"evaluate: {part['title']}: {_said(part)}")
+        for line in _said_of_budget(part.get("budget")):
+            print(f"evaluate: {part['title']}: {line}")
     print(f"evaluate: {config.out}/result.json, {config.out}/report.html")
 
 
@@ -116,7 +124,8 @@ def _said(part: dict[str, Any]) -> str:
         why = next(iter(judge["failures"]), "nothing was sampled")
         return f"no score: the judge failed on {judge['judge_failed']:,} responses ({why})"
     if part["score"] is None:
-        return f"{part['no_verdict']:,} responses wait for a judge"
+        waits = f"{part['no_verdict']:,} responses wait for a judge"
+        return waits if part["responses"] else "no response fits into --token-budget: raise it"
     error = "" if part["standard_error"] is None else f" ± {100 * part['standard_error']:.2f}"
     counts = ", ".join(f"{part[name]:,} {name.replace('_', ' ')}" for name in ("truncated", "unparsed", "no_verdict"))
     if judge and judge["length_correlation"] is not None:
@@ -124,10 +133,29 @@ def _said(part: dict[str, Any]) -> str:
     return f"{100 * part['score']:.2f}{error} ({part['metric']}), {part['responses']:,} responses, {counts}"
 
 
+def _said_of_budget(budget: dict[str, Any] | None) -> Iterator[str]:
+    """A line for each rule, and one for the two at equal tokens."""
+    if budget is None:
+        return
+    for rule, found in budget["rules"].items():
+        error = "" if found["standard_error"] is None else f" ± {100 * found['standard_error']:.2f}"
+        yield (
+            f"{rule}: majority {100 * found['score']:.2f}{error} for {found['spent']:,} of {budget['tokens']:,} tokens, "
+            f"{found['samples']['mean']:.1f} responses a problem, {found['decided']:,} decided, {found['unanswered']:,} "
+            f"without a response; ended: {found['ended']}"
+        )
+    equal = budget.get("at_equal_tokens")
+    if equal is not None:
+        yield (
+            f"adaptive minus uniform at {equal['tokens']:,} tokens: {100 * equal['difference']:.2f} "
+            f"({100 * equal['low']:.2f} to {100 * equal['high']:.2f})"
+        )
+
+
 def _announce(tasks: Sequence[Task], missing: Sequence[str], with_judge: bool) -> None:
     for task in tasks:
         notes = "".join(f"; {note}" for note in task.source["notes"])
-        print(f"evaluate: {task.benchmark.title}: {len(task.problems):,} problems x {task.samples}{notes}", flush=True)
+        print(f"evaluate: {task.benchmark.title}: {task.size}{notes}", flush=True)
         if task.benchmark.judged and not with_judge:
             print(f"evaluate: {task.benchmark.title} needs --judge: its responses are written, and not scored", flush=True)
     if missing:
@@ -171,7 +199,7 @@ def _identity(config: EvaluateConfig, tokenizer: RingTokenizer, tasks: Sequence[
     }  # fmt: skip
 
 
-def _run(config: EvaluateConfig, tasks: Sequence[Task], stage: Stage, tokenizer: RingTokenizer) -> list[Outcome]:
+def _run(config: EvaluateConfig, tasks: Sequence[Task], stage: Stage, tokenizer: RingTokenizer) -> list[Plan]:
     from megatron_ring.rollout.suite import run_suite
     from megatron_ring.sampler.sampler import Sampler
 

@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
+from megatron_ring.benchmarks.alignbench import totals
 from megatron_ring.benchmarks.scoring import WAITS, Outcome
 from megatron_ring.benchmarks.thinking import scored_text
 from megatron_ring.config.checks import require
@@ -18,14 +19,15 @@ from megatron_ring.config.evaluate import EvaluateConfig
 from megatron_ring.config.judge import JudgeSettings
 from megatron_ring.data.writing import write_atomically
 from megatron_ring.judging.cache import ReplyCache
+from megatron_ring.judging.client import Server
 from megatron_ring.judging.figures import summarize
 from megatron_ring.judging.protocol import PROTOCOLS, Case, Generate, Judgement, judge
-from megatron_ring.judging.server import Server, ServerJudge
+from megatron_ring.judging.server import ServerJudge
 from megatron_ring.parallel import collectives
 from megatron_ring.rollout.baseline_answers import read_baseline
 from megatron_ring.rollout.journal import Key, judge_file, read_journals
 from megatron_ring.rollout.judge_sampler import CheckpointAsked, JudgeModel, SamplerJudge
-from megatron_ring.rollout.suite import Task
+from megatron_ring.rollout.plans import Task
 from megatron_ring.run.progress import Progress
 
 KEY = "RING_JUDGE_KEY"
@@ -80,7 +82,7 @@ def server_of(judge: JudgeSettings) -> Server:
     assert judge.url is not None and judge.model is not None
     return Server(
         judge.url, judge.model, judge.temperature, judge.max_tokens, os.environ.get(KEY) or None, judge.concurrency,
-        judge.requests_per_minute, judge.timeout,
+        judge.requests_per_minute, judge.timeout, (f"{judge.group}.url", f"{judge.group}.model"),
     )  # fmt: skip
 
 
@@ -142,10 +144,13 @@ def judge_outcomes(
             protocol = PROTOCOLS[task.benchmark.judged]
             cases = _cases(judging, task, own, responses)
             judgements = judge(protocol, cases, generate)
-            cut = sum(outcome.benchmark == task.benchmark.name and outcome.truncated for outcome in outcomes) - sum(
-                outcome.truncated for outcome in own
-            )
+            cut = sum(outcome.benchmark == task.benchmark.name and outcome.truncated for outcome in outcomes)
+            cut -= sum(outcome.truncated for outcome in own)
             figures[task.benchmark.name] = {**protocol.describe(), **summarize(protocol, cases, judgements, cut)}
+            if task.benchmark.name == "alignbench":
+                settled = [(one.category, one.score) for one in outcomes if one.benchmark == "alignbench"]
+                given = [(one.category, item.score) for one, item in zip(own, judgements, strict=True)]
+                figures["alignbench"] |= totals((name, score) for name, score in settled + given if score is not None)
             for outcome, item in zip(own, judgements, strict=True):
                 found[_key(outcome)] = replace(outcome, score=item.score, reason=item.reason), item
     if speaks:
@@ -173,7 +178,7 @@ def _cases(judging: Judging, task: Task, own: Sequence[Outcome], responses: dict
     return [
         Case(
             problems[outcome.id].prompt, responses[_key(outcome)], str(problems[outcome.id].answer),
-            judging.baseline[outcome.id] if pairs else "",
+            judging.baseline[outcome.id] if pairs else "", tuple(problems[outcome.id].metadata.get("dimensions", ())),
         )
         for outcome in own
     ]  # fmt: skip
@@ -182,7 +187,15 @@ def _cases(judging: Judging, task: Task, own: Sequence[Outcome], responses: dict
 def _write(judging: Judging, config: EvaluateConfig, found: Sequence[tuple[Outcome, Judgement]]) -> None:
     """The judge's file: a score for each response, with its verdicts and why replies had none."""
     lines = [
-        json.dumps({**outcome.to_json(), "verdicts": item.verdicts, "problems": item.problems}) for outcome, item in found
+        json.dumps(
+            {
+                **outcome.to_json(),
+                "verdicts": item.verdicts,
+                "problems": item.problems,
+                **({"dimensions": item.dimensions} if item.dimensions else {}),
+            }
+        )
+        for outcome, item in found
     ]
     write_atomically(judge_file(config.out / FOLDER, judging.fingerprint), "".join(f"{line}\n" for line in lines).encode())
 

@@ -136,7 +136,7 @@ class _ServerOfReplica:
                 server, concurrency=-(-server.concurrency // replicas),
                 requests_per_minute=None if rate is None else rate / replicas,
             ),
-            cache, flags=RewardJudgeConfig.group,
+            cache,
         )  # fmt: skip
         collectives.from_main(self._server.check)
 

@@ -57,7 +57,7 @@ class Progress:
         if not self.speaks:
             return
         if self._bar is not None:
-            self._bar.update(self._task, completed=done, note=note)
+            self._bar.update(self._task, completed=done, total=self.total, note=note)
             return
         now = time.monotonic()
         if done < self.total and now - self._said < QUIET_SECONDS:

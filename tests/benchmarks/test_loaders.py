@@ -188,13 +188,29 @@ def test_livecodebench_window_includes_both_ends() -> None:
             Window.parse(wrong, "--window")
 
 
-def test_codeforces_leaves_out_what_it_cannot_judge() -> None:
-    row = {"id": "1/A", "contest_id": "1", "index": "A", "title": "t", "description": "d", "time_limit": 2.0, "rating": 1350,
+def test_codeforces_takes_checkers_and_names_what_it_cannot_judge() -> None:
+    row = {"id": "1/A", "contest_id": "1", "index": "A", "title": "t", "description": "d", "time_limit": 1.5, "rating": 1350,
            "official_tests": [{"input": "1", "output": "1"}], "official_tests_complete": True, "input_mode": "stdio",
-           "examples": [{"input": "1", "output": "1"}]}  # fmt: skip
-    loaded = read("codeforces", row, {**row, "generated_checker": "print(1)"}, {**row, "input_mode": "file"},
-                  {**row, "official_tests_complete": False})  # fmt: skip
-    assert len(loaded.problems) == 1 and len(loaded.notes) == 3 and loaded.problems[0].category == "1200+"
+           "examples": [{"input": "1", "output": "1"}], "generated_checker": None, "interaction_format": None}  # fmt: skip
+    loaded = read(
+        "codeforces", row, {**row, "id": "1/B", "generated_checker": "print(1)"},
+        {**row, "id": "1/C", "input_mode": "file"}, {**row, "id": "1/D", "interaction_format": "ask"},
+        {**row, "id": "2/D", "interaction_format": "ask"}, {**row, "id": "1/E", "generated_checker": "print 1"},
+        {**row, "official_tests_complete": False},
+    )  # fmt: skip
+    plain, checked = loaded.problems
+    assert plain.category == "1200+" and "Time limit: 1.5 s a test" in plain.prompt and "any is accepted" not in plain.prompt
+    assert plain.answer == {"format": "tests", "tests": row["official_tests"], "time_limit": 3.0}
+    assert checked.answer == {**plain.answer, "checker": "print(1)"} and "any is accepted" in checked.prompt
+    assert read_tests(checked.answer).checker == "print(1)" and read_tests(plain.answer).checker is None
+    assert loaded.notes == [
+        "1 rows left out: that read and write files (1/C)", "2 rows left out: that are interactive (1/D, 2/D)",
+        "1 rows left out: whose checker is no Python that can be read (1/E)",
+        "1 rows left out: without all of their official tests",
+    ]  # fmt: skip
+    for wrong in ({"time_limit": "soon"}, {"official_tests": [{"input": "1"}]}):
+        with pytest.raises(RowError, match=f"the column '{next(iter(wrong))}'"):
+            read("codeforces", {**row, **wrong})
 
 
 def test_bbh_keeps_brackets_and_reads_each_kind() -> None:
@@ -290,6 +306,8 @@ def test_olympiadbench_tolerance_and_what_is_left_out() -> None:
 
 def test_judged_sets_are_read() -> None:
     assert one("simpleqa", {"metadata": "{'topic': 'Art', 'urls': []}", "problem": "p", "answer": "a"}).category == "Art"
+    graded = one("alignbench", {"question_id": 1, "category": "c", "subcategory": "翻译", "question": "q", "reference": "r"})
+    assert graded.metadata["dimensions"][-2:] == ("creativity", "richness")
     assert one("alignbench", {"question_id": 1, "category": "c", "question": "q", "reference": "r"}).answer == "r"
     assert one("fofo", {"id": 1, "instruction": "i", "domain": "d", "format": "XML"}).metadata["format"] == "XML"
     assert one("arena-hard", {"question_id": "u", "cluster": "c", "turns": [{"content": "hello"}]}).prompt == "hello"

@@ -103,7 +103,7 @@ def test_a_result_counts_apart_and_excludes_what_has_no_verdict() -> None:
     assert found["by_category"]["0"] == {"score": 1.0, "standard_error": None, "problems": 1}
     told = describe(BENCHMARKS["math-500"], problems, {"file": "f", "sha256": "0", "rows": 4, "notes": []})
     other = describe(BENCHMARKS["math-500"], [*problems[:3], Problem("3", "q", "5")], {})
-    assert told["problems_sha256"] != other["problems_sha256"] and told["prompt_form"] == 1
+    assert told["problems_sha256"] != other["problems_sha256"] and told["prompt_form"] == 2
 
 
 def test_equal_answers_have_equal_keys() -> None:

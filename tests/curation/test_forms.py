@@ -91,8 +91,9 @@ FORMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
          "interaction_format": None, "note": None, "examples": [{"input": "1", "output": "2"}], "rating": 800,
          "tags": ["math"],
          "official_tests": [{"input": "1\n", "output": "2\n"}], "official_tests_complete": True, "input_mode": "stdio",
-         "generated_checker": None},
-        {"domain": "code", "answer": {"tests": [{"input": "1\n", "output": "2\n"}], "time_limit": 2.0},
+         "generated_checker": "print(1)"},
+        {"domain": "code",
+         "answer": {"tests": [{"input": "1\n", "output": "2\n"}], "time_limit": 4.0, "checker": "print(1)"},
          "metadata": {"rating": 800, "official_tests_complete": True}},
     ),
     "LiveCodeBench": (
@@ -161,7 +162,7 @@ def test_a_form(name: str, kind: str, tmp_path: Path) -> None:
 
 
 UNSUPPORTED = {
-    "a checker": {**FORMS["open-r1/codeforces"][0], "generated_checker": "print(1)"},
+    "a broken checker": {**FORMS["open-r1/codeforces"][0], "generated_checker": "print 1"},
     "files": {**FORMS["open-r1/codeforces"][0], "input_mode": "file"},
     "a dialogue": {**FORMS["open-r1/codeforces"][0], "interaction_format": "ask"},
     "no answer": {"prompt": "P?", "task_type": "llm_judgeable", "verification_info": "{}"},

@@ -10,17 +10,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from megatron_ring.benchmarks.alignbench import GROUPS, totals
 from megatron_ring.judging.figures import rank_correlation, summarize
 from megatron_ring.judging.prompt_files import FOLDER, read_prompt
 from megatron_ring.judging.protocol import PROTOCOLS, Case, judge
 from megatron_ring.judging.verdict import Reply
 
+CATEGORIES = [name for names in GROUPS.values() for name in names]
 # Of the prompts' texts, by name and version. A text that changes needs another version.
 TEXTS = {
     ("pairwise", 1): "f41c27c8215179a1",
     ("reference", 1): "d208d6789232d83f",
     ("rubric", 1): "052a646aeab83abc",
     ("score", 1): "50c35fa084dc97ab",
+    ("score-dimensions", 1): "506fc91411a32fc3",
     ("score-reference", 1): "b2825fb1188e0da1",
 }
 
@@ -148,6 +151,49 @@ def test_a_pair_with_one_order_missing_is_excluded() -> None:
 
     (found,) = judge(PROTOCOLS["pairwise"], [Case("q", "a", other="b")], generate)
     assert found.score is None and found.verdicts == ("A>B",) and len(found.problems) == 2
+
+
+def test_dimensions_are_graded_beside_the_whole() -> None:
+    """A grade that is missing, doubled or no whole number of 1 to 10 is left out, and the verdict stays."""
+    lines = {"all": ("clarity: 7", "completeness: 10"), "one": ("clarity: 7", "clarity: 8", "completeness: 3"),
+             "odd": ("clarity: 11", "completeness: 0", "other: 3")}  # fmt: skip
+
+    def generate(prompts: Sequence[str]) -> list[Reply]:
+        replies = []
+        for prompt in prompts:
+            code = re.findall(r"^Verdict ([A-Z]{6}): NUMBER$", prompt, re.M)[-1]
+            assert "clarity\ncompleteness\n" in prompt and "{{" not in prompt
+            grades = "".join(f"**Grade {code} {line}**\n" for line in lines[part(prompt, "answer")])
+            replies.append(Reply(f"<think>Grade {code} clarity: 1</think>Good.\n{grades}Verdict {code}: 7", "stop"))
+        return replies
+
+    names = ("clarity", "completeness")
+    cases = [Case("q", answer, "r", dimensions=names) for answer in lines]
+    found = judge(PROTOCOLS["score"], cases, generate)
+    assert [item.score for item in found] == [0.7] * 3
+    assert [item.dimensions for item in found] == [{"clarity": 7, "completeness": 10}, {"completeness": 3}, {}]
+    figures = summarize(PROTOCOLS["score"], cases, found)
+    assert figures["dimensions"] == {"clarity": 7, "completeness": 6.5} and figures["grades_missing"] == 3
+    plain = [Case("q", "a", "r")]
+    assert "dimensions" not in summarize(
+        PROTOCOLS["score"], plain, judge(PROTOCOLS["score"], plain, says(lambda prompt: "7"))
+    )
+
+
+@given(st.lists(st.tuples(st.sampled_from(CATEGORIES), st.floats(0, 1)), max_size=20))
+def test_alignbench_weighs_categories_and_then_the_two_groups(more: list[tuple[str, float]]) -> None:
+    scores = [*((name, place / 8) for place, name in enumerate(CATEGORIES)), *more]
+
+    def mean(group: str) -> float:
+        means = []
+        for name in GROUPS[group]:
+            own = [score for category, score in scores if category == name]
+            means.append(sum(own) / len(own))
+        return sum(means) / len(means)
+
+    found = totals(scores)
+    assert found == pytest.approx({name: mean(name) for name in GROUPS} | {"total": sum(map(mean, GROUPS)) / 2})
+    assert totals([pair for pair in scores if pair[0] != CATEGORIES[3]]) == {}
 
 
 INJECTED = [

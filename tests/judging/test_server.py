@@ -15,7 +15,8 @@ import pytest
 from megatron_ring.config.judge import JudgeConfig
 from megatron_ring.errors import UserError
 from megatron_ring.judging.cache import ReplyCache
-from megatron_ring.judging.server import Pace, Server, ServerJudge
+from megatron_ring.judging.client import Pace, Server
+from megatron_ring.judging.server import ServerJudge
 from megatron_ring.judging.verdict import Reply
 from tests.judging.rule_server import Answer, RuleServer, completion
 

@@ -1,4 +1,4 @@
-"""`evaluate` on benchmarks with a small random model: several files in one command, two processes, a kill, refusals."""
+"""`evaluate` on benchmarks with a small random model: several files in one command, a kill, refusals."""
 
 from __future__ import annotations
 
@@ -87,19 +87,6 @@ def test_a_suite_resumes_and_compares(flags: list[str], files: Path, tmp_path: P
     assert compared["bbh"]["problems"] == 2 and compared["bbh"]["p_value"] == 1
     other = run([*arguments, "--seed", "5"])
     assert other.returncode == 2 and "holds an evaluation with another seed" in other.stderr
-
-
-@pytest.mark.slow
-@pytest.mark.distributed
-def test_replicas_give_what_one_process_gives(flags: list[str], files: Path, tmp_path: Path) -> None:
-    more = ["--benchmark", f"aime-2024={files / 'aime-2024.jsonl'}", f"bbh={files / 'bbh'}"]
-    found = []
-    for processes in (1, 2):
-        out = tmp_path / str(processes)
-        done = run(command("megatron_ring.evaluate", *flags, *more, "--out", str(out), processes=processes))
-        assert done.returncode == 0, done.stderr
-        found.append(outcomes(out))
-    assert found[0] == found[1] and len(found[0]) == 20
 
 
 def test_a_dry_run_reads_the_files(flags: list[str], files: Path, tmp_path: Path) -> None:
