@@ -66,9 +66,11 @@ def _task(name: str, paths: list[Path], window: Window | None, config: EvaluateC
         loaded = load(benchmark, rows)
     except UserError as error:
         raise UserError(str(error) if str(error).startswith(str(files[0].parent)) else f"{paths[0]}: {error}") from None
+    samples, budget = config.benchmark_samples or benchmark.samples, budget_of(config, benchmark, loaded.problems)
+    if config.token_budget is not None and budget is None:
+        loaded.notes.append("without the token budget: its answers have no majority")
     source = {"file": ", ".join(map(str, paths)), "sha256": sha256_of(files), "rows": len(rows), "notes": loaded.notes}
     if name == "livecodebench":
         source["window"] = str(window) if window is not None else ":"
     problems = tuple(loaded.problems)
-    samples, budget = config.benchmark_samples or benchmark.samples, budget_of(config, benchmark, problems)
     return Task(benchmark, problems, samples, describe(benchmark, problems, source), budget, config.budget_rule)

@@ -80,6 +80,7 @@ def test_every_layout_has_the_result_of_one_process(
 def test_both_rules_are_what_each_gives_alone(run_on: Any, alone: Path, flags: list[str], tmp_path: Path) -> None:
     parts = {part["benchmark"]: part for part in result_of(alone)["benchmarks"]}
     both = parts["math-file"]["budget"]
+    assert parts["fofo"]["notes"] == ["without the token budget: its answers have no majority"]
     assert "budget" not in parts["fofo"] and parts["fofo"]["responses"] == 1
     assert both["at_equal_tokens"]["tokens"] == min(rule["spent"] for rule in both["rules"].values()) <= 700
     assert both["rules"]["adaptive"]["decided"] >= 1 and both["rules"]["uniform"]["samples"]["most"] >= 3
