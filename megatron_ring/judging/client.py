@@ -20,7 +20,7 @@ from megatron_ring.errors import UserError
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0)  # seconds before each further try, where the server names none
 LONGEST_PAUSE = 120.0
 BUSY = (408, 409, 425, 429)
-NOT_FOR_US = (401, 403, 404, 405)  # the address, the key or the model's name is wrong
+NOT_FOR_US = (301, 302, 303, 307, 308, 401, 403, 404, 405)  # the address, the key or the model's name is wrong
 MOST_BYTES = 1 << 24
 NEWER_LIMIT = "max_completion_tokens"  # the name of `max_tokens` that some models want alone
 
@@ -31,6 +31,13 @@ class _Refused(Exception):
     def __init__(self, status: int, said: str, pause: float | None) -> None:
         super().__init__(f"status {status}: {said}")
         self.status, self.said, self.pause = status, said, pause
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Another address is the user's to name: to follow would send it the key, and a GET without the question."""
+
+    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
+        return None
 
 
 @dataclass(frozen=True)
@@ -110,6 +117,7 @@ class Client:
     def __init__(self, server: Server, pauses: Sequence[float] = PAUSES) -> None:
         self.server, self._pauses = server, tuple(pauses)
         self._pace = Pace(server.requests_per_minute)
+        self._opener = urllib.request.build_opener(_NoRedirect)
         self._limit = "max_tokens"
 
     def check(self) -> None:
@@ -211,7 +219,7 @@ class Client:
         address = f"{self.server.url.rstrip('/')}/chat/completions"
         request = urllib.request.Request(address, json.dumps(body).encode(), headers)
         try:
-            with urllib.request.urlopen(request, timeout=self.server.timeout) as answer:
+            with self._opener.open(request, timeout=self.server.timeout) as answer:
                 return read_answer(json.loads(answer.read(MOST_BYTES)))
         except urllib.error.HTTPError as error:
             raise _Refused(error.code, _said(error), _seconds(error.headers.get("retry-after"))) from None

@@ -12,10 +12,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from megatron_ring.errors import UserError
-from megatron_ring.rewards.sandbox.guest_assertions import asserts, used_names, wants_exception
+from megatron_ring.rewards.sandbox.guest_assertions import asserts, catches_all, swallows, used_names, wants_exception
 
 MODULES = ("solution", "main", "your_module", "candidate")  # from which tests import what they test
-_CATCH_ALL = ("AssertionError", "Exception", "BaseException")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,32 +90,16 @@ def _refuse_unsupported(tree: ast.Module) -> None:
 def _swallowers(node: ast.Try | ast.With) -> Iterator[ast.expr | ast.stmt | ast.ExceptHandler]:
     """What ends a failed assertion there: `except: pass`, `finally: return`, `with suppress(Exception)`."""
     if isinstance(node, ast.Try):
-        yield from filter(_swallows, node.handlers)
+        yield from filter(swallows, node.handlers)
         yield from (part for part in node.finalbody if isinstance(part, (ast.Return, ast.Break, ast.Continue)))
         return
     for call in (item.context_expr for item in node.items):
-        if isinstance(call, ast.Call) and _called(call) == "suppress" and any(map(_catches_all, call.args)):
+        if isinstance(call, ast.Call) and _called(call) == "suppress" and any(map(catches_all, call.args)):
             yield call
 
 
 def _all_parts(statements: list[ast.stmt]) -> Iterator[ast.AST]:
     return (part for statement in statements for part in ast.walk(statement))
-
-
-def _catches_all(kind: ast.expr | None) -> bool:
-    return kind is None or (isinstance(kind, ast.Name) and kind.id in _CATCH_ALL)
-
-
-def _swallows(handler: ast.ExceptHandler) -> bool:
-    kinds = handler.type.elts if isinstance(handler.type, ast.Tuple) else [handler.type]
-    parts = list(_all_parts(handler.body))
-    acts = any(isinstance(part, ast.Raise) or asserts(part) or _returns(part) for part in parts)
-    ends = any(isinstance(part, ast.Call) and _called(part) in ("exit", "quit", "fail", "abort") for part in parts)
-    return any(map(_catches_all, kinds)) and not acts and not ends
-
-
-def _returns(part: ast.AST) -> bool:
-    return isinstance(part, ast.Return) and part.value is not None
 
 
 def _called(call: ast.Call) -> str:

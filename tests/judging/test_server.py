@@ -158,6 +158,15 @@ def test_what_ends_the_run(tmp_path: Path) -> None:
             ask(client(f"http://127.0.0.1:{port}/v1", tmp_path))
 
 
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_a_redirect_is_told_and_gets_no_key(status: int, tmp_path: Path) -> None:
+    with RuleServer() as other, RuleServer(lambda *_: (status, {"location": f"{other.url}/chat/completions"}, b"")) as server:
+        for ask in (lambda judge: judge.check(), lambda judge: judge(["p"])):
+            with pytest.raises(UserError, match=rf"^--judge.url http://.*: status {status}"):
+                ask(client(server.url, tmp_path, key="secret"))
+        assert not other.asked and len(server.asked) == 2
+
+
 def test_a_server_that_says_nothing(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(UserError, match="timed out"):
         client(f"http://127.0.0.1:{silent.getsockname()[1]}/v1", tmp_path, timeout=0.05)(["p"])

@@ -138,6 +138,7 @@ THREAD = (
     "import threading\ndef check():\n    assert f(1) == 2\n"
     "t = threading.Thread(target=check)\nt.start()\nt.join()\nassert f(5) == 6"
 )
+TWO = "def a():\n    assert f(1) == 2\ndef b():\n    assert f(2) == 3\nfor t in (a, b):\n    try:\n        t()\n"
 # Program, tests, reward.
 RUNS: dict[str, tuple[str, Any, int]] = {
     "class": (STACK, "s = Stack()\ns.push(1)\ns.push(2)\nassert s.pop() == 2 and len(s) == 1\nassert s.items == [1]", 1),
@@ -217,6 +218,33 @@ RUNS: dict[str, tuple[str, Any, int]] = {
     "wants an exception, else": (RAISES, "try:\n    f(-1)\nexcept ValueError:\n    pass\nelse:\n    raise KeyError", 1),
     "the name of an argument": (SAME_F, "def check(f):\n    assert f(1) == 2\ncheck(f)", 1),
     "results in a list": (SAME_F, "good = []\nfor x in (1, 2):\n    good.append(f(x) == x + 1)\nassert all(good)", 1),
+    "a caller that swallows": (SAME_F, TWO + "    except Exception as error:\n        print(error)", 1),
+    "a caller that swallows, one wrong": ("def f(x): return 2", TWO + "    except Exception as error:\n        print(error)", 0),
+    "a caller that swallows, one raises": ("def f(x): return {1: 2}[x]", TWO + "    except (ValueError, Exception):\n        pass", 0),
+    "a caller that swallows by another name": (
+        "def f(x): return 2",
+        "E = AssertionError\n" + TWO + "    except E:\n        print('no')",
+        0,
+    ),
+    "a failure said and raised again, then swallowed": (
+        "def f(x): return 2",
+        "def told(t):\n    try:\n        t()\n    except AssertionError:\n        print('no')\n        raise\n"
+        + TWO.replace("t()", "told(t)")
+        + "    except Exception:\n        pass",
+        0,
+    ),
+    "suppressed further up": (
+        "def f(x): return 2",
+        "from contextlib import suppress\n" + TWO.replace("try", "with suppress(Exception)"),
+        0,
+    ),
+    "a failure where any exception is wanted": (
+        "def f(x): return 2",
+        CASE.replace("double(None)", "assert f(2) == 3").replace("TypeError", "Exception").replace("double(self.given), 8", "f(1), 2"),
+        0,
+    ),
+    "a value or an error": (RAISES, "try:\n    assert f(-1) == 0\nexcept ValueError:\n    pass\nassert f(1) == 2", 1),
+    "one of two values": (SAME_F, "try:\n    assert f(1) == 3\nexcept AssertionError:\n    assert f(1) == 2", 1),
     "in a thread": (SAME_F, THREAD, 1),
     "in a thread, wrong": ("def f(x): return x", THREAD.replace("f(5) == 6", "f(5) == 5"), 0),
     "items without an iterator": (

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import ast
 import builtins
+import sys
+from collections.abc import Sequence
 from typing import Any
 
-COUNTER = "__an_assertion_held__"
+COUNTER = "__an_assertion__"
 
+_CATCH_ALL = ("AssertionError", "Exception", "BaseException")
 _REFLEXIVE = (ast.Eq, ast.Is, ast.LtE, ast.GtE)
 _OF_ONE = ("assertTrue", "assert_")
 _OF_TWO = (
@@ -99,21 +102,98 @@ def _is_false(test: ast.expr) -> bool:
 
 
 class _Counting(ast.NodeTransformer):
-    """Adds a call after each statement that asserts, which is reached where it held."""
+    """Has each statement that asserts report that it held or how it failed, and each handler what it dealt with.
+
+    A failure that nobody dealt with and that did not end the tests was swallowed on its way, wherever that happened.
+    """
 
     def visit(self, node: ast.AST) -> Any:
         counts = isinstance(node, ast.stmt) and asserts(node)
-        if isinstance(node, ast.Try) and wants_exception(node):
-            for handler in node.handlers:  # the exception that was wanted came
-                handler.body.insert(0, ast.copy_location(_count(), handler.body[0]))
+        fails = (counts and not isinstance(node, ast.If)) or (isinstance(node, ast.Raise) and _raises_assertion(node))
+        if isinstance(node, ast.Try):
+            came = wants_exception(node)  # the exception that was wanted
+            for handler in node.handlers:
+                handler.body[:0] = [*_dealt(handler), *([_report("HELD")] if came else [])]
         self.generic_visit(node)
-        if not counts:
-            return node
-        return [node, ast.copy_location(_count(), node)]
+        if isinstance(node, ast.With) and any(map(_expects_some, node.items)):
+            node.body = [_reporting(node.body, "CAUGHT")]
+        held = [ast.copy_location(_report("HELD"), node)] if counts else []
+        return [_reporting([node], "FAILED") if fails else node, *held] if fails or held else node
 
 
-def _count() -> ast.Expr:
-    return ast.Expr(ast.Call(ast.Name(COUNTER, ast.Load()), [], []))
+def _dealt(handler: ast.ExceptHandler) -> list[ast.stmt]:
+    if not any(map(catches_all, _kinds(handler))):
+        return [_report("CAUGHT")]
+    return [] if swallows(handler) else [_report("DEALT")]
+
+
+def _raises_assertion(node: ast.Raise) -> bool:
+    """Whether it raises an AssertionError, or again what a handler has caught."""
+    return node.exc is None or any(isinstance(part, ast.Name) and part.id == "AssertionError" for part in ast.walk(node.exc))
+
+
+def _expects_some(item: ast.withitem) -> bool:
+    """Whether it is `with assertRaises(…)` or `suppress(…)` of exceptions other than those of failed assertions."""
+    call = item.context_expr
+    if not isinstance(call, ast.Call) or any(map(catches_all, call.args)):
+        return False
+    return _is_assertion_call(call) or _called(call) == "suppress"
+
+
+def _reporting(body: list[ast.stmt], what: str) -> ast.Try:
+    """The statements, with a report of an exception that leaves them."""
+    handler = ast.ExceptHandler(ast.Name("Exception", ast.Load()), None, [_report(what), ast.Raise()])
+    return ast.copy_location(ast.Try(body, [ast.copy_location(handler, body[-1])], [], []), body[0])
+
+
+def _report(what: str) -> ast.Expr:
+    return ast.Expr(ast.Call(ast.Name(COUNTER, ast.Load()), [ast.Constant(what)], []))
+
+
+class Counts:
+    """What the tests report while they run. Attributes: `held`, assertions that held; `failures`, of those that failed, the
+    exceptions that no handler has dealt with."""
+
+    def __init__(self) -> None:
+        self.held = 0
+        self.failures: list[BaseException] = []
+
+    def report(self, what: str) -> None:
+        """`HELD`, or of the exception that is being handled: that it `FAILED` an assertion, that it was `DEALT` with, that
+        it was `CAUGHT`, which settles it unless it is a failed assertion."""
+        error = sys.exc_info()[1]
+        if what == "HELD":
+            self.held += 1
+        elif what == "FAILED" and error is not None:
+            self.failures.append(error)
+        elif not (what == "CAUGHT" and isinstance(error, AssertionError)):
+            settled: list[BaseException] = []
+            while error is not None and error not in settled:
+                settled.append(error)
+                error = error.__cause__ or error.__context__
+            self.failures = [failure for failure in self.failures if not any(failure is one for one in settled)]
+
+
+def catches_all(kind: ast.expr | None) -> bool:
+    """Whether a handler of this kind catches a failed assertion."""
+    name = kind.attr if isinstance(kind, ast.Attribute) else kind.id if isinstance(kind, ast.Name) else ""
+    return kind is None or name in _CATCH_ALL
+
+
+def _kinds(handler: ast.ExceptHandler) -> Sequence[ast.expr | None]:
+    return handler.type.elts if isinstance(handler.type, ast.Tuple) else [handler.type]
+
+
+def swallows(handler: ast.ExceptHandler) -> bool:
+    """Whether a handler catches failed assertions and says nothing of them."""
+    parts = [part for statement in handler.body for part in ast.walk(statement)]
+    acts = any(isinstance(part, ast.Raise) or asserts(part) or _returns(part) for part in parts)
+    ends = any(isinstance(part, ast.Call) and _called(part) in ("exit", "quit", "fail", "abort") for part in parts)
+    return any(map(catches_all, _kinds(handler))) and not acts and not ends
+
+
+def _returns(part: ast.AST) -> bool:
+    return isinstance(part, ast.Return) and part.value is not None
 
 
 def counting(source: str) -> ast.Module:

@@ -157,37 +157,34 @@ def _serve(spec: dict[str, Any]) -> int:
 def _unit(spec: dict[str, Any]) -> int:
     replies, calls = _take_channels()
     client = guest_remote.Client(replies, calls)
-    held = 0
-
-    def count() -> None:
-        nonlocal held
-        held += 1
-
+    counts = guest_assertions.Counts()
     problem: str | None = None
     in_threads: list[BaseException | None] = []
     threading.excepthook = lambda about: in_threads.append(about.exc_value)
     try:
-        _run_tests(spec, client, count)
+        _run_tests(spec, client, counts)
         if in_threads:
             raise in_threads[0] or RuntimeError("a thread of the tests failed")
-        if not held or not client.calls:
+        if counts.failures:
+            raise counts.failures[0]
+        if not counts.held or not client.calls:
             problem = "the tests asserted nothing about the solution"
     except BaseException as error:
         problem = _problem(error, spec["test"])
     if client.gone:  # whatever the tests caught
         problem = problem or "the solution's process ended before the tests did"
-    verdict = {"passed": problem is None, "problem": problem, "assertions": held, "calls": client.calls}
+    verdict = {"passed": problem is None, "problem": problem, "assertions": counts.held, "calls": client.calls}
     os.write(2, json.dumps(verdict).encode() + b"\n")
     return 0
 
 
-def _run_tests(spec: dict[str, Any], client: guest_remote.Client, count: Callable[[], None]) -> None:
+def _run_tests(spec: dict[str, Any], client: guest_remote.Client, counts: guest_assertions.Counts) -> None:
     """The top level of the tests, `check` of the entry point, and what else was planned: functions and classes."""
     for module_name in spec["modules"]:
         sys.modules[module_name] = _Supplied(module_name, client)
     namespace = _load({"setup": spec.get("setup")}, "tests")
     namespace.update((name, client.supplied(name)) for name in spec["names"])
-    namespace[guest_assertions.COUNTER] = count
+    namespace[guest_assertions.COUNTER] = counts.report
     namespace["__name__"] = "__main__"
     if "unittest" in spec["test"]:
         import unittest
@@ -199,10 +196,10 @@ def _run_tests(spec: dict[str, Any], client: guest_remote.Client, count: Callabl
     for name in spec["functions"]:
         namespace[name]()
     for name in spec["classes"]:
-        _run_class(namespace[name], count)
+        _run_class(namespace[name])
 
 
-def _run_class(kind: type, count: Callable[[], None]) -> None:
+def _run_class(kind: type) -> None:
     """All tests of a unittest case, or of a plain class of tests. Raises for the first that fails."""
     import unittest
 
