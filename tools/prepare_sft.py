@@ -67,7 +67,10 @@ def main(config: Prepare) -> None:
         if store.manifest.remark:
             say("prepare", f"{path}: {store.manifest.remark}")
         seconds = time.perf_counter() - began
-        say("prepare", f"{path}: {len(store):,} conversations{left_out}, {tokens:,} tokens, in {seconds:.1f} s: {store.folder}")
+        say(
+            "prepare",
+            f"{path}: {len(store):,} conversations{left_out}, {tokens:,} tokens, in {seconds:.1f} s: {store.folder}",
+        )
 
 
 if __name__ == "__main__":

@@ -288,6 +288,7 @@ class RingTokenizer:
             names = ", ".join(sorted(template))
             raise UserError(f"{where}: of its chat templates ({names}) none is the default: keep one, or name it default")
         from jinja2 import TemplateError, TemplateSyntaxError
+
         arguments = {"tokenize": False, "add_generation_prompt": True, **settings}
         try:
             return str(self._tokenizer.apply_chat_template(list(conversation), **arguments))

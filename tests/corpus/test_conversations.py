@@ -163,7 +163,9 @@ def test_overlong_conversations(records: list[SFTRecord], tokenizer: RingTokeniz
     long = SFTRecord((Message("user", "1" * 200), Message("assistant", "2")))
     bad = SFTRecord((Message("user", "q"), Message("assistant", "a<|endoftext|>b")))
     mixed = [records[0], bad, bad, long, *records[1:10], bad]
-    with pytest.raises(UserError, match=r"c\.jsonl: 1 of 14 con.* longer than 160 tokens \(the longest has 2..; records 4\)"):
+    with pytest.raises(
+        UserError, match=r"c\.jsonl: 1 of 14 con.* longer than 160 tokens \(the longest has 2..; records 4\)"
+    ):
         opened(tmp_path, mixed, tokenizer, control_tokens="drop")
     kept = opened(tmp_path, [], tokenizer, control_tokens="drop", overlong="drop")
     assert (kept.sequences, kept.dropped, kept.dropped_controls) == (10, 1, 3)

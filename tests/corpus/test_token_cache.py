@@ -82,7 +82,9 @@ def path_of(tokenizer: RingTokenizer) -> Path:
     return tokenizer._path
 
 
-def test_a_file_that_changes_has_another_store(path: Path, tokenizer: RingTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_changes_has_another_store(
+    path: Path, tokenizer: RingTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whatever its size and times: a note of its hash serves only while all of them are the same, and is not made at once."""
     monkeypatch.setattr(token_cache, "SETTLED", 0.1)
     hashed: list[Path] = []
@@ -109,7 +111,9 @@ DAMAGES = {
     "checks": lambda store: flip(store / "checks.bin", 5),
     "token": lambda store: flip(store / "tokens.bin", 33),
     "mask": lambda store: flip(store / "mask.bin", 33),
-    "manifest": lambda store: (store / "manifest.json").write_text((store / "manifest.json").read_text().replace("40", "41")),
+    "manifest": lambda store: (store / "manifest.json").write_text(
+        (store / "manifest.json").read_text().replace("40", "41")
+    ),
     "no manifest": lambda store: (store / "manifest.json").unlink(),
     "emptied": lambda store: (store / "manifest.json").write_text("[]"),
     "packs": lambda store: flip(next(store.glob("packs-*")), -9),
@@ -196,10 +200,7 @@ def test_killed_and_two_at_once(tokenizer_dir: Path, tokenizer: RingTokenizer, t
         "key = token_cache.key_of(content)\n"
         "token_cache._build_here(job, key, content, folder / f'sft-{key}', 2, print)\n"
     )
-    both_of = program + (
-        "if __name__ == '__main__':\n"
-        "    token_cache.open_store(job, [folder], print, workers=2)\n"
-    )
+    both_of = program + ("if __name__ == '__main__':\n    token_cache.open_store(job, [folder], print, workers=2)\n")
     folder, files = path.parent / ".tokenized", [str(path), str(tokenizer_dir)]
     process = subprocess.Popen([sys.executable, "-c", first, *files], stdout=subprocess.DEVNULL)
     while process.poll() is None and not list(folder.glob("sft-*.partial/state.json")):

@@ -113,7 +113,12 @@ def test_bad_templates_are_refused(tokenizer_dir: Path, tmp_path: Path) -> None:
             loaded(tokenizer_dir, tmp_path, text)
     (tmp_path / "bytes.jinja").write_bytes(b"{{ messages }}\xff")
     (tmp_path / "a.json").write_text("[]")
-    for name, said in (("none", "No such file"), (".", "a folder"), ("bytes.jinja", "not UTF-8"), ("a.json", "holds no text")):
+    for name, said in (
+        ("none", "No such file"),
+        (".", "a folder"),
+        ("bytes.jinja", "not UTF-8"),
+        ("a.json", "holds no text"),
+    ):
         with pytest.raises(UserError, match=said):
             RingTokenizer.load(tokenizer_dir, tmp_path / name)
 
