@@ -23,7 +23,8 @@ class JudgeConfig:
     tokenizer: Path | None = None
     """Tokenizer directory of --judge.checkpoint (default: --tokenizer)."""
     chat_template: Path | None = None
-    """File of the chat template in Jinja, in place of the tokenizer's own (default: that of --chat-template where the tokenizer is --tokenizer)."""
+    """File of the chat template in Jinja, in place of its tokenizer's own (default: --chat-template, where the tokenizer is
+    --tokenizer)."""
     baseline: Path | None = None
     """Answers that arena-hard's are compared with: a file of a model's answers, or the --out of another evaluation."""
     temperature: float = 0.0
