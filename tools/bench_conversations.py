@@ -3,9 +3,9 @@
 
     python tools/bench_conversations.py --conversations 200000 --ranks 4
 
-Makes a file of such a number of conversations, then opens it as a run does: once with nothing tokenised, then again in --ranks
-processes together, each of which goes on to read --steps steps. Reported are the seconds of each start, and the memory of each
-rank (MB, of the whole process): before it opens the file, once it is open, at its peak, and the part that only this process has.
+Makes a file of so many conversations, then opens it as a run does: once with nothing tokenised, then again in --ranks
+processes together, each of which goes on to read --steps steps. Reported are the seconds of each start, and the memory of
+each rank (MB): before it opens the file, once it is open, and at the end, of the whole process and of what is its own.
 """
 
 from __future__ import annotations

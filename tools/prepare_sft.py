@@ -3,8 +3,9 @@
 
     python tools/prepare_sft.py --input sft.jsonl val.jsonl --tokenizer Ring-lite-SFT/
 
-A run does the same by itself where it has not been done; this needs no GPU. Settings that decide the tokens (--chat-template,
---fields, --train-on, --control-tokens) must be those of the run. The same command continues work that was interrupted.
+A run does the same by itself where it has not been done. This needs no GPU. Settings that decide the tokens
+(--chat-template, --fields, --train-on, --control-tokens) must be those of the run. The same command continues work that was
+interrupted.
 """
 
 from __future__ import annotations

@@ -121,8 +121,11 @@ class TokenStore:
         return len(self.lengths)
 
     def read(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens int32 [n] and mask int8 [n] of a conversation (counted from 0), copied. Raises `DamagedStoreError` where it is
-        not what was written."""
+        """Tokens int32 [n] and mask int8 [n] of a conversation (counted from 0), copied.
+
+        Raises:
+            DamagedStoreError: they are not what was written.
+        """
         begin, length = int(self._offsets[number]), int(self.lengths[number])
         tokens = self._tokens[begin : begin + length * self._dtype.itemsize]
         first = begin // self._dtype.itemsize

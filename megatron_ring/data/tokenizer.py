@@ -265,7 +265,7 @@ class RingTokenizer:
                     if any(learnt[:index]):
                         raise UserError(
                             f"{self._template_path}: the chat template changes earlier turns as a conversation grows: "
-                            f"split such conversations into one record per answer, or train on the last (--data.train-on last)"
+                            f"split such conversations into one record per answer, or take --data.train-on last"
                         )
                     pieces, done = [], ""
                 response = after_prompt(prompt, message.content)

@@ -247,7 +247,7 @@ def test_one_process_has_a_corpus(prepare, tmp_path: Path, jsonl: Path) -> None:
 def test_a_worker_that_is_killed_is_said() -> None:
     from megatron_ring.corpus.pool import WorkerPool
 
-    with WorkerPool(len, 2, "fewer") as pool, pytest.raises(UserError, match=r"a worker was killed.*: fewer"):
+    with WorkerPool(time.sleep, 2, "fewer") as pool, pytest.raises(UserError, match=r"a worker was killed.*: fewer"):
         pool.submit(os.kill, 0, 0).result()
         pool.submit(os._exit, 1)
-        list(pool.in_order((None, "a") for _ in range(100)))
+        list(pool.in_order((None, 0.05) for _ in range(100)))

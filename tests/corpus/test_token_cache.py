@@ -85,7 +85,7 @@ def path_of(tokenizer: RingTokenizer) -> Path:
 def test_a_file_that_changes_has_another_store(
     path: Path, tokenizer: RingTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever its size and times: a note of its hash serves only while all of them are the same, and is not made at once."""
+    """Whatever its size and times: a note of its hash serves only while all are the same, and is not made at once."""
     monkeypatch.setattr(token_cache, "SETTLED", 0.1)
     hashed: list[Path] = []
     digest_of = token_cache.sha256_of
@@ -185,7 +185,7 @@ def test_on_a_full_disk_nothing_is_taken_for_whole(path: Path, tokenizer: RingTo
 @pytest.mark.slow
 def test_killed_and_two_at_once(tokenizer_dir: Path, tokenizer: RingTokenizer, tmp_path: Path) -> None:
     """A real process with workers is killed when some is saved; what it left is gone on with, by two that start together."""
-    path = written(tmp_path / "a/c.jsonl", 8_000)
+    path = written(tmp_path / "a/c.jsonl", 4_000)
     program = (
         "import sys; from pathlib import Path\n"
         "from megatron_ring.corpus import token_cache, tokenizing\n"

@@ -18,21 +18,23 @@ from megatron_ring.errors import UserError
 from megatron_ring.serving.prompts import tokens_of_chat
 from megatron_ring.serving.protocol import read_chat
 
-# As later reasoning models have it: thinking of turns before the last question is dropped, tools speak in a turn of the user.
+# As later reasoning models have it: thinking before the last question is dropped, tools speak in a turn of the user.
 DROPS = """{% set ns = namespace(last=-1) %}
 {%- for m in messages %}{% if m['role'] == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}
 {%- for m in messages %}
 {%- set text = m['content'] %}
 {%- if m['role'] == 'assistant' and loop.index0 < ns.last and '</think>' in text %}
 {%- set text = text.split('</think>')[-1].lstrip() %}{% endif %}
-{%- if m['role'] == 'tool' %}{{ '[user]<result>' + text + '</result>' }}{% else %}{{ '[' + m['role'] + ']' + text }}{% endif %}
+{%- if m["role"] == "tool" %}{{ "[user]<result>" + text + "</result>" }}{% else %}{{ "[" + m["role"] + "]" + text }}
+{%- endif %}
 {%- if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}
 {%- endfor %}{% if add_generation_prompt %}{{ '[assistant]' }}{% endif %}"""
 KEEPS = DROPS.replace("loop.index0 < ns.last and", "false and")
 OPENS = KEEPS.replace("'[assistant]'", "'[assistant]<think>\n'")
 TURNS = [
     Message("system", "be brief"), Message("user", "6*7?"), Message("assistant", "<think>\nsix sevens\n</think>\n\n42"),
-    Message("user", "and look it up"), Message("assistant", "<think>\nask\n</think>\n\ncalling"), Message("tool", "42 it is"),
+    Message("user", "and look it up"), Message("assistant", "<think>\nask\n</think>\n\ncalling"),
+    Message("tool", "42 it is"),
 ]  # fmt: skip
 ANSWER = Message("assistant", "<think>\nseen\n</think>\n\nIt is 42.")
 
