@@ -75,8 +75,8 @@ class EvaluateConfig(Columns, InferenceConfig, DryRun):
         )
         require(
             self.prompts is None or not self.judge.given,
-            "--judge judges benchmarks, and --prompts are scored by verifiers: leave it out, or give --benchmark; the domain "
-            "`judge` has --rewards.judge",
+            "--judge judges benchmarks, and --prompts are scored by verifiers: leave it out, or give --benchmark; the "
+            "domain `judge` has --rewards.judge",
         )
         self._check_budget()
         require(self.samples_per_problem >= 1, f"--samples-per-problem is {self.samples_per_problem}, below 1")

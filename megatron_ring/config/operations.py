@@ -10,7 +10,6 @@ from typing import Literal
 from megatron_ring.config.checks import require, require_temperature
 from megatron_ring.config.sampling import SamplingConfig
 
-
 OF_REWARDS = ("length_correlation", "repetition", "rule_gap", "judge_disagreement", "judge_failures")
 """Alarms of RL alone."""
 

@@ -30,6 +30,7 @@ def evaluate_prompts(
     )  # fmt: skip
     scorer.start()
     rollouts, _ = sample_rollouts(sampler, to_sample, version=0, on_progress=on_progress, on_rollout=scorer.submit)
+    sampler.release()  # a judge's cache may want the room
     return scorer.finish(rollouts)
 
 

@@ -1,8 +1,8 @@
 """Figures that tell a reward that is hacked from one that is earned: what it goes with, and what it leaves behind.
 
 Correlations are of ranks within the groups: each response's rank among those to the same prompt, equal values with their
-mean rank, less the group's mean; then one product over all groups (Spearman's, pooled). So a prompt that asks for long answers
-and is easy makes no correlation, and neither does a reward's scale.
+mean rank, less the group's mean; then one product over all groups (Spearman's, pooled). So a prompt that asks for long
+answers and is easy makes no correlation, and neither does a reward's scale.
 """
 
 from __future__ import annotations

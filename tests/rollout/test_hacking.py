@@ -76,7 +76,7 @@ def a_step(chance: random.Random, grown: int, reward: Any) -> list[ScoredRollout
 def test_a_planted_reward_that_goes_by_length_is_caught(name: str, reward: Any, broken: set[str]) -> None:
     alarms = Alarms(AlarmConfig(action="warn", length_correlation=0.6, rule_gap=0.5, window=4))
     chance, seen = random.Random(name), []
-    for step in range(200):
+    for step in range(100):
         figures = hacking_figures(a_step(chance, step, reward))
         seen.append({alarm.metric for alarm in alarms.check({"step": step + 1, "reward/mean": 0.0, **figures})})
     assert set().union(*seen) == broken

@@ -55,6 +55,7 @@ class Rules:
 def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tokenizer")
     train_bpe(["one two three four"] * 20, 300, folder)
+    (folder / "rewards.json").write_text(json.dumps(RULED))
     return folder
 
 
@@ -188,9 +189,12 @@ def test_replies_of_a_run_are_kept_from_checkpoint_to_checkpoint(tmp_path: Path)
         begin_again(tmp_path)
 
 
-DOMAINS = ("judge", "judge/rubric", "judge/reference", "judge/pairwise", "ruled")
-RULE = {"domain": "format/script", "with": {"script": "latin", "share": 0.7}}
-RULED = {"ruled": {"parts": [{"name": "good", "domain": "judge", "rules": [RULE]}]}}
+DOMAINS = ("judge", "judge/rubric", "judge/reference", "judge/pairwise", "ruled", "left")
+ALWAYS = {"domain": "format/script", "with": {"script": "latin", "share": 0.0}}
+RULED = {
+    "ruled": {"parts": [{"name": "good", "domain": "judge", "rules": [ALWAYS]}]},
+    "left": {"parts": [{"name": "good", "domain": "judge", "rules": [{**ALWAYS, "at_least": 2}]}]},
+}
 
 
 def judged_responses(
@@ -211,7 +215,6 @@ def judged_responses(
     initialize_weights(model, seed=1)
     sampler = Sampler(model, here, SamplingConfig(max_new_tokens=9, max_batch=4), tokenizer.eos_id, tokenizer.decode)
     prompts = [StreamPrompt(i, PromptRecord(str(i), name, "one two", "r")) for i, name in enumerate(domains)]
-    (folder / "rewards.json").write_text(json.dumps(RULED))
     config = RewardConfig(workers=1, judge=judge, offload=offload, compositions=folder / "rewards.json")
     with open_scorer(config, domains, tokenizer, here, sampler, folder / f"cache{parallel}") as scorer:
         rewards = []
@@ -238,12 +241,12 @@ def test_a_server_judges_alike_under_every_layout(run_on: Any, tokens: Path) -> 
             ranks = run_on(processes, judged_responses, parallel, tokens, settings, DOMAINS)
             asked = Counter(json.dumps(body) for body in server.asked if "Verdict" in body["messages"][0]["content"])
         assert set(asked.values()) == {1}  # nothing twice, though a round came again
-        by_rule = sum(reason.endswith("a share of 0.7 wanted)") for _, reason in ranks[0][0])
-        assert 0 < by_rule < 3 and len(asked) == 3 * 5 - by_rule, ranks[0][0][-3:]
+        assert len(asked) == 3 * 5  # not for what a rule decides
         found[layout] = [rank[0] for rank in ranks]
     assert all(rank == found["one"][0] for ranks in found.values() for rank in ranks)
     values = {name: [value for value, _ in found["one"][0][3 * i : 3 * i + 3]] for i, name in enumerate(DOMAINS)}
     assert all(0 <= value <= 1 for of_domain in values.values() for value in of_domain)
+    assert values["ruled"] == [1.0] * 3
     assert sum(values["judge/pairwise"]) == pytest.approx(1.5) and len(set(values["judge"])) > 1
 
 
