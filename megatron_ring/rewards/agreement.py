@@ -15,6 +15,7 @@ _MAX_PAIRS = 400
 _PARAMETERS = frozenset("knmtlj")
 _FAMILY_ORDER = re.compile(r"([A-Za-z])(?:_\{?(\d{1,3})\}?)?")
 _INEQUALITY = re.compile(r"<|>|\\[lg]e(?![A-Za-z])")
+_PRODUCT = re.compile(r"[a-z]{2}|abc|xyz")  # of variables
 _INDEXED = re.compile(r"([A-Za-z]|\\[a-z]+)(?:_(\w{1,12}))?")
 
 
@@ -216,7 +217,10 @@ def _exact_members(items: tuple[Answer, ...]) -> Counter[Hashable] | None:
 
 
 def _same_name(a: str, b: str) -> bool:
-    """Whether two names may mean one thing. y and f(x) may, as may A and `\\text{Area}`; x and y, x_1 and x_2 may not."""
+    """Whether two names may mean one thing. y and f(x) may, as may A and `\\text{Area}`; x and y, x_1 and x_2, x and xy or
+    f(x) may not."""
+    if a != b and (_made_with(a, b.strip()) or _made_with(b, a.strip())):
+        return False
     a, b = (re.sub(r"[\s{}]|\\text", "", name) for name in (a, b))
     left, right = _INDEXED.fullmatch(a), _INDEXED.fullmatch(b)
     if a != b and any("+" in name or "-" in name for name in (a, b)):
@@ -226,6 +230,16 @@ def _same_name(a: str, b: str) -> bool:
     if not (is_variable(left[1]) and is_variable(right[1])):
         return True
     return left[1] == right[1] and not (left[2] and right[2])
+
+
+def _made_with(name: str, variable: str) -> bool:
+    """Whether a name is an expression that the variable is a part of."""
+    if not is_variable(variable) or name.strip() == variable or "_" in name:
+        return False
+    bare = re.sub(r"m?\\angle(?![A-Za-z])|[\s{}]", "", name)
+    product = _PRODUCT.fullmatch(bare) is not None and variable in bare
+    inside = re.search(rf"(?<![A-Za-z\\]){re.escape(variable)}(?![A-Za-z(])", name) is not None
+    return bare != variable and (product or inside)
 
 
 def _all(values: Iterable[bool | None]) -> bool | None:

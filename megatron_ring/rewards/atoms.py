@@ -31,7 +31,7 @@ _TEXT = re.compile(r"\\text\s*\{([^{}\\]*)\}")
 _QUALIFIERS = frozenset({
     "or", "and", "not", "more", "less", "fewer", "than", "least", "most", "about", "approximately", "around", "nearly",
     "between", "if", "when", "unless", "except", "to", "from", "plus", "minus",
-    "times", "half", "double", "million", "billion",
+    "times", "half", "double", "isn", "aren", "false", "cannot", "never", "nor", "million", "billion",
     "trillion", "thousand", "hundred", "dozen", "wrong", "incorrect", "maybe", "cent",
 })  # fmt: skip
 _MAX_QUANTITY = 100  # characters
@@ -43,8 +43,10 @@ _CLOCK = re.compile(r"\d{1,6}(?:\s*:\s*\d{1,6})+")
 _TRIGONOMETRIC = re.compile(
     r"(?:\\|\b)(?:" + "|".join(sorted(name for name in FUNCTIONS if name != "deg")) + r")(?![A-Za-z])"
 )
-_MODULUS = re.compile(r"\s*\(?\s*\\(?:pmod|mod|bmod)(?![A-Za-z])\s*\{?\s*\d{1,9}\s*\}?\s*\)?$")
-_PREAMBLE = re.compile(r"^(?:\\text\s*\{)?\s*(?:[Tt]he )?(?:[Ff]inal )?[Aa]nswer(?: is|:| =)?\s*:?\s*\}?\s*")
+_MODULUS = re.compile(r"\s*\(?\s*\\(?:pmod|mod|bmod)(?![A-Za-z])\s*\{?\s*(\d{1,9})\s*\}?\s*\)?$")
+_PREAMBLE = re.compile(
+    r"^(?:\\text\s*\{)?\s*(?:(?:[Tt]he )?(?:[Ff]inal )?[Aa]nswer(?: is|:| =)?\s*:?|故?答案[是为选]?\s*[:：]?)\s*\}?\s*"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,7 @@ def settle(reference: str, given: str) -> bool | tuple[str, str]:
     if _same_text(reference, given) or same_species(reference, given):
         return True
     if "mod" not in reference:
-        given = _MODULUS.sub("", given)
+        given = _without_modulus(given)
     based = _same_based(reference, given)
     if based is not None:
         return based
@@ -123,7 +125,17 @@ def spaced_unit(text: str) -> int:
 
 def strip_preamble(text: str) -> str:
     """Without `The answer is`."""
-    return _PREAMBLE.sub("", text, count=1) if "nswer" in text else text
+    return _PREAMBLE.sub("", text, count=1) if "nswer" in text or "答案" in text else text
+
+
+def _without_modulus(text: str) -> str:
+    """Without the modulus behind a residue, which is below it: `42 \\bmod 5` is another number than 42."""
+    found = _MODULUS.search(text)
+    if found is None:
+        return text
+    value = evaluate(text[: found.start()])
+    reduced = value is None or value.rational is None or value.rational < int(found[1])
+    return text[: found.start()] if reduced else text
 
 
 def _same_text(a: str, b: str) -> bool:

@@ -16,6 +16,7 @@ from megatron_ring.rewards.agreement import answers_agree
 from megatron_ring.rewards.atoms import settle, strip_preamble
 from megatron_ring.rewards.boxed import last_boxed, marked_answer
 from megatron_ring.rewards.choice import choice_agrees, choice_differs
+from megatron_ring.rewards.currency import currencies_differ
 from megatron_ring.rewards.exact import numbers_agree, parse_number
 from megatron_ring.rewards.interface import Reward, ScoreRequest
 from megatron_ring.rewards.normalise import clean, defines_macros, nesting, normalise
@@ -92,6 +93,8 @@ def quick_compare(given: str, reference: str) -> Reward | None:
         return Reward(0.0, "the boxed answer is empty")
     if given_text == reference_clean:
         return CORRECT
+    if currencies_differ(reference, given):
+        return differs(given, reference)
     given_number, reference_number = parse_number(given_text), parse_number(reference_clean)
     if given_number is not None and reference_number is not None:
         return CORRECT if numbers_agree(reference_number, given_number) else differs(given, reference)

@@ -25,6 +25,9 @@ _SYMBOLS = str.maketrans({
     "⅛": r"\frac{1}{8}", "⅜": r"\frac{3}{8}", "⅝": r"\frac{5}{8}", "⅞": r"\frac{7}{8}",
 })
 # fmt: on
+# 1或2, 3、4: between what is mathematics; in words they stay.
+_CHINESE_JOINING = re.compile(r"(?<=[!-~])\s{0,8}([或且和与及、])\s{0,8}(?=[!-~])")
+_JOINED_BY = {"或": " or ", "、": ", "}
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ", "0123456789-+n")
 _SUPERSCRIPT = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ]+")
 _SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉₊₋", "0123456789+-")
@@ -57,6 +60,7 @@ _MAX_INFIX = 8
 _INFIX_NAMES = {"choose": r"\binom", "over": r"\frac"}
 _DEGREE = re.compile(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))")
 _JOINING = re.compile(r"\\text\s*\{\s*,?\s*(or|and)\s*\}|(?<=[\s\d})\]])(or|and)(?=[\s\d\\(\[{])")
+_NEGATED = re.compile(r"\\not(?![A-Za-z])\s*(=|\\in(?![A-Za-z]))")
 _SEGMENT = re.compile(r"\\(?:overline|overleftrightarrow)\s*\{\s*([A-Z]{2})\s*\}")
 # Colours and boxes around an answer, with the arguments that are no part of it.
 _WRAPPER = re.compile(
@@ -99,6 +103,7 @@ def normalise(text: str) -> str:
     text = _GROUPED_DIGITS.sub(lambda match: "".join(re.findall(r"\d", match[0])), text)
     text = clean(text)
     if not text.isascii():
+        text = _CHINESE_JOINING.sub(lambda match: _JOINED_BY.get(match[1], " and "), text)
         text = _SUPERSCRIPT.sub(lambda match: "^{" + match[0].translate(_SUPERSCRIPTS) + "}", text)
         text = _SUBSCRIPT.sub(lambda match: "_{" + match[0].translate(_SUBSCRIPTS) + "}", text)
         text = re.sub("√(\\d+)", r"\\sqrt{\1}", text).translate(_SYMBOLS)
@@ -113,6 +118,7 @@ def normalise(text: str) -> str:
         text = _BARE_TEXT.sub(r"\\text{\1}", text)
         text = _BARE_SET.sub(lambda match: rf"\mathbb{{{match[1] or match[2]}}}", text)
         text = _BARE_MODULUS.sub(r"\\\1{\2}", _without_infix(text))
+    text = _NEGATED.sub(lambda match: r"\ne " if match[1] == "=" else r"\notin ", text)
     text = _JOINING.sub(lambda match: f" {match[1] or match[2]} ", text)
     text = without_stop(" ".join(text.split()).strip(" $"))
     if _SPACED_INTEGER.fullmatch(text):
@@ -122,7 +128,7 @@ def normalise(text: str) -> str:
 
 def without_stop(text: str) -> str:
     """Without the full stop at its end. Several are an ellipsis, which says that more follows."""
-    return text if text.endswith("..") else text.removesuffix(".").rstrip()
+    return text if text.endswith("..") else text.removesuffix("。").removesuffix(".").rstrip()
 
 
 def _without_infix(text: str) -> str:

@@ -24,8 +24,9 @@ from megatron_ring.rewards.math import (
     quick_compare,
     reference_text,
 )
-from megatron_ring.rewards.normalise import clean, normalise
+from megatron_ring.rewards.normalise import clean, normalise, unwrap
 from megatron_ring.rewards.unit_conversion import Conversion
+from megatron_ring.rewards.unit_names import with_symbols
 from megatron_ring.rewards.units import conversion, looks_like_unit, parse_unit
 
 _SYMBOL = re.compile(r"(?:\\?[A-Za-z]{0,12}|\\Delta\s?[A-Za-z])(?:_(?:\w|\{[^{}]{1,20}\}))?")
@@ -75,7 +76,8 @@ def _verify(response: str, answer: Any, compare_numbers: Callable[[str, str], Re
         return reference
     if len(given) > MAX_ANSWER_CHARACTERS:
         return quick_compare(given, reference)
-    wanted, got = clean(normalise(reference)), strip_preamble(clean(normalise(given)))
+    wanted = with_symbols(_unset(clean(normalise(reference))))
+    got = with_symbols(_unset(strip_preamble(clean(normalise(given)))))
     if wanted == got or choice_agrees(clean(reference), clean(given)):
         return CORRECT
     got = _value_of(got)
@@ -95,6 +97,12 @@ def _verify(response: str, answer: Any, compare_numbers: Callable[[str, str], Re
     if _measured(number, given_quantity[0], 100):
         return CORRECT
     return compare_numbers(given_quantity[0], number)
+
+
+def _unset(text: str) -> str:
+    r"""`\text{70 kg}` as `70 kg`; words stay as they are set."""
+    inner = unwrap(text)
+    return inner if NUMBER.match(inner) is not None else text
 
 
 def _value_of(text: str) -> str:

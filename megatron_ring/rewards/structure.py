@@ -44,6 +44,7 @@ _QUANTIFIED = re.compile(
     r"[\s,(]{0,6}(?:\\forall|(?:\\text\s*\{)?\s*for (?:all|every|any|each)(?![A-Za-z]))[\s}]*(?:\\text\s*\{)?\s*"
     r"(?:real|complex)?\s*(?:numbers?|values? of)?[\s}]*[a-z]?\s*(?:\\in\s*\\?(?:mathbb)?\{*\s*[RC]\s*\}*)?\)?$"
 )
+_DENIES = re.compile(r"\\(?:not|neg|lnot|ne|sim)|\b(?:not|never|wrong|incorrect|except|unless)\b")
 _FAMILY_NAME = re.compile(r"[A-Za-z](?:_\{?\d{1,3}\}?)?")
 _PLUS_MINUS = re.compile(r"\\pm(?![A-Za-z])")
 _MINUS_PLUS = re.compile(r"\\mp(?![A-Za-z])")
@@ -211,7 +212,8 @@ def _named(text: str, depth: int) -> Answer | None:
             return replace(parse_answer(sides[-1], depth + 1), name=exact, text=text)
         if found.count("\\approx") == 1 and parse_number(sides[-1]) is not None:
             return replace(parse_answer(exact, depth + 1), approximation=sides[-1], text=text)
-    if "\\approx" in found or not all(sides) or len(sides) > 8:
+    spoken = all(re.search(r"\w", side) for side in sides[:-1])  # not `x =/= 5`
+    if "\\approx" in found or not (spoken and sides[-1]) or len(sides) > 8:
         return Answer("equation", text, text)
     return _chain(text, sides, depth)
 
@@ -251,9 +253,10 @@ def _is_constant(text: str) -> bool:
 
 
 def _is_name(text: str) -> bool:
-    """Whether this may stand before `=` without being a condition on the value: letters, `f(2)`, `a+b`; not `2x`, `x^2`."""
+    """Whether this may stand before `=` without being a condition on the value: letters, `f(2)`, `a+b`; not `2x`, `-x`."""
     bare = _ARGUMENTS.sub("a", text)
-    return _NAME.fullmatch(bare) is not None and re.search("[A-Za-z]", bare) is not None and evaluate(text) is None
+    named = _NAME.fullmatch(bare) is not None and not bare.startswith("-") and re.search("[A-Za-z]", bare) is not None
+    return named and _DENIES.search(text) is None and evaluate(text) is None
 
 
 def _plain(text: str, depth: int) -> Answer:

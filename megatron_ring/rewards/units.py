@@ -16,7 +16,7 @@ Unit = tuple[tuple[str, int], ...]  # symbols with their exponents, sorted; case
 _WRAPPER = re.compile(r"\\(?:text|mathrm|textrm|mathit|operatorname|mbox|unit)\s*+\{((?:[^{}]++|\{[^{}]*+\})*+)\}")
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
 _SUPERSCRIPT = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+")
-_DEGREE = re.compile(r"\^?\{?\s*\\circ\s*\}?|°|\\degree\b")
+_DEGREE = re.compile(r"\^?\{?\s*\\circ\s*\}?(?!\s*\d)|°|\\degree\b")
 _FRACTION = re.compile(r"\\[dt]?frac\s*\{((?:[^{}]++|\{[^{}]*+\})*+)\}\s*\{((?:[^{}]++|\{[^{}]*+\})*+)\}")
 _PRODUCT = re.compile(r"\\left(?=\()|\\right(?=\))|\\cdot|\\times|\\[,;: ]|[·⋅•∙*~×]")
 _NEWTON_METRES = re.compile(r"(?<![A-Za-z])N-?m(?![A-Za-z])")

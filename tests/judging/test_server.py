@@ -160,7 +160,10 @@ def test_what_ends_the_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
 def test_a_redirect_is_told_and_gets_no_key(status: int, tmp_path: Path) -> None:
-    with RuleServer() as other, RuleServer(lambda *_: (status, {"location": f"{other.url}/chat/completions"}, b"")) as server:
+    with (
+        RuleServer() as other,
+        RuleServer(lambda *_: (status, {"location": f"{other.url}/chat/completions"}, b"")) as server,
+    ):
         for ask in (lambda judge: judge.check(), lambda judge: judge(["p"])):
             with pytest.raises(UserError, match=rf"^--judge.url http://.*: status {status}"):
                 ask(client(server.url, tmp_path, key="secret"))

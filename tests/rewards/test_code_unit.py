@@ -61,7 +61,8 @@ NOTHING = [
     ("import pytest\ndef test_f():\n    assert f(1) == 2", "line 1 of the tests: the sandbox has no pytest"),
     ("from solution import *\nassert f(1) == 2", "line 1 of the tests: import what the solution supplies by name"),
     ("assert f(1 == 2", "line 1 of the tests: not Python"),
-    ("assert 2 == len('ab')", "use nothing that a solution could define"),
+    ("assert 2 == len('ab')", "assert nothing"),
+    ("f(1)\nassert abs(len('ab') - 2) < 1e-6", "assert nothing"),
     ("assert isclose(answer(3), 40503)", "answer and isclose are defined by nobody"),
     ("r = answer(3)\nassert isclose(r, 40503)", "line 2 of the tests: answer and isclose"),
     ("def same(a, b):\n    assert isclose(a, b)\nsame(answer(3), 5)", "answer and isclose are defined by nobody"),
@@ -219,8 +220,16 @@ RUNS: dict[str, tuple[str, Any, int]] = {
     "the name of an argument": (SAME_F, "def check(f):\n    assert f(1) == 2\ncheck(f)", 1),
     "results in a list": (SAME_F, "good = []\nfor x in (1, 2):\n    good.append(f(x) == x + 1)\nassert all(good)", 1),
     "a caller that swallows": (SAME_F, TWO + "    except Exception as error:\n        print(error)", 1),
-    "a caller that swallows, one wrong": ("def f(x): return 2", TWO + "    except Exception as error:\n        print(error)", 0),
-    "a caller that swallows, one raises": ("def f(x): return {1: 2}[x]", TWO + "    except (ValueError, Exception):\n        pass", 0),
+    "a caller that swallows, one wrong": (
+        "def f(x): return 2",
+        TWO + "    except Exception as error:\n        print(error)",
+        0,
+    ),
+    "a caller that swallows, one raises": (
+        "def f(x): return {1: 2}[x]",
+        TWO + "    except (ValueError, Exception):\n        pass",
+        0,
+    ),
     "a caller that swallows by another name": (
         "def f(x): return 2",
         "E = AssertionError\n" + TWO + "    except E:\n        print('no')",
@@ -240,7 +249,9 @@ RUNS: dict[str, tuple[str, Any, int]] = {
     ),
     "a failure where any exception is wanted": (
         "def f(x): return 2",
-        CASE.replace("double(None)", "assert f(2) == 3").replace("TypeError", "Exception").replace("double(self.given), 8", "f(1), 2"),
+        CASE.replace("double(None)", "assert f(2) == 3")
+        .replace("TypeError", "Exception")
+        .replace("double(self.given), 8", "f(1), 2"),
         0,
     ),
     "a value or an error": (RAISES, "try:\n    assert f(-1) == 0\nexcept ValueError:\n    pass\nassert f(1) == 2", 1),

@@ -43,3 +43,20 @@ def test_all_of_them() -> None:
 )
 def test_a_forbidden_word_cannot_hide(text: str, allowed: bool) -> None:
     assert forbidden_words(text, ForbiddenWords(("rock",))).followed is allowed
+
+
+@pytest.mark.parametrize(
+    ("word", "text", "allowed"),
+    [
+        ("ice cream", "I like ice  cream", False),
+        ("ice cream", "I like ice\ncream", False),
+        ("don't", "I don\u2019t know", False),
+        ("ice-cream", "ice\u2011cream", False),
+        ("\u4e2d\u56fd", "\u6211\u7231\u4e2d\u56fd\u4eba", False),  # Chinese has no spaces between words
+        ("\u30ab\u30ca", "\u30ab\u30ca\u8a9e", False),
+        ("ice cream", "ice and cream", True),
+        ("\u4e2d\u56fd", "\u4e2d\u95f4", True),
+    ],
+)
+def test_forbidden_words_as_they_are_written(word: str, text: str, allowed: bool) -> None:
+    assert forbidden_words(text, ForbiddenWords((word,))).followed is allowed

@@ -16,6 +16,7 @@ _PAIRS = (
     ("օսհոցզ", "ouhngq"),  # Armenian
     ("ᴀʙᴄᴅᴇꜰɢʜɪᴊᴋʟᴍɴᴏᴘʀꜱᴛᴜᴠᴡʏᴢ", "abcdefghijklmnoprstuvwyz"),
     ("ıɑɡɩʟ", "iagil"),
+    ("\u2018\u2019\u02bc\u201b\u2010\u2011", "''''--"),  # apostrophes, hyphens
 )
 _ALIKE = {ord(other): latin for others, letters in _PAIRS for other, latin in zip(others, letters, strict=True)}
 _UNSEEN = ("Cf", "Mn", "Me", "Cc")
@@ -25,10 +26,11 @@ _EDGE_MARK = re.compile(r"(?<![^\W_])_++|_++(?![^\W_])")  # `_` counts as a lett
 
 
 def as_rendered(text: str) -> str:
-    """`as_seen`, without the marks that Markdown and HTML do not show: `r**o**ck`, `_rock_`, `ro&shy;ck`, `ro<b></b>ck`."""
+    """`as_seen`, white space as one blank, without the marks that Markdown and HTML do not show: `r**o**ck`, `_rock_`,
+    `ro&shy;ck`, `ro<b></b>ck`."""
     if "&" in text or "<" in text:
         text = _TAG.sub("", html.unescape(text))
-    return as_seen(_EDGE_MARK.sub("", _INSIDE_MARK.sub("", text)))
+    return re.sub(r"\s+", " ", as_seen(_EDGE_MARK.sub("", _INSIDE_MARK.sub("", text))))
 
 
 def as_seen(text: str) -> str:

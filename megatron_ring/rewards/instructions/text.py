@@ -8,6 +8,7 @@ THINK_OPEN = "<think>"
 THINK_CLOSE = "</think>"
 
 _WORD = re.compile(r"\w+")
+_UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")  # Thai to Han
 
 
 def plain_line_breaks(text: str) -> str:
@@ -55,8 +56,9 @@ def holds_word(word: str, text: str) -> bool:
     """Whether `word` occurs, apart from case, and not as a part of a longer word.
 
     Only an edge of its own that is a word character must be a word's edge: `rock` is not in `rocket`, `C++` is in `C++20`.
+    Where words are written without spaces between them, as in Chinese, nothing must be.
     """
     wanted = word.casefold()
-    before = r"(?<!\w)" if _WORD.match(wanted) else ""
-    after = r"(?!\w)" if _WORD.match(wanted[-1:]) else ""
+    before = r"(?<!\w)" if _WORD.match(wanted) and not _UNSPACED.match(wanted) else ""
+    after = r"(?!\w)" if _WORD.match(wanted[-1:]) and not _UNSPACED.match(wanted[-1:]) else ""
     return re.search(before + re.escape(wanted) + after, text.casefold()) is not None

@@ -14,6 +14,7 @@ from typing import Any
 
 COUNTER = "__an_assertion__"
 
+_LOOK_UP = {"eval", "exec", "globals", "locals", "vars", "getattr", "__import__"}
 _CATCH_ALL = ("AssertionError", "Exception", "BaseException")
 _REFLEXIVE = (ast.Eq, ast.Is, ast.LtE, ast.GtE)
 _OF_ONE = ("assertTrue", "assert_")
@@ -35,9 +36,13 @@ def always_true(test: ast.expr) -> bool:
         return any(always_true(value) for value in test.values)
     if isinstance(test, ast.BoolOp):
         return all(always_true(value) for value in test.values)
-    return _compares_itself(test) or not any(
-        isinstance(node, (ast.Name, ast.Call, ast.Attribute)) for node in ast.walk(test)
-    )
+    return _compares_itself(test) or not _reads(test)
+
+
+def _reads(test: ast.expr) -> bool:
+    """Whether it depends on anything but literals and Python's own functions of them: not `len("ab") == 2`."""
+    names = {node.id for node in ast.walk(test) if isinstance(node, ast.Name)}
+    return bool(names & _LOOK_UP or names - set(dir(builtins)))
 
 
 def _compares_itself(test: ast.expr) -> bool:
@@ -115,6 +120,8 @@ class _Counting(ast.NodeTransformer):
             for handler in node.handlers:
                 handler.body[:0] = [*_dealt(handler), *([_report("HELD")] if came else [])]
         self.generic_visit(node)
+        if not isinstance(node, ast.stmt):
+            return node
         if isinstance(node, ast.With) and any(map(_expects_some, node.items)):
             node.body = [_reporting(node.body, "CAUGHT")]
         held = [ast.copy_location(_report("HELD"), node)] if counts else []

@@ -22,7 +22,6 @@ import sys
 import threading
 import traceback
 import types
-from collections.abc import Callable
 from typing import IO, Any
 
 import guest_assertions
