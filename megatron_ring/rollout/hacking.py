@@ -27,8 +27,8 @@ def repetition(tokens: Sequence[int]) -> float:
     return 1 - len(set(zip(*(tokens[start : start + count] for start in range(NGRAM)), strict=True))) / count
 
 
-def group_correlation(first: Sequence[float], second: Sequence[float], groups: Sequence[int]) -> float | None:
-    """Correlation of ranks within groups; None where a side is the same throughout every group."""
+def group_correlation(first: Sequence[float], second: Sequence[float], groups: Sequence[int]) -> float:
+    """Correlation of ranks within groups; 0 where a side is the same throughout every group."""
     places: dict[int, list[int]] = {}
     for place, group in enumerate(groups):
         places.setdefault(group, []).append(place)
@@ -40,7 +40,7 @@ def group_correlation(first: Sequence[float], second: Sequence[float], groups: S
         for total, side in zip(squares, sides, strict=True):
             total += [rank * rank for rank in side]
     spread = math.fsum(squares[0]) * math.fsum(squares[1])
-    return math.fsum(products) / math.sqrt(spread) if spread else None
+    return math.fsum(products) / math.sqrt(spread) if spread else 0.0
 
 
 def hacking_figures(scored: Sequence[ScoredRollout]) -> dict[str, float]:
@@ -59,8 +59,7 @@ def hacking_figures(scored: Sequence[ScoredRollout]) -> dict[str, float]:
         ("repetition", judged, [item.repetition for item in judged]),
         ("rule", beside, [float(item.detail[HELD_OUT]) for item in beside]),
     ):
-        groups, rewards = [item.rollout.prompt_index for item in items], [item.reward for item in items]
-        correlation = group_correlation(rewards, values, groups)
-        if correlation is not None:
-            found[f"watch/{name}_correlation"] = correlation
+        if items:
+            groups, rewards = [item.rollout.prompt_index for item in items], [item.reward for item in items]
+            found[f"watch/{name}_correlation"] = group_correlation(rewards, values, groups)
     return found

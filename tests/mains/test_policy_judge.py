@@ -125,7 +125,15 @@ def test_a_checkpoint_judges_and_another_is_refused(
 ) -> None:
     """The SFT model keeps to no form: what it judges has no verdict and is not trained; the rest is."""
     prompts = judged_prompts(tiny_data, tmp_path / "prompts.jsonl", ("judge", "math"))
-    judge = ["--rewards.judge.checkpoint", str(judge_checkpoint), "--rewards.judge.max-tokens", "4", "--rewards.offload"]
+    judge = [
+        "--rewards.judge.checkpoint",
+        str(judge_checkpoint),
+        "--rewards.judge.max-tokens",
+        "4",
+        "--rewards.offload",
+        "--samples-per-prompt",
+        "2",
+    ]
     flags = rl_flags(tiny_data, tmp_path / "run", sft_checkpoint, "--data.prompts", str(prompts), *judge, "--steps", "1")
     done = run(command("megatron_ring.rl", *flags, "--budget.tokens", "50"))
     assert done.returncode == 0, done.stderr

@@ -222,7 +222,7 @@ def judged_responses(
             found = evaluate_prompts(prompts, sampler, tokenizer, scorer, samples=3, seed=0, instruction=None)
             rewards.append([(item.reward, item.reason) for item in found])
         assert rewards[0] == rewards[1]
-        asked = scorer._batch_scorers["judge"]._judge  # type: ignore[attr-defined]
+        asked = next(iter(scorer._batch_scorers.values()))._judge  # type: ignore[attr-defined]
         with asked.at_hand():
             replies = [(reply.text, reply.finish) for reply in asked(["say one", "say two", "say one"])]
     return rewards[0], replies
@@ -279,7 +279,7 @@ def test_a_checkpoint_judges_alike_under_every_layout(run_on: Any, tokens: Path,
     for layout, offload in (("one", False), ("dp2", True), ("tp2", False)):
         processes, parallel = LAYOUTS[layout]
         found[layout, offload] = run_on(
-            processes, judged_responses, parallel, tokens, settings, ("judge", "judge/pairwise"), offload
+            processes, judged_responses, parallel, tokens, settings, ("judge/pairwise",), offload
         )
     first = found["one", False][0]
     assert all(rank == first for ranks in found.values() for rank in ranks)
