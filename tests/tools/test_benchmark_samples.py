@@ -21,9 +21,13 @@ def list_fewshot_samples() -> list[dict]:
 """
 MATH = {"problem": "1+1?", "solution": r"So $\boxed{2}$."}
 MBPP = {"task_id": 2, "text": "Write f.", "code": "def f(): return 1", "test_list": ["assert f() == 1"]}
-HUMANEVAL = {"task_id": "H/0", "prompt": "def f():\n    '''One.'''\n",
-             "test": "def check(candidate):\n    assert candidate() == 1\n", "entry_point": "f",
-             "canonical_solution": "    return 1\n"}  # fmt: skip
+HUMANEVAL = {
+    "task_id": "H/0",
+    "prompt": "def f():\n    '''One.'''\n",
+    "test": "def check(candidate):\n    assert candidate() == 1\n",
+    "entry_point": "f",
+    "canonical_solution": "    return 1\n",
+}
 
 
 def test_the_files_are_read_by_their_loaders(tmp_path: Path) -> None:
