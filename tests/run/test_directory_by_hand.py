@@ -110,8 +110,9 @@ def test_metrics_that_are_none(line: bytes, tmp_path: Path) -> None:
     "change",
     [
         {"step": "3"}, {"step": 3.0}, {"step": -3}, {"step": True}, {"step": None}, {"model": []}, {"layout": []},
-        {"extra": None}, {"extra": [1]}, {"extra": {"config": "x"}}, {"extra": {"config": [1]}}, {"extra": {"content": None}}, {"files": []},
-        {"files": {"a": 1}},
+        {"extra": None},
+        {"extra": [1]}, {"extra": {"config": "x"}}, {"extra": {"config": [1]}}, {"extra": {"content": None}},
+        {"files": []}, {"files": {"a": 1}},
     ],
     ids=str,
 )  # fmt: skip
