@@ -58,10 +58,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text())
         files = {name: int(entry["bytes"]) for name, entry in manifest["files"].items()}
-        _ = manifest["model"], manifest["step"], [entry["crc32"] for entry in manifest["files"].values()]
+        _ = [entry["crc32"] for entry in manifest["files"].values()]
         manifest = {"layout": {}, "extra": {}, **manifest}
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{path}: not a checkpoint manifest") from None
+        well_formed = _is_well_formed(manifest)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        well_formed = False
+    if not well_formed:
+        raise UserError(f"{path}: not a checkpoint manifest")
     for name, size in files.items():
         if not (folder / name).exists():
             raise UserError(f"{folder / name}: missing, the manifest names it")
@@ -69,6 +72,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         if found != size:
             raise UserError(f"{folder / name}: {found:,} bytes, the manifest says {size:,}")
     return manifest
+
+
+def _is_well_formed(manifest: dict[str, Any]) -> bool:
+    """Whether what others read of it is of the kinds that it was written with."""
+    step, extra = manifest["step"], manifest["extra"]
+    tables = [manifest["model"], manifest["layout"], extra]
+    tables += [extra[name] for name in ("config", "content") if isinstance(extra, dict) and name in extra]
+    return type(step) is int and step >= 0 and all(isinstance(table, dict) for table in tables)
 
 
 def damaged_files(folder: Path, manifest: dict[str, Any], part: int = 0, parts: int = 1) -> list[str]:

@@ -117,8 +117,8 @@ class RunDirectory:
         if not self.writes:
             return
         path = self.path / "config.yaml"
-        recorded = path.exists()
         try:
+            recorded = path.exists()
             self.path.mkdir(parents=True, exist_ok=True)
             if self._lock is None:
                 self._lock = take_lock(self.path)
@@ -230,7 +230,7 @@ class RunDirectory:
                 continue
             try:
                 step, text = json.loads(line)["step"], line.decode()
-            except (ValueError, LookupError, TypeError):
+            except (ValueError, LookupError, TypeError, RecursionError):
                 if number == len(lines) and line.strip(b"\0")[:1] in (b"", b"{"):  # zeros: of a machine that lost power
                     break
                 step, text = None, ""

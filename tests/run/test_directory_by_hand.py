@@ -90,7 +90,11 @@ def test_metrics_that_were_edited(text: str, kept: int, tmp_path: Path) -> None:
     assert [json.loads(line)["step"] for line in lines[:-1]] == [*range(1, kept + 1), 3] and lines[-1] == ""
 
 
-@pytest.mark.parametrize("line", [b"5", b'"text"', b"[1]", b"{}", b'{"step": "1"}', b'{"step": 1', b"\xff\xfe", b"null"])
+@pytest.mark.parametrize(
+    "line",
+    [b"5", b'"text"', b"[1]", b"{}", b'{"step": "1"}', b'{"step": 1', b"\xff\xfe", b"null", b"[" * 99999],
+    ids=lambda line: repr(line[:20]),
+)
 def test_metrics_that_are_none(line: bytes, tmp_path: Path) -> None:
     run, path = recorded("sft", tmp_path), tmp_path / "metrics.jsonl"
     path.write_bytes(line + b"\n" + WHOLE.encode() + b"\n")
@@ -100,6 +104,26 @@ def test_metrics_that_are_none(line: bytes, tmp_path: Path) -> None:
     path.mkdir()
     with pytest.raises(UserError, match="Is a directory"):
         run.open(config_of("sft", tmp_path))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"step": "3"}, {"step": 3.0}, {"step": -3}, {"step": True}, {"step": None}, {"model": []}, {"layout": []},
+        {"extra": None},
+        {"extra": [1]}, {"extra": {"config": "x"}}, {"extra": {"config": [1]}}, {"extra": {"content": None}},
+        {"files": []}, {"files": {"a": 1}},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_manifest_that_was_edited(change: dict[str, Any], tmp_path: Path) -> None:
+    with_checkpoint(tmp_path, 3, {})
+    path = tmp_path / "checkpoints" / "step_3" / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    for text in (path.read_text(), "[" * 99999):
+        path.write_text(text)
+        with pytest.raises(UserError, match=rf"^{re.escape(str(path))}: not a checkpoint manifest"):
+            RunDirectory(tmp_path, writes=True).open(config_of("sft", tmp_path))
 
 
 def test_a_copy_without_checkpoints_and_hidden_files_does_not_begin_anew(tmp_path: Path) -> None:
