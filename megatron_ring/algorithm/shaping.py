@@ -60,8 +60,8 @@ def length_gains(lengths: Sequence[int], groups: Sequence[int], weight: float) -
         w_i = (l_max - l_i) / (l_max - l_min);  gain_i = weight · (w_i - mean_j w_j);  0 where all lengths are equal
 
     The shortest response is `weight` ahead of the longest. The fraction is that of the length reward of Kimi k1.5 (arXiv
-    2501.12599, section 2.3.3), which takes 1/2 off instead of the mean; zero-centred within the group as in the
-    group-relative length control of NVIDIA's Nemotron 3 Nano report. It is applied to all responses, right or wrong.
+    2501.12599, section 2.3.3), which takes 1/2 off instead of the mean; zero-centred within the group as in NeMo-Gym's
+    comparisons by a judge. It is applied to all responses, right or wrong.
     """
     of_group: dict[int, list[int]] = {}
     for length, group in zip(lengths, groups, strict=True):
