@@ -34,6 +34,12 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 
 
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Bytes have no part in a test's name: what a packer makes of a text may hold the time, and two workers that collect
+    different names run nothing."""
+    return "bytes" if isinstance(val, bytes) else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files of many slow tests first, files of none last: a worker that has nothing left to do then waits for a short file,
     not for a long one. xdist would order them by their number of tests (`--no-loadscope-reorder`)."""

@@ -76,7 +76,7 @@ def test_columns_have_their_types(tmp_path: Path) -> None:
         ("a.jsonl", '{"a": 1}\n'.encode("utf-16"), r"a\.jsonl: is UTF-16: save the file as UTF-8"),
         ("a.json", '[{"a": 1}]'.encode("utf-16-be"), r"a\.json:1: not JSON"),
         ("a.jsonl", '{"a": 1}\n'.encode("utf-16-le"), r"a\.jsonl: is UTF-16"),
-        ("a.jsonl", gzip.compress(b"{}"), r"a\.jsonl: is packed by gzip: let its name end in \.gz"),
+        ("a.jsonl", gzip.compress(b"{}", mtime=0), r"a\.jsonl: is packed by gzip: let its name end in \.gz"),
         (
             "a.parquet",
             b"version https://git-lfs.github.com/spec/v1\n",
