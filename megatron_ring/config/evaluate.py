@@ -42,8 +42,8 @@ class EvaluateConfig(Columns, InferenceConfig, DryRun):
     together, thinking included, prompts not (default: no budget). The score is then the majority's over equal answers.
     Benchmarks whose answers cannot be equal (code, judged sets, IFEval) keep their number of responses."""
     final_token_budget: int | None = None
-    """Budget of a model that solves every problem: the budget grows from --token-budget towards it with the share solved so
-    far (default: it does not grow)."""
+    """What --token-budget grows to, in step with the share of the problems solved so far: the budget of a model that solves
+    them all (default: it does not grow)."""
     budget_rule: Literal["uniform", "adaptive", "both"] = "adaptive"
     """How --token-budget is spent: equally on all problems; or a problem is left once its majority is certain enough, and
     the others get its tokens; or both, each with the whole budget, over the same responses where they want the same."""

@@ -90,12 +90,12 @@ def _column(column: Any, arrow: Any) -> list[Any]:
         column, kind = column.cast(as_text).cast(wide), wide
     try:
         return cast(list[Any], column.to_pylist())
-    except (ValueError, OverflowError):  # nanoseconds, a year beyond 9999, an unknown time zone
+    except (ValueError, OverflowError, KeyError):  # nanoseconds, a year beyond 9999, an unknown time zone (pytz has its own)
         pass
     try:
         microseconds = _mapped(kind, lambda one: _in_microseconds(one, arrow), arrow)
         return cast(list[Any], column.cast(microseconds, safe=False).to_pylist())
-    except (ValueError, OverflowError):
+    except (ValueError, OverflowError, KeyError):
         numbers = _mapped(kind, lambda one: _in_numbers(one, arrow), arrow)
         return cast(list[Any], column.cast(numbers).to_pylist())
 

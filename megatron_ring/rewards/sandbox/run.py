@@ -190,6 +190,8 @@ def _pump(handle: Handle, pipes: Pipes, stdin: bytes, limits: Limits, deadline: 
                 poll.unregister(ready)
             elif len(buffers[ready]) > limits.output_bytes:
                 reason = flooded
+            else:
+                handle.watch.said_something()
         now = time.monotonic()
         if not (ended or reason):
             reason = LATE if now >= deadline else handle.watch.look() if now >= handle.watch.next_look else ""

@@ -41,12 +41,17 @@ class Watch:
         self._limits, self._group, self._root, self._alone = limits, group, root, alone
         self._interval = max(0.1, limits.seconds / _MOST_LOOKS) if group else _SLOWEST
         self._started = time.monotonic()
-        self.next_look = self._started + _FIRST_LOOK
+        self.next_look, self._looked = self._started + _FIRST_LOOK, self._started
         self.seconds = (PATIENCE if alone else 1) * limits.seconds  # on the clock
         self._last = (0.0, time.monotonic())  # CPU seconds and when
         self._cpu = self._waited = self._stood = self._used = 0.0
         self._peak = 0
         self._kills_before = 0 if group else _kernel_kills()
+
+    def said_something(self) -> None:
+        """Output has come: a run that nothing but looking bounds is looked at before it can end with what it holds."""
+        if self._group is None:
+            self.next_look = min(self.next_look, self._looked + _FASTEST)
 
     def look(self) -> str:
         """Look now; why the run must end, or an empty text."""
@@ -67,7 +72,8 @@ class Watch:
                     reason = self._too_much()
                 elif 2 * held > self._limits.total_bytes:
                     interval = _FASTEST
-        self.next_look = time.monotonic() + interval
+        self._looked = time.monotonic()
+        self.next_look = self._looked + interval
         return reason or self._late()
 
     def _note(self, found: usage.Times) -> None:
