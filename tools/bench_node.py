@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Everything that one machine with several GPUs is to show about the whole model, in parts with time limits.
 
-    python tools/bench_node.py --gpus 8 --out runs/node                                # Ring-lite, some 40 minutes
+    python tools/bench_node.py --gpus 8 --out runs/node                                # Ring-lite, within an hour
     python tools/bench_node.py --gpus 1 --preset ring-lite-slice-4 --out runs/node     # what one GPU can show
     python tools/bench_node.py --gpus 8 --preset ring-tiny --out runs/node             # eight processes on a CPU
 

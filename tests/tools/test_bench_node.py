@@ -104,8 +104,8 @@ def test_a_part_is_killed_once_and_started_again(folder: Path) -> None:
 
 def test_a_part_that_takes_too_long_ends_with_all_that_it_started(folder: Path) -> None:
     began = time.monotonic()
-    row = run_part(part(folder, 2, pause=600), 2.0, folder)
-    assert row["ended"] == "late" and "figures" not in row and time.monotonic() - began < 20 and not left_running(folder)
+    row = run_part(part(folder, 2, pause=600), 5.0, folder)  # by then it has begun, on a busy machine too
+    assert row["ended"] == "late" and "figures" not in row and time.monotonic() - began < 30 and not left_running(folder)
     with (folder / "log").open("w") as stream:
         failed = Part("none", 1, 60, ("-m", "no_such_module"), (), looked)
         assert once(failed, stream, time.monotonic() + 60, None) == (1, None)
