@@ -142,7 +142,8 @@ def parts(gpus: int, preset: str, piece: str, sizes: Sizes, out: Path, memory: f
     if gpus > 1:
         replicas = [ParallelConfig(), ParallelConfig(tensor=2)]
         found += [sampling(f"sample-{label(layout)}", gpus, preset, layout, sizes) for layout in replicas]
-    counts = [count for count in (1, 2, 4, 8, 16) if count <= gpus]
+    # On one GPU its slice is the model itself, which was measured above.
+    counts = [count for count in (1, 2, 4, 8, 16) if count <= gpus and (gpus > 1 or piece != preset)]
     for count in counts:
         for layout in [ParallelConfig()] if count == 1 else [ParallelConfig(), ParallelConfig(expert=count)]:
             found.append(training(f"scale-{count}-{label(layout)}", count, piece, layout, sizes, memory))
@@ -207,7 +208,8 @@ def run_parts(
     gpus: int, preset: str, layouts: Sequence[ParallelConfig], sizes: Sizes, out: Path, memory: float, offload: bool
 ) -> Iterator[Part]:
     """Two steps of SFT from random weights; three of C3PO from them; two more, killed on the way; one more in another
-    layout. What a response says is noise, so rewards mean nothing: time, memory and continuing are what is looked at."""
+    layout. What a response says is noise, so rewards mean nothing: time, memory and continuing are what is looked at.
+    A checkpoint is large: one is written beside the third step, one at the end of each run, and the newest stays."""
     data, sft, rl = out / "data", out / "sft", out / "rl"
     rows = ("--train", "1400", "--validation", "20", "--rl", "1400", "--heldout", "20")
     yield Part("data", 1, 120, ("make_tiny_data.py", "--out", str(data), *rows), (), looked)
@@ -227,7 +229,7 @@ def run_parts(
         "-m", "megatron_ring.rl", "--run-dir", str(rl), "--init-from", str(sft / "checkpoints" / "step_2"), "--data.prompts",
         str(data / "rl_prompts.jsonl"), "--prompts-per-step", str(sizes.prompts * gpus), "--samples-per-prompt",
         str(sizes.samples), "--sampling.max-new-tokens", str(sizes.response), "--budget.tokens", str(budget),
-        "--budget.scope", "global", "--save-every", "1", "--keep-last", "2", "--alarms.action", "warn", *common,
+        "--budget.scope", "global", "--save-every", "2", "--keep-last", "1", "--alarms.action", "warn", *common,
         *(("--offload-optimizer",) if offload else ()), *(("--reference.place", "host") if moments == "bf16" else ()),
     )  # fmt: skip
 

@@ -62,7 +62,7 @@ def test_each_part_is_a_command_that_its_tool_takes(preset: str, gpus: int, tmp_
         seen.append(part.name)
     whole = ["doctor", "collectives", "train-ep", "sample-ep", "data", "sft", "rl", "rl-killed", "rl-tp2-ep", "train-tp2-ep",
              "sample-dp", "sample-tp2-dp", "scale-1-dp", "scale-2-dp", "scale-2-ep", "scale-4-dp", "scale-4-ep"]  # fmt: skip
-    alone = ["doctor", "train-dp", "sample-dp", "data", "sft", "rl", "rl-killed", "scale-1-dp"]
+    alone = ["doctor", "train-dp", "sample-dp", "data", "sft", "rl", "rl-killed"]
     more = ["scale-8-dp", "scale-8-ep"] if gpus == 8 else []
     assert [re.sub(r"ep\d$", "ep", name) for name in seen] == (alone if gpus == 1 else whole + more)
 
