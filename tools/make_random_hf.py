@@ -2,6 +2,7 @@
 """Write a Hugging Face (`bailing_moe`) folder of random weights in a published shape, to try conversion and loading with.
 
     python tools/make_random_hf.py --preset ring-lite --out DIR      # 33.6 GB; --layers 4 for a slice
+    python tools/make_random_hf.py --head score --out DIR            # a reward model
 
 One tensor at a time: memory is bounded by the largest.
 """
@@ -23,6 +24,10 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--preset", default="ring-lite", help=f"model shape: {', '.join(PRESETS)} (default: ring-lite)")
     parser.add_argument("--layers", type=int, help="only so many layers (default: all of the preset)")
+    parser.add_argument(
+        "--head", choices=("vocabulary", "score"), default="vocabulary",
+        help="what the last layer feeds: the vocabulary of a language model, or a reward model's score (default: vocabulary)",
+    )  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, help="folder to write; must not exist")
     parser.add_argument("--dtype", choices=("bf16", "fp32"), default="bf16", help="dtype of the tensors (default: bf16)")
     parser.add_argument("--shard-gb", type=float, default=5.0, help="largest file (GB = 10^9 bytes; default: 5)")
@@ -32,7 +37,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    shape = get_preset(args.preset)
+    shape = replace(get_preset(args.preset), head=args.head)
     if args.layers is not None:
         shape = replace(shape, num_layers=args.layers)
     if args.shard_gb <= 0:
@@ -44,14 +49,15 @@ def main() -> None:
     from megatron_ring.checkpoint.hf_config import config_json
     from megatron_ring.checkpoint.hf_folder import write_code
     from megatron_ring.checkpoint.safetensors_stream import Announced, write_shards
-    from megatron_ring.checkpoint.tensor_rules import rules_for
+    from megatron_ring.checkpoint.tensor_rules import kept_dtype, rules_for
     from megatron_ring.checkpoint.weights import draw
     from megatron_ring.run.progress import Progress
 
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[args.dtype]
     rules = rules_for(shape)
-    announced = [Announced(rule.source, dtype, rule.shape) for rule in rules]
-    contents = (draw(rule, shape.init_std, args.seed).to(dtype) for rule in rules)
+    announced = [Announced(rule.source, kept_dtype(rule.source, dtype), rule.shape) for rule in rules]
+    drawn = (draw(rule, shape.init_std, args.seed) for rule in rules)
+    contents = (tensor.to(one.dtype) for tensor, one in zip(drawn, announced, strict=True))
     total = sum(tensor.nbytes for tensor in announced)
     with whole_or_nothing(args.out) as folder, Progress("random weights", total, unit="byte") as progress:
         write_shards(folder, announced, contents, int(args.shard_gb * 1e9), progress.advance)

@@ -40,6 +40,14 @@ def by_length(prompt: str) -> str:
     return f"By length.\nVerdict {code[-1]}: {value}"
 
 
+class _HTTPServer(ThreadingHTTPServer):
+    """With room for connections that come at once. Where five wait, as is the default, the next one is dropped and comes
+    again a second later: a step would wait for that, and not for the judge."""
+
+    request_queue_size = 128
+    daemon_threads = True
+
+
 class RuleServer:
     """Use as a context manager.
 
@@ -77,8 +85,7 @@ class RuleServer:
             def log_message(self, format: str, *args: Any) -> None:
                 return
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
+        self._server = _HTTPServer(("127.0.0.1", 0), Handler)
 
     def _take(self, path: str, key: str | None, body: dict[str, Any]) -> Answer:
         if path != "/v1/chat/completions":
