@@ -11,6 +11,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from megatron_ring.config.checks import require
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from megatron_ring.data.records import PromptRecord
     from megatron_ring.data.tokenizer import RingTokenizer
     from megatron_ring.rollout.records import ScoredRollout
+    from megatron_ring.rollout.scored_rows import ScoredRows
     from megatron_ring.run.stage import Stage
 
 
@@ -45,7 +47,8 @@ def main(config: EvaluateConfig) -> None:
     from megatron_ring.data.writing import write_atomically
     from megatron_ring.parallel import collectives
     from megatron_ring.rollout.evaluation import summarize
-    from megatron_ring.rollout.lines import write_lines
+    from megatron_ring.rollout.scored_rows import ScoredRows
+    from megatron_ring.run.lock import hold_lock
     from megatron_ring.run.stage import open_model, other_ends, resolve
 
     config, shape, tokenizer = resolve(config)
@@ -53,23 +56,24 @@ def main(config: EvaluateConfig) -> None:
         for remark in other_ends(config, tokenizer):
             print(f"evaluate: {remark}", flush=True)
     records = read_problems(config, shape, tokenizer)
-    stage = open_model(config, shape, config.checkpoint)
-    began = time.perf_counter()
-    scored = sample_and_score(config, records, stage, tokenizer)
-    result = {
-        "checkpoint": str(config.checkpoint),
-        "prompts": str(config.prompts),
-        **deciding(config, stage, tokenizer),
-        **summarize(scored),
-        "seconds": time.perf_counter() - began,
-    }
 
-    def row(_: int, item: ScoredRollout) -> dict[str, Any]:
+    def row(item: ScoredRollout) -> dict[str, Any]:
         return sample_row(item, records[item.rollout.prompt_index], tokenizer)
 
-    write_lines(config.out / "samples.jsonl", scored, row, stage.context)
-    if stage.context.is_main:
+    with ExitStack() as held:
+        collectives.from_main(lambda: hold_lock(config.out, held))
+        stage = open_model(config, shape, config.checkpoint)
+        began, identity = time.perf_counter(), deciding(config, stage, tokenizer)
+        rows = held.enter_context(ScoredRows(config.out, identity, stage.context, row))
+        sample_and_score(config, records, stage, tokenizer, rows)
+        collectives.barrier()
+        if not stage.context.is_main:
+            return
+        found = summarize(rows.write(config.out / "samples.jsonl"))
+        about = {"checkpoint": str(config.checkpoint), "prompts": str(config.prompts)}
+        result = {**about, **identity, **found, "seconds": time.perf_counter() - began}
         write_atomically(config.out / "result.json", (json.dumps(result, indent=1) + "\n").encode())
+        rows.remove()
         print(f"evaluate: pass@1 {result['pass_at_1']:.3f} on {result['problems']} problems -> {config.out}/result.json")
 
 
@@ -134,9 +138,9 @@ def read_problems(config: EvaluateConfig, shape: ModelConfig, tokenizer: RingTok
 
 
 def sample_and_score(
-    config: EvaluateConfig, records: Sequence[PromptRecord], stage: Stage, tokenizer: RingTokenizer
-) -> list[ScoredRollout]:
-    """Responses to all prompts with their rewards, in order, on every process."""
+    config: EvaluateConfig, records: Sequence[PromptRecord], stage: Stage, tokenizer: RingTokenizer, rows: ScoredRows
+) -> None:
+    """Add to `rows` what they lack: responses to all prompts with their rewards. All processes take part."""
     from megatron_ring.data.prompts import StreamPrompt
     from megatron_ring.rollout.evaluation import evaluate_prompts
     from megatron_ring.rollout.scoring import open_scorer
@@ -145,16 +149,18 @@ def sample_and_score(
 
     context = stage.context
     prompts = [StreamPrompt(position, record) for position, record in enumerate(records)]
-    share = len(prompts[context.data_rank :: context.data_size]) * config.samples_per_problem
+    lacking = len(prompts) * config.samples_per_problem - len(rows.done)
+    if rows.done and context.is_main:
+        print(f"evaluate: {len(rows.done):,} responses are in {config.out} already, {lacking:,} are not", flush=True)
     sampler = Sampler(stage.model, context, config.sampling, tokenizer.eos_id, tokenizer.decode)
     domains, replies = {record.domain for record in records}, config.out / "judge"
     with (
         open_scorer(config.rewards, domains, tokenizer, context, sampler, replies) as scorer,
-        Progress("evaluate", share, 0, context.is_main, unit="response") as progress,
+        Progress("evaluate", -(-lacking // context.data_size), 0, context.is_main, unit="response") as progress,
     ):
-        return evaluate_prompts(
+        evaluate_prompts(
             prompts, sampler, tokenizer, scorer, samples=config.samples_per_problem, seed=config.seed,
-            instruction=config.instruction, on_progress=progress.update,
+            instruction=config.instruction, on_progress=progress.update, done=rows.done, on_scored=rows.add,
         )  # fmt: skip
 
 

@@ -6,8 +6,9 @@ The responses come from our sampler, with the flags of an evaluation behind `--`
 
 or from any OpenAI-compatible server (`--url URL/v1 --model NAME`), or from the samples.jsonl of an evaluation
 (`--responses`). `rated/` gets kept.jsonl, with `solve_rate`, `difficulty`, `majority_answer`, … in each row's metadata,
-dropped.jsonl and ledger.jsonl. The same command goes on where a killed one stopped. Several GPUs: one command each with
-`--shard 1/4` … `4/4` in the same folder; once all are done, the same command without --shard writes the rows.
+dropped.jsonl and ledger.jsonl. The same command goes on where a killed one stopped: each response is on disk once it is
+scored. Several GPUs: one command each with `--shard 1/4` … `4/4` in the same folder; once all are done, the same command
+without --shard writes the rows.
 """
 
 from __future__ import annotations
@@ -70,10 +71,8 @@ class RateOptions:
     """Requests to the server at a time."""
     workers: int = 2
     """Verifier processes for the server's responses."""
-    slice: int = 512
-    """Problems that our sampler gets at a time; a killed run loses at most one slice."""
     shard: str | None = None
-    """Which slices to sample, as in 2/4: the second of four shares."""
+    """Which problems to sample, as in 2/4: the second of four shares."""
 
 
 def main() -> None:
@@ -93,9 +92,7 @@ def main() -> None:
     else:
         found = sample_with_ours(records, options, list(flags or ()))
         if found is None:
-            print(
-                f"shard {options.shard} is done; other slices are not: run the others, then the same command without --shard"
-            )
+            print(f"shard {options.shard} is done; others are not: run them, then the same command without --shard")
             return
         samples = found
     write_results(records, samples, options)
@@ -111,8 +108,8 @@ def check(options: RateOptions, has_flags: bool) -> None:
     given = [options.responses is not None, options.url is not None, has_flags]
     require(sum(given) == 1, "give one of --responses FILE, --url URL, or `-- --checkpoint CKPT --tokenizer DIR …`")
     require(options.url is None or options.model is not None, "--model is missing: the name of the server's model")
-    require(min(options.samples, options.slice, options.concurrency, options.workers, options.max_tokens) >= 1,
-            "--samples, --slice, --concurrency, --workers and --max-tokens: give 1 at least")  # fmt: skip
+    require(min(options.samples, options.concurrency, options.workers, options.max_tokens) >= 1,
+            "--samples, --concurrency, --workers and --max-tokens: give 1 at least")  # fmt: skip
     unknown = next((name for name in options.drop if name not in VERDICTS), None)
     require(unknown is None, f"--drop {unknown}: use some of {', '.join(VERDICTS)}")
 
@@ -144,34 +141,42 @@ def by_problem(rows: Iterator[dict[str, Any]]) -> dict[tuple[str, str], list[dic
 def sample_with_ours(
     records: list[PromptRecord], options: RateOptions, flags: list[str]
 ) -> dict[tuple[str, str], list[dict[str, Any]]] | None:
-    """Responses by evaluations of slices; None where slices of other shards are not there yet."""
+    """Responses by one evaluation of all problems that no earlier one has answered; None where other shards are not there
+    yet."""
     own, of = _shard(options.shard)
-    digest = sampling_digest(options, flags)
-    folders = []
-    for number, start in enumerate(range(0, len(records), options.slice)):
-        folder = options.out / "slices" / f"{number:05d}-{digest}"
-        folders.append(folder)
-        if (folder / "result.json").is_file() or number % of != own:
-            continue
-        folder.mkdir(parents=True, exist_ok=True)
-        write_prompts(folder / "prompts.jsonl", records[start : start + options.slice])
-        command = [sys.executable, "-m", "megatron_ring.evaluate", "--prompts", str(folder / "prompts.jsonl"), "--out",
-                   str(folder),
-                   "--samples-per-problem", str(options.samples), *flags]  # fmt: skip
-        print(f"slice {number + 1} of {-(-len(records) // options.slice)}", flush=True)
+    folder = options.out / "responses" / sampling_digest(options, flags)
+    found = _finished(folder)
+    share = records[own::of]
+    lacking = [record for record in share if (record.domain, record.id) not in found]
+    if lacking:
+        target = folder / f"{own + 1}-of-{of}-{_digest([(record.domain, record.id) for record in lacking])}"
+        target.mkdir(parents=True, exist_ok=True)
+        write_prompts(target / "prompts.jsonl", lacking)
+        command = [sys.executable, "-m", "megatron_ring.evaluate", "--prompts", str(target / "prompts.jsonl"), "--out",
+                   str(target), "--samples-per-problem", str(options.samples), *flags]  # fmt: skip
+        print(f"{len(lacking):,} of {len(records):,} problems to sample", flush=True)
         status = subprocess.run(command).returncode
         if status:
-            raise UserError(f"the evaluation of {folder / 'prompts.jsonl'} ended with status {status}: see above")
-    if not all((folder / "result.json").is_file() for folder in folders):
-        return None
-    return by_problem(row for folder in folders for row in _checked(folder / "samples.jsonl"))
+            raise UserError(f"the evaluation of {target / 'prompts.jsonl'} ended with status {status}: see above")
+        found = _finished(folder)
+    whole = options.shard is None or all((record.domain, record.id) in found for record in records)
+    return found if whole else None
+
+
+def _finished(folder: Path) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """The responses of all evaluations that have ended."""
+    ended = [path.parent for path in sorted(folder.glob("*/result.json"))]
+    return by_problem(row for path in ended for row in _checked(path / "samples.jsonl"))
 
 
 def sampling_digest(options: RateOptions, flags: list[str]) -> str:
     """Of all that decides the responses: the problems, their number, the flags, and the weights themselves."""
     weights = [weights_fingerprint(Path(folder)) for folder in _checkpoints(flags)]
-    text = json.dumps([content_digest(options.prompts), options.samples, options.slice, flags, weights])
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+    return _digest([content_digest(options.prompts), options.samples, flags, weights])
+
+
+def _digest(value: Any) -> str:
+    return hashlib.blake2b(json.dumps(value).encode(), digest_size=8).hexdigest()
 
 
 def _checkpoints(flags: list[str]) -> Iterator[str]:
@@ -196,15 +201,17 @@ def write_results(
     records: list[PromptRecord], samples: dict[tuple[str, str], list[dict[str, Any]]], options: RateOptions
 ) -> None:
     """Write the rows and the ledger, and print one line of summary."""
-    kept, dropped, ledger, verdicts = [], [], [], Counter[str]()
+    kept, dropped, ledger, verdicts, rates = [], [], [], Counter[str](), []
     for record in records:
         given = samples.get((record.domain, record.id))
         if not given:
             raise UserError(
-                f"{record.place or options.prompts}: no response to {record.id!r}: sample with the same prompt file"
+                f"{record.place or options.prompts}: no response to {record.id!r} has a verdict: give the same prompt file "
+                f"to both, or run it again"
             )
         rate = solve_rate(given)
         verdicts[rate.verdict or "in between"] += 1
+        rates.append(rate.rate)
         row = prompt_to_json(replace(record, metadata={**record.metadata, **rate.metadata()}))
         if rate.verdict in options.drop:
             entry = {
@@ -221,7 +228,8 @@ def write_results(
     for name, rows in (("kept.jsonl", kept), ("dropped.jsonl", dropped), ("ledger.jsonl", ledger)):
         write_atomically(options.out / name, (json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows))
     said = ", ".join(f"{count:,} {name}" for name, count in verdicts.most_common())
-    print(f"{len(records):,} problems: {said}; {len(kept):,} kept in {options.out / 'kept.jsonl'}")
+    mean = f"mean solve rate {sum(rates) / len(rates):.4f}"
+    print(f"{len(records):,} problems: {said}; {mean}; {len(kept):,} kept in {options.out / 'kept.jsonl'}")
 
 
 def evidence(rate: SolveRate) -> str:

@@ -3,6 +3,7 @@ waits for batch scorers."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -57,6 +58,14 @@ class PendingReward:
             else:
                 open_ones.append(name)
         return open_ones
+
+    def when_done(self, tell: Callable[[], None]) -> None:
+        """Have `tell` called, by any thread, once `result` need not wait; never where rules are to be settled first."""
+        if self.undecided:
+            return
+        left = itertools.count(len(self.parts) - 1, -1)
+        for future in self.parts.values():
+            future.add_done_callback(lambda _: tell() if next(left) == 0 else None)
 
     def result(self) -> Reward:
         rewards = {name: future.result() for name, future in self.parts.items()}

@@ -7,7 +7,6 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_ring.analysis.benchmarks_page import benchmarks_page
@@ -44,6 +43,7 @@ def evaluate_benchmarks(config: EvaluateConfig) -> None:
     from megatron_ring.parallel import collectives
     from megatron_ring.rollout.journal import settle_identity
     from megatron_ring.rollout.judge_stage import judge_outcomes, open_judging
+    from megatron_ring.run.lock import hold_lock
     from megatron_ring.run.stage import open_model, resolve
 
     config, shape, tokenizer = resolve(config)
@@ -55,7 +55,7 @@ def evaluate_benchmarks(config: EvaluateConfig) -> None:
     identity = _identity(config, tokenizer, tasks)
     collectives.from_main(lambda: check_target(config.out / "result.json", "--out"))
     with ExitStack() as held:
-        collectives.from_main(lambda: _hold(config.out, held))
+        collectives.from_main(lambda: hold_lock(config.out, held))
         collectives.from_main(lambda: settle_identity(config.out / FOLDER, identity))
         stage = open_model(config, shape, config.checkpoint)
         began = time.perf_counter()
@@ -69,13 +69,6 @@ def evaluate_benchmarks(config: EvaluateConfig) -> None:
         if collectives.is_main():
             seconds = time.perf_counter() - began
             _write(config, _measured(tasks, outcomes, figures, budgets), identity, judging, missing, seconds)
-
-
-def _hold(out: Path, held: ExitStack) -> None:
-    """Keep other evaluations out of the folder. Raises `UserError` where one is in it."""
-    from megatron_ring.run.lock import take_lock
-
-    held.enter_context(take_lock(out, "--out"))
 
 
 def _measured(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, NamedTuple
 
 from megatron_ring.config.operations import HeldOutConfig
 from megatron_ring.config.rl import RLConfig
@@ -11,9 +11,10 @@ from megatron_ring.config.sampling import SamplingConfig
 from megatron_ring.data.fields import PROMPT_FIELDS, Fields
 from megatron_ring.data.files import read_prompt_file
 from megatron_ring.data.prompts import StreamPrompt
+from megatron_ring.data.records import PromptRecord
 from megatron_ring.data.schedule import PromptSource
 from megatron_ring.data.tokenizer import RingTokenizer
-from megatron_ring.rollout.records import ScoredRollout
+from megatron_ring.rollout.records import Key, Rollout, ScoredRollout
 from megatron_ring.rollout.sampling import open_rollouts, sample_rollouts
 from megatron_ring.rollout.scoring import RolloutScorer, check_prompts
 from megatron_ring.sampler.sampler import Sampler
@@ -22,32 +23,66 @@ from megatron_ring.sampler.sampler import Sampler
 def evaluate_prompts(
     prompts: Sequence[StreamPrompt], sampler: Sampler, tokenizer: RingTokenizer, scorer: RolloutScorer, *,
     samples: int, seed: int, instruction: str | None, on_progress: Callable[[int], None] | None = None,
+    done: Collection[Key] = (), on_scored: Callable[[ScoredRollout], None] | None = None,
 ) -> list[ScoredRollout]:  # fmt: skip
-    """`samples` scored responses to each prompt, ordered, on every rank."""
+    """`samples` scored responses to each prompt, ordered, on every rank; those in `done` left out. `on_scored` is given each
+    of this replica's, on its leader, as soon as its reward is there."""
     to_sample = open_rollouts(
         prompts, tokenizer, samples=samples, seed=seed, max_new_tokens=sampler.sampling.max_new_tokens,
         instruction=instruction,
     )  # fmt: skip
+    to_sample = [item for item in to_sample if (item.prompt.position, item.sample) not in done]
+    tells = on_scored is not None and sampler.context.leads_replica
+    waiting: dict[Key, Rollout] = {}
+
+    def take(rollout: Rollout, record: PromptRecord) -> None:
+        scorer.submit(rollout, record)
+        if on_scored is None or not tells:
+            return
+        waiting[rollout.key] = rollout
+        for key, reward, repeated in scorer.take_ready():
+            on_scored(ScoredRollout(waiting.pop(key), reward.value, reward.reason, reward.detail, repeated))
+
     scorer.start()
-    rollouts, _ = sample_rollouts(sampler, to_sample, version=0, on_progress=on_progress, on_rollout=scorer.submit)
+    rollouts, _ = sample_rollouts(sampler, to_sample, version=0, on_progress=on_progress, on_rollout=take)
     sampler.release()  # a judge's cache may want the room
-    return scorer.finish(rollouts)
+    scored = scorer.finish(rollouts)
+    if on_scored is not None:
+        for item in scored:
+            if item.key in waiting:
+                on_scored(item)
+    return scored
 
 
-def summarize(scored: Sequence[ScoredRollout]) -> dict[str, Any]:
+class Figures(NamedTuple):
+    """What is summed up of a response."""
+
+    domain: str
+    prompt_id: str
+    reward: float
+    length: int
+    finish_reason: str | None
+
+
+def figures(item: ScoredRollout) -> Figures:
+    """Those of a response."""
+    rollout = item.rollout
+    return Figures(rollout.domain, rollout.prompt_id, item.reward, rollout.response_length, rollout.finish_reason)
+
+
+def summarize(items: Sequence[Figures]) -> dict[str, Any]:
     """pass@1 (mean reward) over all and by domain, and how long the responses were."""
 
-    def part(items: Sequence[ScoredRollout]) -> dict[str, Any]:
+    def part(items: Sequence[Figures]) -> dict[str, Any]:
         mean = sum(item.reward for item in items) / len(items)
-        problems = {(item.rollout.domain, item.rollout.prompt_id) for item in items}
-        return {"problems": len(problems), "pass_at_1": mean}
+        return {"problems": len({(item.domain, item.prompt_id) for item in items}), "pass_at_1": mean}
 
-    domains = sorted({item.rollout.domain for item in scored})
+    domains = sorted({item.domain for item in items})
     return {
-        **part(scored),
-        "by_domain": {name: part([item for item in scored if item.rollout.domain == name]) for name in domains},
-        "response_length_mean": sum(item.rollout.response_length for item in scored) / len(scored),
-        "truncated_fraction": sum(item.rollout.finish_reason == "length" for item in scored) / len(scored),
+        **part(items),
+        "by_domain": {name: part([item for item in items if item.domain == name]) for name in domains},
+        "response_length_mean": sum(item.length for item in items) / len(items),
+        "truncated_fraction": sum(item.finish_reason == "length" for item in items) / len(items),
     }
 
 
@@ -93,7 +128,7 @@ class HeldOut:
             )  # fmt: skip
         finally:
             held_out.release()
-        summary = summarize(scored)
+        summary = summarize([figures(item) for item in scored])
         by_domain, _ = summary.pop("by_domain"), summary.pop("problems")
         figures = {f"evaluation/{name}": value for name, value in summary.items()}
         return figures | {f"evaluation/pass_at_1/{name}": part["pass_at_1"] for name, part in by_domain.items()}

@@ -39,10 +39,11 @@ class Journal:
             self._stream.close()
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Add a line, which a kill of this process leaves whole. Raises `UserError`."""
+        """Add a line, which a kill of this process leaves whole. `vars` stands for what JSON has no word for. Raises
+        `UserError`."""
         assert self._stream is not None
         try:
-            self._stream.write(f"{json.dumps(row)}\n".encode())
+            self._stream.write(f"{json.dumps(row, default=vars)}\n".encode())
             self._stream.flush()
         except OSError as error:
             raise UserError(f"cannot write {self._path}: {error.strerror}: free some space, then run it again") from None

@@ -3,9 +3,11 @@ scorers; all get all rewards."""
 
 from __future__ import annotations
 
+import queue
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +79,7 @@ class RolloutScorer:
             scorer.on_waiting = {name: one.begin for name, one in eager.items()}
         self._pending: dict[Key, PendingReward] = {}
         self._repetition: dict[Key, float] = {}
+        self._ready: queue.SimpleQueue[Key] = queue.SimpleQueue()
         self._problem: str | None = None
 
     def start(self) -> None:
@@ -84,6 +87,7 @@ class RolloutScorer:
         again, as held-out prompts count from 0, too."""
         self._pending.clear()
         self._repetition.clear()
+        self._ready = queue.SimpleQueue()  # workers may still tell the old one
         for name in self._batch_scorers:
             self._scorer.take_waiting(name)
         self._problem = None
@@ -98,8 +102,18 @@ class RolloutScorer:
         try:
             self._pending[rollout.key] = self._scorer.submit(request, rollout.key)
             self._repetition[rollout.key] = repetition(rollout.completion.tokens)
+            self._pending[rollout.key].when_done(partial(self._ready.put, rollout.key))
         except UserError as error:
             self._problem = f"prompt {record.id!r}: {error}"
+
+    def take_ready(self) -> Iterator[tuple[Key, Reward, float]]:
+        """Rewards of this replica that have come since the last call, with how much the response repeats. Never raises."""
+        while self._problem is None and not self._ready.empty():
+            key = self._ready.get()
+            try:
+                yield key, self._pending[key].result(), self._repetition[key]
+            except UserError as error:
+                self._problem = str(error)
 
     def finish(self, rollouts: Iterable[Rollout]) -> list[ScoredRollout]:
         """Wait for all rewards; the same list on every rank. `rollouts` are those of all replicas.

@@ -9,6 +9,7 @@ import os
 import socket
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import IO
 
@@ -54,3 +55,8 @@ def take_lock(run_dir: Path, flag: str = "--run-dir") -> IO[str]:
         file.write(f"host {socket.gethostname()}, process {os.getpid()}\n")
         file.flush()
     return file
+
+
+def hold_lock(out: Path, held: ExitStack) -> None:
+    """Keep other evaluations out of --out until `held` ends. Raises as `take_lock`."""
+    held.enter_context(take_lock(out, "--out"))
