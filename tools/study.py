@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from megatron_ring.analysis.spread import MAX_SEEDS
-from megatron_ring.analysis.study_page import write_page
+from megatron_ring.analysis.study_page import figure_link, write_page
 from megatron_ring.config.checks import require
 from megatron_ring.config.cli import parse
 from megatron_ring.errors import run_main
@@ -28,14 +28,17 @@ from megatron_ring.errors import run_main
 if TYPE_CHECKING or __package__:
     from tools import study_c3po, study_epochs, study_general, study_stages
     from tools.study_edition import Edition
-    from tools.study_jobs import Job, is_finished, run_jobs
+    from tools.study_jobs import Job, Manner, is_finished, run_jobs
 else:
     import study_c3po
     import study_epochs
     import study_general
     import study_stages
     from study_edition import Edition
-    from study_jobs import Job, is_finished, run_jobs
+    from study_jobs import Job, Manner, is_finished, run_jobs
+
+
+Page = tuple[dict[str, str], dict[str, Any], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,22 @@ class Flags:
     start: Path | None = None
     """A pretrained start for one GPU, as tools/upcycle.py writes it: problems of reasoning-gym with worked solutions, and
     sizes for a GPU (default: ring-tiny from random weights, for a CPU)."""
+    pool: Path | None = None
+    """Problems that each seed draws its data from, as tools/choose_tasks.py or tools/make_worked_gym_data.py writes them
+    (default: fresh ones for each seed; needs reasoning-gym). Problems that have a solve rate there are left out of RL below
+    0.1 and above 0.9."""
+    tuned: Path | None = None
+    """c3po, stages: a checkpoint of --start after SFT, where RL of all seeds begins (default: an SFT run of each seed)."""
+    settings: tuple[str, ...] = ()
+    """c3po: run and compare only these settings, such as c3po grpo (default: all)."""
     beside: int = 2
     """Processes at a time, one thread each."""
+    keep_going: bool = False
+    """A job that fails does not end the others."""
+    job_minutes: float | None = None
+    """A job that takes longer is ended and has failed (default: none is)."""
+    tidy: bool = False
+    """Remove checkpoints that no other job of the study needs any more."""
     quick: bool = False
     """A few steps of everything, to see that it works."""
     only: str | None = None
@@ -64,19 +81,30 @@ class Flags:
     dry_run: bool = False
     """List the jobs, and which have finished, and run nothing."""
     epochs: tuple[int, ...] | None = None
-    """epochs: numbers of epochs of SFT, an SFT run each (default: 1 2 4 8 16)."""
+    """epochs: numbers of epochs of SFT, an SFT run each, in the order in which they are to be run (default: 1 2 4 8 16, with
+    --start 1 3 8)."""
     one_run: bool = False
     """epochs: take the checkpoints of one SFT run of the most epochs instead. Cheaper; the learning rate of its early
     checkpoints has not come down."""
     every: int | None = None
     """epochs: steps of RL between held-out evaluations (default: 20)."""
     gather: tuple[Path, ...] | None = None
-    """epochs: run nothing; tables and figures of all results in --out and these folders. Without folders: in --out."""
+    """epochs; c3po with --settings: run nothing; tables and figures of all results in --out and these folders. Without
+    folders: in --out."""
+    partial: bool = False
+    """With --gather: where results are missing, make the page of the largest part without holes, and say so on it."""
+    page: str | None = None
+    """Name of the page (default: study-NAME). Figures and numbers go by it as well."""
 
     def __post_init__(self) -> None:
-        for flag in ("epochs", "one_run", "every", "gather"):
+        for flag in ("epochs", "one_run", "every"):
             given = getattr(self, flag) not in (None, False)
             require(not given or self.name == "epochs", f"--{flag.replace('_', '-')} belongs to the study of epochs")
+        gathers = self.name == "epochs" or (self.name == "c3po" and bool(self.settings))
+        require(self.gather is None or gathers, "--gather belongs to the study of epochs, or to c3po with --settings")
+        require(not self.partial or self.gather is not None, "--partial belongs to --gather")
+        named = self.page is None or (self.page == Path(self.page).name and self.page.isprintable())
+        require(named and self.page != "", f"--page {self.page}: give a name without folders")
         counts = self.epochs or (1,)
         require(len(set(counts)) == len(counts) and min(counts) >= 1, f"--epochs {counts}: name each once, 1 or more")
         require(self.epochs is None or len(counts) >= 2, "--epochs: give 2 or more, or there is nothing to compare")
@@ -90,11 +118,22 @@ class Flags:
         several = f"--seeds: give {least} to {MAX_SEEDS}, or there is no spread to compare with"
         require(least <= len(self.seeds) <= MAX_SEEDS, several)
         require(self.beside >= 1, f"--beside is {self.beside}, below 1")
+        require(self.job_minutes is None or self.job_minutes > 0, f"--job-minutes is {self.job_minutes}, not above 0")
+        self._check_edition()
+
+    def _check_edition(self) -> None:
+        for flag in ("pool", "tuned"):
+            require(getattr(self, flag) is None or self.start is not None, f"--{flag} belongs to a study with --start")
+        require(self.tuned is None or self.name in ("c3po", "stages"), "--tuned belongs to the studies c3po and stages")
+        require(not self.settings or self.name == "c3po", "--settings belongs to the study of C3PO")
+        known = (*study_c3po.STEADY, *study_c3po.COLLAPSE, *study_c3po.TIMED)
+        for name in self.settings:
+            require(name in known, f"--settings {name}: use some of {', '.join(known)}")
 
 
 def main(flags: Flags) -> None:
     if flags.gather is not None:
-        return write(flags, *study_epochs.page([flags.out, *flags.gather]))
+        return write(flags, *gathered(flags, [flags.out, *flags.gather]))
     jobs = jobs_of(flags)
     if flags.only is not None:
         wanted = {job.name for job in jobs if flags.only in job.name}
@@ -107,16 +146,23 @@ def main(flags: Flags) -> None:
         for job in jobs:
             print(f"{'finished' if is_finished(job, flags.out) else 'missing':<9}{job.name}\n    {job.text()}")
         return
-    run_jobs(jobs, flags.out, flags.beside)
+    seconds = None if flags.job_minutes is None else 60 * flags.job_minutes
+    run_jobs(jobs, flags.out, Manner(flags.beside, flags.keep_going, seconds, flags.tidy))
     if flags.only is None:
         write(flags, *page_of(flags))
+
+
+def gathered(flags: Flags, folders: list[Path]) -> Page:
+    """Tables, figures and numbers of the results in several folders."""
+    if flags.name == "epochs":
+        return study_epochs.page(folders, partial=flags.partial)
+    return study_c3po.steady_page(folders, None if flags.partial else flags.seeds, flags.settings)
 
 
 def epoch_sizes(flags: Flags) -> study_epochs.Sizes:
     """How much of everything in the study of epochs."""
     sizes = sizes_of(flags, study_epochs)
-    counts = tuple(sorted(flags.epochs or sizes.counts))
-    return replace(sizes, counts=counts, one_run=flags.one_run, every=flags.every or sizes.every)
+    return replace(sizes, counts=flags.epochs or sizes.counts, one_run=flags.one_run, every=flags.every or sizes.every)
 
 
 def jobs_of(flags: Flags) -> list[Job]:
@@ -125,8 +171,10 @@ def jobs_of(flags: Flags) -> list[Job]:
         return study_epochs.jobs(flags.out, flags.seeds, epoch_sizes(flags))
     if flags.name == "general":
         return study_general.jobs(flags.out, flags.seeds, study_general.QUICK if flags.quick else study_general.FULL)
-    study = study_c3po if flags.name == "c3po" else study_stages
-    return study.jobs(flags.out, list(flags.seeds), sizes_of(flags, study))
+    if flags.name == "c3po":
+        sizes = replace(sizes_of(flags, study_c3po), settings=flags.settings)
+        return study_c3po.jobs(flags.out, list(flags.seeds), sizes)
+    return study_stages.jobs(flags.out, list(flags.seeds), sizes_of(flags, study_stages))
 
 
 def sizes_of(flags: Flags, study: Any) -> Any:
@@ -134,13 +182,18 @@ def sizes_of(flags: Flags, study: Any) -> Any:
     if flags.start is None:
         return study.QUICK if flags.quick else study.FULL
     require(flags.dry_run or flags.start.is_dir(), f"--start {flags.start}: no such folder")
-    return replace(study.QUICK if flags.quick else study.GPU, edition=Edition(flags.start.resolve()))
+    for flag, folder in (("pool", flags.pool), ("tuned", flags.tuned)):
+        require(folder is None or flags.dry_run or folder.is_dir(), f"--{flag} {folder}: no such folder")
+    pool, tuned = (None if folder is None else folder.resolve() for folder in (flags.pool, flags.tuned))
+    return replace(study.QUICK if flags.quick else study.GPU, edition=Edition(flags.start.resolve(), pool, tuned))
 
 
-def page_of(flags: Flags) -> tuple[dict[str, str], dict[str, Any], dict[str, Any]]:
+def page_of(flags: Flags) -> Page:
     """Tables, figures and numbers of the finished study."""
     if flags.name == "epochs":
         return study_epochs.page([flags.out], flags.seeds, epoch_sizes(flags).counts)
+    if flags.settings:
+        return study_c3po.steady_page([flags.out], flags.seeds, flags.settings)
     studies = {"c3po": study_c3po, "stages": study_stages, "general": study_general}
     return studies[flags.name].page(flags.out, flags.seeds)
 
@@ -151,7 +204,20 @@ def write(flags: Flags, tables: dict[str, str], figures: dict[str, Any], numbers
         shown = {name: table for name, table in tables.items() if not name.startswith("figure ")}
         print("\n".join(f"## {name}\n\n{table}" for name, table in shown.items()))
     else:
-        write_page(flags.docs, f"study-{flags.name}", tables, figures, numbers)
+        write_page(flags.docs, *named(flags.page or f"study-{flags.name}", flags.name, tables, figures), numbers)
+
+
+def named(
+    page: str, study: str, tables: dict[str, str], figures: dict[str, Any]
+) -> tuple[str, dict[str, str], dict[str, Any]]:
+    """The page's name, and its tables and figures under that name: two pages of a study may lie in one folder."""
+    if page == f"study-{study}":
+        return page, tables, figures
+    names = {old: f"{page}{old.removeprefix(f'study-{study}')}" for old in figures if old.startswith(f"study-{study}")}
+    names |= {old: f"{page}-{old.removeprefix('study-')}" for old in figures if old not in names}
+    for old, new in names.items():
+        tables = {name: text.replace(figure_link(old), figure_link(new)) for name, text in tables.items()}
+    return page, tables, {names[old]: figure for old, figure in figures.items()}
 
 
 if __name__ == "__main__":

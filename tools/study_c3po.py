@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatron_ring.analysis.study_c3po import COLLAPSE, STEADY, TIMED, page
+from megatron_ring.analysis.study_c3po import COLLAPSE, STEADY, TIMED, page, steady_page
 
 if TYPE_CHECKING or __package__:
     from tools.study_edition import TINY, Edition
@@ -16,12 +16,14 @@ else:
     from study_edition import TINY, Edition
     from study_jobs import Checkpoint, Job
 
-__all__ = ["FULL", "GPU", "QUICK", "Sizes", "jobs", "page"]
+__all__ = ["FULL", "GPU", "QUICK", "Sizes", "jobs", "page", "steady_page"]
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much of everything. `repeated` of the SFT conversations are trained again for `repeat_epochs` epochs."""
+    """How much of everything. `repeated` of the SFT conversations are trained again for `repeat_epochs` epochs. `settings`:
+    only these (none: all). `every`: steps of RL between held-out evaluations where it evaluates itself; `answers`: responses
+    to each held-out problem."""
 
     train: int = 5600
     validation: int = 200
@@ -37,6 +39,9 @@ class Sizes:
     samples: int = 16
     budget: int = 6144
     new_tokens: int = 80
+    every: int = 20
+    answers: int = 1
+    settings: tuple[str, ...] = ()
     edition: Edition = TINY
 
     @property
@@ -49,8 +54,9 @@ FULL = Sizes()
 QUICK = Sizes(train=200, validation=40, rl=60, heldout=20, epochs=2, repeated=40, repeat_epochs=2, steps=3,
               timed_steps=3, prompts=4, fewer_prompts=3, samples=4, budget=200, new_tokens=30)  # fmt: skip
 # On one GPU, from a pretrained start.
-GPU = replace(FULL, train=12_000, rl=6_000, heldout=400, epochs=2, repeated=1_500, repeat_epochs=16, steps=100,
-              timed_steps=24, prompts=64, fewer_prompts=45, budget=81_920, new_tokens=384)  # fmt: skip
+# Few prompts a step, so that how long responses are swings from step to step.
+GPU = replace(FULL, train=4_000, rl=4_000, heldout=400, epochs=2, repeated=500, repeat_epochs=16, steps=50, timed_steps=12,
+              prompts=12, fewer_prompts=9, samples=32, budget=16_384, new_tokens=256, answers=2)  # fmt: skip
 
 
 def data_job(name: str, seed: int, sizes: Sizes, out: Path, *more: str) -> Job:
@@ -60,7 +66,7 @@ def data_job(name: str, seed: int, sizes: Sizes, out: Path, *more: str) -> Job:
 
 
 def sft_job(name: str, seed: int, data: Path, run: Path, epochs: int, train: str, sizes: Sizes, needs: tuple[str, ...],
-            start: Checkpoint | None = None) -> Job:  # fmt: skip
+            start: Checkpoint | str | None = None) -> Job:  # fmt: skip
     """`start`: instead of the edition's."""
     origin = sizes.edition.origin if start is None else ("--init-from", start)
     command = ("-m", "megatron_ring.sft", "--run-dir", str(run), *origin, "--seed", str(seed), "--data.train",
@@ -73,7 +79,7 @@ def choice_job(name: str, run: Path, sizes: Sizes, needs: tuple[str, ...]) -> Jo
     return Job(name, ("tools/select_checkpoint.py", "--run", str(run), *sizes.edition.choice), needs)
 
 
-def rl_job(name: str, seed: int, data: Path, run: Path, start: Checkpoint, sizes: Sizes, steps: int, prompts: int,
+def rl_job(name: str, seed: int, data: Path, run: Path, start: Checkpoint | str, sizes: Sizes, steps: int, prompts: int,
            needs: tuple[str, ...], *more: str, file: str = "rl_prompts.jsonl", alone: bool = False) -> Job:  # fmt: skip
     command: tuple[str | Checkpoint, ...]
     command = ("-m", "megatron_ring.rl", "--run-dir", str(run), "--init-from", start, "--seed", str(seed), "--data.prompts",
@@ -83,12 +89,13 @@ def rl_job(name: str, seed: int, data: Path, run: Path, start: Checkpoint, sizes
     return Job(name, command, needs, alone)
 
 
-def evaluation_job(name: str, seed: int, data: Path, start: Checkpoint, sizes: Sizes, out: Path,
+def evaluation_job(name: str, seed: int, data: Path, start: Checkpoint | str, sizes: Sizes, out: Path,
                    needs: tuple[str, ...]) -> Job:  # fmt: skip
     flags = ("--sampling.temperature", "1", "--sampling.top-p", "1", "--sampling.max-new-tokens", str(sizes.new_tokens))
     command = ("-m", "megatron_ring.evaluate", "--checkpoint", start, "--prompts", str(data / "heldout.jsonl"),
                "--tokenizer", sizes.edition.tokenizer(data), "--out", str(out / name), "--seed", str(seed), *flags,
-               *(("--rewards.workers", "1") if sizes.edition == TINY else ()))  # fmt: skip
+               *(("--samples-per-problem", str(sizes.answers)) if sizes.answers > 1 else ()),
+               *sizes.edition.sampled)  # fmt: skip
     return Job(name, command, needs)
 
 
@@ -96,9 +103,9 @@ def jobs(out: Path, seeds: list[int], sizes: Sizes) -> list[Job]:
     """All jobs: seed by seed what need not be quiet, then the timed runs, which have the machine to themselves."""
     result = [job for seed in seeds for job in _seed_jobs(out, seed, sizes)]
     for seed in seeds:
-        root, needs = out / f"seed-{seed}", (f"seed-{seed}/choice",)
-        chosen = Checkpoint(root / "sft", "chosen")
-        for setting in TIMED:
+        root = out / f"seed-{seed}"
+        chosen, needs = _chosen(root, f"seed-{seed}", sizes)
+        for setting in asked(TIMED, sizes):
             objective, prompts = _objective(setting.removeprefix("timed-"), sizes)
             name = f"seed-{seed}/{setting}"
             result.append(rl_job(name, seed, root / "data", out / name, chosen, sizes, sizes.timed_steps, prompts, needs,
@@ -106,29 +113,59 @@ def jobs(out: Path, seeds: list[int], sizes: Sizes) -> list[Job]:
     return result
 
 
+def asked(settings: tuple[str, ...], sizes: Sizes) -> list[str]:
+    """Those of `settings` that are to be run."""
+    return [name for name in settings if not sizes.settings or name in sizes.settings]
+
+
+def _chosen(root: Path, at: str, sizes: Sizes) -> tuple[Checkpoint | str, tuple[str, ...]]:
+    """Where RL begins, and the job that must come first: the choice among SFT checkpoints, or the data alone."""
+    if sizes.edition.tuned is not None:
+        return str(sizes.edition.tuned), (f"{at}/data",)
+    return Checkpoint(root / "sft", "chosen"), (f"{at}/choice",)
+
+
 def _seed_jobs(out: Path, seed: int, sizes: Sizes) -> list[Job]:
     at = f"seed-{seed}"
     root, data = out / at, out / at / "data"
-    sft = Checkpoint(root / "sft", "chosen")
+    start, first = _chosen(root, at, sizes)
+    result = [data_job(f"{at}/data", seed, sizes, out)]
+    if sizes.edition.tuned is None:
+        sft = sft_job(f"{at}/sft", seed, data, root / "sft", sizes.epochs, "sft_train.jsonl", sizes, (f"{at}/data",))
+        result += [sft, choice_job(f"{at}/choice", root / "sft", sizes, (f"{at}/sft",))]
+    settings = asked((*STEADY, *COLLAPSE), sizes)
     over = Checkpoint(root / "over")
-    result = [
-        data_job(f"{at}/data", seed, sizes, out),
-        sft_job(f"{at}/sft", seed, data, root / "sft", sizes.epochs, "sft_train.jsonl", sizes, (f"{at}/data",)),
-        choice_job(f"{at}/choice", root / "sft", sizes, (f"{at}/sft",)),
-        sft_job(f"{at}/over", seed, data, root / "over", sizes.repeat_epochs, "sft_repeated.jsonl", sizes,
-                (f"{at}/choice",), sft),
-        evaluation_job(f"{at}/before-chosen", seed, data, sft, sizes, out, (f"{at}/choice",)),
-        evaluation_job(f"{at}/before-over", seed, data, over, sizes, out, (f"{at}/over",)),
-    ]  # fmt: skip
-    for setting in (*STEADY, *COLLAPSE):
-        start, needs = (over, f"{at}/over") if setting.startswith("over-") else (sft, f"{at}/choice")
-        of = _half(sizes) if setting in COLLAPSE else sizes
-        objective, prompts = _objective(setting.removeprefix("over-").removeprefix("chosen-"), of)
-        name = f"{at}/{setting}"
-        result.append(rl_job(name, seed, data, out / name, start, sizes, sizes.steps, prompts, (needs,), *objective,
-                             *(hot(sizes) if setting in COLLAPSE else calm(sizes))))  # fmt: skip
-        result.append(evaluation_job(f"{name}-after", seed, data, Checkpoint(out / name), sizes, out, (name,)))
+    if any(name.startswith("over-") for name in settings):
+        result += [
+            sft_job(f"{at}/over", seed, data, root / "over", sizes.repeat_epochs, "sft_repeated.jsonl", sizes, first, start),
+            evaluation_job(f"{at}/before-over", seed, data, over, sizes, out, (f"{at}/over",)),
+        ]
+    result.append(evaluation_job(f"{at}/before-chosen", seed, data, start, sizes, out, first))
+    for setting in settings:
+        origin, needs = (over, (f"{at}/over",)) if setting.startswith("over-") else (start, first)
+        result += _setting_jobs(out, seed, sizes, setting, origin, needs)
     return result
+
+
+def _setting_jobs(
+    out: Path, seed: int, sizes: Sizes, setting: str, start: Checkpoint | str, needs: tuple[str, ...]
+) -> list[Job]:
+    """RL and, where it does not evaluate itself, the evaluation of its last checkpoint."""
+    name, data = f"seed-{seed}/{setting}", out / f"seed-{seed}" / "data"
+    of = _half(sizes) if setting in COLLAPSE else sizes
+    objective, prompts = _objective(setting.removeprefix("over-").removeprefix("chosen-"), of)
+    more = (*objective, *(hot(sizes) if setting in COLLAPSE else calm(sizes)))
+    if sizes.edition.start is not None:  # an evaluation of its own would cost another start of a process, and a checkpoint
+        return [rl_job(name, seed, data, out / name, start, sizes, sizes.steps, prompts, needs, *more,
+                       *evaluated(data, sizes), "--save-every", str(sizes.steps))]  # fmt: skip
+    return [rl_job(name, seed, data, out / name, start, sizes, sizes.steps, prompts, needs, *more),
+            evaluation_job(f"{name}-after", seed, data, Checkpoint(out / name), sizes, out, (name,))]  # fmt: skip
+
+
+def evaluated(data: Path, sizes: Sizes) -> tuple[str, ...]:
+    """Flags of RL that evaluates itself, as `evaluation_job` does."""
+    return ("--evaluation.prompts", str(data / "heldout.jsonl"), "--evaluation.every", str(sizes.every),
+            "--evaluation.samples-per-problem", str(sizes.answers), "--evaluation.top-p", "1")  # fmt: skip
 
 
 def _objective(name: str, sizes: Sizes) -> tuple[tuple[str, ...], int]:

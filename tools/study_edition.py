@@ -11,6 +11,7 @@ DIFFICULTY = ("arithmetic.terms=3", "linear.solution=9", "linear.constant=20", "
 MATH, APPLIED = ("arithmetic", "linear", "division"), ("units", "code")
 GYM_MATH = ("basic_arithmetic", "gcd", "lcm", "base_conversion")
 GYM_APPLIED = ("leg_counting", "letter_counting", "number_filtering", "countdown")
+GYM_GUESSES = "0.3"  # share of the teacher's solutions that are guessed, and wrong as a rule
 Words = tuple[str, ...]
 
 
@@ -20,9 +21,14 @@ class Edition:
 
     Attributes:
         start: a pretrained model, checkpoint or published folder with its tokenizer; None: `ring-tiny`, random weights.
+        pool: folder of problems that each seed draws its data from; None: fresh problems for each seed.
+        tuned: a checkpoint of the start after SFT. RL of C3PO's study and of the stages begins there, without SFT of its
+            own.
     """
 
     start: Path | None = None
+    pool: Path | None = None
+    tuned: Path | None = None
 
     @property
     def origin(self) -> Words:
@@ -37,13 +43,16 @@ class Edition:
             flags = ("--guesses", guesses, "--repeated", str(repeated), "--difficulty", *DIFFICULTY)
             return ("tools/make_tiny_data.py", "--out", str(out), "--seed", str(seed), *counts, *flags)
         more = ("--repeated", str(repeated)) if repeated else ()
-        return ("tools/make_worked_gym_data.py", "--out", str(out), "--seed", str(seed), *counts, *more)
+        common = ("--out", str(out), "--seed", str(seed), *counts, *more)
+        if self.pool is not None:  # solutions and guesses are in the pool already
+            return ("tools/draw_worked_gym_data.py", "--pool", str(self.pool), *common)
+        return ("tools/make_worked_gym_data.py", *common, "--guesses", GYM_GUESSES)
 
     @property
     def parts(self) -> Words:
         """Data flags of the study of stages."""
         math, applied = (MATH, APPLIED) if self.start is None else (GYM_MATH, GYM_APPLIED)
-        names = ("--families" if self.start is None else "--tasks", *math, *applied)
+        names = ("--families" if self.start is None else "--tasks", *math, *applied) if self.pool is None else ()
         return (*names, "--parts", f"math={','.join(math)}", f"applied={','.join(applied)}")
 
     @property
@@ -54,36 +63,44 @@ class Edition:
     @property
     def batch(self) -> Words:
         """Of SFT."""
-        context, batch = ("512", "1") if self.start is None else ("4096", "4")
+        context, batch = ("512", "1") if self.start is None else ("4096", "2")
         return ("--data.context-length", context, "--data.global-batch", batch)
 
     @property
     def sft(self) -> Words:
         if self.start is None:
             return ("--optimizer.lr", "1e-3", "--router.balance", "1e-2", "--router.z", "1e-4")
-        return ("--optimizer.lr", "1e-4", "--router.balance", "1e-3")
+        return ("--optimizer.lr", "3e-4", "--router.balance", "1e-3", *FRUGAL)
 
     @property
     def micro_batch(self) -> Words:
-        """Of RL. On a GPU the program chooses its sizes."""
-        return ("--data.micro-batch-tokens", "2048") if self.start is None else ()
+        """Of RL."""
+        return ("--data.micro-batch-tokens", "2048") if self.start is None else ("--data.micro-batch-tokens", "8192")
+
+    @property
+    def sampled(self) -> Words:
+        """Of RL and of evaluations."""
+        if self.start is None:
+            return ("--rewards.workers", "1")
+        return ("--sampling.max-batch", "512", "--rewards.workers", "2")
 
     @property
     def rl(self) -> Words:
         """Of every RL run."""
         if self.start is None:
-            return ("--optimizer.beta2", "0.99", "--router.balance", "1e-2", "--router.z", "1e-4", "--rewards.workers", "1")
-        return ("--router.balance", "1e-3")
+            return ("--optimizer.beta2", "0.99", "--router.balance", "1e-2", "--router.z", "1e-4", *self.sampled)
+        rated = ("--data.min-solve-rate", "0.1", "--data.max-solve-rate", "0.9") if self.pool is not None else ()
+        return ("--router.balance", "1e-3", *self.sampled, *FRUGAL, *rated)
 
     @property
     def rate(self) -> str:
         """Learning rate of RL."""
-        return "2e-4" if self.start is None else "1e-5"
+        return "2e-4" if self.start is None else "2e-5"
 
     @property
     def hot_rate(self) -> str:
         """Five times that, constant: to provoke a collapse."""
-        return "1e-3" if self.start is None else "5e-5"
+        return "1e-3" if self.start is None else "1e-4"
 
     @property
     def kl(self) -> str:
@@ -98,4 +115,7 @@ class Edition:
         return ("--rule", "validation")
 
 
+# Runs share a GPU, its host and its disk: a checkpoint is that of the last step, weights alone, and no host memory is held
+# for it.
+FRUGAL = ("--no-async-save", "--no-save-optimizer")
 TINY = Edition()

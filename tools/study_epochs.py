@@ -28,12 +28,11 @@ __all__ = ["FULL", "GPU", "QUICK", "Sizes", "jobs", "page"]
 
 @dataclass(frozen=True)
 class Sizes(common.Sizes):
-    """How much of everything. `counts`: epochs of SFT; `one_run`: checkpoints of one SFT run instead of a run each; `every`:
-    steps of RL between held-out evaluations; `answers`: responses to each held-out problem."""
+    """How much of everything. `counts`: epochs of SFT, in the order in which they are run; `one_run`: checkpoints of one SFT
+    run instead of a run each."""
 
     counts: tuple[int, ...] = (1, 2, 4, 8, 16)
     one_run: bool = False
-    every: int = 20
     answers: int = 4
     repeated: int = 0
     steps: int = 300
@@ -43,48 +42,53 @@ FULL = Sizes()
 QUICK = Sizes(train=200, validation=40, rl=60, heldout=20, counts=(1, 2), steps=3, every=2, answers=1, prompts=4, samples=4,
               budget=200, new_tokens=30)  # fmt: skip
 # A start, its RL included, within 10 minutes.
-GPU = replace(FULL, train=12_000, rl=6_000, heldout=400, counts=(1, 2, 4), answers=2, steps=100, prompts=64, budget=81_920,
-              new_tokens=384)  # fmt: skip
+GPU = replace(FULL, train=4_000, rl=4_000, heldout=400, counts=(1, 3, 8), answers=2, steps=60, prompts=32, budget=20_480,
+              new_tokens=256)  # fmt: skip
 
 
 def jobs(out: Path, seeds: Sequence[int], sizes: Sizes) -> list[Job]:
-    """All jobs, seed by seed."""
-    return [job for seed in seeds for job in _seed_jobs(out, seed, sizes)]
-
-
-def _seed_jobs(out: Path, seed: int, sizes: Sizes) -> list[Job]:
-    at, root = f"seed-{seed}", out / f"seed-{seed}"
-    result = [common.data_job(f"{at}/data", seed, sizes, out)]
+    """All jobs. On a CPU seed by seed. On a GPU one number of epochs after the other, all seeds of each: a study that is
+    broken off then has whole columns."""
+    result = {seed: [common.data_job(f"seed-{seed}/data", seed, sizes, out)] for seed in seeds}
     if sizes.one_run:
-        result.append(_sft(f"{at}/sft", seed, root, root / "sft", max(sizes.counts), sizes))
-    for epochs in sizes.counts:
-        name = f"{at}/sft" if sizes.one_run else f"{at}/sft-{epochs}"
-        start = Checkpoint(out / name, epochs) if sizes.one_run else Checkpoint(out / name)
-        if not sizes.one_run:
-            run = _sft(name, seed, root, out / name, epochs, sizes)
-            result.append(replace(run, command=(*run.command, "--keep-last", "1")))
-        result += _start_jobs(out, seed, sizes, epochs, start, name)
-    return result
+        for seed in seeds:
+            result[seed].append(_sft(out, seed, "sft", max(sizes.counts), sizes))
+    starts = {(seed, epochs): _epochs_jobs(out, seed, sizes, epochs) for epochs in sizes.counts for seed in seeds}
+    if sizes.edition.start is not None:
+        return [job for each in (*result.values(), *starts.values()) for job in each]
+    return [job for seed in seeds for each in (result[seed], *(starts[seed, e] for e in sizes.counts)) for job in each]
 
 
-def _sft(name: str, seed: int, root: Path, run: Path, epochs: int, sizes: Sizes) -> Job:
-    return common.sft_job(name, seed, root / "data", run, epochs, "sft_train.jsonl", sizes, (f"seed-{seed}/data",))
+def _epochs_jobs(out: Path, seed: int, sizes: Sizes, epochs: int) -> list[Job]:
+    """SFT of so many epochs, unless one run has them all, and what begins there."""
+    if sizes.one_run:
+        return _start_jobs(out, seed, sizes, epochs, Checkpoint(out / f"seed-{seed}/sft", epochs), f"seed-{seed}/sft")
+    run = _sft(out, seed, f"sft-{epochs}", epochs, sizes)
+    # Checkpoints of a GPU's model take longer than its epochs.
+    seldom = ("--save-epochs", str(epochs)) if sizes.edition.start is not None else ()
+    run = replace(run, command=(*run.command, "--keep-last", "1", *seldom))
+    return [run, *_start_jobs(out, seed, sizes, epochs, Checkpoint(out / run.name), run.name)]
+
+
+def _sft(out: Path, seed: int, kind: str, epochs: int, sizes: Sizes) -> Job:
+    at, root = f"seed-{seed}", out / f"seed-{seed}"
+    return common.sft_job(
+        f"{at}/{kind}", seed, root / "data", root / kind, epochs, "sft_train.jsonl", sizes, (f"{at}/data",)
+    )
 
 
 def _start_jobs(out: Path, seed: int, sizes: Sizes, epochs: int, start: Checkpoint, needs: str) -> list[Job]:
     """From one start: evaluation before RL, RL, and its result."""
     at, data = f"seed-{seed}", out / f"seed-{seed}" / "data"
     before, rl, result = (f"{at}/{kind}-{epochs}" for kind in ("before", "rl", "result"))
-    evaluated = ("--evaluation.prompts", str(data / "heldout.jsonl"), "--evaluation.every", str(sizes.every),
-                 "--evaluation.samples-per-problem", str(sizes.answers), "--evaluation.top-p", "1")  # fmt: skip
-    first = common.evaluation_job(before, seed, data, start, sizes, out, (needs,))
+    seldom = ("--save-every", str(sizes.steps)) if sizes.edition.start is not None else ()
     file = out / RESULTS / f"seed-{seed}-epochs-{epochs}.json"
     gathered = ("tools/study_result.py", "--seed", str(seed), "--epochs", str(epochs), "--sft", str(start.run), "--rl",
                 str(out / rl), "--before", str(out / before), "--out", str(file),
                 *(("--one-run",) if sizes.one_run else ()))  # fmt: skip
     return [
-        replace(first, command=(*first.command, "--samples-per-problem", str(sizes.answers))),
+        common.evaluation_job(before, seed, data, start, sizes, out, (needs,)),
         common.rl_job(rl, seed, data, out / rl, start, sizes, sizes.steps, sizes.prompts, (needs,), "--objective.name",
-                      "c3po", *sizes.budget_flags, *common.calm(sizes), *evaluated),
+                      "c3po", *sizes.budget_flags, *common.calm(sizes), *common.evaluated(data, sizes), *seldom),
         Job(result, gathered, (before, rl)),
     ]  # fmt: skip

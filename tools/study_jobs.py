@@ -1,7 +1,8 @@
 """Runs the jobs of a study: what is missing, several side by side, each after what it needs. Imports no torch.
 
 A job that has ended well leaves `finished.json` in its folder and is not run again. A killed study continues with the same
-command; the jobs' own mains continue from their last checkpoint.
+command; the jobs' own mains continue from their last checkpoint. `finished.json` also has the seconds that the job ran, and
+how many ran beside each other: what the study cost.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ import fcntl
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,7 @@ from megatron_ring.analysis.read_run import epoch_checkpoints, read_run
 from megatron_ring.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
+GRACE = 20.0  # seconds that a job has for its end
 
 
 @dataclass(frozen=True)
@@ -88,8 +91,31 @@ def is_finished(job: Job, out: Path) -> bool:
     return True
 
 
-def run_jobs(jobs: Sequence[Job], out: Path, beside: int) -> None:
-    """Run what is not finished, `beside` processes at a time in the order given. When one fails the others are ended.
+@dataclass(frozen=True)
+class Manner:
+    """How the jobs are run.
+
+    Attributes:
+        beside: processes at a time.
+        keep_going: a job that fails ends neither the others nor the study; what needs it is left out.
+        limit: seconds that a job may run; then it is ended, and has failed. None: any.
+        tidy: remove the checkpoints of a job once every job that begins with them has finished.
+    """
+
+    beside: int = 2
+    keep_going: bool = False
+    limit: float | None = None
+    tidy: bool = False
+
+
+@dataclass(frozen=True)
+class _Running:
+    process: subprocess.Popen[bytes]
+    began: float
+
+
+def run_jobs(jobs: Sequence[Job], out: Path, manner: Manner) -> None:
+    """Run what is not finished, in the order given. When one fails the others are ended, unless the manner is another.
 
     Raises:
         UserError: a job failed; names its log.
@@ -97,22 +123,43 @@ def run_jobs(jobs: Sequence[Job], out: Path, beside: int) -> None:
     check(jobs)
     waiting = [job for job in jobs if not is_finished(job, out)]
     finished = {job.name for job in jobs} - {job.name for job in waiting}
+    failed: list[str] = []
     began = time.monotonic()
-    running: dict[Job, subprocess.Popen[bytes]] = {}
+    running: dict[Job, _Running] = {}
     with _lock(out) as lock, _ended(running):
         while waiting or running:
             for job in list(waiting):
-                free = not running if job.alone else len(running) < beside and not any(other.alone for other in running)
-                if free and finished.issuperset(job.needs):
+                beside = len(running) < manner.beside and not any(other.alone for other in running)
+                if (not running if job.alone else beside) and finished.issuperset(job.needs):
                     waiting.remove(job)
-                    running[job] = _start(job, out, lock)
-            job = _wait_for_one(running)
-            status = running.pop(job).returncode
-            if status:
-                raise UserError(f"{job.name}: exit status {status}, see {_log(job, out)}: {_last_line(_log(job, out))}")
-            (out / job.name / "finished.json").write_text(json.dumps({"command": job.text()}) + "\n")
+                    running[job] = _Running(_start(job, out, lock), time.monotonic())
+            if not running:
+                break  # what is left needs a job that failed
+            job, problem = _wait_for_one(running, manner.limit)
+            seconds = time.monotonic() - running.pop(job).began
+            if problem:
+                failed.append(f"{job.name}: {problem}, see {_log(job, out)}: {_last_line(_log(job, out))}")
+                if not manner.keep_going:
+                    raise UserError(failed[0])
+                print(f"study: failed: {failed[-1]}", flush=True)
+                continue
+            mark = {"command": job.text(), "seconds": round(seconds, 1), "beside": manner.beside}
+            (out / job.name / "finished.json").write_text(json.dumps(mark) + "\n")
             finished.add(job.name)
             print(f"study: {len(finished)}/{len(jobs)} {job.name} ({time.monotonic() - began:.0f} s)", flush=True)
+            if manner.tidy:
+                remove_checkpoints(jobs, out, finished)
+    if failed:
+        left = f"; {len(waiting)} jobs were left out" if waiting else ""
+        raise UserError(f"{len(failed)} of {len(jobs)} jobs failed{left}; the same command runs them again. {failed[0]}")
+
+
+def remove_checkpoints(jobs: Sequence[Job], out: Path, finished: Set[str]) -> None:
+    """Those of finished jobs that no unfinished job of the study begins with."""
+    wanted = {part.run for job in jobs if job.name not in finished for part in job.command if isinstance(part, Checkpoint)}
+    for job in jobs:
+        if job.name in finished and out / job.name not in wanted:
+            shutil.rmtree(out / job.name / "checkpoints", ignore_errors=True)
 
 
 @contextmanager
@@ -130,7 +177,7 @@ def _lock(out: Path) -> Iterator[int]:
 
 
 @contextmanager
-def _ended(running: dict[Job, subprocess.Popen[bytes]]) -> Iterator[None]:
+def _ended(running: dict[Job, _Running]) -> Iterator[None]:
     """Whatever happens short of SIGKILL, no job is left behind."""
 
     def stop(*_: object) -> None:
@@ -141,10 +188,10 @@ def _ended(running: dict[Job, subprocess.Popen[bytes]]) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-        for process in running.values():
-            os.killpg(process.pid, signal.SIGTERM)  # a session of its own: its verifiers end with it
-        for process in running.values():
-            process.wait()
+        for each in running.values():
+            os.killpg(each.process.pid, signal.SIGTERM)  # a session of its own: its verifiers end with it
+        for each in running.values():
+            each.process.wait()
 
 
 def _start(job: Job, out: Path, lock: int) -> subprocess.Popen[bytes]:
@@ -160,12 +207,27 @@ def _start(job: Job, out: Path, lock: int) -> subprocess.Popen[bytes]:
         )  # fmt: skip
 
 
-def _wait_for_one(running: dict[Job, subprocess.Popen[bytes]]) -> Job:
+def _wait_for_one(running: dict[Job, _Running], limit: float | None) -> tuple[Job, str]:
+    """The first job to end, and what went wrong; "" where nothing did. A job that runs for too long is ended."""
     while True:
-        for job, process in running.items():
-            if process.poll() is not None:
-                return job
+        for job, each in running.items():
+            status = each.process.poll()
+            if status is not None:
+                return job, f"exit status {status}" if status else ""
+            if limit is not None and time.monotonic() - each.began > limit:
+                end(each.process)
+                return job, f"ended after {limit:g} seconds, the most that a job may take"
         time.sleep(0.2)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a job with all that it started: politely, and after `GRACE` seconds at once."""
+    os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.wait(timeout=GRACE)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def _log(job: Job, out: Path) -> Path:

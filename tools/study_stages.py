@@ -36,27 +36,28 @@ def math_steps(sizes: common.Sizes) -> int:
 def _seed_jobs(out: Path, seed: int, sizes: common.Sizes) -> list[Job]:
     at = f"seed-{seed}"
     root, data = out / at, out / at / "data"
-    start = Checkpoint(root / "sft")
+    tuned = sizes.edition.tuned
+    start, ready = (Checkpoint(root / "sft"), "sft") if tuned is None else (str(tuned), "data")
     first, second = Checkpoint(root / "math"), Checkpoint(root / "applied")
     # A constant rate: a decay would favour whichever comes last. One KL weight; each run's reference is its own start.
     rl = ("--objective.name", "c3po", *sizes.budget_flags, "--objective.kl-beta", sizes.edition.kl, "--optimizer.lr",
           sizes.edition.rate)  # fmt: skip
     stages = (math_steps(sizes), sizes.steps - math_steps(sizes))
 
-    def evaluation(name: str, checkpoint: Checkpoint, needs: str) -> Job:
+    def evaluation(name: str, checkpoint: Checkpoint | str, needs: str) -> Job:
         return common.evaluation_job(f"{at}/{name}", seed, data, checkpoint, sizes, out, (f"{at}/{needs}",))
 
-    def train(name: str, origin: Checkpoint, steps: int, needs: str, file: str) -> Job:
+    def train(name: str, origin: Checkpoint | str, steps: int, needs: str, file: str) -> Job:
         return common.rl_job(f"{at}/{name}", seed, data, root / name, origin, sizes, steps, sizes.prompts,
                              (f"{at}/{needs}",), *rl, file=file)  # fmt: skip
 
+    sft = common.sft_job(f"{at}/sft", seed, data, root / "sft", sizes.epochs, "sft_train.jsonl", sizes, (f"{at}/data",))
     return [
         common.data_job(f"{at}/data", seed, sizes, out, *sizes.edition.parts),
-        common.sft_job(f"{at}/sft", seed, data, root / "sft", sizes.epochs, "sft_train.jsonl", sizes,
-                       (f"{at}/data",)),
-        evaluation("before", start, "sft"),
-        train("math", start, stages[0], "sft", "rl_prompts_math.jsonl"),
-        train("mix", start, sizes.steps, "sft", "rl_prompts.jsonl"),
+        *([sft] if tuned is None else []),
+        evaluation("before", start, ready),
+        train("math", start, stages[0], ready, "rl_prompts_math.jsonl"),
+        train("mix", start, sizes.steps, ready, "rl_prompts.jsonl"),
         train("applied", first, stages[1], "math", "rl_prompts_applied.jsonl"),
         evaluation("math-after", first, "math"),
         evaluation("applied-after", second, "applied"),

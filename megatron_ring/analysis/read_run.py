@@ -179,10 +179,15 @@ def read_run(path: Path) -> Run:
 
 
 def epoch_checkpoints(run: Run) -> list[Epoch]:
-    """The epoch ends of an SFT run: the steps that carry `checkpoint` and a finite `validation/entropy`."""
+    """The epoch ends of an SFT run that have a checkpoint."""
+    return [found for found in validations(run) if found.checkpoint]
+
+
+def validations(run: Run) -> list[Epoch]:
+    """The epoch ends of an SFT run: the steps with a finite `validation/entropy`; `checkpoint` is "" where there is none."""
     return [
         Epoch(
-            checkpoint=row["checkpoint"],
+            checkpoint=row["checkpoint"] if isinstance(row.get("checkpoint"), str) else "",
             epoch=number(row, "epoch"),
             step=int(row["step"]),
             tokens=number(row, "tokens"),
@@ -190,7 +195,7 @@ def epoch_checkpoints(run: Run) -> list[Epoch]:
             loss=number(row, "validation/loss"),
         )
         for row in run.metrics
-        if isinstance(row.get("checkpoint"), str) and math.isfinite(number(row, "validation/entropy"))
+        if math.isfinite(number(row, "validation/entropy"))
     ]
 
 

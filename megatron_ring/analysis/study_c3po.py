@@ -8,11 +8,13 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from megatron_ring.analysis.read_run import epoch_checkpoints, read_run, read_selection
+from megatron_ring.analysis.read_run import epoch_checkpoints, number, read_run, read_selection
+from megatron_ring.analysis.spread import paired_seeds, step_to_step_variation
 from megatron_ring.analysis.study import (
     STEADINESS,
     TIMES,
     Cell,
+    Measures,
     Row,
     as_json,
     best_window,
@@ -24,8 +26,11 @@ from megatron_ring.analysis.study import (
     measure_all,
     read_cell,
 )
+from megatron_ring.analysis.study_claims import Claim, claims_json, claims_table
+from megatron_ring.analysis.study_cost import MARK, cost_table, job_time
 from megatron_ring.analysis.study_figures import Panel, curves_figure
 from megatron_ring.analysis.study_tables import by_seed, table
+from megatron_ring.errors import UserError
 
 STEADY = ("c3po", "grpo", "grpo-fewer")
 COLLAPSE = ("chosen-c3po", "chosen-grpo", "over-c3po", "over-grpo")
@@ -33,6 +38,8 @@ TIMED = ("timed-c3po", "timed-grpo")
 STEADY_PAIRS = (("c3po", "grpo"), ("c3po", "grpo-fewer"))
 COLLAPSE_PAIRS = (("chosen-c3po", "over-c3po"), ("chosen-grpo", "over-grpo"), ("over-c3po", "over-grpo"))
 TIMED_PAIRS = (("timed-c3po", "timed-grpo"),)
+# Runs that share a machine: each step's time depends on the others.
+SPEED: Measures = {"tokens/s, step to step": ("throughput/tokens_per_second", step_to_step_variation)}
 WARM_UP = 2  # steps at the start of a timed run that are not counted
 
 Groups = dict[str, list[Cell]]
@@ -63,6 +70,74 @@ def page(out: Path, seeds: Sequence[int]) -> Page:
     return tables, figures, {"seeds": list(seeds), **numbers}
 
 
+def steady_page(folders: Sequence[Path], seeds: Sequence[int] | None = None, settings: Sequence[str] = ()) -> Page:
+    """The same of a part of the study: C3PO against GRPO from one start, whose runs may lie in several folders.
+
+    Args:
+        seeds: those that must be there; None: all that are whole.
+        settings: those that are compared (none: all that some seed has).
+
+    Raises:
+        UserError: a run of a seed is missing, or no seed is whole.
+    """
+    found = sorted({int(path.name.removeprefix("seed-")) for folder in folders for path in folder.glob("seed-[0-9]*")})
+    settings = settings or [name for name in STEADY if any(_place(folders, seed, name) for seed in found)]
+    names = ("before-chosen", *settings)
+    whole = [seed for seed in found if len(names) > 2 and all(_place(folders, seed, name) for name in names)]
+    missing = sorted(set(seeds or ()) - set(whole))
+    if missing or not whole:
+        raise UserError(f"{folders[0]}: no seed {', '.join(map(str, missing)) or 'at all'} with all of {', '.join(names)}; "
+                        f"run what is missing, or gather without --seeds")  # fmt: skip
+    used = [seed for seed in whole if seeds is None or seed in seeds]
+    groups = by_setting([_part_cell(folders, name, seed) for name in settings for seed in used])
+    rows = {"steadiness": [*measure_all(groups, STEADINESS), *measure_all(groups, SPEED)], "outcome": _outcome(groups)}
+    claims = _claims({row.name: row for found in rows.values() for row in found}, settings)
+    left = sorted(set(found) - set(used))
+    more = f" Left out, as runs of theirs are missing: {', '.join(map(str, left))}." if left else ""
+    places = {name: [_place(folders, seed, name) for seed in used] for name in names}
+    tables = {
+        "part": f"Settings {', '.join(settings)}; seeds {', '.join(map(str, used))}.{more}\n",
+        "claims": claims_table(claims),
+        **{name: table(found, settings, STEADY_PAIRS) for name, found in rows.items()},
+        "cost": cost_table({name: [job_time(place) for place in each if place] for name, each in places.items()}),
+    }
+    numbers: dict[str, Any] = {name: as_json(found, STEADY_PAIRS) for name, found in rows.items()}
+    return tables, {"study-c3po": _curves(groups, groups)}, {"seeds": used, **numbers, "claims": claims_json(claims)}
+
+
+def _place(folders: Sequence[Path], seed: int, name: str) -> Path | None:
+    """The folder of a finished job; None where no machine has finished it."""
+    paths = (folder / f"seed-{seed}" / name for folder in folders)
+    return next((path for path in paths if (path / MARK).is_file()), None)
+
+
+def _part_cell(folders: Sequence[Path], setting: str, seed: int) -> Cell:
+    run, before = _place(folders, seed, setting), _place(folders, seed, "before-chosen")
+    assert run is not None and before is not None, "asked before"
+    return read_cell(setting, seed, [run], {"before": before})
+
+
+def _claims(rows: Mapping[str, Row], settings: Sequence[str]) -> list[Claim]:
+    """The report's claims on the token budget, of GRPO − C3PO, and one that asks for more."""
+    if not {"c3po", "grpo"} <= set(settings):
+        return []
+
+    def claim(text: str, measure: str, first: str = "c3po", second: str = "grpo") -> Claim:
+        return Claim(text, f"{measure}, {second} − {first}", rows[measure].difference(first, second))
+
+    swing = paired_seeds([0.2] * len(rows["trained tokens, CV"].values["grpo"]), rows["trained tokens, CV"].values["grpo"])
+    return [
+        Claim("GRPO's trained tokens swing by a fifth or more (what this study needs)", "CV of trained tokens − 0.2", swing),
+        claim("C3PO trains as many tokens in every step, GRPO does not", "trained tokens, CV"),
+        claim("GRPO's gradient norm swings more", "gradient norm, step to step"),
+        claim("GRPO's gradient norm has higher spikes", "gradient norm, largest over median"),
+        claim("GRPO's reward drops more often", "reward, step to step (not relative)"),
+        claim("GRPO's response length swings more", "response length, step to step"),
+        claim("GRPO's throughput swings more", "tokens/s, step to step"),
+        claim("C3PO solves more held-out problems", "held-out pass@1 after", "grpo", "c3po"),
+    ]
+
+
 def _read(out: Path, seeds: Sequence[int], settings: Sequence[str]) -> Groups:
     return by_setting([_cell(out / f"seed-{seed}", setting, seed) for setting in settings for seed in seeds])
 
@@ -70,8 +145,19 @@ def _read(out: Path, seeds: Sequence[int], settings: Sequence[str]) -> Groups:
 def _cell(root: Path, setting: str, seed: int) -> Cell:
     if setting in TIMED:
         return read_cell(setting, seed, [root / setting], {})
-    before = root / ("before-over" if setting.startswith("over-") else "before-chosen")
-    return read_cell(setting, seed, [root / setting], {"before": before, "after": root / f"{setting}-after"})
+    before = {"before": root / ("before-over" if setting.startswith("over-") else "before-chosen")}
+    after = root / f"{setting}-after"  # on a GPU RL evaluates itself
+    return read_cell(setting, seed, [root / setting], before | ({"after": after} if after.is_dir() else {}))
+
+
+def _after(cell: Cell) -> float:
+    """pass@1 after the last step: of the evaluation of the last checkpoint, or of the run's own."""
+    if "after" in cell.evaluations:
+        return cell.pass_rate("after")
+    last = cell.metrics[-1]
+    if "evaluation/pass_at_1" not in last:
+        raise UserError(f"{cell.runs[-1].path}: no evaluation after the last step; run the study to its end")
+    return number(last, "evaluation/pass_at_1")
 
 
 def _of(key: str, statistic: Callable[[Sequence[float]], float]) -> Callable[[Cell], float]:
@@ -81,7 +167,7 @@ def _of(key: str, statistic: Callable[[Sequence[float]], float]) -> Callable[[Ce
 def _outcome(groups: Groups) -> list[Row]:
     return [
         measure(groups, "held-out pass@1 before", lambda cell: cell.pass_rate("before")),
-        measure(groups, "held-out pass@1 after", lambda cell: cell.pass_rate("after")),
+        measure(groups, "held-out pass@1 after", _after),
         measure(groups, "reward, last 10 steps", _of("reward/mean", last_window)),
         measure(groups, "entropy, last 10 steps (nats)", _of("entropy", last_window)),
         measure(groups, "response length, last 10 steps (tokens)", _of("response_length/mean", last_window)),
@@ -93,7 +179,7 @@ def _outcome(groups: Groups) -> list[Row]:
 def _collapse(groups: Groups) -> list[Row]:
     return [
         measure(groups, "held-out pass@1 before", lambda cell: cell.pass_rate("before")),
-        measure(groups, "held-out pass@1 after", lambda cell: cell.pass_rate("after")),
+        measure(groups, "held-out pass@1 after", _after),
         measure(groups, "reward, first 10 steps", _of("reward/mean", first_window)),
         measure(groups, "reward, best 10 steps", _of("reward/mean", best_window)),
         measure(groups, "reward, last 10 steps", _of("reward/mean", last_window)),

@@ -15,13 +15,17 @@ from megatron_ring.analysis.checkpoint_choice import PAPER_BAND, Choice, choose_
 from megatron_ring.analysis.spread import Difference, paired_seeds
 from megatron_ring.analysis.start_rules import Learnt, Outcome, Study
 from megatron_ring.analysis.study import Row, as_json
+from megatron_ring.analysis.study_claims import claims_json, claims_table
+from megatron_ring.analysis.study_cost import cost_table
+from megatron_ring.analysis.study_epochs_claims import claims_of, part_text
 from megatron_ring.analysis.study_epochs_figures import entropy_figure, front_figure, ratio_figure, rl_figure
 from megatron_ring.analysis.study_page import figure_link
-from megatron_ring.analysis.study_starts import Start, by_seed, mean_points, pareto, read_starts
+from megatron_ring.analysis.study_starts import Start, by_seed, mean_points, pareto, read_starts, whole_part
 from megatron_ring.analysis.study_tables import by_seed as table_by_seed
 from megatron_ring.analysis.study_tables import difference, table
 from megatron_ring.errors import UserError
 
+REPORTS_BAND = f"band {start_rules.shown(PAPER_BAND)} (the report's)"
 DEMO_BAND = (0.15, 0.30)  # of examples/tiny
 Page = tuple[dict[str, str], dict[str, Figure], dict[str, Any]]
 Seeds = dict[int, list[Start]]
@@ -41,25 +45,34 @@ _MEASURES: dict[str, Callable[[Start], float]] = {
 _COMPARED = ("pass@1, last of RL", "pass@1, best of RL", "gain (last − before)")
 
 
-def page(folders: Sequence[Path], seeds: Sequence[int] | None = None, counts: Sequence[int] | None = None) -> Page:
+def page(
+    folders: Sequence[Path],
+    seeds: Sequence[int] | None = None,
+    counts: Sequence[int] | None = None,
+    partial: bool = False,
+) -> Page:
     """Tables, figures and numbers of the starts in these folders, or of those of some seeds and numbers of epochs.
+
+    Args:
+        partial: where starts are missing, take the largest part without holes.
 
     Raises:
         UserError: a start is missing, or cannot be used.
     """
-    starts = [start for start in read_starts(folders) if seeds is None or start.seed in seeds]
-    starts = [start for start in starts if counts is None or start.epochs in counts]
-    groups = by_seed(starts)
-    missing = [str(seed) for seed in seeds or () if seed not in groups]
-    if missing or not groups:
-        raise UserError(f"{folders[0]}: no result of seed {', '.join(missing) or '(any)'}; run the study first")
+    starts, groups, part = _starts(folders, seeds, counts, partial)
     rows = measures(groups)
     best = best_start(rows["pass@1, last of RL"])
     settings = list(rows["SFT tokens"].values)
     pairs = [(best, setting) for setting in settings if setting != best]
     found = regrets(groups)
     learnt = {name: learn(study_of(groups)) for name, learn in _LEARNT.items()}
+    named = {"blind": "any start, on average", "band": REPORTS_BAND, "loss": "lowest validation loss"}
+    claims = claims_of(groups, rows, best, {name: found[rule].last for name, rule in named.items()})
+    times = {kind: [start.job_time(kind) for start in starts] for kind in ("sft", "before", "rl")}
     tables = {
+        "part": part,
+        "claims": claims_table(claims),
+        "cost": cost_table(times),
         "starts": table(list(rows.values()), settings, (), "epochs of SFT"),
         "differences": table([rows[name] for name in _COMPARED], settings, pairs, "epochs of SFT"),
         "collapses": table_by_seed(_collapses(groups), list(groups), "epochs of SFT"),
@@ -86,10 +99,25 @@ def page(folders: Sequence[Path], seeds: Sequence[int] | None = None, counts: Se
         "regret": {name: each.as_json() for name, each in found.items()},
         "learnt": {name: dataclasses.asdict(value) for name, value in learnt.items()},
         "sweet spot": None if spot is None else {"epochs": int(spot[0]), "ratio": spot[1]},
+        "claims": claims_json(claims),
         "front": [list(point) for point in front_points(groups)],
         "settings": starts[0].settings,
     }
     return tables, figures, numbers
+
+
+def _starts(
+    folders: Sequence[Path], seeds: Sequence[int] | None, counts: Sequence[int] | None, partial: bool
+) -> tuple[list[Start], Seeds, str]:
+    """The starts of a page, the same by seed, and which they are in words."""
+    found_starts = [start for start in read_starts(folders) if seeds is None or start.seed in seeds]
+    found_starts = [start for start in found_starts if counts is None or start.epochs in counts]
+    starts = whole_part(found_starts) if partial and found_starts else found_starts
+    groups = by_seed(starts)
+    missing = [str(seed) for seed in seeds or () if seed not in groups]
+    if missing or not groups:
+        raise UserError(f"{folders[0]}: no result of seed {', '.join(missing) or '(any)'}; run the study first")
+    return starts, groups, part_text(starts, found_starts)
 
 
 def measures(groups: Seeds) -> dict[str, Row]:
@@ -167,7 +195,7 @@ def _rules(groups: Seeds, study: Study) -> dict[str, Choose]:
         return choose_by_score([outcome.start for outcome in study[seed]], scores)
 
     return {
-        f"band {start_rules.shown(PAPER_BAND)} (the report's)": fixed(PAPER_BAND),
+        REPORTS_BAND: fixed(PAPER_BAND),
         f"band {start_rules.shown(DEMO_BAND)} (the demo's)": fixed(DEMO_BAND),
         "band, learnt from the other seeds": by_others("band", start_rules.choose_by_band),
         "token efficiency, learnt from the other seeds": by_others("token efficiency", start_rules.choose_by_efficiency),

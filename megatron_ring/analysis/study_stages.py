@@ -14,7 +14,7 @@ from megatron_ring.analysis.study_tables import table
 
 STAGES, MIX = "two stages", "naive mix"
 PAIRS = ((MIX, STAGES),)
-DOMAINS: tuple[str | None, ...] = (None, "math", "code", "science")
+DOMAINS = ("math", "code", "science")  # of the tables; others that a study has follow them
 
 Page = tuple[dict[str, str], dict[str, Figure], dict[str, Any]]
 
@@ -62,4 +62,7 @@ def _rates(name: str, evaluation: str, groups: Mapping[str, Sequence[Cell]]) -> 
     def of(domain: str | None) -> Callable[[Cell], float]:
         return lambda cell: cell.pass_rate(evaluation, domain)
 
-    return [measure(groups, f"{name}, {domain or 'all'}", of(domain)) for domain in DOMAINS]
+    some = next(iter(groups.values()))[0].evaluations[evaluation].result["by_domain"]
+    order = (*DOMAINS, *sorted(set(some) - set(DOMAINS)))
+    domains: list[str | None] = [None, *sorted(some, key=order.index)]
+    return [measure(groups, f"{name}, {domain or 'all'}", of(domain)) for domain in domains]

@@ -6,9 +6,10 @@ A start's file has all that the page needs, so that the starts of a study may be
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -17,21 +18,22 @@ from typing import Any
 from megatron_ring.analysis.read_run import (
     Epoch,
     Run,
-    epoch_checkpoints,
     is_number,
     number,
     read_evaluation,
     read_run,
+    validations,
 )
 from megatron_ring.analysis.spread import MAX_SEEDS
 from megatron_ring.analysis.study import collapse_step
+from megatron_ring.analysis.study_cost import JobTime, job_time
 from megatron_ring.errors import UserError
 
 FORM = "epochs-1"  # what this module writes; a change of meaning gets another name
 # Settings of the RL run that may differ between the starts of a study: the start itself, the seed, where things lie, and
 # what changes no result.
 _OWN = ("run_dir", "init_from", "seed", "data.prompts", "data.tokenizer", "evaluation.prompts", "parallel", "keep_last",
-        "save_every", "async_save", "grace_seconds", "wandb", "offload_optimizer")  # fmt: skip
+        "save_every", "save_optimizer", "async_save", "grace_seconds", "wandb", "offload_optimizer")  # fmt: skip
 RESULTS = "results"
 
 
@@ -46,7 +48,8 @@ class Start:
         reward, entropy, tokens: of each step of RL: mean reward, entropy (nats), trained tokens.
         problems: held-out problems of an evaluation.
         settings: of the RL run, but for paths and the seed; equal in all starts of a study.
-        seconds: of the steps of SFT and RL on the machine that ran them.
+        seconds: of the steps of SFT and RL on the machine that ran them; as far as they are known also of the processes
+            (`sft process`, `before process`, `rl process`) and how many ran side by side (`beside`).
     """
 
     seed: int
@@ -87,6 +90,11 @@ class Start:
         """Token efficiency: tokens that RL trained over those that SFT did."""
         return self.rl_tokens / self.start.tokens
 
+    def job_time(self, kind: str) -> JobTime | None:
+        """Of its SFT (`sft`), evaluation (`before`) or RL (`rl`); None where it is not known."""
+        seconds, beside = self.seconds.get(f"{kind} process"), self.seconds.get("beside")
+        return None if seconds is None or not beside else JobTime(seconds, int(beside))
+
     @property
     def collapse(self) -> int | None:
         """The step of the collapse of the reward, if there was one (`study.collapse_step`)."""
@@ -113,7 +121,7 @@ def start_of_runs(seed: int, epochs: int, one_run: bool, sft: Path, rl: Path, be
         UserError: something is missing: a run directory, the epoch, the evaluations, a metric of some step.
     """
     sft_run, rl_run, evaluation = read_run(sft), read_run(rl), read_evaluation(before)
-    ends = [found for found in epoch_checkpoints(sft_run) if found.epoch <= epochs]
+    ends = [found for found in validations(sft_run) if found.epoch <= epochs]
     if not ends or ends[-1].epoch != epochs:
         raise UserError(f"{sft / 'metrics.jsonl'}: no validation at the end of epoch {epochs}; let SFT finish it")
     rates = [[row["step"], row["evaluation/pass_at_1"]] for row in rl_run.metrics if "evaluation/pass_at_1" in row]
@@ -131,8 +139,9 @@ def start_of_runs(seed: int, epochs: int, one_run: bool, sft: Path, rl: Path, be
         tokens=_series(rl_run, "tokens/trained"),
         problems=int(evaluation.result["problems"]),
         settings={name: value for name, value in rl_run.config.items() if not name.startswith(_OWN)},
-        seconds={"sft": _seconds(sft_run, ends[-1].step), "rl": _seconds(rl_run, rl_run.metrics[-1]["step"])},
-    )
+        seconds={"sft": _seconds(sft_run, ends[-1].step), "rl": _seconds(rl_run, rl_run.metrics[-1]["step"]),
+                 **_process_seconds({"sft": sft, "before": before, "rl": rl})},
+    )  # fmt: skip
 
 
 def _series(run: Run, key: str) -> list[float]:
@@ -144,6 +153,12 @@ def _series(run: Run, key: str) -> list[float]:
 
 def _seconds(run: Run, last: int) -> float:
     return math.fsum(number(row, "time/step") for row in run.metrics if row["step"] <= last)
+
+
+def _process_seconds(folders: Mapping[str, Path]) -> dict[str, float]:
+    times = {kind: time for kind, folder in folders.items() if (time := job_time(folder)) is not None}
+    beside = {"beside": float(max(time.beside for time in times.values()))} if times else {}
+    return {f"{kind} process": time.seconds for kind, time in times.items()} | beside
 
 
 def write_start(start: Start, path: Path) -> None:
@@ -224,6 +239,23 @@ def by_seed(starts: Iterable[Start]) -> dict[int, list[Start]]:
                 f"seed {seed}: no result of {', '.join(missing)} epoch(s), which other seeds have; run what is missing"
             )
     return groups
+
+
+def whole_part(starts: Sequence[Start]) -> list[Start]:
+    """The largest part of the starts without holes: some seeds, and of each the same numbers of epochs. Of parts of one size
+    that with more seeds."""
+    by_count: dict[int, set[int]] = {}
+    for start in starts:
+        by_count.setdefault(start.epochs, set()).add(start.seed)
+    counts = sorted(by_count)
+    parts = [
+        (seeds, some)
+        for size in range(1, len(counts) + 1)
+        for some in itertools.combinations(counts, size)
+        if (seeds := set.intersection(*(by_count[count] for count in some)))
+    ]
+    seeds, some = max(parts, key=lambda part: (len(part[0]) * len(part[1]), len(part[0])))
+    return [start for start in starts if start.seed in seeds and start.epochs in some]
 
 
 def mean_points(groups: dict[int, list[Start]]) -> dict[int, list[tuple[float, float]]]:

@@ -97,14 +97,15 @@ class CheckpointSaver:
         background: write in a thread; False returns from `save` when the checkpoint is whole.
         note: file, outside of the folder, for the name of the last checkpoint: it tells a folder that was emptied from one
             that never held any.
+        with_optimizer: False saves weights alone.
     """
 
     def __init__(
         self, checkpoints: Path, context: ParallelContext, keep_last: int | None = None, background: bool = True,
-        note: Path | None = None,
+        note: Path | None = None, with_optimizer: bool = True,
     ) -> None:  # fmt: skip
         self.checkpoints, self.context, self.keep_last, self.background = checkpoints, context, keep_last, background
-        self._note = note
+        self._note, self._with_optimizer = note, with_optimizer
         self._staging = Staging()
         self._save: _Save | None = None
         self._thread: threading.Thread | None = None
@@ -133,6 +134,7 @@ class CheckpointSaver:
             UserError: this or the save before it failed (the disk is full or not writable).
         """
         self.wait()
+        optimizer = optimizer if self._with_optimizer else None
         name = name or f"step_{step}"
         work, target = self.checkpoints / f".{name}.tmp", self.checkpoints / name
         if self.context.is_main:
@@ -163,7 +165,7 @@ class CheckpointSaver:
         """Begin to get the host memory that saves will take (on CUDA), so that the first one does not wait for it. Call it
         when model and optimizer have all that they will have on the device."""
         if self.background:
-            self._staging.reserve(_pieces(model, optimizer))
+            self._staging.reserve(_pieces(model, optimizer if self._with_optimizer else None))
 
     @property
     def busy(self) -> bool:

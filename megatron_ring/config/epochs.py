@@ -26,12 +26,14 @@ class EpochsConfig(TrainingConfig, DryRun):
     """Stop after this many optimizer steps (default: all of them); the learning-rate schedule is not shortened."""
     save_every: int | None = field(default=None, metadata=MAY_CHANGE)
     """Also save every so many steps (default: at the end of each epoch only)."""
+    save_epochs: int = field(default=1, metadata=MAY_CHANGE)
+    """Epochs between checkpoints; the last epoch ends with one in any case. Only epochs with a checkpoint can be chosen."""
     alarms: AlarmConfig = field(default_factory=AlarmConfig, metadata=MAY_CHANGE)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.epochs >= 1, f"--epochs is {self.epochs}, below 1")
-        for name in ("max_steps", "save_every"):
+        for name in ("max_steps", "save_every", "save_epochs"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"--{name.replace('_', '-')} is {value}, below 1")
 

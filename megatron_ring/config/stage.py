@@ -119,6 +119,9 @@ class TrainingConfig(TrainedModelOptions, StageConfig):
     """Keep only so many newest checkpoints (default: all, as choosing one by its entropy needs)."""
     async_save: bool = field(default=True, metadata=MAY_CHANGE)
     """Write checkpoints while training goes on (host memory for one checkpoint); off: wait for each."""
+    save_optimizer: bool = field(default=True, metadata=MAY_CHANGE)
+    """Keep the optimizer's state in checkpoints. Off: weights alone, a seventh of the size in bf16. Other runs can begin
+    with them (--init-from); no run can continue from them."""
     grace_seconds: float = field(default=60.0, metadata=MAY_CHANGE)
     """After SIGTERM or SIGUSR1: how long the step under way and its checkpoint may take; then the run ends without them."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

@@ -135,7 +135,8 @@ def train_epochs(config: EpochsConfig, stage: Stage, run: RunDirectory, task: Ep
             verdict = watch.judge(alarms, checkpoint, guard.can_go_on)
             if step == start + 1:
                 saver.reserve(stage.model, trainer.optimizer)
-            regular = ends_epoch or step == last or (config.save_every and step % config.save_every == 0)
+            whole_epoch = ends_epoch and (epoch + 1) % config.save_epochs == 0
+            regular = whole_epoch or step == last or (config.save_every and step % config.save_every == 0)
             saves = verdict == "go on" and (regular or stops)
             if saves:
                 metrics["checkpoint"] = f"step_{step}"

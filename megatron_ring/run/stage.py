@@ -147,7 +147,9 @@ def layout_of(config: StageConfig) -> dict[str, int]:
 
 def open_saver(run: RunDirectory, config: TrainingConfig, context: ParallelContext) -> CheckpointSaver:
     """What saves the run's checkpoints."""
-    return CheckpointSaver(run.checkpoints, context, config.keep_last, config.async_save, note=run.saved_note)
+    return CheckpointSaver(
+        run.checkpoints, context, config.keep_last, config.async_save, run.saved_note, config.save_optimizer
+    )
 
 
 def open_stop_request(run: RunDirectory, config: TrainingConfig) -> StopRequest:

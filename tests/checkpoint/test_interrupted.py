@@ -213,3 +213,30 @@ def test_twenty_kills_lose_nothing(tmp_path: Path) -> None:
         assert process.exitcode == 0 and last_told(receiver) == LAST_STEP
     assert contents(killed / f"step_{LAST_STEP}") == contents(tmp_path / "undisturbed" / f"step_{LAST_STEP}")
     assert not list(killed.glob(".step_*"))
+
+
+def save_weights_alone(folder: Path) -> None:
+    """The same state with and without the optimizer's; the smaller one fills a model, and cannot be continued from."""
+    from megatron_ring.checkpoint.loading import load_checkpoint
+    from megatron_ring.checkpoint.saving import CheckpointSaver
+
+    trainer, here = trainer_for(ParallelConfig())
+    steps(trainer, here, 0, 2)
+    for name, kept in (("whole", True), ("weights", False)):
+        with CheckpointSaver(folder / name, here, with_optimizer=kept) as saver:
+            saver.save(2, trainer.model, trainer.optimizer, {"tokens": 12})
+    sizes = {name: sum(map(len, contents(folder / name / "step_2").values())) for name in ("whole", "weights")}
+    assert sizes["weights"] < sizes["whole"] / 2
+    wanted = [parameter.detach().clone() for parameter in trainer.model.parameters()]
+    with torch.no_grad():
+        for parameter in trainer.model.parameters():
+            parameter.zero_()
+    assert load_checkpoint(folder / "weights" / "step_2", trainer.model, here) == (2, {"tokens": 12})
+    assert all(torch.equal(parameter, before) for parameter, before in zip(trainer.model.parameters(), wanted, strict=True))
+    with pytest.raises(UserError, match="holds weights but no optimizer state: give it to --init-from"):
+        load_checkpoint(folder / "weights" / "step_2", trainer.model, here, trainer.optimizer)
+
+
+@pytest.mark.distributed
+def test_a_checkpoint_of_weights_alone(run_on, tmp_path: Path) -> None:
+    run_on(1, save_weights_alone, tmp_path)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from megatron_ring.errors import UserError
-from tools.study_jobs import Checkpoint, Job, check, is_finished, run_jobs
+from tools.study_jobs import Checkpoint, Job, Manner, check, is_finished, run_jobs
 
 # Writes its start and end into the folder's `times`; sleeps, or fails.
 SCRIPT = """
@@ -52,7 +52,7 @@ def test_needs_come_first_and_no_more_run_beside_than_said(out: Path) -> None:
     # Long enough for two to overlap where a process takes a second to start.
     jobs = [job(out, "a", seconds=3), job(out, "b", ("a",)), job(out, "c", seconds=3), job(out, "d", seconds=0.6)]
     jobs += [job(out, "e", seconds=0.3, alone=True)]
-    run_jobs(jobs, out, 2)
+    run_jobs(jobs, out, Manner(2))
     ran = times(out)
     assert ran["b"][0] > ran["a"][1]
     assert overlap(ran["a"], ran["c"])
@@ -63,29 +63,30 @@ def test_needs_come_first_and_no_more_run_beside_than_said(out: Path) -> None:
 
 def test_what_has_finished_is_not_run_again(out: Path) -> None:
     jobs = [job(out, "a"), job(out, "b", ("a",))]
-    run_jobs(jobs, out, 2)
-    run_jobs([*jobs, job(out, "c", ("b",))], out, 2)
+    run_jobs(jobs, out, Manner(2))
+    run_jobs([*jobs, job(out, "c", ("b",))], out, Manner(2))
     assert [(out / f"started-{name}").read_text() for name in "abc"] == ["x", "x", "x"]
     assert is_finished(jobs[0], out)
     with pytest.raises(UserError, match=r"a/finished.json: the study has changed since; remove .*/a to run it again"):
-        run_jobs([job(out, "a", seconds=0.1)], out, 1)
+        run_jobs([job(out, "a", seconds=0.1)], out, Manner(1))
 
 
 def test_a_failure_names_the_log_and_ends_the_others(out: Path) -> None:
     began = time.monotonic()
     with pytest.raises(UserError, match=r"bad: exit status 3, see .*logs/bad.log: said by bad"):
-        run_jobs([job(out, "long", seconds=60), job(out, "bad", status=3), job(out, "never", ("bad",))], out, 2)
+        run_jobs([job(out, "long", seconds=60), job(out, "bad", status=3), job(out, "never", ("bad",))], out, Manner(2))
     assert time.monotonic() - began < 30
     assert not (out / "times").read_text().startswith("long") and not (out / "started-never").exists()
     assert not is_finished(job(out, "bad", status=3), out)
-    run_jobs([job(out, "bad")], out, 1)  # once mended it runs
+    run_jobs([job(out, "bad")], out, Manner(1))  # once mended it runs
 
 
 @pytest.mark.slow
 def test_a_killed_study_leaves_no_second_writer_and_continues(out: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from tools.study_jobs import Job, run_jobs; out = Path(sys.argv[1]);"
-        "run_jobs([Job(n, (str(out / 'job.py'), n, str(out), s, '0')) for n, s in (('quick', '0'), ('slow', '3'))], out, 1)"
+        "import sys; from pathlib import Path; from tools.study_jobs import Job, Manner, run_jobs; out = Path(sys.argv[1]);"
+        "run_jobs([Job(n, (str(out / 'job.py'), n, str(out), s, '0')) for n, s in (('quick', '0'), ('slow', '3'))], out,"
+        " Manner(1))"
     )
     study = subprocess.Popen([sys.executable, "-c", code, str(out)], stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
@@ -97,19 +98,19 @@ def test_a_killed_study_leaves_no_second_writer_and_continues(out: Path) -> None
     jobs = [job(out, "quick"), job(out, "slow", seconds=3)]
     jobs = [Job(j.name, (*j.command[:3], "0" if j.name == "quick" else "3", "0")) for j in jobs]
     with pytest.raises(UserError, match="a killed one left, runs there"):
-        run_jobs(jobs, out, 1)
+        run_jobs(jobs, out, Manner(1))
     while "slow" not in (out / "times").read_text():  # what was left ends by itself
         assert time.monotonic() < deadline
         time.sleep(0.05)
     time.sleep(0.3)
-    run_jobs(jobs, out, 1)
+    run_jobs(jobs, out, Manner(1))
     assert (out / "started-quick").read_text() == "x" and (out / "started-slow").read_text() == "xx"
 
 
 def test_a_terminated_study_ends_its_jobs(out: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from tools.study_jobs import Job, run_jobs; out = Path(sys.argv[1]);"
-        "run_jobs([Job('slow', (str(out / 'job.py'), 'slow', str(out), '60', '0'))], out, 1)"
+        "import sys; from pathlib import Path; from tools.study_jobs import Job, Manner, run_jobs; out = Path(sys.argv[1]);"
+        "run_jobs([Job('slow', (str(out / 'job.py'), 'slow', str(out), '60', '0'))], out, Manner(1))"
     )
     study = subprocess.Popen([sys.executable, "-c", code, str(out)], stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 30
@@ -118,7 +119,7 @@ def test_a_terminated_study_ends_its_jobs(out: Path) -> None:
         time.sleep(0.01)
     study.terminate()
     study.wait(timeout=20)
-    run_jobs([job(out, "other")], out, 1)  # the lock is free: nothing is left
+    run_jobs([job(out, "other")], out, Manner(1))  # the lock is free: nothing is left
     assert "slow" not in (out / "times").read_text()
 
 

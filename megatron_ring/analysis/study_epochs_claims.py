@@ -1,0 +1,67 @@
+"""What the study of SFT epochs says of the report's claims, and which starts it is of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+
+from megatron_ring.analysis.spread import Difference, paired_seeds
+from megatron_ring.analysis.study import Row
+from megatron_ring.analysis.study_claims import Claim
+from megatron_ring.analysis.study_starts import Start
+
+Seeds = dict[int, list[Start]]
+Regrets = Mapping[str, Sequence[float | None]]
+
+
+def part_text(used: Sequence[Start], found: Sequence[Start]) -> str:
+    """Which starts a page is of, and which it leaves out."""
+    counts, seeds = (sorted({getattr(start, name) for start in used}) for name in ("epochs", "seed"))
+    text = f"{len(used)} starts: epochs {', '.join(map(str, counts))}; seeds {', '.join(map(str, seeds))}."
+    left = [f"seed {start.seed} epochs {start.epochs}" for start in found if start not in used]
+    more = f" Left out, as other seeds lack it: {'; '.join(left)}." if left else ""
+    return f"{text}{more} {used[0].problems} held-out problems.\n"
+
+
+def claims_of(groups: Seeds, rows: Mapping[str, Row], best: str, regrets: Regrets) -> list[Claim]:
+    """The report's claims (Ring-lite, on SFT epochs before RL), and what this study says of them.
+
+    Args:
+        best: epochs of the start with the best mean.
+        regrets: regret in final pass@1 by seed, of a blind choice (`blind`), the report's band (`band`) and the lowest
+            validation loss (`loss`).
+    """
+    final, gain, entropy = rows["pass@1, last of RL"], rows["gain (last − before)"], rows["validation entropy (nats)"]
+    settings = list(final.values)
+    few, most = settings[0], settings[-1]
+    middle = sorted(settings[1:-1], key=lambda setting: fmean(final.values[setting]))
+    ten = paired_seeds([0.10] * len(groups), gain.values[best])
+    claims = [
+        Claim("more epochs lower the entropy", f"validation entropy, {few} − {most} epochs (nats)",
+              entropy.difference(most, few)),
+        Claim("more epochs make RL collapse earlier", f"step of the collapse, {few} − {most} epochs",
+              _collapse_difference(groups)),
+        Claim("entropy in 0.3–0.5 chooses a good start", "regret of a blind choice − that of the band (pass@1)",
+              _paired(regrets["band"], regrets["blind"])),
+        Claim("the lowest validation loss does not choose the best start", "regret of that rule (pass@1)",
+              _paired([0.0] * len(groups), regrets["loss"]), bound=True),
+        Claim(f"RL gains 10 points from the best start ({best} epochs); an aim of ours", "gain − 0.10 (pass@1)", ten),
+    ]  # fmt: skip
+    for end, name in ((few, "fewest"), (most, "most")) if middle else ():
+        text = f"a moderate number of epochs is better than the {name}"
+        claims.insert(-1, Claim(text, f"last pass@1, {middle[-1]} − {end} epochs", final.difference(end, middle[-1])))
+    return claims
+
+
+def _paired(first: Sequence[float | None], second: Sequence[float | None]) -> Difference | None:
+    pairs = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
+    return paired_seeds([a for a, _ in pairs], [b for _, b in pairs]) if len(pairs) == len(first) else None
+
+
+def _collapse_difference(groups: Seeds) -> Difference | None:
+    """Few epochs − many; a run that never collapsed counts as one step beyond its end. None where no run collapsed."""
+    ends = [(starts[0], starts[-1]) for starts in groups.values()]
+    if all(start.collapse is None for pair in ends for start in pair):
+        return None
+    few, most = ([float(start.collapse or len(start.reward) + 1) for start in each] for each in zip(*ends, strict=True))
+    return paired_seeds(most, few)
