@@ -1,4 +1,4 @@
 #!/usr/bin/env bash
-# C3PO against GRPO, and from a start that was trained for too long -> $OUT/c3po, $OUT/page
+# C3PO against GRPO, from the checkpoint that choose.sh trained -> $OUT/c3po, $OUT/page
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
-study c3po "$@"
+study c3po --settings c3po grpo --tuned "$(latest "$OUT/pilot")" "$@"

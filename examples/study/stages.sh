@@ -1,4 +1,4 @@
 #!/usr/bin/env bash
-# Two stages of RL against all problems at once -> $OUT/stages, $OUT/page
+# Two stages of RL against all problems at once, from the checkpoint that choose.sh trained -> $OUT/stages, $OUT/page
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
-study stages "$@"
+study stages --tuned "$(latest "$OUT/pilot")" "$@"

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from megatron_ring.analysis.study_cost import job_time
 from megatron_ring.errors import UserError
-from tools.study_jobs import Checkpoint, Job, Manner, check, is_finished, run_jobs
+from tools.study_jobs import Checkpoint, Job, Manner, check, is_finished, remove_checkpoints, run_jobs
 
 # Writes its start and end into the folder's `times`; sleeps, or fails.
 SCRIPT = """
@@ -144,3 +145,37 @@ def test_checkpoints_are_looked_up_when_the_job_starts(out: Path) -> None:
 def test_a_study_that_cannot_be_run_is_refused(out: Path, names: list[str]) -> None:
     with pytest.raises(ValueError, match="named twice, or before"):
         check([job(out, name, ("a",) if name == "b" else ()) for name in names])
+
+
+def test_a_study_that_keeps_going_leaves_out_what_needs_a_failed_job(out: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    jobs = [job(out, "bad", status=3), job(out, "never", ("bad",)), job(out, "good"), job(out, "after", ("good",))]
+    with pytest.raises(
+        UserError, match=r"^1 of 4 jobs failed; 1 jobs were left out; the same command runs them again. bad: "
+    ):
+        run_jobs(jobs, out, Manner(1, keep_going=True))
+    assert [is_finished(each, out) for each in jobs] == [False, False, True, True]
+    assert "study: failed: bad: exit status 3, see " in capfd.readouterr().out
+
+
+def test_a_job_that_takes_too_long_is_ended_and_times_are_kept(out: Path) -> None:
+    with pytest.raises(UserError, match=r"long: ended after 1 seconds, the most that a job may take, see .*long.log: "):
+        run_jobs([job(out, "long", seconds=60)], out, Manner(1, limit=1))
+    assert "long" not in ((out / "times").read_text() if (out / "times").exists() else "")
+    run_jobs([job(out, "a", seconds=0.3)], out, Manner(3))
+    time_of = job_time(out / "a")
+    assert time_of is not None and 0.3 <= time_of.seconds < 20 and time_of.beside == 3
+    assert job_time(out / "long") is None
+
+
+def test_checkpoints_go_when_no_job_begins_with_them_any_more(out: Path) -> None:
+    script = str(out / "job.py")
+    first = job(out, "sft")
+    second = Job("rl", (script, "rl", str(out), "0", "0", Checkpoint(out / "sft")), ("sft",))
+    third = Job("again", (script, "again", str(out), "0", "0", Checkpoint(out / "sft")), ("sft",))
+    for name in ("sft", "rl"):
+        (out / name / "checkpoints").mkdir(parents=True)
+        (out / name / "checkpoints" / "latest").write_text("step_1\n")
+    remove_checkpoints([first, second, third], out, {"sft", "rl"})
+    assert (out / "sft/checkpoints").exists() and not (out / "rl/checkpoints").exists()
+    run_jobs([first, second, third], out, Manner(1, tidy=True))
+    assert not (out / "sft/checkpoints").exists() and (out / "sft/finished.json").exists()
