@@ -18,10 +18,11 @@ STAMP := $(VENV)/.installed
 SMOLLM2 := $(VENV)/.smollm2
 TRITON := $(VENV)/.triton
 TRANSFORMERS4 := $(VENV)/.transformers4
+LM_EVAL := $(VENV)/.lm_eval
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-pretrain study-c3po study-stages study-epochs study-general demo-2507 test test-transformers4 check clean
+.PHONY: help venv demo demo-pretrain study-c3po study-stages study-epochs study-general demo-2507 lm-eval test test-transformers4 check clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -90,7 +91,16 @@ $(TRANSFORMERS4)/done: $(STAMP)
 	@$(PIP) install --no-deps --upgrade --target $(TRANSFORMERS4) transformers==4.57.3 huggingface_hub==0.36.0 tokenizers==0.22.1
 	@touch $@
 
-test: venv $(SMOLLM2) $(TRITON) ## every test (ARGS= for pytest)
+# lm-evaluation-harness for the test of the server, in a folder of its own (205 MB): nothing else here needs what it brings.
+$(LM_EVAL)/done: tests/serving/lm_eval.txt $(STAMP)
+	@echo "test: lm-evaluation-harness"
+	@rm -rf $(LM_EVAL)
+	@$(PIP) install --no-deps --target $(LM_EVAL) --requirement tests/serving/lm_eval.txt
+	@touch $@
+
+lm-eval: venv $(LM_EVAL)/done ## install lm-evaluation-harness into .venv/.lm_eval, as the server's test uses it
+
+test: venv $(SMOLLM2) $(TRITON) $(LM_EVAL)/done ## every test (ARGS= for pytest)
 	@echo "test: all tests on two workers, about 17 minutes"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 

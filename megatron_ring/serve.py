@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from megatron_ring.config.cli import parse
@@ -19,6 +20,7 @@ from megatron_ring.errors import UserError, run_main
 from megatron_ring.parallel import prepare
 
 if TYPE_CHECKING:
+    from megatron_ring.config.model import ModelConfig
     from megatron_ring.data.tokenizer import RingTokenizer
     from megatron_ring.run.stage import Stage
     from megatron_ring.sampler.engine import Engine
@@ -28,28 +30,42 @@ if TYPE_CHECKING:
     from megatron_ring.serving.replica import Replica
 
 API_KEY = "RING_API_KEY"
+SWITCH_SECONDS = (
+    0.0005  # the thread that steps gets the interpreter back from the HTTP thread so soon; Python's own is 0.005
+)
 
 
 def main(config: ServeConfig) -> None:
     prepare()
     from megatron_ring.parallel import collectives
-    from megatron_ring.run.stage import open_model, other_ends, resolve
+    from megatron_ring.run.stage import other_ends, resolve, set_first_weights
+
+    config, shape, tokenizer = resolve(config)
+    if collectives.is_main():
+        for remark in other_ends(config, tokenizer):
+            print(f"serve: {remark}", file=sys.stderr, flush=True)
+    run(config, shape, tokenizer, lambda stage: set_first_weights(stage, config.checkpoint, config.seed))
+
+
+def run(config: ServeConfig, shape: ModelConfig, tokenizer: RingTokenizer, fill: Callable[[Stage], None]) -> None:
+    """Build the model, have `fill` set its weights, and serve until it is told to end. On every rank."""
+    from megatron_ring.parallel import collectives
+    from megatron_ring.run.stage import start_model
     from megatron_ring.sampler.sampler import Sampler
     from megatron_ring.serving import links
     from megatron_ring.serving.listening import StopSignals, open_socket
     from megatron_ring.serving.loop import run_steps
     from megatron_ring.serving.replica import Replica
 
-    config, shape, tokenizer = resolve(config)
-    if collectives.is_main():
-        for remark in other_ends(config, tokenizer):
-            print(f"serve: {remark}", file=sys.stderr, flush=True)
     opened: list = []  # before the weights are read: a port that is taken is told at once
     collectives.from_main(lambda: opened.append(open_socket(config.host, config.port)))
-    stage = open_model(config, shape, config.checkpoint)
+    stage = start_model(config, shape)
+    fill(stage)
     context = stage.context
     signals = StopSignals()
-    engine = Sampler(stage.model, context, config.sampling, tokenizer.eos_id, tokenizer.decode).engine()
+    sampler = Sampler(stage.model, context, config.sampling, tokenizer.eos_id, tokenizer.decode)
+    sampler.horizon = min(sampler.horizon, config.tokens_in_a_row)
+    engine = sampler.engine()
     found = links.connect(context)
     if context.is_main:
         serve(config, stage, tokenizer, engine, found, opened[0], signals)
@@ -76,6 +92,7 @@ def serve(
     from megatron_ring.serving.loop import run_steps
     from megatron_ring.serving.replica import Replica
 
+    sys.setswitchinterval(SWITCH_SECONDS)
     others = [RemoteReplica(found[rank]) for rank in sorted(found)]
     capacity = engine.size.rows * (1 + len(others)) + config.max_queue
     dispatcher = Dispatcher([], capacity, wakes_all=config.parallel.expert > 1)

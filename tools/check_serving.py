@@ -3,9 +3,10 @@
 
 python -m megatron_ring.serve --checkpoint DIR --tokenizer DIR --model-name checked &
 python tools/check_serving.py load --url http://127.0.0.1:8000 --pid $!
-python tools/check_serving.py harness --checkpoint DIR --tokenizer DIR   # after: pip install "lm_eval[api]"
+PYTHONPATH=.venv/.lm_eval python tools/check_serving.py harness --checkpoint DIR --tokenizer DIR   # after: make lm-eval
 
-Prints one JSON object; exit status 1 where an answer is wrong, memory grows or numbers differ by more than 1e-5 nats.
+Prints one JSON object; exit status 1 where an answer is wrong, memory grows or numbers differ by more than 1e-5 nats. A
+file's answers by the harness are those of a greedy sampler in this process.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
+import os
 import random
 import sys
 import tempfile
@@ -20,11 +22,16 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    from megatron_ring.data.tokenizer import RingTokenizer
+    from megatron_ring.run.stage import Stage
 
 KINDS = 24  # different requests, each asked many times
 TOLERANCE = 1e-5  # nats
+NEW_TOKENS = 8  # of a generated answer
 GROWTH = 8 << 20  # bytes that memory may grow by between the first fifth of the requests and the last
 
 
@@ -97,10 +104,11 @@ def load(arguments: argparse.Namespace) -> tuple[dict[str, Any], bool]:
 
 def harness(arguments: argparse.Namespace) -> tuple[dict[str, Any], bool]:
     """Log-likelihoods and generation by lm-evaluation-harness on tasks of local files."""
-    import lm_eval
-    from lm_eval.tasks import TaskManager
-
     with tempfile.TemporaryDirectory() as folder:
+        os.environ["HF_DATASETS_CACHE"] = folder  # read at import
+        import lm_eval
+        from lm_eval.tasks import TaskManager
+
         sums = range(12)
         rows = [{"question": f"{n} + {n + 1} =", "choices": [f" {2 * n + k}" for k in range(4)], "answer": 1} for n in sums]
         data = Path(folder, "rows.jsonl")
@@ -112,7 +120,7 @@ def harness(arguments: argparse.Namespace) -> tuple[dict[str, Any], bool]:
         )
         Path(folder, "generate.yaml").write_text(
             f'task: ring_generate\noutput_type: generate_until\n{common}doc_to_target: "{{{{answer}}}}"\n'
-            "generation_kwargs:\n  until: ['\\n']\n  max_gen_toks: 8\n  temperature: 0\n  do_sample: false\n"
+            f"generation_kwargs:\n  until: ['\\n']\n  max_gen_toks: {NEW_TOKENS}\n  temperature: 0\n  do_sample: false\n"
         )
         manager = TaskManager(include_path=folder, include_defaults=False)
         settings = f"model={arguments.model},num_concurrent=4,tokenizer_backend=huggingface,tokenizer={arguments.tokenizer}"
@@ -130,15 +138,26 @@ def harness(arguments: argparse.Namespace) -> tuple[dict[str, Any], bool]:
         for sample in found["local-completions"]["samples"]["ring_choice"]
         for asked, resps in zip(_arguments(sample), sample["resps"], strict=True)
     ]
-    ours = score(arguments, [(context, continuation) for context, continuation, _ in scored])
+    written = {name: _written(result["samples"]["ring_generate"]) for name, result in found.items()}
+    stage, tokenizer = opened(arguments)
+    ours = score(stage, tokenizer, [(context, continuation) for context, continuation, _ in scored])
     distances = [abs(float(theirs[0]) - wanted) for (_, _, theirs), wanted in zip(scored, ours, strict=True)]
-    generated = {name: result["samples"]["ring_generate"] for name, result in found.items()}
-    written = {name: [sample["resps"][0][0] for sample in samples] for name, samples in generated.items()}
+    asked = [row["question"] for row in rows]
+    expected = {
+        "local-completions": greedy(stage, tokenizer, [tokenizer.encode(text) for text in asked]),
+        "local-chat-completions": greedy(stage, tokenizer, [tokenizer.prompt_tokens(text) for text in asked]),
+    }
+    different = {name: sum(a != b for a, b in zip(written[name], expected[name], strict=True)) for name in expected}
     return (
-        {"log_likelihoods": len(scored), "largest_distance": max(distances),
-         "generated": {name: len(texts) for name, texts in written.items()}},
-        max(distances) < TOLERANCE and all(len(texts) == len(rows) for texts in written.values()),
+        {"log_likelihoods": len(scored), "largest_distance": max(distances), "generated": len(asked),
+         "generated_otherwise": different, "first_generated": {name: texts[0] for name, texts in written.items()}},
+        max(distances) < TOLERANCE and not any(different.values()),
     )  # fmt: skip
+
+
+def _written(samples: list[dict[str, Any]]) -> list[str]:
+    """Texts in the order of the file's rows."""
+    return [sample["resps"][0][0] for sample in sorted(samples, key=lambda sample: sample["doc_id"])]
 
 
 def _arguments(sample: dict[str, Any]) -> list[Any]:
@@ -146,23 +165,28 @@ def _arguments(sample: dict[str, Any]) -> list[Any]:
     return list(found.values()) if isinstance(found, dict) else list(found)
 
 
-def score(arguments: argparse.Namespace, pairs: list[tuple[str, str]]) -> list[float]:
-    """Log-probability of each continuation after its context by a full forward pass of the training path."""
+def opened(arguments: argparse.Namespace) -> tuple[Stage, RingTokenizer]:
+    """The model that the server serves, in this process."""
     from megatron_ring.parallel import prepare
 
     prepare()
-    import torch
-
     from megatron_ring.config.generate import GenerateConfig
     from megatron_ring.data.tokenizer import RingTokenizer
-    from megatron_ring.model.layout import PackedLayout
-    from megatron_ring.model.ring_model import forward_all_stages
     from megatron_ring.run.stage import open_model, resolve_shape
 
     config = GenerateConfig(checkpoint=Path(arguments.checkpoint), tokenizer=Path(arguments.tokenizer))
     stage = open_model(config, resolve_shape(None, config.checkpoint), config.checkpoint)
     stage.model.eval()
-    tokenizer = RingTokenizer.load(config.tokenizer)
+    return stage, RingTokenizer.load(config.tokenizer)
+
+
+def score(stage: Stage, tokenizer: RingTokenizer, pairs: list[tuple[str, str]]) -> list[float]:
+    """Log-probability of each continuation after its context by a full forward pass of the training path."""
+    import torch
+
+    from megatron_ring.model.layout import PackedLayout
+    from megatron_ring.model.ring_model import forward_all_stages
+
     found = []
     for context, continuation in pairs:
         first, tokens = len(tokenizer.encode(context)), torch.tensor(tokenizer.encode(context + continuation))
@@ -171,6 +195,18 @@ def score(arguments: argparse.Namespace, pairs: list[tuple[str, str]]) -> list[f
         logprobs = logits.double().log_softmax(-1)[:-1].gather(1, tokens[1:, None])[:, 0]
         found.append(float(logprobs[first - 1 :].sum()))
     return found
+
+
+def greedy(stage: Stage, tokenizer: RingTokenizer, prompts: list[list[int]]) -> list[str]:
+    """The likeliest answer to each prompt, up to a line's end or NEW_TOKENS."""
+    from megatron_ring.config.sampling import SamplingConfig
+    from megatron_ring.sampler.requests import GenerationRequest
+    from megatron_ring.sampler.sampler import Sampler
+
+    sampling = SamplingConfig(temperature=0, kv_tokens=4096)
+    asked = [GenerationRequest(prompt, 0, NEW_TOKENS) for prompt in prompts]
+    done = Sampler(stage.model, stage.context, sampling, tokenizer.eos_id).generate(asked)
+    return [tokenizer.decode(one.tokens).partition("\n")[0] for one in done]
 
 
 def main() -> None:

@@ -25,6 +25,9 @@ class ServeConfig(InferenceConfig):
     api_key: str | None = field(default=None, metadata=NOT_RECORDED)
     """Key that requests must bring as a bearer token (default: the environment variable RING_API_KEY; without one, none is
     asked for)."""
+    tokens_in_a_row: int = 16
+    """Tokens that a GPU decodes between two looks of the host, at most 16. Fewer reach a stream sooner, and a new request
+    waits for fewer; more are decoded in all. On CPUs it is 1."""
     max_queue: int = 1024
     """Choices that may wait beyond those decoded at once; further requests get status 429."""
     max_body_mib: float = 16.0
@@ -38,6 +41,7 @@ class ServeConfig(InferenceConfig):
         require(0 <= self.port < 65536, f"--port is {self.port}, outside 0..65535")
         require(bool(self.host), "--host is empty: give an address, such as 127.0.0.1")
         require(self.api_key != "", "--api-key is empty: give a key, or leave the flag out")
+        require(1 <= self.tokens_in_a_row <= 16, f"--tokens-in-a-row is {self.tokens_in_a_row}, outside 1..16")
         require(self.max_queue >= 0, f"--max-queue is {self.max_queue}, below 0")
         for name in ("max_body_mib", "body_seconds", "grace_seconds"):
             require(getattr(self, name) > 0, f"--{name.replace('_', '-')} is {getattr(self, name):g}, not above 0")

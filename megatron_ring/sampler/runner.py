@@ -119,11 +119,14 @@ class ModelRunner:
 
         Args:
             shape: of the step of all ranks that share experts.
-            meanwhile: called while the device decodes, where the host would wait for it.
+            meanwhile: called once: while the device decodes in rows, where the host would wait for it, else before the pass.
         """
         assert self.cache is not None
         self.cache.prepare(step)
-        if not self.in_rows or shape.scored:
+        loops = self.in_rows and not shape.scored
+        if meanwhile is not None and not (loops and shape.rows):
+            meanwhile()
+        if not loops:
             return self._forward_eagerly(step.decoding, step.chunks)
         sampled = []
         if shape.rows:

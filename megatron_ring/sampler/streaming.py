@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 Decode = Callable[[Sequence[int]], str]
 
 _CUT = "\N{REPLACEMENT CHARACTER}"  # what decoders make of a character whose bytes are not all there
+_PIECES = 4  # UTF-8 writes a character in so many bytes at most
 
 
 class Detokenizer:
@@ -21,12 +22,27 @@ class Detokenizer:
         """What `tokens` add to the text. The end of a character that is not whole is kept back, unless they are the last."""
         self._tokens += tokens
         before = self._decode(self._tokens[self._start : self._said])
-        text = self._decode(self._tokens[self._start :])
-        if len(text) <= len(before) or (text.endswith(_CUT) and not last):
+        end, text = len(self._tokens), self._decode(self._tokens[self._start :])
+        if text.endswith(_CUT) and not last:
+            end, text = self._whole_characters(text)
+        if text == before:
+            if end == len(self._tokens):
+                del self._tokens[self._said :]  # they have no text, and would be decoded again with every later one
+            return ""
+        if len(text) <= len(before):
             return ""
         # The last piece is decoded again with the next: what a token reads like may depend on the one before it.
-        self._start, self._said = self._said, len(self._tokens)
+        self._start, self._said = self._said, end
         return text[len(before) :]
+
+    def _whole_characters(self, text: str) -> tuple[int, str]:
+        """Where the tokens end that make whole characters, and their text. A character is of at most `_PIECES` tokens: more
+        than these, none of which ends one, are no text."""
+        for end in range(len(self._tokens) - 1, max(self._said, len(self._tokens) - _PIECES) - 1, -1):
+            shorter = self._decode(self._tokens[self._start : end])
+            if not shorter.endswith(_CUT) or end == self._said:
+                return end, shorter
+        return len(self._tokens), text
 
 
 class OrderedStream:

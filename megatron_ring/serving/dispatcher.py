@@ -17,11 +17,14 @@ from megatron_ring.serving.replica import Update
 
 
 class Job:
-    """The choices of one HTTP request. `next` gives what comes, with the place of the choice."""
+    """The choices of one HTTP request. `next` gives what comes, with the place of the choice. What comes for a choice before
+    its last news were read joins them: a client that reads slowly, or a busy event loop, gets fewer and longer pieces."""
 
     def __init__(self, dispatcher: Dispatcher, count: int) -> None:
         self._dispatcher = dispatcher
-        self.queue: asyncio.Queue[tuple[int, Update] | ApiError] = asyncio.Queue()
+        self._news: dict[int, Update] = {}  # by place
+        self._error: ApiError | None = None
+        self._bell = asyncio.Event()
         self.numbers: dict[int, int] = {}  # the server's number -> place; those unfinished
         self.count = count
 
@@ -29,12 +32,25 @@ class Job:
     def unfinished(self) -> bool:
         return bool(self.numbers)
 
+    def put(self, place: int, update: Update) -> None:
+        before = self._news.get(place)
+        self._news[place] = update if before is None else before.joined(update)
+        self._bell.set()
+
+    def fail(self, error: ApiError) -> None:
+        """After what has come, `next` raises this."""
+        self._error = self._error or error
+        self._bell.set()
+
     async def next(self) -> tuple[int, Update]:
         """Raises `ApiError` where the server has failed or ends, or a choice was refused."""
-        found = await self.queue.get()
-        if isinstance(found, ApiError):
-            raise found
-        return found
+        while not self._news:
+            if self._error is not None:
+                raise self._error
+            self._bell.clear()
+            await self._bell.wait()
+        place = next(iter(self._news))
+        return place, self._news.pop(place)
 
     def cancel(self) -> None:
         """Give up what is unfinished."""
@@ -114,11 +130,11 @@ class Dispatcher:
             place = job.numbers[update.number]
             if update.refused is not None:
                 self._forget(update.number)
-                job.queue.put_nowait(ApiError(400, update.refused))
+                job.fail(ApiError(400, update.refused))
                 continue
             if update.reason is not None:
                 self._forget(update.number)
-            job.queue.put_nowait((place, update))
+            job.put(place, update)
 
     def cancel(self, job: Job) -> None:
         """Give up the choices of `job` that are unfinished; their pages become free."""
@@ -131,7 +147,7 @@ class Dispatcher:
         """Tell everyone who waits that nothing more will come."""
         for job in {id(job): job for job, _ in self._jobs.values()}.values():
             self.cancel(job)
-            job.queue.put_nowait(error)
+            job.fail(error)
 
     def fail(self, reason: str) -> None:
         """The model is gone."""

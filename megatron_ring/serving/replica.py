@@ -32,9 +32,16 @@ class Update(NamedTuple):
     reason: str | None = None
     refused: str | None = None
 
+    def joined(self, later: Update) -> Update:
+        """This and what came after it, as one."""
+        return later._replace(
+            tokens=self.tokens + later.tokens, logprobs=self.logprobs + later.logprobs, scores=self.scores + later.scores,
+            prompt_scores=(self.prompt_scores or {}) | (later.prompt_scores or {}),
+        )  # fmt: skip
+
 
 class Replica:
-    """On the leader of a replica. `take` and `wait` belong to the thread that steps, the others to any thread.
+    """On the leader of a replica. `take`, `send_taken` and `wait` belong to the thread that steps, the others to any thread.
 
     Args:
         send: where updates go.
@@ -46,6 +53,7 @@ class Replica:
         self._theirs: dict[int, int] = {}
         self._lock = threading.Lock()  # a request may be answered before `add` has noted its number
         self._bell = threading.Event()
+        self._taken: list[Update] = []
 
     def add(self, number: int, request: GenerationRequest) -> None:
         """Take a request; a refusal comes as an update."""
@@ -87,8 +95,7 @@ class Replica:
         self._bell.clear()
 
     def take(self, report: StepReport) -> None:
-        """Send what a step has brought."""
-        updates = []
+        """Hold what a step has brought, for `send_taken`."""
         with self._lock:
             for theirs in report.tokens.keys() | report.prompt_scores.keys():
                 if theirs not in self._ours:
@@ -102,6 +109,10 @@ class Replica:
                 if finished is not None:
                     update = update._replace(reason=finished.finish_reason)
                     del self._ours[theirs], self._theirs[number]
-                updates.append(update)
-        if updates:
-            self._send(updates)
+                self._taken.append(update)
+
+    def send_taken(self) -> None:
+        """Send what was taken since the last time."""
+        taken, self._taken = self._taken, []
+        if taken:
+            self._send(taken)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,6 +25,22 @@ def test_pieces_are_the_text(text: str, data: st.DataObject) -> None:
     pieces = [stream.feed(tokens[a:b], b == len(tokens)) for a, b in zip([0, *cuts], ends, strict=True)]
     assert "".join(pieces) == decode(tokens)
     assert not any("\N{REPLACEMENT CHARACTER}" in piece for piece in pieces)
+
+
+@pytest.mark.parametrize("token", [0x80, 1], ids=["broken bytes", "tokens without text"])
+def test_what_makes_no_character_is_not_decoded_again_and_again(token: int) -> None:
+    longest = 0
+
+    def watched(tokens: Sequence[int]) -> str:
+        nonlocal longest
+        longest = max(longest, len(tokens))
+        return decode([token for token in tokens if token != 1])
+
+    stream = Detokenizer(watched)
+    tokens = [*b"ab ", *[token] * 3000, *"\U0001f600".encode(), *b" c"]
+    pieces = [stream.feed([one], last=place == len(tokens) - 1) for place, one in enumerate(tokens)]
+    assert "".join(pieces).startswith("ab ") and "".join(pieces).endswith("\U0001f600 c") and longest < 20
+    assert "".join(pieces).count("\N{REPLACEMENT CHARACTER}") == (3000 if token != 1 else 0)
 
 
 @given(st.lists(st.text(alphabet="xyz", max_size=6), min_size=1, max_size=4), st.randoms())
