@@ -130,5 +130,5 @@ class HeldOut:
             held_out.release()
         summary = summarize([figures(item) for item in scored])
         by_domain, _ = summary.pop("by_domain"), summary.pop("problems")
-        figures = {f"evaluation/{name}": value for name, value in summary.items()}
-        return figures | {f"evaluation/pass_at_1/{name}": part["pass_at_1"] for name, part in by_domain.items()}
+        told = {f"evaluation/{name}": value for name, value in summary.items()}
+        return told | {f"evaluation/pass_at_1/{name}": part["pass_at_1"] for name, part in by_domain.items()}
