@@ -1,14 +1,15 @@
 """Causal self-attention over packed sequences, by the fastest kernel that takes the shape; which one, can be asked.
 
-    cudnn   CUDA, 16 bit, equal lengths: cuDNN, one batch
+    cudnn   CUDA, 16 bit, equal lengths that need no rounding (below): cuDNN, one batch
     mixed   CUDA, 16 bit, uneven lengths: cuDNN for each long sequence, FlashAttention-2 for the short ones together
     flash   torch's FlashAttention-2 over cumulative lengths, for all
     short   CPU, up to 512 tokens: plain products over sequences of like length (kernels/short_attention.py)
     sdpa    everything else (long ones on the CPU, fp32 on CUDA): torch's SDPA, over sequences padded to the longest one
 
 cuDNN's kernels are nearly twice as fast as FlashAttention-2 on Hopper, but torch's way to give them cumulative lengths
-computes wrong gradients (torch 2.11, cuDNN 9.19; docs/LOG.md), and cuDNN plans anew for every shape: lengths are rounded up,
-in steps of a sixteenth, to what follows in the packing. Causality keeps what lies behind a sequence out of it.
+computes wrong gradients (torch 2.11, cuDNN 9.19; docs/LOG.md), and cuDNN plans anew for every shape, some 25 ms: lengths
+are rounded up in steps of a sixteenth, over what follows in the packing, and zeros where it ends. Causality keeps what lies
+behind a sequence out of it.
 
 Suffixes: t tokens, s sequences, l positions in a sequence, h heads, g KV heads, d head dimension.
 """
@@ -58,7 +59,7 @@ class PackedAttention:
             return "sdpa"
         if head_dim > CUDNN_MAX_HEAD or self.longest < LONG:
             return "flash"
-        return "cudnn" if self.equal else "mixed"
+        return "cudnn" if self.equal and self.longest == rounded_up(self.longest) else "mixed"
 
     def __call__(self, q_thd: torch.Tensor, k_tgd: torch.Tensor, v_tgd: torch.Tensor) -> torch.Tensor:
         """q [T, heads, d], k and v [T, KV heads, d], contiguous -> [T, heads, d], zeros at padding."""
@@ -66,7 +67,7 @@ class PackedAttention:
             return q_thd * 0.0
         if self.kernel in ("mixed", "flash"):
             if self._parts is None:
-                self._parts = list(self._split(q_thd.shape[0], self.kernel == "mixed"))
+                self._parts = list(self._split(self.kernel == "mixed"))
             return _Mixed.apply(q_thd, k_tgd, v_tgd, self._parts)
         if self.kernel == "short":
             if self._buckets is None:
@@ -100,7 +101,7 @@ class PackedAttention:
         out = _sdpa(spread(q_thd), spread(k_tgd), spread(v_tgd))
         return out.transpose(1, 2).reshape(rows, *q_thd.shape[1:]).index_select(0, cells_t)
 
-    def _split(self, rows: int, long_ones: bool) -> Iterator[_Part]:
+    def _split(self, long_ones: bool) -> Iterator[_Part]:
         """Long sequences one by one, and runs of short ones between them."""
         place, run = 0, _Part(0)
         for length in self.lengths:
@@ -108,7 +109,7 @@ class PackedAttention:
             if long_ones and length >= LONG:
                 if run.lengths:
                     yield run.on(self.device)
-                yield _Part(place, [length], min(place + rounded_up(length), rows))
+                yield _Part(place, [length], rounded_up(length))
                 run = _Part(end)
             else:
                 run.lengths.append(length)
@@ -128,11 +129,11 @@ def _sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
 
 
 class _Part:
-    """Consecutive sequences from token `first` that one kernel takes: a long one, computed with the tokens up to
-    `computed_end` behind it; or short ones, with their cumulative lengths."""
+    """Consecutive sequences from token `first` that one kernel takes: a long one, computed as one of `computed` tokens; or
+    short ones, with their cumulative lengths."""
 
-    def __init__(self, first: int, lengths: list[int] | None = None, computed_end: int = 0) -> None:
-        self.first, self.lengths, self.computed_end = first, lengths or [], computed_end
+    def __init__(self, first: int, lengths: list[int] | None = None, computed: int = 0) -> None:
+        self.first, self.lengths, self.computed = first, lengths or [], computed
         self.starts: torch.Tensor | None = None
 
     def on(self, device: torch.device) -> _Part:
@@ -144,6 +145,12 @@ class _Part:
     def end(self) -> int:
         return self.first + sum(self.lengths)
 
+    def as_batch(self, x_thd: torch.Tensor) -> torch.Tensor:
+        """[1, heads, computed, d]: a view, but a copy with zeros behind where the packing ends before."""
+        x_lhd = x_thd[self.first : self.first + self.computed]
+        missing = self.computed - x_lhd.shape[0]
+        return (F.pad(x_lhd, (0, 0, 0, 0, 0, missing)) if missing else x_lhd).transpose(0, 1)[None]
+
 
 class _Mixed(torch.autograd.Function):
     """q [T, heads, d], k and v [T, KV heads, d], parts of them in turn -> [T, heads, d], zeros behind the last part."""
@@ -154,8 +161,7 @@ class _Mixed(torch.autograd.Function):
         kept: list[torch.Tensor] = []
         for part in parts:
             if part.starts is None:
-                here = slice(part.first, part.computed_end)
-                found = _cudnn_forward(*(x[here].transpose(0, 1)[None] for x in (q, k, v)))
+                found = _cudnn_forward(*map(part.as_batch, (q, k, v)))
                 out[part.first : part.end] = found[0][0].transpose(0, 1)[: part.end - part.first]
             else:
                 here = slice(part.first, part.end)
@@ -179,10 +185,9 @@ class _Mixed(torch.autograd.Function):
             out, statistics, third, fourth = kept[4 * number : 4 * number + 4]
             size = part.end - part.first
             if part.starts is None:
-                here = slice(part.first, part.computed_end)
-                d_here = d_out.new_zeros(1, part.computed_end - part.first, *d_out.shape[1:])
+                d_here = d_out.new_zeros(1, part.computed, *d_out.shape[1:])
                 d_here[0, :size] = d_out[part.first : part.end]  # what lies behind has no part in the loss
-                batch = [x[here].transpose(0, 1)[None] for x in (q, k, v)]
+                batch = map(part.as_batch, (q, k, v))
                 whole = _cudnn_backward(d_here.transpose(1, 2), *batch, *kept[4 * number : 4 * number + 4])
                 found = tuple(x[0].transpose(0, 1)[:size] for x in whole)
             else:

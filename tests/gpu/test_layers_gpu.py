@@ -170,7 +170,9 @@ def _ours_for(name: str, ours: dict, what: str) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kernel", ["cudnn", "mixed", "flash", "sdpa", None])
-@pytest.mark.parametrize("lengths", [[640, 640], [2000, 1, 77, 1537, 3000, 5, 600], [1600], [4100, 40]])
+@pytest.mark.parametrize(
+    "lengths", [[640, 640], [2000, 1, 77, 1537, 3000, 5, 600], [1600], [1601], [4100, 40], [40, 3, 4100]]
+)
 @pytest.mark.parametrize("behind", [0, 64])
 def test_attention(kernel: str | None, lengths: list[int], behind: int) -> None:
     from megatron_ring.model.attention_kernels import PackedAttention
