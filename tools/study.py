@@ -12,6 +12,7 @@ piece, on several machines, and gathered:
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from megatron_ring.analysis.spread import MAX_SEEDS
 from megatron_ring.analysis.study_page import figure_link, write_page
 from megatron_ring.config.checks import require
 from megatron_ring.config.cli import parse
-from megatron_ring.errors import run_main
+from megatron_ring.errors import UserError, run_main
 
 if TYPE_CHECKING or __package__:
     from tools import study_c3po, study_epochs, study_general, study_stages
@@ -93,6 +94,8 @@ class Flags:
     folders: in --out."""
     partial: bool = False
     """With --gather: where results are missing, make the page of the largest part without holes, and say so on it."""
+    tasks: Path | None = None
+    """tasks.json of tools/choose_tasks.py: the solve rates go on the page, as the table `tasks`."""
     page: str | None = None
     """Name of the page (default: study-NAME). Figures and numbers go by it as well."""
 
@@ -200,11 +203,24 @@ def page_of(flags: Flags) -> Page:
 
 def write(flags: Flags, tables: dict[str, str], figures: dict[str, Any], numbers: dict[str, Any]) -> None:
     """Into the pages, or the tables alone to stdout."""
+    if flags.tasks is not None:
+        tables = {**tables, "tasks": tasks_table(flags.tasks)}
     if flags.docs is None:
         shown = {name: table for name, table in tables.items() if not name.startswith("figure ")}
         print("\n".join(f"## {name}\n\n{table}" for name, table in shown.items()))
     else:
         write_page(flags.docs, *named(flags.page or f"study-{flags.name}", flags.name, tables, figures), numbers)
+
+
+def tasks_table(path: Path) -> str:
+    """Solve rate of each task, and which were kept. Raises UserError for another file."""
+    try:
+        found = json.loads(path.read_bytes())
+        rates, kept = {str(task): float(rate) for task, rate in found["solve_rate"].items()}, set(found["kept"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"--tasks {path}: not the tasks.json of tools/choose_tasks.py ({error!r})") from None
+    lines = [f"| {task} | {rate:.3f} | {'yes' if task in kept else 'no'} |" for task, rate in rates.items()]
+    return "\n".join(["| task | solve rate | kept |", "| --- | --- | --- |", *lines]) + "\n"
 
 
 def named(

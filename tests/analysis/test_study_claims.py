@@ -55,7 +55,7 @@ def test_claims_of_the_study_of_epochs_by_hand(tmp_path: Path) -> None:
     assert wanted.interval is not None and entropy["verdict"] == "reproduced"
     assert entropy["interval_95"] == pytest.approx([wanted.interval.low, wanted.interval.high])
     band = by_text["entropy in 0.3–0.5 chooses a good start"]  # blind 0.10, 0.0867, 0.1267; the band 0, 0.03, 0
-    assert band["difference"] == pytest.approx((0.1 + 0.26 / 3 - 0.03 + 0.38 / 3) / 3) and band["verdict"] == "undecided"
+    assert band["difference"] == pytest.approx((0.1 + 0.26 / 3 - 0.03 + 0.38 / 3) / 3) and band["verdict"] == "reproduced"
     assert by_text["a moderate number of epochs is better than the fewest"]["verdict"] == "reproduced"
     assert by_text["a moderate number of epochs is better than the most"]["verdict"] == "undecided"
     assert by_text["more epochs make RL collapse earlier"]["difference"] is None
@@ -115,9 +115,7 @@ def test_c3po_against_grpo_from_several_folders(tmp_path: Path) -> None:
     assert numbers["seeds"] == [1, 3] and "Left out, as runs of theirs are missing: 2." in tables["part"]
     claims = {claim["claim"]: claim for claim in numbers["claims"]}
     swings = claims["C3PO trains as many tokens in every step, GRPO does not"]
-    assert (
-        swings["difference"] == pytest.approx(1 / 3) and swings["verdict"] == "undecided"
-    )  # no spread, no interval of width
+    assert swings["difference"] == pytest.approx(1 / 3) and swings["verdict"] == "reproduced"
     assert claims["C3PO solves more held-out problems"]["difference"] == pytest.approx(0.1)
     assert "| all | 6 | 12.0 | 3.0 |" in tables["cost"]
     with pytest.raises(UserError, match=r"no seed 2 with all of before-chosen, c3po, grpo"):

@@ -37,10 +37,10 @@ def pool(tmp_path: Path) -> Path:
 
 
 def test_tasks_between_the_bounds_or_those_nearest_to_their_middle() -> None:
-    rates = {"a": 0.05, "b": 0.1, "c": 0.7, "d": 0.71, "e": 0.4}
+    rates = {"a": 0.0, "b": 0.1, "c": 0.68, "d": 0.71, "e": 0.4}
     assert choose(rates, 0.1, 0.7, 2) == ["b", "c", "e"]
-    assert choose(rates, 0.3, 0.5, 3) == ["b", "c", "e"]  # c and b are as near: b comes first
-    assert choose(rates, 0.3, 0.5, 2) == ["b", "e"]
+    assert choose(rates, 0.3, 0.5, 2) == ["c", "e"]
+    assert choose(rates, 0.3, 0.5, 3) == ["b", "c", "e"]
     with pytest.raises(UserError, match="--least 6: the rated problems are of 5"):
         choose(rates, 0.1, 0.7, 6)
 
