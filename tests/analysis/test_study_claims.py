@@ -64,7 +64,7 @@ def test_claims_of_the_study_of_epochs_by_hand(tmp_path: Path) -> None:
     assert by_text["more epochs make RL collapse earlier"]["difference"] is None
     gain = by_text["RL gains 10 points from the best start (2 epochs); an aim of ours"]
     assert gain["difference"] == pytest.approx((0.30 + 0.10 + 0.26) / 3 - 0.10)
-    assert "9 starts: epochs 1, 2, 4; seeds 1, 2, 3. 600 held-out problems." in tables["part"]
+    assert "9 starts: epochs 1, 2, 4; seeds 1, 2, 3. 20 steps of RL. 600 held-out problems." in tables["part"]
 
 
 def test_a_part_without_holes_is_the_largest_and_says_what_it_leaves_out(tmp_path: Path) -> None:
