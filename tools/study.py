@@ -24,6 +24,8 @@ from megatron_ring.analysis.spread import MAX_SEEDS
 from megatron_ring.analysis.study_page import figure_link, write_page
 from megatron_ring.config.checks import require
 from megatron_ring.config.cli import parse
+from megatron_ring.data.files import read_prompts
+from megatron_ring.data.schedule import solve_rate
 from megatron_ring.errors import UserError, run_main
 
 if TYPE_CHECKING or __package__:
@@ -60,9 +62,8 @@ class Flags:
     """A pretrained start for one GPU, as tools/upcycle.py writes it: problems of reasoning-gym with worked solutions, and
     sizes for a GPU (default: ring-tiny from random weights, for a CPU)."""
     pool: Path | None = None
-    """Problems that each seed draws its data from, as tools/choose_tasks.py or tools/make_worked_gym_data.py writes them
-    (default: fresh ones for each seed; needs reasoning-gym). Problems that have a solve rate there are left out of RL below
-    0.1 and above 0.9."""
+    """Problems that each seed draws its data from, with their solve rates, as tools/choose_tasks.py writes them (default:
+    fresh ones for each seed; needs reasoning-gym). RL leaves out problems with a rate below 0.1 or above 0.9."""
     tuned: Path | None = None
     """c3po, stages: a checkpoint of --start after SFT, where RL of all seeds begins (default: an SFT run of each seed)."""
     settings: tuple[str, ...] = ()
@@ -106,7 +107,7 @@ class Flags:
         gathers = self.name == "epochs" or (self.name == "c3po" and bool(self.settings))
         require(self.gather is None or gathers, "--gather belongs to the study of epochs, or to c3po with --settings")
         require(not self.partial or self.gather is not None, "--partial belongs to --gather")
-        named = self.page is None or (self.page == Path(self.page).name and self.page.isprintable())
+        named = self.page is None or (self.page == Path(self.page).name and self.page.isprintable() and self.page[:1] != ".")
         require(named and self.page != "", f"--page {self.page}: give a name without folders")
         counts = self.epochs or (1,)
         require(len(set(counts)) == len(counts) and min(counts) >= 1, f"--epochs {counts}: name each once, 1 or more")
@@ -187,8 +188,17 @@ def sizes_of(flags: Flags, study: Any) -> Any:
     require(flags.dry_run or flags.start.is_dir(), f"--start {flags.start}: no such folder")
     for flag, folder in (("pool", flags.pool), ("tuned", flags.tuned)):
         require(folder is None or flags.dry_run or folder.is_dir(), f"--{flag} {folder}: no such folder")
+    if flags.pool is not None and not flags.dry_run:
+        check_pool(flags.pool)
     pool, tuned = (None if folder is None else folder.resolve() for folder in (flags.pool, flags.tuned))
     return replace(study.QUICK if flags.quick else study.GPU, edition=Edition(flags.start.resolve(), pool, tuned))
+
+
+def check_pool(pool: Path) -> None:
+    """Raise UserError unless its RL prompts have solve rates: RL would end for want of them, after SFT."""
+    records = read_prompts(pool / "rl_prompts.jsonl")
+    rated = bool(records) and solve_rate(records[0]) is not None
+    require(rated, f"--pool {pool}: prompts without a solve rate; give what tools/choose_tasks.py wrote")
 
 
 def page_of(flags: Flags) -> Page:
