@@ -12,6 +12,7 @@ piece, on several machines, and gathered:
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +24,9 @@ from megatron_ring.analysis.spread import MAX_SEEDS
 from megatron_ring.analysis.study_page import figure_link, write_page
 from megatron_ring.config.checks import require
 from megatron_ring.config.cli import parse
-from megatron_ring.errors import run_main
+from megatron_ring.data.files import read_prompts
+from megatron_ring.data.schedule import solve_rate
+from megatron_ring.errors import UserError, run_main
 
 if TYPE_CHECKING or __package__:
     from tools import study_c3po, study_epochs, study_general, study_stages
@@ -59,9 +62,8 @@ class Flags:
     """A pretrained start for one GPU, as tools/upcycle.py writes it: problems of reasoning-gym with worked solutions, and
     sizes for a GPU (default: ring-tiny from random weights, for a CPU)."""
     pool: Path | None = None
-    """Problems that each seed draws its data from, as tools/choose_tasks.py or tools/make_worked_gym_data.py writes them
-    (default: fresh ones for each seed; needs reasoning-gym). Problems that have a solve rate there are left out of RL below
-    0.1 and above 0.9."""
+    """Problems that each seed draws its data from, with their solve rates, as tools/choose_tasks.py writes them (default:
+    fresh ones for each seed; needs reasoning-gym). RL leaves out problems with a rate below 0.1 or above 0.9."""
     tuned: Path | None = None
     """c3po, stages: a checkpoint of --start after SFT, where RL of all seeds begins (default: an SFT run of each seed)."""
     settings: tuple[str, ...] = ()
@@ -93,6 +95,8 @@ class Flags:
     folders: in --out."""
     partial: bool = False
     """With --gather: where results are missing, make the page of the largest part without holes, and say so on it."""
+    tasks: Path | None = None
+    """tasks.json of tools/choose_tasks.py: the solve rates go on the page, as the table `tasks`."""
     page: str | None = None
     """Name of the page (default: study-NAME). Figures and numbers go by it as well."""
 
@@ -103,7 +107,7 @@ class Flags:
         gathers = self.name == "epochs" or (self.name == "c3po" and bool(self.settings))
         require(self.gather is None or gathers, "--gather belongs to the study of epochs, or to c3po with --settings")
         require(not self.partial or self.gather is not None, "--partial belongs to --gather")
-        named = self.page is None or (self.page == Path(self.page).name and self.page.isprintable())
+        named = self.page is None or (self.page == Path(self.page).name and self.page.isprintable() and self.page[:1] != ".")
         require(named and self.page != "", f"--page {self.page}: give a name without folders")
         counts = self.epochs or (1,)
         require(len(set(counts)) == len(counts) and min(counts) >= 1, f"--epochs {counts}: name each once, 1 or more")
@@ -184,8 +188,17 @@ def sizes_of(flags: Flags, study: Any) -> Any:
     require(flags.dry_run or flags.start.is_dir(), f"--start {flags.start}: no such folder")
     for flag, folder in (("pool", flags.pool), ("tuned", flags.tuned)):
         require(folder is None or flags.dry_run or folder.is_dir(), f"--{flag} {folder}: no such folder")
+    if flags.pool is not None and not flags.dry_run:
+        check_pool(flags.pool)
     pool, tuned = (None if folder is None else folder.resolve() for folder in (flags.pool, flags.tuned))
     return replace(study.QUICK if flags.quick else study.GPU, edition=Edition(flags.start.resolve(), pool, tuned))
+
+
+def check_pool(pool: Path) -> None:
+    """Raise UserError unless its RL prompts have solve rates: RL would end for want of them, after SFT."""
+    records = read_prompts(pool / "rl_prompts.jsonl")
+    rated = bool(records) and solve_rate(records[0]) is not None
+    require(rated, f"--pool {pool}: prompts without a solve rate; give what tools/choose_tasks.py wrote")
 
 
 def page_of(flags: Flags) -> Page:
@@ -200,11 +213,24 @@ def page_of(flags: Flags) -> Page:
 
 def write(flags: Flags, tables: dict[str, str], figures: dict[str, Any], numbers: dict[str, Any]) -> None:
     """Into the pages, or the tables alone to stdout."""
+    if flags.tasks is not None:
+        tables = {**tables, "tasks": tasks_table(flags.tasks)}
     if flags.docs is None:
         shown = {name: table for name, table in tables.items() if not name.startswith("figure ")}
         print("\n".join(f"## {name}\n\n{table}" for name, table in shown.items()))
     else:
         write_page(flags.docs, *named(flags.page or f"study-{flags.name}", flags.name, tables, figures), numbers)
+
+
+def tasks_table(path: Path) -> str:
+    """Solve rate of each task, and which were kept. Raises UserError for another file."""
+    try:
+        found = json.loads(path.read_bytes())
+        rates, kept = {str(task): float(rate) for task, rate in found["solve_rate"].items()}, set(found["kept"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"--tasks {path}: not the tasks.json of tools/choose_tasks.py ({error!r})") from None
+    lines = [f"| {task} | {rate:.3f} | {'yes' if task in kept else 'no'} |" for task, rate in rates.items()]
+    return "\n".join(["| task | solve rate | kept |", "| --- | --- | --- |", *lines]) + "\n"
 
 
 def named(

@@ -35,15 +35,19 @@ class Flags:
     """Folder of the evaluation of the start, on the same held-out problems."""
     out: Path
     """File to write; in the folder `results` of a study."""
+    steps: int | None = None
+    """Take the first so many steps of RL alone, of a run that was cut short (default: all). The last of them needs an
+    evaluation. Starts of a study are compared after equal steps."""
     one_run: bool = False
     """The start is a checkpoint on the way of a longer SFT run."""
 
     def __post_init__(self) -> None:
         require(self.epochs >= 1, f"--epochs is {self.epochs}, below 1")
+        require(self.steps is None or self.steps >= 1, f"--steps is {self.steps}, below 1")
 
 
 def main(flags: Flags) -> None:
-    start = start_of_runs(flags.seed, flags.epochs, flags.one_run, flags.sft, flags.rl, flags.before)
+    start = start_of_runs(flags.seed, flags.epochs, flags.one_run, flags.sft, flags.rl, flags.before, flags.steps)
     write_start(start, flags.out)
     print(f"result: pass@1 {start.before:.3f} before, {start.last:.3f} after {len(start.reward)} steps -> {flags.out}")
 

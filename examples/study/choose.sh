@@ -9,6 +9,6 @@ plain "$PYTHON" -m megatron_ring.sft --run-dir "$OUT/pilot" --init-from "$START"
   --data.tokenizer "$START" --data.context-length 4096 --data.global-batch "${BATCH:-2}" --epochs 1 --optimizer.lr 3e-4 \
   --router.balance 1e-3 --no-async-save --no-save-optimizer
 plain "$PYTHON" "$ROOT/tools/solve_rate.py" --prompts "$OUT/pilot-data/rl_prompts.jsonl" --out "$OUT/rated" \
-  --samples "${SAMPLES:-8}" --slice 100000 -- --checkpoint "$(latest "$OUT/pilot")" --tokenizer "$START" \
+  --samples "${SAMPLES:-8}" -- --checkpoint "$(latest "$OUT/pilot")" --tokenizer "$START" \
   --sampling.temperature 1 --sampling.top-p 1 --sampling.max-new-tokens "${LONGEST:-256}" --rewards.workers 8
 plain "$PYTHON" "$ROOT/tools/choose_tasks.py" --pool "$POOL" --rated "$OUT/rated/kept.jsonl" --out "$CHOSEN" "$@"

@@ -30,7 +30,10 @@ BESIDE="${BESIDE:-4}"
 study() {
   local name="$1"
   shift
-  [ -n "$DRY_RUN" ] || mkdir -p "$OUT/page"
+  if [ -z "$DRY_RUN" ]; then
+    mkdir -p "$OUT/page"
+    [ ! -f "$ROOT/examples/study/pages/study-$name-gpu.md" ] || cp -n "$ROOT/examples/study/pages/study-$name-gpu.md" "$OUT/page/"
+  fi
   "$PYTHON" "$ROOT/tools/study.py" "$name" --out "$OUT/$name" --start "$START" --pool "$CHOSEN" --docs "$OUT/page" \
     --page "study-$name-gpu" --beside "$BESIDE" --keep-going --job-minutes 10 --tidy "$@" ${DRY_RUN:+--dry-run}
 }

@@ -102,7 +102,11 @@ def steady_page(folders: Sequence[Path], seeds: Sequence[int] | None = None, set
         "cost": cost_table({name: [job_time(place) for place in each if place] for name, each in places.items()}),
     }
     numbers: dict[str, Any] = {name: as_json(found, STEADY_PAIRS) for name, found in rows.items()}
-    return tables, {"study-c3po": _curves(groups, groups)}, {"seeds": used, **numbers, "claims": claims_json(claims)}
+    return (
+        tables,
+        {"study-c3po": _curves(groups, groups, "runs that share a machine")},
+        {"seeds": used, **numbers, "claims": claims_json(claims)},
+    )
 
 
 def _place(folders: Sequence[Path], seed: int, name: str) -> Path | None:
@@ -213,14 +217,14 @@ def _starts(out: Path, seeds: Sequence[int]) -> Mapping[str, list[str]]:
     return {"chosen by entropy": chosen, "over-trained": over}
 
 
-def _curves(steady: Groups, timed: Groups) -> Figure:
+def _curves(steady: Groups, timed: Groups, how: str = "timed runs") -> Figure:
     by_time = {name.removeprefix("timed-"): cells for name, cells in timed.items()}
     return curves_figure(
         [
             Panel("Response length (tokens)", "response_length/mean", steady, 1),
             Panel("Gradient norm", "grad_norm", steady, 1),
             Panel("Reward", "reward/mean", steady),
-            Panel("Throughput (tokens/s), timed runs", "throughput/tokens_per_second", by_time, 1),
+            Panel(f"Throughput (tokens/s), {how}", "throughput/tokens_per_second", by_time, 1),
             Panel("Trained tokens a step", "tokens/trained", steady, 1),
             Panel("Entropy (nats)", "entropy", steady),
         ]

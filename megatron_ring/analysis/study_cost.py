@@ -46,6 +46,8 @@ def cost_table(times: Mapping[str, list[JobTime | None]]) -> str:
     """A line for each kind of job and one for all: processes, their minutes, and their share of the machine's."""
     lines = ["| jobs | processes | minutes of processes | minutes of the machine |", "| --- | --- | --- | --- |"]
     known = {kind: [time for time in each if time is not None] for kind, each in times.items()}
+    if not any(known.values()):
+        return "No times were recorded.\n"
     together = [time for found in known.values() for time in found]
     for kind, each in {**known, "all": together}.items():
         minutes, shared = sum(time.seconds for time in each) / 60, sum(time.share for time in each) / 60
@@ -54,4 +56,4 @@ def cost_table(times: Mapping[str, list[JobTime | None]]) -> str:
     said = f"Up to {' or '.join(map(str, beside))} processes ran side by side; each counts for its part of the machine."
     missing = sum(time is None for each in times.values() for time in each)
     untold = f" Of {missing} job(s) no time was recorded." if missing else ""
-    return "\n".join(lines) + f"\n\n{said if beside else 'No times were recorded.'}{untold if beside else ''}\n"
+    return "\n".join(lines) + f"\n\n{said}{untold}\n"

@@ -20,7 +20,9 @@ def part_text(used: Sequence[Start], found: Sequence[Start]) -> str:
     text = f"{len(used)} starts: epochs {', '.join(map(str, counts))}; seeds {', '.join(map(str, seeds))}."
     left = [f"seed {start.seed} epochs {start.epochs}" for start in found if start not in used]
     more = f" Left out, as other seeds lack it: {'; '.join(left)}." if left else ""
-    return f"{text}{more} {used[0].problems} held-out problems.\n"
+    steps, planned = len(used[0].reward), used[0].settings.get("steps")
+    cut = f", the first of {planned} that were planned" if planned != steps else ""
+    return f"{text}{more} {steps} steps of RL{cut}. {used[0].problems} held-out problems.\n"
 
 
 def claims_of(groups: Seeds, rows: Mapping[str, Row], best: str, regrets: Regrets) -> list[Claim]:

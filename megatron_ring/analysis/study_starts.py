@@ -114,13 +114,22 @@ class Start:
         }  # fmt: skip
 
 
-def start_of_runs(seed: int, epochs: int, one_run: bool, sft: Path, rl: Path, before: Path) -> Start:
+def start_of_runs(
+    seed: int, epochs: int, one_run: bool, sft: Path, rl: Path, before: Path, steps: int | None = None
+) -> Start:
     """Read what the runs of a start left.
+
+    Args:
+        steps: take the RL run's first steps alone, as of one that was cut short (None: all).
 
     Raises:
         UserError: something is missing: a run directory, the epoch, the evaluations, a metric of some step.
     """
     sft_run, rl_run, evaluation = read_run(sft), read_run(rl), read_evaluation(before)
+    if steps is not None:
+        if rl_run.metrics[-1]["step"] < steps:
+            raise UserError(f"{rl / 'metrics.jsonl'}: has {rl_run.metrics[-1]['step']} steps, below --steps {steps}")
+        rl_run = dataclasses.replace(rl_run, metrics=[row for row in rl_run.metrics if row["step"] <= steps])
     ends = [found for found in validations(sft_run) if found.epoch <= epochs]
     if not ends or ends[-1].epoch != epochs:
         raise UserError(f"{sft / 'metrics.jsonl'}: no validation at the end of epoch {epochs}; let SFT finish it")
@@ -216,6 +225,7 @@ def _check_alike(first: Start, where: Path, start: Start, path: Path) -> None:
     differing = [name for name in names if first.settings.get(name) != start.settings.get(name)]
     differing += ["--one-run"] if first.one_run != start.one_run else []
     differing += ["the number of held-out problems"] if first.problems != start.problems else []
+    differing += ["the number of steps"] if len(first.reward) != len(start.reward) else []
     if differing:
         raise UserError(f"{where} and {path}: runs of different settings ({', '.join(differing[:4])}); gather one study")
 

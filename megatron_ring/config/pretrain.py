@@ -165,6 +165,7 @@ class PretrainConfig(TrainingConfig, DryRun):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.check_rollback(self.alarms.action)
         for name in ("steps", "save_every", "validation_every", "validation_samples"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"--{name.replace('_', '-')} is {value}, below 1")

@@ -121,6 +121,7 @@ class RLConfig(TrainingConfig, DryRun):
             self.sampling.whole_distribution,
             "--sampling.top-p, top-k and min-p: RL trains on the whole distribution, leave them at 1, 0 and 0",
         )
+        self.check_rollback(self.alarms.action)
         require(self.alarms.action != "skip", "--alarms.action skip: for pretraining only, choose stop, rollback or warn")
         require(self.alarms.loss_rise is None, "--alarms.loss-rise: RL has no loss of this kind")
         objective, place = self.objective, self.reference.resolved(self.objective.kl_beta).place

@@ -130,6 +130,11 @@ class TrainingConfig(TrainedModelOptions, StageConfig):
         require(self.keep_last is None or self.keep_last >= 1, f"--keep-last is {self.keep_last}, below 1")
         require(self.grace_seconds > 0, f"--grace-seconds is {self.grace_seconds:g}, not above 0")
 
+    def check_rollback(self, action: str) -> None:
+        """Raise `UserError` where alarms go back to checkpoints that no run can continue from."""
+        kept = self.save_optimizer or action != "rollback"
+        require(kept, "--alarms.action rollback goes on from a checkpoint: leave --no-save-optimizer out")
+
     def needs_first_weights(self, saved: Mapping[str, Any]) -> bool:
         """Whether a run that continues from a checkpoint with these `extra` values needs the weights it began with."""
         return False

@@ -73,7 +73,7 @@ def _load(run: RLState, rolled_back_for: list[Alarm] | None = None) -> int:
             {"prompts", "budget", "policy", "watch"} <= read_manifest(checkpoint)["extra"].keys(),
             f"{checkpoint}: not a checkpoint of an RL run: give it to --init-from of a new one",
         )
-        start, extra = load_latest(run.directory, run.stage, run.trainer.optimizer)
+        start, extra = load_latest(run.directory, run.stage, run.trainer.optimizer, run.config.steps)
         check_compositions(run.compositions, extra)
         run.steps_before = extra.get("steps")
         run.stream.load_state_dict(extra["prompts"], keep_place=rolled_back_for is not None)

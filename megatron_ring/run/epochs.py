@@ -103,13 +103,13 @@ def train_epochs(config: EpochsConfig, stage: Stage, run: RunDirectory, task: Ep
     """
     context = stage.context
     trainer, watch = Trainer(stage.model, context, config.optimizer), Watch(config.alarms, speaks=context.is_main)
-    start, extra = load_latest(run, stage, trainer.optimizer)
+    all_steps = config.epochs * task.steps_per_epoch
+    last = min(all_steps, config.max_steps or all_steps)
+    start, extra = load_latest(run, stage, trainer.optimizer, last)
     tokens = extra.get("tokens", 0)
     if "watch" in extra:
         watch.load_state_dict(extra["watch"])
     run.start_logging(start)
-    all_steps = config.epochs * task.steps_per_epoch
-    last = min(all_steps, config.max_steps or all_steps)
     if context.is_main:
         _announce(config, run, task, start, last, extra.get("steps"))
     with (

@@ -88,7 +88,7 @@ def restore(run: PretrainState) -> tuple[int, list[str]]:
     Raises:
         UserError: the corpora do not last for the run's steps.
     """
-    start, extra = load_latest(run.directory, run.stage, run.trainer.optimizer)
+    start, extra = load_latest(run.directory, run.stage, run.trainer.optimizer, run.config.steps)
     remarks: list[str] = []
     if extra:
         run.tokens = extra["tokens"]

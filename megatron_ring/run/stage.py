@@ -235,8 +235,11 @@ def source_shape(stage: Stage, found: ModelConfig) -> ModelConfig:
     return found if stage.extended(found) == stage.shape else stage.shape
 
 
-def load_latest(run: RunDirectory, stage: Stage, optimizer: Any) -> tuple[int, dict[str, Any]]:
+def load_latest(run: RunDirectory, stage: Stage, optimizer: Any, last: int | None) -> tuple[int, dict[str, Any]]:
     """Fill model, optimizer and random states from the run's last whole checkpoint, the one that rank 0 sees.
+
+    Args:
+        last: steps of the whole run, after which weights alone are enough; None: not known yet.
 
     Returns:
         the step it was saved at and its `extra` values; 0 and none where there is no checkpoint yet.
@@ -245,7 +248,9 @@ def load_latest(run: RunDirectory, stage: Stage, optimizer: Any) -> tuple[int, d
     if checkpoint is None:
         return 0, {}
     try:
-        return load_checkpoint(checkpoint, stage.model, stage.context, optimizer)
+        manifest = read_manifest(checkpoint)
+        done = "optimizer_step" not in manifest and last is not None and manifest["step"] >= last
+        return load_checkpoint(checkpoint, stage.model, stage.context, None if done else optimizer)
     except UserError as error:
         raise UserError(f"{error}{instead_of(checkpoint)}") from None
 

@@ -192,6 +192,16 @@ def test_a_start_is_read_from_its_runs(tmp_path: Path) -> None:
     )
     write_start(found, tmp_path / "start.json")
     assert read_start(tmp_path / "start.json") == found
+    cut = start_of_runs(3, 4, False, sft, tmp_path / "rl", before, steps=3)
+    assert cut.evaluations == [[3, 0.03]] and cut.reward == found.reward[:3] and cut.settings == found.settings
+    for steps, said in ((4, "no held-out evaluation after the last step"), (7, "has 6 steps, below --steps 7")):
+        with pytest.raises(UserError, match=said):
+            start_of_runs(3, 4, False, sft, tmp_path / "rl", before, steps)
+    (tmp_path / "cut-study/results").mkdir(parents=True)
+    for number, each in enumerate((found, replace(cut, seed=4))):
+        write_start(each, tmp_path / f"cut-study/results/{number}.json")
+    with pytest.raises(UserError, match=r"runs of different settings \(the number of steps\)"):
+        read_starts([tmp_path / "cut-study"])
     with pytest.raises(UserError, match="no validation at the end of epoch 5"):
         start_of_runs(3, 5, False, sft, tmp_path / "rl", before)
     write_rl_run(tmp_path / "cut", steps=5, every=3)

@@ -90,6 +90,8 @@ WITHOUT_MAIN = {
     "write",
     "curate",
     "start",
+    "pool",
+    "choose",
     "c3po",
     "epochs",
     "stages",

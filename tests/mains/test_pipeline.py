@@ -88,6 +88,23 @@ def test_sft_writes_its_run_directory(sft_run: Path) -> None:
 
 
 @pytest.mark.slow
+def test_checkpoints_of_some_epochs_and_of_weights_alone(tiny_data: Path, tmp_path: Path, sft_run: Path) -> None:
+    """The last epoch has one in any case. A run that has them all has nothing more to do; one that has not cannot go on."""
+    out = tmp_path / "run"
+    arguments = command("megatron_ring.sft", *sft_flags(tiny_data, out, "--save-epochs", "3", "--no-save-optimizer"))
+    done = run(arguments)
+    assert done.returncode == 0, done.stderr
+    ends = [row for row in metrics(out) if "validation/loss" in row]
+    assert ["checkpoint" in row for row in ends] == [False, True]
+    assert timeless(metrics(out))[-1] == timeless(metrics(sft_run))[-1]
+    again = run(arguments)
+    assert again.returncode == 0 and "steps are done" in again.stdout, again.stderr
+    place = arguments.index("--epochs")
+    longer = run([*arguments[: place + 1], "3", *arguments[place + 2 :]])
+    assert longer.returncode == 2 and "holds weights but no optimizer state" in longer.stderr
+
+
+@pytest.mark.slow
 def test_sft_killed_continues_to_the_same_numbers(tiny_data: Path, tmp_path: Path, sft_run: Path) -> None:
     out = tmp_path / "killed"
     arguments = command("megatron_ring.sft", *sft_flags(tiny_data, out, "--save-every", "2"))

@@ -170,6 +170,23 @@ def test_from_a_pretrained_start_every_command_is_one_that_its_main_takes(tmp_pa
     assert not list(tmp_path.iterdir())
 
 
+def test_from_a_tuned_start_and_a_pool_nothing_is_fine_tuned_and_rates_decide(tmp_path: Path) -> None:
+    edition = Edition(tmp_path / "start", tmp_path / "pool", tmp_path / "tuned")
+    sizes = replace(study_c3po.GPU, edition=edition, settings=("c3po", "grpo"))
+    jobs = {job.name: job.text() for job in study_c3po.jobs(tmp_path, [1], sizes)}
+    assert list(jobs) == [f"seed-1/{name}" for name in ("data", "before-chosen", "c3po", "grpo")]
+    assert f"tools/draw_worked_gym_data.py --pool {tmp_path}/pool " in jobs["seed-1/data"]
+    for name in ("c3po", "grpo"):
+        rl = jobs[f"seed-1/{name}"]
+        assert f"--init-from {tmp_path}/tuned " in rl and f"--data.tokenizer {tmp_path}/start " in rl
+        assert "--data.min-solve-rate 0.1 --data.max-solve-rate 0.9" in rl and "--evaluation.every" in rl
+    stages = study_stages.jobs(tmp_path, [1], replace(study_stages.GPU, edition=edition))
+    assert "seed-1/sft" not in [job.name for job in stages] and stages[0].command[-3] == "--parts"
+    shared = study_epochs.jobs(tmp_path, [1, 2], replace(study_epochs.GPU, edition=edition, counts=(8, 1)))
+    starts = [job.name for job in shared if "/sft-" in job.name]
+    assert starts == ["seed-1/sft-8", "seed-2/sft-8", "seed-1/sft-1", "seed-2/sft-1"]  # whole columns first
+
+
 def test_epochs_have_a_run_each_or_share_one(tmp_path: Path) -> None:
     own = {job.name: job for job in study_epochs.jobs(tmp_path, [1], study_epochs.FULL)}
     shared = {job.name: job for job in study_epochs.jobs(tmp_path, [1], replace(study_epochs.FULL, one_run=True))}
@@ -202,6 +219,12 @@ def test_a_dry_run_lists_and_writes_nothing(tmp_path: Path) -> None:
         (["--epochs", "1", "2"], "--epochs belongs to the study of epochs"),
         (["--one-run"], "--one-run belongs to the study of epochs"),
         (["--gather"], "--gather belongs to the study of epochs"),
+        (["--partial"], "--partial belongs to --gather"),
+        (["--settings", "grpo"], "--settings belongs to the study of C3PO"),
+        (["--pool", "somewhere"], "--pool belongs to a study with --start"),
+        (["--start", "somewhere"], "--start somewhere: no such folder"),
+        (["--job-minutes", "0"], "--job-minutes is 0"),
+        (["--page", "a/b"], "--page a/b: give a name without folders"),
     ],
 )
 def test_mistakes_end_with_one_line(tmp_path: Path, fails_with: Callable[..., str], flags: list[str], message: str) -> None:
@@ -218,6 +241,7 @@ def test_mistakes_end_with_one_line(tmp_path: Path, fails_with: Callable[..., st
         (["--every", "0"], "--every is 0"),
         (["--gather", "--dry-run"], "--gather runs nothing"),
         (["--gather", "nowhere"], "no result of a start"),
+        (["--start", "tests", "--tuned", "tests"], "--tuned belongs to the studies c3po and stages"),
     ],
 )
 def test_mistakes_in_the_study_of_epochs(

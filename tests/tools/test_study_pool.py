@@ -13,6 +13,7 @@ from megatron_ring.errors import UserError
 from tools import choose_tasks, draw_worked_gym_data
 from tools.choose_tasks import ChooseOptions, choose
 from tools.draw_worked_gym_data import DrawOptions
+from tools.study import check_pool
 
 RATES = {"gcd": (0.2, 0.6), "lcm": (0.0, 0.1), "leg_counting": (0.9, 0.7), "countdown": (0.25, 0.0)}
 
@@ -37,10 +38,10 @@ def pool(tmp_path: Path) -> Path:
 
 
 def test_tasks_between_the_bounds_or_those_nearest_to_their_middle() -> None:
-    rates = {"a": 0.05, "b": 0.1, "c": 0.7, "d": 0.71, "e": 0.4}
+    rates = {"a": 0.0, "b": 0.1, "c": 0.68, "d": 0.71, "e": 0.4}
     assert choose(rates, 0.1, 0.7, 2) == ["b", "c", "e"]
-    assert choose(rates, 0.3, 0.5, 3) == ["b", "c", "e"]  # c and b are as near: b comes first
-    assert choose(rates, 0.3, 0.5, 2) == ["b", "e"]
+    assert choose(rates, 0.3, 0.5, 2) == ["c", "e"]
+    assert choose(rates, 0.3, 0.5, 3) == ["b", "c", "e"]
     with pytest.raises(UserError, match="--least 6: the rated problems are of 5"):
         choose(rates, 0.1, 0.7, 6)
 
@@ -86,6 +87,15 @@ def test_a_seed_draws_its_own_rows_and_splits_stay_apart(pool: Path, tmp_path: P
     assert len(drawn) == 6 and all("solve_rate" in row.metadata for row in drawn)
     part = [row.id for row in read_prompts(tmp_path / "one/rl_prompts_few.jsonl")]
     assert part == [row.id for row in drawn if row.metadata["task"] == "gcd"] and part
+
+
+def test_a_study_wants_rates_in_its_pool(pool: Path, tmp_path: Path) -> None:
+    check_pool(pool)
+    write_prompts(tmp_path / "bare/rl_prompts.jsonl", [prompt("gcd", 0)])
+    with pytest.raises(UserError, match=r"--pool .*bare: prompts without a solve rate"):
+        check_pool(tmp_path / "bare")
+    with pytest.raises(UserError, match=r"nowhere/rl_prompts\.jsonl"):
+        check_pool(tmp_path / "nowhere")
 
 
 def test_refusals_of_a_draw(pool: Path, tmp_path: Path) -> None:
