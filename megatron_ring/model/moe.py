@@ -12,6 +12,7 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispatcher
 
 from megatron_ring.model.expert_exchange import exchanged_experts, gathered_experts
+from megatron_ring.model.kernels.fp8 import Weight
 from megatron_ring.model.kernels.swiglu import swiglu
 from megatron_ring.model.layer_parts import LayerParts
 from megatron_ring.model.layout import TokenLayout
@@ -102,12 +103,14 @@ class RingMoE(MegatronModule):
         hidden_th = hidden_states.view(-1, hidden_states.shape[-1])
         padding_t = None if padding_mask is None else padding_mask.reshape(-1)
         routes = None if layout is None else layout.routes
+        narrow = None if layout is None or layout.narrow is None else layout.narrow.of(self.experts)
         weights_tk, experts_tk, _, hidden_th = self.router(hidden_th, padding_t, self._given(routes))
         if routes is not None:
             routes.note(self.router.layer_number, experts_tk)
         if self.exchanges:
             residual_th = None if residual is None else residual.view_as(hidden_th)
-            gate_up_e, down_e, exact = self.experts.gate_up.flatten(1, 2), self.experts.down, self.config.ring_exact
+            exact = self.config.ring_exact
+            gate_up_e, down_e = narrow or self.experts.matrices()
             given = (hidden_th, weights_tk, experts_tk, residual_th, gate_up_e, down_e, self.shared_experts)
             alike = layout is not None and layout.alike and not exact  # `gathered_experts` adds up in another order
             out = gathered_experts(*given) if alike else exchanged_experts(*given, self.experts.recompute, exact)
@@ -118,9 +121,9 @@ class RingMoE(MegatronModule):
             plus, hidden_th = (*plus, shared), passed.view_as(hidden_th)
         others = tuple(other.view_as(hidden_th) for other in plus)
         if self.dispatcher is None:
-            out = self.experts.route_locally(hidden_th, weights_tk, experts_tk, others)
+            out = self.experts.route_locally(hidden_th, weights_tk, experts_tk, others, narrow)
         else:
-            out = self._route_over_ranks(hidden_th, weights_tk, experts_tk)
+            out = self._route_over_ranks(hidden_th, weights_tk, experts_tk, narrow)
             for other in others:
                 out = out + other
         return out.view_as(hidden_states)
@@ -132,7 +135,10 @@ class RingMoE(MegatronModule):
             return given
         return tuple(part.chunk(self.tensor_group.size())[self.tensor_group.rank()] for part in given)
 
-    def _route_over_ranks(self, hidden_th: torch.Tensor, weights_tk: torch.Tensor, experts_tk: torch.Tensor) -> torch.Tensor:
+    def _route_over_ranks(
+        self, hidden_th: torch.Tensor, weights_tk: torch.Tensor, experts_tk: torch.Tensor,
+        narrow: tuple[Weight, Weight] | None,
+    ) -> torch.Tensor:  # fmt: skip
         """Experts live on several ranks: megatron-core's dispatcher exchanges tokens and brings results back."""
         dense = torch.zeros(hidden_th.shape[0], self.config.num_moe_experts, device=hidden_th.device)
         routed_te = torch.zeros_like(dense, dtype=torch.bool).scatter_(1, experts_tk, True)
@@ -141,7 +147,7 @@ class RingMoE(MegatronModule):
         x, probs = dispatcher.dispatch_preprocess(hidden_th, routed_te, weights_te)
         x, probs = dispatcher.token_dispatch(x, probs)
         x, counts_e, probs = dispatcher.dispatch_postprocess(x, probs)
-        out = dispatcher.combine_preprocess(self.experts(x, counts_e, probs))
+        out = dispatcher.combine_preprocess(self.experts(x, counts_e, probs, narrow))
         out = dispatcher.combine_postprocess(dispatcher.token_combine(out))
         dispatcher.probs = None  # its graph would hold this model, in a cycle that Python cannot see
         return out
