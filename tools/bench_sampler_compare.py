@@ -1,5 +1,7 @@
-"""Other libraries beside the sampler, for bench_sampler.py --compare: transformers, and vLLM on the same requests. Each has a
-model of the same shape with random weights of its own."""
+"""Other libraries beside the sampler, for bench_sampler.py --compare: transformers, and vLLM on the same requests.
+
+Each makes a model of the same shape with random weights.
+"""
 
 from __future__ import annotations
 

@@ -42,12 +42,14 @@ class Floor:
         model, layout = sampler.model, sampler.context.config
         sizes = {name: p.nbytes for name, p in model.named_parameters() if not name.startswith("embedding")}
         experts = sum(size for name, size in sizes.items() if ".experts." in name)
-        read = experts
+        others = sum(sizes.values()) - experts
         if sampler.sampling.weights == "fp8":
-            read = sum(fp8_bytes(p.shape) for name, p in model.named_parameters() if ".experts." in name)
+            narrow = {name: fp8_bytes(p.shape) for name, p in model.named_parameters() if "experts." in name}
+            others += sum(size - sizes[name] for name, size in narrow.items() if ".experts." not in name)
+            experts = sum(size for name, size in narrow.items() if ".experts." in name)
         shape, itemsize = model.ring_config, next(model.parameters()).itemsize
         token = 2 * len(model.local_layers) * (shape.num_key_value_heads // layout.tensor) * shape.head_dim * itemsize
-        return cls(shape, rates, layout.tensor, layout.expert, read, sum(sizes.values()) - experts, token)
+        return cls(shape, rates, layout.tensor, layout.expert, experts, others, token)
 
     def chosen(self, rows: int) -> float:
         """The share of the experts that so many tokens of each rank choose, were every choice as likely."""

@@ -1,16 +1,37 @@
-"""The routed experts in FP8, which the sampler reads in the place of the policy's own (`--sampling.weights fp8`).
+"""Routed and shared experts in FP8, which the sampler reads in the place of the policy's own (`--sampling.weights fp8`).
 
-A decoding step takes as long as its weights take to read, and nine tenths of them are the routed experts': in FP8 they are
-half as many bytes. Products are of bf16 as ever: a kernel widens what it has read. Attention, router, shared experts, dense
-layers and head stay as they are.
+A decoding step takes as long as its weights take to read, and nearly all of them are the experts': in FP8 they are half as
+many bytes. Products are of bf16 as ever: a kernel widens what it has read. Attention, router, dense layers and head stay as
+they are.
+
+Where all experts are in one process, shared ones lie before the routed ones, cut into experts of their width: they are
+experts that every token chooses, computed by the same kernels at the same time.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import torch
 
-from megatron_ring.model.experts import GroupedExperts
 from megatron_ring.model.kernels.fp8 import Fp8Matrix
+from megatron_ring.model.moe import RingMoE
+
+
+@dataclass(frozen=True)
+class NarrowLayer:
+    """A layer's experts in FP8.
+
+    Attributes:
+        routed: gate_up [always + E_local, 2f, hidden] and down [always + E_local, hidden, f].
+        always: shared experts among them, the first.
+        shared: the shared experts' two matrices, where they are by themselves.
+    """
+
+    routed: tuple[Fp8Matrix, Fp8Matrix]
+    always: int = 0
+    shared: tuple[Fp8Matrix, Fp8Matrix] | None = None
 
 
 class NarrowExperts:
@@ -18,23 +39,49 @@ class NarrowExperts:
     it."""
 
     def __init__(self, model: torch.nn.Module) -> None:
-        self._matrices = {
-            module: tuple(Fp8Matrix.of(weight) for weight in module.matrices())
-            for module in model.modules()
-            if isinstance(module, GroupedExperts)
-        }
+        self._layers = {module: _room_for(module) for module in model.modules() if isinstance(module, RingMoE)}
+        self.refill()
 
     def refill(self) -> None:
         """Follow the model's weights, in the memory where these are: CUDA graphs name it."""
-        for module, matrices in self._matrices.items():
-            for matrix, weight in zip(matrices, module.matrices(), strict=True):
+        for module, layer in self._layers.items():
+            for matrix, weight in _pairs(module, layer):
                 matrix.refill(weight)
 
-    def of(self, module: torch.nn.Module) -> tuple[Fp8Matrix, Fp8Matrix]:
-        """gate_up [E_local, 2f, hidden] and down [E_local, hidden, f] of a layer's experts."""
-        gate_up, down = self._matrices[module]  # type: ignore[index]
-        return gate_up, down
+    def of(self, module: torch.nn.Module) -> NarrowLayer:
+        """Of a layer's MoE module."""
+        return self._layers[module]  # type: ignore[index]
 
     @property
     def nbytes(self) -> int:
-        return sum(matrix.nbytes for matrices in self._matrices.values() for matrix in matrices)
+        matrices = [m for layer in self._layers.values() for m in (*layer.routed, *(layer.shared or ()))]
+        return sum(matrix.nbytes for matrix in matrices)
+
+
+def _room_for(module: RingMoE) -> NarrowLayer:
+    always, shared = module.shared_beside_routed, None
+    gate_up, down = (
+        Fp8Matrix.empty(always + weight.shape[0], *weight.shape[1:], device=weight.device)
+        for weight in module.experts.matrices()
+    )
+    if module.shared_experts is not None and not always:
+        first, second = (Fp8Matrix.empty(*w.shape, device=w.device) for w in module.shared_experts.matrices())
+        shared = first, second
+    return NarrowLayer((gate_up, down), always, shared)
+
+
+def _pairs(module: RingMoE, layer: NarrowLayer) -> Iterator[tuple[Fp8Matrix, torch.Tensor]]:
+    """Each matrix with the weight that it follows."""
+    always = layer.always
+    for matrix, weight in zip(layer.routed, module.experts.matrices(), strict=True):
+        yield matrix.part(always, always + weight.shape[0]), weight
+    if module.shared_experts is None:
+        return
+    first, second = module.shared_experts.matrices()
+    if layer.shared is not None:
+        yield layer.shared[0], first
+        yield layer.shared[1], second
+        return
+    # Gates lie above ups: of each expert's width of both.
+    yield layer.routed[0].part(0, always), first.unflatten(0, (2, always, -1)).transpose(0, 1).flatten(1, 2)
+    yield layer.routed[1].part(0, always), second.unflatten(1, (always, -1)).transpose(0, 1)

@@ -66,8 +66,8 @@ def local_sizes(model: ModelConfig, parallel: ParallelConfig, stage: int) -> lis
 
 
 def fp8_experts(model: ModelConfig, parallel: ParallelConfig, stage: int) -> int:
-    """Bytes of a second copy in FP8 of the routed experts that a rank of a pipeline stage holds."""
-    experts = [weight for weight, _ in local_sizes(model, parallel, stage) if weight.expert]
+    """Bytes of a second copy in FP8 of the routed and shared experts that a rank of a pipeline stage holds."""
+    experts = [weight for weight, _ in local_sizes(model, parallel, stage) if "experts." in weight.name]
     return sum(fp8_bytes(weight.local_shape(parallel)) for weight in experts)
 
 

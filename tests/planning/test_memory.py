@@ -125,7 +125,8 @@ def test_experts_in_fp8_take_room_from_the_cache() -> None:
     usual, other = plan(), plan(sampling=narrow)
     copy = next(item.size for item in other.sampling if item.name == "experts in FP8")
     hidden, width = RING_LITE.hidden_size, RING_LITE.expert_width
-    assert copy == 28 * 8 * (3 * hidden * width + 4 * (2 * width + hidden))
+    routed, shared = 8 * (3 * hidden * width + 4 * (2 * width + hidden)), 2 * 3 * hidden * width + 4 * (4 * width + hidden)
+    assert copy == 28 * (routed + shared)
     assert not any(item.name == "experts in FP8" for item in usual.sampling)
     assert usual.cache is not None and other.cache is not None
     room = H100 - sum(item.size for item in other.held) - copy

@@ -18,7 +18,7 @@ USUAL = SamplingConfig(max_batch=4, page_size=4, prefill_tokens=7, kv_tokens=128
 
 
 def experts_of(model: Any) -> list[torch.nn.Parameter]:
-    return [parameter for name, parameter in model.named_parameters() if ".experts." in name]
+    return [parameter for name, parameter in model.named_parameters() if "experts." in name]
 
 
 def as_the_copy_has_them(model: Any) -> None:
@@ -43,7 +43,7 @@ def followed() -> dict[str, Any]:
     before = full_forward(model, prompts(3))
     found = [tokens(sampler)]
     trained = full_forward(model, prompts(3))
-    place = sampler.runner.narrow.of(model.decoder.layers[0].mlp.experts)[0].words.data_ptr()
+    place = sampler.runner.narrow.of(model.decoder.layers[0].mlp).routed[0].words.data_ptr()
     usual = tokens(Sampler(model, here, USUAL, EOS))
     with torch.no_grad():  # a step of the optimizer
         for i, weight in enumerate(experts_of(model)):
@@ -51,7 +51,7 @@ def followed() -> dict[str, Any]:
     sampler.weights_changed()
     kept = sampler.runner.narrow is not None
     found.append(tokens(sampler))
-    moved = sampler.runner.narrow.of(model.decoder.layers[0].mlp.experts)[0].words.data_ptr() != place
+    moved = sampler.runner.narrow.of(model.decoder.layers[0].mlp).routed[0].words.data_ptr() != place
     again = tokens(Sampler(model, here, NARROW, EOS))
     sampler.release()
     released = sampler.runner.narrow is None

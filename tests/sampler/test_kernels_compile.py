@@ -45,7 +45,7 @@ types |= {"weights_ptr": "*fp32", "hidden": "i32", "width": "i32"}
 for kernel, tile, more in ((few._few_gate_up, few.GATE_UP, {"K": 6}), (few._few_down, few.DOWN, {})):
     build(kernel, types, tile.warps, tile.stages, ROWS=64, TILE=tile.rows, DEPTH=tile.columns, **more)
 types |= {"w_ptr": "*i32", "scales_ptr": "*fp32", "words": "i32"}
-for kernel, tile, more in ((fp8._gate_up, few.FP8_GATE_UP, {"K": 6}), (fp8._down, few.FP8_DOWN, {})):
+for kernel, tile, more in ((fp8._gate_up, few.FP8_GATE_UP, {"K": 6, "ALWAYS": 2}), (fp8._down, few.FP8_DOWN, {})):
     build(kernel, types, tile.warps, tile.stages, PTX=True, ROWS=64, TILE=tile.rows, **more)
 types = {"words_ptr": "*i32", "scales_ptr": "*fp32", "out_ptr": "*bf16", "rows": "i32", "columns": "i32", "words": "i32"}
 build(fp8._wide, types, 4, TILE=64)

@@ -45,10 +45,16 @@ FP8_GATE_UP, FP8_DOWN = Tile(64, 128, 3, 4), Tile(128, 128, 3, 4)
 
 
 @triton.jit
-def _sort_slots(experts_ptr, order_ptr, back_ptr, ends_ptr, slots, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _sort_slots(  # type: ignore[no-untyped-def]
+    experts_ptr, order_ptr, back_ptr, ends_ptr, slots, K: tl.constexpr, ALWAYS: tl.constexpr, BLOCK: tl.constexpr
+):
+    """The first ALWAYS slots of a token are those of as many experts, and before its K."""
     expert = tl.program_id(0)
     slot = tl.arange(0, BLOCK)
-    chosen = tl.load(experts_ptr + slot, mask=slot < slots, other=2147483647).to(tl.int32)
+    token, place = slot // (ALWAYS + K), slot % (ALWAYS + K) - ALWAYS
+    chosen = tl.load(experts_ptr + token * K + place, mask=(slot < slots) & (place >= 0), other=2147483647).to(tl.int32)
+    chosen = tl.where(place < 0, place + ALWAYS, tl.where((chosen >= 0) & (chosen < 65536), chosen + ALWAYS, chosen))
+    chosen = tl.where(slot < slots, chosen, 2147483647)
     here = chosen == expert
     before = tl.sum(((chosen >= 0) & (chosen < expert)).to(tl.int32), 0)
     place = before + tl.cumsum(here.to(tl.int32), 0) - 1
@@ -125,21 +131,26 @@ def check_slots(slots: int) -> None:
     require(slots <= MOST_SLOTS, f"{said}: lower --sampling.max-batch")
 
 
-def sort_slots(experts_tk: torch.Tensor, num_experts: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def sort_slots(
+    experts_tk: torch.Tensor, num_experts: int, always: int = 0
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Of experts int64 [T, k], stable: int32 slot at each sorted place [N], place of each slot [T, k] (-1 for an expert that
-    is none of 0..E-1), and where each expert's rows end [E]."""
-    slots = experts_tk.numel()
-    device = experts_tk.device
+    is none of 0..E-1), and where each expert's rows end [E]. `always`: so many experts come before these, with numbers
+    from 0, and every token chooses them: k and E grow by it."""
+    (tokens, k), device = experts_tk.shape, experts_tk.device
+    slots = tokens * (k + always)
     order = torch.empty(slots, dtype=torch.int32, device=device)
-    back = torch.empty(experts_tk.shape, dtype=torch.int32, device=device)
-    ends = torch.empty(num_experts, dtype=torch.int32, device=device)
-    _sort_slots[(num_experts,)](experts_tk, order, back, ends, slots, BLOCK=triton.next_power_of_2(slots), num_warps=4)
+    back = torch.empty(tokens, k + always, dtype=torch.int32, device=device)
+    ends = torch.empty(num_experts + always, dtype=torch.int32, device=device)
+    _sort_slots[(num_experts + always,)](
+        experts_tk, order, back, ends, slots, K=k, ALWAYS=always, BLOCK=triton.next_power_of_2(slots), num_warps=4
+    )
     return order, back, ends
 
 
 def sorted_outputs(
     x_th: torch.Tensor, weights_tk: torch.Tensor, experts_tk: torch.Tensor, gate_up_e: Weight, down_e: Weight,
-    tiles: tuple[Tile, Tile] | None = None, share: float = 1.0, most_rows: int = MOST_ROWS,
+    tiles: tuple[Tile, Tile] | None = None, share: float = 1.0, most_rows: int = MOST_ROWS, always: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """weight * expert(x) of each token-slot, sorted by expert, [N, hidden]; and int32 [T, k], where each slot's row is.
 
@@ -149,13 +160,15 @@ def sorted_outputs(
         gate_up_e: [E, 2f, hidden], down_e: [E, hidden, f], contiguous; both in FP8 or none.
         share: of the slots that are computed, about; for speed alone.
         most_rows: that a program holds; a power of 2, 16 or more.
+        always: (FP8 alone) so many experts come before the others, with weight 1 for every token: the rows of a token begin
+            with theirs. Their programs take several rounds and begin first.
     """
     tokens, k = experts_tk.shape
     num_experts, hidden, width = down_e.shape
-    order, back, ends = sort_slots(experts_tk, num_experts)
-    act_nf, y_nh = x_th.new_empty(tokens * k, width), x_th.new_empty(tokens * k, hidden)
+    order, back, ends = sort_slots(experts_tk, num_experts - always, always)
+    act_nf, y_nh = x_th.new_empty(order.numel(), width), x_th.new_empty(order.numel(), hidden)
     # Room for half as many rows again as an expert has in the mean; one with more takes several rounds.
-    room = math.ceil(1.5 * share * tokens * k / num_experts)
+    room = math.ceil(1.5 * share * tokens * k / (num_experts - always))
     rows = max(16, min(most_rows, triton.next_power_of_2(room)))
     beside = triton.cdiv(room, rows)
     up, down = usual_tiles(num_experts, hidden, isinstance(down_e, Fp8Matrix)) if tiles is None else tiles
@@ -168,7 +181,7 @@ def sorted_outputs(
         ptx = x_th.is_cuda and x_th.dtype is torch.bfloat16
         few_fp8_triton._gate_up[up_grid](
             x_th, order, ends, weights_tk, gate_up_e.words, gate_up_e.scales, act_nf, hidden, width,
-            gate_up_e.words.shape[-1], K=k, PTX=ptx, **up_sizes,
+            gate_up_e.words.shape[-1], K=k, ALWAYS=always, PTX=ptx, **up_sizes,
         )  # fmt: skip
         few_fp8_triton._down[down_grid](
             act_nf, ends, down_e.words, down_e.scales, y_nh, hidden, width, down_e.words.shape[-1], PTX=ptx, **down_sizes

@@ -36,13 +36,21 @@ class Fp8Matrix:
     columns: int
 
     @classmethod
+    def empty(cls, *shape: int, device: torch.device) -> Fp8Matrix:
+        *rows, columns = shape
+        words = torch.empty(*rows, words_of(columns), dtype=torch.int32, device=device)
+        return cls(words, torch.empty(rows, dtype=torch.float32, device=device), columns)
+
+    @classmethod
     def of(cls, weight: torch.Tensor) -> Fp8Matrix:
         """`weight`, bf16 or fp32 [..., b, a], quantised."""
-        rows, columns = weight.shape[:-1], weight.shape[-1]
-        words = torch.empty(*rows, words_of(columns), dtype=torch.int32, device=weight.device)
-        made = cls(words, torch.empty(rows, dtype=torch.float32, device=weight.device), columns)
+        made = cls.empty(*weight.shape, device=weight.device)
         made.refill(weight)
         return made
+
+    def part(self, start: int, stop: int) -> Fp8Matrix:
+        """Matrices start..stop-1 of the first axis, in this one's memory."""
+        return Fp8Matrix(self.words[start:stop], self.scales[start:stop], self.columns)
 
     @torch.no_grad()
     def refill(self, weight: torch.Tensor) -> None:
