@@ -100,9 +100,7 @@ class BenchSampler:
         alone = self.compare == "none" or self.parallel == ParallelConfig()
         require(alone, f"--compare {self.compare}: one process, leave --parallel alone")
         require(self.compare != "transformers" or self.lengths == "equal", "--compare transformers: --lengths equal")
-        require(
-            not (self.both_weights and self.sampling.weights == "fp8"), "--both-weights: leave --sampling.weights at bf16"
-        )
+        require(not (self.both_weights and self.sampling.narrow), "--both-weights: leave --sampling.weights at bf16")
         self.sampling.check_weights(self.exact, has_experts=True)
         require(not (self.both_weights and self.exact), "--both-weights: there is no --exact with fp8, take one")
 

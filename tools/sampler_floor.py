@@ -43,8 +43,9 @@ class Floor:
         sizes = {name: p.nbytes for name, p in model.named_parameters() if not name.startswith("embedding")}
         experts = sum(size for name, size in sizes.items() if ".experts." in name)
         others = sum(sizes.values()) - experts
-        if sampler.sampling.weights == "fp8":
-            narrow = {name: fp8_bytes(p.shape) for name, p in model.named_parameters() if "experts." in name}
+        if sampler.sampling.narrow:
+            sign = "experts." if sampler.sampling.weights == "fp8" else ".experts."
+            narrow = {name: fp8_bytes(p.shape) for name, p in model.named_parameters() if sign in name}
             others += sum(size - sizes[name] for name, size in narrow.items() if ".experts." not in name)
             experts = sum(size for name, size in narrow.items() if ".experts." in name)
         shape, itemsize = model.ring_config, next(model.parameters()).itemsize

@@ -1,4 +1,4 @@
-"""Routed and shared experts in FP8, which the sampler reads in the place of the policy's own (`--sampling.weights fp8`).
+"""Experts in FP8, which the sampler reads in the place of the policy's own (`--sampling.weights fp8` and `fp8-routed`).
 
 A decoding step takes as long as its weights take to read, and nearly all of them are the experts': in FP8 they are half as
 many bytes. Products are of bf16 as ever: a kernel widens what it has read. Attention, router, dense layers and head stay as
@@ -26,7 +26,7 @@ class NarrowLayer:
     Attributes:
         routed: gate_up [always + E_local, 2f, hidden] and down [always + E_local, hidden, f].
         always: shared experts among them, the first.
-        shared: the shared experts' two matrices, where they are by themselves.
+        shared: the shared experts' two matrices, where they are in FP8 and by themselves.
     """
 
     routed: tuple[Fp8Matrix, Fp8Matrix]
@@ -36,10 +36,10 @@ class NarrowLayer:
 
 class NarrowExperts:
     """Of this process's part of a model, as its weights are now, for forward passes without gradients whose layout carries
-    it."""
+    it. `shared`: of the shared experts, too."""
 
-    def __init__(self, model: torch.nn.Module) -> None:
-        self._layers = {module: _room_for(module) for module in model.modules() if isinstance(module, RingMoE)}
+    def __init__(self, model: torch.nn.Module, shared: bool) -> None:
+        self._layers = {module: _room_for(module, shared) for module in model.modules() if isinstance(module, RingMoE)}
         self.refill()
 
     def refill(self) -> None:
@@ -58,13 +58,13 @@ class NarrowExperts:
         return sum(matrix.nbytes for matrix in matrices)
 
 
-def _room_for(module: RingMoE) -> NarrowLayer:
-    always, shared = module.shared_beside_routed, None
+def _room_for(module: RingMoE, with_shared: bool) -> NarrowLayer:
+    always, shared = module.shared_beside_routed if with_shared else 0, None
     gate_up, down = (
         Fp8Matrix.empty(always + weight.shape[0], *weight.shape[1:], device=weight.device)
         for weight in module.experts.matrices()
     )
-    if module.shared_experts is not None and not always:
+    if with_shared and module.shared_experts is not None and not always:
         first, second = (Fp8Matrix.empty(*w.shape, device=w.device) for w in module.shared_experts.matrices())
         shared = first, second
     return NarrowLayer((gate_up, down), always, shared)
@@ -79,8 +79,8 @@ def _pairs(module: RingMoE, layer: NarrowLayer) -> Iterator[tuple[Fp8Matrix, tor
         return
     first, second = module.shared_experts.matrices()
     if layer.shared is not None:
-        yield layer.shared[0], first
-        yield layer.shared[1], second
+        yield from zip(layer.shared, (first, second), strict=True)
+    if not always:
         return
     # Gates lie above ups: of each expert's width of both.
     yield layer.routed[0].part(0, always), first.unflatten(0, (2, always, -1)).transpose(0, 1).flatten(1, 2)

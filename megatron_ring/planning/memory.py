@@ -187,8 +187,9 @@ def _sampling(
     if sampling is None:
         return [], None
     items = []
-    if sampling.weights == "fp8":
-        items.append(Item(FP8_EXPERTS, fp8_experts(model, parallel, stage), "a copy to sample with"))
+    if sampling.narrow:
+        size = fp8_experts(model, parallel, stage, shared=sampling.weights == "fp8")
+        items.append(Item(FP8_EXPERTS, size, "a copy to sample with"))
         free -= items[0].size
     each = cache_bytes_per_token(model, parallel, stage, itemsize)
     room = sampling.kv_tokens

@@ -90,17 +90,17 @@ class ModelRunner:
         Raises:
             UserError: there is no memory for them.
         """
-        if self.sampling.weights != "fp8":
+        if not self.sampling.narrow:
             return
         if self.narrow is not None:
             self.narrow.refill()
             return
         try:
-            self.narrow = NarrowExperts(self.model)
+            self.narrow = NarrowExperts(self.model, shared=self.sampling.weights == "fp8")
         except RuntimeError as error:
             raise UserError(
-                "--sampling.weights fp8: no memory for a second copy of the experts' weights: leave it at bf16, or give "
-                "more room (--offload-optimizer, more ranks)"
+                f"--sampling.weights {self.sampling.weights}: no memory for a second copy of the experts' weights: leave it "
+                f"at bf16, or split the experts over more ranks (--parallel.expert)"
             ) from error
 
     def _drop_cache(self) -> None:

@@ -133,13 +133,16 @@ def test_experts_in_fp8_take_room_from_the_cache() -> None:
     assert other.cache.tokens <= usual.cache.tokens and room > 0
 
 
-def _copy_bytes() -> int:
+def _copy_bytes() -> list[int]:
     from megatron_ring.model.narrow import NarrowExperts
     from megatron_ring.model.ring_model import build_model
     from megatron_ring.parallel import context
 
-    return NarrowExperts(build_model(RING_TINY, context.initialize(ParallelConfig(), RING_TINY, seed=0))).nbytes
+    model = build_model(RING_TINY, context.initialize(ParallelConfig(), RING_TINY, seed=0))
+    return [NarrowExperts(model, shared).nbytes for shared in (False, True)]
 
 
 def test_the_planned_copy_in_fp8_is_the_one_made(run_on: Any) -> None:
-    assert run_on(1, _copy_bytes) == [fp8_experts(RING_TINY, ParallelConfig(), 0)]
+    (made,) = run_on(1, _copy_bytes)
+    assert made == [fp8_experts(RING_TINY, ParallelConfig(), 0, shared) for shared in (False, True)]
+    assert made[0] < made[1]
