@@ -48,7 +48,8 @@ def in_six_gb() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("lengths", ["equal", "long-tail"])
 def test_bench_sampler(lengths: str) -> None:
-    done = bench("--prompts", "3", "--samples", "2", "--new-tokens", "9", "--repeats", "2", "--lengths", lengths)
+    flags = ["--both-weights"] if lengths == "equal" else []
+    done = bench("--prompts", "3", "--samples", "2", "--new-tokens", "9", "--repeats", "2", "--lengths", lengths, *flags)
     assert done.returncode == 0, done.stderr
     out = json.loads(done.stdout)
     ring = out["ring"]
@@ -61,6 +62,10 @@ def test_bench_sampler(lengths: str) -> None:
     )  # fmt: skip
     assert ring["decode_of_floor"] < ring["decode_of_floor_sum"] and 0 <= ring["decode_bound_by_reading"] <= 1
     assert out["read_gb_per_second"] > 0 and 0 <= ring["host_share"] < 1
+    if flags:
+        narrow = out["fp8"]
+        assert narrow["tokens"] == 54 and narrow["decode_floor_tokens_per_second"] >= ring["decode_floor_tokens_per_second"]
+        assert out["fp8_tokens_per_second_over_bf16"] == narrow["tokens_per_second"] / ring["tokens_per_second"]
 
 
 @pytest.mark.slow

@@ -34,11 +34,18 @@ _FIRST, _SECOND, _THIRD, _FOURTH = (_widening(byte) for byte in range(4))
 
 
 @triton.jit
-def _quarter(w, like, BYTE: tl.constexpr, ASM: tl.constexpr, PTX: tl.constexpr):  # type: ignore[no-untyped-def]
+def _quarter(w, like, BYTE: tl.constexpr, PTX: tl.constexpr):  # type: ignore[no-untyped-def]
     """Values of a byte of each word, in the type of `like`."""
-    if PTX:
-        return tl.inline_asm_elementwise(ASM, "=r,r,r", [w], dtype=tl.bfloat16, is_pure=True, pack=2)
-    return ((w >> (8 * BYTE)) & 255).to(tl.uint8).to(tl.float8e4nv, bitcast=True).to(like.dtype)
+    if not PTX:
+        return ((w >> (8 * BYTE)) & 255).to(tl.uint8).to(tl.float8e4nv, bitcast=True).to(like.dtype)
+    if BYTE == 0:
+        return tl.inline_asm_elementwise(_FIRST, "=r,r,r", [w], dtype=tl.bfloat16, is_pure=True, pack=2)
+    elif BYTE == 1:
+        return tl.inline_asm_elementwise(_SECOND, "=r,r,r", [w], dtype=tl.bfloat16, is_pure=True, pack=2)
+    elif BYTE == 2:
+        return tl.inline_asm_elementwise(_THIRD, "=r,r,r", [w], dtype=tl.bfloat16, is_pure=True, pack=2)
+    else:
+        return tl.inline_asm_elementwise(_FOURTH, "=r,r,r", [w], dtype=tl.bfloat16, is_pure=True, pack=2)
 
 
 @triton.jit
@@ -74,17 +81,17 @@ def _gate_up(  # type: ignore[no-untyped-def]
             g = tl.load(gate_at + depth, mask=inside, other=0)
             u = tl.load(up_at + depth, mask=inside, other=0)
             x = _x(x_at, depth, hidden, real, 0)
-            gate = tl.dot(_quarter(g, x, 0, _FIRST, PTX), x, gate, input_precision="ieee")
-            up = tl.dot(_quarter(u, x, 0, _FIRST, PTX), x, up, input_precision="ieee")
+            gate = tl.dot(_quarter(g, x, 0, PTX), x, gate, input_precision="ieee")
+            up = tl.dot(_quarter(u, x, 0, PTX), x, up, input_precision="ieee")
             x = _x(x_at, depth, hidden, real, 1)
-            gate = tl.dot(_quarter(g, x, 1, _SECOND, PTX), x, gate, input_precision="ieee")
-            up = tl.dot(_quarter(u, x, 1, _SECOND, PTX), x, up, input_precision="ieee")
+            gate = tl.dot(_quarter(g, x, 1, PTX), x, gate, input_precision="ieee")
+            up = tl.dot(_quarter(u, x, 1, PTX), x, up, input_precision="ieee")
             x = _x(x_at, depth, hidden, real, 2)
-            gate = tl.dot(_quarter(g, x, 2, _THIRD, PTX), x, gate, input_precision="ieee")
-            up = tl.dot(_quarter(u, x, 2, _THIRD, PTX), x, up, input_precision="ieee")
+            gate = tl.dot(_quarter(g, x, 2, PTX), x, gate, input_precision="ieee")
+            up = tl.dot(_quarter(u, x, 2, PTX), x, up, input_precision="ieee")
             x = _x(x_at, depth, hidden, real, 3)
-            gate = tl.dot(_quarter(g, x, 3, _FOURTH, PTX), x, gate, input_precision="ieee")
-            up = tl.dot(_quarter(u, x, 3, _FOURTH, PTX), x, up, input_precision="ieee")
+            gate = tl.dot(_quarter(g, x, 3, PTX), x, gate, input_precision="ieee")
+            up = tl.dot(_quarter(u, x, 3, PTX), x, up, input_precision="ieee")
         scale_at = scales_ptr + expert * (2 * width) + f
         gate *= tl.load(scale_at, mask=f < width, other=0.0)[:, None]
         up *= tl.load(scale_at + width, mask=f < width, other=0.0)[:, None]
@@ -117,13 +124,13 @@ def _down(  # type: ignore[no-untyped-def]
         for depth in range(0, words, WORDS):
             w = tl.load(w_at + depth, mask=inside, other=0)
             x = _x(x_at, depth, width, real, 0)
-            total = tl.dot(_quarter(w, x, 0, _FIRST, PTX), x, total, input_precision="ieee")
+            total = tl.dot(_quarter(w, x, 0, PTX), x, total, input_precision="ieee")
             x = _x(x_at, depth, width, real, 1)
-            total = tl.dot(_quarter(w, x, 1, _SECOND, PTX), x, total, input_precision="ieee")
+            total = tl.dot(_quarter(w, x, 1, PTX), x, total, input_precision="ieee")
             x = _x(x_at, depth, width, real, 2)
-            total = tl.dot(_quarter(w, x, 2, _THIRD, PTX), x, total, input_precision="ieee")
+            total = tl.dot(_quarter(w, x, 2, PTX), x, total, input_precision="ieee")
             x = _x(x_at, depth, width, real, 3)
-            total = tl.dot(_quarter(w, x, 3, _FOURTH, PTX), x, total, input_precision="ieee")
+            total = tl.dot(_quarter(w, x, 3, PTX), x, total, input_precision="ieee")
         total *= tl.load(scales_ptr + expert * hidden + h, mask=h < hidden, other=0.0)[:, None]
         out_at = out_ptr + row.to(tl.int64)[None, :] * hidden + h[:, None]
         tl.store(out_at, total.to(out_ptr.dtype.element_ty), mask=real[None, :] & inside)

@@ -100,8 +100,8 @@ def row_scales(rows_ba: torch.Tensor) -> torch.Tensor:
     low, high = rows_ba.aminmax(dim=-1)
     largest = torch.maximum(-low, high).float()
     mantissa, exponent = torch.frexp(largest / LARGEST)
-    exponent = exponent - (mantissa <= 0.5).int()
-    scales = torch.ldexp(torch.ones_like(largest), exponent.clamp_min(LEAST_EXPONENT))
+    exponent = (exponent - (mantissa <= 0.5).int()).clamp_min(LEAST_EXPONENT)
+    scales = ((exponent + 127) << 23).view(torch.float32)  # by its bits: a GPU's power may be off by some of the last
     scales = torch.where(largest == 0, 1.0, scales)
     return torch.where(torch.isfinite(largest), scales, torch.nan)
 
