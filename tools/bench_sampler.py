@@ -39,11 +39,13 @@ if TYPE_CHECKING:  # `tools` may be a package of someone else's; a script's own 
     from megatron_ring.sampler.requests import GenerationRequest
     from megatron_ring.sampler.sampler import Sampler
     from megatron_ring.sampler.step import Step, StepShape
+    from tools.bench_sampler_compare import check_vllm, compare
     from tools.bench_sampler_figure import Turn, draw
     from tools.bench_sampler_mix import decode, mixed
     from tools.sampler_flags import check_figure, check_lengths, check_sampling, named_as_here
     from tools.sampler_floor import Floor
 else:
+    from bench_sampler_compare import check_vllm, compare
     from bench_sampler_figure import Turn, draw
     from bench_sampler_mix import decode, mixed
     from sampler_flags import check_figure, check_lengths, check_sampling, named_as_here
@@ -77,9 +79,11 @@ class BenchSampler:
     mixed_settings: bool = False
     """Also time the same prompts and lengths where every request has other settings: temperature, top-k, top-p, min-p,
     stops, seed, wanted log-probabilities."""
-    compare: Literal["none", "transformers"] = "none"
-    """Also time transformers' `generate` and `generate_batch` on the same shape (one process, equal lengths), after our
-    weights are freed."""
+    both_weights: bool = False
+    """Also time the same requests with --sampling.weights fp8, by the same model in the same run."""
+    compare: Literal["none", "transformers", "vllm"] = "none"
+    """Also time another library on the same shape, after our weights are freed (one process): transformers' `generate` and
+    `generate_batch` (equal lengths), or vLLM on the same requests."""
     figure: Path | None = None
     """Picture of the last timed run: tokens per second beside the floor, over time (.png, .svg or .pdf)."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
@@ -93,10 +97,12 @@ class BenchSampler:
         require(self.layers is None or self.layers >= 1, f"--layers is {self.layers}, below 1")
         check_sampling(self.sampling)
         check_figure(self.figure)
-        require(
-            self.compare == "none" or (self.lengths == "equal" and self.parallel == ParallelConfig()),
-            "--compare transformers: one process, and --lengths equal",
-        )
+        alone = self.compare == "none" or self.parallel == ParallelConfig()
+        require(alone, f"--compare {self.compare}: one process, leave --parallel alone")
+        require(self.compare != "transformers" or self.lengths == "equal", "--compare transformers: --lengths equal")
+        require(not (self.both_weights and self.sampling.narrow), "--both-weights: leave --sampling.weights at bf16")
+        self.sampling.check_weights(self.exact, has_experts=True)
+        require(not (self.both_weights and self.exact), "--both-weights: there is no --exact with fp8, take one")
 
     def shape(self) -> ModelConfig:
         shape = get_preset(self.preset)
@@ -114,12 +120,12 @@ def main(config: BenchSampler) -> None:
     from megatron_ring.sampler.sampler import Sampler
 
     if TYPE_CHECKING:
-        from tools.bench_sampler_rival import transformers_rates
         from tools.bench_train_measure import ceilings
     else:
-        from bench_sampler_rival import transformers_rates
         from bench_train_measure import ceilings
 
+    if config.compare == "vllm":
+        check_vllm()
     shape, requests = config.shape(), requests_of(config)
     check_lengths([(len(r.prompt_tokens), r.max_new_tokens) for r in requests], shape, config.sampling)
     here = context.initialize(config.parallel, shape, 0)
@@ -146,13 +152,17 @@ def main(config: BenchSampler) -> None:
         out["mixed"], _ = measure(config, sampler, mixed(requests, shape.vocab_size), watch)
         for name in ("decode_tokens_per_second", "tokens_per_second"):
             out[f"mixed_{name}_over_uniform"] = out["mixed"][name] / out["ring"][name]
-    if config.compare == "transformers":
+    if config.both_weights:
+        sampler.release()
+        narrow = Sampler(model, here, replace(config.sampling, weights="fp8"), -1, decode)
+        out["fp8"], _ = measure(config, narrow, requests, Watch(narrow, rates))
+        for name in ("decode_tokens_per_second", "tokens_per_second"):
+            out[f"fp8_{name}_over_bf16"] = out["fp8"][name] / out["ring"][name]
+        del narrow
+    if config.compare != "none":
         del model, sampler, watch
         gc.collect()  # the sampler and what watched it hold each other
-        batch = config.prompts * config.samples
-        out["transformers"] = transformers_rates(shape, batch, config.prompt_tokens, config.new_tokens)
-        for name in ("decode_tokens_per_second", "tokens_per_second") if out["transformers"] else ():
-            out[f"{name}_over_transformers"] = out["ring"][name] / max(rate[name] for rate in out["transformers"].values())
+        compare(config.compare, shape, requests, config.sampling.most_rows("cuda"), config.repeats, out)
     if here.is_main:
         print(json.dumps(out), flush=True)
     if here.is_main and config.figure is not None:

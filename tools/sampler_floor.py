@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from megatron_ring.config.declarations import fp8_bytes
 from megatron_ring.config.model import ModelConfig
 
 if TYPE_CHECKING:  # `tools` may be a package of someone else's; a script's own folder is on the path
@@ -23,7 +24,7 @@ class Floor:
         rates: measured: `read_gb_per_second`, `gemm_tflops`.
         tensor: tensor-parallel ranks, which share the products.
         expert_ranks: whose tokens choose among this rank's experts.
-        experts: bytes of the routed experts' weights.
+        experts: bytes of the routed experts' weights, as they are read.
         others: bytes of all other weights, the embedding aside.
         token_bytes: keys and values of a token.
     """
@@ -40,10 +41,16 @@ class Floor:
     def of(cls, sampler: Sampler, rates: Mapping[str, float]) -> Floor:
         model, layout = sampler.model, sampler.context.config
         sizes = {name: p.nbytes for name, p in model.named_parameters() if not name.startswith("embedding")}
-        experts = sum(size for name, size in sizes.items() if ".experts." in name and ".shared_experts." not in name)
+        experts = sum(size for name, size in sizes.items() if ".experts." in name)
+        others = sum(sizes.values()) - experts
+        if sampler.sampling.narrow:
+            sign = "experts." if sampler.sampling.weights == "fp8" else ".experts."
+            narrow = {name: fp8_bytes(p.shape) for name, p in model.named_parameters() if sign in name}
+            others += sum(size - sizes[name] for name, size in narrow.items() if ".experts." not in name)
+            experts = sum(size for name, size in narrow.items() if ".experts." in name)
         shape, itemsize = model.ring_config, next(model.parameters()).itemsize
         token = 2 * len(model.local_layers) * (shape.num_key_value_heads // layout.tensor) * shape.head_dim * itemsize
-        return cls(shape, rates, layout.tensor, layout.expert, experts, sum(sizes.values()) - experts, token)
+        return cls(shape, rates, layout.tensor, layout.expert, experts, others, token)
 
     def chosen(self, rows: int) -> float:
         """The share of the experts that so many tokens of each rank choose, were every choice as likely."""

@@ -27,6 +27,8 @@ SPARE_PAGES = 2
 admission wants one to spare."""
 CACHE_SLACK = 1.125
 """Pages of a KV cache that is kept from step to step, over those that the first needs: later ones need more or fewer."""
+FP8_BLOCK = 128
+"""Columns of a matrix in FP8 that lie together; what does not divide is padded."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,11 @@ class Weight:
         for axis, ranks in self.splits:
             shape[axis] = -(-shape[axis] // getattr(parallel, ranks))
         return tuple(shape)
+
+
+def fp8_bytes(shape: Shape) -> int:
+    """Of a weight in FP8, with an fp32 scale for each of its rows."""
+    return prod(shape[:-1]) * (-(-shape[-1] // FP8_BLOCK) * FP8_BLOCK + 4)
 
 
 def attention_weights(model: ModelConfig) -> dict[str, Weight]:

@@ -98,9 +98,10 @@ class HeldOutConfig:
         require(longest is None or longest >= 1, f"--evaluation.max-new-tokens is {longest}, below 1")
 
     def sampling(self, training: SamplingConfig) -> SamplingConfig:
-        """How evaluation samples: as training does, but for the distribution and the length."""
+        """How evaluation samples: as training does, but for the distribution and the length, and with the policy's own
+        weights, as it is the policy that is judged."""
         longest = self.max_new_tokens or training.max_new_tokens
-        return replace(training, temperature=self.temperature, top_p=self.top_p, max_new_tokens=longest)
+        return replace(training, temperature=self.temperature, top_p=self.top_p, max_new_tokens=longest, weights="bf16")
 
 
 @dataclass(frozen=True)

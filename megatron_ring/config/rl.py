@@ -157,6 +157,7 @@ class RLConfig(TrainingConfig, DryRun):
     def check_model(self, model: ModelConfig) -> None:
         """Raise `UserError` for settings that such a model has no use for."""
         self.sampling.check_vocabulary(model.vocab_size)
+        self.sampling.check_weights(self.exact, model.first_dense_layers < model.num_layers)
         has_router = model.first_dense_layers < model.num_layers and model.num_experts > 1
         require(
             has_router or self.correction.routes == "ignore",

@@ -87,6 +87,10 @@ class SamplingConfig(RequestSampling):
     and --sampling.kv-fraction of a GPU)."""
     kv_fraction: float = field(default=0.8, metadata=MAY_CHANGE)
     """Part of a GPU's free memory that the KV cache may take (0..1]."""
+    weights: Literal["bf16", "fp8", "fp8-routed"] = "bf16"
+    """bf16: the policy's own, in whatever precision it has. fp8: its experts from a copy in FP8, made anew whenever the
+    weights change: about half the bytes of a decoding step, for a policy that differs a little from the trainer's.
+    fp8-routed: the same without the shared experts, which differs less."""
     cuda_graphs: bool = field(default=True, metadata=MAY_CHANGE)
     """Decode by CUDA graphs where a process holds all layers (PP=1); off: launch each kernel (slower, to compare)."""
 
@@ -95,6 +99,19 @@ class SamplingConfig(RequestSampling):
         require(0 < self.kv_fraction <= 1, f"--sampling.kv-fraction is {self.kv_fraction}, outside (0, 1]")
         self._check_least({"max_new_tokens": 1, "prefill_tokens": 1, "page_size": 1, "kv_tokens": 1})
         require(self.max_batch == "auto" or self.max_batch >= 1, f"--sampling.max-batch is {self.max_batch}, below 1")
+
+    @property
+    def narrow(self) -> bool:
+        """Whether experts are sampled with from a copy in FP8."""
+        return self.weights != "bf16"
+
+    def check_weights(self, exact: bool, has_experts: bool) -> None:
+        """Raise `UserError` where there can be no weights for sampling alone."""
+        if not self.narrow:
+            return
+        flag = f"--sampling.weights {self.weights}"
+        require(not exact, f"{flag}: with --exact the sampler's numbers are the trainer's, leave it at bf16")
+        require(has_experts, f"{flag}: it is for the routed experts, which this model has none of, leave it at bf16")
 
     def most_rows(self, device: str) -> int:
         """Sequences decoded together, at most, on a device of this kind ("cuda" or "cpu")."""

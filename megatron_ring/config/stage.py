@@ -159,3 +159,4 @@ class InferenceConfig(StageConfig):
 
     def check_model(self, model: ModelConfig) -> None:
         self.sampling.check_vocabulary(model.vocab_size)
+        self.sampling.check_weights(self.exact, model.first_dense_layers < model.num_layers)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from megatron_ring.model.kernels.experts import local_experts
+from megatron_ring.model.kernels.fp8 import Weight, widened
 from megatron_ring.model.kernels.grouped import rows_product
 from megatron_ring.model.kernels.rows import combine_rows, gather_rows, sort_by_expert, spread_rows
 from megatron_ring.model.kernels.swiglu import swiglu_backward, swiglu_forward
@@ -33,8 +34,8 @@ def exchanged_experts(
     weights_tk: torch.Tensor,
     experts_tk: torch.Tensor,
     residual_th: torch.Tensor | None,
-    gate_up_e: torch.Tensor,
-    down_e: torch.Tensor,
+    gate_up_e: Weight,
+    down_e: Weight,
     shared: Shared | None,
     recompute: bool,
     exact: bool,
@@ -48,6 +49,7 @@ def exchanged_experts(
         exact: the forward's products are those of --exact.
     """
     backward = torch.is_grad_enabled()  # asked here: inside a Function gradients are off
+    gate_up_e, down_e = widened(gate_up_e, x_th.dtype), widened(down_e, x_th.dtype)
     return _ExchangedExperts.apply(
         x_th, weights_tk, residual_th, gate_up_e, down_e, experts_tk, shared, recompute, exact, backward
     )
@@ -58,13 +60,13 @@ def gathered_experts(
     weights_tk: torch.Tensor,
     experts_tk: torch.Tensor,
     residual_th: torch.Tensor | None,
-    gate_up_e: torch.Tensor,
-    down_e: torch.Tensor,
+    gate_up_e: Weight,
+    down_e: Weight,
     shared: Shared | None,
 ) -> torch.Tensor:
     """What `exchanged_experts` computes, without gradients, for few tokens and the same number on every rank: each rank sees
     all ranks' tokens, and their parts are added up. No shape depends on the routing, so that a CUDA graph can hold it."""
-    ranks, local, k = expert_ranks(), gate_up_e.shape[0], experts_tk.shape[1]
+    ranks, local, k = expert_ranks(), down_e.shape[0], experts_tk.shape[1]
     x_all = gather_over_experts(x_th.contiguous())
     routing = gather_over_experts(torch.cat((weights_tk, experts_tk.to(weights_tk.dtype)), dim=1))
     weights_all, experts_all = routing[:, :k].contiguous(), routing[:, k:].long() - expert_rank() * local
@@ -77,7 +79,8 @@ def gathered_experts(
     else:
         here = (experts_all >= 0) & (experts_all < local)
         places = sort_by_expert(torch.where(here, experts_all, 0), local)
-        parts = local_experts(x_all, torch.where(here, weights_all, 0.0), places, gate_up_e, down_e)
+        wide = widened(gate_up_e, x_th.dtype), widened(down_e, x_th.dtype)
+        parts = local_experts(x_all, torch.where(here, weights_all, 0.0), places, *wide)
     out = scatter_sum_over_experts(parts)
     if shared is not None:
         out += shared(x_th[:, None]).view_as(x_th)

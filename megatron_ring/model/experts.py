@@ -11,6 +11,7 @@ from megatron.core.tensor_parallel import set_tensor_model_parallel_attributes
 from megatron_ring.config.declarations import moe_weights
 from megatron_ring.config.parallel import ParallelConfig
 from megatron_ring.model.kernels.experts import local_experts, sorted_experts
+from megatron_ring.model.kernels.fp8 import Weight, widened
 from megatron_ring.model.kernels.rows import combine_rows, sort_by_expert
 from megatron_ring.parallel.device import current_device
 
@@ -50,33 +51,47 @@ class GroupedExperts(torch.nn.Module):
             # where those are the data-parallel ranks, so that checkpoints have one structure under every layout.
             setattr(parameter, "allreduce", False)  # noqa: B010
 
-    def forward(self, x_nh: torch.Tensor, counts_e: torch.Tensor, weights_n: torch.Tensor) -> torch.Tensor:
+    def matrices(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """gate_up [E_local, 2f, hidden] and down [E_local, hidden, f]."""
+        return self.gate_up.flatten(1, 2), self.down
+
+    def forward(
+        self, x_nh: torch.Tensor, counts_e: torch.Tensor, weights_n: torch.Tensor,
+        others: tuple[Weight, Weight] | None = None,
+    ) -> torch.Tensor:  # fmt: skip
         """weight * expert(x): x [N, hidden] sorted by local expert, counts int [E_local] rows of each, weights [N] ->
-        [N, hidden]."""
+        [N, hidden]. `others`: in the place of `matrices`, where there are no gradients."""
         if x_nh.shape[0] == 0:
             # A rank may get no token. Everything stays in the graph: its backward takes part in the same exchanges.
             nothing = self.gate_up.sum() + self.down.sum() + weights_n.sum()
             return x_nh + (0.0 * nothing).to(x_nh.dtype)
         ends_e = counts_e.to(device=x_nh.device).cumsum(0).to(torch.int32)
-        return sorted_experts(x_nh, weights_n, ends_e, self.gate_up.flatten(1, 2), self.down, self.recompute, self.exact)
+        gate_up_e, down_e = (widened(weight, x_nh.dtype) for weight in others or self.matrices())
+        return sorted_experts(x_nh, weights_n, ends_e, gate_up_e, down_e, self.recompute, self.exact)
 
     def route_locally(
-        self, x_th: torch.Tensor, weights_tk: torch.Tensor, experts_tk: torch.Tensor, plus: tuple[torch.Tensor, ...]
-    ) -> torch.Tensor:
+        self, x_th: torch.Tensor, weights_tk: torch.Tensor, experts_tk: torch.Tensor, plus: tuple[torch.Tensor, ...],
+        others: tuple[Weight, Weight] | None = None, always: int = 0,
+    ) -> torch.Tensor:  # fmt: skip
         """Where all experts are here: sum over each token's k of weight * expert(x), plus the tensors of `plus`; x and they
-        [T, hidden], weights fp32 [T, k], experts int64 [T, k] -> [T, hidden]."""
+        [T, hidden], weights fp32 [T, k], experts int64 [T, k] -> [T, hidden]. `others`: as in `forward`; of these the first
+        `always` are experts of every token, with weight 1, and `experts_tk` counts from behind them."""
+        gate_up_e, down_e = others or self.matrices()
         if x_th.is_cuda and not torch.is_grad_enabled() and not self.exact:
             from megatron_ring.model.kernels import few_tokens_triton
 
             if 0 < x_th.shape[0] <= few_tokens_triton.MOST_TOKENS:
                 y_nh, back_tk = few_tokens_triton.sorted_outputs(
-                    x_th, weights_tk, experts_tk, self.gate_up.flatten(1, 2), self.down
+                    x_th, weights_tk, experts_tk, gate_up_e, down_e, always=always
                 )
                 return combine_rows(y_nh, back_tk, *plus)
-        places = sort_by_expert(experts_tk, self.num_local_experts)
-        return local_experts(
-            x_th, weights_tk, places, self.gate_up.flatten(1, 2), self.down, plus, self.recompute, self.exact
-        )
+        if always:
+            first = torch.arange(always, device=x_th.device).expand(x_th.shape[0], always)
+            experts_tk = torch.cat((first, experts_tk + always), dim=1)
+            weights_tk = torch.cat((weights_tk.new_ones(first.shape), weights_tk), dim=1)
+        places = sort_by_expert(experts_tk, down_e.shape[0])
+        gate_up_e, down_e = widened(gate_up_e, x_th.dtype), widened(down_e, x_th.dtype)
+        return local_experts(x_th, weights_tk, places, gate_up_e, down_e, plus, self.recompute, self.exact)
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None

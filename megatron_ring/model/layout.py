@@ -12,7 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
@@ -22,12 +22,16 @@ from megatron_ring.model.attention_kernels import PackedAttention
 from megatron_ring.model.rope import rope_tables
 from megatron_ring.model.routes import Routes
 
+if TYPE_CHECKING:
+    from megatron_ring.model.narrow import NarrowExperts
+
 
 class TokenLayout(PackedSeqParams, ABC):
     """Positions of T packed tokens and the attention over them.
 
     `alike`: every rank that shares experts with this one is known to bring as many tokens, few, and without gradients.
     `routes`: set where somebody wants or knows the tokens' experts.
+    `narrow`: the experts' weights for this pass, in the place of the model's own; without gradients.
     """
 
     alike = False
@@ -36,6 +40,7 @@ class TokenLayout(PackedSeqParams, ABC):
         super().__init__()
         self.positions = positions
         self.routes: Routes | None = None
+        self.narrow: NarrowExperts | None = None
         self._rope: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def rope(self, model: ModelConfig) -> tuple[torch.Tensor, torch.Tensor]:

@@ -18,6 +18,7 @@ import transformer_engine.pytorch as engine
 from transformer_engine.pytorch.cpp_extensions import general_grouped_gemm
 
 from megatron_ring.model.experts import GroupedExperts
+from megatron_ring.model.kernels.fp8 import Weight
 from megatron_ring.model.kernels.swiglu import swiglu_backward, swiglu_forward
 from megatron_ring.model.layout import PackedLayout, TokenLayout
 from megatron_ring.parallel.device import current_device
@@ -79,17 +80,21 @@ class EngineExperts(GroupedExperts):
 
     exchanges = False
 
-    def forward(self, x_nh: torch.Tensor, counts_e: torch.Tensor, weights_n: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, x_nh: torch.Tensor, counts_e: torch.Tensor, weights_n: torch.Tensor,
+        others: tuple[Weight, Weight] | None = None,
+    ) -> torch.Tensor:  # fmt: skip
         if x_nh.shape[0] == 0 or not torch.is_grad_enabled():
-            return super().forward(x_nh, counts_e, weights_n)
+            return super().forward(x_nh, counts_e, weights_n, others)
         counts: list[int] = counts_e.tolist()
         return _Experts.apply(x_nh, weights_n, counts, self.gate_up.flatten(1, 2), self.down, self.recompute)
 
     def route_locally(
-        self, x_th: torch.Tensor, weights_tk: torch.Tensor, experts_tk: torch.Tensor, plus: tuple[torch.Tensor, ...]
-    ) -> torch.Tensor:
+        self, x_th: torch.Tensor, weights_tk: torch.Tensor, experts_tk: torch.Tensor, plus: tuple[torch.Tensor, ...],
+        others: tuple[Weight, Weight] | None = None, always: int = 0,
+    ) -> torch.Tensor:  # fmt: skip
         if not torch.is_grad_enabled():
-            return super().route_locally(x_th, weights_tk, experts_tk, plus)
+            return super().route_locally(x_th, weights_tk, experts_tk, plus, others, always)
         weights_te = weights_tk.new_zeros(x_th.shape[0], self.num_local_experts).scatter(1, experts_tk, weights_tk)
         routed_te = torch.zeros_like(weights_te, dtype=torch.bool).scatter_(1, experts_tk, True)
         x_nh, weights_n, rows = engine.moe_permute_with_probs(x_th, weights_te, routed_te, experts_tk.numel())

@@ -158,6 +158,9 @@ def passing_in_sampling(model: ModelConfig, parallel: ParallelConfig, sampling: 
     tokens are drawn from, which tensor-parallel ranks put together."""
     prompts = MicroBatchPass(model, parallel, sampling.prefill_tokens, itemsize)
     layer = sum(prompts.kept_by_layer(model.num_layers - 1).values()) + 3 * prompts.rows * model.hidden_size * itemsize
+    if sampling.narrow:  # a long chunk's products want a layer's experts wide
+        weights = prompts.weights(model.num_layers - 1)
+        layer += sum(prod(shape) for name, shape in weights.items() if name.startswith("mlp.experts.")) * itemsize
     copies = 1 if parallel.tensor == 1 else 2
     logits = sampling.most_rows("cuda") * model.vocab_size * itemsize * copies
     return max(layer, logits)

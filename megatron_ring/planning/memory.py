@@ -10,7 +10,7 @@ from megatron_ring.config.model import ModelConfig
 from megatron_ring.config.parallel import ParallelConfig
 from megatron_ring.config.sampling import SamplingConfig
 from megatron_ring.planning.activations import MicroBatchPass, cache_bytes_per_token, passing_in_sampling
-from megatron_ring.planning.weights import FP32, TrainingState, training_state
+from megatron_ring.planning.weights import FP32, TrainingState, fp8_experts, training_state
 
 GIB = 1 << 30
 OUTSIDE_TORCH = 4 * GIB
@@ -19,6 +19,7 @@ UNEVEN_EXPERTS = 1.25
 """Rows that the fullest expert-parallel rank is planned to get, over those of a balanced router."""
 HOST_LINK = 25e9
 """Bytes a second between a GPU and page-locked host memory, as PCIe 4 x16 gives; newer links are faster."""
+FP8_EXPERTS = "experts in FP8"
 NODE = 8
 """GPUs of a node, which share its host memory."""
 
@@ -185,6 +186,11 @@ def _sampling(
     sampling = work.sampling
     if sampling is None:
         return [], None
+    items = []
+    if sampling.narrow:
+        size = fp8_experts(model, parallel, stage, shared=sampling.weights == "fp8")
+        items.append(Item(FP8_EXPERTS, size, "a copy to sample with"))
+        free -= items[0].size
     each = cache_bytes_per_token(model, parallel, stage, itemsize)
     room = sampling.kv_tokens
     if room is None:
@@ -195,4 +201,5 @@ def _sampling(
     cache = Cache(tokens, wanted, work.longest, rows)
     told = f"{tokens:,} tokens: {tokens / max(1, work.longest):.1f} responses of the longest kind at once, of {rows} wanted"
     passing = passing_in_sampling(model, parallel, replace(sampling, max_batch=rows), itemsize)
-    return [Item("KV cache", tokens * each, told), Item("largest passing", passing, "a chunk of prompts, or drawing")], cache
+    items.append(Item("KV cache", tokens * each, told))
+    return [*items, Item("largest passing", passing, "a chunk of prompts, or drawing")], cache

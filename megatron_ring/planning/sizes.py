@@ -11,7 +11,7 @@ from typing import Any
 from megatron_ring.config.declarations import CACHE_SLACK
 from megatron_ring.config.model import ModelConfig
 from megatron_ring.config.rl import RLConfig
-from megatron_ring.planning.memory import GIB, OUTSIDE_TORCH, StageMemory, Work, plan_memory
+from megatron_ring.planning.memory import FP8_EXPERTS, GIB, OUTSIDE_TORCH, StageMemory, Work, plan_memory
 
 MOMENTS = {"fp32": 4, "bf16": 2}
 USABLE = 0.9
@@ -93,8 +93,9 @@ def cache_can_stay(
     if config.offload_optimizer or judges or (scorers and config.rewards.offload):
         return False
     plan = _plan(config, shape, world, itemsize, longest, limit, config.data.capacity, scorers)
-    kept = next((item.size for item in plan.sampling if item.name == "KV cache"), 0)
-    return plan.training_peak + int(kept * CACHE_SLACK) + OUTSIDE_TORCH <= USABLE * limit
+    kept = {item.name: item.size for item in plan.sampling}
+    size = int(kept.get("KV cache", 0) * CACHE_SLACK) + kept.get(FP8_EXPERTS, 0)
+    return plan.training_peak + size + OUTSIDE_TORCH <= USABLE * limit
 
 
 def rl_work(config: RLConfig, data: int, longest: int, tokens: int | None = None) -> Work:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
-from megatron_ring.config.declarations import Weight, stage_weights
+from megatron_ring.config.declarations import Weight, fp8_bytes, stage_weights
 from megatron_ring.config.model import ModelConfig
 from megatron_ring.config.parallel import ParallelConfig
 
@@ -63,6 +63,13 @@ def training_state(
 def local_sizes(model: ModelConfig, parallel: ParallelConfig, stage: int) -> list[tuple[Weight, int]]:
     """The weights of a pipeline stage, in the model's order, and how many elements of each one rank holds."""
     return [(weight, prod(weight.local_shape(parallel))) for weight in stage_weights(model, parallel, stage).values()]
+
+
+def fp8_experts(model: ModelConfig, parallel: ParallelConfig, stage: int, shared: bool) -> int:
+    """Bytes of a copy in FP8 of the routed experts, and of the `shared` ones, that a rank of a pipeline stage holds."""
+    sign = "experts." if shared else ".experts."
+    experts = [weight for weight, _ in local_sizes(model, parallel, stage) if sign in weight.name]
+    return sum(fp8_bytes(weight.local_shape(parallel)) for weight in experts)
 
 
 def _buffer(sizes: Sequence[int], ranks: int) -> int:

@@ -13,6 +13,7 @@ from functools import partial
 
 import torch
 
+from megatron_ring.model.narrow import NarrowExperts
 from megatron_ring.model.ring_model import RingModel, forward_all_stages
 from megatron_ring.model.routes import NotedRoutes, new_routes, routes_as_bytes
 from megatron_ring.parallel.graphs import Graphs
@@ -45,10 +46,14 @@ class DecodeLoop:
         max_batch: rows, at most.
         graphs: run forward passes as CUDA graphs.
         note_routes: note the experts of each token.
+        narrow: the experts' weights, in the place of the model's own.
     """
 
-    def __init__(self, model: RingModel, cache: PagedCache, max_batch: int, graphs: bool, note_routes: bool = False) -> None:
-        self.model, self.cache, self.graphs = model, cache, graphs
+    def __init__(
+        self, model: RingModel, cache: PagedCache, max_batch: int, graphs: bool, note_routes: bool = False,
+        narrow: NarrowExperts | None = None,
+    ) -> None:  # fmt: skip
+        self.model, self.cache, self.graphs, self.narrow = model, cache, graphs, narrow
         device, most = cache.keys.device, self.size(max_batch)
         most += most % 2  # rows of numbers are aligned alike
         # Of each row: token to feed, its position, row of the block table, end of what it may write, seed, tokens it has.
@@ -97,6 +102,7 @@ class DecodeLoop:
         state = self.state[:, :size]
         tokens, positions, rows, writable, seeds, counts = state.unbind()
         layout = DecodeLayout(positions, rows, writable, longest, self.cache)
+        layout.narrow = self.narrow
         if self.noted is not None:
             layout.routes = NotedRoutes(self.noted[:size], self.model.route_layers.start)
         logits_nv = forward_all_stages(self.model, tokens, layout)

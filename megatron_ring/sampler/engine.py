@@ -160,6 +160,7 @@ class Engine:
     def weights_changed(self, version: int) -> None:
         """The weights have moved: what is begun goes on under the new ones, its keys and values are computed anew. All ranks
         of the replica call it, between the same two steps."""
+        self.runner.follow_weights()
         self.scheduler.restart()
         self.scheduler.version = version
 
@@ -205,6 +206,7 @@ class Engine:
         scheduler, runner = self.scheduler, self.runner
         if runner.cache is None:  # it was given back meanwhile
             scheduler.restart()
+            runner.follow_weights()
             runner.open(self.size)
         busy = scheduler.has_work
         step = scheduler.plan(horizon) if busy else Step(horizon=horizon)

@@ -8,6 +8,7 @@ import torch
 
 from megatron_ring.config.sampling import SamplingConfig
 from megatron_ring.errors import MemoryRanOutError, UserError
+from megatron_ring.model.narrow import NarrowExperts
 from megatron_ring.model.ring_model import RingModel, hidden_of_last_stage
 from megatron_ring.model.routes import NotedRoutes, new_routes, routes_as_bytes
 from megatron_ring.parallel import collectives
@@ -30,11 +31,15 @@ class ModelRunner:
     Attributes:
         graphs: whether decoding runs as CUDA graphs.
         horizon: tokens decoded in a row, at most.
+        narrow: the experts' weights in FP8, where `--sampling.weights` wants them and something was sampled since `release`.
     """
 
     def __init__(self, model: RingModel, context: ParallelContext, sampling: SamplingConfig, note_routes: bool) -> None:
         self.model, self.context, self.sampling, self.note_routes = model, context, sampling, note_routes
         self.cache: PagedCache | None = None
+        self.narrow: NarrowExperts | None = None
+        shape = model.ring_config
+        sampling.check_weights(model.config.ring_exact, shape.first_dense_layers < shape.num_layers)
         self._loop: DecodeLoop | None = None
         parallel = context.config
         # One pass through a pipeline cannot feed itself; megatron-core's dispatcher waits for the device.
@@ -69,7 +74,7 @@ class ModelRunner:
         """
         if self.serves(size):
             return
-        self.release()  # before taking more
+        self._drop_cache()  # before taking more
         try:
             self.cache = PagedCache(size, self.model, self.context)
         except RuntimeError as error:  # torch's ways to say that there is no memory, of a GPU and of a CPU
@@ -78,9 +83,33 @@ class ModelRunner:
                 f"--sampling.kv-fraction or --sampling.max-batch"
             ) from error
 
-    def release(self) -> None:
-        """Give back the memory of the cache."""
+    def follow_weights(self) -> None:
+        """See to weights in FP8 that are the model's as they are now. Before the size of a cache is found: it gets of what
+        memory is left.
+
+        Raises:
+            UserError: there is no memory for them.
+        """
+        if not self.sampling.narrow:
+            return
+        if self.narrow is not None:
+            self.narrow.refill()
+            return
+        try:
+            self.narrow = NarrowExperts(self.model, shared=self.sampling.weights == "fp8")
+        except RuntimeError as error:
+            raise UserError(
+                f"--sampling.weights {self.sampling.weights}: no memory for a second copy of the experts' weights: leave it "
+                f"at bf16, or split the experts over more ranks (--parallel.expert)"
+            ) from error
+
+    def _drop_cache(self) -> None:
         self.cache = self._loop = None
+
+    def release(self) -> None:
+        """Give back the memory of the cache, and of weights in FP8."""
+        self._drop_cache()
+        self.narrow = None
 
     @property
     def has_loop(self) -> bool:
@@ -132,7 +161,7 @@ class ModelRunner:
         if shape.rows:
             if self._loop is None:
                 most = self.sampling.most_rows(self.context.device.type)  # of any rank, which all may have to compute
-                self._loop = DecodeLoop(self.model, self.cache, most, self.graphs, self.note_routes)
+                self._loop = DecodeLoop(self.model, self.cache, most, self.graphs, self.note_routes, self.narrow)
             sampled = self._loop.run(step.decoding, shape, meanwhile)
         if shape.fills:
             self._forward_eagerly([], step.chunks)
@@ -154,6 +183,7 @@ class ModelRunner:
         none = [0] * padding
         tokens_t, positions_t, rows_t = self._tensor([tokens + none, positions + none, rows + none]).unbind()
         layout = PagedLayout(positions_t, rows_t, real, ends, [chunk.count for chunk in chunks], self.cache)
+        layout.narrow = self.narrow
         noted = new_routes(self.model, len(tokens_t)) if self.note_routes else None
         if noted is not None:
             layout.routes = NotedRoutes(noted, self.model.route_layers.start)

@@ -60,8 +60,8 @@ class Sampler:
         self.runner.horizon = tokens
 
     def release(self) -> None:
-        """Give back the memory of the KV cache, as training wants it. An open engine takes it again at its next step, and
-        computes anew what was in it."""
+        """Give back the memory of the KV cache and of weights in FP8, as training wants it. An open engine takes it again at
+        its next step, and computes anew what was in it."""
         self.runner.release()
 
     def rest(self) -> None:
@@ -160,6 +160,7 @@ class Sampler:
             raise RuntimeError("this sampler has an engine open: close it, and step until it is")
         engine, problem = None, None
         try:
+            self.runner.follow_weights()
             cache = size(self.runner.cache_bytes)
             if self.keeps_cache and not self.runner.serves(cache):
                 cache = _roomier(cache, pages_for(self.model.ring_config.max_positions, cache.page_size))

@@ -41,6 +41,28 @@ def test_experts_of_few_tokens(tokens: int, only: int | None) -> None:
             assert (found - wanted).norm() / wanted.norm() < 1e-2
 
 
+@pytest.mark.parametrize("tokens", [1, 40, 300, 1000])
+def test_experts_in_fp8_are_those_of_the_widened_weights(tokens: int) -> None:
+    """Two of them every token's. bf16 holds the widened weights, so that only orders of sums differ."""
+    from megatron_ring.model.kernels import few_tokens_triton
+    from megatron_ring.model.kernels.fp8 import Fp8Matrix
+
+    device, k, experts, hidden, width, always = torch.device("cuda"), 6, 64, 2048, 1408, 2
+    generator = torch.Generator(device).manual_seed(tokens)
+    draw = lambda *shape: torch.randn(shape, generator=generator, device=device).bfloat16()  # noqa: E731
+    x, count = draw(tokens, hidden), always + experts
+    narrow = Fp8Matrix.of(draw(count, 2 * width, hidden) * 0.02), Fp8Matrix.of(draw(count, hidden, width) * 0.02)
+    weights, chosen = torch.softmax(torch.rand(tokens, experts, generator=generator, device=device), 1).topk(k, dim=1)
+    found, back = few_tokens_triton.sorted_outputs(x, weights.contiguous(), chosen.contiguous(), *narrow, always=always)
+    first = torch.arange(always, device=device).expand(tokens, always)
+    chosen = torch.cat((first, chosen + always), dim=1)
+    weights = torch.cat((weights.new_ones(tokens, always), weights), dim=1)
+    wide = (matrix.wide(torch.bfloat16) for matrix in narrow)
+    wanted, wanted_back = few_tokens_triton.sorted_outputs(x, weights, chosen, *wide)
+    assert torch.equal(back, wanted_back)
+    assert (found.double() - wanted.double()).norm() / wanted.double().norm() < 5e-3
+
+
 def test_chunks_that_go_on() -> None:
     from megatron_ring.sampler.attention import ChunkAttention
 
@@ -111,7 +133,8 @@ def alike(a: list[list[int]], b: list[list[int]]) -> float:
 
 @pytest.mark.distributed
 @pytest.mark.parametrize(
-    "settings", [{}, {"top_p": 0.9, "top_k": 50, "min_p": 0.01}, {"temperature": 0.0}, {"stop_token_ids": (7,)}]
+    "settings",
+    [{}, {"top_p": 0.9, "top_k": 50, "min_p": 0.01}, {"temperature": 0.0}, {"stop_token_ids": (7,)}, {"weights": "fp8"}],
 )
 def test_graphs_are_what_single_launches_are(run_on, settings: dict[str, Any]) -> None:
     settings = {"max_batch": 20, **settings}
@@ -119,7 +142,7 @@ def test_graphs_are_what_single_launches_are(run_on, settings: dict[str, Any]) -
     assert left == 0
     gaps = torch.tensor([abs(a - b) for x, y in zip(logprobs, trained, strict=True) for a, b in zip(x, y, strict=True)])
     print(f"{settings}: sampler and trainer {gaps.mean():.2e} nats apart in the mean, {gaps.max():.2e} at most")
-    assert gaps.mean() < 0.02
+    assert gaps.mean() < (0.1 if "weights" in settings else 0.02)
     plain = run_on(1, sampled, {**settings, "cuda_graphs": False})[0]
     if "stop_token_ids" not in settings:
         assert all(len(response) in (40, 90, 140) for response in tokens)

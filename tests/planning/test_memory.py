@@ -13,7 +13,7 @@ from megatron_ring.config.presets import PRESETS, RING_LITE, RING_TINY
 from megatron_ring.config.sampling import SamplingConfig
 from megatron_ring.planning.activations import MicroBatchPass
 from megatron_ring.planning.memory import GIB, OUTSIDE_TORCH, StageMemory, Work, plan_memory, stage_memory
-from megatron_ring.planning.weights import local_sizes
+from megatron_ring.planning.weights import fp8_experts, local_sizes
 
 EIGHT = ParallelConfig(expert=8)
 SAMPLING = SamplingConfig(max_new_tokens=22_528)
@@ -117,3 +117,32 @@ def test_an_evaluation_trains_nothing() -> None:
     memory = plan(tokens=None, reference="none")
     assert list(held(memory)) == ["weights"] and memory.training == []
     assert memory.training_peak == held(memory)["weights"]
+
+
+def test_experts_in_fp8_take_room_from_the_cache() -> None:
+    """A byte a weight, 4 a row; the planned bytes are those of a copy that is really made."""
+    narrow = replace(SAMPLING, weights="fp8")
+    usual, other = plan(), plan(sampling=narrow)
+    copy = next(item.size for item in other.sampling if item.name == "experts in FP8")
+    hidden, width = RING_LITE.hidden_size, RING_LITE.expert_width
+    routed, shared = 8 * (3 * hidden * width + 4 * (2 * width + hidden)), 2 * 3 * hidden * width + 4 * (4 * width + hidden)
+    assert copy == 28 * (routed + shared)
+    assert not any(item.name == "experts in FP8" for item in usual.sampling)
+    assert usual.cache is not None and other.cache is not None
+    room = H100 - sum(item.size for item in other.held) - copy
+    assert other.cache.tokens <= usual.cache.tokens and room > 0
+
+
+def _copy_bytes() -> list[int]:
+    from megatron_ring.model.narrow import NarrowExperts
+    from megatron_ring.model.ring_model import build_model
+    from megatron_ring.parallel import context
+
+    model = build_model(RING_TINY, context.initialize(ParallelConfig(), RING_TINY, seed=0))
+    return [NarrowExperts(model, shared).nbytes for shared in (False, True)]
+
+
+def test_the_planned_copy_in_fp8_is_the_one_made(run_on: Any) -> None:
+    (made,) = run_on(1, _copy_bytes)
+    assert made == [fp8_experts(RING_TINY, ParallelConfig(), 0, shared) for shared in (False, True)]
+    assert made[0] < made[1]

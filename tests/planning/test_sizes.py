@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from megatron_ring.planning.sizes import (
     rl_work,
     with_sizes_of,
 )
+from megatron_ring.planning.weights import fp8_experts
 
 H100, H200 = int(80e9), int(150e9)
 SMOL = ModelConfig(
@@ -82,6 +84,20 @@ def test_a_small_model_on_a_large_gpu_takes_it_whole() -> None:
     assert cache_can_stay(chosen, SMOL, 1, 2, 215, H200)
     assert not cache_can_stay(replace(chosen, offload_optimizer=True), SMOL, 1, 2, 215, H200)
     assert not cache_can_stay(chosen, SMOL, 1, 2, 215, int(40e9))
+
+
+def test_a_copy_in_fp8_stays_where_the_cache_does() -> None:
+    """It wants a larger GPU for that, by its own size."""
+    chosen, _ = choose_sizes(config(), SMOL, 1, 2, 215, H200)
+    chosen = replace(chosen, sampling=replace(chosen.sampling, kv_tokens=100_000))
+    narrow = replace(chosen, sampling=replace(chosen.sampling, weights="fp8"))
+
+    def least(asked: RLConfig) -> int:
+        megabytes = range(H200 // 10**6)
+        return 10**6 * bisect(megabytes, False, key=lambda mb: cache_can_stay(asked, SMOL, 1, 2, 215, 10**6 * mb))
+
+    copy = fp8_experts(SMOL, ParallelConfig(), 0, shared=True)
+    assert copy > 5e8 and least(narrow) - least(chosen) == pytest.approx(copy / USABLE, abs=3e6)
 
 
 def test_a_large_model_gives_the_cache_back() -> None:

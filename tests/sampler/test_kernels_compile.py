@@ -16,7 +16,7 @@ CODE = """
 from triton import compile
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from megatron_ring.model.kernels import few_tokens_triton as few
+from megatron_ring.model.kernels import few_fp8_triton as fp8, few_tokens_triton as few
 from megatron_ring.sampler import cut_triton, draw_triton
 
 def build(kernel, types, warps, stages=3, **constants):
@@ -44,6 +44,11 @@ types = dict.fromkeys(("x_ptr", "w_ptr", "out_ptr"), "*bf16") | dict.fromkeys(("
 types |= {"weights_ptr": "*fp32", "hidden": "i32", "width": "i32"}
 for kernel, tile, more in ((few._few_gate_up, few.GATE_UP, {"K": 6}), (few._few_down, few.DOWN, {})):
     build(kernel, types, tile.warps, tile.stages, ROWS=64, TILE=tile.rows, DEPTH=tile.columns, **more)
+types |= {"w_ptr": "*i32", "scales_ptr": "*fp32", "words": "i32"}
+for kernel, tile, more in ((fp8._gate_up, few.FP8_GATE_UP, {"K": 6, "ALWAYS": 2}), (fp8._down, few.FP8_DOWN, {})):
+    build(kernel, types, tile.warps, tile.stages, PTX=True, ROWS=64, TILE=tile.rows, **more)
+types = {"words_ptr": "*i32", "scales_ptr": "*fp32", "out_ptr": "*bf16", "rows": "i32", "columns": "i32", "words": "i32"}
+build(fp8._wide, types, 4, TILE=64)
 """
 HOPPER_SHARED = 227 * 1024  # bytes of a multiprocessor that programs can have
 
@@ -55,6 +60,6 @@ def test_decoding_compiles_for_hopper() -> None:
     done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stderr
     shared = [(line.split()[0], int(line.split()[1])) for line in done.stdout.splitlines()]
-    assert len(shared) == 12 and all(size <= HOPPER_SHARED for _, size in shared)
-    experts = [size for name, size in shared if name.startswith("_few")]
-    assert len(experts) == 2 and all(2 * size <= HOPPER_SHARED for size in experts)
+    assert len(shared) == 15 and all(size <= HOPPER_SHARED for _, size in shared)
+    experts = [size for name, size in shared if name.startswith(("_few", "_gate_up", "_down"))]
+    assert len(experts) == 4 and all(2 * size <= HOPPER_SHARED for size in experts)

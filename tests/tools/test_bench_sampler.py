@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import resource
@@ -10,12 +11,15 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from megatron_ring.config.declarations import parameter_counts
+from megatron_ring.config.parallel import ParallelConfig
 from megatron_ring.config.presets import get_preset
+from megatron_ring.config.sampling import SamplingConfig
 from megatron_ring.errors import NotFiniteError, UserError
 from tests.conftest import ROOT
 from tests.processes import run
@@ -24,6 +28,8 @@ sys.path.insert(0, str(ROOT / "tools"))  # as when the tool itself runs
 
 from sampler_floor import Floor
 
+from tools.bench_sampler import BenchSampler
+from tools.bench_sampler_compare import check_vllm
 from tools.bench_sampler_figure import Turn, binned
 from tools.sampler_flags import named_as_here
 
@@ -42,7 +48,8 @@ def in_six_gb() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("lengths", ["equal", "long-tail"])
 def test_bench_sampler(lengths: str) -> None:
-    done = bench("--prompts", "3", "--samples", "2", "--new-tokens", "9", "--repeats", "2", "--lengths", lengths)
+    flags = ["--both-weights"] if lengths == "equal" else []
+    done = bench("--prompts", "3", "--samples", "2", "--new-tokens", "9", "--repeats", "2", "--lengths", lengths, *flags)
     assert done.returncode == 0, done.stderr
     out = json.loads(done.stdout)
     ring = out["ring"]
@@ -55,6 +62,10 @@ def test_bench_sampler(lengths: str) -> None:
     )  # fmt: skip
     assert ring["decode_of_floor"] < ring["decode_of_floor_sum"] and 0 <= ring["decode_bound_by_reading"] <= 1
     assert out["read_gb_per_second"] > 0 and 0 <= ring["host_share"] < 1
+    if flags:
+        narrow = out["fp8"]
+        assert narrow["tokens"] == 54 and narrow["decode_floor_tokens_per_second"] >= ring["decode_floor_tokens_per_second"]
+        assert out["fp8_tokens_per_second_over_bf16"] == narrow["tokens_per_second"] / ring["tokens_per_second"]
 
 
 @pytest.mark.slow
@@ -71,6 +82,26 @@ def test_mixed_settings_beside_uniform_ones() -> None:
 def test_what_cannot_be_compared_is_refused() -> None:
     done = bench("--compare", "transformers", "--lengths", "long-tail")
     assert done.returncode == 2 and "--lengths equal" in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
+def test_vllm_is_asked_for_where_it_is_not() -> None:
+    with pytest.raises(UserError, match="--compare vllm: vLLM is not installed"):
+        check_vllm()
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"both_weights": True, "sampling": SamplingConfig(weights="fp8")}, "--both-weights"),
+        ({"both_weights": True, "exact": True}, "--both-weights"),
+        ({"exact": True, "sampling": SamplingConfig(weights="fp8")}, "--sampling.weights fp8"),
+        ({"compare": "vllm", "parallel": ParallelConfig(tensor=2)}, "--compare vllm: one process"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        BenchSampler(**settings)
 
 
 @pytest.mark.slow

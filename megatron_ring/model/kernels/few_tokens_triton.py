@@ -19,6 +19,8 @@ import triton
 import triton.language as tl
 
 from megatron_ring.config.checks import require
+from megatron_ring.model.kernels import few_fp8_triton
+from megatron_ring.model.kernels.fp8 import Fp8Matrix, Weight
 
 MOST_SLOTS = 1 << 17  # that one program sorts
 MOST_ROWS = 64  # of an expert, that a program has in registers
@@ -38,13 +40,21 @@ class Tile(NamedTuple):
 GATE_UP, DOWN = Tile(64, 64, 4, 4), Tile(128, 64, 4, 4)
 NARROW_DOWN = Tile(64, 64, 4, 4)  # where there would be too few of these for a device of this many multiprocessors:
 MULTIPROCESSORS = 132
+# In FP8 a program has a block of 128 columns at a time.
+FP8_GATE_UP, FP8_DOWN = Tile(64, 128, 3, 4), Tile(128, 128, 3, 4)
 
 
 @triton.jit
-def _sort_slots(experts_ptr, order_ptr, back_ptr, ends_ptr, slots, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _sort_slots(  # type: ignore[no-untyped-def]
+    experts_ptr, order_ptr, back_ptr, ends_ptr, slots, K: tl.constexpr, ALWAYS: tl.constexpr, BLOCK: tl.constexpr
+):
+    """The first ALWAYS slots of a token are those of as many experts, and before its K."""
     expert = tl.program_id(0)
     slot = tl.arange(0, BLOCK)
-    chosen = tl.load(experts_ptr + slot, mask=slot < slots, other=2147483647).to(tl.int32)
+    token, place = slot // (ALWAYS + K), slot % (ALWAYS + K) - ALWAYS
+    chosen = tl.load(experts_ptr + token * K + place, mask=(slot < slots) & (place >= 0), other=2147483647).to(tl.int32)
+    chosen = tl.where(place < 0, place + ALWAYS, tl.where((chosen >= 0) & (chosen < 65536), chosen + ALWAYS, chosen))
+    chosen = tl.where(slot < slots, chosen, 2147483647)
     here = chosen == expert
     before = tl.sum(((chosen >= 0) & (chosen < expert)).to(tl.int32), 0)
     place = before + tl.cumsum(here.to(tl.int32), 0) - 1
@@ -121,48 +131,69 @@ def check_slots(slots: int) -> None:
     require(slots <= MOST_SLOTS, f"{said}: lower --sampling.max-batch")
 
 
-def sort_slots(experts_tk: torch.Tensor, num_experts: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def sort_slots(
+    experts_tk: torch.Tensor, num_experts: int, always: int = 0
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Of experts int64 [T, k], stable: int32 slot at each sorted place [N], place of each slot [T, k] (-1 for an expert that
-    is none of 0..E-1), and where each expert's rows end [E]."""
-    slots = experts_tk.numel()
-    device = experts_tk.device
+    is none of 0..E-1), and where each expert's rows end [E]. `always`: so many experts come before these, with numbers
+    from 0, and every token chooses them: k and E grow by it."""
+    (tokens, k), device = experts_tk.shape, experts_tk.device
+    slots = tokens * (k + always)
     order = torch.empty(slots, dtype=torch.int32, device=device)
-    back = torch.empty(experts_tk.shape, dtype=torch.int32, device=device)
-    ends = torch.empty(num_experts, dtype=torch.int32, device=device)
-    _sort_slots[(num_experts,)](experts_tk, order, back, ends, slots, BLOCK=triton.next_power_of_2(slots), num_warps=4)
+    back = torch.empty(tokens, k + always, dtype=torch.int32, device=device)
+    ends = torch.empty(num_experts + always, dtype=torch.int32, device=device)
+    _sort_slots[(num_experts + always,)](
+        experts_tk, order, back, ends, slots, K=k, ALWAYS=always, BLOCK=triton.next_power_of_2(slots), num_warps=4
+    )
     return order, back, ends
 
 
 def sorted_outputs(
-    x_th: torch.Tensor, weights_tk: torch.Tensor, experts_tk: torch.Tensor, gate_up_e: torch.Tensor, down_e: torch.Tensor,
-    tiles: tuple[Tile, Tile] | None = None, share: float = 1.0, most_rows: int = MOST_ROWS,
+    x_th: torch.Tensor, weights_tk: torch.Tensor, experts_tk: torch.Tensor, gate_up_e: Weight, down_e: Weight,
+    tiles: tuple[Tile, Tile] | None = None, share: float = 1.0, most_rows: int = MOST_ROWS, always: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """weight * expert(x) of each token-slot, sorted by expert, [N, hidden]; and int32 [T, k], where each slot's row is.
 
     Args:
         x_th: [T, hidden], contiguous; T at least 1.
         weights_tk: fp32 [T, k], contiguous; experts_tk: int64 [T, k], contiguous; those outside 0..E-1 are not computed.
-        gate_up_e: [E, 2f, hidden], down_e: [E, hidden, f], contiguous.
+        gate_up_e: [E, 2f, hidden], down_e: [E, hidden, f], contiguous; both in FP8 or none.
         share: of the slots that are computed, about; for speed alone.
         most_rows: that a program holds; a power of 2, 16 or more.
+        always: (FP8 alone) so many experts come before the others, with weight 1 for every token: the rows of a token begin
+            with theirs. Their programs take several rounds and begin first.
     """
     tokens, k = experts_tk.shape
     num_experts, hidden, width = down_e.shape
-    order, back, ends = sort_slots(experts_tk, num_experts)
-    act_nf, y_nh = x_th.new_empty(tokens * k, width), x_th.new_empty(tokens * k, hidden)
+    order, back, ends = sort_slots(experts_tk, num_experts - always, always)
+    act_nf, y_nh = x_th.new_empty(order.numel(), width), x_th.new_empty(order.numel(), hidden)
     # Room for half as many rows again as an expert has in the mean; one with more takes several rounds.
-    room = math.ceil(1.5 * share * tokens * k / num_experts)
+    room = math.ceil(1.5 * share * tokens * k / (num_experts - always))
     rows = max(16, min(most_rows, triton.next_power_of_2(room)))
     beside = triton.cdiv(room, rows)
-    if tiles is None:
-        tiles = (GATE_UP, DOWN if triton.cdiv(hidden, DOWN.rows) * num_experts >= MULTIPROCESSORS else NARROW_DOWN)
-    up, down = tiles
-    _few_gate_up[(beside, triton.cdiv(width, up.rows), num_experts)](
-        x_th, order, ends, weights_tk, gate_up_e, act_nf, hidden, width, K=k, ROWS=rows, TILE=up.rows, DEPTH=up.columns,
-        num_stages=up.stages, num_warps=up.warps,
-    )  # fmt: skip
-    _few_down[(beside, triton.cdiv(hidden, down.rows), num_experts)](
-        act_nf, ends, down_e, y_nh, hidden, width, ROWS=rows, TILE=down.rows, DEPTH=down.columns,
-        num_stages=down.stages, num_warps=down.warps,
-    )  # fmt: skip
+    up, down = usual_tiles(num_experts, hidden, isinstance(down_e, Fp8Matrix)) if tiles is None else tiles
+    up_grid, down_grid = (
+        (beside, triton.cdiv(size, tile.rows), num_experts) for size, tile in ((width, up), (hidden, down))
+    )
+    up_sizes = {"ROWS": rows, "TILE": up.rows, "num_stages": up.stages, "num_warps": up.warps}
+    down_sizes = {"ROWS": rows, "TILE": down.rows, "num_stages": down.stages, "num_warps": down.warps}
+    if isinstance(gate_up_e, Fp8Matrix) and isinstance(down_e, Fp8Matrix):
+        ptx = x_th.is_cuda and x_th.dtype is torch.bfloat16
+        few_fp8_triton._gate_up[up_grid](
+            x_th, order, ends, weights_tk, gate_up_e.words, gate_up_e.scales, act_nf, hidden, width,
+            gate_up_e.words.shape[-1], K=k, ALWAYS=always, PTX=ptx, **up_sizes,
+        )  # fmt: skip
+        few_fp8_triton._down[down_grid](
+            act_nf, ends, down_e.words, down_e.scales, y_nh, hidden, width, down_e.words.shape[-1], PTX=ptx, **down_sizes
+        )
+        return y_nh, back
+    _few_gate_up[up_grid](x_th, order, ends, weights_tk, gate_up_e, act_nf, hidden, width, K=k, DEPTH=up.columns, **up_sizes)
+    _few_down[down_grid](act_nf, ends, down_e, y_nh, hidden, width, DEPTH=down.columns, **down_sizes)
     return y_nh, back
+
+
+def usual_tiles(num_experts: int, hidden: int, narrow: bool) -> tuple[Tile, Tile]:
+    """Of the two products, with weights in 16 bits or, `narrow`, in FP8."""
+    if narrow:
+        return FP8_GATE_UP, FP8_DOWN
+    return GATE_UP, DOWN if triton.cdiv(hidden, DOWN.rows) * num_experts >= MULTIPROCESSORS else NARROW_DOWN

@@ -1,0 +1,77 @@
+"""The parts of a decoding step: kernels are told apart by name and place, times and floors add up."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from megatron_ring.errors import UserError
+from tests.conftest import ROOT
+
+sys.path.insert(0, str(ROOT / "tools"))  # as when the tool itself runs
+
+from tools.profile_sampler import ProfileSampler, requests_of, sampling_of
+from tools.sampler_profile import PARTS, Kernel, Part, by_part, parts_of, table
+
+LAYER = [
+    ("_rms_norm_forward", "norms and RoPE"), ("nvjet_tst_64x8", "projections"), ("_rope_split", "norms and RoPE"),
+    ("_write_token", "attention"), ("_attend_part", "attention"), ("_join_parts", "attention"),
+    ("nvjet_tst_128x8", "projections"), ("_rms_norm_forward", "norms and RoPE"), ("gemmSN_TN_kernel", "router"),
+    ("_route_forward", "router"), ("nvjet_tst_64x8", "shared experts"), ("_swiglu_forward", "shared experts"),
+    ("sm90_xmma_gemm_bf16", "shared experts"), ("_sort_slots", "experts"), ("_gate_up", "experts"), ("_down", "experts"),
+    ("_permute_combine", "experts"),
+]  # fmt: skip
+END = [("_rms_norm_forward", "norms and RoPE"), ("nvjet_tst_256x64", "head"), ("_draw_tile_statistics", "draw"),
+       ("_draw_token", "draw"), ("vectorized_elementwise_kernel", "draw")]  # fmt: skip
+
+
+def test_kernels_are_told_by_name_or_by_their_neighbours() -> None:
+    names, wanted = zip(*LAYER, *LAYER, *END, strict=True)
+    assert parts_of(names) == list(wanted)
+    assert set(wanted) | {"other"} == set(PARTS)
+    assert parts_of(["vectorized_elementwise_kernel", *names])[0] == "other"
+
+
+def test_times_of_passes_add_up_and_gaps_are_what_lies_between() -> None:
+    kernels = [Kernel(name, 10.0 * i, 8.0) for i, (name, _) in enumerate([*LAYER, *END] * 2)]
+    times, gaps = by_part(reversed(kernels), 2)
+    count = len(LAYER) + len(END)
+    assert sum(length for length, _ in times.values()) == pytest.approx(8.0 * count)
+    assert sum(number for _, number in times.values()) == pytest.approx(count)
+    assert times["experts"] == pytest.approx((32.0, 4.0)) and times["head"] == pytest.approx((8.0, 1.0))
+    assert gaps == pytest.approx(2.0 * (2 * count - 1) / 2)
+    beside = [Kernel("_gate_up", 0.0, 10.0), Kernel("_down", 4.0, 3.0), Kernel("_down", 12.0, 1.0)]
+    assert by_part(beside, 1)[1] == pytest.approx(2.0)
+
+
+def test_the_table_names_both_floors() -> None:
+    rates = {"read_gb_per_second": 1000.0, "gemm_tflops": 100.0}
+    parts = {"experts": Part(100.0, 4.0, read=50e6, flops=1e9), "other": Part(1.0, 2.0)}
+    head, _, experts, other = table(256, 2, parts, rates, 0.5, 40.0).splitlines()
+    assert "256 rows: 0.500 ms" in head and "0.040 ms" in head
+    assert experts.split() == ["experts", "50.0", "2.0", "25.0", "30.0", "50%", "60%"]
+    assert other.split() == ["other", "0.5", "1.0", "0.0", "0.0"]
+
+
+def test_all_prompts_are_filled_in_one_step() -> None:
+    config = ProfileSampler(rows=(2, 40), prompt_tokens=9000)
+    sampling = sampling_of(config)
+    assert sampling.max_batch == 40 and sampling.prefill_tokens == 27_000
+    requests = requests_of(50, 40, 7, 65)
+    assert len(requests) == 40 and len({tuple(r.prompt_tokens) for r in requests}) == 3
+    assert len({request.seed for request in requests}) == 40
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"rows": ()}, "--rows"),
+        ({"rows": (0,)}, "--rows"),
+        ({"prompt_tokens": 1}, "--prompt-tokens"),
+        ({"layers": 0}, "--layers"),
+    ],
+)
+def test_what_cannot_be_profiled_is_refused(settings: dict, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        ProfileSampler(**settings)
