@@ -20,7 +20,7 @@ from megatron_ring.errors import UserError
 
 ROW_SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet")
 TEXT_SUFFIXES = (".txt", ".md", ".rst")
-_BLOCK = 1 << 20  # bytes of input in one chunk, about
+_BLOCK = 1 << 18  # bytes of input in one chunk, about: small, so that all workers end together
 
 Kind = Literal["lines", "rows", "texts"]
 
