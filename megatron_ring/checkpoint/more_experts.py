@@ -1,7 +1,7 @@
 """A Ring model with more experts that computes what it did: copies of its experts, side by side.
 
 With r copies of each expert and of its row in the router, the softmax gives each copy 1/r of the expert's probability. The
-r*k likeliest are all copies of the k likeliest experts, and their weights, which sum to 1, add up to those of the experts. An
+r*k likeliest are all copies of the k likeliest experts. Their weights, which sum to 1, add up to those of the experts. An
 expert bias becomes 1/r of itself, as does the probability that it is added to.
 """
 
