@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 from megatron_ring.lifetime import die_with_torchrun
 
@@ -61,11 +62,19 @@ def say(speaker: str, line: str) -> None:
     print(f"{speaker}: {line}\n", end="", flush=True)
 
 
-def _leave_process_group() -> None:
-    """Take down the process group that a main may have set up, without importing torch for it."""
+def _leave_process_group(alone: bool = False) -> None:
+    """Take down the process group that a main may have set up, without importing torch for it. `alone`: only a group of this
+    process alone, as others may be waiting in one."""
     context = sys.modules.get("megatron_ring.parallel.context")
-    if context is not None:
+    if context is not None and not (alone and context.world_size_from_environment() > 1):
         context.shutdown()
+
+
+def _end(status: int) -> NoReturn:
+    """End a main early. A gloo group that is left to the end of the process aborts it now and then, and with it the exit
+    status."""
+    _leave_process_group(alone=True)
+    raise SystemExit(status) from None
 
 
 def _first_of_this_launch() -> bool:
@@ -125,20 +134,20 @@ def run_main(main: Callable[[], None]) -> None:
         _leave_process_group()
     except UserError as error:
         _say_once(" ".join(str(error).split()))
-        raise SystemExit(2) from None
+        _end(2)
     except StoppedByAlarm as error:
         _say_once(" ".join(str(error).split()))
-        raise SystemExit(STOPPED_BY_ALARM) from None
+        _end(STOPPED_BY_ALARM)
     except StoppedBySignal as stopped:
         if str(stopped):
             print(" ".join(str(stopped).split()), file=sys.stderr, flush=True)
-        raise SystemExit(STOPPED_BY_SIGNAL) from None
+        _end(STOPPED_BY_SIGNAL)
     except OSError as error:
         message = _mend(error)
         if message is None:
             raise
         _say_once(message)
-        raise SystemExit(2) from None
+        _end(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
-        raise SystemExit(130) from None
+        _end(130)

@@ -9,7 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 
+from megatron_ring.errors import StoppedByAlarm, UserError, run_main
+from megatron_ring.parallel import context
 from tests.conftest import ROOT
 from tests.processes import environment, run
 
@@ -28,6 +31,19 @@ def test_of_several_processes_one_speaks_and_leaves_no_file(tmp_path: Path) -> N
     while left := list((tmp_path / "temporary").glob("ring-error-*")):
         assert time.monotonic() < deadline, left
         time.sleep(0.05)
+
+
+@pytest.mark.parametrize(("raised", "status"), [(UserError("no"), 2), (StoppedByAlarm("no"), 3), (KeyboardInterrupt(), 130)])
+def test_the_process_group_is_left_where_a_main_ends_early(raised: BaseException, status: int) -> None:
+    """gloo aborted some processes that ended with their group, and the status was lost."""
+
+    def main() -> None:
+        context.start_processes()
+        raise raised
+
+    with pytest.raises(SystemExit) as ended:
+        run_main(main)
+    assert ended.value.code == status and not dist.is_initialized()
 
 
 @pytest.mark.skipif(shutil.which("bwrap") is None, reason="needs bubblewrap to take every folder away")

@@ -110,7 +110,7 @@ def check_tensors(source: Path, expected: dict[str, tuple[int, ...]], found: dic
 def _folder_config(path: Path) -> DenseConfig:
     values = read_json(path)
     if values.get("model_type") != "llama":
-        raise UserError(f"{path}: model_type is {values.get('model_type')!r}, only 'llama' can be read")
+        raise UserError(f"{path}: model_type is {values.get('model_type')!r}, only 'llama' and 'bailing_moe' can be read")
     for name, accepted in FOLDER_ONLY.items():
         if values.get(name, accepted) != accepted:
             raise UserError(f"{path}: {name} = {values[name]!r} cannot be expressed in a Ring model (only {accepted!r})")

@@ -70,7 +70,8 @@ class Upcycling:
         if within == "mlp.gate.weight":
             # The norm before the router shrinks or stretches what it sees: logits of the wanted spread follow from it.
             gain = read(f"{layer}.post_attention_layernorm.weight")
-            return self._normal(name, (self.shape.num_experts, self.shape.hidden_size)) * (self.router_std / gain.norm())
+            size = (self.shape.num_experts, self.shape.hidden_size)
+            return seeded_normal(self.seed, name, size) * (self.router_std / gain.norm())
         if not within.startswith("mlp."):
             return read(name)  # the layer's norms are called alike
         part = within.split(".")[-2]  # gate_proj, up_proj, down_proj
@@ -78,9 +79,13 @@ class Upcycling:
         shared, routed = weight.split([self.shape.dense_width - width, width], dim=1 if part == "down_proj" else 0)
         if within.startswith("mlp.shared_experts."):
             return shared
-        return routed + self.noise * routed.std() * self._normal(name, routed.shape) if self.noise else routed
+        if not self.noise:
+            return routed
+        return routed + self.noise * routed.std() * seeded_normal(self.seed, name, routed.shape)
 
-    def _normal(self, name: str, shape: torch.Size | tuple[int, ...]) -> torch.Tensor:
-        digest = hashlib.sha256(f"{self.seed}/{name}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-        return torch.randn(shape, generator=generator)
+
+def seeded_normal(seed: int, name: str, shape: torch.Size | tuple[int, ...]) -> torch.Tensor:
+    """Standard normal numbers, fp32, that depend on the seed and the name alone."""
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    return torch.randn(shape, generator=generator)

@@ -44,7 +44,7 @@ class CorpusConfig:
     validation: tuple[str, ...] = ()
     """Corpora that are measured and not trained on, PREFIX each (default: the second part of the split)."""
     tokenizer: Path = field(metadata=BY_CONTENT)
-    """Tokenizer directory in Hugging Face layout, that of the corpora."""
+    """Tokenizer directory in Hugging Face layout, or a sentencepiece .model file: that of the corpora."""
     split: tuple[float, float, float] = (99.0, 1.0, 0.0)
     """Shares of each corpus's documents, in order: trained, validated now and then, tested at the end of the run. With
     validation corpora the second share is 0."""

@@ -73,6 +73,13 @@ def _lengths(path: Path) -> Iterator[np.ndarray]:
             yield np.frombuffer(block, dtype="<i4")
 
 
+def _instead(prefix: Path) -> str:
+    """What may have been meant by a prefix of no corpus."""
+    if prefix.is_dir() and (inside := sorted(prefix.glob("*.idx"))):
+        return f"; {prefix} is a folder, give {inside[0].with_suffix('')}"
+    return f"; tools/prepare_corpus.py makes them of {prefix}" if prefix.exists() else ""
+
+
 def read_index(prefix: Path) -> Index:
     """Check `.idx` by itself and against `.bin`, without reading either whole.
 
@@ -82,7 +89,7 @@ def read_index(prefix: Path) -> Index:
     path, data = prefix.with_name(prefix.name + ".idx"), prefix.with_name(prefix.name + ".bin")
     for file in (path, data):
         if not file.is_file():
-            raise UserError(f"{file}: no such file: a corpus is the two files PREFIX.bin and PREFIX.idx")
+            raise UserError(f"{file}: no such file: a corpus is the two files PREFIX.bin and PREFIX.idx{_instead(prefix)}")
     size = path.stat().st_size
     with naming(path), path.open("rb") as stream:
         header = stream.read(_HEADER.size)

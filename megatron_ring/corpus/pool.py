@@ -92,6 +92,8 @@ def _start_worker(work: Callable[[Any], Any], parent: int) -> None:
     die_with_parent()
     if os.getppid() != parent:  # it was killed before that took effect
         os._exit(1)
+    # There is a worker for each core: the tokenizers library would start as many threads in every one of them.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
     _worker.work = work
 
 

@@ -20,7 +20,8 @@ from megatron_ring.errors import UserError
 
 ROW_SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet")
 TEXT_SUFFIXES = (".txt", ".md", ".rst")
-_BLOCK = 1 << 20  # bytes of input in one chunk, about
+_TABLES = (".csv", ".tsv", ".xlsx", ".arrow", ".feather")
+_BLOCK = 1 << 18  # bytes of input in one chunk, about: small, so that all workers end together
 
 Kind = Literal["lines", "rows", "texts"]
 
@@ -86,6 +87,9 @@ def list_sources(inputs: Iterable[Path], suffixes: tuple[str, ...], exclude: Pat
                 raise UserError(f"{given}: no file in it is named {names}: give --suffixes of those that hold text")
             found, passed = found + taken, passed + len(below) - len(taken)
         elif given.exists():
+            if (suffix := _suffix(given)) in _TABLES and suffix not in suffixes:
+                raise UserError(f"{given}: a table: write its texts as JSON lines or parquet, or take the file for one text "
+                                f"with --suffixes {suffix}")  # fmt: skip
             found.append(given)
         else:
             raise UserError(f"{given}: no such file or folder: check --input")

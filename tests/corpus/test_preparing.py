@@ -235,6 +235,10 @@ def test_columns_of_parquet_and_input_that_is_not_there(prepare, tmp_path: Path,
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no file in it is named"):
         prepare(tmp_path / "c", tmp_path / "empty")
+    (tmp_path / "t.csv").write_text("text\na\n")
+    with pytest.raises(UserError, match=r"t\.csv: a table"):
+        prepare(tmp_path / "c", tmp_path / "t.csv")
+    prepare(tmp_path / "c", tmp_path / "t.csv", more=("--suffixes", "csv"))
 
 
 def test_one_process_has_a_corpus(prepare, tmp_path: Path, jsonl: Path) -> None:  # type: ignore[no-untyped-def]

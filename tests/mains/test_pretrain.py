@@ -212,6 +212,8 @@ def test_alarms(data: Path, tmp_path: Path) -> None:
     ("more", "said"),
     [
         ("--data.train nowhere/web", "nowhere/web.idx: no such file"),
+        ("--data.train DATA", "is a folder, give DATA/code"),
+        ("--data.train DATA/pages.jsonl", "tools/prepare_corpus.py makes them of DATA/pages.jsonl"),
         ("--data.train DATA/pages:0 DATA/code:0", "every weight is 0"),
         ("--data.train DATA/cut", "cut.idx: cut off"),
         ("--data.train DATA/pages DATA/pages", "two corpora are called"),
@@ -247,7 +249,7 @@ def test_what_makes_no_sense_is_said_in_one_line(
     line = fails_with(
         command("megatron_ring.pretrain", *flags(data, tmp_path / "r", *more.replace("DATA", str(data)).split()))
     )
-    assert said in line, line
+    assert said.replace("DATA", str(data)) in line, line
     assert not (tmp_path / "r" / "checkpoints").exists() or not any((tmp_path / "r" / "checkpoints").iterdir())
 
 

@@ -139,7 +139,9 @@ def bailing_moe_logits(folder: Path, tokens_t: torch.Tensor) -> torch.Tensor:
         x_th = x_th + attended @ weights[f"{layer}.attention.dense.weight"].T
         h_th = norm(x_th, f"{layer}.post_attention_layernorm.weight")
         probabilities = (h_th @ weights[f"{layer}.mlp.gate.weight"].T).softmax(-1)
-        top_tk, experts_tk = probabilities.topk(config["num_experts_per_tok"])
+        bias = weights.get(f"{layer}.mlp.gate.expert_bias", torch.zeros(()))
+        experts_tk = (probabilities + bias).topk(config["num_experts_per_tok"]).indices
+        top_tk = probabilities.gather(1, experts_tk)
         top_tk = top_tk / top_tk.sum(-1, keepdim=True)
         y_th = mlp(h_th, f"{layer}.mlp.shared_experts") if config["num_shared_experts"] else torch.zeros_like(h_th)
         for e in range(config["num_experts"]):
