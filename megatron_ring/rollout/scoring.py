@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ring.config.rewards import RewardConfig
-from megatron_ring.data.records import PromptRecord
+from megatron_ring.data.records import Message, PromptRecord
 from megatron_ring.data.schedule import PromptSource
 from megatron_ring.data.tokenizer import RingTokenizer
 from megatron_ring.errors import UserError
@@ -63,6 +63,11 @@ def check_prompts(
             check_answers(source.answers(), compositions)
 
 
+def _turn(message: Message) -> dict[str, str]:
+    """A message as verifiers and judges see it: `Message` again by its fields."""
+    return {name: value for name, value in vars(message).items() if value or name in ("role", "content")}
+
+
 class RolloutScorer:
     """Scores rollouts as they come: `start`, `submit` while they are sampled, `finish`. All ranks hold one and make all
     calls alike; verifiers work for the leaders of replicas alone."""
@@ -92,7 +97,7 @@ class RolloutScorer:
         """Begin to score one of this replica's rollouts. Never raises: `finish` does, on every rank alike."""
         if self._problem is not None or not (self._context.leads_replica or self._batch_scorers):
             return
-        prompt = record.prompt if isinstance(record.prompt, str) else [vars(message) for message in record.prompt]
+        prompt = record.prompt if isinstance(record.prompt, str) else [_turn(message) for message in record.prompt]
         text = self._tokenizer.decode(rollout.completion.tokens)
         request = ScoreRequest(record.domain, prompt, text, record.answer, rollout.response_length)
         try:
