@@ -171,7 +171,7 @@ def answer(config: GenerateConfig, asked: Asked, sampler: Sampler, tokenizer: Ri
         {
             "id": question.id,
             "sample": sample,
-            "prompt": question.prompt if isinstance(question.prompt, str) else [vars(turn) for turn in question.prompt],
+            "prompt": question.prompt if isinstance(question.prompt, str) else [turn.to_json() for turn in question.prompt],
             "response": tokenizer.decode(completion.tokens),
             "tokens": len(completion.tokens),
             "finish_reason": completion.finish_reason,

@@ -47,7 +47,7 @@ def main() -> None:
     last = [*best, *rng.sample(worked, min(len(best), len(worked)))]
     rng.shuffle(last)
     write_sft(out / "general_sft_last.jsonl", last)
-    _write_preferences(out, flags.seed, (flags.pairs, max(10, flags.pairs // 8)), {task.prompt for task in heldout}, rng)
+    _write_preferences(out, flags.seed, (flags.pairs, max(10, flags.pairs // 8)), {task.prompt for task in heldout})
     write_prompts(out / "general_prompts.jsonl", [_prompt(task) for task in rl])
     asked = [_prompt(task, task.careless(rng)) for task in heldout]
     write_prompts(out / "general_heldout.jsonl", asked)
@@ -100,8 +100,10 @@ def _prompt(task: GeneralTask, opponent: str | None = None) -> PromptRecord:
     return PromptRecord(task.id, task.domain, task.prompt, task.answer, {"family": task.kind, **judged})
 
 
-def _write_preferences(out: Path, seed: int, sizes: Sequence[int], without: Set[str], rng: random.Random) -> None:
-    """Pairs for training and validation; none is about a held-out prompt, and the two share none."""
+def _write_preferences(out: Path, seed: int, sizes: Sequence[int], without: Set[str]) -> None:
+    """Pairs for training and validation; none is about a held-out prompt, and the two share none. Their number changes no
+    other file."""
+    rng = random.Random(f"{seed}/general/preferences")
     tasks = [task for task in draw_tasks(seed + 7, "open", sum(sizes) + len(without)) if task.prompt not in without]
     for name, part in zip(("train", "validation"), split(tasks, sizes), strict=True):
         pairs = [(task.prompt, *found) for task in part if (found := preference(task, rng)) is not None]

@@ -26,7 +26,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, help="only so many layers (default: all of the preset)")
     parser.add_argument(
         "--head", choices=("vocabulary", "score"), default="vocabulary",
-        help="what the last layer feeds: a language model's vocabulary, or a reward model's score (default: vocabulary)",
+        help="what follows the last layer: a language model's vocabulary, or a reward model's score (default: vocabulary)",
     )  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, help="folder to write; must not exist")
     parser.add_argument("--dtype", choices=("bf16", "fp32"), default="bf16", help="dtype of the tensors (default: bf16)")

@@ -29,7 +29,7 @@ class Sizes:
 
     problems: int = 1800
     tasks: int = 700
-    pairs: int = 1600
+    pairs: int = 3200
     rl: int = 600
     heldout: int = 300
     epochs: int = 8

@@ -6,7 +6,7 @@ OBJECTIVE=c3po
 OUT="${OUT:-runs/tiny-2507-seed${SEED:-1}}"
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 HERE="$(dirname "${BASH_SOURCE[0]}")"
-PROBLEMS="${PROBLEMS:-1800}" TASKS="${TASKS:-700}" PAIRS="${PAIRS:-1600}" RL_TASKS="${RL_TASKS:-600}"
+PROBLEMS="${PROBLEMS:-1800}" TASKS="${TASKS:-700}" PAIRS="${PAIRS:-3200}" RL_TASKS="${RL_TASKS:-600}"
 HELDOUT_TASKS="${HELDOUT_TASKS:-300}" EPOCHS="${EPOCHS:-8}"
 TOKENIZER="$DATA/general_tokenizer" SFT_TRAIN="$DATA/general_sft_train.jsonl" HELDOUT="$DATA/general_heldout_all.jsonl"
 PROMPTS="$DATA/curated/kept.jsonl"

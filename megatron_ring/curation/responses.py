@@ -37,7 +37,10 @@ def texts_of(value: Any, column: str) -> list[str]:
         return [value] if value else []
     if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
         if any(item.get("role") or item.get("from") for item in value):
-            return [read_messages(value, column, last="assistant")[0][-1].content]
+            last = read_messages(value, column, last="assistant")[0][-1]
+            if last.calls:
+                raise RecordError(f"'{column}' ends with calls of tools: only a text can be looked at")
+            return [last.content]
         return [text for item in value for text in texts_of(item.get("text", item.get("content")), column)]
     if isinstance(value, list):
         return [text for item in value for text in texts_of(item, column)]

@@ -216,7 +216,7 @@ class _Reader:
         self._begun = True
 
     def _converted(self, row: dict[str, Any]) -> dict[str, Any]:
-        refuse_unreadable(row)
+        refuse_unreadable(row, ("functions",) if self._form is None else ("tools", "functions"))
         if self._form is not None:
             lowered = small(row)
             if not self._form.columns <= {name for name, value in lowered.items() if value is not None}:

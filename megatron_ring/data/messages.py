@@ -8,7 +8,7 @@ What a message holds is read, refused by name, or named (`unread_keys`); nothing
   either, is refused.
 - `from` and `value` (ShareGPT) are other names of `role` and `content`.
 - `developer` is another name of the system role. A `tool` message is text that the chat template must know how to show.
-- Calls of tools are refused.
+- `tool_calls` of an assistant's message are calls of functions, with or without a text. `function_call` is refused.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from megatron_ring.data.tool_calls import CallError, read_calls
 
 ROLES = ("system", "user", "assistant", "tool")
 OTHER_ROLES = {"developer": "system"}
@@ -29,8 +31,8 @@ SETTINGS = ("on", "off", "yes", "no", "true", "false", "none", "low", "medium", 
 MARKS = ("weight", "train", "training", "trainable", "loss", "loss_mask", "step_loss_mask", "loss_weight", "loss_scale")
 UNCLEAR_MARKS = ("mask", "masked", "train_detail", "training_detail")
 PICTURES = ("images", "image", "audio", "audios", "videos", "video")
-UNREADABLE = ("tool_calls", "function_call", *PICTURES)
-READ = frozenset({"role", "content", "from", "value", *REASONING, *MARKS, *UNCLEAR_MARKS, *UNREADABLE})
+UNREADABLE = ("function_call", *PICTURES)
+READ = frozenset({"role", "content", "tool_calls", "from", "value", *REASONING, *MARKS, *UNCLEAR_MARKS, *UNREADABLE})
 # Words in the names of columns that hold a model's thinking.
 _THINKING = frozenset(
     ("think", "thinking", "thought", "thoughts", "reasoning", "rationale", "trajectory", "trajectories", "cot")
@@ -40,10 +42,23 @@ TEXT_PARTS = ("text", "input_text", "output_text")
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a conversation; `role` is one of `ROLES`."""
+    """One turn of a conversation.
+
+    Attributes:
+        role: one of `ROLES`.
+        calls: what an assistant calls, as JSON text (`tool_calls.read_calls`); "" nothing.
+        tools: what may be called, as JSON text (`tool_calls.read_tools`); of a conversation's first message, which all have.
+    """
 
     role: str
     content: str
+    calls: str = ""
+    tools: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """The object of files and chat templates; what may be called stands beside the conversation there."""
+        called = {"tool_calls": json.loads(self.calls)} if self.calls else {}
+        return {"role": self.role, "content": self.content, **called}
 
 
 class RecordError(ValueError):
@@ -157,7 +172,7 @@ def reasoning_of(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def messages_to_json(messages: Sequence[Message], marks: Sequence[bool | None] = ()) -> list[dict[str, Any]]:
     """The list that `read_messages` reads back as the same."""
-    rows: list[dict[str, Any]] = [{"role": message.role, "content": message.content} for message in messages]
+    rows = [message.to_json() for message in messages]
     for row, mark in zip(rows, marks, strict=False):
         if mark is not None:
             row["train"] = mark
@@ -168,8 +183,9 @@ def _message(item: dict[str, Any], where: str) -> Message:
     for name in UNREADABLE:
         if item.get(name) and not is_nothing(item[name]):
             raise RecordError(f"{where} has '{name}', which cannot be read: leave such conversations out")
-    role = _role(item, where)
-    content, reasoning = _content(item.get("value") if item.get("content") is None else item["content"], where)
+    role, calls = _role(item, where), _calls(item, where)
+    text = item.get("value") if item.get("content") is None else item["content"]
+    content, reasoning = ("", []) if text is None and calls else _content(text, where)
     for name in REASONING:
         given = item.get(name)
         if given is None or given == "":
@@ -179,13 +195,22 @@ def _message(item: dict[str, Any], where: str) -> Message:
         reasoning.append(given)
     if len(set(reasoning)) > 1:
         raise RecordError(f"{where} has its reasoning more than once: keep one of {', '.join(REASONING)}")
-    if reasoning and not content.strip():
+    if calls and role != "assistant":
+        raise RecordError(f"{where} has 'tool_calls', but role {role}: only an assistant calls")
+    if reasoning and not content.strip() and not calls:
         raise RecordError(f"{where} has reasoning and no answer: leave such conversations out")
     if reasoning:
         content = _with_reasoning(role, reasoning[0], content, where)
-    if not content.strip() and role not in ("system", "tool"):
+    if not content.strip() and not calls and role not in ("system", "tool"):
         raise RecordError(f"{where} is empty: give text")
-    return Message(role, content)
+    return Message(role, content, calls)
+
+
+def _calls(item: dict[str, Any], where: str) -> str:
+    try:
+        return "" if is_nothing(item.get("tool_calls")) else read_calls(item["tool_calls"])
+    except CallError as error:
+        raise RecordError(f"{where}: {error}") from None
 
 
 def _role(item: dict[str, Any], where: str) -> str:

@@ -86,7 +86,7 @@ def read_preference_file(
 
 
 def _converted(row: dict[str, Any], form: Form | None, fields: Fields) -> dict[str, Any]:
-    refuse_unreadable(row)
+    refuse_unreadable(row, ("tools", "functions"))
     if form is not None:
         lowered = small(row)
         lacks = sorted(name for name in form.columns if lowered.get(name) is None)

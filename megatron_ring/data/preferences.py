@@ -62,7 +62,7 @@ def preferences_from_json(row: Mapping[str, Any], pairs: Pairs = "best-worst") -
         NoPreferenceError: the row prefers none.
         RecordError: what is wrong with it.
     """
-    refuse_unreadable(row)
+    refuse_unreadable(row, ("tools", "functions"))
     subset = next((str(row[name]) for name in ("subset", "domain", "source") if _is_name(row.get(name))), "")
     name = str(row["id"]) if _is_name(row.get("id")) else ""
     if row.get("completions") is not None:

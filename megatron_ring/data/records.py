@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from megatron_ring.data.messages import (
@@ -17,6 +18,7 @@ from megatron_ring.data.messages import (
     read_prompt,
     reasoning_of,
 )
+from megatron_ring.data.tool_calls import CallError, read_tools
 
 __all__ = [
     "Message",
@@ -30,6 +32,7 @@ __all__ = [
     "sft_from_json",
     "sft_to_json",
     "with_system",
+    "with_tools",
 ]
 
 
@@ -78,13 +81,15 @@ def prompt_from_json(row: object) -> PromptRecord:
         raise RecordError(f"'metadata' is {kind_of(metadata)}: make it an object")
     refuse_unreadable(row)
     prompt = read_prompt(row["prompt"])
+    if not is_nothing(row.get("tools")):
+        prompt = with_tools((Message("user", prompt),) if isinstance(prompt, str) else prompt, row["tools"])
     return PromptRecord(_id(row), _text(row, "domain"), prompt, row["answer"], metadata or {})
 
 
 def prompt_to_json(record: PromptRecord) -> dict[str, Any]:
     """The object that `prompt_from_json` reads back as the same record."""
     prompt = record.prompt if isinstance(record.prompt, str) else messages_to_json(record.prompt)
-    row = {"id": record.id, "domain": record.domain, "prompt": prompt, "answer": record.answer}
+    row = {"id": record.id, "domain": record.domain, "prompt": prompt, "answer": record.answer, **_tools_of(record.messages)}
     return {**row, "metadata": dict(record.metadata)} if record.metadata else row
 
 
@@ -108,6 +113,7 @@ def sft_from_json(row: object) -> SFTRecord:
     else:
         raise RecordError("neither 'messages' nor 'prompt' and 'response' are given: use one of the two forms")
     messages, marks = with_system(row, messages, marks)
+    messages = with_tools(messages, row.get("tools"))
     domain = _text(row, "domain") if row.get("domain") is not None else SFTRecord.domain
     source = row.get("source")
     if source is not None and not isinstance(source, str):
@@ -130,6 +136,19 @@ def _check_repeated_reasoning(row: dict[str, Any], messages: tuple[Message, ...]
     for name, value in reasoning_of(row).items():
         if value and not any("<think>" in message.content for message in messages if message.role == "assistant"):
             raise RecordError(f"'{name}' stands beside 'messages': put it into the assistant's message, under that name")
+
+
+def with_tools(messages: tuple[Message, ...], tools: object) -> tuple[Message, ...]:
+    """A conversation that may call `tools`. Raises `RecordError`."""
+    try:
+        read = "" if is_nothing(tools) else read_tools(tools)
+    except CallError as error:
+        raise RecordError(str(error)) from None
+    return (replace(messages[0], tools=read), *messages[1:]) if read else messages
+
+
+def _tools_of(messages: tuple[Message, ...]) -> dict[str, Any]:
+    return {"tools": json.loads(messages[0].tools)} if messages[0].tools else {}
 
 
 def with_system(
@@ -165,22 +184,23 @@ def _response(row: dict[str, Any]) -> tuple[Message, ...]:
 def sft_to_json(record: SFTRecord) -> dict[str, Any]:
     """The object that `sft_from_json` reads back as the same record; one question and answer as prompt/response."""
     row: dict[str, Any]
-    if [message.role for message in record.messages] == ["user", "assistant"] and not record.marks:
+    plain = not any(message.calls for message in record.messages) and not record.marks
+    if plain and [message.role for message in record.messages] == ["user", "assistant"]:
         row = {"prompt": record.messages[0].content, "response": record.messages[1].content}
     else:
         row = {"messages": messages_to_json(record.messages, record.marks)}
-    row["domain"] = record.domain
+    row |= {"domain": record.domain, **_tools_of(record.messages)}
     return {**row, "source": record.source} if record.source else row
 
 
-def refuse_unreadable(row: Mapping[str, Any]) -> None:
-    """Definitions of tools, pictures and sounds would be left out of what the model sees. Raises `RecordError`."""
+def refuse_unreadable(row: Mapping[str, Any], refused: Sequence[str] = ("functions",)) -> None:
+    """What cannot be shown to the model: pictures, sounds, and columns of these names. Raises `RecordError`."""
     for key, value in row.items():
         name = str(key).lower()
         if not value or is_nothing(value):
             continue
-        if name in ("tools", "functions"):
-            raise RecordError(f"'{key}' is given: conversations with tools cannot be read yet; leave such rows out")
+        if name in refused or (name == "tools" and key != name):
+            raise RecordError(f"'{key}' is given: it cannot be read here; leave such rows out")
         if name in PICTURES:
             raise RecordError(f"'{key}' is given: only text can be read; leave such rows out")
 

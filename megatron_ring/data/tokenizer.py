@@ -16,10 +16,9 @@ a response would teach the model to stop in the middle. Such texts are refused.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +26,21 @@ from megatron_ring.data.bpe import train_bpe
 from megatron_ring.data.chat_template import PROBE, read_template
 from megatron_ring.data.documents import ControlTokens, DocumentEncoder, any_of
 from megatron_ring.data.records import Message, SFTRecord
+from megatron_ring.data.rendering import render
 from megatron_ring.data.sentencepiece_model import find_model, load_model
 from megatron_ring.data.sequences import TokenSequence
-from megatron_ring.data.turns import END_OF_THINK, THINK, TrainOn, after_prompt, trained_messages, with_instruction
+from megatron_ring.data.turns import (
+    BOXED_INSTRUCTION,
+    END_OF_THINK,
+    THINK,
+    TrainOn,
+    after_prompt,
+    trained_messages,
+    with_instruction,
+)
 from megatron_ring.errors import UserError
 
 __all__ = ["BOXED_INSTRUCTION", "ControlTokenError", "RingTokenizer", "TrainOn", "train_bpe"]
-
-# The instruction that the Ring-lite report puts into prompts.
-BOXED_INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
 
 
 class ControlTokenError(UserError):
@@ -46,7 +51,7 @@ class RingTokenizer:
     """A Hugging Face fast tokenizer and its chat template. Build it with `RingTokenizer.load`."""
 
     def __init__(self, tokenizer: Any, path: Path) -> None:
-        """Wrap a loaded tokenizer; `path` is where it came from, for messages. Raises `UserError` without an eos."""
+        """`path`: where the tokenizer came from, for messages. Raises `UserError` without an eos."""
         if tokenizer.eos_token_id is None:
             raise UserError(f"{path}: the tokenizer has no eos token: set eos_token in tokenizer_config.json")
         self._tokenizer = tokenizer
@@ -148,41 +153,21 @@ class RingTokenizer:
         text = self._tokenizer.decode(list(tokens), skip_special_tokens=skip_special, clean_up_tokenization_spaces=False)
         return str(text)
 
-    def prompt_tokens(self, prompt: str | Sequence[Message], instruction: str | None = None) -> list[int]:
+    def prompt_tokens(
+        self, prompt: str | Sequence[Message], instruction: str | None = None, settings: Mapping[str, Any] | None = None
+    ) -> list[int]:
         """Tokens of a text or conversation, up to the point where the assistant begins to answer.
 
-        `instruction`, when given, follows every user message on a line of its own (see `BOXED_INSTRUCTION`).
+        `instruction`, when given, follows every user message on a line of its own (see `BOXED_INSTRUCTION`). `settings` are
+        further values for the template.
         Raises `UserError` when the tokenizer has no chat template or the template refuses the conversation, and
         `ControlTokenError` for a text that spells a control token.
         """
         messages = [Message("user", prompt)] if isinstance(prompt, str) else list(prompt)
         self._check_controls(messages)
         answered = [*messages, Message("assistant", "")]
-        pieces = self._pieces(with_instruction(answered, instruction), [False] * len(answered))
+        pieces = self._pieces(with_instruction(answered, instruction), [False] * len(answered), settings)
         return [token for text, _ in pieces[:-1] for token in self.encode(text)]
-
-    def conversation_tokens(
-        self, conversation: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]], settings: dict[str, Any]
-    ) -> list[int]:
-        """Tokens of a conversation with tools, as the chat template writes it, up to where the assistant begins to answer.
-
-        Args:
-            conversation: messages for the template; `tool_calls` among them.
-            tools: what may be called (OpenAI's form).
-            settings: further values for the template.
-
-        Raises:
-            UserError: as `prompt_tokens`; the template does not show the tools.
-        """
-        texts = [Message(str(one["role"]), json.dumps(one, ensure_ascii=False)) for one in conversation]
-        self._check_controls([*texts, Message("tool", json.dumps(tools, ensure_ascii=False))])
-        text = self._apply(conversation, tools=list(tools) or None, **settings)
-        names = [tool["function"]["name"] for tool in tools]
-        names += [call["function"]["name"] for one in conversation for call in one.get("tool_calls", ())]
-        for name in names:
-            if name not in text:
-                raise UserError(f"{self._template_path}: the chat template does not show tools or their calls ({name})")
-        return self.encode(text)
 
     def special_texts(self) -> dict[str, str | None]:
         """Texts of the special tokens that others ask for, and the chat template."""
@@ -194,7 +179,7 @@ class RingTokenizer:
         }
 
     def check_prompt(self, prompt: str | Sequence[Message]) -> None:
-        """Raise what `prompt_tokens` would raise, but for the template, without tokenizing."""
+        """Raise what `prompt_tokens` raises, but for the template."""
         self._check_controls([Message("user", prompt)] if isinstance(prompt, str) else prompt)
 
     def training_tokens(
@@ -217,8 +202,7 @@ class RingTokenizer:
         if not controls:
             self._check_controls(record.messages)
         learnt = trained_messages(record, train_on)
-        tokens: list[int] = []
-        loss_mask: list[bool] = []
+        tokens, loss_mask = list[int](), list[bool]()
         ended_learnt = False  # whether the piece before is a response that is learnt
         for text, message in self._pieces(with_instruction(record.messages, instruction), learnt):
             piece = self.encode(text)
@@ -240,14 +224,16 @@ class RingTokenizer:
     def _check_controls(self, messages: Iterable[Message]) -> None:
         for message in messages:
             control = self._control_of_answers if message.role == "assistant" else self._control
-            found = control.search(message.content)
+            found = control.search(f"{message.content}\n{message.calls}") or self._control.search(message.tools)
             if found is not None:
                 raise ControlTokenError(
                     f"the {message.role}'s text spells the control token {found[0]!r}: take it out of the text, or leave "
                     f"the conversation out"
                 )
 
-    def _pieces(self, messages: Sequence[Message], learnt: Sequence[bool]) -> list[tuple[str, int | None]]:
+    def _pieces(
+        self, messages: Sequence[Message], learnt: Sequence[bool], settings: Mapping[str, Any] | None = None
+    ) -> list[tuple[str, int | None]]:
         """Cut a conversation that ends with the assistant into (text, index of the response; None: template text).
 
         A template may show earlier turns otherwise once the conversation goes on, as one that drops their thinking. What
@@ -260,7 +246,7 @@ class RingTokenizer:
         done = ""
         for index, message in enumerate(messages):
             if message.role == "assistant":
-                prompt = self._render(messages[:index])
+                prompt = self._render(messages[:index], settings)
                 if not prompt.startswith(done):
                     if any(learnt[:index]):
                         raise UserError(
@@ -268,32 +254,26 @@ class RingTokenizer:
                             f"split such conversations into one record per answer, or take --data.train-on last"
                         )
                     pieces, done = [], ""
-                response = after_prompt(prompt, message.content)
-                pieces += [(prompt[len(done) :], None), (response, index)]
-                done = prompt + response
+                response = self._response(messages[: index + 1], prompt, settings)
+                if response is not None:
+                    pieces += [(prompt[len(done) :], None), (response, index)]
+                    done = prompt + response
+                elif learnt[index]:  # else it is a part of the next piece
+                    raise UserError(
+                        f"{self._template_path}: the chat template does not show an answer with calls behind where answers "
+                        f"begin: leave such conversations out, or do not train these messages"
+                    )
         return pieces
 
-    def _render(self, messages: Sequence[Message]) -> str:
-        text = self._apply([{"role": message.role, "content": message.content} for message in messages])
-        for message in messages:
-            if message.role == "tool" and message.content.strip() not in text:
-                raise UserError(f"{self._template_path}: the chat template does not show messages of role tool")
-        return text
+    def _response(self, messages: Sequence[Message], prompt: str, settings: Mapping[str, Any] | None) -> str | None:
+        """What the last message says after `prompt`, calls as the template writes them; None where it does so elsewhere."""
+        if not messages[-1].calls:
+            return after_prompt(prompt, messages[-1].content)
+        whole = self._render(messages, {**(settings or {}), "add_generation_prompt": False})
+        if not whole.startswith(prompt):
+            return None
+        response, end, after = whole[len(prompt) :].rpartition(str(self._tokenizer.eos_token))
+        return response if end and not after.strip() else whole[len(prompt) :]
 
-    def _apply(self, conversation: Sequence[dict[str, Any]], **settings: Any) -> str:
-        template, where = self._tokenizer.chat_template, self._template_path
-        if not template:
-            raise UserError(f"{where}: the tokenizer has no chat template: name a file with the flag chat-template")
-        if isinstance(template, dict) and "default" not in template:
-            names = ", ".join(sorted(template))
-            raise UserError(f"{where}: of its chat templates ({names}) none is the default: keep one, or name it default")
-        from jinja2 import TemplateError, TemplateSyntaxError
-
-        arguments = {"tokenize": False, "add_generation_prompt": True, **settings}
-        try:
-            return str(self._tokenizer.apply_chat_template(list(conversation), **arguments))
-        except TemplateSyntaxError as error:
-            raise UserError(f"{where}: the chat template is not Jinja (its line {error.lineno}): {error.message}") from None
-        except (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
-            roles = ", ".join(str(message["role"]) for message in conversation)
-            raise UserError(f"{where}: the chat template refuses a conversation of {roles}: {error}") from None
+    def _render(self, messages: Sequence[Message], settings: Mapping[str, Any] | None = None) -> str:
+        return render(self._tokenizer, self._template_path, messages, settings or {})

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 from megatron_ring.data.records import Message, SFTRecord
@@ -13,6 +14,8 @@ from megatron_ring.errors import UserError
 
 TrainOn = Literal["all", "last", "marked"]
 THINK, END_OF_THINK = "<think>", "</think>"
+# The instruction that the Ring-lite report puts into prompts.
+BOXED_INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
 
 
 def trained_messages(record: SFTRecord, train_on: TrainOn) -> list[bool]:
@@ -52,6 +55,6 @@ def with_instruction(messages: Sequence[Message], instruction: str | None) -> li
     if instruction is None:
         return list(messages)
     return [
-        Message(message.role, f"{message.content}\n{instruction}") if message.role == "user" else message
+        replace(message, content=f"{message.content}\n{instruction}") if message.role == "user" else message
         for message in messages
     ]

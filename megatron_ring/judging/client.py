@@ -129,7 +129,7 @@ class Client:
             if error.status not in BUSY and error.status < 500:
                 raise self._wrong(str(error)) from None
         except (OSError, HTTPException, ValueError, RecursionError) as error:
-            raise self._wrong(str(error) or type(error).__name__) from None
+            raise self._wrong(_problem_of(error)) from None
 
     def answers(self, requests: Sequence[Asked]) -> Iterator[tuple[int, Answer]]:
         """Place and answer of each request, as they come. The threads do not outlive the process: one that is stuck in a
@@ -189,7 +189,7 @@ class Client:
                 if error.status not in BUSY and error.status < 500:
                     break
             except (OSError, HTTPException, ValueError, RecursionError) as error:
-                problem = str(error) or type(error).__name__
+                problem = _problem_of(error)
             # Not all threads come back at once.
             if pause is not None and stop.wait(min(LONGEST_PAUSE, wanted or pause * random.uniform(0.8, 1.2))):
                 break
@@ -227,6 +227,12 @@ class Client:
     def _wrong(self, problem: str) -> UserError:
         url, model = self.server.flags
         return UserError(f"{url} {self.server.url}: {problem}: check the address up to /v1, the key and {model}")
+
+
+def _problem_of(error: Exception) -> str:
+    """What went wrong, without what urllib puts around it."""
+    inner = getattr(error, "reason", error) if isinstance(error, urllib.error.URLError) else error
+    return getattr(inner, "strerror", None) or str(inner) or type(inner).__name__
 
 
 def read_answer(found: Any) -> Answer:

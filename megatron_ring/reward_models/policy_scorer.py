@@ -9,18 +9,30 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from megatron_ring.config.checks import require
 from megatron_ring.data.preference_data import conversation_tokens
 from megatron_ring.data.records import Message
+from megatron_ring.data.tokenizer import RingTokenizer
 from megatron_ring.model.ring_model import build_model
 from megatron_ring.parallel import collectives
 from megatron_ring.reward_models.scoring import score_sequences
 from megatron_ring.rewards.batch import BatchItem
 from megatron_ring.rewards.interface import Reward
-from megatron_ring.run.stage import Stage, find_weights, resolve_shape, set_first_weights
+from megatron_ring.rollout.scoring_content import reward_model_shape
+from megatron_ring.run.stage import Stage, find_weights, set_first_weights
 from megatron_ring.training.frozen import FrozenWeights
+
+
+def check_tokenizer(folder: Path, tokenizer: RingTokenizer, said: str) -> None:
+    """Refuse a published folder whose own tokenizer has another vocabulary; `said` names the flag. Of a checkpoint nothing
+    but its size is known."""
+    if (folder / "tokenizer.json").is_file():
+        own = RingTokenizer.load(folder).vocabulary_fingerprint
+        mend = "give one that was trained with this tokenizer"
+        require(own == tokenizer.vocabulary_fingerprint, f"{said}: its tokenizer has another vocabulary: {mend}")
 
 
 class RewardModelScorer:
@@ -38,9 +50,9 @@ class RewardModelScorer:
         source, context = resources.config.reward_model, resources.context
         assert source is not None, "check_settings"
         folder = collectives.from_main(functools.partial(find_weights, source))
-        shape = resolve_shape(None, folder)
+        shape = collectives.from_main(functools.partial(reward_model_shape, resources.config))
         said = f"--rewards.reward-model {source}"
-        require(shape.head == "score", f"{said}: a language model, which has no score: give a reward model")
+        collectives.from_main(functools.partial(check_tokenizer, folder, resources.tokenizer, said))
         known = resources.tokenizer.vocab_size
         require(known <= shape.vocab_size, f"{said}: {shape.vocab_size} tokens, the tokenizer has {known}")
         context.config.check(shape, context.world_size)

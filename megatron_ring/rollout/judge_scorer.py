@@ -205,4 +205,5 @@ def conversation_text(prompt: Any) -> str:
 
 def _content(turn: Mapping[str, Any]) -> str:
     content = turn.get("content")
-    return content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
+    text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
+    return "\n".join(part for part in (text, str(turn.get("calls", ""))) if part)

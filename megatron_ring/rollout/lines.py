@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from megatron_ring.data.records import Message
 from megatron_ring.data.writing import write_atomically
 from megatron_ring.parallel.context import ParallelContext
 from megatron_ring.parallel.host_bytes import receive_over_data, send_over_data
@@ -22,7 +23,7 @@ def write_lines(path: Path, scored: Sequence[ScoredRollout], row: Row, context: 
 
     Args:
         scored: the same on every rank.
-        row: asked where the response is held. `vars` stands for what JSON has no word for.
+        row: asked where the response is held. Of what JSON has no word for it may hold messages.
 
     Raises:
         UserError: on the main process, where it cannot be written.
@@ -42,7 +43,7 @@ def _pieces(scored: Sequence[ScoredRollout], row: Row, context: ParallelContext)
         return
 
     def line(i: int) -> bytes:
-        return f"{json.dumps(row(i, scored[i]), default=vars)}\n".encode()
+        return f"{json.dumps(row(i, scored[i]), default=Message.to_json)}\n".encode()
 
     if context.data_size == 1:
         yield from map(line, range(len(scored)))

@@ -25,7 +25,7 @@ from megatron_ring.rollout.collecting import Collector
 from megatron_ring.rollout.evaluation import HeldOut
 from megatron_ring.rollout.offload import SamplingOffload
 from megatron_ring.rollout.policy_update import PolicyUpdate
-from megatron_ring.rollout.scoring import check_prompts
+from megatron_ring.rollout.scoring import check_prompts, idle
 from megatron_ring.rollout.scoring_content import scorer_shapes, scoring_content
 from megatron_ring.rollout.shaping import RewardShaping
 from megatron_ring.rollout.state import RLState
@@ -148,7 +148,12 @@ def _build(
         domains=prompts.domains | held_out.domains,
         several_domains=len(prompts.domains) > 1,
         shaping=RewardShaping(config.shaping),
-        notes=(*prompts.notes, *held_out.notes, *([sizes.told] if sizes.told else [])),
+        notes=(
+            *prompts.notes,
+            *held_out.notes,
+            *([sizes.told] if sizes.told else []),
+            *idle(prompts.domains | held_out.domains, config.rewards, config.alarms),
+        ),
         longest=sizes.longest,
         unreached=prompts.unreached(config.steps),
     )

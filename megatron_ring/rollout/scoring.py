@@ -11,8 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from megatron_ring.config.operations import AlarmConfig
 from megatron_ring.config.rewards import RewardConfig
-from megatron_ring.data.records import PromptRecord
+from megatron_ring.data.records import Message, PromptRecord
 from megatron_ring.data.schedule import PromptSource
 from megatron_ring.data.tokenizer import RingTokenizer
 from megatron_ring.errors import UserError
@@ -21,7 +22,7 @@ from megatron_ring.parallel.context import ParallelContext
 from megatron_ring.rewards import Reward, RewardPool, Scorer, ScoreRequest
 from megatron_ring.rewards.batch import BATCH_SCORERS, BatchScorer, EagerScorer, load_batch_scorer
 from megatron_ring.rewards.composition import read_compositions
-from megatron_ring.rewards.scorer import PendingReward, check_answers, check_domain, check_settings
+from megatron_ring.rewards.scorer import PendingReward, check_answers, check_domain, check_settings, scorers_of
 from megatron_ring.rollout.hacking import repetition
 from megatron_ring.rollout.records import Key, Rollout, ScoredRollout
 from megatron_ring.sampler.sampler import Sampler
@@ -65,6 +66,30 @@ def check_prompts(
             check_answers(source.answers(), compositions)
 
 
+def idle(domains: Iterable[str], config: RewardConfig, alarms: AlarmConfig) -> list[str]:
+    """What to say of a reward model and of a judge that score none of these domains, and of alarms that nothing can set
+    off."""
+    compositions = {} if config.compositions is None else read_compositions(config.compositions)
+    names = set(domains)
+    asked = {name for domain in names for name in scorers_of(domain, compositions)}
+    judges = {name for name in BATCH_SCORERS if name.startswith("judge")}
+    held_out = any(not part.weight for domain in names & compositions.keys() for part in compositions[domain].parts)
+    told = {
+        "--rewards.reward-model: scores no prompt, no domain names it": config.reward_model is not None
+        and "reward-model" not in asked,
+        "--rewards.judge: judges no prompt, no domain names it": config.judge.given and not asked & judges,
+        "--alarms.rule-gap: never goes off, no domain has a part of weight 0": alarms.rule_gap is not None and not held_out,
+        "--alarms.judge-disagreement: never goes off without --rewards.judge.again": alarms.judge_disagreement is not None
+        and not config.judge.again,
+    }
+    return [line for line, holds in told.items() if holds]
+
+
+def _turn(message: Message) -> dict[str, str]:
+    """A message as verifiers and judges see it: `Message` again by its fields."""
+    return {name: value for name, value in vars(message).items() if value or name in ("role", "content")}
+
+
 class RolloutScorer:
     """Scores rollouts as they come: `start`, `submit` while they are sampled, `finish`. All ranks hold one and make all
     calls alike; verifiers work for the leaders of replicas alone."""
@@ -96,7 +121,7 @@ class RolloutScorer:
         """Begin to score one of this replica's rollouts. Never raises: `finish` does, on every rank alike."""
         if self._problem is not None or not (self._context.leads_replica or self._batch_scorers):
             return
-        prompt = record.prompt if isinstance(record.prompt, str) else [vars(message) for message in record.prompt]
+        prompt = record.prompt if isinstance(record.prompt, str) else [_turn(message) for message in record.prompt]
         text = self._tokenizer.decode(rollout.completion.tokens)
         request = ScoreRequest(record.domain, prompt, text, record.answer, rollout.response_length)
         try:

@@ -6,9 +6,11 @@ import hashlib
 import json
 
 from megatron_ring.checkpoint.identity import weights_fingerprint
+from megatron_ring.config.checks import require
 from megatron_ring.config.model import ModelConfig
 from megatron_ring.config.rewards import RewardConfig
 from megatron_ring.data.tokenizer import RingTokenizer
+from megatron_ring.errors import UserError
 from megatron_ring.judging.protocol import PROTOCOLS
 from megatron_ring.parallel import collectives
 from megatron_ring.rollout.policy_judge import judge_shape
@@ -19,10 +21,22 @@ def scorer_shapes(config: RewardConfig) -> dict[str, ModelConfig]:
     """Shapes of the models that lie beside the policy, by what they are called. Raises `UserError`."""
     shapes = {}
     if config.reward_model is not None:
-        shapes["reward model"] = resolve_shape(None, config.reward_model)
+        shapes["reward model"] = reward_model_shape(config)
     if config.judge.checkpoint is not None:
         shapes["judge"] = judge_shape(config)
     return shapes
+
+
+def reward_model_shape(config: RewardConfig) -> ModelConfig:
+    """The shape of the reward model. Raises `UserError`."""
+    assert config.reward_model is not None
+    try:
+        shape = resolve_shape(None, config.reward_model)
+    except UserError as error:
+        raise UserError(f"--rewards.reward-model: {error}") from None
+    said = f"--rewards.reward-model {config.reward_model}: a language model, which has no score: give a reward model"
+    require(shape.head == "score", said)
+    return shape
 
 
 def scoring_content(config: RewardConfig) -> dict[str, str]:

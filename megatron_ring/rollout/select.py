@@ -113,7 +113,10 @@ def missing(config: RLConfig, scored: Sequence[ScoredRollout], budget: int | Non
     sampling any responses will do, if one has a verdict."""
     if budget is not None:
         tokens = usable_tokens(config, scored, budget)
-        mean = sum(response_lengths(scored)) / max(1, len(scored))
+        mean, failed = sum(response_lengths(scored)) / max(1, len(scored)), [one for one in scored if not one.has_verdict]
+        if tokens < budget and 2 * len(failed) > len(scored):
+            without = f"{len(failed):,} of {len(scored):,} responses have no verdict, the first for this reason"
+            return f"{tokens:,} tokens of the budget {budget:,}, as {without}: {failed[0].reason}"
         shortage = f"{tokens:,} tokens (mean response {mean:.1f}) of the budget {budget:,}: {_MORE_ROUNDS}; a lower"
         return f"{shortage} --budget.tokens or a larger --prompts-per-step needs a new run" if tokens < budget else ""
     groups = len({item.rollout.prompt_index for item in kept_responses(config, scored, budget)})

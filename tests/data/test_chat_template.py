@@ -11,10 +11,12 @@ from megatron_ring.config.generate import GenerateConfig
 from megatron_ring.config.reward_model import PreferenceDataConfig, RewardModelConfig
 from megatron_ring.config.sampling import SamplingConfig
 from megatron_ring.config.sft import SFTConfig, SFTDataConfig
-from megatron_ring.data.records import Message, SFTRecord
+from megatron_ring.data.records import Message, SFTRecord, prompt_from_json, sft_from_json
 from megatron_ring.data.sentencepiece_model import tokenizer_folder
 from megatron_ring.data.tokenizer import RingTokenizer
 from megatron_ring.errors import UserError
+from megatron_ring.rewards.interface import ScoreRequest
+from megatron_ring.rewards.tool_calls import score as score_calls
 from megatron_ring.serving.prompts import tokens_of_chat
 from megatron_ring.serving.protocol import read_chat
 
@@ -70,6 +72,67 @@ def test_every_stage_renders_alike(
         assert ("six sevens" in text) == (template != DROPS), "thinking of earlier turns is dropped as the template says"
         assert ("ask" in text) == (len(turns) == len(TURNS)), "that of the turn under way stays"
     assert ("42 it is" in text) == (turns is TURNS)
+
+
+# As Hermes and later Ling models write tools and their calls; the second ends turns without the end of a text.
+HERMES = """{% if tools %}{{ '[system]tools: ' + (tools | tojson) }}{% endif %}
+{%- for m in messages %}{{ '[' + m['role'] + ']' + m['content'] }}
+{%- for call in m.tool_calls or [] %}{{ '<tool_call>\n' + (call.function | tojson) + '\n</tool_call>' }}{% endfor %}
+{%- if m['role'] == 'assistant' %}{{ eos_token + '\n' }}{% endif %}
+{%- endfor %}{% if add_generation_prompt %}{{ '[assistant]' }}{% endif %}"""
+NO_END = HERMES.replace("{{ eos_token + '\n' }}", "")
+TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]
+CALLS = [{"type": "function", "function": {"name": "add", "arguments": {"a": 1, "b": "é"}}}]
+CALLED = '<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": "é"}}\n</tool_call>'
+
+
+@pytest.mark.parametrize("template", [HERMES, NO_END], ids=["hermes", "no end"])
+def test_tools_and_their_calls_are_rendered_alike(
+    template: str, tokenizer: RingTokenizer, tokenizer_dir: Path, tmp_path: Path
+) -> None:
+    """Files of SFT and RL and the server's clients write the same conversation; its text is the template's."""
+    given = loaded(tokenizer_dir, tmp_path, template)
+    chat = [
+        {"role": "user", "content": "1+2?"},
+        {"role": "assistant", "content": "<think>\nlook\n</think>\n\n", "tool_calls": CALLS},
+        {"role": "tool", "content": "3"},
+    ]
+    answer = {"role": "assistant", "content": "It is 3."}
+    prompt = given.prompt_tokens(prompt_from_json(
+        {"id": "a", "domain": "tool-calls", "prompt": chat, "answer": {"calls": []}, "tools": TOOLS}
+    ).messages)  # fmt: skip
+    assert tokens_of_chat(read_chat({"messages": chat, "tools": TOOLS}, SamplingConfig()), given, None) == prompt
+    record = sft_from_json({"messages": [*chat, answer], "tools": TOOLS})
+    tokens, mask = given.training_tokens(record)
+    assert list(tokens[: len(prompt)]) == prompt
+    text = given.decode(prompt, skip_special=False)
+    assert text == given._tokenizer.apply_chat_template(chat, tools=TOOLS, tokenize=False, add_generation_prompt=True)
+    end = "<|endoftext|>"
+    learnt = given.decode([token for token, one in zip(tokens, mask, strict=True) if one], skip_special=False)
+    assert learnt == f"<think>\nlook\n</think>\n\n{CALLED}{end if template == HERMES else ''}It is 3.{end}"
+    # What an RL run samples behind the first question is what SFT has taught there, and the verifier reads it.
+    first = given.prompt_tokens(record.messages[:1])
+    assert list(tokens[: len(first)]) == first and not any(mask[: len(first)]) and mask[len(first)]
+    request = ScoreRequest("tool-calls", "1+2?", CALLED, {"calls": [CALLS[0]["function"]]})
+    assert score_calls(request).value == 1
+    bare = loaded(tokenizer_dir, tmp_path, KEEPS)
+    for unseen in (record, sft_from_json({"messages": [*chat, answer]})):
+        with pytest.raises(UserError, match=r"t\.jinja: the chat template does not show tools or their calls \(add\)"):
+            bare.training_tokens(unseen)
+
+
+def test_calls_that_the_template_puts_elsewhere(tokenizer_dir: Path, tmp_path: Path) -> None:
+    """Behind a generation prompt that opens thinking which the conversation does not show: a prompt may hold such a call,
+    and it cannot be learnt."""
+    given = loaded(tokenizer_dir, tmp_path, HERMES.replace("'[assistant]' }}", "'[assistant]<think>\n' }}"))
+    chat = [{"role": "user", "content": "1+2?"}, {"role": "assistant", "content": "", "tool_calls": CALLS},
+            {"role": "tool", "content": "3"}]  # fmt: skip
+    record = sft_from_json({"messages": [*chat, {"role": "assistant", "content": "It is 3."}]})
+    tokens, mask = given.training_tokens(record, train_on="last")
+    text = given.decode([token for token, one in zip(tokens, mask, strict=True) if not one], skip_special=False)
+    assert text == given._tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    with pytest.raises(UserError, match="does not show an answer with calls behind where answers begin"):
+        given.training_tokens(record)
 
 
 def test_a_template_that_drops_thinking_trains_the_last_answer_alone(tokenizer_dir: Path, tmp_path: Path) -> None:

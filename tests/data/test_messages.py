@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
 from megatron_ring.data.messages import RecordError, messages_to_json, read_messages
-from megatron_ring.data.records import sft_from_json, sft_to_json
+from megatron_ring.data.preferences import preferences_from_json
+from megatron_ring.data.records import prompt_from_json, prompt_to_json, sft_from_json, sft_to_json
 
 ASK = {"role": "user", "content": "q"}
 
@@ -55,7 +57,12 @@ def test_roles() -> None:
 @pytest.mark.parametrize(
     ("messages", "message"),
     [
-        (answer(tool_calls=[{"function": {"name": "f"}}]), "message 1 of 'messages' has 'tool_calls'"),
+        (answer(tool_calls=5), "message 1 of 'messages': 'tool_calls' is no list"),
+        (answer(tool_calls=[{"function": {"name": 1}}]), "each of 'tool_calls' is"),
+        (answer(tool_calls=[{"type": "code", "function": {"name": "f"}}]), "each of 'tool_calls' is"),
+        (answer(tool_calls=[{"function": {"name": "f", "arguments": "{"}}]), "arguments of the call of f are not JSON"),
+        (answer(tool_calls=[{"function": {"name": "f", "arguments": [1]}}]), "arguments of the call of f are not an object"),
+        ([{**ASK, "tool_calls": [{"name": "f"}]}, *answer()[1:]], "only an assistant calls"),
         (answer(function_call={"name": "f"}, content=None), "'function_call'"),
         (answer(content=None), "has no text"),
         (answer(content=[{"type": "image_url", "image_url": {"url": "x"}}]), "a part of type 'image_url'"),
@@ -96,8 +103,37 @@ def test_reasoning_beside_a_response() -> None:
     assert record.messages[1].content == "<think>\nr\n</think>\n\na"
 
 
-@pytest.mark.parametrize("key", ["tools", "functions"])
-def test_tools_are_refused(key: str) -> None:
-    with pytest.raises(RecordError, match=f"'{key}' is given"):
-        sft_from_json({"messages": answer(), key: [{"name": "f"}]})
-    assert sft_from_json({"messages": answer(), key: []}).messages
+CALL = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1, "b": "é"}'}}
+TOOL = {"type": "function", "function": {"name": "add", "description": "a sum", "parameters": {"type": "object"}}}
+
+
+def test_tools_and_calls_are_kept() -> None:
+    """In either form, with and without a text, through JSON and back."""
+    turns = [ASK, {"role": "assistant", "content": None, "tool_calls": [CALL]}, {"role": "tool", "content": "3"},
+             {"role": "assistant", "content": "It is 3.", "tool_calls": []}]  # fmt: skip
+    record = sft_from_json({"messages": turns, "tools": [TOOL], "system": "be brief"})
+    assert record.messages[0].role == "system" and json.loads(record.messages[0].tools) == [TOOL]
+    assert record.messages[2].content == "" and record.messages[4].calls == ""
+    called = json.loads(record.messages[2].calls)
+    assert called == [{"type": "function", "function": {"name": "add", "arguments": {"a": 1, "b": "é"}}}]
+    assert sft_from_json(sft_to_json(record)) == record
+    bare = {"name": "add", "arguments": {"a": 1, "b": "é"}}
+    turns[1] = {"role": "assistant", "tool_calls": json.dumps([bare])}
+    texts = {"messages": turns, "tools": json.dumps([TOOL["function"]]), "system": "be brief"}
+    assert sft_from_json(texts) == record
+    row = {"id": "a", "domain": "tool-calls", "prompt": "1+2?", "answer": {"calls": []}, "tools": [TOOL]}
+    prompt = prompt_from_json(row)
+    assert isinstance(prompt.prompt, tuple) and prompt_from_json(prompt_to_json(prompt)) == prompt
+    assert prompt_from_json(row | {"tools": []}).prompt == "1+2?"
+
+
+def test_what_cannot_be_shown_is_refused() -> None:
+    for row, said in (
+        ({"functions": [{"name": "f"}]}, "'functions' is given"), ({"tools": 5}, "'tools' is no list"),
+        ({"tools": [{"description": "f"}]}, "each of 'tools' is"), ({"tools": "[{"}, "is text that is not JSON"),
+    ):  # fmt: skip
+        with pytest.raises(RecordError, match=said):
+            sft_from_json({"messages": answer()} | row)
+    with pytest.raises(RecordError, match="'tools' is given"):
+        preferences_from_json({"prompt": "q", "chosen": "a", "rejected": "b", "tools": [TOOL]})
+    assert sft_from_json({"messages": answer(), "functions": []}).messages

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 
+from megatron_ring.config.judge import RewardJudgeConfig
+from megatron_ring.config.operations import AlarmConfig
 from megatron_ring.config.parallel import ParallelConfig
 from megatron_ring.config.presets import RING_TINY
 from megatron_ring.config.rewards import RewardConfig
@@ -152,3 +154,21 @@ def test_groups_that_are_taken_apart_are_refused(tmp_path: Path) -> None:
         check_prompts([source], config)
         with pytest.raises(UserError, match=r"p\.jsonl: domain '.*' is scored by 'group/diversity', which compares"):
             check_prompts([source], config, whole_groups=False)
+
+
+def test_what_nothing_is_scored_by_is_said(tmp_path: Path) -> None:
+    from megatron_ring.rollout.scoring import idle
+
+    parts = [{"name": "model", "domain": "reward-model"}, {"name": "rule", "domain": "math", "weight": 0}]
+    (tmp_path / "c.json").write_text(json.dumps({"held": {"parts": parts}, "plain": {"parts": parts[:1]}}))
+    judge = RewardJudgeConfig(url="http://127.0.0.1:9/v1", model="m", again=0.5)
+    config = RewardConfig(reward_model=Path("r"), judge=judge, compositions=tmp_path / "c.json")
+    alarms = AlarmConfig(rule_gap=0.1, judge_disagreement=0.1)
+    assert idle(["held", "judge/rubric"], config, alarms) == []
+    said = [line.split(": ")[0] for line in idle(["math"], config, alarms)]
+    assert said == ["--rewards.reward-model", "--rewards.judge", "--alarms.rule-gap"]
+    config = replace(config, judge=replace(judge, again=0.0))
+    assert [line.split(": ")[0] for line in idle(["plain", "judge"], config, alarms)] == [
+        "--alarms.rule-gap", "--alarms.judge-disagreement"
+    ]  # fmt: skip
+    assert idle(["math"], RewardConfig(), AlarmConfig()) == []

@@ -104,6 +104,10 @@ def test_a_budget_counts_the_tokens_of_kept_groups_alone() -> None:
         "a lower --budget.tokens or a larger --prompts-per-step needs a new run"
     )
     assert missing(config, step, 34) == ""
+    failed = [replace(item, detail={"judge_failure": "why"}, reason="no verdict, why") for item in step[:6]]
+    assert missing(config, [*failed, *step[6:]], 35) == (
+        "10 tokens of the budget 35, as 6 of 10 responses have no verdict, the first for this reason: no verdict, why"
+    )
     assert of_all(step, select(config, 0, step, 20), 1) == [0, 0, 0, 9, 0, 3, 0, 0, 0, 8]
     shuffled = make_config(budget={"order": "random"})
     first, again, later = (of_all(step, select(shuffled, number, step, 20), 1) for number in (3, 3, 4))
