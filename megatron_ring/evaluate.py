@@ -44,7 +44,7 @@ def main(config: EvaluateConfig) -> None:
         return evaluate_benchmarks(config)
     from megatron_ring.data.writing import write_atomically
     from megatron_ring.parallel import collectives
-    from megatron_ring.rollout.evaluation import summarize
+    from megatron_ring.rollout.evaluation import summarize, told
     from megatron_ring.rollout.lines import write_lines
     from megatron_ring.run.stage import open_model, other_ends, resolve
 
@@ -70,7 +70,7 @@ def main(config: EvaluateConfig) -> None:
     write_lines(config.out / "samples.jsonl", scored, row, stage.context)
     if stage.context.is_main:
         write_atomically(config.out / "result.json", (json.dumps(result, indent=1) + "\n").encode())
-        print(f"evaluate: pass@1 {result['pass_at_1']:.3f} on {result['problems']} problems -> {config.out}/result.json")
+        print(f"evaluate: {told(result)} -> {config.out}/result.json")
 
 
 def deciding(config: EvaluateConfig, stage: Stage, tokenizer: RingTokenizer) -> dict[str, Any]:
