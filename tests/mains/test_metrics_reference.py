@@ -13,7 +13,7 @@ from tests.judging.rule_server import RuleServer
 from tests.mains.conftest import command, rl_flags, run
 
 PLACEHOLDER = re.compile(r"CORPUS|DOMAIN|FILE|LAYER|NAME|NUMBER|PHASE")
-# Written where a reward model or a failing judge scores; tests/mains/test_reward.py and tests/rollout/test_evaluation.py look.
+# Written where a reward model scores or a judge fails: tests/mains/test_reward.py, tests/rollout/test_evaluation.py.
 ELSEWHERE = {"evaluation/raw_score_mean", "evaluation/raw_score_mean/DOMAIN", "evaluation/without_verdict"}
 COMPOSED = {
     "parts": [

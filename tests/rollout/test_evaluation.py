@@ -35,7 +35,7 @@ def test_raw_scores_and_failures_are_no_part_of_pass_at_1() -> None:
     )
     assert told(summarize([right])) == "pass@1 1.000 on 1 problems"
     assert "pass_at_1" not in summarize(liked)
-    assert NOT_GRADED == {MACHINE_FAILURE, JUDGE_FAILURE, RAW_SCORE}
+    assert {MACHINE_FAILURE, JUDGE_FAILURE, RAW_SCORE} == NOT_GRADED
 
 
 @pytest.mark.parametrize(
