@@ -236,6 +236,14 @@ def test_drop_f1() -> None:
     assert grade("drop", problem, "Answer: 3.0").value == 1 and grade("drop", problem, "Answer: 4").value == 0
     assert grade("drop", problem, "Answer: York").value == 0.33 and grade("drop", problem, "?").given is None
     assert one("drop", {"context": "c", "completion": "x", "ref_text": "3|three"}).answer == [["3"], ["three"]]
+    pairs = [{"query_id": f"q{n}", "question": f"q{n}?", "answer": {"number": str(n), "date": {}, "spans": []}} for n in (1, 2)]
+    passage = {"id": "nfl_1", "passage": "p", "wiki_url": "u", "qa_pairs": pairs}  # as its authors' own file has it
+    found = read("drop", passage, row).problems
+    assert [(problem.id, problem.answer, problem.category) for problem in found[:2]] == [
+        ("q1", [["1"]], "nfl_1"), ("q2", [["2"]], "nfl_1")]  # fmt: skip
+    assert found[1].prompt.startswith("p\n\nq2?") and len(found) == 3
+    with pytest.raises(RowError, match="'qa_pairs' is no list"):
+        read("drop", {**passage, "qa_pairs": {"q": 1}})
 
 
 def test_arc_agi_wants_every_test() -> None:
@@ -244,6 +252,11 @@ def test_arc_agi_wants_every_test() -> None:
     problem = one("arc-agi", row)
     assert grade("arc-agi", problem, "[[1]] then [[4,5]] and [ [ 7 ] ]").value == 1
     assert grade("arc-agi", problem, "[[4, 5]] [[8]]").value == 0 and grade("arc-agi", problem, "[[7]]").given is None
+    unsolved = {**row, "test": [{"input": pair["input"]} for pair in row["test"]]}
+    assert one("arc-agi", unsolved, {"id": "file", "t": [[[4, 5]], [[7]]], "u": [[[1]]]}) == problem  # Kaggle's two files
+    for wrong in ({"id": "file", "u": [[[1]]]}, {"id": "file", "t": [[[1]]]}):
+        with pytest.raises(RowError, match="give the folder that holds the file of solutions too"):
+            read("arc-agi", unsolved, wrong)
     with pytest.raises(RowError, match="no grid"):
         read("arc-agi", {**row, "train": [{"input": [[1], [2, 3]], "output": [[1]]}]})
 
