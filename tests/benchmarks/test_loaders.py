@@ -226,6 +226,17 @@ def test_bbh_keeps_brackets_and_reads_each_kind() -> None:
     assert grade("bbh", one("bbh", {"input": "i", "target": "1"}), "nothing").given is None
 
 
+def test_a_plus_form_has_tests_of_its_own() -> None:
+    plain = {"task_id": 2, "prompt": "Write it.", "test_list": ["assert f(1) == 1"], "test_imports": []}
+    assert one("mbpp-plus", {**plain, "test": "assert f(2) == 2"}).answer["tests"] == "assert f(2) == 2"
+    with pytest.raises(RowError, match="'test' is missing"):
+        read("mbpp-plus", plain)
+    release = {"task_id": "Mbpp/2", "prompt": "p", "entry_point": "f", "base_input": [[1]], "plus_input": [[2]], "test": "t"}
+    for name in ("mbpp-plus", "humaneval-plus"):
+        with pytest.raises(RowError, match="give the parquet file of evalplus"):
+            read(name, release)
+
+
 def test_drop_f1() -> None:
     row = {"query_id": "q", "passage": "p", "question": "q",
            "answer": {"number": "", "date": {}, "spans": ["New York", "Rome"]},
@@ -236,7 +247,9 @@ def test_drop_f1() -> None:
     assert grade("drop", problem, "Answer: 3.0").value == 1 and grade("drop", problem, "Answer: 4").value == 0
     assert grade("drop", problem, "Answer: York").value == 0.33 and grade("drop", problem, "?").given is None
     assert one("drop", {"context": "c", "completion": "x", "ref_text": "3|three"}).answer == [["3"], ["three"]]
-    pairs = [{"query_id": f"q{n}", "question": f"q{n}?", "answer": {"number": str(n), "date": {}, "spans": []}} for n in (1, 2)]
+    pairs = [
+        {"query_id": f"q{n}", "question": f"q{n}?", "answer": {"number": str(n), "date": {}, "spans": []}} for n in (1, 2)
+    ]
     passage = {"id": "nfl_1", "passage": "p", "wiki_url": "u", "qa_pairs": pairs}  # as its authors' own file has it
     found = read("drop", passage, row).problems
     assert [(problem.id, problem.answer, problem.category) for problem in found[:2]] == [
