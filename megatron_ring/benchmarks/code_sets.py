@@ -77,10 +77,10 @@ def mbpp(row: Row) -> Problem:
     return _checked(Problem(id_of(row, "task_id"), asked, answer, "code"))
 
 
-def with_plus_tests(make: Callable[[Row], Problem]) -> Callable[[Row], Problem]:
+def plus(make: Callable[[Row], Problem]) -> Callable[[Row], Problem]:
     """The maker of a + form's problems: a file with the tests of the original alone is refused."""
 
-    def plus(row: Row) -> Problem:
+    def checked(row: Row) -> Problem:
         if row.get("plus_input") is not None:
             raise RowError(
                 "EvalPlus's own release, whose tests are made by running its solutions: give the parquet file of "
@@ -89,7 +89,7 @@ def with_plus_tests(make: Callable[[Row], Problem]) -> Callable[[Row], Problem]:
         need(row, "test")
         return make(row)
 
-    return plus
+    return checked
 
 
 def live_code(window: Window) -> Callable[[Row], Problem]:
