@@ -46,7 +46,7 @@ def main(config: EvaluateConfig) -> None:
         return evaluate_benchmarks(config)
     from megatron_ring.data.writing import write_atomically
     from megatron_ring.parallel import collectives
-    from megatron_ring.rollout.evaluation import summarize
+    from megatron_ring.rollout.evaluation import summarize, told
     from megatron_ring.rollout.scored_rows import ScoredRows
     from megatron_ring.run.lock import hold_lock
     from megatron_ring.run.stage import open_model, other_ends, resolve
@@ -74,7 +74,7 @@ def main(config: EvaluateConfig) -> None:
         result = {**about, **identity, **found, "seconds": time.perf_counter() - began}
         write_atomically(config.out / "result.json", (json.dumps(result, indent=1) + "\n").encode())
         rows.remove()
-        print(f"evaluate: pass@1 {result['pass_at_1']:.3f} on {result['problems']} problems -> {config.out}/result.json")
+        print(f"evaluate: {told(result)} -> {config.out}/result.json")
 
 
 def deciding(config: EvaluateConfig, stage: Stage, tokenizer: RingTokenizer) -> dict[str, Any]:

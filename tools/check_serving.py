@@ -109,8 +109,9 @@ def harness(arguments: argparse.Namespace) -> tuple[dict[str, Any], bool]:
         import lm_eval
         from lm_eval.tasks import TaskManager
 
-        sums = range(12)
-        rows = [{"question": f"{n} + {n + 1} =", "choices": [f" {2 * n + k}" for k in range(4)], "answer": 1} for n in sums]
+        rows: list[dict[str, Any]] = [
+            {"question": f"{n} + {n + 1} =", "choices": [f" {2 * n + k}" for k in range(4)], "answer": 1} for n in range(12)
+        ]
         data = Path(folder, "rows.jsonl")
         data.write_text("".join(json.dumps(row) + "\n" for row in rows))
         common = f"dataset_path: json\ndataset_kwargs:\n  data_files:\n    test: {data}\ntest_split: test\n"

@@ -134,6 +134,8 @@ def read_scores(run: Path, folders: tuple[Path, ...]) -> dict[str, float]:
             raise UserError(f"--evaluations {folder}: differs from the first in {'; '.join(differing)}; evaluate all alike")
         if name in scores:
             raise UserError(f"--evaluations {folder}: {name} has another evaluation; name each checkpoint once")
+        if math.isnan(number(evaluation.result, "pass_at_1")):
+            raise UserError(f"--evaluations {folder}: has no pass@1, only a model's raw scores: evaluate other problems")
         first = first or evaluation
         scores[name] = number(evaluation.result, "pass_at_1")
     return scores

@@ -51,7 +51,18 @@ def _scores(parts: Sequence[Mapping[str, Any]]) -> page.Html:
         f"Out of 100. Published scores: {sources}. Codeforces is published as a percentile, which is not our "
         "metric. AlignBench's is the mean score of 1 to 10, times ten. Judged scores depend on the judge."
     )
-    return page.section("Scores", page.table(head, rows, text_columns=2), page.note(told))
+    return page.section("Scores", page.table(head, rows, text_columns=2), page.note(told), _picture(parts))
+
+
+def _picture(parts: Sequence[Mapping[str, Any]]) -> page.Html:
+    from megatron_ring.analysis.benchmarks_figure import benchmarks_figure
+    from megatron_ring.analysis.figures import png
+
+    figure = benchmarks_figure(parts)
+    caption = (
+        "Scores, bars are 95 % intervals; marks are published ones. Codeforces has none: its percentile is another unit."
+    )
+    return page.Html("") if figure is None else page.figure(png(figure), caption)
 
 
 def _repeated(parts: Sequence[Mapping[str, Any]]) -> page.Html:

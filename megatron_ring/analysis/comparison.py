@@ -46,7 +46,8 @@ def compare(before: Evaluation | None, after: Evaluation | None) -> list[Row]:
     domains = sorted({domain for evaluation in given for domain in _domains(evaluation)})
     rows = [_row(domains[0] if len(domains) == 1 else "all problems", None, before, after)]
     if len(domains) > 1:
-        rows += [_row(domain, domain, before, after) for domain in domains]
+        by_domain = [_row(domain, domain, before, after) for domain in domains]
+        rows += [row for row in by_domain if row.before or row.after]  # a model's raw scores are no pass rate
     return rows
 
 
@@ -105,6 +106,6 @@ def pair_samples(before: Evaluation, after: Evaluation) -> list[Pair]:
 
 def _first_samples(evaluation: Evaluation) -> dict[str, Record]:
     first: dict[str, Record] = {}
-    for sample in evaluation.samples:
+    for sample in evaluation.graded:
         first.setdefault(problem_key(sample), sample)
     return first

@@ -21,6 +21,9 @@ from megatron_ring.errors import UserError
 
 Record = dict[str, Any]
 
+# Keys of a sample's detail with which its reward is no share of right answers, as rewards.interface names them.
+NOT_GRADED = frozenset({"machine_failure", "judge_failure", "raw_score"})
+
 
 @dataclass(frozen=True)
 class Epoch:
@@ -68,9 +71,14 @@ class Evaluation:
     def rewards(self) -> dict[str, list[float]]:
         """Problem id to the rewards of its samples; ids may repeat across domains, so the key is `domain/id`."""
         groups: dict[str, list[float]] = {}
-        for sample in self.samples:
+        for sample in self.graded:
             groups.setdefault(problem_key(sample), []).append(float(sample["reward"]))
         return groups
+
+    @property
+    def graded(self) -> list[Record]:
+        """The samples whose reward says how right they are, as `rollout.records.ScoredRollout.is_graded` has it."""
+        return [sample for sample in self.samples if not NOT_GRADED & set(sample.get("detail") or ())]
 
 
 def is_number(value: object) -> TypeGuard[int | float]:
@@ -244,12 +252,15 @@ def read_evaluation(path: Path) -> Evaluation:
     if not file.is_file():
         raise UserError(f"{file}: no such file; give the directory that an evaluation wrote, or wait until it has finished")
     result = _read_json(file)
-    _require([result], ("checkpoint",), ("problems", "pass_at_1"), file)
+    graded = not {"raw_score_mean", "without_verdict"} & result.keys() or "pass_at_1" in result
+    _require([result], ("checkpoint",), ("problems", "pass_at_1") if graded else ("problems",), file)
     if not (path / "samples.jsonl").is_file():
         return Evaluation(path, result)
     samples = read_jsonl(path / "samples.jsonl")
     _require(samples, ("id", "prompt", "response"), ("reward",), path / "samples.jsonl")
-    for position, sample in enumerate(samples, start=1):
+    found = Evaluation(path, result, samples)
+    for sample in found.graded:
         if not 0 <= sample["reward"] <= 1:
+            position = samples.index(sample) + 1
             raise UserError(f"{path / 'samples.jsonl'}: record {position}: reward {sample['reward']} is outside 0 to 1")
-    return Evaluation(path, result, samples)
+    return found

@@ -240,6 +240,8 @@ def _shown(value: object) -> str:
 def disagreement(name: str, evaluation: Evaluation) -> str:
     """A remark when result.json and the samples tell different pass rates; empty otherwise."""
     groups = evaluation.rewards()
+    if evaluation.samples and not groups:
+        return f"The evaluation {name} has raw scores of a model alone, which are no pass rates."
     if not groups:
         return f"The evaluation {name} has no samples.jsonl; its intervals rest on the totals in result.json."
     rate = statistics.fmean(statistics.fmean(group) for group in groups.values())

@@ -77,6 +77,21 @@ def mbpp(row: Row) -> Problem:
     return _checked(Problem(id_of(row, "task_id"), asked, answer, "code"))
 
 
+def plus(make: Callable[[Row], Problem]) -> Callable[[Row], Problem]:
+    """The maker of a + form's problems: a file with the tests of the original alone is refused."""
+
+    def checked(row: Row) -> Problem:
+        if row.get("plus_input") is not None:
+            raise RowError(
+                "EvalPlus's own release, whose tests are made by running its solutions: give the parquet file of "
+                "evalplus/humanevalplus or evalplus/mbppplus, which has them in 'test'"
+            )
+        need(row, "test")
+        return make(row)
+
+    return checked
+
+
 def live_code(window: Window) -> Callable[[Row], Problem]:
     """The maker of LiveCodeBench's problems of a window. Tests are read by rewards/, whose unpickler refuses every class."""
 

@@ -4,14 +4,36 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from megatron_ring.benchmarks.problem import Grade, Problem, Row
-from megatron_ring.benchmarks.rows import RowError, id_of, need, parsed
+from megatron_ring.benchmarks.problem import Grade, Loaded, PlacedRow, Problem, Row
+from megatron_ring.benchmarks.rows import RowError, each, first, id_of, need, parsed
 
 MAX_SIDE = 30
 MAX_TEXT = 1 << 18  # characters of a response, from its end
 _GRID = re.compile(r"\[\s*+(?:\[\s*+\d(?:\s*+,\s*+\d)*+\s*+\]\s*+,?+\s*+)++\]")
+
+
+def read_arc_agi(rows: Sequence[PlacedRow]) -> Loaded:
+    """Task files; or a file of tasks without their tests' outputs, and one of `{task: [output, …]}`, as Kaggle has them."""
+    solutions = {name: grids for _, row in rows if _holds_solutions(row) for name, grids in row.items() if name != "id"}
+    return each(arc_agi)([(place, _solved(row, solutions)) for place, row in rows if not _holds_solutions(row)])
+
+
+def _holds_solutions(row: Row) -> bool:
+    """Whether it is no task, but lists of grids by the tasks' names."""
+    known = any(first(row, *names) is not None for names in (("train", "fewshots"), ("test", "question")))
+    return not known and len(row) > 1 and all(isinstance(grids, list) for name, grids in row.items() if name != "id")
+
+
+def _solved(row: Row, solutions: Mapping[str, Any]) -> Row:
+    """The task with the outputs of its tests, where others have them."""
+    tests, outputs = row.get("test"), solutions.get(str(row.get("id", "")).lower())
+    if not isinstance(tests, list) or not isinstance(outputs, list) or len(tests) != len(outputs):
+        return row
+    pairs = zip(tests, outputs, strict=True)
+    return {**row, "test": [{"output": grid, **pair} if isinstance(pair, dict) else pair for pair, grid in pairs]}
 
 
 def arc_agi(row: Row) -> Problem:
@@ -20,6 +42,8 @@ def arc_agi(row: Row) -> Problem:
     tests = parsed(need(row, "test", "question"), "test")
     if not isinstance(train, list) or not isinstance(tests, list) or not tests:
         raise RowError("'train' and 'test' are not lists of {input, output}")
+    if not all(isinstance(pair, dict) and pair.get("output") is not None for pair in tests):
+        raise RowError("a test has no output: give the folder that holds the file of solutions too")
     examples = [(_grid(pair, "input"), _grid(pair, "output")) for pair in train]
     questions, answers = [_grid(pair, "input") for pair in tests], [_grid(pair, "output") for pair in tests]
     shown = [

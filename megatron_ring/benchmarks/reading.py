@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from megatron_ring.benchmarks.problem import Grade, Problem, Row
-from megatron_ring.benchmarks.rows import RowError, as_text, first, id_of, need, text
+from megatron_ring.benchmarks.problem import Grade, Loaded, PlacedRow, Problem, Row
+from megatron_ring.benchmarks.rows import RowError, as_text, each, first, id_of, need, small, text
 from megatron_ring.rewards.assignment import best_sum
 from megatron_ring.rewards.boxed import last_boxed
 
@@ -25,6 +25,20 @@ def answer_line(response: str) -> str | None:
     if boxed is not None:
         return boxed.strip()[:MAX_ANSWER]
     return line[:MAX_ANSWER] or None
+
+
+def read_drop(rows: Sequence[PlacedRow]) -> Loaded:
+    """DROP. In its own release a row is a passage with all its questions."""
+    return each(drop)([(place, one) for place, row in rows for one in _questions(place, row)])
+
+
+def _questions(place: str, row: Row) -> list[Row]:
+    pairs = row.get("qa_pairs")
+    if pairs is None:
+        return [row]
+    if not isinstance(pairs, list) or not all(isinstance(pair, Mapping) for pair in pairs):
+        raise RowError(f"{place}: 'qa_pairs' is no list of {{question, answer}}")
+    return [{"section_id": row.get("id"), "passage": row.get("passage"), **small(pair)} for pair in pairs]
 
 
 def drop(row: Row) -> Problem:

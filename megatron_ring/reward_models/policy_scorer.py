@@ -20,7 +20,7 @@ from megatron_ring.model.ring_model import build_model
 from megatron_ring.parallel import collectives
 from megatron_ring.reward_models.scoring import score_sequences
 from megatron_ring.rewards.batch import BatchItem
-from megatron_ring.rewards.interface import Reward
+from megatron_ring.rewards.interface import RAW_SCORE, Reward
 from megatron_ring.rollout.scoring_content import reward_model_shape
 from megatron_ring.run.stage import Stage, find_weights, set_first_weights
 from megatron_ring.training.frozen import FrozenWeights
@@ -75,6 +75,6 @@ class RewardModelScorer:
         with self.weights.present(self.make_room):
             rewards = score_sequences(self.model, self.context, sequences, self.capacity, pad, of_all_ranks=False)
         return [
-            Reward(reward, f"reward model: {reward:.3f}" + (", its beginning cut off" if short else ""))
+            Reward(reward, f"reward model: {reward:.3f}" + (", its beginning cut off" if short else ""), {RAW_SCORE: True})
             for reward, short in zip(rewards, cut, strict=True)
         ]

@@ -34,6 +34,7 @@ from megatron_ring.rewards.interface import (
     JUDGE_DISAGREEMENT,
     JUDGE_FAILURE,
     MACHINE_FAILURE,
+    RAW_SCORE,
     Reward,
     ScoreRequest,
 )
@@ -75,7 +76,8 @@ def combine(
 
     The penalty is outside the gates: an overlong response is punished whether it passes them or not, and what fails a
     gate at an allowed length gets 0. The detail is `{"parts": {name: [value, reason]}, "gates": …, "length_penalty": …}`;
-    `rules` says of each part with rules whether one decided it, `HELD_OUT` is the mean of the parts of weight 0.
+    `rules` says of each part with rules whether one decided it, `HELD_OUT` is the mean of the parts of weight 0, `RAW_SCORE`
+    says that a part is a model's score that no sigmoid has brought to 0..1.
     Where the machine or the judge failed for any of them, but for parts of weight 0, there is no verdict on the whole,
     whatever the others got: the total is 0, and its detail says why under the same key as that of the part does.
 
@@ -127,6 +129,9 @@ def _noted(
 ) -> dict[str, Any]:
     """What else the detail says: of rules, of parts that are measured alone, of the judge's second replies."""
     noted: dict[str, Any] = {}
+    as_it_is = [one for one in composition.parts if one.weight and not (one.scale and one.scale.sigmoid)]
+    if any(RAW_SCORE in rewards[one.name].detail for one in as_it_is if one.name not in by_rule):
+        noted[RAW_SCORE] = True
     ruled = {part.name: part.name in by_rule for part in composition.parts if part.rules}
     if ruled:
         noted["rules"] = ruled

@@ -12,6 +12,8 @@ WORKERS_VARIABLE = "MEGATRON_RING_REWARD_WORKERS"
 MACHINE_FAILURE = "machine_failure"
 # Key of `Reward.detail`: why the judge gave no verdict, likewise.
 JUDGE_FAILURE = "judge_failure"
+# Key of `Reward.detail`: the value is a model's score on a scale of its own. It is no share of right answers.
+RAW_SCORE = "raw_score"
 # Key of `Reward.detail`: the mean of what is measured of a response and not trained.
 HELD_OUT = "held_out"
 # Key of `Reward.detail`: how far two replies of the judge are apart (0..1), where a second one was asked for.

@@ -55,35 +55,74 @@ def evaluate_prompts(
 
 
 class Figures(NamedTuple):
-    """What is summed up of a response."""
+    """What is summed up of a response.
+
+    Attributes:
+        has_verdict, is_graded: as of `ScoredRollout`.
+    """
 
     domain: str
     prompt_id: str
     reward: float
     length: int
     finish_reason: str | None
+    has_verdict: bool
+    is_graded: bool
 
 
 def figures(item: ScoredRollout) -> Figures:
     """Those of a response."""
     rollout = item.rollout
-    return Figures(rollout.domain, rollout.prompt_id, item.reward, rollout.response_length, rollout.finish_reason)
+    return Figures(
+        rollout.domain, rollout.prompt_id, item.reward, rollout.response_length, rollout.finish_reason,
+        item.has_verdict, item.is_graded,
+    )  # fmt: skip
 
 
 def summarize(items: Sequence[Figures]) -> dict[str, Any]:
-    """pass@1 (mean reward) over all and by domain, and how long the responses were."""
-
-    def part(items: Sequence[Figures]) -> dict[str, Any]:
-        mean = sum(item.reward for item in items) / len(items)
-        return {"problems": len({(item.domain, item.prompt_id) for item in items}), "pass_at_1": mean}
-
+    """Over all and by domain, pass@1 (mean reward) of the responses that are graded, and beside it the mean of models' raw
+    scores and the number of responses without a verdict, where there are any; how long the responses were."""
     domains = sorted({item.domain for item in items})
     return {
-        **part(items),
-        "by_domain": {name: part([item for item in items if item.domain == name]) for name in domains},
+        **_part(items),
+        "by_domain": {name: _part([item for item in items if item.domain == name]) for name in domains},
         "response_length_mean": sum(item.length for item in items) / len(items),
         "truncated_fraction": sum(item.finish_reason == "length" for item in items) / len(items),
     }
+
+
+def _part(items: Sequence[Figures]) -> dict[str, Any]:
+    graded = [item for item in items if item.is_graded]
+    raw = [item for item in items if item.has_verdict and not item.is_graded]
+    found: dict[str, Any] = {"problems": _problems(graded)}
+    if graded:
+        found["pass_at_1"] = _mean(graded)
+    if raw:
+        found |= {"problems_with_raw_scores": _problems(raw), "raw_score_mean": _mean(raw)}
+    if len(graded) + len(raw) < len(items):
+        found["without_verdict"] = len(items) - len(graded) - len(raw)
+    return found
+
+
+def _problems(items: Sequence[Figures]) -> int:
+    return len({(item.domain, item.prompt_id) for item in items})
+
+
+def _mean(items: Sequence[Figures]) -> float:
+    return sum(item.reward for item in items) / len(items)
+
+
+def told(summary: dict[str, Any]) -> str:
+    """The figures of `summarize` in words."""
+    said = []
+    if "pass_at_1" in summary:
+        said.append(f"pass@1 {summary['pass_at_1']:.3f} on {summary['problems']} problems")
+    if "raw_score_mean" in summary:
+        number, mean = summary["problems_with_raw_scores"], summary["raw_score_mean"]
+        said.append(f"raw scores of a model {mean:.3f} in the mean on {number} problems")
+    if "without_verdict" in summary:
+        said.append(f"{summary['without_verdict']} responses without a verdict, counted nowhere")
+    return "; ".join(said)
 
 
 class HeldOut:
@@ -129,6 +168,10 @@ class HeldOut:
         finally:
             held_out.release()
         summary = summarize([figures(item) for item in scored])
-        by_domain, _ = summary.pop("by_domain"), summary.pop("problems")
-        told = {f"evaluation/{name}": value for name, value in summary.items()}
-        return told | {f"evaluation/pass_at_1/{name}": part["pass_at_1"] for name, part in by_domain.items()}
+        by_domain = summary.pop("by_domain")
+        names = ("pass_at_1", "raw_score_mean", "without_verdict", "response_length_mean", "truncated_fraction")
+        found = {f"evaluation/{name}": summary[name] for name in names if name in summary}
+        for domain, part in by_domain.items():
+            means = {name: part[name] for name in ("pass_at_1", "raw_score_mean") if name in part}
+            found |= {f"evaluation/{name}/{domain}": mean for name, mean in means.items()}
+        return found

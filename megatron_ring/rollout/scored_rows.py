@@ -18,7 +18,7 @@ from megatron_ring.data.writing import write_atomically
 from megatron_ring.errors import UserError
 from megatron_ring.parallel import collectives
 from megatron_ring.parallel.context import ParallelContext
-from megatron_ring.rewards.interface import JUDGE_FAILURE, MACHINE_FAILURE
+from megatron_ring.rewards.interface import JUDGE_FAILURE, MACHINE_FAILURE, RAW_SCORE
 from megatron_ring.rollout.evaluation import Figures
 from megatron_ring.rollout.journal import Journal
 from megatron_ring.rollout.records import Key, ScoredRollout
@@ -28,13 +28,12 @@ _PLACE = "place"  # of the prompt in its file
 
 
 class Place(NamedTuple):
-    """Where a row lies, what is summed up of it, and whether neither machine nor judge failed on it."""
+    """Where a row lies, and what is summed up of it."""
 
     path: Path
     start: int
     size: int
     figures: Figures
-    has_verdict: bool
 
 
 class ScoredRows:
@@ -89,7 +88,7 @@ def _standing(folder: Path, identity: Mapping[str, Any]) -> list[Key]:
     about, text = folder / "evaluation.json", json.dumps(identity, indent=1, default=str) + "\n"
     try:
         if about.is_file() and about.read_text() == text:
-            return [key for key, place in _places(folder).items() if place.has_verdict]
+            return [key for key, place in _places(folder).items() if place.figures.has_verdict]
         if folder.exists():
             shutil.rmtree(folder)
     except OSError as error:
@@ -106,7 +105,7 @@ def _places(folder: Path) -> dict[Key, Place]:
             for number, line in enumerate(stream, start=1):
                 if line.endswith(b"\n"):  # else cut by a kill
                     key, place = _place(path, number, start, line)
-                    if place.has_verdict or key not in found:
+                    if place.figures.has_verdict or key not in found:
                         found[key] = place
                 start += len(line)
     return found
@@ -117,8 +116,11 @@ def _place(path: Path, number: int, start: int, line: bytes) -> tuple[Key, Place
         row = json.loads(line)
         detail = row.get("detail") or {}
         has_verdict = MACHINE_FAILURE not in detail and JUDGE_FAILURE not in detail
-        figures = Figures(row["domain"], row["id"], row["reward"], row["tokens"], row["finish_reason"])
-        return (row[_PLACE], row["sample"]), Place(path, start, len(line), figures, has_verdict)
+        figures = Figures(
+            row["domain"], row["id"], row["reward"], row["tokens"], row["finish_reason"], has_verdict,
+            has_verdict and RAW_SCORE not in detail,
+        )  # fmt: skip
+        return (row[_PLACE], row["sample"]), Place(path, start, len(line), figures)
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{path}:{number}: not a row of an evaluation: remove {path.parent} and run again") from None
 

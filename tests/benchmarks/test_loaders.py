@@ -226,6 +226,17 @@ def test_bbh_keeps_brackets_and_reads_each_kind() -> None:
     assert grade("bbh", one("bbh", {"input": "i", "target": "1"}), "nothing").given is None
 
 
+def test_a_plus_form_has_tests_of_its_own() -> None:
+    plain = {"task_id": 2, "prompt": "Write it.", "test_list": ["assert f(1) == 1"], "test_imports": []}
+    assert one("mbpp-plus", {**plain, "test": "assert f(2) == 2"}).answer["tests"] == "assert f(2) == 2"
+    with pytest.raises(RowError, match="'test' is missing"):
+        read("mbpp-plus", plain)
+    release = {"task_id": "Mbpp/2", "prompt": "p", "entry_point": "f", "base_input": [[1]], "plus_input": [[2]], "test": "t"}
+    for name in ("mbpp-plus", "humaneval-plus"):
+        with pytest.raises(RowError, match="give the parquet file of evalplus"):
+            read(name, release)
+
+
 def test_drop_f1() -> None:
     row = {"query_id": "q", "passage": "p", "question": "q",
            "answer": {"number": "", "date": {}, "spans": ["New York", "Rome"]},
@@ -236,6 +247,16 @@ def test_drop_f1() -> None:
     assert grade("drop", problem, "Answer: 3.0").value == 1 and grade("drop", problem, "Answer: 4").value == 0
     assert grade("drop", problem, "Answer: York").value == 0.33 and grade("drop", problem, "?").given is None
     assert one("drop", {"context": "c", "completion": "x", "ref_text": "3|three"}).answer == [["3"], ["three"]]
+    pairs = [
+        {"query_id": f"q{n}", "question": f"q{n}?", "answer": {"number": str(n), "date": {}, "spans": []}} for n in (1, 2)
+    ]
+    passage = {"id": "nfl_1", "passage": "p", "wiki_url": "u", "qa_pairs": pairs}  # as its authors' own file has it
+    found = read("drop", passage, row).problems
+    assert [(problem.id, problem.answer, problem.category) for problem in found[:2]] == [
+        ("q1", [["1"]], "nfl_1"), ("q2", [["2"]], "nfl_1")]  # fmt: skip
+    assert found[1].prompt.startswith("p\n\nq2?") and len(found) == 3
+    with pytest.raises(RowError, match="'qa_pairs' is no list"):
+        read("drop", {**passage, "qa_pairs": {"q": 1}})
 
 
 def test_arc_agi_wants_every_test() -> None:
@@ -244,6 +265,11 @@ def test_arc_agi_wants_every_test() -> None:
     problem = one("arc-agi", row)
     assert grade("arc-agi", problem, "[[1]] then [[4,5]] and [ [ 7 ] ]").value == 1
     assert grade("arc-agi", problem, "[[4, 5]] [[8]]").value == 0 and grade("arc-agi", problem, "[[7]]").given is None
+    unsolved = {**row, "test": [{"input": pair["input"]} for pair in row["test"]]}
+    assert one("arc-agi", unsolved, {"id": "file", "t": [[[4, 5]], [[7]]], "u": [[[1]]]}) == problem  # Kaggle's two files
+    for wrong in ({"id": "file", "u": [[[1]]]}, {"id": "file", "t": [[[1]]]}):
+        with pytest.raises(RowError, match="give the folder that holds the file of solutions too"):
+            read("arc-agi", unsolved, wrong)
     with pytest.raises(RowError, match="no grid"):
         read("arc-agi", {**row, "train": [{"input": [[1], [2, 3]], "output": [[1]]}]})
 

@@ -213,15 +213,20 @@ def test_it_scores_the_policy_under_every_layout(
     rows = [json.loads(line) for line in (tiny_data / "rl_prompts.jsonl").read_text().splitlines()]
     write_rows(prompts, [row | {"domain": "reward-model", "answer": ""} for row in rows])
     asked = {row["id"]: row["prompt"] for row in rows}
-    means = []
+    held_out, means = tmp_path / "held_out.jsonl", []
+    write_rows(held_out, [*rows[:2], *(row | {"domain": "reward-model", "id": f"m{row['id']}"} for row in rows[2:5])])
     for number, layout in enumerate(([], ["--parallel.expert", "2"], ["--parallel.tensor", "2"])):
         out = tmp_path / f"rl{number}"
         more = ["--data.prompts", str(prompts), "--rewards.reward-model", str(source), "--rewards.reward-model-tokens", "99"]
+        more += [] if number else ["--evaluation.prompts", str(held_out), "--evaluation.every", "1"]
         flags = rl_flags(tiny_data, out, sft_checkpoint, *more, "--steps", "1", *layout)
         done = run(command("megatron_ring.rl", *flags, processes=2 if layout else 1))
         assert done.returncode == 0, done.stderr
         responses = [json.loads(line) for line in (out / "rollouts/step_1.jsonl").read_text().splitlines()]
         means.append([response["reward"] for response in responses])
+    found = metrics(tmp_path / "rl0")[-1]  # raw scores are no part of pass@1
+    assert found["evaluation/pass_at_1"] in (0, 0.5, 1) and "evaluation/pass_at_1/reward-model" not in found
+    assert found["evaluation/raw_score_mean"] == found["evaluation/raw_score_mean/reward-model"] != 0
     for other in means[1:]:
         assert other == pytest.approx(means[0], abs=1e-3)
     write_rows(tmp_path / "said.jsonl", [{"prompt": asked[r["prompt_id"]], "response": r["response"]} for r in responses])
