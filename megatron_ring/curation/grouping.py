@@ -1,11 +1,11 @@
 """Steps that compare all rows with each other, in three passes: a signature of every row (side by side, by shards), what
-goes (in one process, from the signatures), and the shards without it (side by side)."""
+goes (in one process, from the signatures; texts are compared side by side), and the shards without it (side by side)."""
 
 from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 from megatron_ring.curation.options import Prefer
 from megatron_ring.curation.store import Row, Shard, ShardWriter, dumps, read_lines, source_of, write_lines
 from megatron_ring.curation.text import prompt_text
+from megatron_ring.curation.workers import Call
 
 Signature = dict[str, NDArray[Any]]
+Run = Callable[[Sequence[Call]], list[Any]]
 
 
 class Decision(NamedTuple):
@@ -36,8 +38,8 @@ class Grouping(Protocol):
         """Arrays whose last axis is the rows."""
         ...
 
-    def decide(self, rows: AllRows) -> Iterable[Decision]:
-        """Which rows go."""
+    def decide(self, rows: AllRows, run: Run) -> Iterable[Decision]:
+        """Which rows go. `run` does calls side by side and gives their results in order."""
         ...
 
 
@@ -61,7 +63,7 @@ class AllRows:
     """All rows of a step's input by number, over its shards. Arrays of signatures stay on disk until they are asked for."""
 
     def __init__(self, shards: Sequence[Shard], folder: Path) -> None:
-        self._shards, self._folder = shards, folder
+        self.shards, self.folder = shards, folder
         self._signed = [Shard(folder, shard.number) for shard in shards]
         self._counts = [self._load(shard, "offsets").shape[-1] - 1 for shard in self._signed]
         self._starts = np.concatenate([[0], np.cumsum(self._counts)]).astype(np.int64)
@@ -69,9 +71,10 @@ class AllRows:
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    @staticmethod
-    def _load(shard: Shard, name: str) -> NDArray[Any]:
-        return np.load(shard.file(f"{name}.npy"), mmap_mode="r", allow_pickle=False)
+    @functools.lru_cache(maxsize=4096)  # noqa: B019 - lives as long as one decision; opening takes longer than reading
+    def _load(self, shard: Shard, name: str) -> NDArray[Any]:
+        found: NDArray[Any] = np.load(shard.file(f"{name}.npy"), mmap_mode="r", allow_pickle=False)
+        return found
 
     def column(self, name: str, line: int | None = None) -> NDArray[Any]:
         """A signature's array of all rows; of one with lines only that line."""
@@ -86,7 +89,7 @@ class AllRows:
         """One row, read from its shard."""
         shard = int(np.searchsorted(self._starts, index, side="right")) - 1
         offsets, local = self._offsets(shard), index - int(self._starts[shard])
-        with self._shards[shard].kept.open("rb") as stream:
+        with self.shards[shard].kept.open("rb") as stream:
             stream.seek(int(offsets[local]))
             found: Row = json.loads(stream.read(int(offsets[local + 1] - offsets[local])))
         return found
@@ -97,7 +100,7 @@ class AllRows:
 
     def by_shard(self, decisions: Iterable[Decision]) -> Iterator[tuple[Shard, dict[int, list[Any]]]]:
         """For every shard the decisions about its rows, by place in it: [reason, evidence]."""
-        found: list[dict[int, list[Any]]] = [{} for _ in self._shards]
+        found: list[dict[int, list[Any]]] = [{} for _ in self.shards]
         for decision in decisions:
             shard = int(np.searchsorted(self._starts, decision.row, side="right")) - 1
             said = decision.evidence
@@ -132,10 +135,10 @@ def is_signed(taken: Shard) -> bool:
     return all(taken.file(f"{name}.npy").is_file() for name in names)
 
 
-def decide(step: Grouping, given: Sequence[Shard], folder: Path) -> None:
+def decide(step: Grouping, given: Sequence[Shard], folder: Path, run: Run) -> None:
     """The second pass."""
     rows = AllRows(given, folder)
-    for shard, found in rows.by_shard(step.decide(rows)):
+    for shard, found in rows.by_shard(step.decide(rows, run)):
         write_lines(shard.file("decisions.json"), [dumps(found)])
     write_lines(folder / "decided", [str(len(rows))])
 

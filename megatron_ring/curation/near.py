@@ -10,14 +10,15 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_ring.curation.grouping import AllRows, Decision, Signature, priority
+from megatron_ring.curation.grouping import AllRows, Decision, Run, Signature, priority
 from megatron_ring.curation.meaning import Meaning, meaning, strict_meaning
 from megatron_ring.curation.options import Near
-from megatron_ring.curation.store import Row
+from megatron_ring.curation.store import Row, Shard
 from megatron_ring.curation.text import latex_share, prompt_text, words
 from megatron_ring.curation.union_find import UnionFind
 
@@ -26,6 +27,7 @@ PLAIN, FORMULAS = 0.10, 0.25  # shares of LaTeX: words below the first, characte
 MAX_KINDS = 8  # of rows in one bucket that are not similar, with which further ones are compared
 MAX_COMPARED = 64  # kept rows of one group that a further one is compared with
 _CACHED = 20_000  # rows whose n-grams are in memory
+_PARTS, _PAIRS = 64, 200  # of all comparisons, at most; pairs of a part, at least
 
 
 class NearDuplicates:
@@ -52,15 +54,11 @@ class NearDuplicates:
                 formulas[:, place] = _bands(grams, options.character_bands, options.character_rows, salt)
         return {"words": plain, "characters": formulas, "priority": priority(rows, options.prefer)}
 
-    def decide(self, rows: AllRows) -> Iterable[Decision]:
-        similarity = _Similarity(rows, self._options)
+    def decide(self, rows: AllRows, run: Run) -> Iterable[Decision]:
+        similarity = _Similarity(rows, self._options, _compared(self._options, rows, run))
         sets = UnionFind(len(rows))
-        for name in ("words", "characters"):
-            if not rows.column(name, 0).any():  # no text is of this kind
-                continue
-            for band in range(rows.lines(name)):
-                for bucket in buckets(rows.column(name, band)):
-                    self._join(bucket, sets, similarity)
+        for bucket in _unsettled(rows, sets):
+            self._join(bucket, sets, similarity)
         ranks = rows.column("priority")
         for group in sets.groups():
             yield from self._within(sorted(group, key=lambda member: (int(ranks[member]), member)), similarity)
@@ -89,12 +87,54 @@ class NearDuplicates:
                 staying.append(member)
 
 
+class _Known:
+    """Similarities that have been computed, of pairs of rows.
+
+    Args:
+        size: number of rows.
+        pairs: int64 [pairs, 2], the smaller number first, no pair twice.
+        values: of each pair.
+    """
+
+    def __init__(self, size: int, pairs: NDArray[np.int64], values: Sequence[float]) -> None:
+        keys = pairs[:, 0] * size + pairs[:, 1]
+        order = np.argsort(keys)
+        self._size, self._keys, self._values = size, keys[order], np.array(values, np.float64)[order]
+
+    def find(self, one: int, other: int) -> float | None:
+        """Of one pair; None where it has not been computed."""
+        key = min(one, other) * self._size + max(one, other)
+        place = int(np.searchsorted(self._keys, key))
+        return float(self._values[place]) if place < len(self._keys) and self._keys[place] == key else None
+
+
+def _compared(options: Near, rows: AllRows, run: Run) -> _Known:
+    """Similarities of the pairs that are asked for first, computed side by side: a row with the first of its bucket, unless
+    earlier pairs link the two already."""
+    sets, found = UnionFind(len(rows)), list[tuple[int, int]]()
+    for first, *others in _unsettled(rows, sets):
+        for member in others:
+            if sets.find(first) != sets.find(member):
+                sets.union(first, member)
+                found.append((first, member))
+    pairs = np.array(sorted(found), np.int64).reshape(-1, 2)
+    parts = np.array_split(pairs, max(1, min(_PARTS, len(pairs) // _PAIRS)))
+    values = run([(compare, (options, rows.shards, rows.folder, part)) for part in parts])
+    return _Known(len(rows), pairs, [value for part in values for value in part])
+
+
+def compare(options: Near, shards: Sequence[Shard], folder: Path, pairs: NDArray[np.int64]) -> list[float]:
+    """The similarity of each pair of rows."""
+    similarity = _Similarity(AllRows(shards, folder), options)
+    return [similarity(one, other) for one, other in pairs.tolist()]
+
+
 class _Similarity:
     """The Jaccard similarity of two rows' n-grams: of words or characters, whichever is larger among those that both are
-    compared by."""
+    compared by. `known`: what need not be computed."""
 
-    def __init__(self, rows: AllRows, options: Near) -> None:
-        self._rows, self._options = rows, options
+    def __init__(self, rows: AllRows, options: Near, known: _Known | None = None) -> None:
+        self._rows, self._options, self._known = rows, options, known
         self._grams = functools.lru_cache(maxsize=_CACHED)(self._read)
 
     def _read(self, index: int) -> tuple[Meaning, frozenset[str], frozenset[str]]:
@@ -105,6 +145,9 @@ class _Similarity:
         return meaning(tokens), plain, formulas
 
     def __call__(self, one: int, other: int) -> float:
+        known = None if self._known is None else self._known.find(one, other)
+        if known is not None:
+            return known
         (said, *grams), (also, *others) = self._grams(one), self._grams(other)
         if self._options.numbers and not said.fits(also):
             return 0.0
@@ -151,12 +194,28 @@ def _bands(grams: list[str], bands: int, rows: int, salt: int) -> NDArray[np.uin
     return mixed | np.uint64(1)
 
 
-def buckets(band: NDArray[np.uint64]) -> Iterator[list[int]]:
-    """Rows with the same hash other than 0, in ascending order, two at least."""
+def _unsettled(rows: AllRows, sets: UnionFind) -> Iterator[list[int]]:
+    """Of every band the buckets whose rows are not all in one set when it begins, each in ascending order."""
+    for name in ("words", "characters"):
+        if not rows.column(name, 0).any():  # no text is of this kind
+            continue
+        for band in range(rows.lines(name)):
+            yield from buckets(rows.column(name, band), sets.roots())
+
+
+def buckets(band: NDArray[np.uint64], sets: NDArray[np.int64]) -> Iterator[list[int]]:
+    """Rows with the same hash other than 0, in ascending order: groups that are of more than one set.
+
+    Args:
+        band: [rows] hashes.
+        sets: [rows] names of the rows' sets.
+    """
     places = np.flatnonzero(band)
     order = places[np.argsort(band[places], kind="stable")]
-    values = band[order]
-    same = np.concatenate([[False], values[1:] == values[:-1], [False]])
-    edges = np.flatnonzero(np.diff(same.astype(np.int8)))
-    for start, end in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
-        yield order[start : end + 1].tolist()
+    values, names = band[order], sets[order]
+    begins = np.concatenate([[True], values[1:] != values[:-1]])
+    mixed = ~begins[1:] & (names[1:] != names[:-1])
+    wanted = np.unique(np.cumsum(begins)[1:][mixed]) - 1
+    starts = np.append(np.flatnonzero(begins), len(order))
+    for start, end in zip(starts[wanted].tolist(), starts[wanted + 1].tolist(), strict=True):
+        yield order[start:end].tolist()

@@ -142,7 +142,8 @@ class _Runner:
         calls = [(sign_shard, (options, before, shard)) for before, shard in pairs if not grouping.is_signed(shard)]
         self._run(f"{options.name}: signatures", calls, len(shards))
         if not (folder / "decided").exists():
-            grouping.decide(_grouping(options), given, folder)
+            run = functools.partial(self._workers.run, on_done=lambda: None)
+            grouping.decide(_grouping(options), given, folder, run)
 
     def _scored(self, options: Options, pairs: list[tuple[Shard, Shard]], shards: tuple[Shard, ...]) -> Step:
         """A step that asks others, who work side by side: verifiers, or a judge."""

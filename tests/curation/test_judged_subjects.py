@@ -51,10 +51,10 @@ def judge(url: str, **more: Any) -> JudgeSubject:
 
 
 def test_one_class_at_the_very_end(curated: Callable[..., Curated]) -> None:
-    code = {"id": "c", "domain": "format/one_box", "prompt": "Box it.", "answer": {}}
+    science = {"id": "c", "domain": "science", "prompt": "What is the boiling point of water?", "answer": "100"}
     cut = problem("The plain problem is cut", metadata={"w": "cut"})
     with RuleServer(says) as server:
-        found = curated([*rows(), code, cut], Annotate(), judge(server.url))
+        found = curated([*rows(), science, cut], Annotate(), judge(server.url))
     subjects = {row["metadata"].get("w"): row["metadata"] for row in found.kept}
     assert {word: told["subject"] for word, told in subjects.items() if told.get("subject_by") == "judge"} == FOUND
     assert all("subject" not in row["metadata"] for row in found.kept if row["domain"] != "math")  # nobody was asked

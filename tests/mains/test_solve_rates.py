@@ -1,5 +1,4 @@
-"""`tools/solve_rate.py` through our sampler: evaluations of shards, which are not made twice, and of which a killed one goes
-on where it stood."""
+"""An evaluation of a prompt file that is killed goes on where it stood. `test_curated` has `tools/solve_rate.py` itself."""
 
 from __future__ import annotations
 
@@ -15,13 +14,9 @@ from typing import Any
 
 import pytest
 
-from tests.mains.conftest import command_of_tool, run, start
+from tests.mains.conftest import run, start
 from tests.mains.test_evaluation_layouts import evaluate_here
 from tests.mains.test_killed_rl import descendants
-
-
-def jsonl(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -30,21 +25,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = run([sys.executable, "tools/make_random_hf.py", "--preset", "ring-tiny", "--out", str(out)])
     assert done.returncode == 0, done.stderr
     return out
-
-
-@pytest.mark.slow
-def test_shards_are_sampled_once(model: Path, tiny_data: Path, tmp_path: Path) -> None:
-    out, prompts = tmp_path / "rated", tmp_path / "prompts.jsonl"
-    prompts.write_text("".join((tiny_data / "heldout.jsonl").read_text().splitlines(keepends=True)[:4]))
-    flags = ["--prompts", str(prompts), "--out", str(out), "--samples", "2"]
-    tokenizer = str(tiny_data / "tokenizer")
-    sampler = ["--", "--checkpoint", str(model), "--tokenizer", tokenizer, "--sampling.max-new-tokens", "6",
-               "--rewards.workers", "1"]  # fmt: skip
-    done = run(command_of_tool("solve_rate.py", *flags, "--shard", "1/2", *sampler))
-    assert done.returncode == 0 and "2 of 4 problems" in done.stdout and "others are not" in done.stdout, done.stderr
-    done = run(command_of_tool("solve_rate.py", *flags, *sampler))
-    assert done.returncode == 0 and "2 of 4 problems" in done.stdout and "4 problems: " in done.stdout, done.stderr
-    assert [row["metadata"]["solve_samples"] for row in jsonl(out / "kept.jsonl")] == [2] * 4
 
 
 @pytest.mark.slow
