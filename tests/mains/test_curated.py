@@ -106,3 +106,24 @@ def test_raw_rows_become_a_curriculum(tiny_data: Path, sft_checkpoint: Path, tmp
     ]
     rates = {row["id"]: row["metadata"]["solve_rate"] for row in rated}
     assert drawn and all(rates[name] <= 0.99 for name in drawn)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_judges_subjects(tiny_data: Path, sft_checkpoint: Path, tmp_path: Path) -> None:
+    """Our own server is started for it and ends with the step. What it says is no verdict, which is counted."""
+    # The tiny model's context is shorter than the prompt: weights of random numbers in a model of the same kind.
+    model = tmp_path / "model"
+    done = run(command_of_tool("make_random_hf.py", "--preset", "ring-tiny", "--shape.max-positions", "4096", "--out", str(model)))
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (tiny_data / "rl_prompts.jsonl").read_text().splitlines()]
+    maths = [row for row in rows if row["domain"] == "math"][:3]
+    write_jsonl(tmp_path / "rows.jsonl", maths)
+    options = [f"checkpoint={sft_checkpoint}", f"tokenizer={tiny_data / 'tokenizer'}", "max_tokens=4"]
+    given = ["judge_subject", "--input", str(tmp_path / "rows.jsonl"), "--out", str(tmp_path / "out"), "--set", *options]
+    done = run(command_of_tool("curate.py", *given))
+    assert done.returncode == 0, done.stderr
+    noted = read_jsonl(tmp_path / "out" / "ledger.jsonl")
+    assert [(entry["action"], entry["reason"]) for entry in noted] == [("changed", "no_verdict")] * 3
+    assert len(Curated(tmp_path / "out").kept) == 3
+    done = run(command_of_tool("curate.py", *given[:-3], f"checkpoint={tmp_path}"))
+    assert done.returncode == 2 and "judge_subject: checkpoint" in done.stderr and "cannot be served" in done.stderr
