@@ -109,16 +109,17 @@ def test_raw_rows_become_a_curriculum(tiny_data: Path, sft_checkpoint: Path, tmp
 
 
 @pytest.mark.slow
-def test_a_checkpoint_judges_subjects(tiny_data: Path, sft_checkpoint: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_judges_subjects(tiny_data: Path, tmp_path: Path) -> None:
     """Our own server is started for it and ends with the step. What it says is no verdict, which is counted."""
-    # The tiny model's context is shorter than the prompt: weights of random numbers in a model of the same kind.
     model = tmp_path / "model"
-    done = run(command_of_tool("make_random_hf.py", "--preset", "ring-tiny", "--shape.max-positions", "4096", "--out", str(model)))
+    done = run(command_of_tool("make_random_hf.py", "--preset", "ring-tiny", "--out", str(model)))
     assert done.returncode == 0, done.stderr
+    shape = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**shape, "max_position_embeddings": 4096}))  # the prompt is long
     rows = [json.loads(line) for line in (tiny_data / "rl_prompts.jsonl").read_text().splitlines()]
     maths = [row for row in rows if row["domain"] == "math"][:3]
     write_jsonl(tmp_path / "rows.jsonl", maths)
-    options = [f"checkpoint={sft_checkpoint}", f"tokenizer={tiny_data / 'tokenizer'}", "max_tokens=4"]
+    options = [f"checkpoint={model}", f"tokenizer={tiny_data / 'tokenizer'}", "max_tokens=4"]
     given = ["judge_subject", "--input", str(tmp_path / "rows.jsonl"), "--out", str(tmp_path / "out"), "--set", *options]
     done = run(command_of_tool("curate.py", *given))
     assert done.returncode == 0, done.stderr
