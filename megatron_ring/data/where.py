@@ -89,15 +89,15 @@ def by_weights(field: str, keys: Iterable[Any], where: str) -> list[Condition]:
         require(low < high, f"{where}: 'weights': {text} is empty: give the smaller number first")
     crossing = any(after[0] < before[1] for before, after in itertools.pairwise(ordered))
     require(not crossing, f"{where}: 'weights': two bins of {field} overlap: let each begin where the one before ends")
-    found = []
+    conditions = []
     for text in texts:
         if text not in edges:
-            found.append(Condition(field, (text,)))
+            conditions.append(Condition(field, (text,)))
             continue
         low, high = edges[text]
-        ends = {"below": high} if high in starts else {"high": high}
-        found.append(Condition(field, low=low, **ends))
-    return found
+        bounds = (math.inf, high) if high in starts else (high, math.inf)  # up to and with, below
+        conditions.append(Condition(field, (), (), low, *bounds))
+    return conditions
 
 
 def _values(wanted: Any, said: str) -> tuple[str, ...]:
