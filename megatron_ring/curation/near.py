@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -96,10 +97,10 @@ class _Known:
         values: of each pair.
     """
 
-    def __init__(self, size: int, pairs: NDArray[np.int64], values: Sequence[float]) -> None:
+    def __init__(self, size: int, pairs: NDArray[np.int64], values: NDArray[np.float64]) -> None:
         keys = pairs[:, 0] * size + pairs[:, 1]
         order = np.argsort(keys)
-        self._size, self._keys, self._values = size, keys[order], np.array(values, np.float64)[order]
+        self._size, self._keys, self._values = size, keys[order], values[order]
 
     def find(self, one: int, other: int) -> float | None:
         """Of one pair; None where it has not been computed."""
@@ -111,22 +112,23 @@ class _Known:
 def _compared(options: Near, rows: AllRows, run: Run) -> _Known:
     """Similarities of the pairs that are asked for first, computed side by side: a row with the first of its bucket, unless
     earlier pairs link the two already."""
-    sets, found = UnionFind(len(rows)), list[tuple[int, int]]()
+    sets, found = UnionFind(len(rows)), array("q")
     for first, *others in _unsettled(rows, sets):
         for member in others:
             if sets.find(first) != sets.find(member):
                 sets.union(first, member)
-                found.append((first, member))
-    pairs = np.array(sorted(found), np.int64).reshape(-1, 2)
+                found.extend((first, member))
+    pairs = np.array(found, np.int64).reshape(-1, 2)
+    pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]  # neighbours have a row in common
     parts = np.array_split(pairs, max(1, min(_PARTS, len(pairs) // _PAIRS)))
     values = run([(compare, (options, rows.shards, rows.folder, part)) for part in parts])
-    return _Known(len(rows), pairs, [value for part in values for value in part])
+    return _Known(len(rows), pairs, np.concatenate(values))
 
 
-def compare(options: Near, shards: Sequence[Shard], folder: Path, pairs: NDArray[np.int64]) -> list[float]:
+def compare(options: Near, shards: Sequence[Shard], folder: Path, pairs: NDArray[np.int64]) -> NDArray[np.float64]:
     """The similarity of each pair of rows."""
     similarity = _Similarity(AllRows(shards, folder), options)
-    return [similarity(one, other) for one, other in pairs.tolist()]
+    return np.array([similarity(one, other) for one, other in pairs.tolist()], np.float64)
 
 
 class _Similarity:

@@ -127,7 +127,7 @@ def test_buckets(rows: list[tuple[int, int]]) -> None:
 def test_similarities_are_found_again(data: st.DataObject) -> None:
     place = st.integers(0, 8)
     values = data.draw(st.dictionaries(st.tuples(place, place).filter(lambda pair: pair[0] < pair[1]), st.floats(0, 1)))
-    known = _Known(9, np.array(list(values), np.int64).reshape(-1, 2), list(values.values()))
+    known = _Known(9, np.array(list(values), np.int64).reshape(-1, 2), np.array(list(values.values())))
     for one in range(9):
         for other in range(9):
             assert known.find(one, other) == values.get((min(one, other), max(one, other)))
