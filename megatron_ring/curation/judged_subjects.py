@@ -87,7 +87,7 @@ class SubjectJudge:
 
     def _filled(self, row: Row) -> tuple[str, str]:
         """The prompt for a row, and its code."""
-        text = prompt_text(row["prompt"])
+        text = prompt_text(row["prompt"]).encode("utf-8", "replace").decode()  # halves of surrogate pairs are no text
         code = code_of(self._prompt.sha256, text)
         return self._prompt.fill({"code": code, "problem": text, "classes": "\n".join(CLASSES)}), code
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from megatron_ring.curation.judged_subjects import SubjectJudge
 from megatron_ring.curation.msc import CLASSES, class_of
 from megatron_ring.curation.options import Annotate, JudgeSubject
 from megatron_ring.curation.subjects import _CLASSES
@@ -98,6 +99,11 @@ def test_a_server_that_is_none(curated: Callable[..., Curated]) -> None:
         curated(rows(), judge(server.url))
     with pytest.raises(UserError, match=r"judge_subject: url http://.*check the address up to /v1, the key and model"):
         curated(rows(), judge(server.url))
+
+
+def test_half_a_surrogate_pair_is_no_text(tmp_path: Path) -> None:
+    prompt, code = SubjectJudge(judge("http://a/v1"), tmp_path)._filled(problem("What is \ud800?"))
+    assert prompt.encode() and f"--- problem {code} ---\nWhat is ??\n--- end" in prompt
 
 
 def test_options() -> None:
