@@ -56,9 +56,15 @@ class NearDuplicates:
         return {"words": plain, "characters": formulas, "priority": priority(rows, options.prefer)}
 
     def decide(self, rows: AllRows, run: Run) -> Iterable[Decision]:
-        similarity = _Similarity(rows, self._options, _compared(self._options, rows, run))
+        linked, pairs, values = _compared(self._options, rows, run)
+        similarity = _Similarity(rows, self._options, _Known(len(rows), pairs, values))
+        # Where all pairs that link some rows are similar, these are a set. The others are gone through again.
+        fits, names = values >= self._options.threshold, linked.roots()
+        open_ones = np.isin(names, names[pairs[~fits, 0]])
         sets = UnionFind(len(rows))
-        for bucket in _unsettled(rows, sets):
+        for one, other in pairs[~open_ones[pairs[:, 0]]].tolist():
+            sets.union(one, other)
+        for bucket in _unsettled(rows, sets, open_ones) if open_ones.any() else ():
             self._join(bucket, sets, similarity)
         ranks = rows.column("priority")
         for group in sets.groups():
@@ -109,9 +115,9 @@ class _Known:
         return float(self._values[place]) if place < len(self._keys) and self._keys[place] == key else None
 
 
-def _compared(options: Near, rows: AllRows, run: Run) -> _Known:
-    """Similarities of the pairs that are asked for first, computed side by side: a row with the first of its bucket, unless
-    earlier pairs link the two already."""
+def _compared(options: Near, rows: AllRows, run: Run) -> tuple[UnionFind, NDArray[np.int64], NDArray[np.float64]]:
+    """Pairs that are asked for first, int64 [pairs, 2], the rows that they link, and their similarities, computed side by
+    side: a row with the first of its bucket, unless earlier pairs link the two already."""
     sets, found = UnionFind(len(rows)), array("q")
     for first, *others in _unsettled(rows, sets):
         for member in others:
@@ -122,7 +128,7 @@ def _compared(options: Near, rows: AllRows, run: Run) -> _Known:
     pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]  # neighbours have a row in common
     parts = np.array_split(pairs, max(1, min(_PARTS, len(pairs) // _PAIRS)))
     values = run([(compare, (options, rows.shards, rows.folder, part)) for part in parts])
-    return _Known(len(rows), pairs, np.concatenate(values))
+    return sets, pairs, np.concatenate(values)
 
 
 def compare(options: Near, shards: Sequence[Shard], folder: Path, pairs: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -196,13 +202,15 @@ def _bands(grams: list[str], bands: int, rows: int, salt: int) -> NDArray[np.uin
     return mixed | np.uint64(1)
 
 
-def _unsettled(rows: AllRows, sets: UnionFind) -> Iterator[list[int]]:
-    """Of every band the buckets whose rows are not all in one set when it begins, each in ascending order."""
+def _unsettled(rows: AllRows, sets: UnionFind, only: NDArray[np.bool_] | None = None) -> Iterator[list[int]]:
+    """Of every band the buckets whose rows are not all in one set when it begins, each in ascending order; of all rows or of
+    these `only`."""
     for name in ("words", "characters"):
         if not rows.column(name, 0).any():  # no text is of this kind
             continue
         for band in range(rows.lines(name)):
-            yield from buckets(rows.column(name, band), sets.roots())
+            hashes = rows.column(name, band)
+            yield from buckets(hashes if only is None else hashes * only, sets.roots())
 
 
 def buckets(band: NDArray[np.uint64], sets: NDArray[np.int64]) -> Iterator[list[int]]:
