@@ -29,7 +29,7 @@ CLOSED = {
     "benchmarks": {"errors", "rewards"},
     "judging": {"data", "errors"},
     "toy": {"errors"},
-    "curation": {"analysis", "config", "data", "errors", "lifetime", "rewards", "run"},
+    "curation": {"analysis", "config", "data", "errors", "judging", "lifetime", "rewards", "run"},
     "config": {"algorithm", "errors"},  # what objectives declare of themselves, which loads no torch
 }
 # Room → outside modules that it may not import at all.

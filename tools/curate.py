@@ -1,8 +1,8 @@
 """One step of a curation over files: tools/curate.py STEP --input FILES --out DIR [--set OPTION=VALUE …] [--check].
 
-STEP is read, clean, solutions, exact, near, decontaminate, annotate, responses, verify or per_problem. docs/curation.md has
-their options. A recipe (`python -m megatron_ring.curate`) does several, one after another. `--check` writes no rows: it says
-what the step would drop from a set that exists, and ends with status 1 where that is anything.
+STEP is read, clean, solutions, exact, near, decontaminate, annotate, judge_subject, responses, verify or per_problem.
+docs/curation.md has their options. A recipe (`python -m megatron_ring.curate`) does several, one after another. `--check`
+writes no rows: it says what the step would drop from a set that exists, and ends with status 1 where that is anything.
 """
 
 from __future__ import annotations
@@ -30,7 +30,17 @@ class StepOptions:
 
     step: Annotated[
         Literal[
-            "read", "clean", "solutions", "exact", "near", "decontaminate", "annotate", "responses", "verify", "per_problem"
+            "read",
+            "clean",
+            "solutions",
+            "exact",
+            "near",
+            "decontaminate",
+            "annotate",
+            "judge_subject",
+            "responses",
+            "verify",
+            "per_problem",
         ],
         tyro.conf.Positional,
     ]

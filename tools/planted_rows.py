@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from megatron_ring.curation.meaning import NUMBER_WORDS
+from megatron_ring.curation.meaning import NUMBER_WORDS, TURNING
 
 Row = dict[str, Any]
 
@@ -215,10 +215,11 @@ CODE_DAMAGE: dict[str, Callable[[dict[str, Any], random.Random], None]] = {
 
 
 def near_copy(text: str, rng: random.Random) -> str:
-    """A text with one word replaced by another; neither is a number (other numbers make another problem)."""
+    """A text with one word replaced by another; neither is a number, nor a word that turns a question round, such as `sells`
+    or `minimum`: those make another problem, as curation defines it. `turned` is about these."""
     words = text.split(" ")
     usable = (i for i, word in enumerate(words[2:-4], start=2) if word.isalpha() and word.islower() and len(word) > 4)
-    places = [i for i in usable if words[i] not in NUMBER_WORDS]
+    places = [i for i in usable if words[i] not in NUMBER_WORDS and words[i] not in TURNING]
     if places:
         words[rng.choice(places)] = rng.choice(("really", "kindly", "gently", "simply"))
     return " ".join(words)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from megatron_ring.curation.grouping import AllRows, Decision, Group, Signature, equal_groups, priority
+from megatron_ring.curation.grouping import AllRows, Decision, Group, Run, Signature, equal_groups, priority
 from megatron_ring.curation.options import Exact
 from megatron_ring.curation.rules import certainly_differs
 from megatron_ring.curation.store import Row
@@ -28,7 +28,7 @@ class ExactDuplicates:
         answers = np.array([digest(_answer_text(row["answer"]))[0] for row in rows], np.uint64)
         return {"key": np.ascontiguousarray(keys.T), "answer": answers, "priority": priority(rows, self._options.prefer)}
 
-    def decide(self, rows: AllRows) -> Iterable[Decision]:
+    def decide(self, rows: AllRows, run: Run) -> Iterable[Decision]:
         answers = rows.column("answer")
         for group in equal_groups(rows.column("key"), rows.column("priority")):
             first, *others = group.members

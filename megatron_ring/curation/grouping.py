@@ -1,11 +1,12 @@
 """Steps that compare all rows with each other, in three passes: a signature of every row (side by side, by shards), what
-goes (in one process, from the signatures), and the shards without it (side by side)."""
+goes (in one process, from the signatures; texts are compared side by side), and the shards without it (side by side)."""
 
 from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -16,8 +17,10 @@ from numpy.typing import NDArray
 from megatron_ring.curation.options import Prefer
 from megatron_ring.curation.store import Row, Shard, ShardWriter, dumps, read_lines, source_of, write_lines
 from megatron_ring.curation.text import prompt_text
+from megatron_ring.curation.workers import Call
 
 Signature = dict[str, NDArray[Any]]
+Run = Callable[[Sequence[Call]], list[Any]]
 
 
 class Decision(NamedTuple):
@@ -36,8 +39,8 @@ class Grouping(Protocol):
         """Arrays whose last axis is the rows."""
         ...
 
-    def decide(self, rows: AllRows) -> Iterable[Decision]:
-        """Which rows go."""
+    def decide(self, rows: AllRows, run: Run) -> Iterable[Decision]:
+        """Which rows go. `run` does calls side by side and gives their results in order."""
         ...
 
 
@@ -57,54 +60,82 @@ def _tests(answer: Any) -> int:
     return len(tests) if isinstance(tests, list) else 0
 
 
+@dataclass(frozen=True)
+class _SavedArray:
+    """An array that lies in a file of numpy's. It is read in pieces and not mapped: pages of a file that are mapped count as
+    memory of the process."""
+
+    path: Path
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    start: int
+
+    @classmethod
+    def open(cls, path: Path) -> _SavedArray:
+        with path.open("rb") as stream:
+            np.lib.format.read_magic(stream)
+            shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+            return cls(path, shape, dtype, stream.tell())
+
+    def read(self, line: int | None) -> NDArray[Any]:
+        """One line of it, or all."""
+        shape = self.shape if line is None else self.shape[1:]
+        count = math.prod(shape)
+        start = self.start + (line or 0) * count * self.dtype.itemsize
+        return np.fromfile(self.path, self.dtype, count, offset=start).reshape(shape)
+
+
 class AllRows:
     """All rows of a step's input by number, over its shards. Arrays of signatures stay on disk until they are asked for."""
 
     def __init__(self, shards: Sequence[Shard], folder: Path) -> None:
-        self._shards, self._folder = shards, folder
-        self._signed = [Shard(folder, shard.number) for shard in shards]
-        self._counts = [self._load(shard, "offsets").shape[-1] - 1 for shard in self._signed]
+        self.shards, self.folder = shards, folder
+        self._arrays: dict[str, list[_SavedArray]] = {}
+        self._counts = [array.shape[-1] - 1 for array in self._saved("offsets")]
         self._starts = np.concatenate([[0], np.cumsum(self._counts)]).astype(np.int64)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    @staticmethod
-    def _load(shard: Shard, name: str) -> NDArray[Any]:
-        return np.load(shard.file(f"{name}.npy"), mmap_mode="r", allow_pickle=False)
+    def _saved(self, name: str) -> list[_SavedArray]:
+        """The array of that name of each shard."""
+        found = self._arrays.get(name)
+        if found is None:
+            files = [Shard(self.folder, shard.number).file(f"{name}.npy") for shard in self.shards]
+            found = self._arrays[name] = [_SavedArray.open(path) for path in files]
+        return found
 
     def column(self, name: str, line: int | None = None) -> NDArray[Any]:
         """A signature's array of all rows; of one with lines only that line."""
-        parts = [self._load(shard, name) for shard in self._signed]
-        return np.concatenate([np.asarray(part if line is None else part[line]) for part in parts], axis=-1)
+        return np.concatenate([array.read(line) for array in self._saved(name)], axis=-1)
 
     def lines(self, name: str) -> int:
         """How many lines an array has."""
-        return int(self._load(self._signed[0], name).shape[0])
+        return int(self._saved(name)[0].shape[0])
 
     def row(self, index: int) -> Row:
         """One row, read from its shard."""
         shard = int(np.searchsorted(self._starts, index, side="right")) - 1
         offsets, local = self._offsets(shard), index - int(self._starts[shard])
-        with self._shards[shard].kept.open("rb") as stream:
+        with self.shards[shard].kept.open("rb") as stream:
             stream.seek(int(offsets[local]))
             found: Row = json.loads(stream.read(int(offsets[local + 1] - offsets[local])))
         return found
 
     @functools.lru_cache(maxsize=64)  # noqa: B019 - lives as long as one decision
     def _offsets(self, shard: int) -> NDArray[Any]:
-        return np.asarray(self._load(self._signed[shard], "offsets"))
+        return self._saved("offsets")[shard].read(None)
 
     def by_shard(self, decisions: Iterable[Decision]) -> Iterator[tuple[Shard, dict[int, list[Any]]]]:
         """For every shard the decisions about its rows, by place in it: [reason, evidence]."""
-        found: list[dict[int, list[Any]]] = [{} for _ in self._shards]
+        found: list[dict[int, list[Any]]] = [{} for _ in self.shards]
         for decision in decisions:
             shard = int(np.searchsorted(self._starts, decision.row, side="right")) - 1
             said = decision.evidence
             if decision.stays is not None:
                 said = f"{said} of {self.row(decision.stays)['id']}"
             found[shard][decision.row - int(self._starts[shard])] = [decision.reason, said]
-        return zip(self._signed, found, strict=True)
+        return zip([Shard(self.folder, shard.number) for shard in self.shards], found, strict=True)
 
 
 def sign_shard(step: Grouping, given: Shard, taken: Shard) -> None:
@@ -132,10 +163,10 @@ def is_signed(taken: Shard) -> bool:
     return all(taken.file(f"{name}.npy").is_file() for name in names)
 
 
-def decide(step: Grouping, given: Sequence[Shard], folder: Path) -> None:
+def decide(step: Grouping, given: Sequence[Shard], folder: Path, run: Run) -> None:
     """The second pass."""
     rows = AllRows(given, folder)
-    for shard, found in rows.by_shard(step.decide(rows)):
+    for shard, found in rows.by_shard(step.decide(rows, run)):
         write_lines(shard.file("decisions.json"), [dumps(found)])
     write_lines(folder / "decided", [str(len(rows))])
 

@@ -19,24 +19,24 @@ NUMBER_WORDS |= {"thirty": "30", "forty": "40", "fifty": "50", "sixty": "60", "s
 # A text that has one of these and a text that lacks it ask different things.
 _TURNING = r"""
 most least maximum minimum max min maximal minimal largest smallest greatest highest lowest biggest longest shortest
-more less fewer larger smaller greater higher lower bigger longer shorter older younger faster slower taller increase
-increases increased decrease decreases decreased odd even sum difference product quotient remainder ratio left right
-not no never without inside outside positive negative area perimeter volume surface radius diameter circumference
-square cube squared cubed prime composite mean median mode range profit loss buy buys bought sell sells sold earn
-earns spend spends spent save saves above below inscribed circumscribed add subtract multiply divide union
-intersection rows columns \sin \cos \tan \cot \sec \csc \log \ln \max \min \sum \prod \int \cup \cap \in \notin
-\exists \forall \sqrt \frac \pm \mp
+more less fewer larger smaller greater higher lower bigger longer shorter older younger faster slower taller odd even
+not no never without positive negative square cube squared cubed prime composite \sin \cos \tan \cot \sec \csc \log
+\ln \max \min \sum \prod \int \cup \cap \in \notin \exists \forall \sqrt \frac \pm \mp
 """
 TURNING = frozenset(_TURNING.split())
-# These ask different things where each text has one that the other lacks: hours here and minutes there.
+# These ask different things where each text has one that the other lacks: hours here and minutes there, buys here and sells
+# there. Where only one text has such a word the other says it in another way.
 _ALTERNATIVES = r"""
-second seconds minute minutes hour hours day days week weeks month months year years before after first last next
-previous fourth fifth sixth seventh eighth ninth tenth eleventh twelfth monday tuesday wednesday thursday friday
-saturday sunday weekday weekdays weekend weekends morning afternoon evening night january february march april may
-june july august september october november december red orange yellow green blue purple pink brown black white gray
-grey boy boys girl girls men women man woman inch inches foot feet yard yards mile miles meter meters centimeter
-centimeters kilometer kilometers ounce ounces pound pounds gram grams kilogram kilograms liter liters gallon gallons
-cent cents dollar dollars
+increase increases increased decrease decreases decreased sum difference product quotient remainder ratio left right
+inside outside area perimeter volume surface radius diameter circumference mean median mode range profit loss buy buys
+bought sell sells sold earn earns spend spends spent save saves above below inscribed circumscribed add subtract
+multiply divide union intersection rows columns second seconds minute minutes hour hours day days week weeks month
+months year years before after first last next previous fourth fifth sixth seventh eighth ninth tenth eleventh twelfth
+monday tuesday wednesday thursday friday saturday sunday weekday weekdays weekend weekends morning afternoon evening
+night january february march april may june july august september october november december red orange yellow green
+blue purple pink brown black white gray grey boy boys girl girls men women man woman inch inches foot feet yard yards
+mile miles meter meters centimeter centimeters kilometer kilometers ounce ounces pound pounds gram grams kilogram
+kilograms liter liters gallon gallons cent cents dollar dollars
 """
 ALTERNATIVES = frozenset(_ALTERNATIVES.split())
 _OPERATORS = frozenset("+-*/=<>^!%|") | {"<=", ">="}

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_ring.curation.grouping import AllRows, Decision, Signature, priority
+from megatron_ring.curation.grouping import AllRows, Decision, Run, Signature, priority
 from megatron_ring.curation.meaning import Meaning, meaning, strict_meaning
 from megatron_ring.curation.options import Near
-from megatron_ring.curation.store import Row
+from megatron_ring.curation.store import Row, Shard
 from megatron_ring.curation.text import latex_share, prompt_text, words
 from megatron_ring.curation.union_find import UnionFind
 
@@ -26,6 +28,7 @@ PLAIN, FORMULAS = 0.10, 0.25  # shares of LaTeX: words below the first, characte
 MAX_KINDS = 8  # of rows in one bucket that are not similar, with which further ones are compared
 MAX_COMPARED = 64  # kept rows of one group that a further one is compared with
 _CACHED = 20_000  # rows whose n-grams are in memory
+_PARTS, _PAIRS = 64, 200  # of all comparisons, at most; pairs of a part, at least
 
 
 class NearDuplicates:
@@ -52,15 +55,17 @@ class NearDuplicates:
                 formulas[:, place] = _bands(grams, options.character_bands, options.character_rows, salt)
         return {"words": plain, "characters": formulas, "priority": priority(rows, options.prefer)}
 
-    def decide(self, rows: AllRows) -> Iterable[Decision]:
-        similarity = _Similarity(rows, self._options)
+    def decide(self, rows: AllRows, run: Run) -> Iterable[Decision]:
+        linked, pairs, values = _compared(self._options, rows, run)
+        similarity = _Similarity(rows, self._options, _Known(len(rows), pairs, values))
+        # Where all pairs that link some rows are similar, these are a set. The others are gone through again.
+        fits, names = values >= self._options.threshold, linked.roots()
+        open_ones = np.isin(names, names[pairs[~fits, 0]])
         sets = UnionFind(len(rows))
-        for name in ("words", "characters"):
-            if not rows.column(name, 0).any():  # no text is of this kind
-                continue
-            for band in range(rows.lines(name)):
-                for bucket in buckets(rows.column(name, band)):
-                    self._join(bucket, sets, similarity)
+        for one, other in pairs[~open_ones[pairs[:, 0]]].tolist():
+            sets.union(one, other)
+        for bucket in _unsettled(rows, sets, open_ones) if open_ones.any() else ():
+            self._join(bucket, sets, similarity)
         ranks = rows.column("priority")
         for group in sets.groups():
             yield from self._within(sorted(group, key=lambda member: (int(ranks[member]), member)), similarity)
@@ -89,12 +94,55 @@ class NearDuplicates:
                 staying.append(member)
 
 
+class _Known:
+    """Similarities that have been computed, of pairs of rows.
+
+    Args:
+        size: number of rows.
+        pairs: int64 [pairs, 2], the smaller number first, no pair twice.
+        values: of each pair.
+    """
+
+    def __init__(self, size: int, pairs: NDArray[np.int64], values: NDArray[np.float64]) -> None:
+        keys = pairs[:, 0] * size + pairs[:, 1]
+        order = np.argsort(keys)
+        self._size, self._keys, self._values = size, keys[order], values[order]
+
+    def find(self, one: int, other: int) -> float | None:
+        """Of one pair; None where it has not been computed."""
+        key = min(one, other) * self._size + max(one, other)
+        place = int(np.searchsorted(self._keys, key))
+        return float(self._values[place]) if place < len(self._keys) and self._keys[place] == key else None
+
+
+def _compared(options: Near, rows: AllRows, run: Run) -> tuple[UnionFind, NDArray[np.int64], NDArray[np.float64]]:
+    """Pairs that are asked for first, int64 [pairs, 2], the rows that they link, and their similarities, computed side by
+    side: a row with the first of its bucket, unless earlier pairs link the two already."""
+    sets, found = UnionFind(len(rows)), array("q")
+    for first, *others in _unsettled(rows, sets):
+        for member in others:
+            if sets.find(first) != sets.find(member):
+                sets.union(first, member)
+                found.extend((first, member))
+    pairs = np.array(found, np.int64).reshape(-1, 2)
+    pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]  # neighbours have a row in common
+    parts = np.array_split(pairs, max(1, min(_PARTS, len(pairs) // _PAIRS)))
+    values = run([(compare, (options, rows.shards, rows.folder, part)) for part in parts])
+    return sets, pairs, np.concatenate(values)
+
+
+def compare(options: Near, shards: Sequence[Shard], folder: Path, pairs: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The similarity of each pair of rows."""
+    similarity = _Similarity(AllRows(shards, folder), options)
+    return np.array([similarity(one, other) for one, other in pairs.tolist()], np.float64)
+
+
 class _Similarity:
     """The Jaccard similarity of two rows' n-grams: of words or characters, whichever is larger among those that both are
-    compared by."""
+    compared by. `known`: what need not be computed."""
 
-    def __init__(self, rows: AllRows, options: Near) -> None:
-        self._rows, self._options = rows, options
+    def __init__(self, rows: AllRows, options: Near, known: _Known | None = None) -> None:
+        self._rows, self._options, self._known = rows, options, known
         self._grams = functools.lru_cache(maxsize=_CACHED)(self._read)
 
     def _read(self, index: int) -> tuple[Meaning, frozenset[str], frozenset[str]]:
@@ -105,6 +153,9 @@ class _Similarity:
         return meaning(tokens), plain, formulas
 
     def __call__(self, one: int, other: int) -> float:
+        known = None if self._known is None else self._known.find(one, other)
+        if known is not None:
+            return known
         (said, *grams), (also, *others) = self._grams(one), self._grams(other)
         if self._options.numbers and not said.fits(also):
             return 0.0
@@ -151,12 +202,30 @@ def _bands(grams: list[str], bands: int, rows: int, salt: int) -> NDArray[np.uin
     return mixed | np.uint64(1)
 
 
-def buckets(band: NDArray[np.uint64]) -> Iterator[list[int]]:
-    """Rows with the same hash other than 0, in ascending order, two at least."""
+def _unsettled(rows: AllRows, sets: UnionFind, only: NDArray[np.bool_] | None = None) -> Iterator[list[int]]:
+    """Of every band the buckets whose rows are not all in one set when it begins, each in ascending order; of all rows or of
+    these `only`."""
+    for name in ("words", "characters"):
+        if not rows.column(name, 0).any():  # no text is of this kind
+            continue
+        for band in range(rows.lines(name)):
+            hashes = rows.column(name, band)
+            yield from buckets(hashes if only is None else hashes * only, sets.roots())
+
+
+def buckets(band: NDArray[np.uint64], sets: NDArray[np.int64]) -> Iterator[list[int]]:
+    """Rows with the same hash other than 0, in ascending order: groups that are of more than one set.
+
+    Args:
+        band: [rows] hashes.
+        sets: [rows] names of the rows' sets.
+    """
     places = np.flatnonzero(band)
     order = places[np.argsort(band[places], kind="stable")]
-    values = band[order]
-    same = np.concatenate([[False], values[1:] == values[:-1], [False]])
-    edges = np.flatnonzero(np.diff(same.astype(np.int8)))
-    for start, end in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
-        yield order[start : end + 1].tolist()
+    values, names = band[order], sets[order]
+    begins = np.concatenate([[True], values[1:] != values[:-1]])
+    mixed = ~begins[1:] & (names[1:] != names[:-1])
+    wanted = np.unique(np.cumsum(begins)[1:][mixed]) - 1
+    starts = np.append(np.flatnonzero(begins), len(order))
+    for start, end in zip(starts[wanted].tolist(), starts[wanted + 1].tolist(), strict=True):
+        yield order[start:end].tolist()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from megatron_ring.config.checks import require
+from megatron_ring.config.judge import JudgeSettings
 
 # Reasons of the cleansing step that a recipe may switch off.
 RULES = (
@@ -177,6 +178,23 @@ class Annotate(Options):
     subject: bool = True
 
 
+@dataclass(frozen=True)
+class JudgeSubject(Options, JudgeSettings):
+    """Have a language model name the subject of mathematical problems, as a class of MSC 2020. Behind `annotate`.
+
+    Attributes:
+        ask: for `all` problems, or for those alone whose subject is `unknown`.
+    """
+
+    name = "judge_subject"
+    group: ClassVar[str] = "judge_subject"
+    ask: Literal["all", "unknown"] = "all"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.given, "give url and model of a server, or checkpoint")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Responses(Options):
     """Drop responses of a teacher by their form. The rows have `response`; docs/curation.md says how a source brings them.
@@ -247,5 +265,6 @@ def _check_languages(codes: tuple[str, ...]) -> None:
 
 
 STEPS: dict[str, type[Options]] = {
-    kind.name: kind for kind in (Clean, Solutions, Exact, Near, Decontaminate, Annotate, Responses, Verify, PerProblem)
+    kind.name: kind
+    for kind in (Clean, Solutions, Exact, Near, Decontaminate, Annotate, JudgeSubject, Responses, Verify, PerProblem)
 }

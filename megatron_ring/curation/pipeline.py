@@ -19,12 +19,14 @@ from megatron_ring.curation.annotate import Annotator
 from megatron_ring.curation.clean import Cleaner
 from megatron_ring.curation.decontaminate import Decontaminator
 from megatron_ring.curation.exact import ExactDuplicates
+from megatron_ring.curation.judged_subjects import SubjectJudge, judge_identity
 from megatron_ring.curation.near import NearDuplicates
 from megatron_ring.curation.options import (
     Annotate,
     Clean,
     Decontaminate,
     Exact,
+    JudgeSubject,
     Near,
     Options,
     PerProblem,
@@ -47,7 +49,8 @@ from megatron_ring.run.lock import take_lock
 from megatron_ring.run.progress import Progress
 
 WORK = "work"
-_ROOMS = ("curation", "data", "rewards")  # whose code decides what comes out
+REPLIES = "replies"
+_ROOMS = ("curation", "data", "judging", "rewards")  # whose code decides what comes out
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,7 @@ class _Runner:
             benchmarks.build(options, self._work / "unpacked").save(folder)
         if isinstance(options, Exact | Near | PerProblem):
             calls: list[Call] = [(grouping.filter_shard, (options.name, before, shard)) for before, shard in pairs]
-        elif isinstance(options, Solutions | Verify):
+        elif isinstance(options, Solutions | Verify | JudgeSubject):
             return self._scored(options, pairs, shards)
         else:
             calls = [(row_shard, (options, folder, before, shard)) for before, shard in pairs]
@@ -139,13 +142,14 @@ class _Runner:
         calls = [(sign_shard, (options, before, shard)) for before, shard in pairs if not grouping.is_signed(shard)]
         self._run(f"{options.name}: signatures", calls, len(shards))
         if not (folder / "decided").exists():
-            grouping.decide(_grouping(options), given, folder)
+            run = functools.partial(self._workers.run, on_done=lambda: None)
+            grouping.decide(_grouping(options), given, folder, run)
 
-    def _scored(self, options: Solutions | Verify, pairs: list[tuple[Shard, Shard]], shards: tuple[Shard, ...]) -> Step:
-        """A step whose verifiers have workers of their own."""
+    def _scored(self, options: Options, pairs: list[tuple[Shard, Shard]], shards: tuple[Shard, ...]) -> Step:
+        """A step that asks others, who work side by side: verifiers, or a judge."""
         started = time.monotonic()
         with (
-            _scorer(options, self._processes) as scorer,
+            _scorer(options, self._processes, self._work / REPLIES) as scorer,
             Progress(options.name, len(shards), len(shards) - len(pairs), unit="shard") as progress,
         ):
             for before, shard in pairs:
@@ -191,7 +195,7 @@ class _Runner:
     def remove_others(self) -> None:
         """Take away what earlier recipes have left."""
         for path in self._work.iterdir():
-            if path.is_dir() and path not in self._used:
+            if path.is_dir() and path.name != REPLIES and path not in self._used:
                 shutil.rmtree(path)
 
 
@@ -200,13 +204,15 @@ def code_digest() -> str:
     """Of the code of the rooms that decide what comes out."""
     package, digest = Path(__file__).resolve().parents[1], hashlib.blake2b(digest_size=16)
     for room in _ROOMS:
-        for path in sorted((package / room).rglob("*.py")):
+        for path in sorted(path for kind in ("*.py", "*.txt") for path in (package / room).rglob(kind)):
             digest.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 
 
 def _described(options: Options) -> dict[str, Any]:
     """Options as plain values, files by their content."""
+    if isinstance(options, JudgeSubject):
+        return {"ask": options.ask, **judge_identity(options)}
     found = {}
     for each in dataclasses.fields(options):
         value = getattr(options, each.name)
@@ -240,8 +246,13 @@ def _grouping(options: Options) -> grouping.Grouping:
     return NearDuplicates(options)
 
 
-def _scorer(options: Solutions | Verify, workers: int) -> SolutionRunner | ResponseVerifier:
-    return SolutionRunner(options, workers) if isinstance(options, Solutions) else ResponseVerifier(options, workers)
+def _scorer(options: Options, workers: int, replies: Path) -> SolutionRunner | ResponseVerifier | SubjectJudge:
+    if isinstance(options, JudgeSubject):
+        return SubjectJudge(options, replies)
+    if isinstance(options, Solutions):
+        return SolutionRunner(options, workers)
+    assert isinstance(options, Verify)
+    return ResponseVerifier(options, workers)
 
 
 def row_shard(options: Options, folder: Path, given: Shard, taken: Shard) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from megatron_ring.curation.exact import digest
-from megatron_ring.curation.grouping import AllRows, Decision, Signature, equal_groups
+from megatron_ring.curation.grouping import AllRows, Decision, Run, Signature, equal_groups
 from megatron_ring.curation.options import PerProblem
 from megatron_ring.curation.store import Row
 from megatron_ring.curation.text import prompt_text, words
@@ -29,7 +29,7 @@ class SomePerProblem:
         order = np.array([sign * len(text) for text in texts], np.int64)
         return {"key": np.ascontiguousarray(keys.T), "response": responses, "priority": order}
 
-    def decide(self, rows: AllRows) -> Iterable[Decision]:
+    def decide(self, rows: AllRows, run: Run) -> Iterable[Decision]:
         responses = rows.column("response")
         for group in equal_groups(rows.column("key"), rows.column("priority")):
             staying: dict[int, int] = {}

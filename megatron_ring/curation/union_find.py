@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 
 class UnionFind:
@@ -20,6 +21,14 @@ class UnionFind:
         while parent[member] != root:
             parent[member], member = root, int(parent[member])
         return int(root)
+
+    def roots(self) -> NDArray[np.int64]:
+        """[size] the smallest member of each one's set, all found at once."""
+        parent = self._parent
+        while not np.array_equal(upper := parent[parent], parent):
+            parent = upper
+        self._parent = parent
+        return parent
 
     def union(self, one: int, other: int) -> None:
         """Join two sets."""

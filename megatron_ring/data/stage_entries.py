@@ -12,7 +12,7 @@ from typing import Any
 
 from megatron_ring.config.checks import require
 from megatron_ring.data.records import PromptRecord
-from megatron_ring.data.where import Condition, as_text
+from megatron_ring.data.where import Condition, by_weights
 
 KEYS = {"file", "domain", "weight", "where", "by", "weights"}
 REST = "other"  # in `weights`: all prompts that no other value takes
@@ -24,19 +24,19 @@ class Part:
 
     Attributes:
         conditions: all must hold.
-        rest_of: a field, and the values of it that other parts take; prompts with any of them are left out.
+        rest_of: what other parts take of one field; prompts of which any of it holds are left out.
         weight: relative to the other parts of the stage; None where none is given.
     """
 
     file: str
     domain: str | None
     conditions: tuple[Condition, ...] = ()
-    rest_of: Condition | None = None
+    rest_of: tuple[Condition, ...] = ()
     weight: int | float | Fraction | None = None
 
     def holds(self, record: PromptRecord) -> bool:
         """Whether it takes a prompt."""
-        if self.domain not in (None, record.domain) or (self.rest_of is not None and self.rest_of.holds(record)):
+        if self.domain not in (None, record.domain) or any(condition.holds(record) for condition in self.rest_of):
             return False
         return all(condition.holds(record) for condition in self.conditions)
 
@@ -45,7 +45,7 @@ class Part:
         """What tells it from other parts of the file, for names."""
         said = [self.domain] if self.domain else []
         said += [str(condition) for condition in self.conditions]
-        said += [f"{self.rest_of.field}={REST}"] if self.rest_of else []
+        said += [f"{self.rest_of[0].field}={REST}"] if self.rest_of else []
         return "".join("-" + re.sub(r"[^\w.=<>|,!]+", "-", text) for text in said)
 
 
@@ -62,22 +62,24 @@ def read_entry(entry: Mapping[str, Any], where: str) -> list[Part]:
     require(isinstance(wanted, Mapping), f"{where}: {file}: 'where' is not an object of fields")
     conditions = tuple(Condition.parse(str(field), value, f"{where}: {file}") for field, value in wanted.items())
     if "by" not in entry and "weights" not in entry:
-        return [Part(file, domain, conditions, None, weight)]
+        return [Part(file, domain, conditions, weight=weight)]
     field, weights = entry.get("by"), entry.get("weights")
     given = isinstance(field, str) and field != "" and isinstance(weights, Mapping) and len(weights) > 0
     require(given, f"{where}: {file}: 'by' names a field and 'weights' gives each of its values a number: give both")
     assert isinstance(field, str) and isinstance(weights, Mapping)
     for value, share in weights.items():
         require(_positive(share), f"{where}: {file}: 'weights': {value} is {share!r}: make it a positive number")
-    named = tuple(as_text(value) for value in weights if value != REST)
+    named = [value for value in weights if value != REST]
+    taken = by_weights(field, named, f"{where}: {file}")
+    of = dict(zip(named, taken, strict=True))
     total = sum(Fraction(str(share)) for share in weights.values())
     parts = []
     for value, share in weights.items():
         own = Fraction(str(weight or 1)) * Fraction(str(share)) / total
         if value == REST:
-            parts.append(Part(file, domain, conditions, Condition(field, named) if named else None, own))
+            parts.append(Part(file, domain, conditions, tuple(taken), own))
         else:
-            parts.append(Part(file, domain, (*conditions, Condition(field, (as_text(value),))), None, own))
+            parts.append(Part(file, domain, (*conditions, of[value]), weight=own))
     return parts
 
 

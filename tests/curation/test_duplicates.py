@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_ring.curation.near import buckets, character_grams, jaccard, word_grams
+from megatron_ring.curation.near import _Known, buckets, character_grams, jaccard, word_grams
 from megatron_ring.curation.options import Exact, Near
 from megatron_ring.curation.text import words
 from megatron_ring.curation.union_find import UnionFind
@@ -109,16 +109,28 @@ def test_union_find(pairs: list[tuple[int, int]]) -> None:
         sets.union(one, other)
         low, high = sorted((labels[one], labels[other]))
         labels = [low if label == high else label for label in labels]
+    assert sets.roots().tolist() == [sets.find(i) for i in range(20)]
     assert all((sets.find(i) == sets.find(j)) == (labels[i] == labels[j]) for i in range(20) for j in range(20))
     wanted = [[i for i in range(20) if labels[i] == label] for label in sorted(set(labels))]
     assert sorted(sets.groups()) == [group for group in wanted if len(group) > 1]
 
 
-@given(st.lists(st.integers(0, 5), max_size=30))
-def test_buckets(values: list[int]) -> None:
-    found = list(buckets(np.array(values, np.uint64)))
-    wanted = [[place for place, value in enumerate(values) if value == each] for each in range(1, 6)]
-    assert sorted(found) == sorted(bucket for bucket in wanted if len(bucket) > 1)
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 3)), max_size=30))
+def test_buckets(rows: list[tuple[int, int]]) -> None:
+    values, names = np.array(rows, np.int64).reshape(-1, 2).T
+    found = list(buckets(values.astype(np.uint64), names))
+    wanted = [[place for place, (value, _) in enumerate(rows) if value == each] for each in range(1, 6)]
+    assert sorted(found) == sorted(bucket for bucket in wanted if len({rows[place][1] for place in bucket}) > 1)
+
+
+@given(st.data())
+def test_similarities_are_found_again(data: st.DataObject) -> None:
+    place = st.integers(0, 8)
+    values = data.draw(st.dictionaries(st.tuples(place, place).filter(lambda pair: pair[0] < pair[1]), st.floats(0, 1)))
+    known = _Known(9, np.array(list(values), np.int64).reshape(-1, 2), np.array(list(values.values())))
+    for one in range(9):
+        for other in range(9):
+            assert known.find(one, other) == values.get((min(one, other), max(one, other)))
 
 
 def test_copies_among_problems_that_look_alike(curated: Callable[..., Curated]) -> None:

@@ -56,6 +56,7 @@ def test_meaning_is_numbers_and_turning_words() -> None:
     assert not fit("3 m", "30 m")
     assert not fit("How much more is it?", "How much is it?")
     assert not fit("How many hours are left?", "How many minutes are left?")
+    assert not fit("Tom buys 3 pens", "Tom sells 3 pens") and fit("Tom buys 3 pens", "Tom gets 3 pens")
     assert fit("It took some time after 3 hours", "It took some time following 3 hours")
 
 

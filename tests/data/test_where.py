@@ -44,6 +44,7 @@ CONDITIONS: list[tuple[dict[str, Any], Any]] = [
         {"difficulty": {"min": 0.25, "max": 0.5}, "subject": {"not": ["logic", "algebra"]}},
         lambda n: 15 <= n <= 30 and n % 3 == 1,
     ),
+    ({"difficulty": {"min": 0.25, "below": 0.5}}, lambda n: 15 <= n < 30),
     ({"deep.a": 1}, lambda n: n % 2 == 1),
 ]
 
@@ -65,6 +66,17 @@ def test_shares_of_values(folder: Path) -> None:
     assert figures["data/share/m-subject=geometry"] == 0.75 and figures["data/share/m-subject=other"] == 0.25
 
 
+def test_shares_of_bins(folder: Path) -> None:
+    weights = {"0..0.25": 1, "0.25..0.5": 2, "0.5..0.75": 1, "other": 1}
+    found = schedule(folder, [{**FILE, "by": "difficulty", "weights": weights}])
+    held = [{int(record.id[1:]) for record in source.records} for source in found.sources]
+    assert held == [set(range(1, 15)), set(range(15, 30)), set(range(30, 46)), {0, *range(46, 60)}]
+    assert [source.name for source in found.sources][1:3] == ["m-difficulty=>=0.25,<0.5", "m-difficulty=>=0.5,<=0.75"]
+    stream = PromptStream(found, seed=1)
+    drawn = Counter(taken.record.metadata.get("difficulty", 1) // 0.25 for taken in stream.take(100))
+    assert (drawn[0], drawn[1]) == (20, 40)
+
+
 def test_a_curriculum_may_overlap_over_stages(folder: Path) -> None:
     easy, hard = ({**FILE, "where": {"difficulty": bounds}} for bounds in ({"max": 0.5}, {"min": 0.3}))
     found = schedule(folder, [easy], [hard])
@@ -84,9 +96,12 @@ def test_weights_multiply(folder: Path) -> None:
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"where": {"subjekt": "algebra"}}, "has no prompt with metadata.subjekt"),
     ({"where": {"subject": "topology"}}, "has no prompts where subject=topology"),
-    ({"where": {"level": {"least": 3}}}, "'where': level: use a value, a list of values, or min, max, not"),
+    ({"where": {"level": {"least": 3}}}, "'where': level: use a value, a list of values, or min, max, below, not"),
     ({"where": {"level": {"min": "3"}}}, "min is '3': make it a number"),
     ({"where": {"level": {"min": 3, "max": 2}}}, "min 3 is above max 2"),
+    ({"where": {"level": {"min": 3, "below": 3}}}, "min 3 is not below 3"),
+    ({"by": "difficulty", "weights": {"0..0.5": 1, "0.4..1": 1}}, "two bins of difficulty overlap"),
+    ({"by": "difficulty", "weights": {"1..0.5": 1}}, "1..0.5 is empty"),
     ({"where": {"level": []}}, "give a value, or a list of values"),
     ({"where": "algebra"}, "'where' is not an object"),
     ({"by": "subject"}, "give both"),

@@ -166,6 +166,10 @@ def _of_python(words: list[str]) -> str | None:
         return None  # the reader's own
     if not (ROOT / script).is_file():
         return "no such tool"
+    if "--" in flags:  # what follows is an evaluation's, with its own prompts and folder
+        place = flags.index("--")
+        said = _parsed("evaluate", [*flags[place + 1 :], "--prompts", "p", "--out", "o"])
+        return said or _options(script, flags[:place])
     return _options(script, flags)
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from megatron_ring.rewards.boxed import last_boxed
-from tests.curation.conftest import Curated, write_jsonl
-from tests.mains.conftest import command, rl_flags, run, sft_flags
+from tests.conftest import ROOT
+from tests.curation.conftest import Curated, read_jsonl, write_jsonl
+from tests.mains.conftest import command, command_of_tool, rl_flags, run, sft_flags
 
 RECIPE = """
 sources:
@@ -67,3 +68,63 @@ def test_raw_rows_become_training(tiny_data: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     metrics = [json.loads(line) for line in (tmp_path / "rl" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in metrics] == [1, 2] and all(row["tokens/trained"] == 300 for row in metrics)
+
+
+@pytest.mark.slow
+def test_raw_rows_become_a_curriculum(tiny_data: Path, sft_checkpoint: Path, tmp_path: Path) -> None:
+    """As examples/tiny/curriculum.sh: GSM8K's form, curated, solve rates by a trained model in two shards, RL."""
+    (tmp_path / "recipe.yaml").write_text((ROOT / "examples/tiny/curriculum.yaml").read_text())
+    (tmp_path / "heldout.jsonl").write_text((tiny_data / "heldout.jsonl").read_text())
+    raw = ["--prompts", str(tiny_data / "rl_prompts.jsonl"), "--heldout", str(tiny_data / "heldout.jsonl"), "--mixed", "4"]
+    done = run(command_of_tool("make_raw_data.py", *raw, "--out", str(tmp_path / "gsm8k.jsonl")))
+    assert done.returncode == 0, done.stderr
+    done = run(command("megatron_ring.curate", str(tmp_path / "recipe.yaml"), "--processes", "1"))
+    assert done.returncode == 0, done.stderr
+    found = Curated(tmp_path / "recipe")
+    assert set(found.reasons.values()) == {"missing_answer", "exact_duplicate", "benchmark:heldout"}
+    assert {row["metadata"]["subject"] for row in found.kept} and len(found.kept) > 20
+
+    rate = ["--prompts", str(tmp_path / "recipe" / "kept.jsonl"), "--out", str(tmp_path / "rated"), "--samples", "2"]
+    sampler = ["--", "--checkpoint", str(sft_checkpoint), "--tokenizer", str(tiny_data / "tokenizer"),
+               "--sampling.max-new-tokens", "24", "--rewards.workers", "1"]  # fmt: skip
+    done = run(command_of_tool("solve_rate.py", *rate, "--shard", "1/2", *sampler))
+    half = len(found.kept) // 2
+    assert done.returncode == 0 and "others are not" in done.stdout, done.stderr
+    done = run(command_of_tool("solve_rate.py", *rate, *sampler))
+    assert done.returncode == 0 and f"{half:,} of {len(found.kept):,} problems to sample" in done.stdout, done.stderr
+    rated = read_jsonl(tmp_path / "rated" / "kept.jsonl")
+    assert [row["id"] for row in rated] == [row["id"] for row in found.kept]
+    assert all(row["metadata"]["solve_samples"] == 2 for row in rated)
+
+    flags = rl_flags(tiny_data, tmp_path / "rl", sft_checkpoint, "--data.curriculum", "solve-rate", "--data.max-solve-rate",
+                     "0.99")  # fmt: skip
+    flags[flags.index("--data.prompts") + 1] = str(tmp_path / "rated" / "kept.jsonl")
+    done = run(command("megatron_ring.rl", *flags))
+    assert done.returncode == 0, done.stderr
+    drawn = [
+        row["prompt_id"] for path in sorted((tmp_path / "rl" / "rollouts").rglob("*.jsonl")) for row in read_jsonl(path)
+    ]
+    rates = {row["id"]: row["metadata"]["solve_rate"] for row in rated}
+    assert drawn and all(rates[name] <= 0.99 for name in drawn)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_judges_subjects(tiny_data: Path, tmp_path: Path) -> None:
+    """Our own server is started for it and ends with the step. What it says is no verdict, which is counted."""
+    model = tmp_path / "model"
+    done = run(command_of_tool("make_random_hf.py", "--preset", "ring-tiny", "--out", str(model)))
+    assert done.returncode == 0, done.stderr
+    shape = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**shape, "max_position_embeddings": 4096}))  # the prompt is long
+    rows = [json.loads(line) for line in (tiny_data / "rl_prompts.jsonl").read_text().splitlines()]
+    maths = [row for row in rows if row["domain"] == "math"][:3]
+    write_jsonl(tmp_path / "rows.jsonl", maths)
+    options = [f"checkpoint={model}", f"tokenizer={tiny_data / 'tokenizer'}", "max_tokens=4"]
+    given = ["judge_subject", "--input", str(tmp_path / "rows.jsonl"), "--out", str(tmp_path / "out"), "--set", *options]
+    done = run(command_of_tool("curate.py", *given))
+    assert done.returncode == 0, done.stderr
+    noted = read_jsonl(tmp_path / "out" / "ledger.jsonl")
+    assert [(entry["action"], entry["reason"]) for entry in noted] == [("changed", "no_verdict")] * 3
+    assert len(Curated(tmp_path / "out").kept) == 3
+    done = run(command_of_tool("curate.py", *given[:-3], f"checkpoint={tmp_path}"))
+    assert done.returncode == 2 and "judge_subject: checkpoint" in done.stderr and "cannot be served" in done.stderr

@@ -1,29 +1,59 @@
-"""`tools/solve_rate.py` through our sampler: evaluations of shards, which are not made twice."""
+"""An evaluation of a prompt file that is killed goes on where it stood. `test_curated` has `tools/solve_rate.py` itself."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.mains.conftest import command_of_tool, run
+from tests.mains.conftest import run, start
+from tests.mains.test_evaluation_layouts import evaluate_here
+from tests.mains.test_killed_rl import descendants
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("model") / "hf"
+    done = run([sys.executable, "tools/make_random_hf.py", "--preset", "ring-tiny", "--out", str(out)])
+    assert done.returncode == 0, done.stderr
+    return out
 
 
 @pytest.mark.slow
-def test_shards_are_sampled_once(tiny_data: Path, tmp_path: Path) -> None:
-    model, out, prompts = tmp_path / "hf", tmp_path / "rated", tmp_path / "prompts.jsonl"
-    done = run([sys.executable, "tools/make_random_hf.py", "--preset", "ring-tiny", "--out", str(model)])
-    assert done.returncode == 0, done.stderr
-    prompts.write_text("".join((tiny_data / "heldout.jsonl").read_text().splitlines(keepends=True)[:4]))
-    flags = ["--prompts", str(prompts), "--out", str(out), "--samples", "2"]
-    tokenizer = str(tiny_data / "tokenizer")
-    sampler = ["--", "--checkpoint", str(model), "--tokenizer", tokenizer, "--sampling.max-new-tokens", "6",
-               "--rewards.workers", "1"]  # fmt: skip
-    done = run(command_of_tool("solve_rate.py", *flags, "--shard", "1/2", *sampler))
-    assert done.returncode == 0 and "2 of 4 problems" in done.stdout and "others are not" in done.stdout, done.stderr
-    done = run(command_of_tool("solve_rate.py", *flags, *sampler))
-    assert done.returncode == 0 and "2 of 4 problems" in done.stdout and "4 problems: " in done.stdout, done.stderr
-    rows = [json.loads(line) for line in (out / "kept.jsonl").read_text().splitlines()]
-    assert [row["metadata"]["solve_samples"] for row in rows] == [2] * 4
+def test_a_killed_evaluation_goes_on(run_on: Any, model: Path, tiny_data: Path, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join((tiny_data / "heldout.jsonl").read_text().splitlines(keepends=True)[:12]))
+    flags = ["--checkpoint", str(model), "--tokenizer", str(tiny_data / "tokenizer"), "--prompts", str(prompts),
+             "--samples-per-problem", "4", "--sampling.max-new-tokens", "48",
+             "--sampling.max-batch", "2", "--rewards.workers", "1"]  # fmt: skip
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    run_on(1, evaluate_here, [*flags, "--out", str(whole)])
+    journal = killed / "unfinished" / "replica-0.jsonl"
+    process = start([sys.executable, "-m", "megatron_ring.evaluate", *flags, "--out", str(killed)],
+                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+    try:
+        while not (journal.exists() and journal.read_bytes().count(b"\n") >= 5):
+            assert process.poll() is None
+            time.sleep(0.002)
+        for pid in descendants(process.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    finally:
+        process.kill()
+        process.wait()
+    assert not (killed / "result.json").exists()
+    there = journal.read_bytes().count(b"\n")
+    # On two ranks; of the rows that are there none is sampled again.
+    run_on(2, evaluate_here, [*flags, "--out", str(killed)])
+    assert (killed / "samples.jsonl").read_bytes() == (whole / "samples.jsonl").read_bytes()
+    results = [{**json.loads((out / "result.json").read_text()), "seconds": 0} for out in (killed, whole)]
+    assert results[0] == results[1] and results[0]["problems"] == 12 and there < 48
+    assert not (killed / "unfinished").exists()
