@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Pretraining from random weights, or from INIT, on corpora of your own -> $OUT/pretrain. Not run on a GPU yet.
+# Pretraining from random weights, or from INIT, on corpora of your own -> $OUT/pretrain.
 #   CORPORA="corpora/web:0.7 corpora/code:0.3" TOKENIZER=Ling-lite-1.5 examples/slice/pretrain.sh
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 read -r -a TRAIN <<< "${CORPORA:-$DATA/corpus}"
