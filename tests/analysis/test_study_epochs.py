@@ -213,4 +213,6 @@ def test_a_start_is_read_from_its_runs(tmp_path: Path) -> None:
 def test_a_run_that_starts_share_costs_once(tmp_path: Path, one_run: bool, runs: int) -> None:
     seconds = {"sft": 1.0, "rl": 1.0, "sft process": 60.0, "rl process": 120.0, "beside": 2.0}
     tables, _, _ = page([write_all(tmp_path, [replace(each, one_run=one_run, seconds=seconds) for each in starts()])])
-    assert f"| sft | {runs} | {runs:.1f} | {runs / 2:.1f} |" in tables["cost"] and "| rl | 9 | 18.0 | 9.0 |" in tables["cost"]
+    assert (
+        f"| sft | {runs} | {runs:.1f} | {runs / 2:.1f} |" in tables["cost"] and "| rl | 9 | 18.0 | 9.0 |" in tables["cost"]
+    )
