@@ -24,6 +24,7 @@ from typing import Literal
 
 from megatron_ring.analysis.read_run import epoch_checkpoints, read_run
 from megatron_ring.analysis.study_cost import MARK
+from megatron_ring.data.writing import write_atomically
 from megatron_ring.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -84,11 +85,15 @@ def check(jobs: Sequence[Job]) -> None:
 
 
 def is_finished(job: Job, out: Path) -> bool:
-    """Whether it ended well with this very command. Raises UserError when it was another one."""
+    """Whether it ended well with this very command. Raises UserError when it was another one, or nothing says which."""
     mark = out / job.name / MARK
     if not mark.is_file():
         return False
-    if json.loads(mark.read_text())["command"] != job.text():
+    try:
+        command = json.loads(mark.read_bytes())["command"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        raise UserError(f"{mark}: not the mark of a finished job; remove {out / job.name} to run it again") from None
+    if command != job.text():
         raise UserError(f"{mark}: the study has changed since; remove {out / job.name} to run it again")
     return True
 
@@ -150,7 +155,7 @@ def run_jobs(jobs: Sequence[Job], out: Path, manner: Manner, study: Sequence[Job
                 print(f"study: failed: {failed[-1]}", flush=True)
                 continue
             mark = {"command": job.text(), "seconds": round(seconds, 1), "beside": manner.beside}
-            (out / job.name / MARK).write_text(json.dumps(mark) + "\n")
+            write_atomically(out / job.name / MARK, (json.dumps(mark) + "\n").encode())
             finished.add(job.name)
             print(f"study: {len(finished)}/{len(jobs)} {job.name} ({time.monotonic() - began:.0f} s)", flush=True)
             if manner.tidy:

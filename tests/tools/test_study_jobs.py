@@ -70,6 +70,10 @@ def test_what_has_finished_is_not_run_again(out: Path) -> None:
     assert is_finished(jobs[0], out)
     with pytest.raises(UserError, match=r"a/finished.json: the study has changed since; remove .*/a to run it again"):
         run_jobs([job(out, "a", seconds=0.1)], out, Manner(1))
+    for broken in ("", "[]", "{}"):
+        (out / "a" / "finished.json").write_text(broken)
+        with pytest.raises(UserError, match=r"a/finished.json: not the mark of a finished job; remove .*/a to run it again"):
+            run_jobs(jobs, out, Manner(1))
 
 
 def test_a_failure_names_the_log_and_ends_the_others(out: Path) -> None:
