@@ -73,9 +73,9 @@ def test_what_cannot_be_chosen_from_is_named(pool: Path, tmp_path: Path) -> None
 
 def test_a_pool_is_not_written_over(pool: Path) -> None:
     same = pool / ".." / pool.name
-    with pytest.raises(UserError, match="--out .*: is --pool, whose other rows would be lost"):
+    with pytest.raises(UserError, match=r"--out .*: is --pool, whose other rows would be lost"):
         ChooseOptions(pool=pool, rated=pool, out=same)
-    with pytest.raises(UserError, match="--out .*: is --pool, whose other rows would be lost"):
+    with pytest.raises(UserError, match=r"--out .*: is --pool, whose other rows would be lost"):
         DrawOptions(pool=pool, out=same)
 
 
