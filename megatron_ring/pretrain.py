@@ -83,7 +83,7 @@ def train(run: PretrainState) -> None:
                 save(run, saver, step)
             if stops:
                 saver.wait()
-                stop.finish(step, context.is_main)
+                stop.finish(step, context.is_main, config.save_optimizer)
             saver.check()
             progress.update(step, f"loss {metrics.get('loss', math.nan):.3f} lr {metrics['lr']:.3g}")
     run.stream.close()

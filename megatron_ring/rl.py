@@ -87,7 +87,7 @@ def train(config: RLConfig) -> None:
                 save(run, saver, step)
             if stops:
                 saver.wait()
-                stop.finish(step, context.is_main)
+                stop.finish(step, context.is_main, config.save_optimizer)
             saver.check()
             progress.update(step, f"reward {metrics['reward/mean']:.3f} entropy {metrics.get('entropy', math.nan):.3f}")
     directory.close()

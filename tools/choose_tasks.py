@@ -49,6 +49,8 @@ class ChooseOptions:
     def __post_init__(self) -> None:
         require(0 <= self.low < self.high <= 1, f"--low {self.low} and --high {self.high}: give 0 <= low < high <= 1")
         require(self.least >= 1, f"--least is {self.least}, below 1")
+        same = self.out.resolve() == self.pool.resolve()
+        require(not same, f"--out {self.out}: is --pool, whose other rows would be lost, give another folder")
 
 
 def task_of(record: PromptRecord) -> str:

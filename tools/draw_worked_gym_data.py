@@ -51,6 +51,8 @@ class DrawOptions:
     """Also write the first so many SFT conversations as sft_repeated.jsonl, for training until they are known by heart."""
 
     def __post_init__(self) -> None:
+        same = self.out.resolve() == self.pool.resolve()
+        require(not same, f"--out {self.out}: is --pool, whose other rows would be lost, give another folder")
         for name in ("train", "validation", "rl", "heldout"):
             require(getattr(self, name) >= 1, f"--{name} is {getattr(self, name)}, below 1")
         require(0 <= self.repeated <= self.train, f"--repeated {self.repeated}: give 0 to --train ({self.train})")

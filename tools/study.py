@@ -79,7 +79,7 @@ class Flags:
     quick: bool = False
     """A few steps of everything, to see that it works."""
     only: str | None = None
-    """Run only the jobs whose name holds this text, and what they need; no tables."""
+    """Run only the job of this name, or else the jobs whose name holds this text, and what they need; no tables."""
     dry_run: bool = False
     """List the jobs, and which have finished, and run nothing."""
     epochs: tuple[int, ...] | None = None
@@ -138,9 +138,10 @@ class Flags:
 def main(flags: Flags) -> None:
     if flags.gather is not None:
         return write(flags, *gathered(flags, [flags.out, *flags.gather]))
-    jobs = jobs_of(flags)
+    study = jobs = jobs_of(flags)
     if flags.only is not None:
-        wanted = {job.name for job in jobs if flags.only in job.name}
+        named_so = {job.name for job in jobs if flags.only == job.name}
+        wanted = named_so or {job.name for job in jobs if flags.only in job.name}
         require(bool(wanted), f"--only {flags.only}: no job of that name")
         for job in reversed(jobs):
             wanted |= set(job.needs) if job.name in wanted else set()
@@ -151,7 +152,7 @@ def main(flags: Flags) -> None:
             print(f"{'finished' if is_finished(job, flags.out) else 'missing':<9}{job.name}\n    {job.text()}")
         return
     seconds = None if flags.job_minutes is None else 60 * flags.job_minutes
-    run_jobs(jobs, flags.out, Manner(flags.beside, flags.keep_going, seconds, flags.tidy))
+    run_jobs(jobs, flags.out, Manner(flags.beside, flags.keep_going, seconds, flags.tidy), study)
     if flags.only is None:
         write(flags, *page_of(flags))
 

@@ -1,8 +1,8 @@
 """Runs the jobs of a study: what is missing, several side by side, each after what it needs. Imports no torch.
 
 A job that has ended well leaves `finished.json` in its folder and is not run again. A killed study continues with the same
-command; the jobs' own mains continue from their last checkpoint. `finished.json` also has the seconds that the job ran, and
-how many ran beside each other: what the study cost.
+command; the jobs' own mains continue from their last checkpoint. Those that save weights alone cannot, and begin anew.
+`finished.json` also has the seconds that the job ran, and how many ran beside each other: what the study cost.
 """
 
 from __future__ import annotations
@@ -23,10 +23,13 @@ from pathlib import Path
 from typing import Literal
 
 from megatron_ring.analysis.read_run import epoch_checkpoints, read_run
+from megatron_ring.analysis.study_cost import MARK
+from megatron_ring.data.writing import write_atomically
 from megatron_ring.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 GRACE = 20.0  # seconds that a job has for its end
+WEIGHTS_ALONE = "--no-save-optimizer"  # such a run cannot continue from its checkpoints
 
 
 @dataclass(frozen=True)
@@ -82,11 +85,15 @@ def check(jobs: Sequence[Job]) -> None:
 
 
 def is_finished(job: Job, out: Path) -> bool:
-    """Whether it ended well with this very command. Raises UserError when it was another one."""
-    mark = out / job.name / "finished.json"
+    """Whether it ended well with this very command. Raises UserError when it was another one, or nothing says which."""
+    mark = out / job.name / MARK
     if not mark.is_file():
         return False
-    if json.loads(mark.read_text())["command"] != job.text():
+    try:
+        command = json.loads(mark.read_bytes())["command"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        raise UserError(f"{mark}: not the mark of a finished job; remove {out / job.name} to run it again") from None
+    if command != job.text():
         raise UserError(f"{mark}: the study has changed since; remove {out / job.name} to run it again")
     return True
 
@@ -114,8 +121,11 @@ class _Running:
     began: float
 
 
-def run_jobs(jobs: Sequence[Job], out: Path, manner: Manner) -> None:
+def run_jobs(jobs: Sequence[Job], out: Path, manner: Manner, study: Sequence[Job] = ()) -> None:
     """Run what is not finished, in the order given. When one fails the others are ended, unless the manner is another.
+
+    Args:
+        study: all jobs of the study, where `jobs` are a part: what they begin with is not tidied away.
 
     Raises:
         UserError: a job failed; names its log.
@@ -123,6 +133,7 @@ def run_jobs(jobs: Sequence[Job], out: Path, manner: Manner) -> None:
     check(jobs)
     waiting = [job for job in jobs if not is_finished(job, out)]
     finished = {job.name for job in jobs} - {job.name for job in waiting}
+    elsewhere = {job.name for job in study if job not in jobs and (out / job.name / MARK).is_file()}
     failed: list[str] = []
     began = time.monotonic()
     running: dict[Job, _Running] = {}
@@ -144,11 +155,11 @@ def run_jobs(jobs: Sequence[Job], out: Path, manner: Manner) -> None:
                 print(f"study: failed: {failed[-1]}", flush=True)
                 continue
             mark = {"command": job.text(), "seconds": round(seconds, 1), "beside": manner.beside}
-            (out / job.name / "finished.json").write_text(json.dumps(mark) + "\n")
+            write_atomically(out / job.name / MARK, (json.dumps(mark) + "\n").encode())
             finished.add(job.name)
             print(f"study: {len(finished)}/{len(jobs)} {job.name} ({time.monotonic() - began:.0f} s)", flush=True)
             if manner.tidy:
-                remove_checkpoints(jobs, out, finished)
+                remove_checkpoints(study or jobs, out, finished | elsewhere)
     if failed:
         left = f"; {len(waiting)} jobs were left out" if waiting else ""
         raise UserError(f"{len(failed)} of {len(jobs)} jobs failed{left}; the same command runs them again. {failed[0]}")
@@ -195,6 +206,8 @@ def _ended(running: dict[Job, _Running]) -> Iterator[None]:
 
 
 def _start(job: Job, out: Path, lock: int) -> subprocess.Popen[bytes]:
+    if WEIGHTS_ALONE in job.command and (out / job.name).exists():
+        shutil.rmtree(out / job.name)
     (out / job.name).mkdir(parents=True, exist_ok=True)
     log = _log(job, out)
     log.parent.mkdir(parents=True, exist_ok=True)

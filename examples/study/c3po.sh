@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
 # C3PO against GRPO, from the checkpoint that choose.sh trained -> $OUT/c3po, $OUT/page
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
-study c3po --settings c3po grpo --tuned "$(latest "$OUT/pilot")" "$@"
+TUNED="$(latest "$OUT/pilot")"
+study c3po --settings c3po grpo --tuned "$TUNED" "$@"

@@ -32,7 +32,10 @@ study() {
   shift
   if [ -z "$DRY_RUN" ]; then
     mkdir -p "$OUT/page"
-    [ ! -f "$ROOT/examples/study/pages/study-$name-gpu.md" ] || cp -n "$ROOT/examples/study/pages/study-$name-gpu.md" "$OUT/page/"
+    local page="study-$name-gpu.md"  # `cp -n` fails where the page exists, in some versions
+    if [ -f "$ROOT/examples/study/pages/$page" ] && [ ! -f "$OUT/page/$page" ]; then
+      cp "$ROOT/examples/study/pages/$page" "$OUT/page/"
+    fi
   fi
   "$PYTHON" "$ROOT/tools/study.py" "$name" --out "$OUT/$name" --start "$START" --pool "$CHOSEN" --docs "$OUT/page" \
     --page "study-$name-gpu" --beside "$BESIDE" --keep-going --job-minutes 10 --tidy "$@" ${DRY_RUN:+--dry-run}

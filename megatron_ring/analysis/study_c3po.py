@@ -87,7 +87,7 @@ def steady_page(folders: Sequence[Path], seeds: Sequence[int] | None = None, set
     missing = sorted(set(seeds or ()) - set(whole))
     if missing or not whole:
         raise UserError(f"{folders[0]}: no seed {', '.join(map(str, missing)) or 'at all'} with all of {', '.join(names)}; "
-                        f"run what is missing, or gather without --seeds")  # fmt: skip
+                        f"run what is missing, or gather with --partial")  # fmt: skip
     used = [seed for seed in whole if seeds is None or seed in seeds]
     groups = by_setting([_part_cell(folders, name, seed) for name in settings for seed in used])
     rows = {"steadiness": [*measure_all(groups, STEADINESS), *measure_all(groups, SPEED)], "outcome": _outcome(groups)}

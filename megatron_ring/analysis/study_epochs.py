@@ -16,7 +16,7 @@ from megatron_ring.analysis.spread import Difference, paired_seeds
 from megatron_ring.analysis.start_rules import Learnt, Outcome, Study
 from megatron_ring.analysis.study import Row, as_json
 from megatron_ring.analysis.study_claims import claims_json, claims_table
-from megatron_ring.analysis.study_cost import cost_table
+from megatron_ring.analysis.study_cost import JobTime, cost_table
 from megatron_ring.analysis.study_epochs_claims import claims_of, part_text
 from megatron_ring.analysis.study_epochs_figures import entropy_figure, front_figure, ratio_figure, rl_figure
 from megatron_ring.analysis.study_page import figure_link
@@ -68,11 +68,10 @@ def page(
     learnt = {name: learn(study_of(groups)) for name, learn in _LEARNT.items()}
     named = {"blind": "any start, on average", "band": REPORTS_BAND, "loss": "lowest validation loss"}
     claims = claims_of(groups, rows, best, {name: found[rule].last for name, rule in named.items()})
-    times = {kind: [start.job_time(kind) for start in starts] for kind in ("sft", "before", "rl")}
     tables = {
         "part": part,
         "claims": claims_table(claims),
-        "cost": cost_table(times),
+        "cost": cost_table({kind: _job_times(starts, kind) for kind in ("sft", "before", "rl")}),
         "starts": table(list(rows.values()), settings, (), "epochs of SFT"),
         "differences": table([rows[name] for name in _COMPARED], settings, pairs, "epochs of SFT"),
         "collapses": table_by_seed(_collapses(groups), list(groups), "epochs of SFT"),
@@ -104,6 +103,13 @@ def page(
         "settings": starts[0].settings,
     }
     return tables, figures, numbers
+
+
+def _job_times(starts: Sequence[Start], kind: str) -> list[JobTime | None]:
+    """Of each job of a kind once: starts on the way of one SFT run share it."""
+    shared = kind == "sft" and starts[0].one_run
+    found = {(start.seed, 0 if shared else start.epochs): start.job_time(kind) for start in starts}
+    return list(found.values())
 
 
 def _starts(

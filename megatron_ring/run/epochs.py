@@ -148,7 +148,7 @@ def train_epochs(config: EpochsConfig, stage: Stage, run: RunDirectory, task: Ep
                 saver.save(step, stage.model, trainer.optimizer, extra)
             if stops:
                 saver.wait()
-                stop.finish(step, context.is_main)
+                stop.finish(step, context.is_main, config.save_optimizer)
             saver.check()
             progress.update(step, task.shown(metrics))
 

@@ -64,10 +64,12 @@ class StopRequest:
         """Whether any process was asked, the same on all of them; for the end of a step. All ranks take part."""
         return bool(collectives.max_over_world([int(bool(self._asked))], torch.device("cpu"))[0])
 
-    def finish(self, step: int, speaks: bool) -> None:
-        """End the run: the checkpoint of `step` is whole. All ranks take part; one of them speaks."""
+    def finish(self, step: int, speaks: bool, continues: bool) -> None:
+        """End the run: the checkpoint of `step` is whole. All ranks take part; one of them speaks. `continues`: a run can go
+        on from it."""
         if speaks:
             name = self._asked or "a signal to another process"
-            print(f"stopped by {name}: step_{step} is saved; the same command continues", file=sys.stderr, flush=True)
+            after = "the same command continues" if continues else "as weights alone, for --init-from of another --run-dir"
+            print(f"stopped by {name}: step_{step} is saved; {after}", file=sys.stderr, flush=True)
         collectives.barrier()  # torchrun ends the others as soon as one has ended
         raise StoppedBySignal("")

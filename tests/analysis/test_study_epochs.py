@@ -207,3 +207,12 @@ def test_a_start_is_read_from_its_runs(tmp_path: Path) -> None:
     write_rl_run(tmp_path / "cut", steps=5, every=3)
     with pytest.raises(UserError, match="no held-out evaluation after the last step"):
         start_of_runs(3, 4, False, sft, tmp_path / "cut", before)
+
+
+@pytest.mark.parametrize(("one_run", "runs"), [(True, 3), (False, 9)])
+def test_a_run_that_starts_share_costs_once(tmp_path: Path, one_run: bool, runs: int) -> None:
+    seconds = {"sft": 1.0, "rl": 1.0, "sft process": 60.0, "rl process": 120.0, "beside": 2.0}
+    tables, _, _ = page([write_all(tmp_path, [replace(each, one_run=one_run, seconds=seconds) for each in starts()])])
+    assert (
+        f"| sft | {runs} | {runs:.1f} | {runs / 2:.1f} |" in tables["cost"] and "| rl | 9 | 18.0 | 9.0 |" in tables["cost"]
+    )

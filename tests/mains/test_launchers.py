@@ -208,8 +208,10 @@ def test_flags_go_on_to_the_main_and_mistakes_end_with_status_2(tmp_path: Path) 
 
 def test_a_launcher_without_the_stage_before_it_says_so(tmp_path: Path) -> None:
     given = forked_python(OUT=str(tmp_path), NODES="1")
-    for launcher, said in (("rl_math", "run select.sh"), ("export", "run the stage before this one")):
-        done = run(["bash", f"examples/ring_lite/{launcher}.sh"], env=given)
+    stage = "run the stage before this one"
+    launchers = {"ring_lite/rl_math": "run select.sh", "ring_lite/export": stage, "study/c3po": stage, "study/stages": stage}
+    for launcher, said in launchers.items():
+        done = run(["bash", f"examples/{launcher}.sh"], env=given)
         assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1, done.stderr
 
 

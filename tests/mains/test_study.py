@@ -23,6 +23,7 @@ from megatron_ring.config.rl import RLConfig
 from megatron_ring.config.sft import SFTConfig
 from tests.mains.conftest import command_of_tool, run, start
 from tests.processes import forked_python
+from tools import study as study_tool
 from tools import study_c3po, study_epochs, study_stages
 from tools.make_worked_gym_data import WorkedGymOptions
 from tools.select_checkpoint import Flags as SelectFlags
@@ -207,6 +208,15 @@ def test_a_dry_run_lists_and_writes_nothing(tmp_path: Path) -> None:
     rl = next(line for line in lines if "/seed-4/grpo " in line)
     assert "--objective.name grpo" in rl and "<chosen of" in rl and "--budget" not in rl
     assert not os.listdir(tmp_path)
+
+
+def test_a_whole_name_is_one_job_and_what_it_needs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    listed = {}
+    for only in ("seed-1/result-1", "/result-1"):
+        study_tool.main(study_tool.Flags(name="epochs", out=tmp_path, only=only, dry_run=True))
+        listed[only] = {line.split()[1] for line in capsys.readouterr().out.splitlines() if line.startswith("missing")}
+    one = {f"seed-1/{name}" for name in ("data", "sft-1", "before-1", "rl-1", "result-1")}
+    assert listed["seed-1/result-1"] == one and one | {"seed-3/result-16"} < listed["/result-1"]
 
 
 @pytest.mark.parametrize(

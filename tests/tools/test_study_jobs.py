@@ -70,6 +70,10 @@ def test_what_has_finished_is_not_run_again(out: Path) -> None:
     assert is_finished(jobs[0], out)
     with pytest.raises(UserError, match=r"a/finished.json: the study has changed since; remove .*/a to run it again"):
         run_jobs([job(out, "a", seconds=0.1)], out, Manner(1))
+    for broken in ("", "[]", "{}"):
+        (out / "a" / "finished.json").write_text(broken)
+        with pytest.raises(UserError, match=r"a/finished.json: not the mark of a finished job; remove .*/a to run it again"):
+            run_jobs(jobs, out, Manner(1))
 
 
 def test_a_failure_names_the_log_and_ends_the_others(out: Path) -> None:
@@ -179,3 +183,24 @@ def test_checkpoints_go_when_no_job_begins_with_them_any_more(out: Path) -> None
     assert (out / "sft/checkpoints").exists() and not (out / "rl/checkpoints").exists()
     run_jobs([first, second, third], out, Manner(1, tidy=True))
     assert not (out / "sft/checkpoints").exists() and (out / "sft/finished.json").exists()
+
+
+def test_what_a_job_outside_of_the_part_begins_with_stays(out: Path) -> None:
+    first, script = job(out, "sft"), str(out / "job.py")
+    second, third = (
+        Job(name, (script, name, str(out), "0", "0", Checkpoint(out / "sft")), ("sft",)) for name in ("rl", "later")
+    )
+    (out / "sft" / "checkpoints").mkdir(parents=True)
+    (out / "sft" / "checkpoints" / "latest").write_text("step_1\n")
+    run_jobs([first, second], out, Manner(1, tidy=True), [first, second, third])
+    assert (out / "sft/checkpoints/latest").exists()
+    run_jobs([first, third], out, Manner(1, tidy=True), [first, second, third])
+    assert not (out / "sft/checkpoints").exists()
+
+
+@pytest.mark.parametrize("flags", [(), ("--no-save-optimizer",)])
+def test_a_job_that_saves_weights_alone_begins_anew(out: Path, flags: tuple[str, ...]) -> None:
+    again = job(out, "a")
+    (out / "a" / "checkpoints").mkdir(parents=True)  # of an attempt that was ended
+    run_jobs([Job("a", (*again.command, *flags))], out, Manner(1))
+    assert (out / "a/checkpoints").exists() == (not flags)

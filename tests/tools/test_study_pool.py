@@ -68,7 +68,15 @@ def test_what_cannot_be_chosen_from_is_named(pool: Path, tmp_path: Path) -> None
         with pytest.raises(UserError, match=said):
             choose_tasks.main(ChooseOptions(pool=pool, rated=tmp_path / "rated.jsonl", out=tmp_path / "out", least=1))
     with pytest.raises(UserError, match=r"--low 0\.7 and --high 0\.1"):
-        ChooseOptions(pool=pool, rated=pool, out=pool, low=0.7, high=0.1)
+        ChooseOptions(pool=pool, rated=pool, out=tmp_path, low=0.7, high=0.1)
+
+
+def test_a_pool_is_not_written_over(pool: Path) -> None:
+    same = pool / ".." / pool.name
+    with pytest.raises(UserError, match=r"--out .*: is --pool, whose other rows would be lost"):
+        ChooseOptions(pool=pool, rated=pool, out=same)
+    with pytest.raises(UserError, match=r"--out .*: is --pool, whose other rows would be lost"):
+        DrawOptions(pool=pool, out=same)
 
 
 def test_a_seed_draws_its_own_rows_and_splits_stay_apart(pool: Path, tmp_path: Path) -> None:

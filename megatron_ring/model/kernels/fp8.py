@@ -6,7 +6,8 @@ In e4m3 (3 bits of mantissa, 448 at most) with powers of two as scales, for a we
 
 A row needs no finer blocks. e4m3 has its full precision down to 2^-13 of the row's largest weight: the error is at most 2^-4
 of a weight, or 2^-17 of the largest one. A power of two changes no bit of a mantissa: bf16 holds the product exactly, and a
-part of a matrix that is cut over ranks gets the values of the whole, whichever weight is its largest.
+part of a matrix that is cut over ranks gets the values of the whole, whichever weight is its largest, but for weights below
+2^-13 of the largest of the whole.
 
 Values lie in words of four, 32 words for a block of 128 columns: byte i of word j is column 32 * i + j. So a kernel that
 takes words as they lie has, of each byte, 32 columns in a row, as the tensor cores want them.
