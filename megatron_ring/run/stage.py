@@ -239,7 +239,7 @@ def load_latest(run: RunDirectory, stage: Stage, optimizer: Any, last: int | Non
     """Fill model, optimizer and random states from the run's last whole checkpoint, the one that rank 0 sees.
 
     Args:
-        last: steps of the whole run, after which weights alone are enough; None: not known yet.
+        last: steps of the whole run, after which weights alone are enough; None: those that it had when it was saved.
 
     Returns:
         the step it was saved at and its `extra` values; 0 and none where there is no checkpoint yet.
@@ -249,6 +249,7 @@ def load_latest(run: RunDirectory, stage: Stage, optimizer: Any, last: int | Non
         return 0, {}
     try:
         manifest = read_manifest(checkpoint)
+        last = last if last is not None else manifest["extra"].get("steps")
         done = "optimizer_step" not in manifest and last is not None and manifest["step"] >= last
         return load_checkpoint(checkpoint, stage.model, stage.context, None if done else optimizer)
     except UserError as error:
