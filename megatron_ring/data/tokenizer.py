@@ -142,8 +142,8 @@ class RingTokenizer:
         return loaded
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text, nothing added; special tokens written in the text become their ids. Raises `UserError` for half
-        of a surrogate pair, which is no character."""
+        """Token ids of a text, nothing added; special tokens written in the text become their ids. Raises `UserError` for
+        half of a surrogate pair, which is no character."""
         try:
             if self._backend is not None:  # the same, without what transformers adds to each call
                 return list(self._backend.encode_batch_fast([text], add_special_tokens=False)[0].ids)
