@@ -112,7 +112,7 @@ def _clear(folder: Path) -> int:
     removed = 0
     for path in folder.glob(_FILES):
         with path.open("rb") as stream:
-            removed += sum(1 for _ in stream)
+            removed += sum(line.endswith(b"\n") for line in stream)
         path.unlink()
     return removed
 
