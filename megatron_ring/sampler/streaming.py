@@ -26,8 +26,8 @@ class Detokenizer:
         if text.endswith(_CUT) and not last:
             end, text = self._whole_characters(text)
         if text == before:
-            # They have no text, and would be decoded again with every later one. Before the first text they may be spaces, of
-            # which the decoder strips one alone.
+            # They have no text, and would be decoded again with every later one. Before the first text they may be spaces,
+            # of which the decoder strips one alone.
             if end == len(self._tokens) and self._said:
                 del self._tokens[self._said :]
             return ""
