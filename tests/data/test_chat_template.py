@@ -122,6 +122,14 @@ def test_tools_and_their_calls_are_rendered_alike(
             bare.training_tokens(unseen)
 
 
+@pytest.mark.parametrize("left_out", [" + (call.function | tojson) + ", " + (tools | tojson)"], ids=["calls", "tools"])
+def test_half_of_it_is_not_shown(left_out: str, tokenizer_dir: Path, tmp_path: Path) -> None:
+    given = loaded(tokenizer_dir, tmp_path, HERMES.replace(left_out, " + " if left_out.endswith("+ ") else ""))
+    chat = [{"role": "user", "content": "1+2?"}, {"role": "assistant", "content": "", "tool_calls": CALLS}]
+    with pytest.raises(UserError, match=r"does not show tools or their calls \(add\)"):
+        given.training_tokens(sft_from_json({"messages": chat, "tools": TOOLS}))
+
+
 def test_results_as_json_text(tokenizer_dir: Path, tmp_path: Path) -> None:
     """As Llama's template writes what a tool has said."""
     spoken = HERMES.replace("m['content'] }}", "(m.content | tojson if m.role == 'tool' else m.content) }}")
