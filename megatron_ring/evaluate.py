@@ -64,12 +64,12 @@ def main(config: EvaluateConfig) -> None:
         collectives.from_main(lambda: hold_lock(config.out, held))
         stage = open_model(config, shape, config.checkpoint)
         began, identity = time.perf_counter(), deciding(config, stage, tokenizer)
-        rows = held.enter_context(ScoredRows(config.out, identity, stage.context, row))
-        sample_and_score(config, records, stage, tokenizer, rows)
+        with ScoredRows(config.out, identity, stage.context, row) as rows:
+            sample_and_score(config, records, stage, tokenizer, rows)
         collectives.barrier()
         if not stage.context.is_main:
             return
-        found = summarize(rows.write(config.out / "samples.jsonl"))
+        found = summarize(rows.write(config.out / "samples.jsonl", len(records) * config.samples_per_problem))
         about = {"checkpoint": str(config.checkpoint), "prompts": str(config.prompts)}
         result = {**about, **identity, **found, "seconds": time.perf_counter() - began}
         write_atomically(config.out / "result.json", (json.dumps(result, indent=1) + "\n").encode())
@@ -83,7 +83,8 @@ def deciding(config: EvaluateConfig, stage: Stage, tokenizer: RingTokenizer) -> 
     from megatron_ring.rewards.composition import fingerprint
     from megatron_ring.rollout.scoring_content import scoring_content
 
-    sampling, composed = config.sampling, config.rewards.compositions
+    sampling, composed, judge = config.sampling, config.rewards.compositions, config.rewards.judge
+    judging = {name: getattr(judge, name) for name in ("model", "temperature", "max_tokens", "again")} if judge.given else {}
     assert config.prompts is not None
     return {
         "checkpoint_fingerprint": weights_fingerprint(config.checkpoint),
@@ -101,6 +102,7 @@ def deciding(config: EvaluateConfig, stage: Stage, tokenizer: RingTokenizer) -> 
         "stop_strings": list(sampling.stop_strings),
         "repetition_tokens": sampling.repetition_tokens,
         "repetition_ngram": sampling.repetition_ngram,
+        "sampling_weights": sampling.weights,
         "seed": config.seed,
         "samples_per_problem": config.samples_per_problem,
         "precision": str(stage.model.config.params_dtype).removeprefix("torch."),
@@ -109,6 +111,7 @@ def deciding(config: EvaluateConfig, stage: Stage, tokenizer: RingTokenizer) -> 
         "time_limit": config.rewards.time_limit,
         "compositions": None if composed is None else fingerprint(composed),
         **{f"rewards.{name}": known for name, known in scoring_content(config.rewards).items()},
+        **{f"rewards.judge.{name}": value for name, value in judging.items()},
     }
 
 

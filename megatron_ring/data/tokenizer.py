@@ -142,11 +142,21 @@ class RingTokenizer:
         return loaded
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text, nothing added; special tokens written in the text become their ids."""
-        if self._backend is not None:  # the same, without what transformers adds to each call
-            return list(self._backend.encode_batch_fast([text], add_special_tokens=False)[0].ids)
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
-        return ids
+        """Token ids of a text, nothing added; special tokens written in the text become their ids. Raises `UserError` for
+        half of a surrogate pair, which is no character."""
+        try:
+            if self._backend is not None:  # the same, without what transformers adds to each call
+                return list(self._backend.encode_batch_fast([text], add_special_tokens=False)[0].ids)
+            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
+            return ids
+        except (TypeError, UnicodeEncodeError):
+            # Files are read without such halves. JSON text inside a value, as arguments of calls are, may spell one.
+            broken = any("\ud800" <= letter <= "\udfff" for letter in text)
+            if not broken:
+                raise
+            raise UserError(
+                "the text holds half of a surrogate pair (\\ud800 to \\udfff): remove the broken character"
+            ) from None
 
     def decode(self, tokens: Sequence[int], skip_special: bool = True) -> str:
         """The text of token ids; special tokens (eos, pad, role marks) are left out unless `skip_special` is false."""

@@ -26,7 +26,8 @@ def read_calls(value: object) -> str:
         function = _function(call)
         if function is None:
             raise CallError("each of 'tool_calls' is {type, function: {name, arguments}}")
-        arguments = function.get("arguments", {})
+        arguments = function.get("arguments")
+        arguments = {} if arguments is None else arguments  # tables have null for what a row lacks
         if isinstance(arguments, str):
             try:
                 arguments = json.loads(arguments or "{}")

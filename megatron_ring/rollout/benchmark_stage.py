@@ -188,6 +188,7 @@ def _identity(config: EvaluateConfig, tokenizer: RingTokenizer, tasks: Sequence[
             "max_new_tokens": sampling.max_new_tokens, "stop_token_ids": list(sampling.stop_token_ids),
             "stop_strings": list(sampling.stop_strings), "repetition_tokens": sampling.repetition_tokens,
             "repetition_ngram": sampling.repetition_ngram,
+            **({} if sampling.weights == "bf16" else {"weights": sampling.weights}),
         },
     }  # fmt: skip
 

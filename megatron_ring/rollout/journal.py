@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
+from megatron_ring.data.records import Message
 from megatron_ring.data.writing import write_atomically
 from megatron_ring.errors import UserError
 
@@ -39,11 +40,11 @@ class Journal:
             self._stream.close()
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Add a line, which a kill of this process leaves whole. `vars` stands for what JSON has no word for. Raises
+        """Add a line, which a kill of this process leaves whole. Of what JSON has no word for it may hold messages. Raises
         `UserError`."""
         assert self._stream is not None
         try:
-            self._stream.write(f"{json.dumps(row, default=vars)}\n".encode())
+            self._stream.write(f"{json.dumps(row, default=Message.to_json)}\n".encode())
             self._stream.flush()
         except OSError as error:
             raise UserError(f"cannot write {self._path}: {error.strerror}: free some space, then run it again") from None

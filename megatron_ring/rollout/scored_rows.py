@@ -7,9 +7,8 @@ command finds there it does not sample again. Rows of other weights, settings or
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -24,6 +23,7 @@ from megatron_ring.rollout.journal import Journal
 from megatron_ring.rollout.records import Key, ScoredRollout
 
 FOLDER = "unfinished"
+_ABOUT, _FILES = "evaluation.json", "replica-*.jsonl"
 _PLACE = "place"  # of the prompt in its file
 
 
@@ -71,35 +71,55 @@ class ScoredRows:
         """One of this replica's, by its leader. Raises `UserError`."""
         self._journal.write({_PLACE: item.rollout.prompt_index, **self._row(item)})
 
-    def write(self, path: Path) -> list[Figures]:
-        """Write all rows, in order, and say what they are; on the main process, once all ranks have added theirs. Raises
-        `UserError`."""
+    def write(self, path: Path, count: int) -> list[Figures]:
+        """Write all rows, `count`, in order, and say what they are; on the main process, once all ranks have added theirs.
+        Raises `UserError`, also where rows are missing."""
         places = [place for _, place in sorted(_places(self._folder).items())]
+        if len(places) != count:
+            said = f"{self._folder}: {len(places):,} of {count:,} responses are here"
+            raise UserError(f"{said}: let --out be a folder that the machines of all processes share")
         write_atomically(path, _lines(places))
         return [place.figures for place in places]
 
     def remove(self) -> None:
-        """Once there is a result; on the main process."""
-        shutil.rmtree(self._folder)
+        """Once there is a result, and no rank adds any more; on the main process. Raises `UserError`."""
+        try:
+            _clear(self._folder)
+            (self._folder / _ABOUT).unlink(missing_ok=True)
+            with suppress(OSError):  # files of others are in it
+                self._folder.rmdir()
+        except OSError as error:
+            raise UserError(f"cannot remove {self._folder}: {error.strerror}") from None
 
 
 def _standing(folder: Path, identity: Mapping[str, Any]) -> list[Key]:
     """The rows with a verdict that are there, where they are of this evaluation."""
-    about, text = folder / "evaluation.json", json.dumps(identity, indent=1, default=str) + "\n"
+    about, text = folder / _ABOUT, f"{json.dumps(identity, indent=1, default=str)}\n".encode()
     try:
-        if about.is_file() and about.read_text() == text:
+        if about.is_file() and about.read_bytes() == text:
             return [key for key, place in _places(folder).items() if place.figures.has_verdict]
-        if folder.exists():
-            shutil.rmtree(folder)
+        removed = _clear(folder)
     except OSError as error:
         raise UserError(f"cannot read or remove {folder}: {error.strerror}") from None
-    write_atomically(about, text.encode())
+    if removed:
+        print(f"evaluate: removed {removed:,} responses from {folder}: other weights, settings or problems", flush=True)
+    write_atomically(about, text)
     return []
+
+
+def _clear(folder: Path) -> int:
+    """Remove the rows, and nothing else that may lie there. How many they were."""
+    removed = 0
+    for path in folder.glob(_FILES):
+        with path.open("rb") as stream:
+            removed += sum(line.endswith(b"\n") for line in stream)
+        path.unlink()
+    return removed
 
 
 def _places(folder: Path) -> dict[Key, Place]:
     found: dict[Key, Place] = {}
-    for path in sorted(folder.glob("replica-*.jsonl")):
+    for path in sorted(folder.glob(_FILES)):
         start = 0
         with path.open("rb") as stream:
             for number, line in enumerate(stream, start=1):
@@ -117,10 +137,10 @@ def _place(path: Path, number: int, start: int, line: bytes) -> tuple[Key, Place
         detail = row.get("detail") or {}
         has_verdict = MACHINE_FAILURE not in detail and JUDGE_FAILURE not in detail
         figures = Figures(
-            row["domain"], row["id"], row["reward"], row["tokens"], row["finish_reason"], has_verdict,
+            str(row["domain"]), str(row["id"]), float(row["reward"]), int(row["tokens"]), row["finish_reason"], has_verdict,
             has_verdict and RAW_SCORE not in detail,
         )  # fmt: skip
-        return (row[_PLACE], row["sample"]), Place(path, start, len(line), figures)
+        return (int(row[_PLACE]), int(row["sample"])), Place(path, start, len(line), figures)
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{path}:{number}: not a row of an evaluation: remove {path.parent} and run again") from None
 

@@ -26,8 +26,10 @@ class Detokenizer:
         if text.endswith(_CUT) and not last:
             end, text = self._whole_characters(text)
         if text == before:
-            if end == len(self._tokens):
-                del self._tokens[self._said :]  # they have no text, and would be decoded again with every later one
+            # They have no text, and would be decoded again with every later one. Before the first text they may be spaces,
+            # of which the decoder strips one alone.
+            if end == len(self._tokens) and self._said:
+                del self._tokens[self._said :]
             return ""
         if len(text) <= len(before):
             return ""
@@ -36,13 +38,14 @@ class Detokenizer:
         return text[len(before) :]
 
     def _whole_characters(self, text: str) -> tuple[int, str]:
-        """Where the tokens end that make whole characters, and their text. A character is of at most `_PIECES` tokens: more
-        than these, none of which ends one, are no text."""
+        """Where the tokens end that make whole characters, and their text. A character is of at most `_PIECES` tokens: where
+        none of so many ends one, the first is of none, and the others may be the beginning of one."""
         for end in range(len(self._tokens) - 1, max(self._said, len(self._tokens) - _PIECES) - 1, -1):
             shorter = self._decode(self._tokens[self._start : end])
             if not shorter.endswith(_CUT) or end == self._said:
                 return end, shorter
-        return len(self._tokens), text
+        end = len(self._tokens) - _PIECES + 1
+        return end, self._decode(self._tokens[self._start : end])
 
 
 class OrderedStream:

@@ -11,6 +11,7 @@ from megatron_ring.config.generate import GenerateConfig
 from megatron_ring.config.reward_model import PreferenceDataConfig, RewardModelConfig
 from megatron_ring.config.sampling import SamplingConfig
 from megatron_ring.config.sft import SFTConfig, SFTDataConfig
+from megatron_ring.data.messages import read_messages
 from megatron_ring.data.records import Message, SFTRecord, prompt_from_json, sft_from_json
 from megatron_ring.data.sentencepiece_model import tokenizer_folder
 from megatron_ring.data.tokenizer import RingTokenizer
@@ -119,6 +120,33 @@ def test_tools_and_their_calls_are_rendered_alike(
     for unseen in (record, sft_from_json({"messages": [*chat, answer]})):
         with pytest.raises(UserError, match=r"t\.jinja: the chat template does not show tools or their calls \(add\)"):
             bare.training_tokens(unseen)
+
+
+@pytest.mark.parametrize("left_out", [" + (call.function | tojson) + ", " + (tools | tojson)"], ids=["calls", "tools"])
+def test_half_of_it_is_not_shown(left_out: str, tokenizer_dir: Path, tmp_path: Path) -> None:
+    given = loaded(tokenizer_dir, tmp_path, HERMES.replace(left_out, " + " if left_out.endswith("+ ") else ""))
+    chat = [{"role": "user", "content": "1+2?"}, {"role": "assistant", "content": "", "tool_calls": CALLS}]
+    with pytest.raises(UserError, match=r"does not show tools or their calls \(add\)"):
+        given.training_tokens(sft_from_json({"messages": chat, "tools": TOOLS}))
+
+
+def test_results_as_json_text(tokenizer_dir: Path, tmp_path: Path) -> None:
+    """As Llama's template writes what a tool has said."""
+    spoken = HERMES.replace("m['content'] }}", "(m.content | tojson if m.role == 'tool' else m.content) }}")
+    said = '{"sum": "3 é"}\nand "no" more'
+    chat = [{"role": "user", "content": "1+2?"}, {"role": "assistant", "content": None, "tool_calls": CALLS},
+            {"role": "tool", "content": said}]  # fmt: skip
+    given = loaded(tokenizer_dir, tmp_path, spoken)
+    text = given.decode(given.prompt_tokens(read_messages(chat, "prompt", last="user")[0]), skip_special=False)
+    assert said not in text and json.dumps(said, ensure_ascii=False) in text
+
+
+def test_half_of_a_surrogate_pair_in_arguments(tokenizer_dir: Path, tmp_path: Path) -> None:
+    """JSON text within JSON may spell one, which no check of the file's own text sees."""
+    call = {"type": "function", "function": {"name": "add", "arguments": '{"a": "\\ud800"}'}}
+    record = sft_from_json({"messages": [{"role": "user", "content": "1+2?"}, {"role": "assistant", "tool_calls": [call]}]})
+    with pytest.raises(UserError, match="half of a surrogate pair"):
+        loaded(tokenizer_dir, tmp_path, HERMES).training_tokens(record)
 
 
 def test_calls_that_the_template_puts_elsewhere(tokenizer_dir: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from megatron_ring.data.messages import RecordError, messages_to_json, read_messages
 from megatron_ring.data.preferences import preferences_from_json
 from megatron_ring.data.records import prompt_from_json, prompt_to_json, sft_from_json, sft_to_json
+from megatron_ring.data.tool_calls import read_calls
 
 ASK = {"role": "user", "content": "q"}
 
@@ -117,6 +118,8 @@ def test_tools_and_calls_are_kept() -> None:
     called = json.loads(record.messages[2].calls)
     assert called == [{"type": "function", "function": {"name": "add", "arguments": {"a": 1, "b": "é"}}}]
     assert sft_from_json(sft_to_json(record)) == record
+    for nothing in ({"name": "add", "arguments": None}, {"name": "add", "arguments": ""}, {"name": "add"}):
+        assert json.loads(read_calls([nothing]))[0]["function"] == {"name": "add", "arguments": {}}
     bare = {"name": "add", "arguments": {"a": 1, "b": "é"}}
     turns[1] = {"role": "assistant", "tool_calls": json.dumps([bare])}
     texts = {"messages": turns, "tools": json.dumps([TOOL["function"]]), "system": "be brief"}

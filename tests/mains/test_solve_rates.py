@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from megatron_ring.config.metadata import changeable, names_of
+from megatron_ring.config.sampling import SamplingConfig
 from tests.mains.conftest import run, start
 from tests.mains.test_evaluation_layouts import evaluate_here
 from tests.mains.test_killed_rl import descendants
@@ -56,4 +58,7 @@ def test_a_killed_evaluation_goes_on(run_on: Any, model: Path, tiny_data: Path, 
     assert (killed / "samples.jsonl").read_bytes() == (whole / "samples.jsonl").read_bytes()
     results = [{**json.loads((out / "result.json").read_text()), "seconds": 0} for out in (killed, whole)]
     assert results[0] == results[1] and results[0]["problems"] == 12 and there < 48
+    # All that decides responses is in the result, by which rows that are there are known.
+    deciding = set(names_of(SamplingConfig)) - changeable(SamplingConfig)
+    assert deciding - {"weights"} | {"sampling_weights"} <= results[0].keys()
     assert not (killed / "unfinished").exists()

@@ -27,6 +27,14 @@ def test_pieces_are_the_text(text: str, data: st.DataObject) -> None:
     assert not any("\N{REPLACEMENT CHARACTER}" in piece for piece in pieces)
 
 
+@pytest.mark.parametrize("text", [b"   a b", b"\x80\x80\x80\xe8\x98\xb9", b"a\x80\x80\x80\xe8\x98\xb9 b"])
+def test_pieces_of_one_token(text: bytes) -> None:
+    """Spaces at the beginning, and broken bytes before a character."""
+    stream = Detokenizer(decode)
+    pieces = [stream.feed([one], place == len(text) - 1) for place, one in enumerate(text)]
+    assert "".join(pieces) == decode(text)
+
+
 @pytest.mark.parametrize("token", [0x80, 1], ids=["broken bytes", "tokens without text"])
 def test_what_makes_no_character_is_not_decoded_again_and_again(token: int) -> None:
     longest = 0
