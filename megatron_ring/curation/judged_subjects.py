@@ -31,6 +31,7 @@ from megatron_ring.judging.verdict import code_of, read_verdict
 KEY = "RING_JUDGE_KEY"
 MOST_FAILURES = 0.5  # of a shard's replies: a server that cannot answer more is no judge
 _FLAGS = ("judge_subject: url", "model")
+_SAMPLE = 16 << 10  # bytes: of a file of up to 64 samples all is read
 
 
 class SubjectJudge:
@@ -127,15 +128,18 @@ def judge_identity(options: JudgeSubject) -> dict[str, Any]:
 
 
 def path_digest(path: Path) -> str:
-    """Of a file, or of a folder's files by name and size, and by content where they are small: weights of many gigabytes are
-    not read. Raises `UserError` where there is neither."""
+    """Of a file, or of a folder's files by name, size and content; of large ones 64 samples, evenly spaced, as weights of
+    many gigabytes are not read. Raises `UserError` where there is neither."""
     if not path.exists():
         raise UserError(f"judge_subject: {path}: no such file or folder")
     files = sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
     told = []
     for each in files:
-        size = each.stat().st_size
+        size, content = each.stat().st_size, hashlib.blake2b(digest_size=16)
+        step = _SAMPLE if size <= 64 * _SAMPLE else size // 64
         with each.open("rb") as stream:
-            content = hashlib.blake2b(stream.read(1 << 20), digest_size=16).hexdigest()
-        told.append([each.relative_to(path).as_posix(), size, content])
+            for start in range(0, size, step):
+                stream.seek(start)
+                content.update(stream.read(_SAMPLE))
+        told.append([each.relative_to(path).as_posix(), size, content.hexdigest()])
     return hashlib.blake2b(json.dumps(told).encode(), digest_size=16).hexdigest()

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from megatron_ring.curation.judged_subjects import SubjectJudge
+from megatron_ring.curation.judged_subjects import SubjectJudge, path_digest
 from megatron_ring.curation.msc import CLASSES, class_of
 from megatron_ring.curation.options import Annotate, JudgeSubject
 from megatron_ring.curation.subjects import _CLASSES
@@ -104,6 +104,17 @@ def test_a_server_that_is_none(curated: Callable[..., Curated]) -> None:
 def test_half_a_surrogate_pair_is_no_text(tmp_path: Path) -> None:
     prompt, code = SubjectJudge(judge("http://a/v1"), tmp_path)._filled(problem("What is \ud800?"))
     assert prompt.encode() and f"--- problem {code} ---\nWhat is ??\n--- end" in prompt
+
+
+@pytest.mark.parametrize("size", [100, 1 << 20, (1 << 20) + 1, 40 << 20])
+def test_other_weights_are_another_judge(size: int, tmp_path: Path) -> None:
+    """Also where they differ behind the first megabyte alone."""
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(bytes(size))
+    before = path_digest(tmp_path)
+    assert path_digest(tmp_path) == before
+    weights.write_bytes(bytes(size // 2) + b"\1" * (size - size // 2))
+    assert path_digest(tmp_path) != before
 
 
 def test_options() -> None:
