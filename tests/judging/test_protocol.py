@@ -25,6 +25,7 @@ TEXTS = {
     ("score", 1): "50c35fa084dc97ab",
     ("score-dimensions", 1): "506fc91411a32fc3",
     ("score-reference", 1): "b2825fb1188e0da1",
+    ("subject", 1): "7d6334906e05063d",
 }
 
 
@@ -53,9 +54,10 @@ def test_a_prompt_that_changes_has_another_version() -> None:
     for path in FOLDER.glob("*.txt"):
         prompt = read_prompt(path.stem)
         found[prompt.name, prompt.version] = prompt.sha256[:16]
-        assert {"question", "answer", "code"} <= set(re.findall(r"\{\{(\w+)\}\}", prompt.text))
+        wanted = {"problem", "classes", "code"} if prompt.name == "subject" else {"question", "answer", "code"}
+        assert wanted <= set(re.findall(r"\{\{(\w+)\}\}", prompt.text))
     assert found == TEXTS
-    used = {name for protocol in PROTOCOLS.values() for name in protocol.prompts}
+    used = {"subject"} | {name for protocol in PROTOCOLS.values() for name in protocol.prompts}
     assert used == {name for name, _ in found}
 
 
