@@ -63,7 +63,7 @@ class Edition:
     @property
     def batch(self) -> Words:
         """Of SFT."""
-        context, batch = ("512", "1") if self.start is None else ("4096", "2")
+        context, batch = ("512", "1") if self.start is None else ("8192", "1")
         return ("--data.context-length", context, "--data.global-batch", batch)
 
     @property
