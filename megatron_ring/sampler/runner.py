@@ -153,18 +153,24 @@ class ModelRunner:
         assert self.cache is not None
         self.cache.prepare(step)
         loops = self.in_rows and not shape.scored
-        if meanwhile is not None and not (loops and shape.rows):
-            meanwhile()
         if not loops:
+            if meanwhile is not None:
+                meanwhile()
             return self._forward_eagerly(step.decoding, step.chunks)
-        sampled = []
-        if shape.rows:
-            if self._loop is None:
-                most = self.sampling.most_rows(self.context.device.type)  # of any rank, which all may have to compute
-                self._loop = DecodeLoop(self.model, self.cache, most, self.graphs, self.note_routes, self.narrow)
-            sampled = self._loop.run(step.decoding, shape, meanwhile)
-        if shape.fills:
-            self._forward_eagerly([], step.chunks)
+
+        def beside() -> None:  # the host launches the fill, and does other work, while the device decodes
+            if shape.fills:
+                self._forward_eagerly([], step.chunks)
+            if meanwhile is not None:
+                meanwhile()
+
+        if not shape.rows:
+            beside()
+            return [], {}
+        if self._loop is None:
+            most = self.sampling.most_rows(self.context.device.type)  # of any rank, which all may have to compute
+            self._loop = DecodeLoop(self.model, self.cache, most, self.graphs, self.note_routes, self.narrow)
+        sampled = self._loop.run(step.decoding, shape, beside)
         return sampled, {}
 
     def _forward_eagerly(self, decoding: list[Response], chunks: list[Chunk]) -> tuple[list[Sampled], PromptScores]:

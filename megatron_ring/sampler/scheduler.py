@@ -25,6 +25,9 @@ from megatron_ring.sampler.requests import GenerationRequest, Prefix, Sampled, S
 from megatron_ring.sampler.step import Chunk, Step
 from megatron_ring.sampler.stopping import StopConditions
 
+FILL_BESIDE = 8  # tokens in a row beside a small fill: about as long as the host takes to launch it
+SMALL_FILL = 4096  # tokens: a larger one keeps the device busy by itself
+
 
 class Scheduler:
     """The state of all requests that are not finished. `plan` and `advance` take turns; between them requests come and go.
@@ -102,7 +105,7 @@ class Scheduler:
 
     def plan(self, horizon: int = 1) -> Step:
         """The next step; it has work whenever the scheduler has. Where nothing is filled and pages suffice, its horizon is
-        the one asked for."""
+        the one asked for; beside a small fill it is FILL_BESIDE at most."""
         step = Step()
         preempted = self.preemptions
         for sequence in list(self.running):  # older ones first; those behind may be preempted meanwhile
@@ -120,9 +123,17 @@ class Scheduler:
                 count = min(left, budget)
                 step.chunks.append(Chunk(sequence, sequence.cached, count))
                 budget -= count
-        if horizon > 1 and not step.chunks and not step.scored:  # scores are made of each pass's logits
+        if step.chunks:
+            horizon = min(horizon, FILL_BESIDE) if self._fills_little(step) else 1
+        if horizon > 1 and not step.scored:  # scores are made of each pass's logits
             self._look_ahead(step, horizon)
         return step
+
+    def _fills_little(self, step: Step) -> bool:
+        """Whether few sequences wait for what is filled, beside those that decode meanwhile: the device then has work while
+        the host launches the fill. Many would lose more by their wait."""
+        begin = len(self.running) - len(step.decoding) + self._blocked
+        return 4 * begin <= len(step.decoding) and sum(chunk.count for chunk in step.chunks) <= SMALL_FILL
 
     def _look_ahead(self, step: Step, horizon: int) -> None:
         """Give every sequence the pages for `horizon` tokens, if there are so many."""

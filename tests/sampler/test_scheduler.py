@@ -14,7 +14,7 @@ from megatron_ring.sampler.columns import number_array
 from megatron_ring.sampler.completion import Completion
 from megatron_ring.sampler.pages import PagePool, pages_for
 from megatron_ring.sampler.requests import GenerationRequest, Sampled, request_seed
-from megatron_ring.sampler.scheduler import Scheduler
+from megatron_ring.sampler.scheduler import FILL_BESIDE, SMALL_FILL, Scheduler
 from tests.sampler.simulated_cache import EOS, SimulatedCache, drawn, expected, stop
 
 LONGEST = 14 + 9  # tokens of a prompt and of a response
@@ -113,7 +113,8 @@ class Sampling(RuleBasedStateMachine):
         held = {sequence: sequence.tokens[:] for sequence in scheduler.sequences.values()}
         step = scheduler.plan(self.horizon)
         assert step.decoding or step.chunks
-        assert step.horizon in (1, self.horizon) and (step.horizon == 1 or not step.chunks)
+        assert step.horizon in (1, self.horizon)  # below FILL_BESIDE
+        assert step.horizon == 1 or not step.chunks or len(step.decoding) >= 4 * len(step.chunks)
         assert sum(chunk.count for chunk in step.chunks) <= scheduler.prefill_tokens
         assert len(scheduler.running) <= scheduler.max_batch
         self.cache.run(step)
@@ -207,6 +208,22 @@ def test_full_pages_are_shared_and_the_last_is_copied() -> None:
     first = {tuple(sequence.pages[:2]) for sequence in step.decoding}
     assert len(first) == 1 and len({sequence.pages[2] for sequence in step.decoding}) == 4
     assert scheduler.pool.free == 40 - 2 - 1 - 4
+
+
+@pytest.mark.parametrize(
+    ("decoding", "prompt", "samples", "horizon"),
+    [(8, 9, 2, FILL_BESIDE), (8, 9, 3, 1), (3, 9, 1, 1), (8, SMALL_FILL + 2, 1, 1), (8, SMALL_FILL + 1, 1, FILL_BESIDE)],
+)
+def test_many_decode_on_beside_a_small_fill(decoding: int, prompt: int, samples: int, horizon: int) -> None:
+    """Samples of the prompt that is filled wait as well."""
+    requests = [GenerationRequest([i + 1] * 5, request_seed(i), 99) for i in range(decoding)]
+    scheduler = of(requests, pages=4000, page_size=4, max_batch=99, prefill_tokens=9999, stop=lambda _: None)
+    scheduler.advance(scheduler.plan(16), [])
+    assert scheduler.plan(16).horizon == 16
+    for k in range(samples):
+        scheduler.add(decoding + k, GenerationRequest([77] * prompt, request_seed(decoding, k), 99))
+    step = scheduler.plan(16)
+    assert step.horizon == horizon and len(step.decoding) == decoding and len(step.chunks) == 1
 
 
 def test_the_youngest_makes_room_and_loses_nothing() -> None:
