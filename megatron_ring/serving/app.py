@@ -112,7 +112,8 @@ class Service:
 
     async def metrics(self, request: Request) -> Response:
         dispatcher = self.dispatcher
-        text = self.statistics.text(dispatcher.unfinished, dispatcher.cancelled, dispatcher.capacity)
+        graphs = self.sampling.engine.runner.captured
+        text = self.statistics.text(dispatcher.unfinished, dispatcher.cancelled, dispatcher.capacity, graphs)
         return PlainTextResponse(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def models(self, request: Request) -> Response:
