@@ -276,9 +276,10 @@ class Engine:
         """Raise what `add` would raise."""
         request.check(self.runner.model.ring_config.max_positions)
         check_fits(request, self.size)
-        outside = [token for token in request.prompt_tokens if not 0 <= token < self.runner.model.ring_config.vocab_size]
-        if outside:
-            raise RequestError(f"token {outside[0]} of the prompt is outside the model's vocabulary")
+        tokens, size = request.prompt_tokens, self.runner.model.ring_config.vocab_size
+        if min(tokens) < 0 or max(tokens) >= size:
+            outside = next(token for token in tokens if not 0 <= token < size)
+            raise RequestError(f"token {outside} of the prompt is outside the model's vocabulary")
         if request.sampling is not None:
             StopConditions(request.sampling, self._eos_id, self._decode)
 
