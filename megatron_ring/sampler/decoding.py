@@ -64,6 +64,9 @@ class DecodeLoop:
         graphs: run forward passes as CUDA graphs.
         note_routes: note the experts of each token.
         narrow: the experts' weights, in the place of the model's own.
+
+    Attributes:
+        captured: the graphs that there are; each does one turn.
     """
 
     def __init__(
@@ -81,7 +84,7 @@ class DecodeLoop:
         self.noted = new_routes(model, most) if note_routes else None  # of one turn
         self.routes = None if self.noted is None else torch.stack([self.noted] * HORIZON)
         self._graphs = Graphs() if graphs else None
-        self._captured: dict[GraphKey, Callable[[], None]] = {}
+        self.captured: dict[GraphKey, Callable[[], None]] = {}
 
     def size(self, rows: int) -> int:
         """Rows that are computed for so many sequences; as many for every tensor-parallel rank."""
@@ -135,20 +138,15 @@ class DecodeLoop:
         counts += 1
         self.turn += 1
 
-    @property
-    def captured(self) -> int:
-        """Graphs that there are."""
-        return len(self._captured)
-
     @torch.no_grad()
     def captured_turn(self, key: GraphKey) -> Callable[[], None]:
         """The graph of that key, captured where there is none yet. No row may be under way."""
         assert self._graphs is not None
-        turn = self._captured.get(key)
+        turn = self.captured.get(key)
         if turn is None:
             self.state.zero_()  # no row is a sequence: what the first run writes is scrap
             self.settings.copy_(self.settings.new_tensor(UNCUT)[:, None])
             self.turn.zero_()
             self._one_token(*key)  # compiles what is new
-            turn = self._captured[key] = self._graphs.capture(partial(self._one_token, *key))
+            turn = self.captured[key] = self._graphs.capture(partial(self._one_token, *key))
         return turn

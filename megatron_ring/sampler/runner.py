@@ -132,7 +132,7 @@ class ModelRunner:
     @property
     def captured(self) -> int:
         """CUDA graphs that there are."""
-        return 0 if self._loop is None else self._loop.captured
+        return 0 if self._loop is None else len(self._loop.captured)
 
     def capture(self, key: GraphKey) -> None:
         """Capture a graph before its batch comes; a failure is told as by `run`."""

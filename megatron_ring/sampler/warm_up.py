@@ -76,19 +76,21 @@ def warm_up(engine: Engine, enough: Callable[[], bool]) -> WarmUp:
     finally:
         runner.model.train(was_training)
     later = keys[done].span if done < len(keys) else 2 * keys[-1].span
-    return WarmUp(runner.captured, len(keys) - done, later // 2 if later > keys[0].span else 0)
+    left = sum(key not in runner.loop().captured for key in keys)
+    return WarmUp(runner.captured, left, later // 2 if later > keys[0].span else 0)
 
 
 def _fill(engine: Engine) -> None:
-    """Take steps with made-up prompts, different ones: a full step of filling, a decoded token each."""
-    size = engine.size
+    """Take steps with made-up prompts, different ones, each filled and decoded once: first as many as a step may fill, then
+    few. Kernels are compiled anew where a number of tokens has no factor of 16, and there are others for few tokens."""
+    size, vocabulary = engine.size, engine.runner.model.ring_config.vocab_size
     room = min(engine.runner.model.ring_config.max_positions, size.columns * size.page_size) - 1
     length = min(PROMPT, room, engine.sampling.prefill_tokens)
-    if engine.leads and length > 0:
-        count = max(1, min(size.rows, size.pages * size.page_size // (2 * length), engine.sampling.prefill_tokens // length))
-        vocabulary = engine.runner.model.ring_config.vocab_size
-        for number in range(count):
-            prompt = [(number + place) % vocabulary for place in range(length)]
-            engine.add(GenerationRequest(prompt, number, 1, sampling=RequestSampling()))
-    while not engine.step().idle:
-        pass
+    most = max(1, min(size.rows, size.pages * size.page_size // (2 * PROMPT), engine.sampling.prefill_tokens // PROMPT))
+    for count, wanted in ((most, length), (1, length - 10), (1, 18), (2, 17)):
+        if engine.leads and 0 < wanted <= length:
+            for number in range(count):
+                prompt = [(number + place) % vocabulary for place in range(wanted)]
+                engine.add(GenerationRequest(prompt, number, 1, sampling=RequestSampling()))
+        while not engine.step().idle:
+            pass

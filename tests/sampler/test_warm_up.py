@@ -29,8 +29,8 @@ def test_no_batch_is_left_out(rows: int, longest: int) -> None:
     assert len(keys) == len(set(keys)) and wanted <= set(keys)
     assert {key.size for key in keys} == {key.size for key in wanted} and max(key.span for key in keys) == span_of(longest)
     assert [key.span for key in keys] == sorted(key.span for key in keys)  # what comes first is what most requests need
-    first = [key.size for key in keys if key.span == span_of(1) and not key.cuts]
-    assert first == sorted(first, reverse=True) and keys[: len(first)] == [GraphKey(size, span_of(1), False) for size in first]
+    sizes = sorted({key.size for key in keys}, reverse=True)
+    assert keys[: len(sizes)] == [GraphKey(size, span_of(1), False) for size in sizes]
 
 
 def warmed(parallel: ParallelConfig) -> tuple[int, list[int]]:
@@ -44,7 +44,7 @@ def warmed(parallel: ParallelConfig) -> tuple[int, list[int]]:
     engine, asked = sampler.engine(), GenerationRequest([5, 9, 30], 1, 8)
     alone = None
     assert warm_up(engine, lambda: False) == WarmUp(0, 0, 0)  # no graphs on a CPU
-    check_empty(engine.scheduler)
+    check_empty(engine)
     filled = engine.scheduler.filled
     if engine.leads:
         engine.add(asked)
@@ -62,4 +62,4 @@ def warmed(parallel: ParallelConfig) -> tuple[int, list[int]]:
 def test_it_leaves_the_engine_as_it_was(run_on: Any, layout: str) -> None:
     processes, parallel = LAYOUTS[layout] if layout in LAYOUTS else (1, ParallelConfig())
     found = run_on(processes, warmed, parallel)
-    assert all(filled > 200 for filled, _ in found) and len({tuple(tokens) for _, tokens in found}) == 1
+    assert all(filled > 299 for filled, _ in found) and len({tuple(tokens) for _, tokens in found}) == 1
