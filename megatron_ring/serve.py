@@ -95,6 +95,7 @@ def _warm_up(config: ServeConfig, engine: Engine, signals: StopSignals) -> None:
         _end(engine.context.rank, error)
     if engine.context.is_main:
         text = f"warm after {time.monotonic() - began:.1f} s, {done.captured} CUDA graphs captured"
+        text += f" ({done.memory / 2**30:.1f} GiB)" if done.captured else ""
         if done.left:
             text += f", all for contexts up to {done.longest:,} tokens; {done.left} wait for their first batch"
         print(f"serve: {text}", file=sys.stderr, flush=True)

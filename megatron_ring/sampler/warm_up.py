@@ -27,11 +27,13 @@ class WarmUp:
         captured: graphs that there are.
         left: graphs that are captured later, when their batch first comes.
         longest: contexts (tokens) that the captured ones serve in all sizes, cut or not.
+        memory: that capturing took of the device (bytes).
     """
 
     captured: int
     left: int
     longest: int
+    memory: int
 
 
 def keys_of(rows: int, longest: int, size: Callable[[int], int]) -> Iterator[GraphKey]:
@@ -62,11 +64,11 @@ def warm_up(engine: Engine, enough: Callable[[], bool]) -> WarmUp:
     _fill(engine)
     runner, edge = engine.runner, engine.edge
     if not runner.graphs:
-        return WarmUp(0, 0, 0)
+        return WarmUp(0, 0, 0, 0)
     columns = engine.size.columns * engine.size.page_size
     rows, longest = edge.largest([engine.size.rows, min(runner.model.ring_config.max_positions, columns)])
     keys = list(keys_of(rows, longest, runner.loop().size))
-    was_training = runner.model.training
+    was_training, free = runner.model.training, torch.cuda.mem_get_info()[0]
     runner.model.eval()
     done = 0
     try:
@@ -77,7 +79,8 @@ def warm_up(engine: Engine, enough: Callable[[], bool]) -> WarmUp:
         runner.model.train(was_training)
     later = keys[done].span if done < len(keys) else 2 * keys[-1].span
     left = sum(key not in runner.loop().captured for key in keys)
-    return WarmUp(runner.captured, left, later // 2 if later > keys[0].span else 0)
+    longest = later // 2 if later > keys[0].span else 0
+    return WarmUp(runner.captured, left, longest, max(0, free - torch.cuda.mem_get_info()[0]))
 
 
 def _fill(engine: Engine) -> None:

@@ -43,7 +43,7 @@ def warmed(parallel: ParallelConfig) -> tuple[int, list[int]]:
     sampler = Sampler(model, here, SamplingConfig(max_batch=3, kv_tokens=2048, prefill_tokens=300), EOS, decode)
     engine, asked = sampler.engine(), GenerationRequest([5, 9, 30], 1, 8)
     alone = None
-    assert warm_up(engine, lambda: False) == WarmUp(0, 0, 0)  # no graphs on a CPU
+    assert warm_up(engine, lambda: False) == WarmUp(0, 0, 0, 0)  # no graphs on a CPU
     check_empty(engine)
     filled = engine.scheduler.filled
     if engine.leads:
