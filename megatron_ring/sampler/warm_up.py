@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from megatron_ring.config.sampling import RequestSampling
+from megatron_ring.parallel.device import untaken_memory
 from megatron_ring.sampler.decoding import GraphKey, span_of
 from megatron_ring.sampler.engine import Engine
 from megatron_ring.sampler.requests import GenerationRequest
@@ -68,7 +69,7 @@ def warm_up(engine: Engine, enough: Callable[[], bool]) -> WarmUp:
     columns = engine.size.columns * engine.size.page_size
     rows, longest = edge.largest([engine.size.rows, min(runner.model.ring_config.max_positions, columns)])
     keys = list(keys_of(rows, longest, runner.loop().size))
-    was_training, free = runner.model.training, torch.cuda.mem_get_info()[0]
+    was_training, untaken = runner.model.training, untaken_memory()
     runner.model.eval()
     done = 0
     try:
@@ -80,7 +81,7 @@ def warm_up(engine: Engine, enough: Callable[[], bool]) -> WarmUp:
     later = keys[done].span if done < len(keys) else 2 * keys[-1].span
     left = sum(key not in runner.loop().captured for key in keys)
     longest = later // 2 if later > keys[0].span else 0
-    return WarmUp(runner.captured, left, longest, max(0, free - torch.cuda.mem_get_info()[0]))
+    return WarmUp(runner.captured, left, longest, max(0, untaken - untaken_memory()))
 
 
 def _fill(engine: Engine) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import torch
 
 from megatron_ring.config.parallel import ParallelConfig
 from megatron_ring.config.sampling import RequestSampling, SamplingConfig
@@ -53,7 +52,6 @@ def captured(parallel: ParallelConfig, looks: list[int]) -> tuple[Any, list[Any]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(decoding, "Graphs", Direct)
-        patch.setattr(torch.cuda, "mem_get_info", lambda: (0, 0))
         model, here = make(parallel)
         sampler = Sampler(model, here, SamplingConfig(max_batch=5, kv_tokens=2048), EOS, decode)
         sampler.runner.graphs, sampler.horizon = True, 4
