@@ -11,8 +11,9 @@ from __future__ import annotations
 import functools
 import os
 import sys
+import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from megatron_ring.config.cli import parse
 from megatron_ring.config.serve import ServeConfig
@@ -66,6 +67,7 @@ def run(config: ServeConfig, shape: ModelConfig, tokenizer: RingTokenizer, fill:
     sampler = Sampler(stage.model, context, config.sampling, tokenizer.eos_id, tokenizer.decode)
     sampler.horizon = min(sampler.horizon, config.tokens_in_a_row)
     engine = sampler.engine()
+    _warm_up(config, engine, signals)
     found = links.connect(context)
     if context.is_main:
         serve(config, stage, tokenizer, engine, found, opened[0], signals)
@@ -75,9 +77,28 @@ def run(config: ServeConfig, shape: ModelConfig, tokenizer: RingTokenizer, fill:
         replica = Replica(engine, links.sender(found[0]))
         links.follow(found[0], replica)
     try:
-        run_steps(engine, replica)
+        run_steps(engine, replica, config.gather_seconds)
     except RuntimeError as error:
         _end(context.rank, error)
+
+
+def _warm_up(config: ServeConfig, engine: Engine, signals: StopSignals) -> None:
+    """On a GPU, and where the flag asks for it; rank 0 says what was done. A signal ends it early."""
+    from megatron_ring.sampler.warm_up import warm_up
+
+    if engine.context.device.type != "cuda" or not config.warm_up_seconds:
+        return
+    began = time.monotonic()
+    try:
+        done = warm_up(engine, lambda: signals.asked or time.monotonic() - began > config.warm_up_seconds)
+    except RuntimeError as error:
+        _end(engine.context.rank, error)
+    if engine.context.is_main:
+        text = f"warm after {time.monotonic() - began:.1f} s, {done.captured} CUDA graphs captured"
+        text += f" ({done.memory / 2**30:.1f} GiB)" if done.captured else ""
+        if done.left:
+            text += f", all for contexts up to {done.longest:,} tokens; {done.left} wait for their first batch"
+        print(f"serve: {text}", file=sys.stderr, flush=True)
 
 
 def serve(
@@ -106,7 +127,7 @@ def serve(
     front.start(Service(config, key, tokenizer, engine, dispatcher, stage.shape.max_positions).app())
     front.say()
     try:
-        run_steps(engine, replica)
+        run_steps(engine, replica, config.gather_seconds)
     except (UserError, RuntimeError) as error:
         front.fail(f"the server ends: {_last_line(error)}")
         front.close()
@@ -128,7 +149,7 @@ def _last_line(error: Exception) -> str:
     return "another process of this launch has ended; the launcher says which" if gone else text
 
 
-def _end(rank: int, error: Exception) -> None:
+def _end(rank: int, error: Exception) -> NoReturn:
     """A process that steps with this one has ended, or a step failed: one line, exit status 1."""
     print(f"error: rank {rank}: serving ended within a step: {_last_line(error)}", file=sys.stderr, flush=True)
     raise SystemExit(1) from None

@@ -158,7 +158,8 @@ async def ask(url: str, body: dict[str, Any], began: float) -> Seen:
         rest = b""
         async for data in answer.body():
             now = time.perf_counter() - began
-            *events, rest = (rest + data).split(b"\n\n") if answer.status == 200 else (rest + data,)
+            rest = (rest + data).replace(b"\r\n", b"\n")
+            *events, rest = rest.split(b"\n\n") if answer.status == 200 else (rest,)
             for event in events:
                 read_event(seen, event, now)
         if answer.status != 200:
@@ -174,8 +175,9 @@ async def ask(url: str, body: dict[str, Any], began: float) -> Seen:
 
 def read_event(seen: Seen, event: bytes, now: float) -> None:
     """Take what an event of a stream says."""
-    data = event.removeprefix(b"data: ")
-    if data == b"[DONE]":
+    lines = [line for line in event.splitlines() if line.startswith(b"data:")]  # others are comments, or name the event
+    data = b"\n".join(line[5:].removeprefix(b" ") for line in lines)
+    if not data or data == b"[DONE]":
         return
     found = json.loads(data)
     if "error" in found:

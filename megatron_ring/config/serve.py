@@ -28,6 +28,13 @@ class ServeConfig(InferenceConfig):
     tokens_in_a_row: int = 16
     """Tokens that a GPU decodes between two looks of the host, at most 16. Fewer reach a stream sooner, and a new request
     waits for fewer; more are decoded in all. On CPUs it is 1."""
+    warm_up_seconds: float = 20.0
+    """On GPUs, before the server answers: prompts are filled once, and the CUDA graphs of all batch sizes are captured, for
+    contexts of up to 512 tokens, then 1,024 and so on, while so many seconds last. What is left is captured when it first
+    comes, and all requests wait for it. 0: nothing is done before."""
+    gather_seconds: float = 0.03
+    """Where nothing is under way, the first step waits for further requests while they come within 3 ms of each other, at
+    most so long (seconds). So a burst begins with a full step; a request that comes alone waits 3 ms. 0: no wait."""
     max_queue: int = 1024
     """Choices that may wait beyond those decoded at once; further requests get status 429."""
     max_body_mib: float = 16.0
@@ -42,6 +49,8 @@ class ServeConfig(InferenceConfig):
         require(bool(self.host), "--host is empty: give an address, such as 127.0.0.1")
         require(self.api_key != "", "--api-key is empty: give a key, or leave the flag out")
         require(1 <= self.tokens_in_a_row <= 16, f"--tokens-in-a-row is {self.tokens_in_a_row}, outside 1..16")
+        require(self.warm_up_seconds >= 0, f"--warm-up-seconds is {self.warm_up_seconds:g}, below 0")
+        require(0 <= self.gather_seconds <= 1, f"--gather-seconds is {self.gather_seconds:g}, outside 0..1")
         require(self.max_queue >= 0, f"--max-queue is {self.max_queue}, below 0")
         for name in ("max_body_mib", "body_seconds", "grace_seconds"):
             require(getattr(self, name) > 0, f"--{name.replace('_', '-')} is {getattr(self, name):g}, not above 0")

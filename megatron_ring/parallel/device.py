@@ -35,6 +35,11 @@ def free_memory() -> int | None:
     return int(torch.cuda.mem_get_info()[0]) + unused
 
 
+def untaken_memory() -> int:
+    """Bytes of the current CUDA device that nobody has taken, torch's unused ones not counted; 0 on a CPU."""
+    return int(torch.cuda.mem_get_info()[0]) if has_cuda() else 0
+
+
 def return_unused_memory() -> None:
     """Give what torch keeps unused back to the CUDA device, where the next large tensor may come to lie in one piece."""
     if has_cuda():

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import torch
 
@@ -38,6 +39,22 @@ def bucket(rows: int) -> int:
     return size // 4 * 3 if size >= 32 and size // 4 * 3 >= rows else size
 
 
+def span_of(longest: int) -> int:
+    """Tokens of context that a graph for contexts of up to `longest` serves."""
+    span = SPAN
+    while span < longest:
+        span *= 2
+    return span
+
+
+class GraphKey(NamedTuple):
+    """What a graph is captured for: rows that are computed, tokens of context at most, whether some row is cut."""
+
+    size: int
+    span: int
+    cuts: bool
+
+
 class DecodeLoop:
     """Decodes rows of `cache`, for a model whose layers are all in this process. Ranks that share experts, or a replica,
     call it together, with the same shape of the step.
@@ -47,6 +64,9 @@ class DecodeLoop:
         graphs: run forward passes as CUDA graphs.
         note_routes: note the experts of each token.
         narrow: the experts' weights, in the place of the model's own.
+
+    Attributes:
+        captured: the graphs that there are; each does one turn.
     """
 
     def __init__(
@@ -64,7 +84,7 @@ class DecodeLoop:
         self.noted = new_routes(model, most) if note_routes else None  # of one turn
         self.routes = None if self.noted is None else torch.stack([self.noted] * HORIZON)
         self._graphs = Graphs() if graphs else None
-        self._captured: dict[tuple[int, int, bool], Callable[[], None]] = {}
+        self.captured: dict[GraphKey, Callable[[], None]] = {}
 
     def size(self, rows: int) -> int:
         """Rows that are computed for so many sequences; as many for every tensor-parallel rank."""
@@ -77,10 +97,11 @@ class DecodeLoop:
     ) -> list[Sampled]:
         """`shape.turns` (at most HORIZON) tokens for each of the sequences, which no other rank that calls this now has more
         of than `shape.rows`. `meanwhile` is called before the device is waited for."""
-        size, count, span, turns, cuts = self.size(shape.rows), len(sequences), SPAN, shape.turns, shape.cuts > 0
-        while span < shape.longest:
-            span *= 2
-        turn = self._captured_turn(size, span, cuts) if self.graphs else partial(self._one_token, size, shape.longest, cuts)
+        size, count, turns, cuts = self.size(shape.rows), len(sequences), shape.turns, shape.cuts > 0
+        if self.graphs:
+            turn = self.captured_turn(GraphKey(size, span_of(shape.longest), cuts))
+        else:
+            turn = partial(self._one_token, size, shape.longest, cuts)
         columns = [(s.last_token, s.cached, s.row, s.writable, s.request.seed, len(s.tokens)) for s in sequences]
         columns += [(0,) * 6] * (size - count)
         self.state[:, :size].copy_(torch.tensor(columns, dtype=torch.int64).t())
@@ -117,13 +138,15 @@ class DecodeLoop:
         counts += 1
         self.turn += 1
 
-    def _captured_turn(self, size: int, span: int, cuts: bool) -> Callable[[], None]:
+    @torch.no_grad()
+    def captured_turn(self, key: GraphKey) -> Callable[[], None]:
+        """The graph of that key, captured where there is none yet. No row may be under way."""
         assert self._graphs is not None
-        turn = self._captured.get((size, span, cuts))
+        turn = self.captured.get(key)
         if turn is None:
             self.state.zero_()  # no row is a sequence: what the first run writes is scrap
             self.settings.copy_(self.settings.new_tensor(UNCUT)[:, None])
             self.turn.zero_()
-            self._one_token(size, span, cuts)  # compiles what is new
-            turn = self._captured[size, span, cuts] = self._graphs.capture(partial(self._one_token, size, span, cuts))
+            self._one_token(*key)  # compiles what is new
+            turn = self.captured[key] = self._graphs.capture(partial(self._one_token, *key))
         return turn

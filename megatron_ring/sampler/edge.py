@@ -77,7 +77,15 @@ class StepEdge:
 
     def any_shares(self, mine: bool) -> bool:
         """Whether it is so on this rank or on one that it shares experts with."""
-        return mine if not self.shares_experts else any(collectives.max_over_world([mine], self.context.device))
+        return any(self.largest([mine]))
+
+    def largest(self, values: list[int]) -> list[int]:
+        """The largest on this rank and those that it shares experts with, of each of `values`."""
+        return values if not self.shares_experts else collectives.max_over_world(values, self.context.device)
+
+    def any_stepping(self, mine: bool) -> bool:
+        """Whether it is so on this rank or on one that takes its steps with it."""
+        return collectives.sum_over_processes([int(mine)], self.context.device, self.of_replica)[0] > 0
 
     def settle(self, failure: Exception | None) -> None:
         """Raise, on every rank, the failure of any.

@@ -90,7 +90,7 @@ class Engine:
     ) -> None:  # fmt: skip
         self.runner, self.size, self.budget = runner, size, budget
         self.sampling: SamplingConfig = runner.sampling
-        self.context, self._edge, self._eos_id, self._decode = runner.context, edge, eos_id, decode
+        self.context, self.edge, self._eos_id, self._decode = runner.context, edge, eos_id, decode
         usual = StopConditions(self.sampling, eos_id, decode)
         self.scheduler = Scheduler(
             pages=size.pages, page_size=size.page_size, max_batch=size.rows, prefill_tokens=self.sampling.prefill_tokens,
@@ -113,6 +113,11 @@ class Engine:
     def has_work(self) -> bool:
         """Whether a request of this replica is not finished, as of the last step."""
         return self.scheduler.has_work
+
+    @property
+    def arrived(self) -> int:
+        """Requests and cancellations that the next step takes."""
+        return len(self._inbox)
 
     def add(self, request: GenerationRequest) -> int:
         """Take a request, and give it a number. Older requests go first. Another thread than that of `step` may call it.
@@ -182,12 +187,12 @@ class Engine:
         """
         opened = self.leads and not self._closing  # read before the inbox: another thread may add and close in between
         news = self._drain()
-        agreed = self._edge.agree(self._tally(news, opened, watched))
+        agreed = self.edge.agree(self._tally(news, opened, watched))
         if agreed.failed:
             self.closed = True
-            self._edge.settle(self._failure)
+            self.edge.settle(self._failure)
         if agreed.news:
-            self._take(self._edge.share_news(news))
+            self._take(self.edge.share_news(news))
         spent = self.budget is not None and agreed.tokens >= self.budget.limit
         if not agreed.work or spent:
             self.closed = spent or not agreed.open
@@ -210,9 +215,9 @@ class Engine:
             runner.open(self.size)
         busy = scheduler.has_work
         step = scheduler.plan(horizon) if busy else Step(horizon=horizon)
-        if not busy and not self._edge.shares_experts:
+        if not busy and not self.edge.shares_experts:
             return StepReport()
-        shape = self._edge.share_shape(step) if runner.in_rows else StepShape.of(step)
+        shape = self.edge.share_shape(step) if runner.in_rows else StepShape.of(step)
         sampled, prompt_scores = runner.run(step, shape, meanwhile)
         before = [len(sequence.tokens) for sequence in step.decoding]
         try:
@@ -271,9 +276,10 @@ class Engine:
         """Raise what `add` would raise."""
         request.check(self.runner.model.ring_config.max_positions)
         check_fits(request, self.size)
-        outside = [token for token in request.prompt_tokens if not 0 <= token < self.runner.model.ring_config.vocab_size]
-        if outside:
-            raise RequestError(f"token {outside[0]} of the prompt is outside the model's vocabulary")
+        tokens, size = request.prompt_tokens, self.runner.model.ring_config.vocab_size
+        if min(tokens) < 0 or max(tokens) >= size:
+            outside = next(token for token in tokens if not 0 <= token < size)
+            raise RequestError(f"token {outside} of the prompt is outside the model's vocabulary")
         if request.sampling is not None:
             StopConditions(request.sampling, self._eos_id, self._decode)
 

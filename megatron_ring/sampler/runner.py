@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -16,7 +17,7 @@ from megatron_ring.parallel.context import ParallelContext
 from megatron_ring.sampler.attention import PagedLayout
 from megatron_ring.sampler.cache import CacheSize, PagedCache
 from megatron_ring.sampler.columns import DRAWN, fill_columns
-from megatron_ring.sampler.decoding import HORIZON, DecodeLoop
+from megatron_ring.sampler.decoding import HORIZON, DecodeLoop, GraphKey
 from megatron_ring.sampler.requests import Sampled
 from megatron_ring.sampler.requests import Sequence as Response
 from megatron_ring.sampler.row_settings import RowSettings
@@ -120,6 +121,24 @@ class ModelRunner:
         """Forget the captured graphs."""
         self._loop = None
 
+    def loop(self) -> DecodeLoop:
+        """What decodes in rows. There must be a cache."""
+        if self._loop is None:
+            assert self.cache is not None
+            most = self.sampling.most_rows(self.context.device.type)  # of any rank, which all may have to compute
+            self._loop = DecodeLoop(self.model, self.cache, most, self.graphs, self.note_routes, self.narrow)
+        return self._loop
+
+    @property
+    def captured(self) -> int:
+        """CUDA graphs that there are."""
+        return 0 if self._loop is None else len(self._loop.captured)
+
+    def capture(self, key: GraphKey) -> None:
+        """Capture a graph before its batch comes; a failure is told as by `run`."""
+        with self._told():
+            self.loop().captured_turn(key)
+
     def run(
         self, step: Step, shape: StepShape, meanwhile: Callable[[], None] | None = None
     ) -> tuple[list[Sampled], PromptScores]:
@@ -129,8 +148,14 @@ class ModelRunner:
         Raises:
             UserError, RuntimeError: naming this rank.
         """
-        try:
+        with self._told():
             return self.forward(step, shape, meanwhile)
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Failures name this rank, and what to lower where memory ran out."""
+        try:
+            yield
         except torch.OutOfMemoryError as error:
             raise MemoryRanOutError(
                 f"rank {self.context.rank}: sampling ran out of memory: lower --sampling.kv-fraction, "
@@ -167,10 +192,7 @@ class ModelRunner:
         if not shape.rows:
             beside()
             return [], {}
-        if self._loop is None:
-            most = self.sampling.most_rows(self.context.device.type)  # of any rank, which all may have to compute
-            self._loop = DecodeLoop(self.model, self.cache, most, self.graphs, self.note_routes, self.narrow)
-        sampled = self._loop.run(step.decoding, shape, beside)
+        sampled = self.loop().run(step.decoding, shape, beside)
         return sampled, {}
 
     def _forward_eagerly(self, decoding: list[Response], chunks: list[Chunk]) -> tuple[list[Sampled], PromptScores]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import secrets
 import time
 from abc import ABC, abstractmethod
@@ -16,6 +17,9 @@ from megatron_ring.serving.protocol import Ask, ChatAsk, CompletionAsk
 from megatron_ring.serving.replica import Update
 from megatron_ring.serving.text import AnswerText, Call, Piece, Splitter
 
+# Names of answers: of this process, and one after another. Asking the system for chance at each would cost a turn of the
+# interpreter's lock.
+_RUN, _COUNT = secrets.token_hex(7), itertools.count()
 _CUT = "\N{REPLACEMENT CHARACTER}"
 FINISH = {"stop": "stop", "stop_token": "stop", "stop_string": "stop", "repetition": "stop", "length": "length"}
 
@@ -68,7 +72,7 @@ class Answer(ABC):
 
     def __init__(self, ask: Ask, model: str, tokenizer: RingTokenizer, prompts: Sequence[list[int]]) -> None:
         self.ask, self.tokenizer, self.prompts = ask, tokenizer, prompts
-        self.head = {"id": f"{self.prefix}-{secrets.token_hex(12)}", "object": self.kind, "created": int(time.time()),
+        self.head = {"id": f"{self.prefix}-{_RUN}{next(_COUNT):010x}", "object": self.kind, "created": int(time.time()),
                      "model": model}  # fmt: skip
         each = [prompt for prompt in prompts for _ in range(ask.n)]
         self.choices = [self._begin(place, prompt) for place, prompt in enumerate(each)]

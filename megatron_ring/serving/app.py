@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -112,7 +112,8 @@ class Service:
 
     async def metrics(self, request: Request) -> Response:
         dispatcher = self.dispatcher
-        text = self.statistics.text(dispatcher.unfinished, dispatcher.cancelled, dispatcher.capacity)
+        graphs = self.sampling.engine.runner.captured
+        text = self.statistics.text(dispatcher.unfinished, dispatcher.cancelled, dispatcher.capacity, graphs)
         return PlainTextResponse(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def models(self, request: Request) -> Response:
@@ -154,7 +155,7 @@ class Service:
         protocol.refuse_model(body, self.name)
         ask = protocol.read_completion(body, self.config.sampling)
         self.dispatcher.check_room(len(ask.prompts) * ask.n)
-        prompts = await self._in_thread(lambda: [tokens_of_text(prompt, self.tokenizer) for prompt in ask.prompts])
+        prompts = await self._tokens(ask.prompts)
         groups = self.sampling.requests(ask, prompts, ask.echo)
         return await self.sampling.answer(request, CompletionAnswer(ask, self.name, self.tokenizer, prompts), groups)
 
@@ -185,6 +186,14 @@ class Service:
         except TimeoutError:
             raise ApiError(408, f"the body did not come within {self.config.body_seconds:g} seconds") from None
         return protocol.read_json(b"".join(pieces))
+
+    async def _tokens(self, prompts: Sequence[str | list[int]]) -> list[list[int]]:
+        """Of prompts of /v1/completions; another thread is asked for text alone."""
+
+        def read() -> list[list[int]]:
+            return [tokens_of_text(prompt, self.tokenizer) for prompt in prompts]
+
+        return await self._in_thread(read) if any(isinstance(prompt, str) for prompt in prompts) else read()
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._tokenizing, work)

@@ -58,7 +58,7 @@ class Front:
     def start(self, app: Starlette) -> None:
         settings = uvicorn.Config(
             app, log_level="error", access_log=False, lifespan="off", http="h11", ws="none", server_header=False,
-            timeout_graceful_shutdown=max(1, round(LAST_WORDS)), h11_max_incomplete_event_size=65536,
+            proxy_headers=False, timeout_graceful_shutdown=max(1, round(LAST_WORDS)), h11_max_incomplete_event_size=65536,
         )  # fmt: skip
         self._server = uvicorn.Server(settings)
         self._thread = threading.Thread(target=self._run, name="http", daemon=True)

@@ -8,9 +8,13 @@ from megatron_ring.serving.replica import Replica
 IDLE_SECONDS = 5.0  # collectives of other ranks wait no longer for a leader without work
 
 
-def run_steps(engine: Engine, replica: Replica | None) -> None:
-    """Until the engine is closed. `replica`: on leaders. What a step brought is sent when the device has got the next one:
-    who writes it to clients then has the interpreter to itself.
+def run_steps(engine: Engine, replica: Replica | None, gather_seconds: float = 0.0) -> None:
+    """Until the engine is closed. What a step brought is sent when the device has got the next one: who writes it to clients
+    then has the interpreter to itself.
+
+    Args:
+        replica: on leaders.
+        gather_seconds: after a time without work requests are gathered for so long, at most.
 
     Raises:
         UserError, RuntimeError: a rank of the replica failed, or one that shares experts with it.
@@ -22,8 +26,8 @@ def run_steps(engine: Engine, replica: Replica | None) -> None:
                 continue
             replica.send_taken()  # where the step has not: it did not decode
             replica.take(report)
-            if report.idle:
-                replica.wait(IDLE_SECONDS)
+            if report.idle and replica.wait(IDLE_SECONDS):
+                replica.gather(gather_seconds)
     finally:
         if replica is not None:
             replica.send_taken()

@@ -88,7 +88,8 @@ class ChatAsk(Ask):
 def read_json(body: bytes) -> dict[str, Any]:
     """The JSON object of a body. Texts that are no Unicode, and numbers that JSON does not have, are refused."""
     try:
-        value = json.loads(body.decode("utf-8"), parse_constant=_no_constant)
+        text = body.decode("utf-8")
+        value = json.loads(text, parse_constant=_no_constant)
     except UnicodeDecodeError as error:
         raise bad(f"the body is not UTF-8: byte {error.start}") from None
     except ValueError as error:
@@ -97,7 +98,7 @@ def read_json(body: bytes) -> dict[str, Any]:
         raise bad("the body is nested too deeply") from None
     if not isinstance(value, dict):
         raise bad(f"the body is {kind_of(value)}: send an object")
-    if "\\u" in body.decode("utf-8"):
+    if "\\u" in text:
         try:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
         except UnicodeEncodeError:
@@ -259,12 +260,12 @@ def _prompts(value: Any) -> list[str | list[int]]:
         return [value]
     if not isinstance(value, list) or not value:
         raise bad(f"prompt is {kind_of(value)}: send text, token ids, or a list of either", "prompt")
-    if all(isinstance(item, int) for item in value):
+    if set(map(type, value)) <= {int, bool}:
         value = [value]
     for item in value:
         if isinstance(item, str):
             continue
-        if not isinstance(item, list) or any(not isinstance(token, int) or isinstance(token, bool) for token in item):
+        if not isinstance(item, list) or not set(map(type, item)) <= {int}:
             raise bad("prompt: each entry is text or a list of token ids", "prompt")
     return value
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -10,6 +11,8 @@ from megatron_ring.errors import UserError
 from megatron_ring.sampler.engine import Engine, StepReport
 from megatron_ring.sampler.requests import GenerationRequest
 from megatron_ring.sampler.scores import TokenScore
+
+QUIET = 0.003  # seconds without a request that end the gathering of a burst
 
 
 class Update(NamedTuple):
@@ -89,10 +92,19 @@ class Replica:
         self.engine.fail(error)
         self._bell.set()
 
-    def wait(self, seconds: float) -> None:
-        """Until something comes, or so long."""
-        self._bell.wait(seconds)
+    def wait(self, seconds: float) -> bool:
+        """Until something comes, or so long; whether something came."""
+        came = self._bell.wait(seconds)
         self._bell.clear()
+        return came
+
+    def gather(self, seconds: float) -> None:
+        """Wait while more comes, so long at most, and not beyond a full batch. The thread that takes requests has the
+        interpreter to itself meanwhile."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0 and self.engine.arrived < self.engine.size.rows:
+            if not self.wait(min(QUIET, left)):
+                return
 
     def take(self, report: StepReport) -> None:
         """Hold what a step has brought, for `send_taken`."""

@@ -78,7 +78,7 @@ class Sampling:
         self.statistics.prompt_tokens += sum(len(group[0].prompt_tokens) for group in groups)
         if answer.ask.stream:
             return _Stream(job, self._stream(answer, job))
-        watch = asyncio.ensure_future(_until_gone(request))
+        watch = asyncio.ensure_future(_until_gone(request.receive))
         work = asyncio.ensure_future(self._collect(answer, job))
         try:
             await asyncio.wait({watch, work}, return_when=asyncio.FIRST_COMPLETED)
@@ -95,8 +95,9 @@ class Sampling:
         async for _ in self._events(answer, job):
             pass
 
-    async def _events(self, answer: Answer, job: Job) -> AsyncIterator[dict[str, Any]]:
-        """What a stream says, and the times of what comes. Choices that are not read to the end are given up."""
+    async def _events(self, answer: Answer, job: Job) -> AsyncIterator[tuple[list[dict[str, Any]], bool]]:
+        """What a stream says of each update, and whether it was the last one. Notes the times of what comes. Choices that
+        are not read to the end are given up."""
         began = time.monotonic()
         last: dict[int, float] = {}
         try:
@@ -111,20 +112,20 @@ class Sampling:
                     else:
                         self.statistics.first_token.add(now - began)
                     last[place] = now
-                for event in answer.feed(place, update):
-                    yield event
+                events = answer.feed(place, update)
                 left -= update.reason is not None
-            for event in answer.last_event():
-                yield event
+                yield (events if left else events + answer.last_event()), not left
         finally:
             job.cancel()
 
     async def _stream(self, answer: Answer, job: Job) -> AsyncIterator[bytes]:
         began = time.monotonic()
         try:
-            async for event in self._events(answer, job):
-                yield b"data: " + _encode(event) + b"\n\n"
-            yield b"data: [DONE]\n\n"
+            async for events, last in self._events(answer, job):
+                # In one piece: each that is written may cost a turn of the interpreter's lock.
+                data = b"".join([b"data: " + _encode(event) + b"\n\n" for event in events])
+                if data or last:
+                    yield data + b"data: [DONE]\n\n" if last else data
         except ApiError as error:  # the status is sent already
             yield b"data: " + _encode(error.to_json()) + b"\n\n"
         finally:
@@ -133,7 +134,8 @@ class Sampling:
 
 
 class _Stream(StreamingResponse):
-    """Server-sent events. A client may go away before the first of them: its choices are given up all the same."""
+    """Server-sent events. A client may go away before the first of them: its choices are given up all the same. One task
+    beside the stream watches for that, in place of Starlette's group of two."""
 
     def __init__(self, job: Job, events: AsyncIterator[bytes]) -> None:
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
@@ -141,17 +143,24 @@ class _Stream(StreamingResponse):
         self._job = job
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        watch = asyncio.ensure_future(self._end_when_gone(receive))
         try:
-            await super().__call__(scope, receive, send)
+            await self.stream_response(send)
         finally:
+            watch.cancel()
             self._job.cancel()
+
+    async def _end_when_gone(self, receive: Receive) -> None:
+        await _until_gone(receive)
+        self._job.cancel()
+        self._job.fail(ApiError(GONE, "the client went away"))  # nobody reads it: the stream ends
 
 
 def _encode(content: Any) -> bytes:
     return json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 
-async def _until_gone(request: Request) -> None:
+async def _until_gone(receive: Receive) -> None:
     """Until the client has closed its connection. The body has been read."""
-    while (await request.receive())["type"] != "http.disconnect":
+    while (await receive())["type"] != "http.disconnect":
         pass

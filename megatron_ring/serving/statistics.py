@@ -37,11 +37,12 @@ class Statistics:
         self.prompt_tokens = self.new_tokens = 0
         self.first_token, self.between_tokens, self.request = Histogram(), Histogram(), Histogram()
 
-    def text(self, unfinished: int, cancelled: int, capacity: int) -> str:
+    def text(self, unfinished: int, cancelled: int, capacity: int, graphs: int) -> str:
         """A page for Prometheus.
 
         Args:
             unfinished, cancelled, capacity: choices under way, given up, and that may be under way.
+            graphs: CUDA graphs that were captured.
         """
         lines = ["# HELP ring_requests_total Requests by path and status.", "# TYPE ring_requests_total counter"]
         for (path, status), count in sorted(self.requests.items()):
@@ -52,6 +53,7 @@ class Statistics:
             ("ring_choices_cancelled_total", "counter", "Choices given up before they were finished.", cancelled),
             ("ring_choices_unfinished", "gauge", "Choices under way or waiting.", unfinished),
             ("ring_choices_capacity", "gauge", "Choices that may be under way or waiting.", capacity),
+            ("ring_cuda_graphs_captured_total", "counter", "CUDA graphs that the listening process captured.", graphs),
         ):
             lines += [f"# HELP {name} {help_}", f"# TYPE {name} {kind}", f"{name} {value}"]
         for name, help_, histogram in (

@@ -168,9 +168,7 @@ def mixed_and_alone() -> tuple[list[list[int]], list[list[int]], list[list[int]]
     found = []
     for asked in (requests, uncut, mixed, uncut, mixed):
         found.append(sampler.generate(asked))
-        loop = sampler.runner._loop
-        assert loop is not None
-        graphs.append(len(loop._captured))
+        graphs.append(sampler.runner.captured)
     for again, first in ((found[3], found[1]), (found[4], found[2])):
         assert [c.tokens for c in again] == [c.tokens for c in first]
     plain = Sampler(model, here, SamplingConfig(max_batch=64, cuda_graphs=False), eos_id=-1).generate(mixed)
@@ -185,6 +183,45 @@ def test_rows_of_one_graph_differ_in_their_settings(run_on) -> None:
     assert first == same and cut <= 2 * first and later == [cut, cut]
     assert alike(mixed, plain) > 0.95
     assert alike(mixed[::12], uncut[::12]) > 0.9  # these have the first of the settings in both
+
+
+def warm_and_cold(seconds: int) -> tuple[tuple[int, int, int], int, list[list[int]], list[list[int]]]:
+    """What a warm-up captured, what there is after requests of all sizes came one after another and left, and their tokens
+    with and without it. 0 seconds: the first look ends it."""
+    from megatron_ring.sampler.sampler import Sampler
+    from megatron_ring.sampler.warm_up import warm_up
+
+    model, here, requests = model_and_requests(ParallelConfig(), torch.float32)
+    mixed = [replace(request, sampling=MIXED[i % len(MIXED)]) for i, request in enumerate(requests)]
+    found, done, after = [], (0, 0, 0), 0
+    settings = SamplingConfig(max_batch=12, kv_tokens=12 * 1024)
+    for warms in (True, False):
+        sampler, completions = Sampler(model, here, settings, eos_id=-1), {}
+        engine = sampler.engine()
+        if warms:
+            told = warm_up(engine, lambda: not seconds)
+            done = told.captured, told.left, told.longest
+        for request in mixed:
+            engine.add(request)
+            completions |= engine.step().finished
+        engine.close()
+        while not (report := engine.step()).closed:
+            completions |= report.finished
+        after = after or sampler.runner.captured
+        found.append([list(completions[number].tokens) for number in sorted(completions)])
+        sampler.release()
+    return done, after, found[0], found[1]
+
+
+@pytest.mark.distributed
+def test_a_warm_server_captures_nothing_more(run_on) -> None:
+    """In fp32. All graphs are there before the first request, and answers are those without."""
+    (captured, left, longest), after, warm, cold = run_on(1, warm_and_cold, 1)[0]
+    # Batches of 1, 2, 4, 8 and 16 (12 at most are asked for), contexts up to 512 * 2^i, cut and not.
+    assert left == 0 and longest >= 12 * 1024 and after == captured == 10 * (longest // 512).bit_length()
+    assert alike(warm, cold) > 0.95
+    (captured, left, longest), after, *_ = run_on(1, warm_and_cold, 0)[0]
+    assert left > 0 and longest == 0 and after > captured  # only what the made-up prompts were decoded with
 
 
 def responses(parallel: ParallelConfig) -> tuple[int, list[list[int]]]:

@@ -38,6 +38,21 @@ def test_what_goes_wrong_is_told(served: Served) -> None:
     assert status == 2 and "no server with OpenAI's interface" in errors and errors.count("\n") == 1
 
 
+def test_streams_of_other_servers() -> None:
+    """Comments, names of events and data without a space after the colon are all in the standard of server-sent events."""
+    sys.path.insert(0, str(ROOT / "tools"))
+    from bench_serving import Seen, read_event
+
+    seen = Seen(0.0)
+    told = [b": ping", b": a comment\ndata:" + json.dumps({"choices": [{"text": "a"}]}).encode(), b"", b"event: end\nid: 7",
+            b'event: message\ndata: {"choices": [],\ndata: "usage": {"completion_tokens": 3}}', b"data: [DONE]"]  # fmt: skip
+    for now, event in enumerate(told):
+        read_event(seen, event, float(now))
+    assert (seen.pieces, seen.tokens, seen.problem) == ([1.0], 3, None)
+    read_event(seen, b'data: {"error": {"message": "gone"}}', 9.0)
+    assert seen.problem is not None and "gone" in seen.problem
+
+
 def test_a_made_up_tokenizer_reads_back(tmp_path: Path) -> None:
     sys.path.insert(0, str(ROOT / "tools"))
     from serve_random import make_tokenizer
