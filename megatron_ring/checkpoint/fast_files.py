@@ -18,9 +18,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 import torch
 
 BLOCK = 16 << 20  # bytes; also what one checksum covers
+
+MOST_FILES = 8  # that one process reads or writes at once
+
+
+def files_at_once() -> int:
+    """How many files one process reads or writes beside each other: each keeps two threads busy."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # of this machine, by torchrun
+    return max(1, min(MOST_FILES, cores // (2 * processes)))
 
 
 def _open(path: Path, flags: int) -> int:
@@ -112,11 +122,11 @@ class DirectWriter(_Blocks):
 
     def write(self, data: Any) -> int:
         """Append bytes, or anything with their buffer. Raises OSError for this block or the one before."""
-        source = memoryview(data).cast("B")
+        source = np.frombuffer(data, dtype=np.uint8)  # numpy lets other threads run while it copies
         at = 0
         while at < len(source):
             taken = min(len(source) - at, BLOCK - self._filled)
-            self._rooms[0][self._filled : self._filled + taken] = source[at : at + taken]
+            np.frombuffer(self._rooms[0], np.uint8, taken, self._filled)[:] = source[at : at + taken]
             self._filled += taken
             at += taken
             if self._filled == BLOCK:
@@ -124,6 +134,9 @@ class DirectWriter(_Blocks):
         return len(source)
 
     def _hand_over(self) -> None:
+        # Summed here: the other thread has enough to do with writing.
+        with memoryview(self._rooms[0]) as whole, whole[: self._filled] as block:
+            self.checksums.append(f"{zlib.crc32(block):08x}")
         self._await()
         self._later(self._put, self._rooms[0], self._filled)
         self._rooms.reverse()
@@ -132,7 +145,6 @@ class DirectWriter(_Blocks):
 
     def _put(self, room: mmap.mmap, size: int) -> None:
         with memoryview(room) as whole, whole[:size] as block:
-            self.checksums.append(f"{zlib.crc32(block):08x}")
             if size < BLOCK:
                 _ordinary(self._file)  # the end need not fill the disk's blocks
             done = 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -18,7 +19,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
 from torch.distributed.checkpoint.default_planner import create_default_global_save_plan
-from torch.distributed.checkpoint.filesystem import FileSystem
+from torch.distributed.checkpoint.filesystem import FileSystem, _StorageInfo
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     Metadata,
@@ -26,15 +27,19 @@ from torch.distributed.checkpoint.metadata import (
     TensorProperties,
     TensorStorageMetadata,
 )
-from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, TensorWriteData, WriteItem, WriteItemType
 from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
 
-from megatron_ring.checkpoint.fast_files import DirectWriter
+from megatron_ring.checkpoint.fast_files import DirectWriter, files_at_once
 from megatron_ring.checkpoint.pieces import Piece
+from megatron_ring.checkpoint.safetensors_stream import raw_bytes
 from megatron_ring.checkpoint.tensor_rules import Box, Shape
 from megatron_ring.parallel import collectives
 from megatron_ring.parallel.device import synchronize
 from megatron_ring.parallel.locked_room import LockedRoom
+
+LEAST_FILE_BYTES = 256 << 20  # of each of several files of one process
 
 
 class _SummingFileSystem(FileSystem):
@@ -55,18 +60,75 @@ class _SummingFileSystem(FileSystem):
 
 
 class ShardWriter(dcp.FileSystemWriter):
-    """Writes one durable file per plan, in the order of its items."""
+    """Writes durable files, `PREFIX0.distcp` and on, with the items of a plan.
 
-    def __init__(self, folder: Path) -> None:
-        # No copying ahead: contents are on the host already, and a thread must not touch the device. Files are durable when
-        # our file system closes them.
-        super().__init__(folder, sync_files=False, thread_count=1, per_thread_copy_ahead=0)
+    Args:
+        most_files: a plan with much in it becomes so many files, written beside each other: one file is written no faster
+            than one core copies and sums. Contents are then asked for by several threads at once.
+    """
+
+    def __init__(self, folder: Path, most_files: int = 1) -> None:
+        super().__init__(folder)
         self.fs = self._summing = _SummingFileSystem()
+        self._most_files = most_files
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        """Write the plan's items, whose contents are on the host. Raises OSError or RuntimeError where the disk does not
+        take them."""
+
+        def write(numbered: tuple[int, list[WriteItem]]) -> list[WriteResult]:
+            number, items = numbered
+            return self._write_file(f"{plan.storage_data.prefix}{number}.distcp", items, planner)
+
+        # Every block has our checksum: a second one, by torch, of every tensor is left out, in these threads only. Before
+        # torch kept that setting by thread it holds for what the process saves later, which is as readable without.
+        files = shared_out(plan.items, self._most_files)
+        with ThreadPoolExecutor(len(files), "checkpoint-file", torch.serialization.set_crc32_options, (False,)) as threads:
+            written = [result for results in threads.map(write, enumerate(files)) for result in results]
+        done: Future[list[WriteResult]] = Future()
+        done.set_result(written)
+        return done
+
+    def _write_file(self, name: str, items: Sequence[WriteItem], planner: SavePlanner) -> list[WriteResult]:
+        results = []
+        with self.fs.create_stream(Path(self.path) / name, "wb") as stream:
+            for item in items:
+                begin = stream.tell()
+                torch.save(alone(planner.resolve_data(item)), stream)
+                size = stream.tell() - begin
+                results.append(WriteResult(item.index, size, _StorageInfo(name, begin, size)))
+        return results
 
     @property
     def checksums(self) -> dict[str, list[str]]:
         """Checksums of every file written so far, by name (torch renames `.metadata.tmp` to `.metadata`)."""
         return {name.removesuffix(".tmp"): crc for name, crc in self._summing.checksums.items()}
+
+
+def size_of(item: WriteItem) -> int:
+    """Bytes of an item's content."""
+    assert item.tensor_data is not None
+    return prod(item.tensor_data.chunk.sizes) * item.tensor_data.properties.dtype.itemsize
+
+
+def shared_out(items: Sequence[WriteItem], most: int) -> list[list[WriteItem]]:
+    """The items in at most so many files of about equal size, each in the given order; one file where there is little."""
+    count = max(1, min(most, sum(map(size_of, items)) // LEAST_FILE_BYTES))
+    files: list[list[int]] = [[] for _ in range(count)]
+    sizes = [0] * count
+    for number in sorted(range(len(items)), key=lambda number: -size_of(items[number])):
+        smallest = sizes.index(min(sizes))
+        files[smallest].append(number)
+        sizes[smallest] += size_of(items[number])
+    return [[items[number] for number in sorted(file)] for file in files]
+
+
+def alone(tensor: torch.Tensor) -> torch.Tensor:
+    """The same memory as a tensor with nothing around it: torch.save writes all of a view's storage."""
+    tensor = tensor.detach().contiguous()
+    if tensor.untyped_storage().nbytes() == tensor.nbytes:
+        return tensor
+    return torch.frombuffer(raw_bytes(tensor), dtype=tensor.dtype).view(tensor.shape) if tensor.numel() else tensor.clone()
 
 
 def write_item(key: str, global_shape: Shape, box: Box, dtype: torch.dtype) -> WriteItem:
@@ -121,7 +183,7 @@ class _Contents(dcp.DefaultSavePlanner):
 
 @dataclass
 class Staged:
-    """What one rank will write. `metadata` is of the whole checkpoint, on the main rank only."""
+    """What one rank will write, to one file or several. `metadata` is of the whole checkpoint, on the main rank only."""
 
     writer: ShardWriter
     plan: SavePlan
@@ -129,7 +191,7 @@ class Staged:
     metadata: Metadata | None
 
     def write(self) -> list[WriteResult]:
-        """Write this rank's file. Raises OSError or RuntimeError when the disk does not take it."""
+        """Write this rank's files. Raises OSError or RuntimeError when the disk does not take it."""
         results = self.writer.write_data(self.plan, _Contents(self.contents)).value()
         assert isinstance(results, list)
         return results
@@ -153,7 +215,7 @@ class Staging:
     def stage(self, pieces: list[Piece], folder: Path, with_optimizer: bool) -> Staged:
         """Plan to write `pieces` into the existing `folder` and copy them. All ranks take part; the pieces' memory may
         change afterwards. `with_optimizer` tells apart the two kinds of lists that a run brings."""
-        writer = ShardWriter(folder)
+        writer = ShardWriter(folder, files_at_once())
         mine = [piece for piece in pieces if piece.saved_here]
         if with_optimizer not in self._agreed:
             self._agreed[with_optimizer] = _agree(writer, mine)
