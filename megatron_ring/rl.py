@@ -66,7 +66,7 @@ def train(config: RLConfig) -> None:
         while step < config.steps:
             with first_step(run, asked, step):
                 outcome = reinforce(run, scorer, step)
-            if step == start:
+            if step == start and (start // config.save_every + 1) * config.save_every < config.steps:  # not the last save alone
                 saver.reserve(run.stage.model, run.trainer.optimizer)
             if outcome.alarms:
                 saver.wait()  # all ranks see the same last checkpoint
@@ -84,7 +84,7 @@ def train(config: RLConfig) -> None:
                 directory.close()
                 raise StoppedByAlarm(run.watch.last_words(outcome.alarms, last))
             if saves:
-                save(run, saver, step)
+                save(run, saver, step, last=stops or step == config.steps)
             if stops:
                 saver.wait()
                 stop.finish(step, context.is_main, config.save_optimizer)

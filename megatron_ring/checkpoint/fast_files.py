@@ -43,6 +43,12 @@ def _open(path: Path, flags: int) -> int:
         return os.open(path, flags | os.O_CLOEXEC, 0o666)
 
 
+def as_bytes(data: Any) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """The memory of anything with a buffer."""
+    view = memoryview(data)
+    return np.frombuffer(view if view.nbytes else bytearray(), dtype=np.uint8)
+
+
 def _ordinary(file: int) -> None:
     """Transfer through the page cache from here on: sizes and places need no alignment then."""
     fcntl.fcntl(file, fcntl.F_SETFL, fcntl.fcntl(file, fcntl.F_GETFL) & ~os.O_DIRECT)
@@ -86,8 +92,7 @@ class _Blocks:
             self._closed = True
             self._thread.shutdown()
             os.close(self._file)
-            for room in self._rooms:
-                room.close()
+            self._rooms.clear()  # not closed: the frames of an error under way may hold views of them
 
 
 class DirectWriter(_Blocks):
@@ -122,16 +127,33 @@ class DirectWriter(_Blocks):
 
     def write(self, data: Any) -> int:
         """Append bytes, or anything with their buffer. Raises OSError for this block or the one before."""
-        source = np.frombuffer(data, dtype=np.uint8)  # numpy lets other threads run while it copies
+        source = as_bytes(data)
         at = 0
         while at < len(source):
-            taken = min(len(source) - at, BLOCK - self._filled)
-            np.frombuffer(self._rooms[0], np.uint8, taken, self._filled)[:] = source[at : at + taken]
-            self._filled += taken
-            at += taken
-            if self._filled == BLOCK:
-                self._hand_over()
+            room = self._room(len(source) - at)
+            room[:] = source[at : at + len(room)]  # numpy lets other threads run while it copies
+            at += self._fill(len(room))
         return len(source)
+
+    def write_tensor(self, source: torch.Tensor) -> int:
+        """Append uint8 [size] from any device. Raises as `write`."""
+        if source.is_cpu:
+            return self.write(source.numpy())
+        at = 0
+        while at < len(source):
+            room = torch.from_numpy(self._room(len(source) - at))
+            at += self._fill(len(room.copy_(source[at : at + len(room)])))
+        return len(source)
+
+    def _room(self, wanted: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """What is free of the block that is being filled, at most so many bytes."""
+        return np.frombuffer(self._rooms[0], np.uint8, min(wanted, BLOCK - self._filled), self._filled)
+
+    def _fill(self, count: int) -> int:
+        self._filled += count
+        if self._filled == BLOCK:
+            self._hand_over()
+        return count
 
     def _hand_over(self) -> None:
         # Summed here: the other thread has enough to do with writing.

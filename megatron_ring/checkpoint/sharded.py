@@ -7,6 +7,7 @@ then needs neither the device nor the other ranks, so that it can run while trai
 from __future__ import annotations
 
 import io
+import mmap
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -31,9 +32,8 @@ from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, TensorWr
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
-from megatron_ring.checkpoint.fast_files import DirectWriter, files_at_once
+from megatron_ring.checkpoint.fast_files import DirectWriter, as_bytes, files_at_once
 from megatron_ring.checkpoint.pieces import Piece
-from megatron_ring.checkpoint.safetensors_stream import raw_bytes
 from megatron_ring.checkpoint.tensor_rules import Box, Shape
 from megatron_ring.parallel import collectives
 from megatron_ring.parallel.device import synchronize
@@ -94,7 +94,7 @@ class ShardWriter(dcp.FileSystemWriter):
         with self.fs.create_stream(Path(self.path) / name, "wb") as stream:
             for item in items:
                 begin = stream.tell()
-                torch.save(alone(planner.resolve_data(item)), stream)
+                archive(planner.resolve_data(item), stream)
                 size = stream.tell() - begin
                 results.append(WriteResult(item.index, size, _StorageInfo(name, begin, size)))
         return results
@@ -123,12 +123,39 @@ def shared_out(items: Sequence[WriteItem], most: int) -> list[list[WriteItem]]:
     return [[items[number] for number in sorted(file)] for file in files]
 
 
-def alone(tensor: torch.Tensor) -> torch.Tensor:
-    """The same memory as a tensor with nothing around it: torch.save writes all of a view's storage."""
-    tensor = tensor.detach().contiguous()
-    if tensor.untyped_storage().nbytes() == tensor.nbytes:
-        return tensor
-    return torch.frombuffer(raw_bytes(tensor), dtype=tensor.dtype).view(tensor.shape) if tensor.numel() else tensor.clone()
+class _ContentFrom:
+    """A stream that puts the bytes of `tensor`, of any device, where an archive has those of `stand_in`: pages of it that
+    nobody has touched take no memory, and neither does a tensor that is copied block by block."""
+
+    def __init__(self, file: DirectWriter, tensor: torch.Tensor) -> None:
+        self._file = file
+        self._source = tensor.detach().contiguous().view(-1).view(torch.uint8)
+        self.missing = len(self._source)
+        untouched = torch.frombuffer(mmap.mmap(-1, self.missing), dtype=torch.uint8) if self.missing else self._source
+        self.stand_in = untouched.view(tensor.dtype).view(tensor.shape)
+
+    def write(self, data: Any) -> int:
+        found = as_bytes(data)
+        begin = found.ctypes.data - self.stand_in.data_ptr()
+        if not 0 <= begin <= begin + len(found) <= len(self._source) or not len(found):
+            return self._file.write(data)
+        self.missing -= len(found)
+        return self._file.write_tensor(self._source[begin : begin + len(found)])
+
+    def flush(self) -> None:
+        """Nothing, as of the file itself."""
+
+
+def archive(tensor: torch.Tensor, file: DirectWriter) -> None:
+    """`torch.save`, straight from the tensor's device.
+
+    Raises:
+        RuntimeError: torch writes in another way than it did (a bug).
+    """
+    stream = _ContentFrom(file, tensor)
+    torch.save(stream.stand_in, stream)
+    if stream.missing:
+        raise RuntimeError(f"torch.save left out {stream.missing} bytes of a tensor")
 
 
 def write_item(key: str, global_shape: Shape, box: Box, dtype: torch.dtype) -> WriteItem:
@@ -171,7 +198,7 @@ def write_plain_files(folder: Path) -> None:
 
 
 class _Contents(dcp.DefaultSavePlanner):
-    """Hands out contents that are on the host already."""
+    """Hands out contents that are known already."""
 
     def __init__(self, contents: dict[MetadataIndex, torch.Tensor]) -> None:
         super().__init__()
@@ -183,7 +210,7 @@ class _Contents(dcp.DefaultSavePlanner):
 
 @dataclass
 class Staged:
-    """What one rank will write, to one file or several. `metadata` is of the whole checkpoint, on the main rank only."""
+    """What one rank will write, to one file or several, from host memory or from the live tensors. `metadata` is of the whole checkpoint, on the main rank only."""
 
     writer: ShardWriter
     plan: SavePlan
@@ -212,14 +239,18 @@ class Staging:
         self._room: LockedRoom | None = None
         self._agreed: dict[bool, tuple[SavePlan, Metadata | None]] = {}
 
-    def stage(self, pieces: list[Piece], folder: Path, with_optimizer: bool) -> Staged:
+    def stage(self, pieces: list[Piece], folder: Path, with_optimizer: bool, copy: bool = True) -> Staged:
         """Plan to write `pieces` into the existing `folder` and copy them. All ranks take part; the pieces' memory may
-        change afterwards. `with_optimizer` tells apart the two kinds of lists that a run brings."""
+        change afterwards. `with_optimizer` tells apart the two kinds of lists that a run brings. `copy`: False takes no
+        host memory, and the pieces' memory stays as it is until all is written."""
         writer = ShardWriter(folder, files_at_once())
         mine = [piece for piece in pieces if piece.saved_here]
         if with_optimizer not in self._agreed:
             self._agreed[with_optimizer] = _agree(writer, mine)
         plan, metadata = self._agreed[with_optimizer]
+        if not copy:
+            synchronize()
+            return Staged(writer, plan, {item.index: p.data for item, p in zip(plan.items, mine, strict=True)}, metadata)
         if self._room is not None:
             self._room.wait()
         contents = {item.index: self._copy(item.index, piece.data) for item, piece in zip(plan.items, mine, strict=True)}
