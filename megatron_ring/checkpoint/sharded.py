@@ -91,12 +91,14 @@ class ShardWriter(dcp.FileSystemWriter):
 
     def _write_file(self, name: str, items: Sequence[WriteItem], planner: SavePlanner) -> list[WriteResult]:
         results = []
-        with self.fs.create_stream(Path(self.path) / name, "wb") as stream:
+        with DirectWriter(Path(self.path) / name) as file:
             for item in items:
-                begin = stream.tell()
-                archive(planner.resolve_data(item), stream)
-                size = stream.tell() - begin
+                begin, content = file.tell(), planner.resolve_data(item)
+                assert isinstance(content, torch.Tensor)
+                archive(content, file)
+                size = file.tell() - begin
                 results.append(WriteResult(item.index, size, _StorageInfo(name, begin, size)))
+        self._summing.checksums[name] = file.checksums
         return results
 
     @property
@@ -152,7 +154,7 @@ def archive(tensor: torch.Tensor, file: DirectWriter) -> None:
     Raises:
         RuntimeError: torch writes in another way than it did (a bug).
     """
-    stream = _ContentFrom(file, tensor)
+    stream: Any = _ContentFrom(file, tensor)
     torch.save(stream.stand_in, stream)
     if stream.missing:
         raise RuntimeError(f"torch.save left out {stream.missing} bytes of a tensor")
@@ -210,7 +212,8 @@ class _Contents(dcp.DefaultSavePlanner):
 
 @dataclass
 class Staged:
-    """What one rank will write, to one file or several, from host memory or from the live tensors. `metadata` is of the whole checkpoint, on the main rank only."""
+    """What one rank will write, to one file or several, from host memory or from the live tensors. `metadata` is of the
+    whole checkpoint, on the main rank only."""
 
     writer: ShardWriter
     plan: SavePlan

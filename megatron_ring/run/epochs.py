@@ -17,6 +17,7 @@ from megatron_ring.run.stage import (
     Stage,
     latest_of,
     load_latest,
+    next_multiple,
     open_model,
     open_run,
     open_saver,
@@ -155,8 +156,8 @@ def train_epochs(config: EpochsConfig, stage: Stage, run: RunDirectory, task: Ep
 
 def next_save(config: EpochsConfig, task: EpochTask, done: int) -> int:
     """The first step after `done` whose checkpoint is asked for."""
-    every = [config.save_epochs * task.steps_per_epoch, *([config.save_every] if config.save_every else [])]
-    return min((done // steps + 1) * steps for steps in every)
+    of_epochs = next_multiple(config.save_epochs * task.steps_per_epoch, done)
+    return min(of_epochs, next_multiple(config.save_every, done)) if config.save_every else of_epochs
 
 
 def _times(result: StepResult, seconds: float) -> dict[str, Any]:
