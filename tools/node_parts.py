@@ -109,7 +109,18 @@ def stepped(result: Figures, run: Path | None) -> Figures:
     assert run is not None
     steps = [row for row in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if "time/step" in row]
     kept = ("throughput/", "time/", "memory/", "tokens/generated", "tokens/trained", "reward", "grad_norm", "loss")
-    return {"steps": len(steps)} | {name: value for name, value in steps[-1].items() if name.startswith(kept)}
+    figures = {name: value for name, value in steps[-1].items() if name.startswith(kept)}
+    return {"steps": len(steps)} | figures | saved(run / "checkpoints")
+
+
+def saved(checkpoints: Path) -> Figures:
+    """Size of the newest checkpoint, and how long its writing took: between the times of its first file and its last."""
+    found = sorted(checkpoints.glob("step_*/manifest.json"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        return {}
+    files = json.loads(found[-1].read_text())["files"]
+    seconds = found[-1].stat().st_mtime - found[-1].with_name("random_rank_0.pt").stat().st_mtime
+    return {"checkpoint_gb": sum(entry["bytes"] for entry in files.values()) / 1e9, "checkpoint_seconds": seconds}
 
 
 def collected(result: Figures, run: Path | None) -> Figures:
