@@ -24,13 +24,14 @@ import torch
 BLOCK = 16 << 20  # bytes; also what one checksum covers
 
 MOST_FILES = 8  # that one process reads or writes at once
+LEAST_BYTES = 256 << 20  # of each of them
 
 
-def files_at_once() -> int:
-    """How many files one process reads or writes beside each other: each keeps two threads busy."""
+def files_at_once(size: int) -> int:
+    """How many files one process reads or writes beside each other, of `size` bytes in all: each keeps two threads busy."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # of this machine, by torchrun
-    return max(1, min(MOST_FILES, cores // (2 * processes)))
+    return max(1, min(MOST_FILES, cores // (2 * processes), size // LEAST_BYTES))
 
 
 def _open(path: Path, flags: int) -> int:
@@ -210,21 +211,24 @@ class DirectReader(_Blocks):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    def read_into(self, target: memoryview, offset: int) -> int:
-        """Fill `target` from `offset` on; how many bytes there were.
+    def read_into(self, target: torch.Tensor, offset: int) -> int:
+        """Fill `target`, uint8 [size] of any device, from `offset` on; how many bytes there were.
 
         Raises:
             ValueError: a block is not what its checksum says.
         """
-        done = 0
+        done, memory = 0, target.numpy() if target.is_cpu else None
         while done < len(target) and offset + done < self.size:
             number, start = divmod(offset + done, BLOCK)
             self._hold(number)
             taken = min(len(target) - done, self._bytes - start)
             if taken <= 0:
                 break
-            with memoryview(self._rooms[0]) as room:
-                target[done : done + taken] = room[start : start + taken]
+            room = np.frombuffer(self._rooms[0], np.uint8, taken, start)
+            if memory is not None:
+                memory[done : done + taken] = room  # numpy lets other threads run while it copies
+            else:
+                target[done : done + taken].copy_(torch.from_numpy(room))
             done += taken
         return done
 

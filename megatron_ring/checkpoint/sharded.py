@@ -39,8 +39,6 @@ from megatron_ring.parallel import collectives
 from megatron_ring.parallel.device import synchronize
 from megatron_ring.parallel.locked_room import LockedRoom
 
-LEAST_FILE_BYTES = 256 << 20  # of each of several files of one process
-
 
 class _SummingFileSystem(FileSystem):
     """torch's file system with our writer; remembers checksums of the files written."""
@@ -63,14 +61,14 @@ class ShardWriter(dcp.FileSystemWriter):
     """Writes durable files, `PREFIX0.distcp` and on, with the items of a plan.
 
     Args:
-        most_files: a plan with much in it becomes so many files, written beside each other: one file is written no faster
-            than one core copies and sums. Contents are then asked for by several threads at once.
+        several: a plan with much in it becomes several files, written beside each other: one file is written no faster than
+            one core copies and sums. Contents are then asked for by several threads at once.
     """
 
-    def __init__(self, folder: Path, most_files: int = 1) -> None:
+    def __init__(self, folder: Path, several: bool = False) -> None:
         super().__init__(folder)
         self.fs = self._summing = _SummingFileSystem()
-        self._most_files = most_files
+        self._several = several
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         """Write the plan's items, whose contents are on the host. Raises OSError or RuntimeError where the disk does not
@@ -82,7 +80,7 @@ class ShardWriter(dcp.FileSystemWriter):
 
         # Every block has our checksum: a second one, by torch, of every tensor is left out, in these threads only. Before
         # torch kept that setting by thread it holds for what the process saves later, which is as readable without.
-        files = shared_out(plan.items, self._most_files)
+        files = shared_out(plan.items, files_at_once(sum(map(size_of, plan.items))) if self._several else 1)
         with ThreadPoolExecutor(len(files), "checkpoint-file", torch.serialization.set_crc32_options, (False,)) as threads:
             written = [result for results in threads.map(write, enumerate(files)) for result in results]
         done: Future[list[WriteResult]] = Future()
@@ -113,9 +111,8 @@ def size_of(item: WriteItem) -> int:
     return prod(item.tensor_data.chunk.sizes) * item.tensor_data.properties.dtype.itemsize
 
 
-def shared_out(items: Sequence[WriteItem], most: int) -> list[list[WriteItem]]:
-    """The items in at most so many files of about equal size, each in the given order; one file where there is little."""
-    count = max(1, min(most, sum(map(size_of, items)) // LEAST_FILE_BYTES))
+def shared_out(items: Sequence[WriteItem], count: int) -> list[list[WriteItem]]:
+    """The items in so many files of about equal size, each in the given order."""
     files: list[list[int]] = [[] for _ in range(count)]
     sizes = [0] * count
     for number in sorted(range(len(items)), key=lambda number: -size_of(items[number])):
@@ -246,7 +243,7 @@ class Staging:
         """Plan to write `pieces` into the existing `folder` and copy them. All ranks take part; the pieces' memory may
         change afterwards. `with_optimizer` tells apart the two kinds of lists that a run brings. `copy`: False takes no
         host memory, and the pieces' memory stays as it is until all is written."""
-        writer = ShardWriter(folder, files_at_once())
+        writer = ShardWriter(folder, several=True)
         mine = [piece for piece in pieces if piece.saved_here]
         if with_optimizer not in self._agreed:
             self._agreed[with_optimizer] = _agree(writer, mine)
