@@ -80,7 +80,7 @@ def train(run: PretrainState) -> None:
             if verdict == "stop":
                 raise StoppedByAlarm(run.watch.last_words(alarms, last))
             if saves:
-                save(run, saver, step)
+                save(run, saver, step, last=stops or step == run.steps)
             if stops:
                 saver.wait()
                 stop.finish(step, context.is_main, config.save_optimizer)

@@ -49,7 +49,7 @@ def train(config: RLConfig) -> None:
     from megatron_ring.rollout.saved_state import restore, roll_back, save
     from megatron_ring.rollout.scoring import open_scorer
     from megatron_ring.run.progress import Progress
-    from megatron_ring.run.stage import latest_of, open_saver, open_stop_request
+    from megatron_ring.run.stage import latest_of, next_multiple, open_saver, open_stop_request
 
     run, asked = open_rl(config), config
     start = restore(run)
@@ -66,7 +66,7 @@ def train(config: RLConfig) -> None:
         while step < config.steps:
             with first_step(run, asked, step):
                 outcome = reinforce(run, scorer, step)
-            if step == start:
+            if step == start and next_multiple(config.save_every, start) < config.steps:
                 saver.reserve(run.stage.model, run.trainer.optimizer)
             if outcome.alarms:
                 saver.wait()  # all ranks see the same last checkpoint
@@ -84,7 +84,7 @@ def train(config: RLConfig) -> None:
                 directory.close()
                 raise StoppedByAlarm(run.watch.last_words(outcome.alarms, last))
             if saves:
-                save(run, saver, step)
+                save(run, saver, step, last=stops or step == config.steps)
             if stops:
                 saver.wait()
                 stop.finish(step, context.is_main, config.save_optimizer)

@@ -43,7 +43,7 @@ class BenchNode:
     """Where, how much, and for how long."""
 
     out: Path
-    """Folder of results, logs and runs: of Ring-lite's checkpoints a few hundred gigabytes."""
+    """Folder of results, logs and runs: of Ring-lite some 510 GB, of a slice of 4 layers some 90 GB."""
     gpus: int = 8
     """GPUs of this machine; without any, processes on its CPU."""
     preset: str = "ring-lite"
@@ -56,8 +56,11 @@ class BenchNode:
     """Run only the parts whose name holds this text, and what they need."""
     memory: float = 80.0
     """Of a GPU (1e9 bytes). Training recomputes the least that fits; SFT and RL recompute everything."""
-    offload_optimizer: bool = True
-    """RL: the optimizer's state waits in host memory while responses are sampled."""
+    offload_optimizer: bool | None = None
+    """RL: the optimizer's state waits in host memory while responses are sampled (default: where training takes more than
+    half of a GPU's memory)."""
+    save_beside_a_step: bool = False
+    """RL: also write a checkpoint while the third step goes on. It takes page-locked memory of its size."""
     dry_run: bool = False
     """Print the parts with their commands, and run nothing."""
 
@@ -71,7 +74,8 @@ class BenchNode:
 
     def parts(self) -> list[Part]:
         piece = self.slice or ("ring-tiny" if self.preset == "ring-tiny" else "ring-lite-slice-4")
-        every = parts(self.gpus, self.preset, piece, self.sizes(), self.out, self.memory, self.offload_optimizer)
+        every = parts(self.gpus, self.preset, piece, self.sizes(), self.out, self.memory, self.offload_optimizer,
+                      self.save_beside_a_step)  # fmt: skip
         wanted = {part.name for part in every if self.only is None or self.only in part.name}
         require(bool(wanted), f"--only {self.only}: no such part; there are {', '.join(part.name for part in every)}")
         for part in reversed(every):

@@ -54,7 +54,9 @@ def summary(figures: Mapping[str, Any]) -> str:
         phases = [
             f"{name[5:]} {value:.3g}" for name, value in figures.items() if name.startswith("time/") and value >= 0.005
         ]
-        return f"{figures['throughput/tokens_per_second']:,.0f} tokens/s; last step's seconds: {', '.join(phases)}"
+        saved = f"; checkpoint of {figures['checkpoint_gb']:.3g} GB in {figures['checkpoint_seconds']:.3g} s" if (
+            "checkpoint_gb" in figures) else ""  # fmt: skip
+        return f"{figures['throughput/tokens_per_second']:,.0f} tokens/s; last step's seconds: {', '.join(phases)}{saved}"
     if "backend" in figures:
         size, row = [item for item in figures.items() if item[0] != "backend"][-1]
         return f"{figures['backend']}, {size}, GB/s: " + ", ".join(f"{name} {rate:.3g}" for name, rate in row.items())

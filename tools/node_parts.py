@@ -109,7 +109,18 @@ def stepped(result: Figures, run: Path | None) -> Figures:
     assert run is not None
     steps = [row for row in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if "time/step" in row]
     kept = ("throughput/", "time/", "memory/", "tokens/generated", "tokens/trained", "reward", "grad_norm", "loss")
-    return {"steps": len(steps)} | {name: value for name, value in steps[-1].items() if name.startswith(kept)}
+    figures = {name: value for name, value in steps[-1].items() if name.startswith(kept)}
+    return {"steps": len(steps)} | figures | saved(run / "checkpoints")
+
+
+def saved(checkpoints: Path) -> Figures:
+    """Size of the newest checkpoint, and how long its writing took: between the times of its first file and its last."""
+    found = sorted(checkpoints.glob("step_*/manifest.json"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        return {}
+    files = json.loads(found[-1].read_text())["files"]
+    seconds = found[-1].stat().st_mtime - found[-1].with_name("random_rank_0.pt").stat().st_mtime
+    return {"checkpoint_gb": sum(entry["bytes"] for entry in files.values()) / 1e9, "checkpoint_seconds": seconds}
 
 
 def collected(result: Figures, run: Path | None) -> Figures:
@@ -120,7 +131,9 @@ def looked(result: Figures, run: Path | None) -> Figures:
     return {}
 
 
-def parts(gpus: int, preset: str, piece: str, sizes: Sizes, out: Path, memory: float, offload: bool) -> list[Part]:
+def parts(
+    gpus: int, preset: str, piece: str, sizes: Sizes, out: Path, memory: float, offload: bool | None, beside: bool
+) -> list[Part]:
     """All parts, the most wanted first.
 
     Args:
@@ -128,6 +141,8 @@ def parts(gpus: int, preset: str, piece: str, sizes: Sizes, out: Path, memory: f
         piece: a slice of it that fits one GPU, for scaling from one to `gpus`.
         memory: of a GPU (1e9 bytes). What is recomputed is the least that fits, by the plan; Adam's moments are in bf16
             where nothing else fits.
+        offload, beside: RL: its optimizer waits on the host while responses are sampled (None: where training takes more
+            than half of a GPU); a checkpoint is written while a step goes on.
     """
     found = [Part("doctor", 1, 180, ("doctor.py",), (), looked)]
     if gpus > 1:
@@ -138,7 +153,7 @@ def parts(gpus: int, preset: str, piece: str, sizes: Sizes, out: Path, memory: f
         layouts.append(ParallelConfig(tensor=2, expert=min(gpus, max(4, gpus // 2))))
     whole = [training(f"train-{label(layout)}", gpus, preset, layout, sizes, memory) for layout in layouts]
     sampler = [sampling(f"sample-{label(layout)}", gpus, preset, layout, sizes) for layout in layouts[:1]]
-    found += [whole[0], *sampler, *run_parts(gpus, preset, layouts, sizes, out, memory, offload), *whole[1:]]
+    found += [whole[0], *sampler, *run_parts(gpus, preset, layouts, sizes, out, memory, offload, beside), *whole[1:]]
     if gpus > 1:
         replicas = [ParallelConfig(), ParallelConfig(tensor=2)]
         found += [sampling(f"sample-{label(layout)}", gpus, preset, layout, sizes) for layout in replicas]
@@ -205,22 +220,27 @@ def sampling(name: str, gpus: int, preset: str, layout: ParallelConfig, sizes: S
 
 
 def run_parts(
-    gpus: int, preset: str, layouts: Sequence[ParallelConfig], sizes: Sizes, out: Path, memory: float, offload: bool
-) -> Iterator[Part]:
+    gpus: int, preset: str, layouts: Sequence[ParallelConfig], sizes: Sizes, out: Path, memory: float, offload: bool | None,
+    beside: bool,
+) -> Iterator[Part]:  # fmt: skip
     """Two steps of SFT from random weights; three of C3PO from them; two more, killed on the way; one more in another
     layout. What a response says is noise, so rewards mean nothing: time, memory and continuing are what is looked at.
-    A checkpoint is large: one is written beside the third step, one at the end of each run, and the newest stays."""
+    A checkpoint is large. SFT's is of weights alone, as RL begins with no more. RL writes one at the end of each run and
+    keeps the newest. With `beside` it also writes one while the third step goes on, from page-locked memory of its size."""
     data, sft, rl = out / "data", out / "sft", out / "rl"
     rows = ("--train", "1400", "--validation", "20", "--rl", "1400", "--heldout", "20")
     yield Part("data", 1, 120, ("make_tiny_data.py", "--out", str(data), *rows), (), looked)
     _, moments = lightest(preset, layouts[0], gpus, sizes, memory)
     common = ("--data.tokenizer", str(data / "tokenizer"), "--recompute", "full", "--optimizer.moments", moments)
     ranks = layouts[0].data(gpus)
+    if offload is None:
+        offload = planned_gib(preset, layouts[0], gpus, sizes, "full", moments) * GIB > memory * 1e9 / 2
     yield Part(
         "sft", gpus, 420,
         ("-m", "megatron_ring.sft", "--run-dir", str(sft), "--preset", preset,
          "--data.train", str(data / "sft_train.jsonl"), "--data.context-length", str(sizes.sequence),
-         "--data.global-batch", str(ranks), "--epochs", "1", "--max-steps", "2", *common, *flags(layouts[0], "parallel.")),
+         "--data.global-batch", str(ranks), "--epochs", "1", "--max-steps", "2", "--no-save-optimizer", *common,
+         *flags(layouts[0], "parallel.")),
         ("data",), stepped, sft,
     )  # fmt: skip
     budget = gpus * sizes.prompts * sizes.samples * sizes.response  # every token
@@ -229,8 +249,9 @@ def run_parts(
         "-m", "megatron_ring.rl", "--run-dir", str(rl), "--init-from", str(sft / "checkpoints" / "step_2"), "--data.prompts",
         str(data / "rl_prompts.jsonl"), "--prompts-per-step", str(sizes.prompts * gpus), "--samples-per-prompt",
         str(sizes.samples), "--sampling.max-new-tokens", str(sizes.response), "--budget.tokens", str(budget),
-        "--budget.scope", "global", "--save-every", "2", "--keep-last", "1", "--alarms.action", "warn", *common,
-        *(("--offload-optimizer",) if offload else ()), *(("--reference.place", "host") if moments == "bf16" else ()),
+        "--budget.scope", "global", "--save-every", "2" if beside else "100", "--keep-last", "1",
+        "--alarms.action", "warn", *common, *(("--offload-optimizer",) if offload else ()),
+        *(("--reference.place", "host") if moments == "bf16" else ()),
     )  # fmt: skip
 
     def steps(count: int, layout: ParallelConfig) -> tuple[str, ...]:

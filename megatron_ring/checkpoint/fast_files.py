@@ -18,9 +18,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 import torch
 
 BLOCK = 16 << 20  # bytes; also what one checksum covers
+
+MOST_FILES = 8  # that one process reads or writes at once
+LEAST_BYTES = 256 << 20  # of each of them
+
+
+def files_at_once(size: int) -> int:
+    """How many files one process reads or writes beside each other, of `size` bytes in all: each keeps two threads busy."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # of this machine, by torchrun
+    return max(1, min(MOST_FILES, cores // (2 * processes), size // LEAST_BYTES))
 
 
 def _open(path: Path, flags: int) -> int:
@@ -31,6 +42,12 @@ def _open(path: Path, flags: int) -> int:
         if error.errno != errno.EINVAL:
             raise
         return os.open(path, flags | os.O_CLOEXEC, 0o666)
+
+
+def as_bytes(data: Any) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """The memory of anything with a buffer."""
+    view = memoryview(data)
+    return np.frombuffer(view if view.nbytes else bytearray(), dtype=np.uint8)
 
 
 def _ordinary(file: int) -> None:
@@ -76,8 +93,7 @@ class _Blocks:
             self._closed = True
             self._thread.shutdown()
             os.close(self._file)
-            for room in self._rooms:
-                room.close()
+            self._rooms.clear()  # not closed: the frames of an error under way may hold views of them
 
 
 class DirectWriter(_Blocks):
@@ -112,18 +128,38 @@ class DirectWriter(_Blocks):
 
     def write(self, data: Any) -> int:
         """Append bytes, or anything with their buffer. Raises OSError for this block or the one before."""
-        source = memoryview(data).cast("B")
+        source = as_bytes(data)
         at = 0
         while at < len(source):
-            taken = min(len(source) - at, BLOCK - self._filled)
-            self._rooms[0][self._filled : self._filled + taken] = source[at : at + taken]
-            self._filled += taken
-            at += taken
-            if self._filled == BLOCK:
-                self._hand_over()
+            room = self._room(len(source) - at)
+            room[:] = source[at : at + len(room)]  # numpy lets other threads run while it copies
+            at += self._fill(len(room))
         return len(source)
 
+    def write_tensor(self, source: torch.Tensor) -> int:
+        """Append uint8 [size] from any device. Raises as `write`."""
+        if source.is_cpu:
+            return self.write(source.numpy())
+        at = 0
+        while at < len(source):
+            room = torch.from_numpy(self._room(len(source) - at))
+            at += self._fill(len(room.copy_(source[at : at + len(room)])))
+        return len(source)
+
+    def _room(self, wanted: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """What is free of the block that is being filled, at most so many bytes."""
+        return np.frombuffer(self._rooms[0], np.uint8, min(wanted, BLOCK - self._filled), self._filled)
+
+    def _fill(self, count: int) -> int:
+        self._filled += count
+        if self._filled == BLOCK:
+            self._hand_over()
+        return count
+
     def _hand_over(self) -> None:
+        # Summed here: the other thread has enough to do with writing.
+        with memoryview(self._rooms[0]) as whole, whole[: self._filled] as block:
+            self.checksums.append(f"{zlib.crc32(block):08x}")
         self._await()
         self._later(self._put, self._rooms[0], self._filled)
         self._rooms.reverse()
@@ -132,7 +168,6 @@ class DirectWriter(_Blocks):
 
     def _put(self, room: mmap.mmap, size: int) -> None:
         with memoryview(room) as whole, whole[:size] as block:
-            self.checksums.append(f"{zlib.crc32(block):08x}")
             if size < BLOCK:
                 _ordinary(self._file)  # the end need not fill the disk's blocks
             done = 0
@@ -176,21 +211,24 @@ class DirectReader(_Blocks):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    def read_into(self, target: memoryview, offset: int) -> int:
-        """Fill `target` from `offset` on; how many bytes there were.
+    def read_into(self, target: torch.Tensor, offset: int) -> int:
+        """Fill `target`, uint8 [size] of any device, from `offset` on; how many bytes there were.
 
         Raises:
             ValueError: a block is not what its checksum says.
         """
-        done = 0
+        done, memory = 0, target.numpy() if target.is_cpu else None
         while done < len(target) and offset + done < self.size:
             number, start = divmod(offset + done, BLOCK)
             self._hold(number)
             taken = min(len(target) - done, self._bytes - start)
             if taken <= 0:
                 break
-            with memoryview(self._rooms[0]) as room:
-                target[done : done + taken] = room[start : start + taken]
+            room = np.frombuffer(self._rooms[0], np.uint8, taken, start)
+            if memory is not None:
+                memory[done : done + taken] = room  # numpy lets other threads run while it copies
+            else:
+                target[done : done + taken].copy_(torch.from_numpy(room))
             done += taken
         return done
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from megatron_ring.checkpoint.fast_files import files_at_once
 from megatron_ring.checkpoint.hf_tensors import list_problems
 from megatron_ring.checkpoint.manifest import damaged, is_damaged, read_manifest
 from megatron_ring.checkpoint.pieces import (
@@ -105,9 +107,27 @@ def _fill(
         set_random_state(torch.load(folder / random_file(context.rank), weights_only=True))
 
 
-@torch.no_grad()
 def _read(reader: CheckpointReader, pieces: list[Piece]) -> None:
-    """Fill every piece, in the order in which they lie on disk."""
+    """Fill every piece: threads share them, each in the order in which they lie on disk."""
+
+    @torch.no_grad()
+    def fill(shared: list[Piece]) -> None:
+        own = reader.beside()
+        try:
+            for piece in shared:
+                own.fill(piece.key, piece.box, piece.data)
+        finally:
+            own.close()
+
+    size = sum(piece.data.nbytes for piece in pieces)
+    shares: list[list[Piece]] = [[] for _ in range(files_at_once(size))]
+    before = 0
     for piece in sorted(pieces, key=lambda piece: reader.place(piece.key, piece.box)):
-        piece.data.copy_(reader.read(piece.key, piece.box))
-    reader.close()
+        shares[min(before * len(shares) // max(1, size), len(shares) - 1)].append(piece)
+        before += piece.data.nbytes
+    try:
+        with ThreadPoolExecutor(len(shares), "checkpoint-part") as threads:
+            for _ in threads.map(fill, shares):
+                pass
+    finally:
+        reader.close()

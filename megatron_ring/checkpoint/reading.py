@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import threading
 import zipfile
 from math import prod
 from pathlib import Path
@@ -15,6 +17,8 @@ from megatron_ring.checkpoint.manifest import damaged, is_damaged, read_manifest
 from megatron_ring.checkpoint.safetensors_stream import raw_bytes
 from megatron_ring.checkpoint.tensor_rules import Box, Rule
 from megatron_ring.errors import UserError
+
+FRONT = 4096  # bytes of an archive in which its tensor begins
 
 
 class CheckpointReader:
@@ -38,6 +42,8 @@ class CheckpointReader:
         self._storage = {
             (index.fqn, tuple(index.offset)): at for index, at in metadata.storage_data.items() if index.offset is not None
         }
+        self._first, self._one_chunk = self, threading.Lock()
+        self._begins: dict[tuple[str, tuple[int, ...]], int | None] = {}  # of `_content`
         self._kept: tuple[tuple[str, tuple[int, ...]], torch.Tensor] | None = None
 
     def problems(self, rules: list[Rule]) -> list[str]:
@@ -62,13 +68,14 @@ class CheckpointReader:
     def dtype_of(self, name: str) -> torch.dtype:
         return self.tensors[name].properties.dtype
 
-    def place(self, name: str, box: Box) -> tuple[str, int]:
-        """File and offset at which `box` of tensor `name` begins on disk."""
+    def place(self, name: str, box: Box) -> tuple[str, int, int]:
+        """Where `box` of tensor `name` begins on disk: file, offset of an archive in it, number of an element in that."""
         for chunk in self.tensors[name].chunks:
-            if box.meet(Box(tuple(chunk.offsets), tuple(chunk.sizes))) is not None:
-                at = self._storage[name, tuple(chunk.offsets)]
-                return at.relative_path, at.offset
-        return "", 0
+            held = Box(tuple(chunk.offsets), tuple(chunk.sizes))
+            if (meet := box.meet(held)) is not None:
+                at = self._storage[name, held.offset]
+                return at.relative_path, at.offset, meet.run_in(held) or 0
+        return "", 0, 0
 
     def read(self, name: str, box: Box) -> torch.Tensor:
         """The part `box` of tensor `name`; valid until the next call.
@@ -76,10 +83,7 @@ class CheckpointReader:
         Raises:
             UserError: no chunk holds some part of it, or a file is damaged.
         """
-        chunks = [Box(tuple(chunk.offsets), tuple(chunk.sizes)) for chunk in self.tensors[name].chunks]
-        meets = [(held, meet) for held in chunks if (meet := box.meet(held)) is not None]
-        if sum(prod(meet.size) for _, meet in meets) != prod(box.size):
-            raise UserError(f"{self.folder}: {name} is not whole in this checkpoint")
+        meets = self._meets(name, box)
         if len(meets) == 1:
             return self._chunk(name, meets[0][0])[box.slices(meets[0][0])]
         out = torch.empty(box.size, dtype=self.dtype_of(name))
@@ -87,19 +91,76 @@ class CheckpointReader:
             out[meet.slices(box)] = self._chunk(name, held)[meet.slices(held)]
         return out
 
+    def beside(self) -> CheckpointReader:
+        """Another reader of the same checkpoint, for another thread."""
+        other = copy.copy(self)
+        other._file, other._scratch, other._kept = None, Scratch(), None
+        return other
+
+    def fill(self, name: str, box: Box, target: torch.Tensor) -> None:
+        """Copy `box` of tensor `name` into `target`, of any device and dtype; without memory for it where it lies in one
+        piece on disk and in `target`.
+
+        Raises:
+            UserError: as `read`.
+        """
+        meets = self._meets(name, box)
+        for held, meet in meets:
+            part, run = target[meet.slices(box)], meet.run_in(held)
+            begin = self._content(name, held) if run is not None and part.is_contiguous() else None
+            if run is None or begin is None or part.dtype != self.dtype_of(name):
+                with self._one_chunk:  # whole chunks take memory: one for all threads
+                    part.copy_(self._first.read(name, meet))
+                continue
+            at, size = self._storage[name, held.offset], part.dtype.itemsize
+            self._load(at.relative_path, part.view(-1).view(torch.uint8), at.offset + begin + run * size)
+
+    def _load(self, file: str, target: torch.Tensor, offset: int) -> None:
+        """Fill `target` (uint8) from a file."""
+        try:
+            read = self._open(file).read_into(target, offset)
+        except ValueError:
+            raise damaged(self.folder, [file]) from None
+        if read != len(target):
+            raise UserError(f"{self.folder / file}: ends within a tensor")
+
+    def _content(self, name: str, held: Box) -> int | None:
+        """Where in a chunk's archive its bytes begin; None where that is not told at its front."""
+        key = (name, held.offset)
+        if key not in self._begins:
+            at = self._storage[key]
+            front = torch.empty(min(at.length, FRONT), dtype=torch.uint8)
+            self._load(at.relative_path, front, at.offset)
+            begin = stored_content(raw_bytes(front))
+            end = (begin or 0) + prod(held.size) * self.dtype_of(name).itemsize
+            self._begins[key] = begin if end <= at.length else None
+        return self._begins[key]
+
+    def _open(self, name: str) -> DirectReader:
+        path = self.folder / name
+        if self._file is None or self._file.path != path:
+            self.close()
+            self._file = DirectReader(path, self._manifest["files"][name]["crc32"])
+        return self._file
+
+    def _meets(self, name: str, box: Box) -> list[tuple[Box, Box]]:
+        """The chunks that hold parts of a box, each with its part. Raises `UserError` where some part is in none."""
+        chunks = [Box(tuple(chunk.offsets), tuple(chunk.sizes)) for chunk in self.tensors[name].chunks]
+        meets = [(held, meet) for held in chunks if (meet := box.meet(held)) is not None]
+        if sum(prod(meet.size) for _, meet in meets) != prod(box.size):
+            raise UserError(f"{self.folder}: {name} is not whole in this checkpoint")
+        return meets
+
     def _chunk(self, name: str, box: Box) -> torch.Tensor:
         key = (name, box.offset)
         if self._kept is None or self._kept[0] != key:
             at = self._storage[key]
-            path = self.folder / at.relative_path
-            if self._file is None or self._file.path != path:
-                self.close()
-                self._file = DirectReader(path, self._manifest["files"][path.name]["crc32"])
+            file = self._open(at.relative_path)
             archive = self._scratch.room(at.length)
             try:
-                self._file.read_into(raw_bytes(archive), at.offset)
+                file.read_into(archive, at.offset)
             except ValueError:
-                raise damaged(self.folder, [path.name]) from None
+                raise damaged(self.folder, [file.path.name]) from None
             start, size = saved_storage(raw_bytes(archive))
             content = archive[start : start + size]
             self._kept = (key, content.view(self.dtype_of(name)).view(box.size))
@@ -133,6 +194,21 @@ class _Window:
 
     def seekable(self) -> bool:
         return True
+
+
+def stored_content(front: memoryview) -> int | None:
+    """Where the bytes of the one tensor begin in an archive of torch.save, told by its first bytes: records lie one behind
+    another, each behind its description. None where the tensor is not among the first."""
+    at = 0
+    while bytes(front[at : at + 4]) == b"PK\x03\x04" and at + 30 <= len(front):
+        method, size, name, extra = (
+            int.from_bytes(front[at + i : at + i + n], "little") for i, n in ((8, 2), (18, 4), (26, 2), (28, 2))
+        )
+        begin = at + 30 + name + extra
+        if bytes(front[at + 30 : at + 30 + name]).endswith(b"/data/0"):
+            return begin if method == zipfile.ZIP_STORED else None
+        at = begin + size
+    return None
 
 
 def saved_storage(archive: memoryview) -> tuple[int, int]:

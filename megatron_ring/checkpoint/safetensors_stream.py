@@ -51,7 +51,7 @@ class StoredTensor:
         room = (scratch or Scratch()).room(self.end - self.begin)
         opened = file or DirectReader(self.file)
         try:
-            if opened.read_into(raw_bytes(room), self.begin) != room.numel():
+            if opened.read_into(room, self.begin) != room.numel():
                 raise UserError(f"{self.file}: ends within {self.name}")
         finally:
             if file is None:

@@ -1,6 +1,7 @@
 """Saving whole training states to `checkpoints/step_N/` while training goes on.
 
-A save stalls the step only to copy to host memory; a thread of each process then writes. Atomic: everything goes to
+A save stalls the step only to copy to host memory; threads of each process then write. A save that training waits for is
+written straight from where the tensors are. Atomic: everything goes to
 `.step_N.tmp`, is made durable and renamed, and only then `latest` names it (`folder`). A killed or failed save leaves the
 previous checkpoint as it was.
 
@@ -94,7 +95,7 @@ class CheckpointSaver:
     Args:
         checkpoints: folder of the run's checkpoints.
         keep_last: how many to keep (None: all).
-        background: write in a thread; False returns from `save` when the checkpoint is whole.
+        background: write in a thread, from host memory; False returns from `save` when the checkpoint is whole.
         note: file, outside of the folder, for the name of the last checkpoint: it tells a folder that was emptied from one
             that never held any.
         with_optimizer: False saves weights alone.
@@ -121,7 +122,7 @@ class CheckpointSaver:
 
     def save(
         self, step: int, model: RingModel, optimizer: Any, extra: dict[str, Any], name: str | None = None,
-        files: Mapping[str, bytes] | None = None,
+        files: Mapping[str, bytes] | None = None, last: bool = False,
     ) -> Path:  # fmt: skip
         """Save as `step_<step>` (or `name`); all ranks take part. Weights may change as soon as this returns.
 
@@ -129,11 +130,13 @@ class CheckpointSaver:
             optimizer: None saves weights alone.
             extra: plain JSON values equal on all ranks (data position, …), returned by `load_checkpoint`.
             files: what else this process has for the checkpoint, by file name, for `read_file`.
+            last: nothing is trained after it. It returns when the checkpoint is whole, and takes no host memory for it.
 
         Raises:
             UserError: this or the save before it failed (the disk is full or not writable).
         """
         self.wait()
+        background = self.background and not last
         optimizer = optimizer if self._with_optimizer else None
         name = name or f"step_{step}"
         work, target = self.checkpoints / f".{name}.tmp", self.checkpoints / name
@@ -146,7 +149,7 @@ class CheckpointSaver:
             work.mkdir(parents=True, exist_ok=True)
             collectives.barrier()
             pieces = agreed(_pieces(model, optimizer), self.context.rank)
-            staged = self._staging.stage(pieces, work, with_optimizer=optimizer is not None)
+            staged = self._staging.stage(pieces, work, with_optimizer=optimizer is not None, copy=background)
             write_saved(random_state(), work / random_file(self.context.rank))
         except FAILURES as error:
             problem = _plainly(error)
@@ -157,7 +160,7 @@ class CheckpointSaver:
         self._save = _Save(work, target, step, staged, model.ring_config, layout, extra, updates, files or {})
         self._thread = threading.Thread(target=self._write, args=(self._save,), daemon=True, name="checkpoint")
         self._thread.start()
-        if not self.background:
+        if not background:
             self.wait()
         return target
 

@@ -7,7 +7,9 @@ then needs neither the device nor the other ranks, so that it can run while trai
 from __future__ import annotations
 
 import io
+import mmap
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -18,7 +20,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
 from torch.distributed.checkpoint.default_planner import create_default_global_save_plan
-from torch.distributed.checkpoint.filesystem import FileSystem
+from torch.distributed.checkpoint.filesystem import FileSystem, _StorageInfo
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     Metadata,
@@ -26,10 +28,11 @@ from torch.distributed.checkpoint.metadata import (
     TensorProperties,
     TensorStorageMetadata,
 )
-from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, TensorWriteData, WriteItem, WriteItemType
 from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
 
-from megatron_ring.checkpoint.fast_files import DirectWriter
+from megatron_ring.checkpoint.fast_files import DirectWriter, as_bytes, files_at_once
 from megatron_ring.checkpoint.pieces import Piece
 from megatron_ring.checkpoint.tensor_rules import Box, Shape
 from megatron_ring.parallel import collectives
@@ -55,18 +58,103 @@ class _SummingFileSystem(FileSystem):
 
 
 class ShardWriter(dcp.FileSystemWriter):
-    """Writes one durable file per plan, in the order of its items."""
+    """Writes durable files, `PREFIX0.distcp` and on, with the items of a plan.
 
-    def __init__(self, folder: Path) -> None:
-        # No copying ahead: contents are on the host already, and a thread must not touch the device. Files are durable when
-        # our file system closes them.
-        super().__init__(folder, sync_files=False, thread_count=1, per_thread_copy_ahead=0)
+    Args:
+        several: a plan with much in it becomes several files, written beside each other: one file is written no faster than
+            one core copies and sums. Contents are then asked for by several threads at once.
+    """
+
+    def __init__(self, folder: Path, several: bool = False) -> None:
+        super().__init__(folder)
         self.fs = self._summing = _SummingFileSystem()
+        self._several = several
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        """Write the plan's items, whose contents are on the host. Raises OSError or RuntimeError where the disk does not
+        take them."""
+
+        def write(numbered: tuple[int, list[WriteItem]]) -> list[WriteResult]:
+            number, items = numbered
+            return self._write_file(f"{plan.storage_data.prefix}{number}.distcp", items, planner)
+
+        # Every block has our checksum: a second one, by torch, of every tensor is left out, in these threads only. Before
+        # torch kept that setting by thread it holds for what the process saves later, which is as readable without.
+        files = shared_out(plan.items, files_at_once(sum(map(size_of, plan.items))) if self._several else 1)
+        with ThreadPoolExecutor(len(files), "checkpoint-file", torch.serialization.set_crc32_options, (False,)) as threads:
+            written = [result for results in threads.map(write, enumerate(files)) for result in results]
+        done: Future[list[WriteResult]] = Future()
+        done.set_result(written)
+        return done
+
+    def _write_file(self, name: str, items: Sequence[WriteItem], planner: SavePlanner) -> list[WriteResult]:
+        results = []
+        with DirectWriter(Path(self.path) / name) as file:
+            for item in items:
+                begin, content = file.tell(), planner.resolve_data(item)
+                assert isinstance(content, torch.Tensor)
+                archive(content, file)
+                size = file.tell() - begin
+                results.append(WriteResult(item.index, size, _StorageInfo(name, begin, size)))
+        self._summing.checksums[name] = file.checksums
+        return results
 
     @property
     def checksums(self) -> dict[str, list[str]]:
         """Checksums of every file written so far, by name (torch renames `.metadata.tmp` to `.metadata`)."""
         return {name.removesuffix(".tmp"): crc for name, crc in self._summing.checksums.items()}
+
+
+def size_of(item: WriteItem) -> int:
+    """Bytes of an item's content."""
+    assert item.tensor_data is not None
+    return prod(item.tensor_data.chunk.sizes) * item.tensor_data.properties.dtype.itemsize
+
+
+def shared_out(items: Sequence[WriteItem], count: int) -> list[list[WriteItem]]:
+    """The items in so many files of about equal size, each in the given order."""
+    files: list[list[int]] = [[] for _ in range(count)]
+    sizes = [0] * count
+    for number in sorted(range(len(items)), key=lambda number: -size_of(items[number])):
+        smallest = sizes.index(min(sizes))
+        files[smallest].append(number)
+        sizes[smallest] += size_of(items[number])
+    return [[items[number] for number in sorted(file)] for file in files]
+
+
+class _ContentFrom:
+    """A stream that puts the bytes of `tensor`, of any device, where an archive has those of `stand_in`: pages of it that
+    nobody has touched take no memory, and neither does a tensor that is copied block by block."""
+
+    def __init__(self, file: DirectWriter, tensor: torch.Tensor) -> None:
+        self._file = file
+        self._source = tensor.detach().contiguous().view(-1).view(torch.uint8)
+        self.missing = len(self._source)
+        untouched = torch.frombuffer(mmap.mmap(-1, self.missing), dtype=torch.uint8) if self.missing else self._source
+        self.stand_in = untouched.view(tensor.dtype).view(tensor.shape)
+
+    def write(self, data: Any) -> int:
+        found = as_bytes(data)
+        begin = found.ctypes.data - self.stand_in.data_ptr()
+        if not 0 <= begin <= begin + len(found) <= len(self._source) or not len(found):
+            return self._file.write(data)
+        self.missing -= len(found)
+        return self._file.write_tensor(self._source[begin : begin + len(found)])
+
+    def flush(self) -> None:
+        """Nothing, as of the file itself."""
+
+
+def archive(tensor: torch.Tensor, file: DirectWriter) -> None:
+    """`torch.save`, straight from the tensor's device.
+
+    Raises:
+        RuntimeError: torch writes in another way than it did (a bug).
+    """
+    stream: Any = _ContentFrom(file, tensor)
+    torch.save(stream.stand_in, stream)
+    if stream.missing:
+        raise RuntimeError(f"torch.save left out {stream.missing} bytes of a tensor")
 
 
 def write_item(key: str, global_shape: Shape, box: Box, dtype: torch.dtype) -> WriteItem:
@@ -109,7 +197,7 @@ def write_plain_files(folder: Path) -> None:
 
 
 class _Contents(dcp.DefaultSavePlanner):
-    """Hands out contents that are on the host already."""
+    """Hands out contents that are known already."""
 
     def __init__(self, contents: dict[MetadataIndex, torch.Tensor]) -> None:
         super().__init__()
@@ -121,7 +209,8 @@ class _Contents(dcp.DefaultSavePlanner):
 
 @dataclass
 class Staged:
-    """What one rank will write. `metadata` is of the whole checkpoint, on the main rank only."""
+    """What one rank will write, to one file or several, from host memory or from the live tensors. `metadata` is of the
+    whole checkpoint, on the main rank only."""
 
     writer: ShardWriter
     plan: SavePlan
@@ -129,7 +218,7 @@ class Staged:
     metadata: Metadata | None
 
     def write(self) -> list[WriteResult]:
-        """Write this rank's file. Raises OSError or RuntimeError when the disk does not take it."""
+        """Write this rank's files. Raises OSError or RuntimeError when the disk does not take it."""
         results = self.writer.write_data(self.plan, _Contents(self.contents)).value()
         assert isinstance(results, list)
         return results
@@ -150,14 +239,18 @@ class Staging:
         self._room: LockedRoom | None = None
         self._agreed: dict[bool, tuple[SavePlan, Metadata | None]] = {}
 
-    def stage(self, pieces: list[Piece], folder: Path, with_optimizer: bool) -> Staged:
+    def stage(self, pieces: list[Piece], folder: Path, with_optimizer: bool, copy: bool = True) -> Staged:
         """Plan to write `pieces` into the existing `folder` and copy them. All ranks take part; the pieces' memory may
-        change afterwards. `with_optimizer` tells apart the two kinds of lists that a run brings."""
-        writer = ShardWriter(folder)
+        change afterwards. `with_optimizer` tells apart the two kinds of lists that a run brings. `copy`: False takes no
+        host memory, and the pieces' memory stays as it is until all is written."""
+        writer = ShardWriter(folder, several=True)
         mine = [piece for piece in pieces if piece.saved_here]
         if with_optimizer not in self._agreed:
             self._agreed[with_optimizer] = _agree(writer, mine)
         plan, metadata = self._agreed[with_optimizer]
+        if not copy:
+            synchronize()
+            return Staged(writer, plan, {item.index: p.data for item, p in zip(plan.items, mine, strict=True)}, metadata)
         if self._room is not None:
             self._room.wait()
         contents = {item.index: self._copy(item.index, piece.data) for item, piece in zip(plan.items, mine, strict=True)}

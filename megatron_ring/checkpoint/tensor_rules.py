@@ -43,6 +43,17 @@ class Box:
         size = tuple(e - o for o, e in zip(offset, end, strict=True))
         return Box(offset, size) if all(s > 0 for s in size) else None
 
+    def run_in(self, outer: Box) -> int | None:
+        """The number of its first element in a row-major tensor that holds `outer`, where all of it lies there in one run;
+        else None."""
+        split = next((i for i, size in enumerate(self.size) if size > 1), len(self.size))
+        if self.size[split + 1 :] != outer.size[split + 1 :]:
+            return None
+        first = 0
+        for begin, start, size in zip(self.offset, outer.offset, outer.size, strict=True):
+            first = first * size + begin - start
+        return first
+
     def slices(self, outer: Box) -> tuple[slice, ...]:
         """Index of this box in a tensor that holds `outer`."""
         return tuple(slice(o - b, o - b + s) for o, b, s in zip(self.offset, outer.offset, self.size, strict=True))

@@ -17,8 +17,8 @@ from megatron_ring.run.stage import latest_of, load_latest, set_first_weights
 from megatron_ring.run.wandb_log import WandbLog
 
 
-def save(run: RLState, saver: CheckpointSaver, steps: int) -> None:
-    """Save the state after `steps` steps."""
+def save(run: RLState, saver: CheckpointSaver, steps: int, last: bool) -> None:
+    """Save the state after `steps` steps, the last of this process or not."""
     with run.phases("save_wait"):
         saver.wait()  # before `policy.save`: until it is whole the one before it counts
         if run.directory.writes:
@@ -34,7 +34,7 @@ def save(run: RLState, saver: CheckpointSaver, steps: int) -> None:
             **run.directory.of_checkpoints,
         }
         files = save_unfinished(run.collector.pool, run.stage.context)
-        saver.save(steps, run.stage.model, run.trainer.optimizer, extra, files=files)
+        saver.save(steps, run.stage.model, run.trainer.optimizer, extra, files=files, last=last)
 
 
 def restore(run: RLState) -> int:

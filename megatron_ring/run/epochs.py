@@ -17,6 +17,7 @@ from megatron_ring.run.stage import (
     Stage,
     latest_of,
     load_latest,
+    next_multiple,
     open_model,
     open_run,
     open_saver,
@@ -133,7 +134,7 @@ def train_epochs(config: EpochsConfig, stage: Stage, run: RunDirectory, task: Ep
             alarms, stops = guard.judge(metrics), stop.agreed()
             checkpoint = latest_of(run) if alarms else None
             verdict = watch.judge(alarms, checkpoint, guard.can_go_on)
-            if step == start + 1:
+            if step == start + 1 and next_save(config, task, start) < last:
                 saver.reserve(stage.model, trainer.optimizer)
             whole_epoch = ends_epoch and (epoch + 1) % config.save_epochs == 0
             regular = whole_epoch or step == last or (config.save_every and step % config.save_every == 0)
@@ -145,12 +146,18 @@ def train_epochs(config: EpochsConfig, stage: Stage, run: RunDirectory, task: Ep
                 raise StoppedByAlarm(watch.last_words(alarms, checkpoint))
             if saves:
                 extra = {"tokens": tokens, "steps": all_steps, "watch": watch.state_dict(), **run.of_checkpoints}
-                saver.save(step, stage.model, trainer.optimizer, extra)
+                saver.save(step, stage.model, trainer.optimizer, extra, last=stops or step == last)
             if stops:
                 saver.wait()
                 stop.finish(step, context.is_main, config.save_optimizer)
             saver.check()
             progress.update(step, task.shown(metrics))
+
+
+def next_save(config: EpochsConfig, task: EpochTask, done: int) -> int:
+    """The first step after `done` whose checkpoint is asked for."""
+    of_epochs = next_multiple(config.save_epochs * task.steps_per_epoch, done)
+    return min(of_epochs, next_multiple(config.save_every, done)) if config.save_every else of_epochs
 
 
 def _times(result: StepResult, seconds: float) -> dict[str, Any]:

@@ -59,8 +59,8 @@ def open_state(
     return PretrainState(config, stage, directory, tokenizer, trainer, watch, stream, validated, tested)
 
 
-def save(run: PretrainState, saver: CheckpointSaver, step: int) -> None:
-    """Save the state after `step` steps. All ranks take part."""
+def save(run: PretrainState, saver: CheckpointSaver, step: int, last: bool) -> None:
+    """Save the state after `step` steps, the last of this process or not. All ranks take part."""
     extra = {
         "corpus": run.stream.place.to_json() | order_of(run.config),
         "tokens": run.tokens,
@@ -69,7 +69,7 @@ def save(run: PretrainState, saver: CheckpointSaver, step: int) -> None:
         "watch": run.watch.state_dict(),
         **run.directory.of_checkpoints,
     }
-    saver.save(step, run.stage.model, run.trainer.optimizer, extra)
+    saver.save(step, run.stage.model, run.trainer.optimizer, extra, last=last)
 
 
 def order_of(config: PretrainConfig) -> dict[str, Any]:

@@ -152,6 +152,11 @@ def open_saver(run: RunDirectory, config: TrainingConfig, context: ParallelConte
     )
 
 
+def next_multiple(every: int, done: int) -> int:
+    """The first multiple of `every` above `done`."""
+    return (done // every + 1) * every
+
+
 def open_stop_request(run: RunDirectory, config: TrainingConfig) -> StopRequest:
     """What ends the run early when a signal asks for it."""
 
