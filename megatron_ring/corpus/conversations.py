@@ -121,6 +121,8 @@ class SFTDataset(PackedEpochs[MicroBatch]):
     def _micro_batch(self, items: Sequence[int], tokens: int) -> MicroBatch:
         found = [TokenSequence(*self._store.read(index)) for index in items]
         self._store.let_go()
+        # As in a pack, also across packs: long ones, which attention computes one by one, and then the short ones together.
+        found.sort(key=lambda sequence: -len(sequence.tokens))
         return pack_sequences(found, tokens, self._pad_id)
 
     def _check_lengths(self, overlong: np.ndarray, limit: int, on_overlong: str) -> None:
