@@ -25,7 +25,7 @@ class PackedDataConfig(Columns):
     micro_batch_tokens: int | Literal["auto"] = field(default="auto", metadata=MAY_CHANGE)
     """Most tokens of a micro-batch: packed sequences of a rank go through the model together as far as they fit, one at
     least. auto: on a GPU as many as the memory plan allows, up to 65,536 tokens, with a pipeline no fewer than 4
-    micro-batches a stage; on a CPU one sequence. The router is balanced over the tokens of a micro-batch."""
+    micro-batches a stage; on a CPU up to 512 tokens. The router is balanced over the tokens of a micro-batch."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -15,6 +15,8 @@ from megatron_ring.planning.sizes import LENGTHS, MOMENTS, USABLE
 FILLING = 4
 """Micro-batches for each stage of a pipeline that a chosen size leaves: with M of them a step waits (PP - 1) / M of its
 time."""
+CPU_LENGTH = 512
+"""Tokens that a micro-batch has on a CPU: more of them are hardly faster, and fewer are half as fast."""
 
 Config = TypeVar("Config", bound=EpochsConfig)
 
@@ -28,7 +30,7 @@ def choose_packs(
     Args:
         config: resolved, in a layout that fits.
         itemsize: bytes of a weight.
-        limit: bytes that this process may use on its GPU; None on a CPU, where one sequence at a time is as fast.
+        limit: bytes that this process may use on its GPU; None on a CPU.
         recorded: the configuration of the run so far, whose size is kept.
     """
     data, pipeline = config.data, config.parallel.pipeline
@@ -39,7 +41,9 @@ def choose_packs(
     before = _packs_before(recorded, data.context_length)
     if before is not None:
         return _with_packs(config, before if pipeline == 1 else min(before, most)), ""
-    packs = 1 if limit is None else _most_that_fit(config, shape, world, itemsize, limit, share, most)
+    packs = max(1, min(most, CPU_LENGTH // data.context_length))
+    if limit is not None:
+        packs = _most_that_fit(config, shape, world, itemsize, limit, share, most)
     where = "a CPU" if limit is None else f"{limit / GIB:.1f} GiB of a GPU"
     tokens = packs * data.context_length
     return _with_packs(config, packs), f"micro-batches of {tokens:,} tokens ({_said(packs)}), chosen for {where}"

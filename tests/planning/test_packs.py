@@ -87,9 +87,11 @@ def test_a_pipeline_stays_filled(batch: int, sizes: list[int]) -> None:
     assert chosen.micro_batches(1) == sizes
 
 
-def test_a_cpu_takes_one_at_a_time() -> None:
-    chosen, told = choose_packs(config(512, 8), RING_TINY, 1, 4, None)
-    assert chosen.micro_batches(1) == [1] * 8 and "512 tokens (a packed sequence each), chosen for a CPU" in told
+def test_a_cpu_takes_few_tokens() -> None:
+    for context, sizes in ((512, [1] * 8), (4096, [1] * 8), (160, [3, 3, 2]), (16, [8])):
+        chosen, told = choose_packs(config(context, 8), RING_TINY, 1, 4, None)
+        assert chosen.micro_batches(1) == sizes and f"{max(sizes) * context:,} tokens (" in told
+        assert told.endswith("chosen for a CPU")
 
 
 def test_numbers_are_left_alone_and_the_size_of_the_run_so_far_is_kept() -> None:
