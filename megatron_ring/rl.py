@@ -28,14 +28,9 @@ def main(config: RLConfig) -> None:
 
         return plan_rl(config)
     prepare()
-    from megatron_ring.rollout.first_step import SmallerSizes, free_everything
+    from megatron_ring.run.smaller import run_with_smaller
 
-    try:
-        return train(config)
-    except SmallerSizes as found:
-        config = found.config
-    free_everything()  # not in the handler: the failed step's tensors hang on the exception
-    train(config)
+    run_with_smaller(train, config)
 
 
 def train(config: RLConfig) -> None:

@@ -36,17 +36,17 @@ def main(config: SFTConfig) -> None:
         lambda config, tokenizer, shape: load_datasets(
             config.data, tokenizer, config.seed, shape.max_positions, config.run_dir, functools.partial(say, "sft")
         ),
-        lambda _, __, data, validation: Conversations(data, validation),
+        lambda config, _, data, validation: Conversations(config, data, validation),
     )
 
 
 class Conversations:
     """Conversations to imitate, as `run.epochs.EpochTask`."""
 
-    def __init__(self, data: SFTDataset, validation: SFTDataset | None) -> None:
+    def __init__(self, config: SFTConfig, data: SFTDataset, validation: SFTDataset | None) -> None:
         from megatron_ring.training.losses import SFTLoss
 
-        self.data, self.validation, self.loss = data, validation, SFTLoss()
+        self.config, self.data, self.validation, self.loss = config, data, validation, SFTLoss()
         self.steps_per_epoch, self.batch = data.steps_per_epoch, data.batch
 
     def introduction(self, start: int) -> list[str]:
@@ -68,8 +68,10 @@ class Conversations:
             return {}
         sums = {"loss": 0.0, "entropy": 0.0}
         tokens = 0
+        sizes = self.config.micro_batches(context.data_size)
         for place in range(validation.steps_per_epoch):
-            result = trainer.evaluate(validation.batch(0, place, context.data_rank, context.data_size), self.loss)
+            batches = validation.batch(0, place, context.data_rank, context.data_size, sizes)
+            result = trainer.evaluate(batches, self.loss)
             sums = {name: value + result.sums[name] for name, value in sums.items()}
             tokens += result.loss_tokens
         means = {f"validation/{name}": value / max(1, tokens) for name, value in sums.items()}

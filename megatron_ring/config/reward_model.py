@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 from megatron_ring.config.checks import require
 from megatron_ring.config.data import Columns
-from megatron_ring.config.epochs import EpochsConfig, check_batch
+from megatron_ring.config.epochs import EpochsConfig, PackedDataConfig
 from megatron_ring.config.metadata import BY_CONTENT, MAY_CHANGE
 from megatron_ring.config.model import ModelConfig
 from megatron_ring.config.optimizer import OptimizerConfig
@@ -16,7 +16,7 @@ from megatron_ring.config.stage import StageConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class PreferenceDataConfig(Columns):
+class PreferenceDataConfig(PackedDataConfig):
     """Preferences and how they are packed."""
 
     train: Path = field(metadata=BY_CONTENT)
@@ -48,8 +48,6 @@ class PreferenceDataConfig(Columns):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.context_length >= 2, f"--data.context-length is {self.context_length}, below 2")
-        require(self.global_batch >= 1, f"--data.global-batch is {self.global_batch}, below 1")
         require(self.margin_scale >= 0, f"--data.margin-scale is {self.margin_scale}, below 0")
 
 
@@ -87,10 +85,6 @@ class RewardModelConfig(EpochsConfig):
 
     def extended(self, model: ModelConfig) -> ModelConfig:
         return replace(super().extended(model), head="score")
-
-    def check(self, data_size: int) -> None:
-        """Raise `UserError` when a step cannot be split over so many data-parallel ranks."""
-        check_batch(self.data.global_batch, self.data.context_length, data_size, self.parallel.tensor)
 
 
 @dataclass(frozen=True, kw_only=True)

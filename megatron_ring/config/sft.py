@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from megatron_ring.config.checks import require
-from megatron_ring.config.data import Columns
-from megatron_ring.config.epochs import EpochsConfig, check_batch
+from megatron_ring.config.epochs import EpochsConfig, PackedDataConfig
 from megatron_ring.config.metadata import BY_CONTENT, MAY_CHANGE
 
 
 @dataclass(frozen=True, kw_only=True)
-class SFTDataConfig(Columns):
+class SFTDataConfig(PackedDataConfig):
     """Conversations and how they are packed."""
 
     train: Path = field(metadata=BY_CONTENT)
@@ -40,11 +39,6 @@ class SFTDataConfig(Columns):
     """Folder for the tokenised conversations, which all runs over a file share (default: `.tokenized` beside the file, or,
     where that cannot be written, in the run directory)."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.context_length >= 2, f"--data.context-length is {self.context_length}, below 2")
-        require(self.global_batch >= 1, f"--data.global-batch is {self.global_batch}, below 1")
-
 
 @dataclass(frozen=True, kw_only=True)
 class SFTConfig(EpochsConfig):
@@ -63,7 +57,3 @@ class SFTConfig(EpochsConfig):
         require(self.alarms.action != "skip", "--alarms.action skip: for pretraining only, choose stop or warn")
         self.alarms.check_no_rewards("SFT")
         require(self.alarms.reward_drop is None, "--alarms.reward-drop: SFT has no rewards")
-
-    def check(self, data_size: int) -> None:
-        """Raise `UserError` when a step cannot be split over so many data-parallel ranks."""
-        check_batch(self.data.global_batch, self.data.context_length, data_size, self.parallel.tensor)

@@ -74,7 +74,7 @@ def open_dataset(
 
 
 class SFTDataset(PackedEpochs[MicroBatch]):
-    """Packed conversations in global batches of `global_batch` micro-batches of `capacity` tokens.
+    """Packed conversations in global batches of `global_batch` packs of `capacity` tokens.
 
     Attributes: `sequences` (packed), `dropped` (too long), `dropped_controls` (spell control tokens), `tokens` and
     `loss_tokens` (of one epoch, padding not counted), `packs`, `steps_per_epoch`, `fingerprint` (32 hex digits) of all
@@ -118,10 +118,12 @@ class SFTDataset(PackedEpochs[MicroBatch]):
         self.sequences, self.tokens = packs.figures.sequences, packs.figures.tokens
         self.loss_tokens, self.fingerprint = packs.figures.loss_tokens, packs.figures.fingerprint
 
-    def _micro_batch(self, items: Sequence[int]) -> MicroBatch:
+    def _micro_batch(self, items: Sequence[int], tokens: int) -> MicroBatch:
         found = [TokenSequence(*self._store.read(index)) for index in items]
         self._store.let_go()
-        return pack_sequences(found, self.capacity, self._pad_id)
+        # As in a pack, also across packs: long ones, which attention computes one by one, and then the short ones together.
+        found.sort(key=lambda sequence: -len(sequence.tokens))
+        return pack_sequences(found, tokens, self._pad_id)
 
     def _check_lengths(self, overlong: np.ndarray, limit: int, on_overlong: str) -> None:
         """Raise `UserError` for what is too long, by its 1-based places, and for nothing that is left."""
@@ -134,7 +136,7 @@ class SFTDataset(PackedEpochs[MicroBatch]):
                 f"{count} of {records} conversations are longer than {limit} tokens (the longest has "
                 f"{lengths.max()}; records {first}{', ...' if count > 3 else ''}): "
                 + (
-                    "raise the micro-batch capacity, or drop them"
+                    "raise --data.context-length, or drop them"
                     if limit == self.capacity
                     else "the model has no more positions; drop them, or shorten them"
                 )

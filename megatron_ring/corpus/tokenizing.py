@@ -132,7 +132,7 @@ def nothing_left(overlong: int, records: int, limit: int, left_out: int) -> User
     said = f"{left_out} of {records} spell control tokens"
     if overlong:
         said = f"{overlong} of {records} are longer than {limit} tokens, {left_out} spell control tokens"
-    return UserError(f"no conversation is left to train on ({said}): give more data, or raise the micro-batch capacity")
+    return UserError(f"no conversation is left to train on ({said}): give more data, or raise --data.context-length")
 
 
 def _restored(files: GrowingFiles) -> _State:

@@ -147,8 +147,8 @@ class PreferenceDataset(PackedEpochs[PreferenceBatch]):
         self.subsets = Counter(pair.subset for pair in self.pairs)
         self.with_margin = sum(pair.margin != 0 for pair in self.pairs)
 
-    def _micro_batch(self, items: Sequence[int]) -> PreferenceBatch:
-        return preference_batch([self.pairs[index] for index in items], self.capacity, self.pad_id)
+    def _micro_batch(self, items: Sequence[int], tokens: int) -> PreferenceBatch:
+        return preference_batch([self.pairs[index] for index in items], tokens, self.pad_id)
 
     def _check(self, overlong: list[tuple[str, str]], count: int, on_overlong: str) -> None:
         if overlong and on_overlong == "error":

@@ -146,10 +146,15 @@ def _objective(config: RLConfig) -> str:
 
 def sft_lines(config: SFTConfig, data: int, steps_per_epoch: int | None) -> list[Line]:
     """A step of fine-tuning; `steps_per_epoch` where the data is there."""
-    return _epochs_lines(config, config.data.global_batch, config.data.context_length, data, steps_per_epoch)
+    return _epochs_lines(config, data, steps_per_epoch)
 
 
-def _epochs_lines(config: EpochsConfig, batch: int, context: int, data: int, steps_per_epoch: int | None) -> list[Line]:
+def _epochs_lines(config: EpochsConfig, data: int, steps_per_epoch: int | None) -> list[Line]:
+    batch, context = config.data.global_batch, config.data.context_length
+    sizes = config.micro_batches(data)
+    micro = f"{sizes[0] * context:,} tokens; {len(sizes)} on each of {data} data-parallel rank(s)"
+    if sizes[0] > sizes[-1]:
+        micro = f"up to {micro}"
     steps, run = None, f"{config.epochs} epochs, a checkpoint after each"
     if steps_per_epoch is not None:
         steps = config.epochs * steps_per_epoch
@@ -158,7 +163,7 @@ def _epochs_lines(config: EpochsConfig, batch: int, context: int, data: int, ste
         run += f"; stopped after {config.max_steps:,} steps"
     return [
         ("batch", f"{batch:,} packed sequences x {context:,} tokens = {batch * context:,} tokens a step"),
-        ("micro-batches", f"{context:,} tokens; {batch // data} on each of {data} data-parallel rank(s)"),
+        ("micro-batches", micro),
         ("run", run),
         *optimizer_lines(config.optimizer, config.router, steps),
     ]
@@ -193,7 +198,7 @@ def reward_lines(config: RewardModelConfig, data: int, steps_per_epoch: int | No
     margin = {"none": "no margin", "column": "the file's margins", "strength": "the strength of preferences as margin"}
     said = margin[config.data.margin] + (f" x {config.data.margin_scale:g}" if config.data.margin != "none" else "")
     loss = f"-log sigmoid(r_c - r_r - m), {said}; {centre}; mean over pairs"
-    batch, *rest = _epochs_lines(config, config.data.global_batch, config.data.context_length, data, steps_per_epoch)
+    batch, *rest = _epochs_lines(config, data, steps_per_epoch)
     return [batch, ("loss", loss), *rest]
 
 

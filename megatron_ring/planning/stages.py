@@ -21,6 +21,7 @@ from megatron_ring.errors import UserError, say
 from megatron_ring.planning import arithmetic
 from megatron_ring.planning.checks import Checks
 from megatron_ring.planning.memory import GIB, OUTSIDE_TORCH, Item, StageMemory, Work, plan_memory
+from megatron_ring.planning.packs import choose_packs, epochs_work
 from megatron_ring.planning.sizes import MOMENTS, choose_sizes, rl_work
 
 if TYPE_CHECKING:
@@ -153,11 +154,10 @@ def _plan_epochs(
         checks.done.append(f"--data.train {config.data.train}: {told(train)} of {train.tokens:,} tokens")
         if validation is not None:
             checks.done.append(f"--data.validation {config.data.validation}: {told(validation)}")
-    work = Work(
-        tokens=config.data.context_length, micro_batches=config.data.global_batch // ranks, recompute=config.recompute,
-        moment_itemsize=MOMENTS[config.optimizer.moments],
-    )  # fmt: skip
-    _report(config.stage_name, config, shape, world, lines(config, ranks, steps), work, checks)
+    itemsize, limit = 4 if config.precision == "fp32" else 2, int(config.plan.memory * 1e9)
+    config, sizes = choose_packs(config, shape, world, itemsize, limit)
+    plan = [*lines(config, ranks, steps), *([("sizes", sizes)] if sizes else [])]
+    _report(config.stage_name, config, shape, world, plan, epochs_work(config, ranks), checks)
 
 
 def plan_pretrain(config: PretrainConfig) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,18 +10,9 @@ import torch
 
 from megatron_ring.config.rl import RLConfig
 from megatron_ring.errors import MemoryRanOutError
-from megatron_ring.parallel import context
-from megatron_ring.parallel.device import return_unused_memory
 from megatron_ring.planning.sizes import halved
 from megatron_ring.rollout.state import RLState
-
-
-class SmallerSizes(Exception):  # no error: what to do instead
-    """The run is to begin anew in this process. `config`: with half of the sizes that were chosen."""
-
-    def __init__(self, config: RLConfig) -> None:
-        super().__init__()
-        self.config = config
+from megatron_ring.run.smaller import SmallerSizes
 
 
 @contextmanager
@@ -59,10 +49,3 @@ def first_step(run: RLState, asked: RLConfig, step: int) -> Iterator[None]:
         )
         run.directory.close()
         raise SmallerSizes(smaller) from None
-
-
-def free_everything() -> None:
-    """Give back the memory and the groups of a run that nothing refers to any more."""
-    context.shutdown()
-    gc.collect()
-    return_unused_memory()

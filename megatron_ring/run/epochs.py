@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
+
+import torch
 
 from megatron_ring.config.epochs import EpochsConfig
 from megatron_ring.config.model import ModelConfig
 from megatron_ring.data.tokenizer import RingTokenizer
-from megatron_ring.errors import StoppedByAlarm
+from megatron_ring.errors import MemoryRanOutError, StoppedByAlarm
+from megatron_ring.parallel import collectives
+from megatron_ring.parallel.context import ParallelContext, world_size_from_environment
+from megatron_ring.parallel.device import free_memory
+from megatron_ring.planning.packs import choose_packs, halved_packs
 from megatron_ring.run.continuing import stretched_rates
-from megatron_ring.run.directory import RunDirectory
+from megatron_ring.run.directory import RunDirectory, recorded_settings
 from megatron_ring.run.progress import Progress
+from megatron_ring.run.smaller import SmallerSizes, run_with_smaller
 from megatron_ring.run.stage import (
     Stage,
+    dtype_of,
     latest_of,
     load_latest,
     next_multiple,
@@ -36,8 +45,9 @@ class EpochTask(Protocol):
     @property
     def loss(self) -> AnyLoss: ...
 
-    def batch(self, epoch: int, place: int, part: int, parts: int) -> list[Any]:
-        """The micro-batches of a step, its number within the epoch counted from 0: the share of rank `part` of `parts`."""
+    def batch(self, epoch: int, place: int, part: int, parts: int, sizes: Sequence[int]) -> list[Any]:
+        """The micro-batches of a step, its number within the epoch counted from 0: the share of rank `part` of `parts`, so
+        many packs in each."""
         ...
 
     def introduction(self, start: int) -> list[str]:
@@ -71,7 +81,7 @@ def run_epochs(
     config: Config, load: Callable[[Config, RingTokenizer, ModelConfig], tuple[Data, Data | None]],
     task_of: Callable[[Config, RunDirectory, Data, Data | None], EpochTask],
 ) -> None:  # fmt: skip
-    """A whole run of a main.
+    """A whole run of a main; again with smaller micro-batches where the first step has no room for those chosen.
 
     Args:
         load: the training and the validation file. Every process calls it.
@@ -81,23 +91,45 @@ def run_epochs(
         UserError: as `resolve`, `load`, `open_run` and `open_model`.
         StoppedByAlarm, StoppedBySignal: as `train_epochs`.
     """
-    config, shape, tokenizer = resolve(config)
+    run_with_smaller(lambda config: _run_once(config, load, task_of), config)
+
+
+def _run_once(
+    asked: Config, load: Callable[[Config, RingTokenizer, ModelConfig], tuple[Data, Data | None]],
+    task_of: Callable[[Config, RunDirectory, Data, Data | None], EpochTask],
+) -> None:  # fmt: skip
+    config, shape, tokenizer = resolve(asked)
     data, validation = load(config, tokenizer, shape)
+    config, told = choose(config, shape)
     content = {"data.tokenizer": tokenizer.fingerprint, "data.train": data.fingerprint}
     if validation is not None:
         content["data.validation"] = validation.fingerprint
     run = open_run(config, content)
+    run.notes += (told,) if told else ()
     stage = open_model(config, shape, run.first_weights)
     try:
-        train_epochs(config, stage, run, task_of(config, run, data, validation))
+        task = task_of(config, run, data, validation)
+        train_epochs(config, stage, run, task, may_shrink=asked.data.micro_batch_tokens == "auto")
     finally:
         run.close()
 
 
-def train_epochs(config: EpochsConfig, stage: Stage, run: RunDirectory, task: EpochTask) -> None:
-    """All steps that are left.
+def choose(config: Config, shape: ModelConfig) -> tuple[Config, str]:
+    """The configuration with the size of micro-batches, on all processes alike: that of the run so far, or what fits; and
+    what to say of it."""
+    free = collectives.gather_over_world(free_memory())
+    limit = None if free[0] is None else min(size or 0 for size in free)
+    world, itemsize = world_size_from_environment(), dtype_of(config).itemsize
+    return collectives.from_main(
+        lambda: choose_packs(config, shape, world, itemsize, limit, recorded_settings(config.run_dir))
+    )
+
+
+def train_epochs(config: EpochsConfig, stage: Stage, run: RunDirectory, task: EpochTask, may_shrink: bool = False) -> None:
+    """All steps that are left. `may_shrink`: micro-batches may be halved where the first one has no room.
 
     Raises:
+        SmallerSizes: they are to be.
         StoppedByAlarm: an alarm went off.
         StoppedBySignal: a signal asked for the end.
         UserError: a checkpoint cannot be saved or loaded.
@@ -113,6 +145,7 @@ def train_epochs(config: EpochsConfig, stage: Stage, run: RunDirectory, task: Ep
     run.start_logging(start)
     if context.is_main:
         _announce(config, run, task, start, last, extra.get("steps"))
+    sizes = config.micro_batches(context.data_size)
     with (
         open_stop_request(run, config) as stop,
         open_saver(run, config, context) as saver,
@@ -124,8 +157,8 @@ def train_epochs(config: EpochsConfig, stage: Stage, run: RunDirectory, task: Ep
             ends_epoch = place + 1 == task.steps_per_epoch
             lr, guard = config.optimizer.lr_at(step - 1, all_steps), watch.guard(step)
             metrics: dict[str, Any] = {"step": step, "epoch": step / task.steps_per_epoch, "tokens": tokens, "lr": lr}
-            with guard("loss"):
-                batches = task.batch(epoch, place, context.data_rank, context.data_size)
+            with guard("loss"), room_for(step, config, context, may_shrink and step == start + 1):
+                batches = task.batch(epoch, place, context.data_rank, context.data_size, sizes)
                 result = trainer.train_step(batches, task.loss, lr)
                 tokens += result.routed_tokens
                 metrics |= {"tokens": tokens, **task.step_metrics(result), **_times(result, time.perf_counter() - began)}
@@ -158,6 +191,29 @@ def next_save(config: EpochsConfig, task: EpochTask, done: int) -> int:
     """The first step after `done` whose checkpoint is asked for."""
     of_epochs = next_multiple(config.save_epochs * task.steps_per_epoch, done)
     return min(of_epochs, next_multiple(config.save_every, done)) if config.save_every else of_epochs
+
+
+@contextmanager
+def room_for(step: int, config: EpochsConfig, context: ParallelContext, may_shrink: bool) -> Iterator[None]:
+    """Around a step, counted from 1.
+
+    Raises:
+        SmallerSizes: memory ran out, sizes may shrink, and this is the only process.
+        MemoryRanOutError: memory ran out otherwise; names the flag to lower.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        smaller = halved_packs(config, context.data_size)
+        said = f"rank {context.rank}: step {step} ran out of GPU memory"
+        if smaller is None:
+            mends = ("--data.context-length", "--recompute full")
+            raise MemoryRanOutError(f"{said}: try {' or '.join(mends)}") from error
+        tokens = smaller.data.micro_batch_tokens
+        if not may_shrink or context.world_size > 1:
+            raise MemoryRanOutError(f"{said}: try --data.micro-batch-tokens {tokens}") from error
+        print(f"{config.stage_name}: {said}: beginning anew with micro-batches of {tokens:,} tokens", flush=True)
+        raise SmallerSizes(smaller) from None
 
 
 def _times(result: StepResult, seconds: float) -> dict[str, Any]:
