@@ -92,13 +92,20 @@ class RewardPool:
         self._tally = Tally()
 
     def start(self, domains: Iterable[str]) -> None:
-        """Start a worker for each kind that these domains need, and wait for it: what is missing is said now, not later.
+        """Start the workers that these domains need, and wait for one of each kind: what is missing is said now, not later.
+        The others come up beside what follows. One that started with its first response would make that wait for seconds.
 
         Raises:
             UserError: a domain has no verifier, or its workers cannot work here.
         """
         kinds = dict.fromkeys(verifier_for(domain).worker for domain in domains)
         waiting = [self._put(kind, _Task(Item(None, self._time_limit), Future())) for kind in kinds]
+        for kind in kinds:
+            for _ in range(self._workers - 1):
+                self._put(kind, _Task(Item(None, self._time_limit), Future()))
+        for prepare in dict.fromkeys(verifier_for(domain).prepare for domain in domains):
+            if prepare is not None:
+                prepare()
         for future in waiting:
             future.result()
 

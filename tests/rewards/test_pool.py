@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from megatron_ring.errors import UserError
-from megatron_ring.rewards import Reward, RewardPool, ScoreRequest
+from megatron_ring.rewards import Reward, RewardPool, ScoreRequest, unit_conversion
 from megatron_ring.rewards import pool as pool_module
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -162,6 +162,17 @@ def test_submit_waits_when_too_much_waits(monkeypatch: pytest.MonkeyPatch) -> No
         assert len(submitted) == 8 and all(item.result(timeout=60).value == 1 for item in submitted)  # type: ignore[attr-defined]
 
 
+def test_no_response_waits_for_a_worker_to_start() -> None:
+    """All workers come up at the start, with what units need: in this process too, as some answers are judged here."""
+    with RewardPool(workers=3, time_limit=5.0) as own:
+        own.start(["science"])
+        assert unit_conversion.conversion_between.cache_info().currsize > 0
+        until = time.monotonic() + 60
+        while len(own.worker_pids) < 3 and time.monotonic() < until:
+            time.sleep(0.05)
+        assert len(own.worker_pids) == 3
+
+
 def test_what_is_missing_is_said_at_the_start(tmp_path: Path) -> None:
     program = """
 from megatron_ring.errors import UserError
@@ -185,14 +196,14 @@ with RewardPool(workers=1, unsafe_code=sys.argv[1] == "unsafe") as pool:
 
 
 def test_memory_and_core_files_are_limited() -> None:
-    with RewardPool(workers=1, time_limit=30, memory_bytes=250 << 20) as own:
-        flood = request("x" * (100 << 20))  # as JSON and as text more than the limit
+    with RewardPool(workers=1, time_limit=30, memory_bytes=350 << 20) as own:
+        flood = request("x" * (140 << 20))  # as JSON and as text more than the limit
         flooded, good = own.score([flood, request(r"\boxed{1+x}")])
         assert flooded.value == 0 and "process died" in flooded.reason
         assert good.value == 1
         (pid,) = own.worker_pids
         limits = Path(f"/proc/{pid}/limits").read_text()
-        assert re.search(rf"Max address space +{250 << 20} ", limits)
+        assert re.search(rf"Max address space +{350 << 20} ", limits)
         assert re.search(r"Max core file size +0 +0 ", limits)
 
 
