@@ -96,8 +96,8 @@ def _warm_up(config: ServeConfig, engine: Engine, signals: StopSignals) -> None:
     if engine.context.is_main:
         text = f"warm after {time.monotonic() - began:.1f} s, {done.captured} CUDA graphs captured"
         text += f" ({done.memory / 2**30:.1f} GiB)" if done.captured else ""
-        if done.left:
-            text += f", all for contexts up to {done.longest:,} tokens; {done.left} wait for their first batch"
+        text += f", all for contexts up to {done.longest:,} tokens" if done.longest else ""
+        text += f"; {done.left} wait for their first batch" if done.left else ""
         print(f"serve: {text}", file=sys.stderr, flush=True)
 
 
