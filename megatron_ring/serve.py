@@ -77,9 +77,14 @@ def run(config: ServeConfig, shape: ModelConfig, tokenizer: RingTokenizer, fill:
         replica = Replica(engine, links.sender(found[0]))
         links.follow(found[0], replica)
     try:
-        run_steps(engine, replica, config.gather_seconds)
+        run_steps(engine, replica, _gathering(config, engine))
     except RuntimeError as error:
         _end(context.rank, error)
+
+
+def _gathering(config: ServeConfig, engine: Engine) -> float:
+    """Seconds. On a CPU a step of few prompts costs what they cost: waiting brings nothing."""
+    return config.gather_seconds if engine.context.device.type == "cuda" else 0.0
 
 
 def _warm_up(config: ServeConfig, engine: Engine, signals: StopSignals) -> None:
@@ -127,7 +132,7 @@ def serve(
     front.start(Service(config, key, tokenizer, engine, dispatcher, stage.shape.max_positions).app())
     front.say()
     try:
-        run_steps(engine, replica, config.gather_seconds)
+        run_steps(engine, replica, _gathering(config, engine))
     except (UserError, RuntimeError) as error:
         front.fail(f"the server ends: {_last_line(error)}")
         front.close()
