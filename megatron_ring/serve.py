@@ -77,9 +77,14 @@ def run(config: ServeConfig, shape: ModelConfig, tokenizer: RingTokenizer, fill:
         replica = Replica(engine, links.sender(found[0]))
         links.follow(found[0], replica)
     try:
-        run_steps(engine, replica, config.gather_seconds)
+        run_steps(engine, replica, _gathering(config, engine))
     except RuntimeError as error:
         _end(context.rank, error)
+
+
+def _gathering(config: ServeConfig, engine: Engine) -> float:
+    """Seconds. On a CPU a step of few prompts costs what they cost: waiting brings nothing."""
+    return config.gather_seconds if engine.context.device.type == "cuda" else 0.0
 
 
 def _warm_up(config: ServeConfig, engine: Engine, signals: StopSignals) -> None:
@@ -96,8 +101,8 @@ def _warm_up(config: ServeConfig, engine: Engine, signals: StopSignals) -> None:
     if engine.context.is_main:
         text = f"warm after {time.monotonic() - began:.1f} s, {done.captured} CUDA graphs captured"
         text += f" ({done.memory / 2**30:.1f} GiB)" if done.captured else ""
-        if done.left:
-            text += f", all for contexts up to {done.longest:,} tokens; {done.left} wait for their first batch"
+        text += f", all for contexts up to {done.longest:,} tokens" if done.longest else ""
+        text += f"; {done.left} wait for their first batch" if done.left else ""
         print(f"serve: {text}", file=sys.stderr, flush=True)
 
 
@@ -127,7 +132,7 @@ def serve(
     front.start(Service(config, key, tokenizer, engine, dispatcher, stage.shape.max_positions).app())
     front.say()
     try:
-        run_steps(engine, replica, config.gather_seconds)
+        run_steps(engine, replica, _gathering(config, engine))
     except (UserError, RuntimeError) as error:
         front.fail(f"the server ends: {_last_line(error)}")
         front.close()

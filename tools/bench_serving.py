@@ -180,9 +180,11 @@ def read_event(seen: Seen, event: bytes, now: float) -> None:
     if not data or data == b"[DONE]":
         return
     found = json.loads(data)
-    if "error" in found:
+    if not isinstance(found, dict):
+        raise ValueError(f"an event that is no object: {data[:100].decode(errors='replace')}")
+    if found.get("error"):
         seen.problem = str(found["error"])[:200]
-    if any(choice.get("text") for choice in found.get("choices", ())):
+    if any(choice.get("text") for choice in found.get("choices") or ()):
         seen.pieces.append(now)
     if found.get("usage"):
         seen.tokens = found["usage"]["completion_tokens"]

@@ -46,7 +46,7 @@ def stages() -> dict[str, Any]:
     queue, found = [StageConfig], {}
     for kind in queue:
         queue += kind.__subclasses__()
-        if kind.stage_name:
+        if kind.stage_name and kind.__module__.startswith(f"{config.__name__}."):  # tools have some of their own
             found[kind.stage_name] = kind
     return dict(sorted(found.items()))
 

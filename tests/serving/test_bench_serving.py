@@ -49,6 +49,10 @@ def test_streams_of_other_servers() -> None:
     for now, event in enumerate(told):
         read_event(seen, event, float(now))
     assert (seen.pieces, seen.tokens, seen.problem) == ([1.0], 3, None)
+    read_event(seen, b'data: {"choices": null, "error": null}', 8.0)
+    with pytest.raises(ValueError, match="no object"):
+        read_event(seen, b"data: 7", 8.0)
+    assert seen.problem is None
     read_event(seen, b'data: {"error": {"message": "gone"}}', 9.0)
     assert seen.problem is not None and "gone" in seen.problem
 
