@@ -152,7 +152,7 @@ def answer(config: GenerateConfig, asked: Asked, sampler: Sampler, tokenizer: Ri
     context, speaks = sampler.context, sampler.context.is_main
     mine = slice(context.data_rank, None, context.data_size)
     titles = ["" if len(asked) == 1 else f"--- {question.id}, response {sample + 1}" for question, sample, _ in asked]
-    stream = OrderedStream(titles[mine] if speaks else [], tokenizer.decode, _write)
+    stream = OrderedStream(titles[mine] if speaks else [], tokenizer.token_text(), _write)
 
     def finished(index: int, completion: Completion) -> None:
         if not config.streams:
