@@ -33,9 +33,9 @@ class TokenText:
 def bytes_in_runs(decode: Decode, vocabulary: Mapping[str, int]) -> frozenset[int]:
     """The tokens of bytes where a run of them is decoded as a whole (`ByteFallback` of Hugging Face's tokenizers), not one
     character after another (sentencepiece)."""
-    ids = [vocabulary.get(f"<0x{byte:02X}>") for byte in range(256)]
-    found = frozenset(token for token in ids if token is not None)
-    whole, broken = ([ids[byte] for byte in text] for text in ("é".encode(), "é".encode() + b"\xc3"))
-    if not found.issuperset(broken) or decode(whole) != "é" or decode(broken).startswith("é"):
+    ids = {byte: token for byte in range(256) if (token := vocabulary.get(f"<0x{byte:02X}>")) is not None}
+    if len(ids) < 256:
         return frozenset()
-    return found
+    whole, broken = ([ids[byte] for byte in text] for text in ("é".encode(), "é".encode() + b"\xc3"))
+    runs = decode(whole) == "é" and not decode(broken).startswith("é")
+    return frozenset(ids.values()) if runs else frozenset()
