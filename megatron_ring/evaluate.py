@@ -169,10 +169,13 @@ def sample_and_score(
 
 def sample_row(item: ScoredRollout, record: PromptRecord, tokenizer: RingTokenizer) -> dict[str, Any]:
     """A response as samples.jsonl has it."""
+    from megatron_ring.data.records import tools_of
+
     return {
         "id": item.rollout.prompt_id,
         "domain": item.rollout.domain,
         "prompt": record.prompt,
+        **tools_of(record.messages),
         "response": tokenizer.decode(item.rollout.completion.tokens),
         "answer": record.answer,
         "reward": item.reward,
