@@ -35,7 +35,7 @@ from megatron_ring.data.records import prompt_to_json
 from megatron_ring.data.rows import read_rows
 from megatron_ring.data.writing import write_atomically
 from megatron_ring.errors import UserError, run_main
-from megatron_ring.rewards.interface import MACHINE_FAILURE
+from megatron_ring.rewards.interface import has_verdict
 from megatron_ring.rollout.journal import settle_identity
 from tools.solve_rate_server import sample_from_server
 
@@ -127,7 +127,7 @@ def _checked(path: Path) -> Iterator[dict[str, Any]]:
             raise UserError(
                 f"{place}: {missing or 'reward'!r} is missing or no number: give the samples.jsonl of an evaluation"
             )
-        if MACHINE_FAILURE not in (row.get("detail") or {}):  # no verdict on it
+        if has_verdict(row.get("detail") or {}):
             yield row
 
 

@@ -17,7 +17,7 @@ from megatron_ring.data.writing import write_atomically
 from megatron_ring.errors import UserError
 from megatron_ring.parallel import collectives
 from megatron_ring.parallel.context import ParallelContext
-from megatron_ring.rewards.interface import JUDGE_FAILURE, MACHINE_FAILURE, RAW_SCORE
+from megatron_ring.rewards.interface import has_verdict, is_graded
 from megatron_ring.rollout.evaluation import Figures
 from megatron_ring.rollout.journal import Journal
 from megatron_ring.rollout.records import Key, ScoredRollout
@@ -135,10 +135,9 @@ def _place(path: Path, number: int, start: int, line: bytes) -> tuple[Key, Place
     try:
         row = json.loads(line)
         detail = row.get("detail") or {}
-        has_verdict = MACHINE_FAILURE not in detail and JUDGE_FAILURE not in detail
         figures = Figures(
-            str(row["domain"]), str(row["id"]), float(row["reward"]), int(row["tokens"]), row["finish_reason"], has_verdict,
-            has_verdict and RAW_SCORE not in detail,
+            str(row["domain"]), str(row["id"]), float(row["reward"]), int(row["tokens"]), row["finish_reason"],
+            has_verdict(detail), is_graded(detail),
         )  # fmt: skip
         return (int(row[_PLACE]), int(row["sample"])), Place(path, start, len(line), figures)
     except (ValueError, KeyError, TypeError, AttributeError):

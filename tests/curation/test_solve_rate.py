@@ -70,6 +70,7 @@ def test_from_an_evaluation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cap
         for n, given in enumerate(texts)
     ]
     rows.insert(0, {**rows[0], "reward": 0.0, "detail": {"machine_failure": "its worker was killed"}})  # no verdict
+    rows.insert(3, {**rows[1], "reward": 0.0, "detail": {"judge_failure": "no reply"}})
     samples = write_jsonl(tmp_path / "s.jsonl", rows)
     flags = ("--prompts", str(prompts), "--out", str(tmp_path / "o"), "--responses", str(samples))
     assert call(monkeypatch, *flags, "--drop", "always", "contradicted") == 0
