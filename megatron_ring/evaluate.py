@@ -64,7 +64,7 @@ def main(config: EvaluateConfig) -> None:
         collectives.from_main(lambda: hold_lock(config.out, held))
         stage = open_model(config, shape, config.checkpoint)
         began, identity = time.perf_counter(), deciding(config, stage, tokenizer)
-        with ScoredRows(config.out, identity, stage.context, row) as rows:
+        with ScoredRows(config.out, identity, stage.context, row, config.restart) as rows:
             sample_and_score(config, records, stage, tokenizer, rows)
         collectives.barrier()
         if not stage.context.is_main:

@@ -21,7 +21,7 @@ JUDGE_DISAGREEMENT = "judge_disagreement"
 
 
 def has_verdict(detail: Mapping[str, Any]) -> bool:
-    """Of a `Reward.detail`: false where the machine or the judge failed. The reward, 0, says nothing of the response then."""
+    """Of a `Reward.detail`: false where the machine or the judge failed. The reward, 0, says nothing then."""
     return MACHINE_FAILURE not in detail and JUDGE_FAILURE not in detail
 
 
