@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +59,8 @@ _PROBE = (
 
 @functools.lru_cache(maxsize=8)
 def call_form(tokenizer: Any, template: str) -> CallForm:
-    """The form of calls that a template asks for, found by trying: the first that it shows whole. The first of all where it
-    shows none, so that what it says of that is told.
+    """The form of calls that a template asks for, found by trying: the first that it shows whole, with ids where it shows
+    them or the name of what was called. The first of all where it shows none, so that what it says of that is told.
 
     Args:
         template: the tokenizer's, which may get another.
@@ -72,7 +73,12 @@ def call_form(tokenizer: Any, template: str) -> CallForm:
             return ""
 
     before = tried([_ASKED])
-    return next((form for form in FORMS if _shows_probe(tried(in_form(_PROBE, form)), before)), FORMS[0])
+    texts = {form: tried(in_form(_PROBE, form)) for form in FORMS}
+    whole = [form for form in FORMS if _shows_probe(texts[form], before)]
+    if not whole:
+        return FORMS[0]
+    named = replace(whole[0], ids=True)
+    return named if named in whole and texts[named] != texts[whole[0]] else whole[0]
 
 
 def _shows_probe(text: str, before: str) -> bool:

@@ -281,7 +281,15 @@ CALL_FORMS = {
         "<tool_call>\nadd<a>1</a><b>é</b>\n</tool_call><tool_call>\nadd<a>2</a>\n</tool_call>",
         ["[tool]3", "[tool]4"],
     ),
-    # Results by the name of what was called.
+    # Ids and names are shown, and nothing is said where there are none.
+    "shown": (
+        HERMES.replace("'[' + m['role'] + ']'", "'[' + m['role'] ~ m.name ~ m.tool_call_id ~ ']'").replace(
+            "(call.function | tojson)", "call.id ~ (call.function | tojson)"
+        ),
+        '<tool_call>\ncall00001{"name": "add", "arguments": {"a": 1, "b": "é"}}\n</tool_call>'
+        '<tool_call>\ncall00002{"name": "add", "arguments": {"a": 2}}\n</tool_call>',
+        ["[tooladdcall00001]3", "[tooladdcall00002]4"],
+    ),
     "hermes": (
         HERMES,
         '<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": "é"}}\n</tool_call>'
