@@ -64,7 +64,7 @@ def main(config: EvaluateConfig) -> None:
         collectives.from_main(lambda: hold_lock(config.out, held))
         stage = open_model(config, shape, config.checkpoint)
         began, identity = time.perf_counter(), deciding(config, stage, tokenizer)
-        with ScoredRows(config.out, identity, stage.context, row) as rows:
+        with ScoredRows(config.out, identity, stage.context, row, config.restart) as rows:
             sample_and_score(config, records, stage, tokenizer, rows)
         collectives.barrier()
         if not stage.context.is_main:
@@ -169,10 +169,13 @@ def sample_and_score(
 
 def sample_row(item: ScoredRollout, record: PromptRecord, tokenizer: RingTokenizer) -> dict[str, Any]:
     """A response as samples.jsonl has it."""
+    from megatron_ring.data.records import tools_of
+
     return {
         "id": item.rollout.prompt_id,
         "domain": item.rollout.domain,
         "prompt": record.prompt,
+        **tools_of(record.messages),
         "response": tokenizer.decode(item.rollout.completion.tokens),
         "answer": record.answer,
         "reward": item.reward,

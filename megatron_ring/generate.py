@@ -145,6 +145,7 @@ def ask(
 
 def answer(config: GenerateConfig, asked: Asked, sampler: Sampler, tokenizer: RingTokenizer) -> list[dict[str, Any]]:
     """Sample what is asked; every process gets one row for each, in order."""
+    from megatron_ring.data.records import tools_of
     from megatron_ring.parallel import collectives
     from megatron_ring.sampler.completion import Completion
     from megatron_ring.sampler.streaming import OrderedStream
@@ -152,7 +153,7 @@ def answer(config: GenerateConfig, asked: Asked, sampler: Sampler, tokenizer: Ri
     context, speaks = sampler.context, sampler.context.is_main
     mine = slice(context.data_rank, None, context.data_size)
     titles = ["" if len(asked) == 1 else f"--- {question.id}, response {sample + 1}" for question, sample, _ in asked]
-    stream = OrderedStream(titles[mine] if speaks else [], tokenizer.decode, _write)
+    stream = OrderedStream(titles[mine] if speaks else [], tokenizer.token_text(), _write)
 
     def finished(index: int, completion: Completion) -> None:
         if not config.streams:
@@ -172,6 +173,7 @@ def answer(config: GenerateConfig, asked: Asked, sampler: Sampler, tokenizer: Ri
             "id": question.id,
             "sample": sample,
             "prompt": question.prompt if isinstance(question.prompt, str) else [turn.to_json() for turn in question.prompt],
+            **tools_of(question.messages),
             "response": tokenizer.decode(completion.tokens),
             "tokens": len(completion.tokens),
             "finish_reason": completion.finish_reason,

@@ -28,17 +28,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from megatron_ring.checkpoint.identity import weights_fingerprint
 from megatron_ring.config.checks import require
 from megatron_ring.config.cli import parse
-from megatron_ring.curation.reading import content_digest
+from megatron_ring.curation.reading import CONTRACT, content_digest
 from megatron_ring.curation.solve_rates import SolveRate, solve_rate
 from megatron_ring.data.files import PromptRecord, read_prompt_file, write_prompts
 from megatron_ring.data.records import prompt_to_json
 from megatron_ring.data.rows import read_rows
 from megatron_ring.data.writing import write_atomically
 from megatron_ring.errors import UserError, run_main
-from megatron_ring.rewards.interface import MACHINE_FAILURE
+from megatron_ring.rewards.interface import has_verdict
 from megatron_ring.rollout.journal import settle_identity
 from tools.solve_rate_server import sample_from_server
 
+READ = frozenset({*CONTRACT, "metadata", "tools"})  # columns of a prompt
 VERDICTS = ("always", "never", "contradicted")
 
 
@@ -126,7 +127,7 @@ def _checked(path: Path) -> Iterator[dict[str, Any]]:
             raise UserError(
                 f"{place}: {missing or 'reward'!r} is missing or no number: give the samples.jsonl of an evaluation"
             )
-        if MACHINE_FAILURE not in (row.get("detail") or {}):  # no verdict on it
+        if has_verdict(row.get("detail") or {}):
             yield row
 
 
@@ -202,6 +203,7 @@ def write_results(
 ) -> None:
     """Write the rows and the ledger, and print one line of summary."""
     kept, dropped, ledger, verdicts, rates = [], [], [], Counter[str](), []
+    others = other_columns(options.prompts)
     for record in records:
         given = samples.get((record.domain, record.id))
         if not given:
@@ -212,7 +214,7 @@ def write_results(
         rate = solve_rate(given)
         verdicts[rate.verdict or "in between"] += 1
         rates.append(rate.rate)
-        row = prompt_to_json(replace(record, metadata={**record.metadata, **rate.metadata()}))
+        row = prompt_to_json(replace(record, metadata={**record.metadata, **rate.metadata()})) | others.get(record.place, {})
         if rate.verdict in options.drop:
             entry = {
                 "id": record.id,
@@ -230,6 +232,12 @@ def write_results(
     said = ", ".join(f"{count:,} {name}" for name, count in verdicts.most_common())
     mean = f"mean solve rate {sum(rates) / len(rates):.4f}"
     print(f"{len(records):,} problems: {said}; {mean}; {len(kept):,} kept in {options.out / 'kept.jsonl'}")
+
+
+def other_columns(path: Path) -> dict[str, dict[str, Any]]:
+    """What rows of the contract bring beside a prompt, as curated ones do (solutions, a response), by FILE:LINE."""
+    rows = ((place, row) for place, row in read_rows(path) if all(row.get(name) is not None for name in CONTRACT))
+    return {place: {name: row[name] for name in row.keys() - READ} for place, row in rows}
 
 
 def evidence(rate: SolveRate) -> str:

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_ring.data.records import PromptRecord
+from megatron_ring.data.records import PromptRecord, tools_of
+from megatron_ring.data.tool_calls import OPENAI, in_form
 from megatron_ring.data.writing import append
 from megatron_ring.errors import UserError
 from megatron_ring.judging.client import Answer, Asked, Client, Server
@@ -71,10 +72,10 @@ def _whole_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _asked(record: PromptRecord, sample: int, options: RateOptions) -> Asked:
-    messages = [{"role": message.role, "content": message.content} for message in record.messages]
+    messages = in_form([message.to_json() for message in record.messages], OPENAI)
     if options.instruction:
         messages[-1]["content"] += f"\n\n{options.instruction}"
-    return Asked(tuple(messages), seed=sample)
+    return Asked(tuple(messages), sample, tuple(tools_of(record.messages).get("tools", ())))
 
 
 def _text(answer: Answer) -> str:

@@ -80,6 +80,24 @@ class Row:
         return paired_seeds(self.values[first], self.values[second])
 
 
+def best_by_others(values: Mapping[str, Sequence[float]]) -> list[str] | None:
+    """For each seed the setting with the best mean over the other seeds (the first of equals): judged on the seed that is
+    left out it looks no better than it is. None for one seed."""
+    seeds = len(next(iter(values.values())))
+    if seeds < 2:
+        return None
+
+    def mean_without(setting: str, seed: int) -> float:
+        return fmean(value for place, value in enumerate(values[setting]) if place != seed)
+
+    return [max(values, key=lambda setting: mean_without(setting, seed)) for seed in range(seeds)]
+
+
+def chosen(values: Mapping[str, Sequence[float]], settings: Sequence[str]) -> list[float]:
+    """Of each seed the value of its own setting."""
+    return [values[setting][seed] for seed, setting in enumerate(settings)]
+
+
 def read_cell(setting: str, seed: int, runs: Sequence[Path], evaluations: Mapping[str, Path]) -> Cell:
     """Read what one setting's runs and evaluations left. Raises UserError for what is not there."""
     read = {name: read_evaluation(path) for name, path in evaluations.items()}

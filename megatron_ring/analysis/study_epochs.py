@@ -14,7 +14,7 @@ from megatron_ring.analysis import start_rules
 from megatron_ring.analysis.checkpoint_choice import PAPER_BAND, Choice, choose_by_loss, choose_by_score
 from megatron_ring.analysis.spread import Difference, paired_seeds
 from megatron_ring.analysis.start_rules import Learnt, Outcome, Study
-from megatron_ring.analysis.study import Row, as_json
+from megatron_ring.analysis.study import Row, as_json, best_by_others, chosen
 from megatron_ring.analysis.study_claims import claims_json, claims_table
 from megatron_ring.analysis.study_cost import JobTime, cost_table
 from megatron_ring.analysis.study_epochs_claims import claims_of, part_text
@@ -67,7 +67,7 @@ def page(
     found = regrets(groups)
     learnt = {name: learn(study_of(groups)) for name, learn in _LEARNT.items()}
     named = {"blind": "any start, on average", "band": REPORTS_BAND, "loss": "lowest validation loss"}
-    claims = claims_of(groups, rows, best, {name: found[rule].last for name, rule in named.items()})
+    claims = claims_of(groups, rows, {name: found[rule].last for name, rule in named.items()})
     tables = {
         "part": part,
         "claims": claims_table(claims),
@@ -245,14 +245,20 @@ def _mean(found: Difference | None) -> str:
 
 
 def sweet_spot(rows: Mapping[str, Row]) -> tuple[str, float] | None:
-    """The number of epochs, and its mean ratio of RL to SFT tokens, that is better than both ends by more than the seeds'
-    spread; None where the best start is at an end, or is not told from one."""
+    """The number of epochs with the best mean, and its mean ratio of RL to SFT tokens, where choosing so is better than both
+    ends by more than the seeds' spread; None where the best start is at an end, or is not told from one."""
     final, ratio = rows["pass@1, last of RL"], rows["RL tokens / SFT tokens"]
     settings, best = list(final.values), best_start(final)
     if best in (settings[0], settings[-1]):
         return None
-    ends = (final.difference(end, best) for end in (settings[0], settings[-1]))
-    return (best, fmean(ratio.values[best])) if all(end.exceeds_spread for end in ends) else None
+    ends = [_over(final, end) for end in (settings[0], settings[-1])]
+    return (best, fmean(ratio.values[best])) if all(end is not None and end.exceeds_spread for end in ends) else None
+
+
+def _over(final: Row, end: str) -> Difference | None:
+    """By how much the number of epochs that the other seeds choose is better than an end; None for one seed."""
+    others = best_by_others(final.values)
+    return None if others is None else paired_seeds(final.values[end], chosen(final.values, others))
 
 
 def _sweet_text(rows: Mapping[str, Row]) -> str:
@@ -261,9 +267,11 @@ def _sweet_text(rows: Mapping[str, Row]) -> str:
     found = f"The best mean is that of {best} epoch(s), a ratio of {fmean(ratio.values[best]):.3g}."
     if best in (settings[0], settings[-1]):
         return f"No sweet spot: the best start is at an end of what was tried. {found}\n"
-    against = ", ".join(f"{difference(final.difference(end, best))} against {end}" for end in (settings[0], settings[-1]))
+    over = {end: _over(final, end) for end in (settings[0], settings[-1])}
+    against = ", ".join(f"{difference(each)} against {end}" for end, each in over.items() if each is not None)
     spot = "A sweet spot" if sweet_spot(rows) else "No sweet spot beyond the seeds' spread"
-    return f"{spot}: {found} Final pass@1 differs by {against} epochs.\n"
+    judged = f" Chosen by the other seeds, final pass@1 differs by {against} epochs." if against else ""
+    return f"{spot}: {found}{judged}\n"
 
 
 def _collapses(groups: Seeds) -> dict[str, list[str]]:

@@ -53,6 +53,8 @@ class EvaluateConfig(Columns, InferenceConfig, DryRun):
     """Responses to one problem under --token-budget, at most."""
     out: Path
     """Folder for result.json and samples.jsonl; of benchmarks for result.json, report.html and the responses."""
+    restart: bool = False
+    """Remove the responses that an evaluation of --prompts has left in --out without coming to its end."""
     samples_per_problem: int = 1
     """Responses drawn for each problem of --prompts; pass@1 is their mean."""
     sampling: SamplingConfig = field(default_factory=_evaluation_sampling)
@@ -77,6 +79,9 @@ class EvaluateConfig(Columns, InferenceConfig, DryRun):
             self.prompts is None or not self.judge.given,
             "--judge judges benchmarks, and --prompts are scored by verifiers: leave it out, or give --benchmark; the "
             "domain `judge` has --rewards.judge",
+        )
+        require(
+            not self.restart or self.prompts is not None, "--restart is of --prompts: of benchmarks choose another --out"
         )
         self._check_budget()
         require(self.samples_per_problem >= 1, f"--samples-per-problem is {self.samples_per_problem}, below 1")

@@ -13,7 +13,7 @@ from megatron_ring.curation.grouping import AllRows, Decision, Group, Run, Signa
 from megatron_ring.curation.options import Exact
 from megatron_ring.curation.rules import certainly_differs
 from megatron_ring.curation.store import Row
-from megatron_ring.curation.text import prompt_text, words
+from megatron_ring.curation.text import problem_key, words
 
 
 class ExactDuplicates:
@@ -24,7 +24,7 @@ class ExactDuplicates:
 
     def sign(self, rows: Sequence[Row]) -> Signature:
         """`key`: [2, rows] of the problem; `answer`: [rows]; `priority`: [rows]."""
-        keys = np.array([digest(" ".join(words(prompt_text(row["prompt"])))) for row in rows], np.uint64).reshape(-1, 2)
+        keys = np.array([digest(problem_key(row)) for row in rows], np.uint64).reshape(-1, 2)
         answers = np.array([digest(_answer_text(row["answer"]))[0] for row in rows], np.uint64)
         return {"key": np.ascontiguousarray(keys.T), "answer": answers, "priority": priority(rows, self._options.prefer)}
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -48,6 +49,8 @@ class NearDuplicates:
             if not tokens:
                 continue
             salt = _hash(strict_meaning(tokens)) if options.numbers else 0
+            if row.get("tools"):  # the same words with other tools are another problem
+                salt ^= _hash(json.dumps(row["tools"], sort_keys=True))
             if share < FORMULAS:
                 plain[:, place] = _bands(word_grams(tokens, options.words), options.word_bands, options.word_rows, salt)
             if share >= PLAIN:

@@ -20,8 +20,9 @@ from megatron_ring.curation.recipe import Source
 from megatron_ring.curation.responses import texts_of
 from megatron_ring.curation.store import Row, Shard, ShardWriter, dumps
 from megatron_ring.data.fields import at, columns_of, seems_to_hold
-from megatron_ring.data.forms import Form, small
-from megatron_ring.data.messages import RecordError, messages_to_json, read_prompt
+from megatron_ring.data.forms import Form, kept, small
+from megatron_ring.data.messages import Message, RecordError, messages_to_json, read_prompt, reasoning_of
+from megatron_ring.data.records import response_of, tools_of, with_system, with_tools
 from megatron_ring.data.rows import LINES, check_beginning, open_text_file, parse_line, read_rows, suffix_of
 from megatron_ring.errors import UserError
 
@@ -204,7 +205,11 @@ def read_piece(piece: Piece, shard: Shard) -> None:
 def _with_responses(found: Row, row: Row, source: Source) -> list[Row]:
     """The row, or one for each of its responses where the source names their column."""
     if source.response is None:
-        return [{**found, "response": row["response"]}] if isinstance(row.get("response"), str) else [found]
+        if not isinstance(row.get("response"), str):
+            return [found]
+        # Thinking in a column of its own goes before the response, as where files are read for training.
+        text = response_of(row)[0].content if reasoning_of(row) else row["response"]
+        return [{**found, "response": text}]
     texts = texts_of(at(row, source.response), source.response)
     if not texts:
         raise Lacking("missing_response", f"{source.response!r} is empty")
@@ -227,6 +232,8 @@ def contract_row(row: Row, source: Source, form: Form | None) -> Row:
     if answer is None or (isinstance(answer, str) and not answer.strip()) or answer in ([], {}):
         raise Lacking("missing_answer", "the answer is empty")
     messages = read_prompt(prompt)
+    if source.response is not None or isinstance(row.get("response"), str):
+        messages = _with_system(messages, row)
     if not isinstance(messages, str):
         alone = len(messages) == 1 and messages[0].role == "user"
         prompt = messages[0].content if alone else messages_to_json(messages)
@@ -239,8 +246,20 @@ def contract_row(row: Row, source: Source, form: Form | None) -> Row:
     if found.get("id") not in (None, ""):
         metadata["source_id"] = found["id"]
     solutions = found.get("solutions") if isinstance(found.get("solutions"), list) else solutions_of(row)
-    given = {"domain": domain, "prompt": prompt, "answer": answer, "metadata": metadata}
+    given = {"domain": domain, "prompt": prompt, "answer": answer, **_tools(found), "metadata": metadata}
     return {**given, "solutions": solutions[:_SOLUTIONS]} if solutions else given
+
+
+def _with_system(prompt: str | tuple[Message, ...], row: Row) -> str | tuple[Message, ...]:
+    """The prompt with what the system says beside a conversation, as where files are read for training."""
+    turns = (Message("user", prompt),) if isinstance(prompt, str) else prompt
+    whole, _ = with_system(small(row), turns, ())
+    return prompt if whole == turns else whole
+
+
+def _tools(found: Row) -> Row:
+    """What the prompt may call, in one form. Raises `RecordError`."""
+    return tools_of(with_tools((Message("user", ""),), found.get("tools")))
 
 
 def _converted(row: Row, source: Source, form: Form | None) -> Row:
@@ -258,7 +277,7 @@ def _converted(row: Row, source: Source, form: Form | None) -> Row:
         reason = "missing_problem" if _PROBLEM_COLUMNS & set(lacks) else "missing_answer"
         raise Lacking(reason, f"'{lacks[0]}' is missing, in a file of the form {form.name}")
     try:
-        return form.convert(lowered)
+        return {**form.convert(lowered), **kept(lowered, "tools")}
     except RecordError as error:
         if " has no " in str(error) and not isinstance(error, Lacking):  # forms say so of an answer that is not there
             raise Lacking("missing_answer", str(error)) from None

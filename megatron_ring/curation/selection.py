@@ -11,7 +11,7 @@ from megatron_ring.curation.exact import digest
 from megatron_ring.curation.grouping import AllRows, Decision, Run, Signature, equal_groups
 from megatron_ring.curation.options import PerProblem
 from megatron_ring.curation.store import Row
-from megatron_ring.curation.text import prompt_text, words
+from megatron_ring.curation.text import problem_key
 
 
 class SomePerProblem:
@@ -48,4 +48,4 @@ def _problem(row: Row) -> str:
     """What rows that answer the same problem have in common; a row without a response has it with none."""
     if not row.get("response"):
         return f"id {row['id']}"
-    return "problem " + " ".join(words(prompt_text(row["prompt"])))
+    return f"problem {problem_key(row)}"

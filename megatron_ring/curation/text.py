@@ -6,8 +6,11 @@ carry meaning. White space, `$`, sizes and styles of LaTeX, other punctuation an
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
+from collections.abc import Mapping
+from typing import Any
 
 CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"
 _SIGNS = str.maketrans({
@@ -97,6 +100,12 @@ def without_prices(text: str) -> str:
 def is_english_script(text: str) -> bool:
     """Whether a text is of ASCII, quotation marks, dashes, ellipses and signs of money."""
     return text.isascii() or text.translate(_TYPOGRAPHY).isascii()
+
+
+def problem_key(row: Mapping[str, Any]) -> str:
+    """What rows with the same problem have in common, and what they may call."""
+    tools = f"\n{json.dumps(row['tools'], sort_keys=True)}" if row.get("tools") else ""
+    return " ".join(words(prompt_text(row["prompt"]))) + tools
 
 
 def prompt_text(prompt: object) -> str:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from megatron_ring.data.fields import Fields, seem_to_hold_a_conversation, seems_to_hold
-from megatron_ring.data.forms import Form, UnansweredError, small
+from megatron_ring.data.forms import Form, UnansweredError, kept, small
 from megatron_ring.data.messages import json_of, unread_columns, unread_keys
 from megatron_ring.data.prompt_forms import prompt_form
 from megatron_ring.data.records import (
@@ -163,7 +163,7 @@ def _is_sft(row: Mapping[str, Any]) -> bool:
 
 def _digest(row: Mapping[str, Any]) -> bytes:
     """Of what a row asks and expects, whatever its id."""
-    content = json.dumps([row.get("domain"), row.get("prompt"), row.get("answer")], sort_keys=True, default=str)
+    content = json.dumps([row.get(name) for name in ("domain", "prompt", "answer", "tools")], sort_keys=True, default=str)
     return hashlib.blake2b(content.encode(errors="surrogatepass"), digest_size=16).digest()
 
 
@@ -216,13 +216,13 @@ class _Reader:
         self._begun = True
 
     def _converted(self, row: dict[str, Any]) -> dict[str, Any]:
-        refuse_unreadable(row, ("functions",) if self._form is None else ("tools", "functions"))
+        refuse_unreadable(row)
         if self._form is not None:
             lowered = small(row)
             if not self._form.columns <= {name for name, value in lowered.items() if value is not None}:
                 lacks = sorted(name for name in self._form.columns if lowered.get(name) is None)
                 raise RecordError(f"'{lacks[0]}' is missing, in a file of the form {self._form.name}")
-            row = self._form.convert(lowered)
+            row = {**self._form.convert(lowered), **kept(lowered, "tools")}
         row = self.fields.applied(row)
         return {**row, "messages": json_of(row["messages"], "[")} if isinstance(row.get("messages"), str) else row
 

@@ -172,9 +172,9 @@ def fingerprint(schedule: PromptSchedule) -> str:
 def check_texts(records: Iterable[PromptRecord], tokenizer: RingTokenizer, instruction: str | None) -> None:
     """Raise `UserError` for a prompt that cannot be asked: it spells a control token, or is of roles that the chat template
     refuses. Names its place."""
-    known: set[tuple[str, ...]] = set()
+    known: set[tuple[tuple[str, bool, bool], ...]] = set()
     for record in records:
-        roles = tuple(message.role for message in record.messages)
+        roles = tuple((message.role, bool(message.calls), bool(message.tools)) for message in record.messages)
         try:
             tokenizer.check_prompt(record.prompt)
             if roles not in known:
@@ -187,12 +187,13 @@ def check_texts(records: Iterable[PromptRecord], tokenizer: RingTokenizer, instr
 def longest_prompt(records: Sequence[PromptRecord], tokenizer: RingTokenizer, instruction: str | None) -> int:
     """Tokens of the longest prompt: of those with the most bytes of text, which one of fewer bytes hardly ever exceeds."""
 
-    def size(record: PromptRecord) -> int:
-        texts = [record.prompt] if isinstance(record.prompt, str) else [message.content for message in record.prompt]
-        return sum(len(text.encode()) for text in texts)
-
-    longest = heapq.nlargest(LONG_PROMPTS, records, key=size)
+    longest = heapq.nlargest(LONG_PROMPTS, records, key=lambda record: sum(_sizes(record)))
     return max((len(tokenizer.prompt_tokens(record.prompt, instruction)) for record in longest), default=1)
+
+
+def _sizes(record: PromptRecord) -> list[int]:
+    """Bytes of what each message says, calls, and may call."""
+    return [sum(len(text.encode()) for text in (one.content, one.calls, one.tools)) for one in record.messages]
 
 
 def too_long(records: Iterable[PromptRecord], tokenizer: RingTokenizer, instruction: str | None, room: int) -> str | None:
@@ -200,8 +201,7 @@ def too_long(records: Iterable[PromptRecord], tokenizer: RingTokenizer, instruct
     least: only long texts are made tokens."""
     spare = 1024 + len((instruction or "").encode())  # for the chat template
     for record in records:
-        texts = [record.prompt] if isinstance(record.prompt, str) else [message.content for message in record.prompt]
-        if sum(len(text.encode()) + spare for text in texts) <= room:
+        if sum(size + spare for size in _sizes(record)) <= room:
             continue
         tokens = len(tokenizer.prompt_tokens(record.prompt, instruction))
         if tokens > room:

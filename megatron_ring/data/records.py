@@ -29,8 +29,10 @@ __all__ = [
     "prompt_from_json",
     "prompt_to_json",
     "refuse_unreadable",
+    "response_of",
     "sft_from_json",
     "sft_to_json",
+    "tools_of",
     "with_system",
     "with_tools",
 ]
@@ -89,7 +91,7 @@ def prompt_from_json(row: object) -> PromptRecord:
 def prompt_to_json(record: PromptRecord) -> dict[str, Any]:
     """The object that `prompt_from_json` reads back as the same record."""
     prompt = record.prompt if isinstance(record.prompt, str) else messages_to_json(record.prompt)
-    row = {"id": record.id, "domain": record.domain, "prompt": prompt, "answer": record.answer, **_tools_of(record.messages)}
+    row = {"id": record.id, "domain": record.domain, "prompt": prompt, "answer": record.answer, **tools_of(record.messages)}
     return {**row, "metadata": dict(record.metadata)} if record.metadata else row
 
 
@@ -109,7 +111,7 @@ def sft_from_json(row: object) -> SFTRecord:
     elif row.get("prompt") is not None:
         prompt = read_prompt(row["prompt"])
         turns = (Message("user", prompt),) if isinstance(prompt, str) else prompt
-        messages = (*turns, *_response(row))
+        messages = (*turns, *response_of(row))
     else:
         raise RecordError("neither 'messages' nor 'prompt' and 'response' are given: use one of the two forms")
     messages, marks = with_system(row, messages, marks)
@@ -147,8 +149,9 @@ def with_tools(messages: tuple[Message, ...], tools: object) -> tuple[Message, .
     return (replace(messages[0], tools=read), *messages[1:]) if read else messages
 
 
-def _tools_of(messages: tuple[Message, ...]) -> dict[str, Any]:
-    return {"tools": json.loads(messages[0].tools)} if messages[0].tools else {}
+def tools_of(messages: Sequence[Message]) -> dict[str, Any]:
+    """`tools` as a row has them beside its conversation; nothing where there are none."""
+    return {"tools": json.loads(messages[0].tools)} if messages and messages[0].tools else {}
 
 
 def with_system(
@@ -169,8 +172,9 @@ def with_system(
     return messages, marks
 
 
-def _response(row: dict[str, Any]) -> tuple[Message, ...]:
-    """The answer as text, or as a list of one assistant message."""
+def response_of(row: Mapping[str, Any]) -> tuple[Message, ...]:
+    """The answer of a row as text, or as a list of one assistant message; reasoning beside it goes before. Raises
+    `RecordError`."""
     response = row.get("response")
     if isinstance(response, list):
         messages, _ = read_messages([{"role": "user", "content": "-"}, *response], "response", last="assistant")
@@ -189,7 +193,7 @@ def sft_to_json(record: SFTRecord) -> dict[str, Any]:
         row = {"prompt": record.messages[0].content, "response": record.messages[1].content}
     else:
         row = {"messages": messages_to_json(record.messages, record.marks)}
-    row |= {"domain": record.domain, **_tools_of(record.messages)}
+    row |= {"domain": record.domain, **tools_of(record.messages)}
     return {**row, "source": record.source} if record.source else row
 
 
@@ -217,7 +221,7 @@ def _id(row: dict[str, Any]) -> str:
     return str(value) if whole else _text(row, "id")
 
 
-def _text(row: dict[str, Any], key: str) -> str:
+def _text(row: Mapping[str, Any], key: str) -> str:
     value = row.get(key)
     if value is None:
         raise RecordError(f"'{key}' is missing: give text")

@@ -19,6 +19,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from megatron_ring.data.records import Message, SFTRecord
 from megatron_ring.data.rendering import render
 from megatron_ring.data.sentencepiece_model import find_model, load_model
 from megatron_ring.data.sequences import TokenSequence
+from megatron_ring.data.token_text import TokenText, bytes_in_runs
 from megatron_ring.data.turns import (
     BOXED_INSTRUCTION,
     END_OF_THINK,
@@ -60,9 +62,13 @@ class RingTokenizer:
         self.eos_id: int = tokenizer.eos_token_id
         self.pad_id: int = self.eos_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         # Ids may have gaps (the Ling vocabulary does), so the largest id counts, not the number of tokens.
-        self.vocab_size: int = max(tokenizer.get_vocab().values()) + 1
-        added = tokenizer.added_tokens_decoder.values()
-        controls = {str(token) for token in tokenizer.all_special_tokens} | {t.content for t in added if t.special}
+        vocabulary = tokenizer.get_vocab()
+        self._known = frozenset(vocabulary.values())
+        self.vocab_size: int = max(self._known) + 1
+        added = tokenizer.added_tokens_decoder
+        self._special = frozenset(tokenizer.all_special_ids) | {token for token, one in added.items() if one.special}
+        controls = {str(token) for token in tokenizer.all_special_tokens} | {t.content for t in added.values() if t.special}
+        self._byte_tokens = bytes_in_runs(self.decode, vocabulary)
         self._control = any_of(controls)
         self._control_of_answers = any_of(controls - {THINK, END_OF_THINK})  # where thinking has tokens of its own
 
@@ -162,6 +168,11 @@ class RingTokenizer:
         """The text of token ids; special tokens (eos, pad, role marks) are left out unless `skip_special` is false."""
         text = self._tokenizer.decode(list(tokens), skip_special_tokens=skip_special, clean_up_tokenization_spaces=False)
         return str(text)
+
+    def token_text(self, skip_special: bool = True) -> TokenText:
+        """How tokens that come one after another become text: that of `decode`."""
+        left_out = self._special if skip_special else frozenset()
+        return TokenText(partial(self.decode, skip_special=skip_special), left_out, self._known, self._byte_tokens)
 
     def prompt_tokens(
         self, prompt: str | Sequence[Message], instruction: str | None = None, settings: Mapping[str, Any] | None = None

@@ -7,7 +7,8 @@ A record keeps both as JSON text in one form, so that records compare and can be
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -48,6 +49,48 @@ def read_tools(value: object) -> str:
             raise CallError("each of 'tools' is {type: function, function: {name, description, parameters}}")
         found.append({"type": "function", "function": dict(function)})
     return _text_of(found)
+
+
+@dataclass(frozen=True)
+class CallForm:
+    """How a chat template, or a server, wants calls and their results.
+
+    Attributes:
+        text: arguments as JSON text, not as an object.
+        ids: an id in each call, of nine letters and digits, and in its result, which has the function's name too.
+        null: null for the content of a message that calls and says nothing, not an empty text.
+    """
+
+    text: bool = False
+    ids: bool = False
+    null: bool = False
+
+
+OPENAI = CallForm(text=True, ids=True, null=True)
+
+
+def in_form(messages: Sequence[Mapping[str, Any]], form: CallForm) -> list[dict[str, Any]]:
+    """Messages as objects, with calls and results in this form. Ids count the calls of the conversation, so that they stay
+    as it grows; results are of the calls before them in their order."""
+    found: list[dict[str, Any]] = []
+    count, waiting = 0, list[dict[str, str]]()
+    for message in messages:
+        found.append(dict(message))
+        if message.get("tool_calls"):
+            calls, waiting = [], []
+            for call in message["tool_calls"]:
+                count, function = count + 1, dict(call["function"])
+                if form.text:
+                    function["arguments"] = json.dumps(function["arguments"], ensure_ascii=False)
+                own = {"id": f"call{count:05d}"} if form.ids else {}
+                calls.append({**call, **own, "function": function})
+                waiting.append({"tool_call_id": f"call{count:05d}", "name": function["name"]})
+            found[-1]["tool_calls"] = calls
+            if form.null and not message["content"]:
+                found[-1]["content"] = None
+        elif form.ids and message["role"] == "tool" and waiting:
+            found[-1] |= waiting.pop(0) if len(waiting) > 1 else waiting[0]
+    return found
 
 
 def names_of(*texts: str) -> list[str]:

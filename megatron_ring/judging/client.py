@@ -3,6 +3,7 @@ the server is busy."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import queue
 import random
@@ -69,10 +70,12 @@ class Server:
 
 @dataclass(frozen=True)
 class Asked:
-    """One conversation to go on with. `messages`: each with role and content; `seed`: where the server is to get one."""
+    """One conversation to go on with. `messages`: each with role and content; `seed`: where the server is to get one;
+    `tools`: what may be called."""
 
-    messages: tuple[Mapping[str, str], ...]
+    messages: tuple[Mapping[str, Any], ...]
     seed: int | None = None
+    tools: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ class Answer:
     """What a server has written.
 
     Attributes:
-        text: without the thinking that the server keeps apart.
+        text: without the thinking that the server keeps apart; calls of tools, which it does too, are behind it.
         thinking: that.
         finish: what ended it, in the server's word.
         tokens: of all of it, where the server says so.
@@ -210,7 +213,8 @@ class Client:
         return self._send(asked, {NEWER_LIMIT: tokens})
 
     def _send(self, asked: Asked, limit: dict[str, int]) -> Answer:
-        seed = {} if asked.seed is None else {"seed": asked.seed}
+        seed: dict[str, Any] = {} if asked.seed is None else {"seed": asked.seed}
+        seed |= {"tools": list(asked.tools)} if asked.tools else {}
         body = {"model": self.server.model, "messages": list(asked.messages), "n": 1,
                 "temperature": self.server.temperature, **seed, **limit}  # fmt: skip
         headers = {"Content-Type": "application/json", "User-Agent": "megatron_ring"}
@@ -240,12 +244,26 @@ def read_answer(found: Any) -> Answer:
     try:
         choice = found["choices"][0]
         message, finish = choice["message"], choice.get("finish_reason")
-        text, thinking = message["content"], message.get("reasoning_content") or message.get("reasoning")
+        text, thinking = (
+            message.get("content") if message.get("tool_calls") else message["content"],
+            message.get("reasoning_content") or message.get("reasoning"),
+        )
         tokens = (found.get("usage") or {}).get("completion_tokens")
+        calls = [_written(call["function"]) for call in message.get("tool_calls") or ()]
     except (LookupError, TypeError, AttributeError):
         raise ValueError(f"not a chat completion: {json.dumps(found)[:200]}") from None
     said, thought, ended = (value if isinstance(value, str) else "" for value in (text, thinking, finish))
-    return Answer(said, thought, ended, tokens if isinstance(tokens, int) else None)
+    return Answer("\n".join(filter(None, [said, *calls])), thought, ended, tokens if isinstance(tokens, int) else None)
+
+
+def _written(function: Mapping[str, Any]) -> str:
+    """A call of a tool as a model writes it."""
+    arguments = function.get("arguments") or {}
+    if isinstance(arguments, str):
+        with contextlib.suppress(ValueError, RecursionError):  # the verifier says what is wrong with it
+            arguments = json.loads(arguments)
+    call = {"name": function["name"], "arguments": arguments}
+    return f"<tool_call>\n{json.dumps(call, ensure_ascii=False)}\n</tool_call>"
 
 
 def _said(error: urllib.error.HTTPError) -> str:

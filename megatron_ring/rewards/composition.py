@@ -37,6 +37,7 @@ from megatron_ring.rewards.interface import (
     RAW_SCORE,
     Reward,
     ScoreRequest,
+    has_verdict,
 )
 from megatron_ring.rewards.parts import Part, Source, read_part
 
@@ -136,7 +137,7 @@ def _noted(
     if ruled:
         noted["rules"] = ruled
     measured = [part.name for part in composition.parts if not part.weight]
-    told = [values[name] for name in measured if not {MACHINE_FAILURE, JUDGE_FAILURE} & rewards[name].detail.keys()]
+    told = [values[name] for name in measured if has_verdict(rewards[name].detail)]
     if told:
         noted[HELD_OUT] = math.fsum(told) / len(told)
     apart = [reward.detail[JUDGE_DISAGREEMENT] for reward in rewards.values() if JUDGE_DISAGREEMENT in reward.detail]

@@ -20,6 +20,17 @@ HELD_OUT = "held_out"
 JUDGE_DISAGREEMENT = "judge_disagreement"
 
 
+def has_verdict(detail: Mapping[str, Any]) -> bool:
+    """Of a `Reward.detail`: false where the machine or the judge failed. The reward, 0, says nothing then."""
+    return MACHINE_FAILURE not in detail and JUDGE_FAILURE not in detail
+
+
+def is_graded(detail: Mapping[str, Any]) -> bool:
+    """Whether the reward says how right the response is: there is a verdict, which is no model's score on a scale of its
+    own."""
+    return has_verdict(detail) and RAW_SCORE not in detail
+
+
 @dataclass(frozen=True, slots=True)
 class Reward:
     """A reward and why it was given, in words for the rollout file.

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from megatron_ring.algorithm.kl import LOG_RATIO_LIMIT
-from megatron_ring.data.records import PromptRecord
+from megatron_ring.data.records import PromptRecord, tools_of
 from megatron_ring.data.tokenizer import RingTokenizer
 from megatron_ring.rewards.interface import JUDGE_FAILURE, MACHINE_FAILURE
 from megatron_ring.rollout.collecting import CollectedStep
@@ -144,6 +144,7 @@ def rollout_row(item: ScoredRollout, trained: int, record: PromptRecord, tokeniz
         "domain": rollout.domain,
         "sample": rollout.sample,
         "prompt": record.prompt,
+        **tools_of(record.messages),
         "response": tokenizer.decode(rollout.completion.tokens),
         "answer": record.answer,
         "reward": item.reward,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
-from megatron_ring.rewards.interface import JUDGE_FAILURE, MACHINE_FAILURE, RAW_SCORE
+from megatron_ring.rewards.interface import has_verdict, is_graded
 from megatron_ring.sampler.completion import Completion, FinishReason
 
 Key = tuple[int, int]
@@ -87,13 +87,13 @@ class ScoredRollout:
 
     @property
     def has_verdict(self) -> bool:
-        """False where the machine or the judge failed: its reward of 0 says nothing about the response."""
-        return MACHINE_FAILURE not in self.detail and JUDGE_FAILURE not in self.detail
+        """As `rewards.interface.has_verdict`."""
+        return has_verdict(self.detail)
 
     @property
     def is_graded(self) -> bool:
-        """Whether its reward says how right it is: there is a verdict, which is no model's score on a scale of its own."""
-        return self.has_verdict and RAW_SCORE not in self.detail
+        """As `rewards.interface.is_graded`."""
+        return is_graded(self.detail)
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.reward):

@@ -1,7 +1,7 @@
 """The rows of an evaluation of a prompt file, on disk as soon as they are scored: one that is killed goes on where it stood.
 
 Each replica's leader adds rows to a file of its own in a folder that lasts until the result is written. What the same
-command finds there it does not sample again. Rows of other weights, settings or problems are removed.
+command finds there it does not sample again. Another command is refused, unless it is told to remove them.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
+from megatron_ring.config.evaluate import EvaluateConfig
+from megatron_ring.config.metadata import flag_of, names_of
 from megatron_ring.data.writing import write_atomically
 from megatron_ring.errors import UserError
 from megatron_ring.parallel import collectives
 from megatron_ring.parallel.context import ParallelContext
-from megatron_ring.rewards.interface import JUDGE_FAILURE, MACHINE_FAILURE, RAW_SCORE
+from megatron_ring.rewards.interface import has_verdict, is_graded
 from megatron_ring.rollout.evaluation import Figures
 from megatron_ring.rollout.journal import Journal
 from megatron_ring.rollout.records import Key, ScoredRollout
@@ -41,22 +43,23 @@ class ScoredRows:
 
     Args:
         out: the evaluation's folder.
-        identity: of all that decides the rows.
+        identity: of all that decides the rows, by names that `flag_of_part` knows the flags of.
         row: a response as samples.jsonl is to have it.
+        restart: remove what is there.
 
     Attributes:
         done: keys of the rows with a verdict that an earlier command has left.
 
     Raises:
-        UserError: on every rank: the folder cannot be read or written.
+        UserError: on every rank: the folder cannot be read or written, or holds rows of another evaluation.
     """
 
     def __init__(
         self, out: Path, identity: Mapping[str, Any], context: ParallelContext,
-        row: Callable[[ScoredRollout], dict[str, Any]],
+        row: Callable[[ScoredRollout], dict[str, Any]], restart: bool = False,
     ) -> None:  # fmt: skip
         self._folder, self._context, self._row = out / FOLDER, context, row
-        self.done: set[Key] = set(collectives.from_main(lambda: _standing(self._folder, identity)))
+        self.done: set[Key] = set(collectives.from_main(lambda: _standing(self._folder, identity, restart)))
         self._journal = Journal(self._folder, context.data_rank)
 
     def __enter__(self) -> ScoredRows:
@@ -92,29 +95,65 @@ class ScoredRows:
             raise UserError(f"cannot remove {self._folder}: {error.strerror}") from None
 
 
-def _standing(folder: Path, identity: Mapping[str, Any]) -> list[Key]:
-    """The rows with a verdict that are there, where they are of this evaluation."""
+def _standing(folder: Path, identity: Mapping[str, Any], restart: bool) -> list[Key]:
+    """The rows with a verdict that are there. Raises `UserError` for those of another evaluation."""
     about, text = folder / _ABOUT, f"{json.dumps(identity, indent=1, default=str)}\n".encode()
     try:
-        if about.is_file() and about.read_bytes() == text:
+        there = _whole_lines(folder)
+        if about.is_file() and about.read_bytes() == text and not restart:
             return [key for key, place in _places(folder).items() if place.figures.has_verdict]
-        removed = _clear(folder)
+        if there and not restart:
+            other = _difference(about, json.loads(text))
+            raise UserError(
+                f"--out {folder.parent}: {folder} holds {there:,} responses of an evaluation that has not ended, with "
+                f"another {other}: give what it was begun with to go on, choose another --out, or remove them by --restart"
+            )
+        _clear(folder)
     except OSError as error:
         raise UserError(f"cannot read or remove {folder}: {error.strerror}") from None
-    if removed:
-        print(f"evaluate: removed {removed:,} responses from {folder}: other weights, settings or problems", flush=True)
+    if there:
+        print(f"evaluate: removed {there:,} responses from {folder}", flush=True)
     write_atomically(about, text)
     return []
 
 
-def _clear(folder: Path) -> int:
-    """Remove the rows, and nothing else that may lie there. How many they were."""
-    removed = 0
+def _difference(about: Path, wanted: Mapping[str, Any]) -> str:
+    """The flag of the first thing in which an evaluation differs from the one that the file tells of, and what it was."""
+    try:
+        found = json.loads(about.read_bytes())
+    except (OSError, ValueError):
+        found = None
+    if not isinstance(found, dict):
+        return "command, which it does not tell"
+    name = next((name for name in (*wanted, *found) if wanted.get(name) != found.get(name)), "")
+    flag, was, now = flag_of_part(name), found.get(name), wanted.get(name)
+    if "fingerprint" in name or "sha256" in name or name.startswith("rewards.") or name == "compositions":
+        return f"{flag}, or other content of it"
+    return f"{flag} ({json.dumps(was, ensure_ascii=False)}, now {json.dumps(now, ensure_ascii=False)})"
+
+
+def flag_of_part(name: str) -> str:
+    """The flag of what an evaluation's identity names."""
+    special = {"checkpoint_fingerprint": "checkpoint", "prompts_sha256": "prompts", "sampling_weights": "sampling.weights"}
+    if name == "tokenizer_fingerprint":
+        return "--tokenizer or --chat-template"
+    known, wanted = names_of(EvaluateConfig), special.get(name, name)
+    return flag_of(next((one for one in (wanted, f"sampling.{wanted}", f"rewards.{wanted}") if one in known), wanted))
+
+
+def _clear(folder: Path) -> None:
+    """Remove the rows, and nothing else that may lie there."""
+    for path in folder.glob(_FILES):
+        path.unlink()
+
+
+def _whole_lines(folder: Path) -> int:
+    """How many rows are there."""
+    found = 0
     for path in folder.glob(_FILES):
         with path.open("rb") as stream:
-            removed += sum(line.endswith(b"\n") for line in stream)
-        path.unlink()
-    return removed
+            found += sum(line.endswith(b"\n") for line in stream)
+    return found
 
 
 def _places(folder: Path) -> dict[Key, Place]:
@@ -135,10 +174,9 @@ def _place(path: Path, number: int, start: int, line: bytes) -> tuple[Key, Place
     try:
         row = json.loads(line)
         detail = row.get("detail") or {}
-        has_verdict = MACHINE_FAILURE not in detail and JUDGE_FAILURE not in detail
         figures = Figures(
-            str(row["domain"]), str(row["id"]), float(row["reward"]), int(row["tokens"]), row["finish_reason"], has_verdict,
-            has_verdict and RAW_SCORE not in detail,
+            str(row["domain"]), str(row["id"]), float(row["reward"]), int(row["tokens"]), row["finish_reason"],
+            has_verdict(detail), is_graded(detail),
         )  # fmt: skip
         return (int(row[_PLACE]), int(row["sample"])), Place(path, start, len(line), figures)
     except (ValueError, KeyError, TypeError, AttributeError):

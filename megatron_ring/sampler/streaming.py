@@ -4,48 +4,62 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-Decode = Callable[[Sequence[int]], str]
+from megatron_ring.data.token_text import TokenText
 
 _CUT = "\N{REPLACEMENT CHARACTER}"  # what decoders make of a character whose bytes are not all there
-_PIECES = 4  # UTF-8 writes a character in so many bytes at most
+_OPEN = 3  # characters at most that the beginning of one reads like: UTF-8 writes it in four bytes at most
+# Tokens that are decoded again with the next. The last of them hold the beginning of a character (three tokens, each with
+# one before it that is left out) and a token before that, as some decoders strip the spaces before the first one.
+_CONTEXT = 12
 
 
 class Detokenizer:
-    """Tokens to text as they come; each is decoded a few times, not once for every later one."""
+    """Tokens to text as they come; each is decoded a few times, not once for every later one.
 
-    def __init__(self, decode: Decode) -> None:
-        self._decode = decode
-        self._tokens: list[int] = []
-        self._start = self._said = 0  # tokens from _start on are decoded; those before _said are said
+    The pieces make up `decode` of all tokens, whatever these are and however they come.
+    """
+
+    def __init__(self, text: TokenText) -> None:
+        self._text = text
+        self._tokens: list[int] = []  # the last ones
+        self._said = 0  # characters of their text
+        self._settled = 0  # tokens before a run of bytes that is not over
 
     def feed(self, tokens: Sequence[int], last: bool = False) -> str:
-        """What `tokens` add to the text. The end of a character that is not whole is kept back, unless they are the last."""
-        self._tokens += tokens
-        before = self._decode(self._tokens[self._start : self._said])
-        end, text = len(self._tokens), self._decode(self._tokens[self._start :])
-        if text.endswith(_CUT) and not last:
-            end, text = self._whole_characters(text)
-        if text == before:
-            # They have no text, and would be decoded again with every later one. Before the first text they may be spaces,
-            # of which the decoder strips one alone.
-            if end == len(self._tokens) and self._said:
-                del self._tokens[self._said :]
-            return ""
-        if len(text) <= len(before):
-            return ""
-        # The last piece is decoded again with the next: what a token reads like may depend on the one before it.
-        self._start, self._said = self._said, end
-        return text[len(before) :]
+        """What `tokens` add to the text. What may still change is kept back, unless they are the last: the end of a
+        character that is not whole."""
+        for token in tokens:
+            self._take(token)
+        text = self._text.decode(self._tokens if last else self._tokens[: self._settled])
+        held = 0 if last else min(_OPEN, len(text) - len(text.rstrip(_CUT)))
+        said, self._said = self._said, max(self._said, len(text) - held)
+        if len(self._tokens) == self._settled > 2 * _CONTEXT:
+            self._forget(text)
+        return text[said : len(text) - held]
 
-    def _whole_characters(self, text: str) -> tuple[int, str]:
-        """Where the tokens end that make whole characters, and their text. A character is of at most `_PIECES` tokens: where
-        none of so many ends one, the first is of none, and the others may be the beginning of one."""
-        for end in range(len(self._tokens) - 1, max(self._said, len(self._tokens) - _PIECES) - 1, -1):
-            shorter = self._decode(self._tokens[self._start : end])
-            if not shorter.endswith(_CUT) or end == self._said:
-                return end, shorter
-        end = len(self._tokens) - _PIECES + 1
-        return end, self._decode(self._tokens[self._start : end])
+    def _take(self, token: int) -> None:
+        """Of tokens in a row that are left out one is enough: they do no more than part their neighbours."""
+        silent = token in self._text.left_out
+        if not self._text.is_token(token) or (silent and self._tokens and self._tokens[-1] in self._text.left_out):
+            return
+        over = self._settled == len(self._tokens)
+        self._tokens.append(token)
+        if (over or not silent) and token not in self._text.byte_tokens:
+            self._settled = len(self._tokens)
+
+    def _forget(self, text: str) -> None:
+        """Keep no more tokens than are needed to know what later ones read like."""
+        kept = self._tokens[-_CONTEXT:]
+        again = self._text.decode(kept)
+        if not again.strip():  # some decoders strip spaces at the beginning: what comes before these stays
+            half = _CONTEXT // 2
+            left_out = [token for token in kept[:half] if token in self._text.left_out]
+            kept = self._tokens[:-_CONTEXT] + left_out[:1] + kept[half:]
+            again = self._text.decode(kept)
+        unsaid = text[self._said :]
+        if again.endswith(unsaid):
+            self._tokens, self._settled = kept, len(kept)
+            self._said = len(again) - len(unsaid)
 
 
 class OrderedStream:
@@ -56,8 +70,8 @@ class OrderedStream:
         write: takes pieces of text.
     """
 
-    def __init__(self, titles: Sequence[str], decode: Decode, write: Callable[[str], None]) -> None:
-        self._titles, self._decode, self._write = titles, decode, write
+    def __init__(self, titles: Sequence[str], text: TokenText, write: Callable[[str], None]) -> None:
+        self._titles, self._of_tokens, self._write = titles, text, write
         self._unsaid: list[list[int]] = [[] for _ in titles]
         self._finished = [False] * len(titles)
         self._current = -1
@@ -80,7 +94,7 @@ class OrderedStream:
     def _next(self) -> None:
         self._current += 1
         if self._current < len(self._titles):
-            self._text = Detokenizer(self._decode)
+            self._text = Detokenizer(self._of_tokens)
             if self._titles[self._current]:
                 self._write(f"{self._titles[self._current]}\n")
             self._say()

@@ -78,12 +78,8 @@ class Answer(ABC):
         self.choices = [self._begin(place, prompt) for place, prompt in enumerate(each)]
 
     def _begin(self, place: int, prompt: list[int]) -> Progress:
-        skip = self.ask.skip_special
-
-        def decode(tokens: Sequence[int]) -> str:
-            return self.tokenizer.decode(tokens, skip_special=skip)
-
-        return Progress(place, prompt, AnswerText(decode, self.ask.sampling.stop_strings), self._splitter(prompt))
+        text = self.tokenizer.token_text(self.ask.skip_special)
+        return Progress(place, prompt, AnswerText(text, self.ask.sampling.stop_strings), self._splitter(prompt))
 
     def _splitter(self, prompt: list[int]) -> Splitter | None:
         return None

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from megatron_ring.data.token_text import TokenText
 from megatron_ring.data.turns import END_OF_THINK, THINK
-from megatron_ring.sampler.streaming import Decode, Detokenizer
+from megatron_ring.sampler.streaming import Detokenizer
 
 CALL, END_OF_CALL = "<tool_call>", "</tool_call>"
 
@@ -27,10 +28,11 @@ def kept_back(text: str, marks: Sequence[str]) -> int:
 
 
 class AnswerText:
-    """Text of an answer up to the first of its stop strings, which is left out."""
+    """Text of an answer up to the first of its stop strings, which is left out. The first is the one that is whole first;
+    of several that end together, the longest."""
 
-    def __init__(self, decode: Decode, stops: Sequence[str]) -> None:
-        self._text, self._stops = Detokenizer(decode), tuple(stops)
+    def __init__(self, text: TokenText, stops: Sequence[str]) -> None:
+        self._text, self._stops = Detokenizer(text), tuple(stops)
         self._held = ""
         self.stopped_by: str | None = None
 
@@ -39,9 +41,9 @@ class AnswerText:
         if self.stopped_by is not None:
             return ""
         text = self._held + self._text.feed(tokens, last)
-        found = [(place, stop) for stop in self._stops if (place := text.find(stop)) >= 0]
+        found = [(place + len(stop), place, stop) for stop in self._stops if (place := text.find(stop)) >= 0]
         if found:
-            place, self.stopped_by = min(found)
+            _, place, self.stopped_by = min(found)
             self._held = ""
             return text[:place]
         held = 0 if last else kept_back(text, self._stops)

@@ -6,12 +6,14 @@ import json
 import random
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from megatron_ring.analysis.spread import Difference, paired_seeds
 from megatron_ring.analysis.statistics import Interval
+from megatron_ring.analysis.study import best_by_others
 from megatron_ring.analysis.study_c3po import steady_page
 from megatron_ring.analysis.study_claims import Claim, claims_json, claims_table
 from megatron_ring.analysis.study_cost import JobTime, cost_table, job_time
@@ -62,9 +64,28 @@ def test_claims_of_the_study_of_epochs_by_hand(tmp_path: Path) -> None:
     assert by_text["a moderate number of epochs is better than the fewest"]["verdict"] == "reproduced"
     assert by_text["a moderate number of epochs is better than the most"]["verdict"] == "undecided"
     assert by_text["more epochs make RL collapse earlier"]["difference"] is None
-    gain = by_text["RL gains 10 points from the best start (2 epochs); an aim of ours"]
+    gain = by_text["RL gains 10 points from the best start; an aim of ours"]
     assert gain["difference"] == pytest.approx((0.30 + 0.10 + 0.26) / 3 - 0.10)
+    assert gain["measured"] == "gain, 2 epochs (chosen by the other seeds) − 0.10 (pass@1)"
     assert "9 starts: epochs 1, 2, 4; seeds 1, 2, 3. 20 steps of RL. 600 held-out problems." in tables["part"]
+
+
+def test_the_best_number_of_epochs_is_judged_on_the_seed_that_did_not_choose_it(tmp_path: Path) -> None:
+    assert best_by_others({"1": (0.5, 0.1), "2": (0.1, 0.4)}) == ["2", "1"]
+    assert best_by_others({"1": (0.5, 0.5), "2": (0.5, 0.5)}) == ["1", "1"] and best_by_others({"1": (0.5,)}) is None
+    # Seed 1 alone makes 4 epochs best in the mean of all; the others choose 2 for it, and it makes them choose 4.
+    last = {(1, 4): 0.95, (2, 4): 0.50, (3, 4): 0.50, (1, 2): 0.60, (2, 2): 0.55, (3, 2): 0.56}
+    found = [replace(s, evaluations=[[20, last.get((s.seed, s.epochs), s.last)]]) for s in starts()]
+    numbers = page([write_all(tmp_path / "all", found)])[2]
+    claims = {claim["claim"]: claim for claim in numbers["claims"]}
+    gain = claims["RL gains 10 points from the best start; an aim of ours"]
+    assert numbers["best start"] == 4 and gain["measured"].startswith("gain, 2, 4 epochs (chosen by the other seeds)")
+    assert gain["difference"] == pytest.approx(((0.60 - 0.30) + (0.50 - 0.40) + (0.50 - 0.40)) / 3 - 0.10)
+    # One seed has no others: such a claim is not measured.
+    alone = page([write_all(tmp_path / "one", starts((1,)))])[2]["claims"]
+    claims = {claim["claim"]: claim for claim in alone}
+    assert claims["RL gains 10 points from the best start; an aim of ours"]["difference"] is None
+    assert claims["a moderate number of epochs is better than the most"]["difference"] is None
 
 
 def test_a_part_without_holes_is_the_largest_and_says_what_it_leaves_out(tmp_path: Path) -> None:

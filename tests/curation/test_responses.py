@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from megatron_ring.curation.options import Clean, Exact, PerProblem, Responses, Verify
+from megatron_ring.curation.options import Clean, Exact, Near, PerProblem, Responses, Verify
 from megatron_ring.curation.pipeline import run_recipe
 from megatron_ring.curation.recipe import Recipe, Source, read_recipe
 from megatron_ring.curation.responses import mixing, repetition, texts_of, thinking_fault
@@ -151,3 +151,39 @@ def test_nothing_is_lost(responses: list[Any], keep: int, tmp_path_factory: pyte
     assert len(set(identities)) == len(identities) == found.summary["read"] >= len(rows)
     assert {name.partition("-")[2].partition(".")[0] for name in identities} == {str(n + 1) for n in range(len(rows))}
     assert sorted(found.reasons) == sorted(row["id"] for row in found.dropped)
+
+
+def test_tools_system_and_thinking_come_through(curated: Callable[..., Curated]) -> None:
+    """All that training reads of a row is there after every step; rows that differ in it alone are no copies."""
+    wanted = {"name": "add", "arguments": {"a": 4, "b": 5}}
+    said = f"<tool_call>{json.dumps(wanted)}</tool_call>"
+    chat = [{"role": "user", "content": "Look."}, {"role": "assistant", "content": "", "tool_calls": [
+        {"type": "function", "function": {"name": "look", "arguments": {}}}]},
+        {"role": "tool", "content": "There are four and five."}, {"role": "user", "content": "Add up what you have found."},
+    ]  # fmt: skip
+
+    def tool(name: str) -> dict[str, Any]:
+        return {"type": "function", "function": {"name": name}}
+
+    def row(prompt: Any, tools: Any, **more: Any) -> dict[str, Any]:
+        return {"id": "x", "domain": "tool-calls", "prompt": prompt, "answer": {"calls": [wanted]}, "response": said,
+                "tools": tools, **more}  # fmt: skip
+
+    question = "What is the sum of four and of five, in a call?"
+    rows = [
+        row(question, [tool("add")], system="Be brief."),
+        row(question, json.dumps([tool("add")["function"], tool("sub")["function"]]), reasoning_content="Easy."),
+        row(chat, [tool("add"), tool("look")]),
+        row(question, [{"title": "nameless"}]),
+    ]
+    steps = (Clean(min_characters=2), Exact(), Near(numbers=False), Responses(), Verify(), PerProblem())
+    found = curated(rows, *steps)
+    assert list(found.reasons.values()) == ["malformed"]
+    system = {"role": "system", "content": "Be brief."}
+    assert [one["prompt"] for one in found.kept] == [[system, {"role": "user", "content": question}], question, chat]
+    assert [one["tools"] for one in found.kept] == [[tool("add")], [tool("add"), tool("sub")], [tool("add"), tool("look")]]
+    prompts, conversations = (read(found.out / "kept.jsonl").records for read in (read_prompt_file, read_sft_file))
+    for prompt, conversation in zip(prompts, conversations, strict=True):
+        assert prompt.messages == conversation.messages[:-1] and prompt.messages[0].tools
+    answers = [one.messages[-1].content for one in conversations]
+    assert answers == [said, f"<think>\nEasy.\n</think>\n\n{said}", said]

@@ -70,6 +70,7 @@ def test_from_an_evaluation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cap
         for n, given in enumerate(texts)
     ]
     rows.insert(0, {**rows[0], "reward": 0.0, "detail": {"machine_failure": "its worker was killed"}})  # no verdict
+    rows.insert(3, {**rows[1], "reward": 0.0, "detail": {"judge_failure": "no reply"}})
     samples = write_jsonl(tmp_path / "s.jsonl", rows)
     flags = ("--prompts", str(prompts), "--out", str(tmp_path / "o"), "--responses", str(samples))
     assert call(monkeypatch, *flags, "--drop", "always", "contradicted") == 0
@@ -88,6 +89,7 @@ class Handler(BaseHTTPRequestHandler):
 
     asked: ClassVar[list[dict[str, Any]]] = []
     failures = 1
+    calls: ClassVar[list[dict[str, Any]]] = []
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -98,7 +100,10 @@ class Handler(BaseHTTPRequestHandler):
             return self.reply(503, {"error": "busy"})
         Handler.asked.append(body)
         number = int(body["messages"][-1]["content"].split()[2])
-        choice = {"message": {"content": f"\\boxed{{{2 * number + body['seed'] % 2}}}"}, "finish_reason": "stop"}
+        message = {"content": f"\\boxed{{{2 * number + body['seed'] % 2}}}"}
+        if Handler.calls:
+            message = {"content": None, "tool_calls": Handler.calls}
+        choice = {"message": message, "finish_reason": "stop"}
         return self.reply(200, {"choices": [choice], "usage": {"completion_tokens": 7}})
 
     def reply(self, status: int, body: dict[str, Any]) -> None:
@@ -145,6 +150,29 @@ def test_from_a_server(
     assert call(monkeypatch, *again, "--temperature", "0.5") == 2 and "another temperature" in capsys.readouterr().err
     write_jsonl(tmp_path / "p.jsonl", [{**row, "prompt": f"{row['prompt']} "} for row in PROMPTS])
     assert call(monkeypatch, *again) == 2 and "another prompts" in capsys.readouterr().err
+
+
+def test_tools_and_other_columns_come_through(server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The server is told what may be called and what was called before; its calls are scored as a model writes them."""
+    tools = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]
+    wanted = {"name": "add", "arguments": {"a": 1, "b": "é"}}
+    before = {"type": "function", "function": {"name": "add", "arguments": {"a": 0}}}
+    chat = [{"role": "user", "content": "go"}, {"role": "assistant", "content": "", "tool_calls": [before]},
+            {"role": "tool", "content": "0"}, {"role": "user", "content": "What is 1 + é?"}]  # fmt: skip
+    row = {"id": "a", "domain": "tool-calls", "prompt": chat, "answer": {"calls": [wanted]}, "tools": tools,
+           "metadata": {"source": "s"}, "solutions": [{"text": "x", "language": None}]}  # fmt: skip
+    prompts = write_jsonl(tmp_path / "p.jsonl", [row])
+    flags = ("--prompts", str(prompts), "--out", str(tmp_path / "o"), "--url", server, "--samples", "1", "--model", "m")
+    monkeypatch.setattr(Handler, "calls", [{"function": {"name": "add", "arguments": json.dumps(wanted["arguments"])}}])
+    assert call(monkeypatch, *flags, "--instruction", "") == 0
+    (kept,) = read_jsonl(tmp_path / "o" / "kept.jsonl")
+    assert kept["metadata"]["solve_rate"] == 1 and {**kept, "metadata": row["metadata"]} == row
+    (asked,) = Handler.asked
+    assert asked["tools"] == tools
+    assert asked["messages"][1]["tool_calls"] == [
+        {"id": "call00001", "type": "function", "function": {"name": "add", "arguments": '{"a": 0}'}}
+    ]
+    assert asked["messages"][2]["tool_call_id"] == "call00001"
 
 
 def test_other_weights_or_flags_are_sampled_anew(tmp_path: Path) -> None:

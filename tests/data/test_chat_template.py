@@ -237,3 +237,101 @@ def test_it_is_exported(tokenizer: RingTokenizer, tokenizer_dir: Path, tmp_path:
     assert RingTokenizer.load(tokenizer_dir).fingerprint == tokenizer.fingerprint, "what it was made of stays"
     with tokenizer_folder(tokenizer_dir) as folder:
         assert folder == tokenizer_dir
+
+
+# Calls as families of published models want them, each in what it asks for beyond the others.
+CALL_FORMS = {
+    # Ids of nine letters and digits in calls and results, or it refuses.
+    "mistral": (
+        """{% for m in messages %}{% if m.role == 'user' %}{{ '[INST]' + m.content + '[/INST]' }}
+{%- elif m.role == 'assistant' and m.tool_calls %}{{ '[TOOL_CALLS][' }}{% for call in m.tool_calls %}
+{%- if call.id is not defined or call.id | length != 9 %}{{ raise_exception('ids have nine letters') }}{% endif %}
+{{- (call.function | tojson)[:-1] + ', "id": "' + call.id + '"}' }}{% if not loop.last %}{{ ', ' }}{% endif %}{% endfor %}
+{{- ']' + eos_token }}
+{%- elif m.role == 'assistant' %}{{ m.content + eos_token }}
+{%- else %}{% if m.tool_call_id is not defined or m.tool_call_id | length != 9 %}{{ raise_exception('nine') }}{% endif %}
+{{- '[TOOL_RESULTS]' + m.content + ':' + m.tool_call_id }}{% endif %}{% endfor %}""",
+        '[TOOL_CALLS][{"name": "add", "arguments": {"a": 1, "b": "é"}, "id": "call00001"}, '
+        '{"name": "add", "arguments": {"a": 2}, "id": "call00002"}]',
+        ["[TOOL_RESULTS]3:call00001", "[TOOL_RESULTS]4:call00002"],
+    ),
+    # Arguments are joined to text, and a message with calls has null for its content.
+    "deepseek": (
+        """{% for m in messages %}{% if m.role == 'user' %}{{ '[user]' + m.content + '[assistant]' }}
+{%- elif m.role == 'assistant' and m.content is none %}{% for call in m.tool_calls %}
+{{- '<call>' + call.type + '<sep>' + call.function.name + '\n' + call.function.arguments + '</call>' }}{% endfor %}
+{{- eos_token }}{% elif m.role == 'assistant' %}{{ m.content + eos_token }}
+{%- else %}{{ '<output>' + m.content + '</output>' }}{% endif %}{% endfor %}""",
+        '<call>function<sep>add\n{"a": 1, "b": "é"}</call><call>function<sep>add\n{"a": 2}</call>',
+        ["<output>3</output>", "<output>4</output>"],
+    ),
+    # Arguments are printed as they come: an object would be Python's.
+    "printed": (
+        HERMES.replace("(call.function | tojson)", "call.function.name ~ ' ' ~ call.function.arguments"),
+        '<tool_call>\nadd {"a": 1, "b": "é"}\n</tool_call><tool_call>\nadd {"a": 2}\n</tool_call>',
+        ["[tool]3", "[tool]4"],
+    ),
+    # Arguments are written one by one, so text would not do.
+    "xml": (
+        HERMES.replace(
+            "(call.function | tojson)",
+            "call.function.name %}{% for k, v in call.function.arguments | items %}"
+            "{{ '<' + k + '>' ~ v ~ '</' + k + '>' }}{% endfor %}{{ ''",
+        ).replace("'<tool_call>\n' + call.function.name %}", "'<tool_call>\n' + call.function.name }}"),
+        "<tool_call>\nadd<a>1</a><b>é</b>\n</tool_call><tool_call>\nadd<a>2</a>\n</tool_call>",
+        ["[tool]3", "[tool]4"],
+    ),
+    # Ids and names are shown, and nothing is said where there are none.
+    "shown": (
+        HERMES.replace("'[' + m['role'] + ']'", "'[' + m['role'] ~ m.name ~ m.tool_call_id ~ ']'").replace(
+            "(call.function | tojson)", "call.id ~ (call.function | tojson)"
+        ),
+        '<tool_call>\ncall00001{"name": "add", "arguments": {"a": 1, "b": "é"}}\n</tool_call>'
+        '<tool_call>\ncall00002{"name": "add", "arguments": {"a": 2}}\n</tool_call>',
+        ["[tooladdcall00001]3", "[tooladdcall00002]4"],
+    ),
+    "hermes": (
+        HERMES,
+        '<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": "é"}}\n</tool_call>'
+        '<tool_call>\n{"name": "add", "arguments": {"a": 2}}\n</tool_call>',
+        ["[tool]3", "[tool]4"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CALL_FORMS)
+def test_calls_come_in_the_form_that_a_template_asks_for(name: str, tokenizer_dir: Path, tmp_path: Path) -> None:
+    template, called, results = CALL_FORMS[name]
+    given = loaded(tokenizer_dir, tmp_path, template)
+    second = {"type": "function", "function": {"name": "add", "arguments": '{"a": 2}'}}
+    chat = [
+        {"role": "user", "content": "1+2?"}, {"role": "assistant", "content": None, "tool_calls": [*CALLS, second]},
+        {"role": "tool", "content": "3"}, {"role": "tool", "content": "4"},
+    ]  # fmt: skip
+    record = sft_from_json({"messages": [*chat, {"role": "assistant", "content": "It is 3."}]})
+    tokens, mask = given.training_tokens(record)
+    text = given.decode(tokens, skip_special=False)
+    learnt = given.decode([token for token, one in zip(tokens, mask, strict=True) if one], skip_special=False)
+    end = "<|endoftext|>"
+    assert learnt == f"{called}{end}It is 3.{end}" and all(result in text for result in results)
+    prompt = given.prompt_tokens(record.messages[:-1])
+    assert list(tokens[: len(prompt)]) == prompt == given.prompt_tokens(prompt_from_json(
+        {"id": "a", "domain": "tool-calls", "prompt": chat, "answer": {"calls": []}}
+    ).messages)  # fmt: skip
+    # A template that another takes the place of is tried anew.
+    assert given.prompt_tokens(record.messages[:1]) == prompt[: len(given.prompt_tokens(record.messages[:1]))]
+
+
+def test_one_call_a_turn_is_a_rule_of_the_template(tokenizer_dir: Path, tmp_path: Path) -> None:
+    """As Llama's template has it: two calls at once are refused with its words."""
+    single = HERMES.replace(
+        "{%- for call",
+        "{%- if (m.tool_calls or []) | length > 1 %}{{ raise_exception('one call at once') }}{% endif %}\n{%- for call",
+    )
+    given = loaded(tokenizer_dir, tmp_path, single)
+    asked = {"role": "user", "content": "1+2?"}
+    answer = {"role": "assistant", "content": "3"}
+    one = [asked, {"role": "assistant", "content": "", "tool_calls": CALLS}, {"role": "tool", "content": "3"}, answer]
+    assert given.training_tokens(sft_from_json({"messages": one}))
+    with pytest.raises(UserError, match="one call at once"):
+        given.training_tokens(sft_from_json({"messages": [one[0], {**one[1], "tool_calls": CALLS * 2}, *one[2:]]}))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,8 +28,17 @@ json_values = st.recursive(
     lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(words, inner, max_size=3)),
     max_leaves=5,
 )
-turns = st.tuples(words, words).map(lambda pair: (Message("user", pair[0]), Message("assistant", pair[1])))
-conversations = st.lists(turns, min_size=1, max_size=3).map(lambda pairs: tuple(m for pair in pairs for m in pair))
+functions = st.lists(st.builds(lambda name: {"type": "function", "function": {"name": name}}, words), min_size=1, max_size=2)
+tools = st.one_of(st.just(""), functions.map(lambda found: json.dumps(found, ensure_ascii=False)))
+called = st.builds(lambda name, given: {"type": "function", "function": {"name": name, "arguments": given}},
+                   words, st.dictionaries(words, json_values, max_size=2))  # fmt: skip
+calls = st.one_of(st.just(""), called.map(lambda one: json.dumps([one], ensure_ascii=False)))
+turns = st.tuples(words, words, calls).map(
+    lambda drawn: (Message("user", drawn[0]), Message("assistant", drawn[1], calls=drawn[2]))
+)
+conversations = st.tuples(st.lists(turns, min_size=1, max_size=3), tools).map(
+    lambda drawn: (replace(drawn[0][0][0], tools=drawn[1]), *[one for pair in drawn[0] for one in pair][1:])
+)
 prompt_records = st.lists(
     st.builds(
         PromptRecord,

@@ -107,7 +107,7 @@ def test_malformed_rows_of_public_files_are_refused(tmp_path: Path) -> None:
         ({"data_source": "geometry3k", "prompt": ASKED, "reward_model": {"ground_truth": "1"}, "images": [{"bytes": "x"}]},
          "'images' is given: only text can be read"),
         ({"problem": "P", "answer": "1", "image": {"path": "x.png"}}, "'image' is given"),
-        ({"problem": "P", "answer": "2", "tools": [{"name": "f"}]}, "'tools' is given"),
+        ({"problem": "P", "answer": "2", "functions": [{"name": "f"}]}, "'functions' is given"),
         ({"Question": "P", "Correct Answer": "B", "domain": "math", "prompt": "p", "id": 1},
          "'Correct Answer' seems to hold it: --data.fields 'answer=Correct Answer'"),
     ],

@@ -14,8 +14,10 @@ from typing import Any
 
 import pytest
 
-from megatron_ring.config.metadata import changeable, names_of
+from megatron_ring.config.evaluate import EvaluateConfig
+from megatron_ring.config.metadata import changeable, flag_of, names_of
 from megatron_ring.config.sampling import SamplingConfig
+from megatron_ring.rollout.scored_rows import flag_of_part
 from tests.mains.conftest import run, start
 from tests.mains.test_evaluation_layouts import evaluate_here
 from tests.mains.test_killed_rl import descendants
@@ -52,7 +54,7 @@ def test_a_killed_evaluation_goes_on(run_on: Any, model: Path, tiny_data: Path, 
         process.kill()
         process.wait()
     assert not (killed / "result.json").exists()
-    there = journal.read_bytes().count(b"\n")
+    there, begun = journal.read_bytes().count(b"\n"), json.loads((killed / "unfinished" / "evaluation.json").read_text())
     # On two ranks; of the rows that are there none is sampled again.
     run_on(2, evaluate_here, [*flags, "--out", str(killed)])
     assert (killed / "samples.jsonl").read_bytes() == (whole / "samples.jsonl").read_bytes()
@@ -61,4 +63,8 @@ def test_a_killed_evaluation_goes_on(run_on: Any, model: Path, tiny_data: Path, 
     # All that decides responses is in the result, by which rows that are there are known.
     deciding = set(names_of(SamplingConfig)) - changeable(SamplingConfig)
     assert deciding - {"weights"} | {"sampling_weights"} <= results[0].keys()
+    # Each of it has a flag, which is named where another evaluation finds rows in its folder.
+    flags = {flag_of(name) for name in names_of(EvaluateConfig)}
+    about = set(json.loads((killed / "result.json").read_text())) & set(begun)
+    assert about == set(begun) and {flag_of_part(name).split(" or ")[0] for name in begun} <= flags
     assert not (killed / "unfinished").exists()

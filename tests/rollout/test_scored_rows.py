@@ -23,10 +23,10 @@ def row(place: int, reward: float = 1.0, **more: Any) -> str:
 
 
 def test_whole_rows_with_a_verdict(tmp_path: Path) -> None:
-    assert scored_rows._standing(tmp_path / "u", {"seed": 1}) == []
+    assert scored_rows._standing(tmp_path / "u", {"seed": 1}, False) == []
     failed = row(1, 0.0, detail={"machine_failure": "killed"})
     (tmp_path / "u" / "replica-0.jsonl").write_text(row(0) + failed + row(2)[:-5])
-    assert scored_rows._standing(tmp_path / "u", {"seed": 1}) == [(0, 0)]
+    assert scored_rows._standing(tmp_path / "u", {"seed": 1}, False) == [(0, 0)]
     # Asked again, by another replica before and behind the failure: the row with a verdict counts.
     (tmp_path / "u" / "replica-0.jsonl").write_text(row(0) + row(1))
     (tmp_path / "u" / "replica-1.jsonl").write_text(failed)
@@ -36,14 +36,49 @@ def test_whole_rows_with_a_verdict(tmp_path: Path) -> None:
     assert [json.loads(line)["id"] for line in lines.splitlines()] == ["0", "1"] and b"place" not in lines
 
 
-def test_rows_of_another_evaluation_go(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+DIFFERENT = [
+    ({"seed": 2}, r"another --seed \(1, now 2\): give what it was begun with"),
+    ({"seed": 1, "temperature": 0.5}, r"another --sampling\.temperature \(null, now 0\.5\)"),
+    ({"seed": 1, "sampling_weights": "fp8"}, r"another --sampling\.weights \(null"),
+    ({"seed": 1, "checkpoint_fingerprint": "a"}, r"another --checkpoint, or other content of it"),
+    ({"seed": 1, "prompts_sha256": "a"}, r"another --prompts, or"),
+    ({"seed": 1, "tokenizer_fingerprint": "a"}, r"another --tokenizer or --chat-template"),
+    ({"seed": 1, "time_limit": 4}, r"another --rewards\.time-limit \(null, now 4\)"),
+    ({"seed": 1, "rewards.judge.model": "m"}, r"another --rewards\.judge\.model, or"),
+    ({"seed": 1, "stop_strings": ["é"]}, r'another --sampling\.stop-strings \(null, now \["é"\]\)'),
+]
+
+
+@pytest.mark.parametrize(("identity", "message"), DIFFERENT)
+def test_rows_of_another_evaluation_are_refused(identity: dict[str, Any], message: str, tmp_path: Path) -> None:
+    folder = tmp_path / "unfinished"
+    scored_rows._standing(folder, {"seed": 1}, False)
+    assert scored_rows._standing(folder, identity, False) == [], "nothing would be lost"
+    scored_rows._standing(folder, {"seed": 1}, False)
+    (folder / "replica-0.jsonl").write_text(row(0) + row(1) + row(2)[:-1])
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(
+        UserError, match=rf"--out \S+: \S+unfinished holds 2 responses .*{message}.*remove them by --restart"
+    ) as caught:
+        scored_rows._standing(folder, identity, False)
+    assert "\n" not in str(caught.value)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert scored_rows._standing(folder, {"seed": 1}, False) == [(0, 0), (1, 0)]
+
+
+def test_rows_are_removed_where_that_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """These alone: the folder may hold files of the user's."""
-    scored_rows._standing(tmp_path / "u", {"seed": 1})
-    (tmp_path / "u" / "replica-0.jsonl").write_text(row(0) + row(1))
-    (tmp_path / "u" / "notes.txt").write_text("mine")
-    assert scored_rows._standing(tmp_path / "u", {"seed": 2}) == []
-    assert "removed 2 responses" in capsys.readouterr().out
-    assert not (tmp_path / "u" / "replica-0.jsonl").exists() and (tmp_path / "u" / "notes.txt").exists()
+    for seed in (1, 2):  # of another evaluation, then of the same
+        scored_rows._standing(tmp_path / "u", {"seed": 1}, False)
+        (tmp_path / "u" / "replica-0.jsonl").write_text(row(0) + row(1))
+        (tmp_path / "u" / "notes.txt").write_text("mine")
+        assert scored_rows._standing(tmp_path / "u", {"seed": seed}, True) == []
+        assert "removed 2 responses" in capsys.readouterr().out
+        assert not (tmp_path / "u" / "replica-0.jsonl").exists() and (tmp_path / "u" / "notes.txt").exists()
+    (tmp_path / "u" / "evaluation.json").write_text("{")
+    (tmp_path / "u" / "replica-0.jsonl").write_text(row(0))
+    with pytest.raises(UserError, match="another command, which it does not tell"):
+        scored_rows._standing(tmp_path / "u", {"seed": 1}, False)
 
 
 def test_rows_that_are_missing(run_on: Any, tmp_path: Path) -> None:
@@ -69,7 +104,7 @@ def _write_too_few(out: Path) -> None:
 
 
 def test_a_strange_line_is_named(tmp_path: Path) -> None:
-    scored_rows._standing(tmp_path, {})
+    scored_rows._standing(tmp_path, {}, False)
     (tmp_path / "replica-0.jsonl").write_text(row(0) + "[]\n")
     with pytest.raises(UserError, match=r"replica-0\.jsonl:2: not a row of an evaluation"):
-        scored_rows._standing(tmp_path, {})
+        scored_rows._standing(tmp_path, {}, False)

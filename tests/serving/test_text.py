@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from megatron_ring.data.token_text import TokenText
 from megatron_ring.serving.text import AnswerText, Splitter, read_call
 
 PARTS = st.sampled_from(["<think>", "</think>", "<tool_call>", "</tool_call>", '{"name": "f", "arguments": {"a": 1}}', " ",
@@ -61,7 +62,7 @@ def test_a_call() -> None:
 
 @given(st.text("abx<é", max_size=30), st.lists(st.text("abx<é", min_size=1, max_size=4), max_size=3))
 def test_stop_strings_are_left_out(text: str, stops: list[str]) -> None:
-    answer = AnswerText(lambda tokens: "".join(map(chr, tokens)), stops)
+    answer = AnswerText(TokenText(lambda tokens: "".join(map(chr, tokens))), stops)
     said = "".join(answer.feed([ord(character)]) for character in text) + answer.feed([], last=True)
     # The first character that completes a stop string ends the answer, as it does in the sampler.
     ends = [end for end in range(len(text) + 1) if any(stop in text[:end] for stop in stops)]

@@ -44,12 +44,14 @@ class RingSentencePieceTokenizer(PreTrainedTokenizer):
         return self.sp_model.decode_pieces(list(tokens))
 
     def _decode(self, token_ids, skip_special_tokens=False, **kwargs):
-        """Text of the runs between control pieces, joined without spaces."""
+        """Text of the runs between control pieces, joined without spaces. An id of no piece has no text, as in transformers'
+        own tokenizers: a model may have more ids than its tokenizer."""
         ids = [token_ids] if isinstance(token_ids, int) else [int(index) for index in token_ids]
         special, text, run = set(self.all_special_ids), "", []
         for index in ids:
             if index not in special:
-                run.append(index)
+                if 0 <= index < self.vocab_size:
+                    run.append(index)
                 continue
             text += self.sp_model.decode(run)
             text += "" if skip_special_tokens else self.convert_ids_to_tokens(index)
