@@ -156,6 +156,28 @@ def pack_sequences(sequences: Sequence[TokenSequence], capacity: int, pad_id: in
     return MicroBatch(tokens, targets, loss_mask, place - starts, cu_seqlens, place < used)
 
 
+def together(batches: Sequence[MicroBatch], sizes: Sequence[int]) -> list[MicroBatch]:
+    """Micro-batches laid one after another, so many in each. Raises `ValueError` where there are not as many, or tokens
+    would follow padding."""
+    if sum(sizes) != len(batches):
+        raise ValueError(f"{len(batches)} micro-batches are not {sizes} together")
+    rest = iter(batches)
+    return [_joined(list(itertools.islice(rest, size))) for size in sizes]
+
+
+def _joined(batches: Sequence[MicroBatch]) -> MicroBatch:
+    if len(batches) == 1:
+        return batches[0]
+    fields = {name: torch.cat([getattr(batch, name) for batch in batches]) for name, _ in _tokens(batches[0])}
+    if bool(fields["token_mask"].diff().logical_and(fields["token_mask"][1:]).any()):
+        raise ValueError("tokens follow padding")
+    bounds, first = [torch.zeros(1, dtype=torch.int32)], 0
+    for batch in batches:
+        bounds.append(batch.cu_seqlens[1:] + first)
+        first += batch.tokens.numel()
+    return MicroBatch(**fields, cu_seqlens=torch.cat(bounds))
+
+
 def plan_rollouts(
     lengths: Sequence[int], capacity: int, seed: int = 0, parts: int = 1, multiple: int = 1
 ) -> tuple[list[list[list[int]]], int]:
