@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -144,10 +145,12 @@ def pack_sequences(sequences: Sequence[TokenSequence], capacity: int, pad_id: in
     targets = torch.full((capacity,), pad_id, dtype=torch.int64)
     loss_mask = torch.zeros(capacity, dtype=torch.bool)
     bounds = [0, *itertools.accumulate(lengths)]
-    for sequence, start, end in zip(sequences, bounds, bounds[1:], strict=False):
-        tokens[start:end] = torch.as_tensor(sequence.tokens, dtype=torch.int64)
-        targets[start : end - 1] = tokens[start + 1 : end]
-        loss_mask[start : end - 1] = torch.as_tensor(sequence.loss_mask, dtype=torch.bool)[1:]
+    if used:  # all sequences at once: short ones are many
+        tokens[:used] = torch.from_numpy(np.concatenate([np.asarray(one.tokens, np.int64) for one in sequences]))
+        counted = torch.from_numpy(np.concatenate([np.asarray(one.loss_mask, np.bool_) for one in sequences]))
+        targets[: used - 1], loss_mask[: used - 1] = tokens[1:used], counted[1:]
+        ends = torch.tensor(bounds[1:]) - 1  # nothing of their own follows
+        targets[ends], loss_mask[ends] = pad_id, False
     if used < capacity:
         bounds.append(capacity)
     cu_seqlens = torch.tensor(bounds, dtype=torch.int32)
