@@ -30,29 +30,45 @@ def main(config: PretrainConfig) -> None:
 
         return plan_pretrain(config)
     prepare()
+    from megatron_ring.run.smaller import run_with_smaller
+
+    run_with_smaller(pretrain, config)
+
+
+def pretrain(asked: PretrainConfig) -> None:
+    """All steps of a run, or those that are left.
+
+    Raises:
+        SmallerSizes: a size that was chosen for it leaves no room for the first step.
+    """
     from megatron_ring.corpus.mixing import open_corpora
     from megatron_ring.parallel import collectives
+    from megatron_ring.run.micro_batches import choose
     from megatron_ring.run.pretraining import open_state
     from megatron_ring.run.stage import open_model, open_run, resolve
 
-    config, shape, tokenizer = resolve(config)
+    config, shape, tokenizer = resolve(asked)
     corpora = collectives.from_main(lambda: open_corpora(config.data, tokenizer))
-    directory = open_run(config, {"data.tokenizer": tokenizer.fingerprint})
+    chosen, told = choose(config, shape)
+    directory = open_run(chosen, {"data.tokenizer": tokenizer.fingerprint})
+    directory.notes += (told,) if told else ()
     try:
-        stage = open_model(config, shape, directory.first_weights)
-        train(open_state(config, stage, directory, tokenizer, corpora))
+        stage = open_model(chosen, shape, directory.first_weights)
+        train(open_state(chosen, stage, directory, tokenizer, corpora), asked.data.micro_batch_tokens == "auto")
     finally:
         directory.close()
 
 
-def train(run: PretrainState) -> None:
-    """All steps that are left."""
+def train(run: PretrainState, may_shrink: bool = False) -> None:
+    """All steps that are left. `may_shrink`: micro-batches may be halved where the first one has no room."""
+    from megatron_ring.run.micro_batches import room_for
     from megatron_ring.run.pretraining import restore, roll_back, save
     from megatron_ring.run.pretraining_figures import describe
     from megatron_ring.run.progress import Progress
     from megatron_ring.run.stage import latest_of, open_saver, open_stop_request
 
-    step, remarks = restore(run)
+    start, remarks = restore(run)
+    step = start
     config, context, directory = run.config, run.stage.context, run.directory
     if context.is_main:
         for remark in (*directory.notes, *describe(run, step), *remarks):
@@ -63,7 +79,8 @@ def train(run: PretrainState) -> None:
         Progress("pretrain", run.steps, step, context.is_main) as progress,
     ):
         while step < run.steps:
-            metrics, guard = one_step(run, step)
+            with room_for(step + 1, config, context, may_shrink and step == start):
+                metrics, guard = one_step(run, step)
             alarms = guard.judge(metrics)
             if alarms:
                 saver.wait()  # all ranks see the same last checkpoint

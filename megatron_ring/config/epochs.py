@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from megatron_ring.config.checks import require
 from megatron_ring.config.data import Columns
 from megatron_ring.config.metadata import BY_CONTENT, MAY_CHANGE
+from megatron_ring.config.micro_batches import check_micro_batch, sizes_of
 from megatron_ring.config.operations import AlarmConfig
 from megatron_ring.config.plan import DryRun
 from megatron_ring.config.stage import TrainingConfig
@@ -17,6 +18,9 @@ from megatron_ring.config.stage import TrainingConfig
 @dataclass(frozen=True, kw_only=True)
 class PackedDataConfig(Columns):
     """A file that is packed, and how many of its packs a step takes."""
+
+    cpu_tokens: ClassVar[int] = 512
+    """Of a micro-batch that is chosen for a CPU: more of them are hardly faster, and fewer are half as fast."""
 
     context_length: int
     """Length of a packed sequence (tokens)."""
@@ -31,12 +35,17 @@ class PackedDataConfig(Columns):
         super().__post_init__()
         require(self.context_length >= 2, f"--data.context-length is {self.context_length}, below 2")
         require(self.global_batch >= 1, f"--data.global-batch is {self.global_batch}, below 1")
-        tokens, context = self.micro_batch_tokens, self.context_length
-        require(
-            tokens == "auto" or tokens >= context,
-            f"--data.micro-batch-tokens is {tokens}, below --data.context-length {context}: a micro-batch holds a whole "
-            f"packed sequence",
-        )
+        check_micro_batch(self.micro_batch_tokens, self.context_length, "--data.context-length")
+
+    @property
+    def pack_tokens(self) -> int:
+        """Of a packed sequence."""
+        return self.context_length
+
+    @property
+    def least_batch(self) -> int:
+        """Packed sequences of the smallest step."""
+        return self.global_batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,16 +87,5 @@ class EpochsConfig(TrainingConfig, DryRun):
     def micro_batches(self, data_size: int) -> list[int]:
         """How many packed sequences each micro-batch of a step has, on each of so many data-parallel ranks; once the size
         is chosen."""
-        tokens = self.data.micro_batch_tokens
-        assert tokens != "auto", "chosen when a run opens"
-        share = self.data.global_batch // data_size
-        return packs_of_micro_batches(share, tokens // self.data.context_length, self.parallel.pipeline > 1)
-
-
-def packs_of_micro_batches(packs: int, most: int, equal: bool) -> list[int]:
-    """How many of `packs` go into each micro-batch: as few micro-batches as can be with up to `most`, one apart in size.
-    `equal`: all of one size, as the stages of a pipeline have to agree on one; then there may be more of them."""
-    count = -(-packs // most)
-    if equal:
-        count = next(more for more in range(count, packs + 1) if packs % more == 0)
-    return [packs // count + (place < packs % count) for place in range(count)]
+        data = self.data
+        return sizes_of(data.global_batch // data_size, data.micro_batch_tokens, data.context_length, self.parallel.pipeline)

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 
 from megatron_ring.config.checks import require
 from megatron_ring.config.metadata import BY_CONTENT, MAY_CHANGE
+from megatron_ring.config.micro_batches import check_micro_batch, sizes_of
 from megatron_ring.config.model import ModelConfig, RopeScaling
 from megatron_ring.config.operations import AlarmConfig
 from megatron_ring.config.plan import DryRun
@@ -37,6 +38,9 @@ class RampConfig:
 class CorpusConfig:
     """Corpora and how sequences are cut from them."""
 
+    cpu_tokens: ClassVar[int] = 0
+    """Of a micro-batch that is chosen for a CPU, where it has one sequence in any case."""
+
     train: tuple[str, ...] = field(metadata=MAY_CHANGE)
     """Corpora, PREFIX or PREFIX:WEIGHT each, for PREFIX.bin and PREFIX.idx as megatron-core and tools/prepare_corpus.py
     write them; or one blend file (YAML or JSON). Without weights each sequence of each corpus is as likely. A continued run
@@ -52,6 +56,10 @@ class CorpusConfig:
     """Tokens of a sequence. Sequences are cut from shuffled documents that lie end to end."""
     global_batch: int = field(default=512, metadata=MAY_CHANGE)
     """Sequences per optimizer step, over all data-parallel ranks."""
+    micro_batch_tokens: int | Literal["auto"] = field(default="auto", metadata=MAY_CHANGE)
+    """Most tokens of a micro-batch: sequences of a rank go through the model together as far as they fit, one at least.
+    auto: on a GPU as many as the memory plan allows, up to 65,536 tokens, with a pipeline no fewer than 4 micro-batches a
+    stage; on a CPU one sequence. The router is balanced over the tokens of a micro-batch."""
     ramp: RampConfig = field(default_factory=RampConfig, metadata=MAY_CHANGE)
     reset_at_document: bool = False
     """Let no token attend to another document, and count positions from 0 in each. Off, as most published models were
@@ -62,6 +70,7 @@ class CorpusConfig:
         require(all(self.validation), "--data.validation: an empty name")
         require(self.sequence_length >= 2, f"--data.sequence-length is {self.sequence_length}, below 2")
         require(self.global_batch >= 1, f"--data.global-batch is {self.global_batch}, below 1")
+        check_micro_batch(self.micro_batch_tokens, self.sequence_length, "--data.sequence-length")
         shares = " ".join(f"{share:g}" for share in self.split)
         require(all(share >= 0 for share in self.split), f"--data.split {shares}: a share is below 0")
         require(self.split[0] > 0, f"--data.split {shares}: nothing is left to train on")
@@ -74,6 +83,16 @@ class CorpusConfig:
             rest % increment == 0,
             f"--data.ramp: from {start} the batch does not come to {self.global_batch} by {increment} at a time",
         )
+
+    @property
+    def pack_tokens(self) -> int:
+        """Of a sequence."""
+        return self.sequence_length
+
+    @property
+    def least_batch(self) -> int:
+        """Sequences of the smallest step."""
+        return self.ramp.start or self.global_batch
 
     @property
     def increment(self) -> int:
@@ -201,6 +220,14 @@ class PretrainConfig(TrainingConfig, DryRun):
             require(batch is None or batch % data_size == 0, said)
         length = data.sequence_length
         require(length % tensor == 0, f"--data.sequence-length {length} does not split over TP={tensor} ranks")
+
+    def sizes(self, sequences: int) -> list[int]:
+        """How many of a rank's sequences go into each micro-batch, once the size is chosen."""
+        return sizes_of(sequences, self.data.micro_batch_tokens, self.data.sequence_length, self.parallel.pipeline)
+
+    def micro_batches(self, data_size: int) -> list[int]:
+        """The same of a whole step, on each of so many data-parallel ranks."""
+        return self.sizes(self.data.global_batch // data_size)
 
     def check_steps(self, steps: int) -> None:
         """Raise `UserError` where warm-up and decay do not fit so many steps."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as ABCSequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,8 +13,15 @@ from megatron_ring.corpus.blends import Blend, Entry, Place
 from megatron_ring.corpus.mixing import TRAINED, VALIDATED, Corpora
 from megatron_ring.corpus.parts import Source
 from megatron_ring.corpus.sequences import SourceSequences
-from megatron_ring.data.packing import MicroBatch, empty_microbatch
+from megatron_ring.data.packing import MicroBatch, empty_microbatch, together
 from megatron_ring.data.tokenizer import RingTokenizer
+
+Sizes = Callable[[int], list[int]]
+
+
+def one_each(sequences: int) -> list[int]:
+    """Sequences of each micro-batch, where they go through the model one by one."""
+    return [1] * sequences
 
 
 class CorpusStream:
@@ -24,16 +32,17 @@ class CorpusStream:
 
     def __init__(
         self, corpora: Corpora, config: CorpusConfig, blend: Blend, tokenizer: RingTokenizer, seed: int,
-        cache: Path | None = None, part: int = 0, parts: int = 1,
+        cache: Path | None = None, part: int = 0, parts: int = 1, sizes: Sizes = one_each,
     ) -> None:  # fmt: skip
-        """`part` of `parts`: this rank's share of each batch, every `parts`-th sequence."""
+        """`part` of `parts`: this rank's share of each batch, every `parts`-th sequence. `sizes`: how many of so many
+        sequences go into each micro-batch."""
         self.config, self.blend, self.place = config, blend, Place()
         self.names = [entry.name for entry, _ in corpora.trained]
         self.sources = [
             SourceSequences(source, TRAINED, config.sequence_length, seed, tokenizer.vocab_size, cache)
             for _, source in corpora.trained
         ]
-        self._pad_id, self._part, self._parts = tokenizer.pad_id, part, parts
+        self._pad_id, self._part, self._parts, self._sizes = tokenizer.pad_id, part, parts, sizes
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="corpus")
         self._ahead: tuple[Place, Future[list[MicroBatch]]] | None = None
 
@@ -81,7 +90,8 @@ class CorpusStream:
             for source, number in drawn[self._part :: self._parts]
         ]
         missing = len(range(self._part, count, self._parts)) - len(found)
-        return [*found, *[empty_microbatch(self.config.sequence_length, self._pad_id) for _ in range(missing)]]
+        found += [empty_microbatch(self.config.sequence_length, self._pad_id) for _ in range(missing)]
+        return together(found, self._sizes(len(found)))
 
 
 @dataclass(frozen=True)
@@ -92,12 +102,14 @@ class HeldOut:
     sequences: SourceSequences
     count: int
 
-    def batches(self, reset: bool, pad_id: int, part: int, parts: int) -> list[MicroBatch]:
-        """This rank's share, filled up so that all ranks have as many. All ranks call it together."""
+    def batches(self, reset: bool, pad_id: int, part: int, parts: int, sizes: Sizes = one_each) -> list[MicroBatch]:
+        """This rank's share, filled up so that all ranks have as many; `sizes` as of `CorpusStream`. All ranks call it
+        together."""
         self.sequences.open(0, self.count - 1)
         mine = [self.sequences.read(number).micro_batch(reset) for number in range(part, self.count, parts)]
         missing = -(-self.count // parts) - len(mine)
-        return [*mine, *[empty_microbatch(self.sequences.length, pad_id) for _ in range(missing)]]
+        mine += [empty_microbatch(self.sequences.length, pad_id) for _ in range(missing)]
+        return together(mine, sizes(len(mine)))
 
 
 def held_out(

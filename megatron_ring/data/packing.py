@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -144,16 +145,40 @@ def pack_sequences(sequences: Sequence[TokenSequence], capacity: int, pad_id: in
     targets = torch.full((capacity,), pad_id, dtype=torch.int64)
     loss_mask = torch.zeros(capacity, dtype=torch.bool)
     bounds = [0, *itertools.accumulate(lengths)]
-    for sequence, start, end in zip(sequences, bounds, bounds[1:], strict=False):
-        tokens[start:end] = torch.as_tensor(sequence.tokens, dtype=torch.int64)
-        targets[start : end - 1] = tokens[start + 1 : end]
-        loss_mask[start : end - 1] = torch.as_tensor(sequence.loss_mask, dtype=torch.bool)[1:]
+    if used:  # all sequences at once: short ones are many
+        tokens[:used] = torch.from_numpy(np.concatenate([np.asarray(one.tokens, np.int64) for one in sequences]))
+        counted = torch.from_numpy(np.concatenate([np.asarray(one.loss_mask, np.bool_) for one in sequences]))
+        targets[: used - 1], loss_mask[: used - 1] = tokens[1:used], counted[1:]
+        ends = torch.tensor(bounds[1:]) - 1  # nothing of their own follows
+        targets[ends], loss_mask[ends] = pad_id, False
     if used < capacity:
         bounds.append(capacity)
     cu_seqlens = torch.tensor(bounds, dtype=torch.int32)
     starts = torch.repeat_interleave(cu_seqlens[:-1].long(), cu_seqlens.diff().long())
     place = torch.arange(capacity)
     return MicroBatch(tokens, targets, loss_mask, place - starts, cu_seqlens, place < used)
+
+
+def together(batches: Sequence[MicroBatch], sizes: Sequence[int]) -> list[MicroBatch]:
+    """Micro-batches laid one after another, so many in each. Raises `ValueError` where there are not as many, or tokens
+    would follow padding."""
+    if sum(sizes) != len(batches):
+        raise ValueError(f"{len(batches)} micro-batches are not {sizes} together")
+    rest = iter(batches)
+    return [_joined(list(itertools.islice(rest, size))) for size in sizes]
+
+
+def _joined(batches: Sequence[MicroBatch]) -> MicroBatch:
+    if len(batches) == 1:
+        return batches[0]
+    fields = {name: torch.cat([getattr(batch, name) for batch in batches]) for name, _ in _tokens(batches[0])}
+    if bool(fields["token_mask"].diff().logical_and(fields["token_mask"][1:]).any()):
+        raise ValueError("tokens follow padding")
+    bounds, first = [torch.zeros(1, dtype=torch.int32)], 0
+    for batch in batches:
+        bounds.append(batch.cu_seqlens[1:] + first)
+        first += batch.tokens.numel()
+    return MicroBatch(**fields, cu_seqlens=torch.cat(bounds))
 
 
 def plan_rollouts(

@@ -151,10 +151,6 @@ def sft_lines(config: SFTConfig, data: int, steps_per_epoch: int | None) -> list
 
 def _epochs_lines(config: EpochsConfig, data: int, steps_per_epoch: int | None) -> list[Line]:
     batch, context = config.data.global_batch, config.data.context_length
-    sizes = config.micro_batches(data)
-    micro = f"{sizes[0] * context:,} tokens; {len(sizes)} on each of {data} data-parallel rank(s)"
-    if sizes[0] > sizes[-1]:
-        micro = f"up to {micro}"
     steps, run = None, f"{config.epochs} epochs, a checkpoint after each"
     if steps_per_epoch is not None:
         steps = config.epochs * steps_per_epoch
@@ -163,10 +159,18 @@ def _epochs_lines(config: EpochsConfig, data: int, steps_per_epoch: int | None) 
         run += f"; stopped after {config.max_steps:,} steps"
     return [
         ("batch", f"{batch:,} packed sequences x {context:,} tokens = {batch * context:,} tokens a step"),
-        ("micro-batches", micro),
+        _micro_batches(config, context, data),
         ("run", run),
         *optimizer_lines(config.optimizer, config.router, steps),
     ]
+
+
+def _micro_batches(config: EpochsConfig | PretrainConfig, length: int, data: int) -> Line:
+    """Those of a whole step; `length` of a packed sequence."""
+    sizes = config.micro_batches(data)
+    most = "up to " if sizes[0] > sizes[-1] else ""
+    told = f"{most}{sizes[0] * length:,} tokens; {len(sizes)} on each of {data} data-parallel rank(s)"
+    return ("micro-batches", told)
 
 
 def pretrain_lines(config: PretrainConfig, data: int, steps: int | None) -> list[Line]:
@@ -184,7 +188,7 @@ def pretrain_lines(config: PretrainConfig, data: int, steps: int | None) -> list
     bias = f"; expert biases move by {config.router.bias_rate:g} a step" if config.router.bias_rate else ""
     lines = [
         ("batch", size),
-        ("micro-batches", f"{length:,} tokens; {batch // data} on each of {data} data-parallel rank(s)"),
+        _micro_batches(config, length, data),
         ("documents", f"attention and positions {crossing}"),
         ("run", run),
         *optimizer_lines(config.optimizer, config.router, steps),

@@ -1,5 +1,4 @@
-"""How many packed sequences go through the model together in a stage that trains in epochs, where `auto` is asked for.
-Imports no torch."""
+"""How many packed sequences go through the model together, where `auto` is asked for. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,18 +6,17 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from megatron_ring.config.epochs import EpochsConfig, packs_of_micro_batches
+from megatron_ring.config.epochs import EpochsConfig
+from megatron_ring.config.micro_batches import packs_of_micro_batches
 from megatron_ring.config.model import ModelConfig
+from megatron_ring.config.pretrain import PretrainConfig
 from megatron_ring.planning.memory import GIB, OUTSIDE_TORCH, Work, plan_memory
 from megatron_ring.planning.sizes import LENGTHS, MOMENTS, USABLE
 
 FILLING = 4
 """Micro-batches for each stage of a pipeline that a chosen size leaves: with M of them a step waits (PP - 1) / M of its
 time."""
-CPU_LENGTH = 512
-"""Tokens that a micro-batch has on a CPU: more of them are hardly faster, and fewer are half as fast."""
-
-Config = TypeVar("Config", bound=EpochsConfig)
+Config = TypeVar("Config", bound=EpochsConfig | PretrainConfig)
 
 
 def choose_packs(
@@ -37,15 +35,17 @@ def choose_packs(
     if data.micro_batch_tokens != "auto":
         return config, ""
     share = data.global_batch // config.parallel.data(world)
-    most = share if pipeline == 1 else max(1, share // (FILLING * pipeline))
-    before = _packs_before(recorded, data.context_length)
+    most = share
+    if pipeline > 1:
+        most = max(1, data.least_batch // config.parallel.data(world) // (FILLING * pipeline))
+    before = _packs_before(recorded, data.pack_tokens)
     if before is not None:
         return _with_packs(config, before if pipeline == 1 else min(before, most)), ""
-    packs = max(1, min(most, CPU_LENGTH // data.context_length))
+    packs = max(1, min(most, data.cpu_tokens // data.pack_tokens))
     if limit is not None:
         packs = _most_that_fit(config, shape, world, itemsize, limit, share, most)
     where = "a CPU" if limit is None else f"{limit / GIB:.1f} GiB of a GPU"
-    tokens = packs * data.context_length
+    tokens = packs * data.pack_tokens
     return _with_packs(config, packs), f"micro-batches of {tokens:,} tokens ({_said(packs)}), chosen for {where}"
 
 
@@ -55,21 +55,22 @@ def halved_packs(config: Config, data_size: int) -> Config | None:
     return None if packs == 1 else _with_packs(config, packs // 2)
 
 
-def epochs_work(config: EpochsConfig, data_size: int) -> Work:
+def packed_work(config: EpochsConfig | PretrainConfig, data_size: int) -> Work:
     """What a rank computes on so many data-parallel ranks, once the size is chosen."""
     sizes = config.micro_batches(data_size)
     return Work(
-        tokens=max(sizes) * config.data.context_length, micro_batches=len(sizes), recompute=config.recompute,
+        tokens=max(sizes) * config.data.pack_tokens, micro_batches=len(sizes), recompute=config.recompute,
         moment_itemsize=MOMENTS[config.optimizer.moments],
     )  # fmt: skip
 
 
 def _said(packs: int) -> str:
-    return "a packed sequence each" if packs == 1 else f"{packs} packed sequences each"
+    return "one sequence each" if packs == 1 else f"{packs} sequences each"
 
 
 def _with_packs(config: Config, packs: int) -> Config:
-    return replace(config, data=replace(config.data, micro_batch_tokens=packs * config.data.context_length))
+    data: Any = replace(config.data, micro_batch_tokens=packs * config.data.pack_tokens)
+    return replace(config, data=data)
 
 
 def _packs_before(recorded: Mapping[str, Any] | None, context: int) -> int | None:
@@ -82,19 +83,19 @@ def _packs_before(recorded: Mapping[str, Any] | None, context: int) -> int | Non
 
 
 def _most_that_fit(
-    config: EpochsConfig, shape: ModelConfig, world: int, itemsize: int, limit: int, share: int, most: int
+    config: EpochsConfig | PretrainConfig, shape: ModelConfig, world: int, itemsize: int, limit: int, share: int, most: int
 ) -> int:
     """Of up to `most` packs of a rank's `share`, as many as the memory plan has room for; one in any case."""
     data_size, tried = config.parallel.data(world), 0
     for length in LENGTHS:
-        packs = min(most, length // config.data.context_length)
+        packs = min(most, length // config.data.pack_tokens)
         if packs <= 1:
             break
         largest = max(packs_of_micro_batches(share, packs, config.parallel.pipeline > 1))
         if largest == tried:
             continue
         tried = largest
-        work = epochs_work(_with_packs(config, largest), data_size)
+        work = packed_work(_with_packs(config, largest), data_size)
         plan = plan_memory(shape, config.parallel, world, itemsize, work, limit)
         if plan.training_peak + OUTSIDE_TORCH <= USABLE * limit:
             return largest

@@ -21,8 +21,8 @@ from megatron_ring.errors import UserError, say
 from megatron_ring.planning import arithmetic
 from megatron_ring.planning.checks import Checks
 from megatron_ring.planning.memory import GIB, OUTSIDE_TORCH, Item, StageMemory, Work, plan_memory
-from megatron_ring.planning.packs import choose_packs, epochs_work
-from megatron_ring.planning.sizes import MOMENTS, choose_sizes, rl_work
+from megatron_ring.planning.packs import choose_packs, packed_work
+from megatron_ring.planning.sizes import choose_sizes, rl_work
 
 if TYPE_CHECKING:
     from megatron_ring.corpus.conversations import SFTDataset
@@ -43,6 +43,7 @@ class PackedFile(Protocol):
     steps_per_epoch: int
 
 
+PackedRun = TypeVar("PackedRun", bound=EpochsRun | PretrainConfig)
 EpochsData = TypeVar("EpochsData", bound=PackedFile)
 
 
@@ -154,10 +155,17 @@ def _plan_epochs(
         checks.done.append(f"--data.train {config.data.train}: {told(train)} of {train.tokens:,} tokens")
         if validation is not None:
             checks.done.append(f"--data.validation {config.data.validation}: {told(validation)}")
+    _plan_packs(config, shape, world, lambda config: lines(config, ranks, steps), checks)
+
+
+def _plan_packs(
+    config: PackedRun, shape: ModelConfig, world: int, lines: Callable[[PackedRun], list[arithmetic.Line]], checks: Checks
+) -> None:
+    """Choose how many packed sequences go together, and print the plan. `lines`: of the configuration with that."""
     itemsize, limit = 4 if config.precision == "fp32" else 2, int(config.plan.memory * 1e9)
     config, sizes = choose_packs(config, shape, world, itemsize, limit)
-    plan = [*lines(config, ranks, steps), *([("sizes", sizes)] if sizes else [])]
-    _report(config.stage_name, config, shape, world, plan, epochs_work(config, ranks), checks)
+    plan = [*lines(config), *([("sizes", sizes)] if sizes else [])]
+    _report(config.stage_name, config, shape, world, plan, packed_work(config, config.parallel.data(world)), checks)
 
 
 def plan_pretrain(config: PretrainConfig) -> None:
@@ -186,11 +194,7 @@ def plan_pretrain(config: PretrainConfig) -> None:
             checks.done.append(f"{source.prefix} ({entry.name}): {source.documents:,} documents, {source.tokens:,} tokens")
     if steps is not None:
         config.check_steps(steps)
-    work = Work(
-        tokens=corpus.sequence_length, micro_batches=corpus.global_batch // data, recompute=config.recompute,
-        moment_itemsize=MOMENTS[config.optimizer.moments],
-    )  # fmt: skip
-    _report("pretrain", config, shape, world, arithmetic.pretrain_lines(config, data, steps), work, checks)
+    _plan_packs(config, shape, world, lambda config: arithmetic.pretrain_lines(config, data, steps), checks)
 
 
 def plan_evaluate(config: EvaluateConfig) -> None:

@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
-
-import torch
 
 from megatron_ring.config.epochs import EpochsConfig
 from megatron_ring.config.model import ModelConfig
 from megatron_ring.data.tokenizer import RingTokenizer
-from megatron_ring.errors import MemoryRanOutError, StoppedByAlarm
-from megatron_ring.parallel import collectives
-from megatron_ring.parallel.context import ParallelContext, world_size_from_environment
-from megatron_ring.parallel.device import free_memory
-from megatron_ring.planning.packs import choose_packs, halved_packs
+from megatron_ring.errors import StoppedByAlarm
 from megatron_ring.run.continuing import stretched_rates
-from megatron_ring.run.directory import RunDirectory, recorded_settings
+from megatron_ring.run.directory import RunDirectory
+from megatron_ring.run.micro_batches import choose, room_for
 from megatron_ring.run.progress import Progress
-from megatron_ring.run.smaller import SmallerSizes, run_with_smaller
+from megatron_ring.run.smaller import run_with_smaller
 from megatron_ring.run.stage import (
     Stage,
-    dtype_of,
     latest_of,
     load_latest,
     next_multiple,
@@ -114,17 +107,6 @@ def _run_once(
         run.close()
 
 
-def choose(config: Config, shape: ModelConfig) -> tuple[Config, str]:
-    """The configuration with the size of micro-batches, on all processes alike: that of the run so far, or what fits; and
-    what to say of it."""
-    free = collectives.gather_over_world(free_memory())
-    limit = None if free[0] is None else min(size or 0 for size in free)
-    world, itemsize = world_size_from_environment(), dtype_of(config).itemsize
-    return collectives.from_main(
-        lambda: choose_packs(config, shape, world, itemsize, limit, recorded_settings(config.run_dir))
-    )
-
-
 def train_epochs(config: EpochsConfig, stage: Stage, run: RunDirectory, task: EpochTask, may_shrink: bool = False) -> None:
     """All steps that are left. `may_shrink`: micro-batches may be halved where the first one has no room.
 
@@ -191,29 +173,6 @@ def next_save(config: EpochsConfig, task: EpochTask, done: int) -> int:
     """The first step after `done` whose checkpoint is asked for."""
     of_epochs = next_multiple(config.save_epochs * task.steps_per_epoch, done)
     return min(of_epochs, next_multiple(config.save_every, done)) if config.save_every else of_epochs
-
-
-@contextmanager
-def room_for(step: int, config: EpochsConfig, context: ParallelContext, may_shrink: bool) -> Iterator[None]:
-    """Around a step, counted from 1.
-
-    Raises:
-        SmallerSizes: memory ran out, sizes may shrink, and this is the only process.
-        MemoryRanOutError: memory ran out otherwise; names the flag to lower.
-    """
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        smaller = halved_packs(config, context.data_size)
-        said = f"rank {context.rank}: step {step} ran out of GPU memory"
-        if smaller is None:
-            mends = ("--data.context-length", "--recompute full")
-            raise MemoryRanOutError(f"{said}: try {' or '.join(mends)}") from error
-        tokens = smaller.data.micro_batch_tokens
-        if not may_shrink or context.world_size > 1:
-            raise MemoryRanOutError(f"{said}: try --data.micro-batch-tokens {tokens}") from error
-        print(f"{config.stage_name}: {said}: beginning anew with micro-batches of {tokens:,} tokens", flush=True)
-        raise SmallerSizes(smaller) from None
 
 
 def _times(result: StepResult, seconds: float) -> dict[str, Any]:

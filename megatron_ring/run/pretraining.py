@@ -49,7 +49,9 @@ def open_state(
     """A run at its beginning. All ranks take part."""
     context, data, cache = stage.context, config.data, directory.path / "data_index"
     blend = corpora.blend(data.sequence_length, one_epoch=config.steps is None)
-    stream = CorpusStream(corpora, data, blend, tokenizer, config.seed, cache, context.data_rank, context.data_size)
+    stream = CorpusStream(
+        corpora, data, blend, tokenizer, config.seed, cache, context.data_rank, context.data_size, config.sizes
+    )
     validated, tested = (
         held_out(corpora, data, part, tokenizer, config.seed, config.validation_samples, cache)
         for part in (VALIDATED, TESTED)

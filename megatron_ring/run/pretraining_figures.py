@@ -52,7 +52,7 @@ def measure(run: PretrainState, held: list[HeldOut], what: str) -> dict[str, flo
     context, reset = run.stage.context, run.config.data.reset_at_document
     metrics, all_nats, all_tokens, all_bytes = {}, 0.0, 0, 0
     for one in held:
-        batches = one.batches(reset, run.tokenizer.pad_id, context.data_rank, context.data_size)
+        batches = one.batches(reset, run.tokenizer.pad_id, context.data_rank, context.data_size, run.config.sizes)
         result = run.trainer.evaluate(batches, SFTLoss())
         known = f"{what}/{one.name}"
         if known not in run.byte_counts:

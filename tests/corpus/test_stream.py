@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 
+from megatron_ring.config.micro_batches import packs_of_micro_batches
 from megatron_ring.config.pretrain import CorpusConfig
 from megatron_ring.corpus.blends import Place
 from megatron_ring.corpus.mixing import open_corpora
-from megatron_ring.corpus.stream import CorpusStream
+from megatron_ring.corpus.stream import CorpusStream, Sizes, one_each
 from megatron_ring.data.packing import MicroBatch
 from megatron_ring.errors import UserError
 from tests.corpus.writing import random_documents, write_corpus
@@ -38,11 +40,11 @@ def config_of(corpora: tuple[Path, ...], weights: tuple[float, ...] = (2.0, 1.0)
     return CorpusConfig(train=train, tokenizer=Path("t"), **given)
 
 
-def stream_of(config: CorpusConfig, part: int = 0, parts: int = 1) -> CorpusStream:
+def stream_of(config: CorpusConfig, part: int = 0, parts: int = 1, sizes: Sizes = one_each) -> CorpusStream:
     tokenizer: Any = SimpleNamespace(vocab_size=500, pad_id=0, vocabulary_fingerprint="")
     corpora = open_corpora(config, tokenizer)
     blend = corpora.blend(config.sequence_length, one_epoch=False)
-    return CorpusStream(corpora, config, blend, tokenizer, SEED, None, part, parts)
+    return CorpusStream(corpora, config, blend, tokenizer, SEED, None, part, parts, sizes)
 
 
 def plain_epoch(documents: list[list[int]], epoch: int) -> list[list[int]]:
@@ -100,6 +102,26 @@ def test_documents_are_reset(corpora: tuple[Path, Path]) -> None:
             assert batch.positions.tolist() == expected
             masked += int(ends.sum())
     assert masked > 20
+
+
+def segments(batches: list[MicroBatch]) -> list[list[int]]:
+    """Tokens, positions and what counts of each segment."""
+    found = []
+    for batch in batches:
+        for start, end in pairwise(batch.cu_seqlens.tolist()):
+            parts = (batch.tokens, batch.targets, batch.positions, batch.loss_mask, batch.token_mask)
+            found.append([int(value) for part in parts for value in part[start:end]])
+    return found
+
+
+@pytest.mark.parametrize("reset", [False, True])
+def test_sequences_go_together(corpora: tuple[Path, Path], reset: bool) -> None:
+    config = config_of(corpora, reset_at_document=reset)
+    single, several = stream_of(config), stream_of(config, sizes=lambda count: packs_of_micro_batches(count, 4, False))
+    for _ in range(5):
+        batches = several.next()
+        assert [batch.tokens.numel() for batch in batches] == [3 * LENGTH, 3 * LENGTH]
+        assert segments(batches) == segments(single.next())
 
 
 def test_ranks_share_a_batch_and_any_number_of_them_reads_the_same(corpora: tuple[Path, Path]) -> None:

@@ -20,6 +20,7 @@ from megatron_ring.data.packing import (
     plan_packs,
     plan_rollouts,
     split_evenly,
+    together,
 )
 from megatron_ring.data.sequences import PolicySequence, TokenSequence
 from megatron_ring.errors import UserError
@@ -249,6 +250,20 @@ def test_empty_batches_carry_no_loss() -> None:
         assert batch.cu_seqlens.tolist() == [0, 8] and batch.max_seqlen == 8
         assert not batch.loss_mask.any() and not batch.token_mask.any()
         assert batch.tokens.tolist() == [PAD] * 8
+
+
+def test_micro_batches_together() -> None:
+    parts = [pack_sequences([TokenSequence([n, n + 1], [1, 1]), TokenSequence([n], [1])], 3, PAD) for n in (10, 20)]
+    parts.append(pack_sequences([TokenSequence([30], [1])], 3, PAD))
+    whole, empty = together([*parts, empty_microbatch(3, PAD), empty_microbatch(3, PAD)], [4, 1])
+    assert whole.tokens.tolist() == [10, 11, 10, 20, 21, 20, 30, *[PAD] * 5] and not empty.token_mask.any()
+    assert whole.cu_seqlens.tolist() == [0, 2, 3, 5, 6, 7, 9, 12] and whole.cu_seqlens.dtype == torch.int32
+    assert whole.positions[:7].tolist() == [0, 1, 0, 0, 1, 0, 0] and whole.loss_terms == 2
+    assert together(parts, [1, 1, 1]) == parts
+    with pytest.raises(ValueError, match="3 micro-batches are not"):
+        together(parts, [2])
+    with pytest.raises(ValueError, match="tokens follow padding"):
+        together(parts[::-1], [3])
 
 
 def test_to_and_replace_keep_the_type() -> None:

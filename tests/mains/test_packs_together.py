@@ -38,7 +38,7 @@ def test_a_size_is_told_recorded_and_kept(run_on: Any, tiny_data: Path, tmp_path
         return found
 
     said, refused = go("single", 1, "--max-steps", "3")
-    assert "sft: micro-batches of 512 tokens (a packed sequence each), chosen for a CPU\n" in said and not refused
+    assert "sft: micro-batches of 512 tokens (one sequence each), chosen for a CPU\n" in said and not refused
     assert recorded(tmp_path / "single") == 512
     go("whole", 1, SIZE, "1024", "--max-steps", "3")
     go("parts", 1, SIZE, "1024", "--max-steps", "1")

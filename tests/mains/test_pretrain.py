@@ -86,7 +86,7 @@ def test_it_writes_its_run_directory(base: Path, data: Path) -> None:
 def test_killed_it_continues_to_the_same_bits(data: Path, tmp_path: Path) -> None:
     whole, out = tmp_path / "whole", tmp_path / "killed"
     more = ["--data.reset-at-document", "--router.bias-rate", "1e-3", "--steps", "16", "--save-every", "4",
-            "--validation-every", "8"]  # fmt: skip
+            "--validation-every", "8", "--data.micro-batch-tokens", "140"]  # fmt: skip
     assert run(command("megatron_ring.pretrain", *flags(data, whole, *more))).returncode == 0
     arguments = command("megatron_ring.pretrain", *flags(data, out, *more))
     kill_after(arguments, out, 6)

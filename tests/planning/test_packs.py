@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_ring.config.epochs import packs_of_micro_batches
+from megatron_ring.config.micro_batches import packs_of_micro_batches
 from megatron_ring.config.model import ModelConfig
 from megatron_ring.config.parallel import ParallelConfig
 from megatron_ring.config.presets import PRESETS, RING_LITE, RING_TINY
@@ -18,7 +18,7 @@ from megatron_ring.config.reward_model import PreferenceDataConfig, RewardModelC
 from megatron_ring.config.sft import SFTConfig, SFTDataConfig
 from megatron_ring.errors import UserError
 from megatron_ring.planning.memory import OUTSIDE_TORCH, plan_memory
-from megatron_ring.planning.packs import choose_packs, epochs_work, halved_packs
+from megatron_ring.planning.packs import choose_packs, halved_packs, packed_work
 from megatron_ring.planning.sizes import LENGTHS, USABLE
 from tests.planning.test_sizes import H100, H200, SMOL
 
@@ -32,7 +32,7 @@ def config(context: int, batch: int, tokens: Any = "auto", parallel: ParallelCon
 
 
 def peak(asked: SFTConfig, shape: ModelConfig, world: int, limit: int) -> int:
-    work = epochs_work(asked, asked.parallel.data(world))
+    work = packed_work(asked, asked.parallel.data(world))
     return plan_memory(shape, asked.parallel, world, 2, work, limit).training_peak + OUTSIDE_TORCH
 
 

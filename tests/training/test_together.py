@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_ring.config.epochs import packs_of_micro_batches
+from megatron_ring.config.micro_batches import packs_of_micro_batches
 from megatron_ring.config.optimizer import OptimizerConfig, RouterLossConfig
 from megatron_ring.config.parallel import ParallelConfig
 from megatron_ring.config.presets import RING_TINY
