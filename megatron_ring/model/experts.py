@@ -11,7 +11,7 @@ from megatron.core.tensor_parallel import set_tensor_model_parallel_attributes
 from megatron_ring.config.declarations import moe_weights
 from megatron_ring.config.parallel import ParallelConfig
 from megatron_ring.model.kernels.experts import local_experts, sorted_experts
-from megatron_ring.model.kernels.fp8 import Weight, widened
+from megatron_ring.model.kernels.fp8 import Fp8Matrix, Weight, widened
 from megatron_ring.model.kernels.rows import combine_rows, sort_by_expert
 from megatron_ring.parallel.device import current_device
 
@@ -79,7 +79,9 @@ class GroupedExperts(torch.nn.Module):
         if x_th.is_cuda and not torch.is_grad_enabled() and not self.exact:
             from megatron_ring.model.kernels import few_tokens_triton
 
-            if 0 < x_th.shape[0] <= few_tokens_triton.MOST_TOKENS:
+            narrow = isinstance(down_e, Fp8Matrix)
+            most = few_tokens_triton.MOST_FP8_TOKENS if narrow else few_tokens_triton.MOST_TOKENS
+            if 0 < x_th.shape[0] <= most:
                 y_nh, back_tk = few_tokens_triton.sorted_outputs(x_th, weights_tk, experts_tk, gate_up_e, down_e)
                 return combine_rows(y_nh, back_tk, *plus)
         places = sort_by_expert(experts_tk, down_e.shape[0])
