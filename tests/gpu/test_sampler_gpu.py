@@ -41,7 +41,7 @@ def test_experts_of_few_tokens(tokens: int, only: int | None) -> None:
             assert (found - wanted).norm() / wanted.norm() < 1e-2
 
 
-@pytest.mark.parametrize("tokens", [1, 40, 300, 1000])
+@pytest.mark.parametrize("tokens", [1, 40, 300, 2000])
 def test_experts_in_fp8_are_those_of_the_widened_weights(tokens: int) -> None:
     """bf16 holds the widened weights, so that only orders of sums differ."""
     from megatron_ring.model.kernels import few_tokens_triton
