@@ -44,10 +44,7 @@ class Floor:
         experts = sum(size for name, size in sizes.items() if ".experts." in name)
         others = sum(sizes.values()) - experts
         if sampler.sampling.narrow:
-            sign = "experts." if sampler.sampling.weights == "fp8" else ".experts."
-            narrow = {name: fp8_bytes(p.shape) for name, p in model.named_parameters() if sign in name}
-            others += sum(size - sizes[name] for name, size in narrow.items() if ".experts." not in name)
-            experts = sum(size for name, size in narrow.items() if ".experts." in name)
+            experts = sum(fp8_bytes(p.shape) for name, p in model.named_parameters() if ".experts." in name)
         shape, itemsize = model.ring_config, next(model.parameters()).itemsize
         token = 2 * len(model.local_layers) * (shape.num_key_value_heads // layout.tensor) * shape.head_dim * itemsize
         return cls(shape, rates, layout.tensor, layout.expert, experts, others, token)

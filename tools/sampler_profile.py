@@ -10,8 +10,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from megatron_ring.config.declarations import fp8_bytes
-
 if TYPE_CHECKING:  # `tools` may be a package of someone else's; a script's own folder is on the path
     from megatron_ring.sampler.sampler import Sampler
     from tools.sampler_floor import Floor
@@ -101,19 +99,14 @@ def least_by_part(sampler: Sampler, floor: Floor, rows: int, held: int) -> dict[
         ".shared_experts.": "shared experts", ".router.": "router", ".self_attention.": "projections",
         ".mlp.linear": "shared experts", "output_layer": "head",
     }  # fmt: skip
-    narrow = sampler.sampling.weights == "fp8"
     for name, weight in sampler.model.named_parameters():
         part = next((part for sign, part in places.items() if sign in name), None)
         if part is not None and ".experts." not in name:
-            size = fp8_bytes(weight.shape) if narrow and ".shared_experts." in name else weight.nbytes
             read, flops = found[part]
-            found[part] = read + size, flops + 2.0 * weight.numel() * rows
+            found[part] = read + weight.nbytes, flops + 2.0 * weight.numel() * rows
     layers = len(sampler.model.local_layers)
     experts = 6.0 * shape.hidden_size * shape.expert_width * shape.experts_per_token * rows * len(sampler.model.route_layers)
     found["experts"] = floor.chosen(rows) * floor.experts, experts
-    if narrow:  # in one process the same kernels compute both
-        (read, flops), (shared_read, shared_flops) = found["experts"], found["shared experts"]
-        found["experts"], found["shared experts"] = (read + shared_read, flops + shared_flops), (0.0, 0.0)
     attended = 4.0 * held * shape.num_attention_heads * shape.head_dim * layers
     found["attention"] = held * floor.token_bytes, attended
     return found

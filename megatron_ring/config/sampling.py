@@ -87,10 +87,10 @@ class SamplingConfig(RequestSampling):
     and --sampling.kv-fraction of a GPU)."""
     kv_fraction: float = field(default=0.8, metadata=MAY_CHANGE)
     """Part of a GPU's free memory that the KV cache may take (0..1]."""
-    weights: Literal["bf16", "fp8", "fp8-routed"] = "bf16"
-    """bf16: the policy's own, in whatever precision it has. fp8: its experts from a copy in FP8, made anew whenever the
-    weights change: about half the bytes of a decoding step, for a policy that differs a little from the trainer's.
-    fp8-routed: the same without the shared experts, which differs less."""
+    weights: Literal["bf16", "fp8"] = "bf16"
+    """bf16: the policy's own, in whatever precision it has. fp8: its routed experts from a copy in FP8, made anew
+    whenever the weights change: about half the bytes of a decoding step, for a policy that differs a little from the
+    trainer's."""
     cuda_graphs: bool = field(default=True, metadata=MAY_CHANGE)
     """Decode by CUDA graphs where a process holds all layers (PP=1); off: launch each kernel (slower, to compare)."""
 

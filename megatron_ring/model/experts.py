@@ -11,7 +11,7 @@ from megatron.core.tensor_parallel import set_tensor_model_parallel_attributes
 from megatron_ring.config.declarations import moe_weights
 from megatron_ring.config.parallel import ParallelConfig
 from megatron_ring.model.kernels.experts import local_experts, sorted_experts
-from megatron_ring.model.kernels.fp8 import Weight, widened
+from megatron_ring.model.kernels.fp8 import Fp8Matrix, Weight, widened
 from megatron_ring.model.kernels.rows import combine_rows, sort_by_expert
 from megatron_ring.parallel.device import current_device
 
@@ -71,24 +71,19 @@ class GroupedExperts(torch.nn.Module):
 
     def route_locally(
         self, x_th: torch.Tensor, weights_tk: torch.Tensor, experts_tk: torch.Tensor, plus: tuple[torch.Tensor, ...],
-        others: tuple[Weight, Weight] | None = None, always: int = 0,
+        others: tuple[Weight, Weight] | None = None,
     ) -> torch.Tensor:  # fmt: skip
         """Where all experts are here: sum over each token's k of weight * expert(x), plus the tensors of `plus`; x and they
-        [T, hidden], weights fp32 [T, k], experts int64 [T, k] -> [T, hidden]. `others`: as in `forward`; of these the first
-        `always` are experts of every token, with weight 1, and `experts_tk` counts from behind them."""
+        [T, hidden], weights fp32 [T, k], experts int64 [T, k] -> [T, hidden]. `others`: as in `forward`."""
         gate_up_e, down_e = others or self.matrices()
         if x_th.is_cuda and not torch.is_grad_enabled() and not self.exact:
             from megatron_ring.model.kernels import few_tokens_triton
 
-            if 0 < x_th.shape[0] <= few_tokens_triton.MOST_TOKENS:
-                y_nh, back_tk = few_tokens_triton.sorted_outputs(
-                    x_th, weights_tk, experts_tk, gate_up_e, down_e, always=always
-                )
+            narrow = isinstance(down_e, Fp8Matrix)
+            most = few_tokens_triton.MOST_FP8_TOKENS if narrow else few_tokens_triton.MOST_TOKENS
+            if 0 < x_th.shape[0] <= most:
+                y_nh, back_tk = few_tokens_triton.sorted_outputs(x_th, weights_tk, experts_tk, gate_up_e, down_e)
                 return combine_rows(y_nh, back_tk, *plus)
-        if always:
-            first = torch.arange(always, device=x_th.device).expand(x_th.shape[0], always)
-            experts_tk = torch.cat((first, experts_tk + always), dim=1)
-            weights_tk = torch.cat((weights_tk.new_ones(first.shape), weights_tk), dim=1)
         places = sort_by_expert(experts_tk, down_e.shape[0])
         gate_up_e, down_e = widened(gate_up_e, x_th.dtype), widened(down_e, x_th.dtype)
         return local_experts(x_th, weights_tk, places, gate_up_e, down_e, plus, self.recompute, self.exact)

@@ -28,31 +28,20 @@ def linear(module: Any, x: torch.Tensor) -> torch.Tensor:
                 return _Linear.apply(x, module.weight, module.bias, module.config.ring_exact)
             return F.linear(x, module.weight, module.bias)
         if module.config.sequence_parallel and not torch.is_grad_enabled():
-            split = _column if type(module) is ColumnParallelLinear else _row
-            return split(x, module.weight, module.bias)
+            return _column(module, x) if type(module) is ColumnParallelLinear else _row(module, x)
     out: torch.Tensor = module(x)[0]
     return out
 
 
-def columns_product(x: torch.Tensor, weight: torch.Tensor, tensor: int) -> torch.Tensor:
-    """What a layer that is split by columns over `tensor` ranks makes with this weight, without gradients."""
-    return F.linear(x, weight) if tensor == 1 else _column(x, weight, None)
-
-
-def rows_product(x: torch.Tensor, weight: torch.Tensor, tensor: int) -> torch.Tensor:
-    """As `columns_product`, of a layer that is split by rows."""
-    return F.linear(x, weight) if tensor == 1 else _row(x, weight, None)
-
-
-def _column(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+def _column(module: ColumnParallelLinear, x: torch.Tensor) -> torch.Tensor:
     """[T/TP, 1, in] -> [T, 1, out/TP]."""
-    return F.linear(collectives.gather_tokens_over_tensor(x), weight, bias)
+    return F.linear(collectives.gather_tokens_over_tensor(x), module.weight, module.bias)
 
 
-def _row(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+def _row(module: RowParallelLinear, x: torch.Tensor) -> torch.Tensor:
     """[T, 1, in/TP] -> [T/TP, 1, out]."""
-    out = collectives.scatter_sum_of_tokens_over_tensor(F.linear(x, weight))
-    return out if bias is None else out + bias
+    out = collectives.scatter_sum_of_tokens_over_tensor(F.linear(x, module.weight))
+    return out if module.bias is None else out + module.bias
 
 
 def linear_and_pass(module: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from copy import copy
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
@@ -14,16 +12,13 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispatcher
 
 from megatron_ring.model.expert_exchange import exchanged_experts, gathered_experts
-from megatron_ring.model.kernels.fp8 import Weight, widened
+from megatron_ring.model.kernels.fp8 import Weight
 from megatron_ring.model.kernels.swiglu import swiglu
 from megatron_ring.model.layer_parts import LayerParts
 from megatron_ring.model.layout import TokenLayout
-from megatron_ring.model.linear import columns_product, linear, linear_and_pass, rows_product
+from megatron_ring.model.linear import linear, linear_and_pass
 from megatron_ring.model.router import RingRouter, RouterLosses
 from megatron_ring.model.routes import Routes
-
-if TYPE_CHECKING:
-    from megatron_ring.model.narrow import NarrowLayer
 
 
 class SwiGLU(MLP):
@@ -39,16 +34,6 @@ class SwiGLU(MLP):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """[T_local, 1, hidden] -> the same shape."""
         return linear(self.linear_fc2, swiglu(linear(self.linear_fc1, hidden_states)))
-
-    def matrices(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Gates above ups [2f, hidden], and [hidden, f]; f on this tensor-parallel rank."""
-        return self.linear_fc1.weight, self.linear_fc2.weight
-
-    def with_weights(self, weights: tuple[Weight, Weight], hidden_states: torch.Tensor) -> torch.Tensor:
-        """`forward` without gradients, by others than its own `matrices`."""
-        first, second = (widened(weight, hidden_states.dtype) for weight in weights)
-        tensor = self.config.tensor_model_parallel_size
-        return rows_product(swiglu(columns_product(hidden_states, first, tensor)), second, tensor)
 
     def and_pass(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(forward's result, hidden_states): see `linear_and_pass`."""
@@ -95,15 +80,6 @@ class RingMoE(MegatronModule):
                 local, list(range(first, first + local)), config=config, pg_collection=pg_collection
             )
 
-    @property
-    def shared_beside_routed(self) -> int:
-        """Experts of the routed ones' width that the shared ones make, where they can be computed as such: all are in this
-        process, and the widths fit; else 0."""
-        if self.shared_experts is None or self.exchanges or self.dispatcher is not None or self.tensor_group.size() > 1:
-            return 0
-        whole, rest = divmod(self.config.moe_shared_expert_intermediate_size, self.config.moe_ffn_hidden_size)
-        return 0 if rest else int(whole)
-
     def set_layer_number(self, layer_number: int) -> None:
         self.router.layer_number = layer_number
 
@@ -134,33 +110,23 @@ class RingMoE(MegatronModule):
         if self.exchanges:
             residual_th = None if residual is None else residual.view_as(hidden_th)
             exact = self.config.ring_exact
-            gate_up_e, down_e = self.experts.matrices() if narrow is None else narrow.routed
-            given = (hidden_th, weights_tk, experts_tk, residual_th, gate_up_e, down_e, self._shared(narrow))
+            gate_up_e, down_e = narrow or self.experts.matrices()
+            given = (hidden_th, weights_tk, experts_tk, residual_th, gate_up_e, down_e, self.shared_experts)
             alike = layout is not None and layout.alike and not exact  # `gathered_experts` adds up in another order
             out = gathered_experts(*given) if alike else exchanged_experts(*given, self.experts.recompute, exact)
             return out.view_as(hidden_states)
         plus = () if residual is None else (residual,)
-        if narrow is not None:
-            shared = None if narrow.always else self._shared(narrow)
-            plus = plus if shared is None else (*plus, shared(hidden_th.view_as(hidden_states)))
-        elif self.shared_experts is not None:
+        if self.shared_experts is not None:
             mlp_out, passed = self.shared_experts.and_pass(hidden_th.view_as(hidden_states))
             plus, hidden_th = (*plus, mlp_out), passed.view_as(hidden_th)
         others = tuple(other.view_as(hidden_th) for other in plus)
-        weights, always = (None, 0) if narrow is None else (narrow.routed, narrow.always)
         if self.dispatcher is None:
-            out = self.experts.route_locally(hidden_th, weights_tk, experts_tk, others, weights, always)
+            out = self.experts.route_locally(hidden_th, weights_tk, experts_tk, others, narrow)
         else:
-            out = self._route_over_ranks(hidden_th, weights_tk, experts_tk, weights)
+            out = self._route_over_ranks(hidden_th, weights_tk, experts_tk, narrow)
             for other in others:
                 out = out + other
         return out.view_as(hidden_states)
-
-    def _shared(self, narrow: NarrowLayer | None) -> Callable[[torch.Tensor], torch.Tensor] | None:
-        """The shared experts, where they are by themselves."""
-        if self.shared_experts is None or narrow is None or narrow.shared is None:
-            return self.shared_experts
-        return partial(self.shared_experts.with_weights, narrow.shared)
 
     def _given(self, routes: Routes | None) -> tuple[torch.Tensor, ...] | None:
         """What is known of the experts of the tokens here: with sequence parallelism a part of all."""

@@ -188,7 +188,7 @@ def _sampling(
         return [], None
     items = []
     if sampling.narrow:
-        size = fp8_experts(model, parallel, stage, shared=sampling.weights == "fp8")
+        size = fp8_experts(model, parallel, stage)
         items.append(Item(FP8_EXPERTS, size, "a copy to sample with"))
         free -= items[0].size
     each = cache_bytes_per_token(model, parallel, stage, itemsize)

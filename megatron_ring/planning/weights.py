@@ -65,10 +65,9 @@ def local_sizes(model: ModelConfig, parallel: ParallelConfig, stage: int) -> lis
     return [(weight, prod(weight.local_shape(parallel))) for weight in stage_weights(model, parallel, stage).values()]
 
 
-def fp8_experts(model: ModelConfig, parallel: ParallelConfig, stage: int, shared: bool) -> int:
-    """Bytes of a copy in FP8 of the routed experts, and of the `shared` ones, that a rank of a pipeline stage holds."""
-    sign = "experts." if shared else ".experts."
-    experts = [weight for weight, _ in local_sizes(model, parallel, stage) if sign in weight.name]
+def fp8_experts(model: ModelConfig, parallel: ParallelConfig, stage: int) -> int:
+    """Bytes of a copy in FP8 of the routed experts that a rank of a pipeline stage holds."""
+    experts = [weight for weight, _ in local_sizes(model, parallel, stage) if ".experts." in weight.name]
     return sum(fp8_bytes(weight.local_shape(parallel)) for weight in experts)
 
 

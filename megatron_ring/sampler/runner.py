@@ -97,7 +97,7 @@ class ModelRunner:
             self.narrow.refill()
             return
         try:
-            self.narrow = NarrowExperts(self.model, shared=self.sampling.weights == "fp8")
+            self.narrow = NarrowExperts(self.model)
         except RuntimeError as error:
             raise UserError(
                 f"--sampling.weights {self.sampling.weights}: no memory for a second copy of the experts' weights: leave it "

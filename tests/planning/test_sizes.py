@@ -96,7 +96,7 @@ def test_a_copy_in_fp8_stays_where_the_cache_does() -> None:
         megabytes = range(H200 // 10**6)
         return 10**6 * bisect(megabytes, False, key=lambda mb: cache_can_stay(asked, SMOL, 1, 2, 215, 10**6 * mb))
 
-    copy = fp8_experts(SMOL, ParallelConfig(), 0, shared=True)
+    copy = fp8_experts(SMOL, ParallelConfig(), 0)
     assert copy > 5e8 and least(narrow) - least(chosen) == pytest.approx(copy / USABLE, abs=3e6)
 
 

@@ -40,10 +40,37 @@ def test_slots_are_sorted_like_the_trainer_sorts_them(tokens: int, k: int, seed:
     assert torch.equal(ends, wanted.ends)
 
 
+def test_slots_of_experts_that_are_elsewhere() -> None:
+    experts_tk = torch.tensor([[-5, 1], [9, 0], [1, 2]], device=DEVICE)
+    order, back, ends = few_tokens_triton.sort_slots(experts_tk, 2)
+    assert back.tolist() == [[-1, 1], [-1, 0], [2, -1]] and ends.tolist() == [1, 3] and order[:3].tolist() == [3, 1, 4]
+
+
+@pytest.mark.parametrize(
+    ("mean", "rows", "beside"),
+    [(0.1, 16, 1), (12.0, 16, 2), (24.0, 32, 2), (64.0, 64, 2), (72.0, 128, 1), (96.0, 128, 2), (500.0, 128, 6)],
+)
+def test_programs_have_room_for_half_as_many_rows_again(mean: float, rows: int, beside: int) -> None:
+    assert few_tokens_triton.program_rows(mean) == (rows, beside)
+    assert rows * beside >= 1.5 * mean
+
+
+def test_few_experts_get_narrower_tiles() -> None:
+    tiles = few_tokens_triton.usual_tiles
+    assert [tiles(128, experts, 2048, False)[1].rows for experts in (64, 16, 9, 2)] == [256, 128, 128, 64]
+    assert [tiles(16, experts, 2048, True)[1].rows for experts in (64, 1)] == [64, 64]
+    for rows in (16, 32, 64, 128):
+        for narrow in (False, True):
+            for experts in (64, 16, 1):
+                for matrices, tile in zip((2, 1), tiles(rows, experts, 2048, narrow), strict=True):
+                    weights = matrices * tile.rows * (1 if narrow else 2)
+                    assert tile.stages * tile.columns * (weights + 2 * rows) <= 163 << 10  # of an A100
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16] if CUDA else [torch.float32])
 @pytest.mark.parametrize(
-    ("tokens", "k", "hidden", "width", "only"),
-    [(1, 2, 64, 32, None), (5, 1, 96, 40, None), (70, 3, 160, 96, None), (90, 2, 64, 48, 2)],  # `only`: 2 experts have all
+    ("tokens", "k", "hidden", "width", "only"),  # `only`: so many experts have all
+    [(1, 2, 64, 32, None), (5, 1, 96, 40, None), (70, 3, 160, 96, None), (90, 2, 64, 48, 2), (150, 4, 64, 40, None)],
 )
 def test_experts_against_float64(tokens: int, k: int, hidden: int, width: int, only: int | None, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(tokens)

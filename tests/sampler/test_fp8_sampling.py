@@ -18,21 +18,20 @@ NARROW = SamplingConfig(weights="fp8", max_batch=4, page_size=4, prefill_tokens=
 USUAL = SamplingConfig(max_batch=4, page_size=4, prefill_tokens=7, kv_tokens=128)
 
 
-def experts_of(model: Any, weights: str = "fp8") -> list[torch.nn.Parameter]:
-    sign = "experts." if weights == "fp8" else ".experts."
-    return [parameter for name, parameter in model.named_parameters() if sign in name]
+def experts_of(model: Any) -> list[torch.nn.Parameter]:
+    return [parameter for name, parameter in model.named_parameters() if ".experts." in name]
 
 
-def as_the_copy_has_them(model: Any, weights: str = "fp8") -> None:
+def as_the_copy_has_them(model: Any) -> None:
     """Give the model the weights that its copy in FP8 stands for."""
     from megatron_ring.model.kernels.fp8 import Fp8Matrix
 
     with torch.no_grad():
-        for weight in experts_of(model, weights):
+        for weight in experts_of(model):
             weight.copy_(Fp8Matrix.of(weight).wide(weight.dtype))
 
 
-def followed(weights: str) -> dict[str, Any]:
+def followed() -> dict[str, Any]:
     from megatron_ring.sampler.sampler import Sampler
 
     model, here = make(ParallelConfig())
@@ -41,12 +40,11 @@ def followed(weights: str) -> dict[str, Any]:
     def tokens(sampler: Any) -> list[Any]:
         return [(c.tokens, c.logprobs) for c in sampler.generate(requests)]
 
-    narrow = replace(NARROW, weights=weights)
-    sampler = Sampler(model, here, narrow, EOS, keeps_cache=True)
+    sampler = Sampler(model, here, NARROW, EOS, keeps_cache=True)
     before = full_forward(model, prompts(3))
     found = [tokens(sampler)]
     trained = full_forward(model, prompts(3))
-    place = sampler.runner.narrow.of(model.decoder.layers[0].mlp).routed[0].words.data_ptr()
+    place = sampler.runner.narrow.of(model.decoder.layers[0].mlp)[0].words.data_ptr()
     usual = tokens(Sampler(model, here, USUAL, EOS))
     with torch.no_grad():  # a step of the optimizer
         for i, weight in enumerate(experts_of(model)):
@@ -54,11 +52,11 @@ def followed(weights: str) -> dict[str, Any]:
     sampler.weights_changed()
     kept = sampler.runner.narrow is not None
     found.append(tokens(sampler))
-    moved = sampler.runner.narrow.of(model.decoder.layers[0].mlp).routed[0].words.data_ptr() != place
-    again = tokens(Sampler(model, here, narrow, EOS))
+    moved = sampler.runner.narrow.of(model.decoder.layers[0].mlp)[0].words.data_ptr() != place
+    again = tokens(Sampler(model, here, NARROW, EOS))
     sampler.release()
     released = sampler.runner.narrow is None
-    as_the_copy_has_them(model, weights)
+    as_the_copy_has_them(model)
     wanted = tokens(Sampler(model, here, USUAL, EOS))
     return {
         "trainer's": all(torch.equal(a, b) for a, b in zip(before, trained, strict=True)), "differ": found[0] != usual,
@@ -68,9 +66,8 @@ def followed(weights: str) -> dict[str, Any]:
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("weights", ["fp8", "fp8-routed"])
-def test_the_copy_follows_the_weights_and_the_trainer_keeps_its_own(run_on, weights: str) -> None:
-    (out,) = run_on(1, followed, weights)
+def test_the_copy_follows_the_weights_and_the_trainer_keeps_its_own(run_on) -> None:
+    (out,) = run_on(1, followed)
     assert out["trainer's"] and out["differ"] and out["changed"] and out["again"]
     assert out["kept"] and not out["moved"] and out["released"]
     assert [tokens for tokens, _ in out["found"]] == [tokens for tokens, _ in out["wanted"]]

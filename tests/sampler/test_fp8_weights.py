@@ -74,30 +74,13 @@ def test_the_kernels_widening_is_that_of_e4m3() -> None:
     assert torch.equal(found[finite], wanted[finite])
 
 
-def test_slots_of_experts_that_all_tokens_choose() -> None:
-    pytest.importorskip("triton", reason="Triton is not installed")
-    from megatron_ring.model.kernels import few_tokens_triton
-    from megatron_ring.model.kernels.rows import sort_by_expert
-
-    experts_tk = torch.rand(37, 6, generator=torch.Generator().manual_seed(1)).topk(3, dim=1).indices.to(DEVICE)
-    order, back, ends = few_tokens_triton.sort_slots(experts_tk, 6, always=2)
-    first = torch.arange(2, device=DEVICE).expand(37, 2)
-    wanted = sort_by_expert(torch.cat((first, experts_tk + 2), dim=1), 8)
-    assert torch.equal(order.long(), wanted.order) and torch.equal(back.long(), wanted.back)
-    assert torch.equal(ends, wanted.ends)
-    far = torch.tensor([[-5, 1], [9, 0]], device=DEVICE)  # of other ranks
-    assert few_tokens_triton.sort_slots(far, 2, always=1)[1].tolist() == [[0, -1, 3], [1, -1, 2]]
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16] if CUDA else [torch.float32])
 @pytest.mark.parametrize(
-    ("tokens", "k", "hidden", "width", "only", "always"),
-    [(1, 2, 64, 32, None, 0), (70, 3, 160, 200, None, 0), (50, 2, 128, 48, 2, 0), (40, 2, 96, 130, None, 2)],
+    ("tokens", "k", "hidden", "width", "only"),
+    [(1, 2, 64, 32, None), (70, 3, 160, 200, None), (50, 2, 128, 48, 2), (170, 3, 96, 130, 4)],
 )
-def test_experts_against_float64(
-    tokens: int, k: int, hidden: int, width: int, only: int | None, always: int, dtype: torch.dtype
-) -> None:
-    """Six experts; `only`: all tokens choose among so many; `always`: the first of the six are every token's."""
+def test_experts_against_float64(tokens: int, k: int, hidden: int, width: int, only: int | None, dtype: torch.dtype) -> None:
+    """Six experts; `only`: all tokens choose among so many."""
     pytest.importorskip("triton", reason="Triton is not installed")
     from megatron_ring.model.kernels import few_tokens_triton
 
@@ -108,16 +91,13 @@ def test_experts_against_float64(
 
     x, gate_up, down = draw(tokens, hidden), draw(6, 2 * width, hidden) / hidden**0.5, draw(6, hidden, width) / width**0.5
     weights = torch.rand(tokens, k, generator=generator).to(DEVICE)
-    scores = torch.rand(tokens, 6 - always, generator=generator)
+    scores = torch.rand(tokens, 6, generator=generator)
     if only is not None:
         scores[:, only:] = -1.0
     experts_tk = scores.topk(k, dim=1).indices.to(DEVICE)
     narrow = Fp8Matrix.of(gate_up), Fp8Matrix.of(down)
     tile = few_tokens_triton.Tile(32, 128, 2, 4)
-    y_nh, back = few_tokens_triton.sorted_outputs(x, weights, experts_tk, *narrow, (tile, tile), always=always)
-    first = torch.arange(always, device=DEVICE).expand(tokens, always)
-    experts_tk = torch.cat((first, experts_tk + always), dim=1)
-    weights = torch.cat((weights.new_ones(tokens, always), weights), dim=1)
+    y_nh, back = few_tokens_triton.sorted_outputs(x, weights, experts_tk, *narrow, (tile, tile))
     wide_up, wide_down = (matrix.wide(dtype).double() for matrix in narrow)
     gates, ups = torch.einsum("th,tkfh->tkf", x.double(), wide_up[experts_tk]).chunk(2, dim=-1)
     act = torch.nn.functional.silu(gates) * ups * weights.double()[..., None]

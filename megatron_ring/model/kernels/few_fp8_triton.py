@@ -36,16 +36,18 @@ _FIRST, _SECOND, _THIRD, _FOURTH = (_widening(byte) for byte in range(4))
 @triton.jit
 def _quarter(w, like, BYTE: tl.constexpr, PTX: tl.constexpr):  # type: ignore[no-untyped-def]
     """Values of a byte of each word, in the type of `like`."""
+    # One return: Triton compiles every one that it meets, and they must agree in type.
     if not PTX:
-        return ((w >> (8 * BYTE)) & 255).to(tl.uint8).to(tl.float8e4nv, bitcast=True).to(like.dtype)
-    if BYTE == 0:
-        return tl.inline_asm_elementwise(_FIRST, "=r,r,r", [w], dtype=tl.bfloat16, is_pure=True, pack=2)
+        value = ((w >> (8 * BYTE)) & 255).to(tl.uint8).to(tl.float8e4nv, bitcast=True).to(like.dtype)
+    elif BYTE == 0:
+        value = tl.inline_asm_elementwise(_FIRST, "=r,r,r", [w], dtype=tl.bfloat16, is_pure=True, pack=2)
     elif BYTE == 1:
-        return tl.inline_asm_elementwise(_SECOND, "=r,r,r", [w], dtype=tl.bfloat16, is_pure=True, pack=2)
+        value = tl.inline_asm_elementwise(_SECOND, "=r,r,r", [w], dtype=tl.bfloat16, is_pure=True, pack=2)
     elif BYTE == 2:
-        return tl.inline_asm_elementwise(_THIRD, "=r,r,r", [w], dtype=tl.bfloat16, is_pure=True, pack=2)
+        value = tl.inline_asm_elementwise(_THIRD, "=r,r,r", [w], dtype=tl.bfloat16, is_pure=True, pack=2)
     else:
-        return tl.inline_asm_elementwise(_FOURTH, "=r,r,r", [w], dtype=tl.bfloat16, is_pure=True, pack=2)
+        value = tl.inline_asm_elementwise(_FOURTH, "=r,r,r", [w], dtype=tl.bfloat16, is_pure=True, pack=2)
+    return value
 
 
 @triton.jit
@@ -59,7 +61,7 @@ def _x(at, depth, columns, real, BYTE: tl.constexpr):  # type: ignore[no-untyped
 @triton.jit
 def _gate_up(  # type: ignore[no-untyped-def]
     x_ptr, order_ptr, ends_ptr, weights_ptr, w_ptr, scales_ptr, out_ptr, hidden, width, words,
-    K: tl.constexpr, ALWAYS: tl.constexpr, PTX: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr,
+    K: tl.constexpr, PTX: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     expert = tl.program_id(2).to(tl.int64)
     end = tl.load(ends_ptr + expert)
@@ -73,8 +75,7 @@ def _gate_up(  # type: ignore[no-untyped-def]
         row = first + tl.arange(0, ROWS)
         real = row < end
         slot = tl.load(order_ptr + row, mask=real, other=0)
-        token, place = slot // (ALWAYS + K), slot % (ALWAYS + K) - ALWAYS
-        x_at = x_ptr + token.to(tl.int64)[None, :] * hidden + word[:, None]
+        x_at = x_ptr + (slot // K).to(tl.int64)[None, :] * hidden + word[:, None]
         gate = tl.zeros([TILE, ROWS], tl.float32)
         up = tl.zeros([TILE, ROWS], tl.float32)
         for depth in range(0, words, WORDS):
@@ -98,7 +99,7 @@ def _gate_up(  # type: ignore[no-untyped-def]
         # As in training, where the products are rounded before SwiGLU reads them.
         gate = gate.to(x_ptr.dtype.element_ty).to(tl.float32)
         up = up.to(x_ptr.dtype.element_ty).to(tl.float32)
-        weight = tl.load(weights_ptr + token * K + place, mask=real & (place >= 0), other=1.0)
+        weight = tl.load(weights_ptr + slot, mask=real, other=0.0)
         out = gate * tl.sigmoid(gate) * up * weight[None, :]
         out_at = out_ptr + row.to(tl.int64)[None, :] * width + f[:, None]
         tl.store(out_at, out.to(out_ptr.dtype.element_ty), mask=real[None, :] & inside)

@@ -23,8 +23,10 @@ from megatron_ring.model.kernels import few_fp8_triton
 from megatron_ring.model.kernels.fp8 import Fp8Matrix, Weight
 
 MOST_SLOTS = 1 << 17  # that one program sorts
-MOST_ROWS = 64  # of an expert, that a program has in registers
+MOST_ROWS = 128  # of an expert, that a program has in registers
+MOST_FP32_ROWS = 32  # which no tensor core multiplies
 MOST_TOKENS = 1024  # beyond, products over gathered rows are faster
+MOST_FP8_TOKENS = 2048  # in FP8: the products over gathered rows (525 us) want wide weights first, 518 us a layer
 
 
 class Tile(NamedTuple):
@@ -36,25 +38,36 @@ class Tile(NamedTuple):
     warps: int
 
 
-# With 64 rows of tokens these take 96 kB of shared memory, so that two programs share a Hopper multiprocessor.
-GATE_UP, DOWN = Tile(64, 64, 4, 4), Tile(128, 64, 4, 4)
-NARROW_DOWN = Tile(64, 64, 4, 4)  # where there would be too few of these for a device of this many multiprocessors:
+NARROW_DOWN = Tile(64, 64, 4, 4)
+# By the rows of a program (32: or fewer): the tile of the first product, and those of the second, the widest first. Where
+# one makes too few programs for a device of this many multiprocessors, the next is taken:
 MULTIPROCESSORS = 132
-# In FP8 a program has a block of 128 columns at a time.
-FP8_GATE_UP, FP8_DOWN = Tile(64, 128, 3, 4), Tile(128, 128, 3, 4)
+Choices = dict[int, tuple[Tile, tuple[Tile, ...]]]
+# The best, or within 1 % of it, on an H200 (64 experts, 6 a token, hidden 2048, width 1408). Microseconds of both products:
+# 256 tokens, 32 rows 189 + 104 (64 rows: 201 + 106); 512 tokens, 64 rows 204 + 108; 1,024 tokens, 128 rows 240 + 128
+# (64 rows: 270 + 144). Reading takes 168 + 84. None takes more shared memory than an A100 has for a program, 163 kB.
+WIDE_TILES: Choices = {
+    32: (Tile(64, 64, 3, 4), (Tile(128, 64, 3, 8), NARROW_DOWN)),
+    64: (Tile(64, 64, 4, 4), (Tile(128, 64, 4, 8), NARROW_DOWN)),
+    128: (Tile(64, 64, 3, 4), (Tile(256, 64, 3, 8), Tile(128, 64, 4, 8), NARROW_DOWN)),
+}
+# In FP8 a program has a block of 128 columns at a time. 128 tokens, 32 rows 119 + 67; 512 tokens, 64 rows 160 + 81; 1,024
+# tokens, 128 rows 252 + 122 (64 rows: 293 + 143; 128 rows in 3 stages: 303 + 150). 256 tokens were timed with 64 rows alone:
+# 153 + 77.
+FP8_TILES: Choices = {
+    32: (Tile(64, 128, 3, 4), (Tile(64, 128, 3, 4),)),
+    64: (Tile(64, 128, 3, 4), (Tile(128, 128, 3, 4), Tile(64, 128, 3, 4))),
+    128: (Tile(64, 128, 2, 4), (Tile(128, 128, 2, 4), Tile(64, 128, 2, 4))),
+}
 
 
 @triton.jit
 def _sort_slots(  # type: ignore[no-untyped-def]
-    experts_ptr, order_ptr, back_ptr, ends_ptr, slots, K: tl.constexpr, ALWAYS: tl.constexpr, BLOCK: tl.constexpr
+    experts_ptr, order_ptr, back_ptr, ends_ptr, slots, BLOCK: tl.constexpr
 ):
-    """The first ALWAYS slots of a token are those of as many experts, and before its K."""
     expert = tl.program_id(0)
     slot = tl.arange(0, BLOCK)
-    token, place = slot // (ALWAYS + K), slot % (ALWAYS + K) - ALWAYS
-    chosen = tl.load(experts_ptr + token * K + place, mask=(slot < slots) & (place >= 0), other=2147483647).to(tl.int32)
-    chosen = tl.where(place < 0, place + ALWAYS, tl.where((chosen >= 0) & (chosen < 65536), chosen + ALWAYS, chosen))
-    chosen = tl.where(slot < slots, chosen, 2147483647)
+    chosen = tl.load(experts_ptr + slot, mask=slot < slots, other=2147483647).to(tl.int32)
     here = chosen == expert
     before = tl.sum(((chosen >= 0) & (chosen < expert)).to(tl.int32), 0)
     place = before + tl.cumsum(here.to(tl.int32), 0) - 1
@@ -131,26 +144,22 @@ def check_slots(slots: int) -> None:
     require(slots <= MOST_SLOTS, f"{said}: lower --sampling.max-batch")
 
 
-def sort_slots(
-    experts_tk: torch.Tensor, num_experts: int, always: int = 0
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def sort_slots(experts_tk: torch.Tensor, num_experts: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Of experts int64 [T, k], stable: int32 slot at each sorted place [N], place of each slot [T, k] (-1 for an expert that
-    is none of 0..E-1), and where each expert's rows end [E]. `always`: so many experts come before these, with numbers
-    from 0, and every token chooses them: k and E grow by it."""
-    (tokens, k), device = experts_tk.shape, experts_tk.device
-    slots = tokens * (k + always)
+    is none of 0..E-1), and where each expert's rows end [E]."""
+    slots, device = experts_tk.numel(), experts_tk.device
     order = torch.empty(slots, dtype=torch.int32, device=device)
-    back = torch.empty(tokens, k + always, dtype=torch.int32, device=device)
-    ends = torch.empty(num_experts + always, dtype=torch.int32, device=device)
-    _sort_slots[(num_experts + always,)](
-        experts_tk, order, back, ends, slots, K=k, ALWAYS=always, BLOCK=triton.next_power_of_2(slots), num_warps=4
-    )
+    back = torch.empty(experts_tk.shape, dtype=torch.int32, device=device)
+    ends = torch.empty(num_experts, dtype=torch.int32, device=device)
+    block = triton.next_power_of_2(slots)  # that each program looks through: 4 warps took 74 us for 16,384
+    warps = max(4, min(32, block // 512))
+    _sort_slots[(num_experts,)](experts_tk, order, back, ends, slots, BLOCK=block, num_warps=warps)
     return order, back, ends
 
 
 def sorted_outputs(
     x_th: torch.Tensor, weights_tk: torch.Tensor, experts_tk: torch.Tensor, gate_up_e: Weight, down_e: Weight,
-    tiles: tuple[Tile, Tile] | None = None, share: float = 1.0, most_rows: int = MOST_ROWS, always: int = 0,
+    tiles: tuple[Tile, Tile] | None = None, share: float = 1.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """weight * expert(x) of each token-slot, sorted by expert, [N, hidden]; and int32 [T, k], where each slot's row is.
 
@@ -159,19 +168,13 @@ def sorted_outputs(
         weights_tk: fp32 [T, k], contiguous; experts_tk: int64 [T, k], contiguous; those outside 0..E-1 are not computed.
         gate_up_e: [E, 2f, hidden], down_e: [E, hidden, f], contiguous; both in FP8 or none.
         share: of the slots that are computed, about; for speed alone.
-        most_rows: that a program holds; a power of 2, 16 or more.
-        always: (FP8 alone) so many experts come before the others, with weight 1 for every token: the rows of a token begin
-            with theirs. Their programs take several rounds and begin first.
     """
-    tokens, k = experts_tk.shape
+    k = experts_tk.shape[1]
     num_experts, hidden, width = down_e.shape
-    order, back, ends = sort_slots(experts_tk, num_experts - always, always)
+    order, back, ends = sort_slots(experts_tk, num_experts)
     act_nf, y_nh = x_th.new_empty(order.numel(), width), x_th.new_empty(order.numel(), hidden)
-    # Room for half as many rows again as an expert has in the mean; one with more takes several rounds.
-    room = math.ceil(1.5 * share * tokens * k / (num_experts - always))
-    rows = max(16, min(most_rows, triton.next_power_of_2(room)))
-    beside = triton.cdiv(room, rows)
-    up, down = usual_tiles(num_experts, hidden, isinstance(down_e, Fp8Matrix)) if tiles is None else tiles
+    rows, beside = program_rows(share * order.numel() / num_experts, MOST_ROWS if x_th.itemsize == 2 else MOST_FP32_ROWS)
+    up, down = tiles or usual_tiles(rows, num_experts, hidden, isinstance(down_e, Fp8Matrix))
     up_grid, down_grid = (
         (beside, triton.cdiv(size, tile.rows), num_experts) for size, tile in ((width, up), (hidden, down))
     )
@@ -181,7 +184,7 @@ def sorted_outputs(
         ptx = x_th.is_cuda and x_th.dtype is torch.bfloat16
         few_fp8_triton._gate_up[up_grid](
             x_th, order, ends, weights_tk, gate_up_e.words, gate_up_e.scales, act_nf, hidden, width,
-            gate_up_e.words.shape[-1], K=k, ALWAYS=always, PTX=ptx, **up_sizes,
+            gate_up_e.words.shape[-1], K=k, PTX=ptx, **up_sizes,
         )  # fmt: skip
         few_fp8_triton._down[down_grid](
             act_nf, ends, down_e.words, down_e.scales, y_nh, hidden, width, down_e.words.shape[-1], PTX=ptx, **down_sizes
@@ -192,8 +195,15 @@ def sorted_outputs(
     return y_nh, back
 
 
-def usual_tiles(num_experts: int, hidden: int, narrow: bool) -> tuple[Tile, Tile]:
-    """Of the two products, with weights in 16 bits or, `narrow`, in FP8."""
-    if narrow:
-        return FP8_GATE_UP, FP8_DOWN
-    return GATE_UP, DOWN if triton.cdiv(hidden, DOWN.rows) * num_experts >= MULTIPROCESSORS else NARROW_DOWN
+def program_rows(mean: float, most: int = MOST_ROWS) -> tuple[int, int]:
+    """Rows of a program, for experts that have so many in the mean; and programs beside each other. These have room for half
+    as many rows again; an expert with more takes several rounds."""
+    rows = max(16, min(most, triton.next_power_of_2(math.ceil(mean))))
+    return rows, triton.cdiv(math.ceil(1.5 * mean), rows)
+
+
+def usual_tiles(rows: int, num_experts: int, hidden: int, narrow: bool) -> tuple[Tile, Tile]:
+    """Of the two products in programs of so many rows, with weights as the tokens are or, `narrow`, in FP8."""
+    up, downs = (FP8_TILES if narrow else WIDE_TILES)[max(32, rows)]
+    enough = (down for down in downs if triton.cdiv(hidden, down.rows) * num_experts >= MULTIPROCESSORS)
+    return up, next(enough, downs[-1])

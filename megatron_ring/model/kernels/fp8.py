@@ -49,10 +49,6 @@ class Fp8Matrix:
         made.refill(weight)
         return made
 
-    def part(self, start: int, stop: int) -> Fp8Matrix:
-        """Matrices start..stop-1 of the first axis, in this one's memory."""
-        return Fp8Matrix(self.words[start:stop], self.scales[start:stop], self.columns)
-
     @torch.no_grad()
     def refill(self, weight: torch.Tensor) -> None:
         """Quantise a weight of the same shape into the memory of this one."""
