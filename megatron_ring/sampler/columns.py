@@ -111,3 +111,16 @@ def fill_columns(rows: DrawnRows) -> Tensor:
     import torch
 
     return torch.stack([column.fill(rows).double() for column in DRAWN])
+
+
+def rows_of(drawn: Tensor) -> Iterator[tuple[array[Any], ...]]:
+    """For each row of `drawn`, float64 [columns, N, tokens] on the host, its columns as they are kept."""
+    import torch
+
+    count = drawn.shape[2]
+    columns = []
+    for column, part in zip(DRAWN, drawn, strict=True):
+        flat = array(column.typecode)
+        flat.frombytes(part.to(torch.int32 if column.typecode == "i" else torch.float32).numpy().tobytes())
+        columns.append([flat[start : start + count] for start in range(0, len(flat), count)])
+    return zip(*columns, strict=True)

@@ -20,7 +20,7 @@ from megatron_ring.model.routes import NotedRoutes, new_routes, routes_as_bytes
 from megatron_ring.parallel.graphs import Graphs
 from megatron_ring.sampler.attention import DecodeLayout
 from megatron_ring.sampler.cache import PagedCache
-from megatron_ring.sampler.columns import DRAWN, fill_columns
+from megatron_ring.sampler.columns import DRAWN, fill_columns, rows_of
 from megatron_ring.sampler.requests import Sampled
 from megatron_ring.sampler.requests import Sequence as Response
 from megatron_ring.sampler.row_settings import NUMBERS, UNCUT, RowSettings
@@ -113,11 +113,10 @@ class DecodeLoop:
         if meanwhile is not None:
             meanwhile()
         drawn = self.drawn[:turns, :, :count].permute(1, 2, 0).cpu()  # [columns, N, turns]
-        parts = [part.long() if column.typecode == "i" else part for column, part in zip(DRAWN, drawn, strict=True)]
-        routes = [[] for _ in sequences] if self.routes is None else routes_as_bytes(self.routes[:turns, :count])
-        return [
-            Sampled(tuple(found), noted) for *found, noted in zip(*(part.tolist() for part in parts), routes, strict=True)
-        ]
+        if self.routes is None:
+            return [Sampled(found, []) for found in rows_of(drawn)]
+        routes = routes_as_bytes(self.routes[:turns, :count])
+        return [Sampled(found, noted) for found, noted in zip(rows_of(drawn), routes, strict=True)]
 
     def _one_token(self, size: int, longest: int, cuts: bool) -> None:
         state = self.state[:, :size]

@@ -166,6 +166,8 @@ class Sequence:
         self.routes = bytearray(request.begun.routes)
         self.finish_reason: FinishReason | None = None
         self.length = len(request.prompt_tokens) + len(self.tokens)
+        # Tokens that are ever cached, at most: the last one that may be sampled is not fed.
+        self.limit = len(request.prompt_tokens) + request.max_new_tokens - 1
         self.row = -1  # of the block table; -1: not running
         self.pages: list[int] = []
         self.cached = 0  # tokens whose keys and values lie in `pages`
@@ -187,11 +189,6 @@ class Sequence:
         return self.request.max_new_tokens
 
     @property
-    def limit(self) -> int:
-        """Tokens that are ever cached, at most: the last one that may be sampled is not fed."""
-        return len(self.request.prompt_tokens) + self.request.max_new_tokens - 1
-
-    @property
     def last_token(self) -> int:
         tokens = self.columns[0]
         return tokens[-1] if tokens else self.request.prompt_tokens[-1]
@@ -204,14 +201,20 @@ class Sequence:
 
     def take(self, drawn: Sampled, start: int, end: int, version: int = 0) -> None:
         """Take drawn tokens start..end-1, sampled under `version` of the weights."""
-        for place in self._kept:
-            self.columns[place].extend(drawn.columns[place][start:end])
-        self.routes += b"".join(drawn.routes[start:end])
-        self.length += end - start
+        count, columns = end - start, drawn.columns
+        if count == len(columns[0]):
+            for place in self._kept:
+                self.columns[place].extend(columns[place])
+        else:
+            for place in self._kept:
+                self.columns[place].extend(columns[place][start:end])
+        if drawn.routes:
+            self.routes += b"".join(drawn.routes[start:end])
+        self.length += count
         if self.versions and self.versions[-1][0] == version:
-            self.versions[-1][1] += end - start
-        elif end > start:
-            self.versions.append([version, end - start])
+            self.versions[-1][1] += count
+        elif count:
+            self.versions.append([version, count])
 
     def completion(self) -> Completion:
         """What there is."""

@@ -125,6 +125,7 @@ class Sampler:
         engine = self._open(edge, size, version, budget)
         engine.admit(list(requests))
         engine.close()
+        engine.tells_tokens = on_token is not None
         told = _Told(engine, on_progress, on_finished, on_token)
         was_training = self.model.training
         self.model.eval()
