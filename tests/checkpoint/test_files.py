@@ -60,14 +60,16 @@ def test_a_box_is_one_run_where_its_elements_follow_each_other(dimensions: list[
 def save_and_load_in_threes(folder: Path) -> tuple[list[str], bool, list[str]]:
     """Names of the files; whether a run continues from them bit by bit; what is said of each where its middle is damaged."""
     from megatron_ring.checkpoint import loading, sharded
-    from megatron_ring.checkpoint.saving import save_checkpoint
+    from megatron_ring.checkpoint.saving import CheckpointSaver
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sharded, "files_at_once", lambda size: 3)
         patch.setattr(loading, "files_at_once", lambda size: 3)
         trainer, here = trainer_for(ParallelConfig())
         steps(trainer, here, 0, 1)
-        whole = save_checkpoint(folder, 1, trainer.model, trainer.optimizer, here, {})
+        saver = CheckpointSaver(folder, here)
+        whole = saver.save(1, trainer.model, trainer.optimizer, {}, last=True)
+        assert not saver.busy and not saver._staging._buffers  # whole already, and no host memory was taken
         undisturbed = steps(trainer, here, 1, 2)
         loading.load_checkpoint(whole, trainer.model, here, trainer.optimizer)
         same = steps(trainer, here, 1, 2) == undisturbed
