@@ -29,9 +29,13 @@ LEAST_BYTES = 256 << 20  # of each of them
 
 def files_at_once(size: int) -> int:
     """How many files one process reads or writes beside each other, of `size` bytes in all: each keeps two threads busy."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # of this machine, by torchrun
-    return max(1, min(MOST_FILES, cores // (2 * processes), size // LEAST_BYTES))
+    return max(1, min(MOST_FILES, cores() // 2, size // LEAST_BYTES))
+
+
+def cores() -> int:
+    """Cores for each process of this machine."""
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, found // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))  # torchrun says how many
 
 
 def _open(path: Path, flags: int) -> int:
