@@ -142,9 +142,7 @@ class DirectWriter(_Blocks):
 
     def write_tensor(self, source: torch.Tensor) -> int:
         """Append uint8 [size] from any device. Raises as `write`."""
-        if source.is_cpu:
-            return self.write(source.numpy())
-        at = 0
+        at = 0  # not by numpy: what has once been an array of it never gives its memory back (`HostStore`)
         while at < len(source):
             room = torch.from_numpy(self._room(len(source) - at))
             at += self._fill(len(room.copy_(source[at : at + len(room)])))
@@ -221,7 +219,7 @@ class DirectReader(_Blocks):
         Raises:
             ValueError: a block is not what its checksum says.
         """
-        done, memory = 0, target.numpy() if target.is_cpu else None
+        done = 0
         while done < len(target) and offset + done < self.size:
             number, start = divmod(offset + done, BLOCK)
             self._hold(number)
@@ -229,10 +227,7 @@ class DirectReader(_Blocks):
             if taken <= 0:
                 break
             room = np.frombuffer(self._rooms[0], np.uint8, taken, start)
-            if memory is not None:
-                memory[done : done + taken] = room  # numpy lets other threads run while it copies
-            else:
-                target[done : done + taken].copy_(torch.from_numpy(room))
+            target[done : done + taken].copy_(torch.from_numpy(room))
             done += taken
         return done
 
