@@ -1,11 +1,14 @@
 #!/usr/bin/env python
-"""What a checkpoint costs: how long a step stalls for it, and how fast it is written, checked and read. Prints JSON.
+"""What a checkpoint costs: how long a step stalls for it, and the rate of each phase beside its floor. Prints JSON.
 
-    python tools/bench_checkpoint.py --preset ring-lite --layers 1 --work DIR
+    python tools/bench_checkpoint.py --preset ring-lite-slice-4 --work DIR          # one GPU: some 40 GB
+    python tools/bench_checkpoint.py --expert-width 16384 --steps 3 --work DIR      # a CPU: 1.2 GB
     torchrun --nproc-per-node 2 tools/bench_checkpoint.py --preset ring-tiny --work DIR --parallel.tensor 2
 
-Trains on random tokens, saves in the background and waiting, and loads. Beside the results stand ceilings of the same run:
-copying to host memory, and writing a file of the checkpoint's size to the same disk.
+Trains on random tokens, saves in the background and waiting, and loads. `gb_per_second` has the phases: `stage` to host
+memory, `write` from there, `save` (waiting, straight from the device), `check` and `load`. `floor_gb_per_second` has what
+this machine does at most: copying to host memory, and plain writing and reading of as many bytes in the same folder, by one
+thread and by as many as a checkpoint has files. `DIR` must have room for two checkpoints.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import shutil
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +49,8 @@ class Bench:
     """Model shape by name."""
     layers: int | None = None
     """Only so many layers of it."""
+    expert_width: int | None = None
+    """Experts so wide: a small preset with much in it."""
     tokens: int = 4096
     """Tokens of a step on each data-parallel rank."""
     steps: int = 30
@@ -76,7 +82,9 @@ def main(config: Bench) -> None:
     from megatron_ring.training.trainer import Trainer
 
     shape = get_preset(config.preset)
-    shape = replace(shape, num_layers=config.layers or shape.num_layers)
+    shape = replace(
+        shape, num_layers=config.layers or shape.num_layers, expert_width=config.expert_width or shape.expert_width
+    )
     stage = open_model(TrainedModelOptions(parallel=config.parallel), shape)
     optimizer = OptimizerConfig(lr=1e-5)
     trainer = Trainer(stage.model, stage.context, optimizer)
@@ -96,24 +104,28 @@ def main(config: Bench) -> None:
     stalls, during, until_whole = timed_saves(
         saver, lambda number: saver.save(number, stage.model, trainer.optimizer, {}), step
     )
+    saver.save(4, stage.model, trainer.optimizer, {})
+    writing = seconds(saver.wait)  # nothing beside it
     patient = CheckpointSaver(folder, stage.context, keep_last=1, background=False)
-    waiting = seconds(lambda: patient.save(4, stage.model, trainer.optimizer, {}))
-    manifest = read_manifest(folder / "step_4")
+    waiting = seconds(lambda: patient.save(5, stage.model, trainer.optimizer, {}))
+    manifest = read_manifest(folder / "step_5")
     size = sum(entry["bytes"] for entry in manifest["files"].values())
-    checking = seconds(lambda: damaged_files(folder / "step_4", manifest))
-    loading = seconds(lambda: load_checkpoint(folder / "step_4", stage.model, stage.context, trainer.optimizer))
+    checking = seconds(lambda: damaged_files(folder / "step_5", manifest))
+    loading = seconds(lambda: load_checkpoint(folder / "step_5", stage.model, stage.context, trainer.optimizer))
     copy_rate = host_copy_rate(stage.context.device)
     if stage.context.is_main:
-        ceilings = {"host_copy_gb_per_second": copy_rate,
-                    "disk_write_gb_per_second": disk_write_rate(config.work / "bench_file", size)}  # fmt: skip
+        rates = {"stage": size / stage.context.world_size / min(stalls), "write": size / writing,
+                 "save": size / waiting, "check": size / checking, "load": size / loading}  # fmt: skip
+        files = len(list((folder / "step_5").glob("*.distcp")))
+        floors = {"host_copy": copy_rate} | disk_rates(config.work / "bench_files", size, files)
         shutil.rmtree(folder)
         out = {
             "preset": config.preset, "layers": shape.num_layers, "processes": stage.context.world_size,
-            "device": str(stage.context.device), "checkpoint_gb": size / 1e9, "step_seconds": statistics.median(plain),
-            "stall_seconds": stalls, "host_copy_of_stall": size / stage.context.world_size / 1e9 / copy_rate / stalls[-1],
+            "device": str(stage.context.device), "cores": len(os.sched_getaffinity(0)), "checkpoint_gb": size / 1e9,
+            "files": files, "step_seconds": statistics.median(plain), "stall_seconds": stalls,
             "step_seconds_while_writing": statistics.median(during) if during else None, "steps_while_writing": len(during),
-            "whole_after_seconds": until_whole, "waiting_seconds": waiting, "check_gb_per_second": size / 1e9 / checking,
-            "load_seconds": loading, "ceilings": ceilings, "cores": len(os.sched_getaffinity(0)),
+            "whole_after_seconds": until_whole, "save_seconds": waiting, "load_seconds": loading,
+            "gb_per_second": {name: rate / 1e9 for name, rate in rates.items()}, "floor_gb_per_second": floors,
         }  # fmt: skip
         print(json.dumps(out), flush=True)
 
@@ -157,17 +169,36 @@ def host_copy_rate(device: Any) -> float:
     return source.numel() / 1e9 / min(seconds(lambda: target.copy_(source, non_blocking=True)) for _ in range(3))
 
 
-def disk_write_rate(path: Path, size: int) -> float:
-    """GB/s of writing `size` bytes to a new file, fsync included."""
-    block = os.urandom(1 << 24)
-    began = time.perf_counter()
+def disk_rates(folder: Path, size: int, files: int) -> dict[str, float]:
+    """GB/s of plain writing (new files, fsync included) and reading of `size` bytes, by one thread and by several."""
+    rates = {}
+    for count in sorted({1, files}):
+        folder.mkdir()
+        paths = [folder / str(number) for number in range(count)]
+        for name, work in (("write", functools.partial(plain_write, size=size // count)), ("read", plain_read)):
+            began = time.perf_counter()
+            with ThreadPoolExecutor(count) as threads:
+                done = sum(threads.map(work, paths))
+            rates[f"{name}_{count}"] = done / 1e9 / (time.perf_counter() - began)
+        shutil.rmtree(folder)
+    return rates
+
+
+def plain_write(path: Path, size: int) -> int:
+    """Bytes written."""
+    block = memoryview(os.urandom(1 << 24))
     with open(path, "wb", buffering=0) as file:
-        for _ in range(max(1, size // len(block))):
-            file.write(block)
+        for start in range(0, size, len(block)):
+            file.write(block[: size - start])
         os.fsync(file.fileno())
-    rate = max(1, size // len(block)) * len(block) / 1e9 / (time.perf_counter() - began)
-    path.unlink()
-    return rate
+    return size
+
+
+def plain_read(path: Path) -> int:
+    """Bytes read."""
+    block = bytearray(1 << 24)
+    with open(path, "rb", buffering=0) as file:
+        return sum(iter(lambda: file.readinto(block) or 0, 0))
 
 
 if __name__ == "__main__":

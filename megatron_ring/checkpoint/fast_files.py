@@ -29,9 +29,13 @@ LEAST_BYTES = 256 << 20  # of each of them
 
 def files_at_once(size: int) -> int:
     """How many files one process reads or writes beside each other, of `size` bytes in all: each keeps two threads busy."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # of this machine, by torchrun
-    return max(1, min(MOST_FILES, cores // (2 * processes), size // LEAST_BYTES))
+    return max(1, min(MOST_FILES, cores() // 2, size // LEAST_BYTES))
+
+
+def cores() -> int:
+    """Cores for each process of this machine."""
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, found // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))  # torchrun says how many
 
 
 def _open(path: Path, flags: int) -> int:
@@ -138,9 +142,7 @@ class DirectWriter(_Blocks):
 
     def write_tensor(self, source: torch.Tensor) -> int:
         """Append uint8 [size] from any device. Raises as `write`."""
-        if source.is_cpu:
-            return self.write(source.numpy())
-        at = 0
+        at = 0  # not by numpy: what has once been an array of it never gives its memory back (`HostStore`)
         while at < len(source):
             room = torch.from_numpy(self._room(len(source) - at))
             at += self._fill(len(room.copy_(source[at : at + len(room)])))
@@ -217,7 +219,7 @@ class DirectReader(_Blocks):
         Raises:
             ValueError: a block is not what its checksum says.
         """
-        done, memory = 0, target.numpy() if target.is_cpu else None
+        done = 0
         while done < len(target) and offset + done < self.size:
             number, start = divmod(offset + done, BLOCK)
             self._hold(number)
@@ -225,10 +227,7 @@ class DirectReader(_Blocks):
             if taken <= 0:
                 break
             room = np.frombuffer(self._rooms[0], np.uint8, taken, start)
-            if memory is not None:
-                memory[done : done + taken] = room  # numpy lets other threads run while it copies
-            else:
-                target[done : done + taken].copy_(torch.from_numpy(room))
+            target[done : done + taken].copy_(torch.from_numpy(room))
             done += taken
         return done
 

@@ -18,6 +18,7 @@ from megatron_ring.checkpoint.safetensors_stream import raw_bytes
 from megatron_ring.checkpoint.tensor_rules import Box, Rule
 from megatron_ring.errors import UserError
 
+LOCAL_HEADER = b"PK\3\4"  # of a record in a zip archive
 FRONT = 4096  # bytes of an archive in which its tensor begins
 
 
@@ -131,7 +132,7 @@ class CheckpointReader:
             at = self._storage[key]
             front = torch.empty(min(at.length, FRONT), dtype=torch.uint8)
             self._load(at.relative_path, front, at.offset)
-            begin = stored_content(raw_bytes(front))
+            begin = stored_content(bytes(raw_bytes(front)))
             end = (begin or 0) + prod(held.size) * self.dtype_of(name).itemsize
             self._begins[key] = begin if end <= at.length else None
         return self._begins[key]
@@ -196,18 +197,15 @@ class _Window:
         return True
 
 
-def stored_content(front: memoryview) -> int | None:
-    """Where the bytes of the one tensor begin in an archive of torch.save, told by its first bytes: records lie one behind
-    another, each behind its description. None where the tensor is not among the first."""
-    at = 0
-    while bytes(front[at : at + 4]) == b"PK\x03\x04" and at + 30 <= len(front):
-        method, size, name, extra = (
-            int.from_bytes(front[at + i : at + i + n], "little") for i, n in ((8, 2), (18, 4), (26, 2), (28, 2))
-        )
-        begin = at + 30 + name + extra
-        if bytes(front[at + 30 : at + 30 + name]).endswith(b"/data/0"):
-            return begin if method == zipfile.ZIP_STORED else None
-        at = begin + size
+def stored_content(front: bytes) -> int | None:
+    """Where the bytes of the one tensor begin in an archive of torch.save, told by its first bytes: each record lies behind
+    its description. None where that of the tensor is not there."""
+    at = front.find(LOCAL_HEADER)
+    while at >= 0 and at + 30 <= len(front):
+        method, name, extra = (int.from_bytes(front[at + i : at + i + 2], "little") for i in (8, 26, 28))
+        if front[at + 30 : at + 30 + name].endswith(b"/data/0"):
+            return at + 30 + name + extra if method == zipfile.ZIP_STORED else None
+        at = front.find(LOCAL_HEADER, at + 4)
     return None
 
 

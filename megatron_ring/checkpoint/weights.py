@@ -7,10 +7,13 @@ checkpoints are written.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
+from megatron_ring.checkpoint.fast_files import cores
 from megatron_ring.checkpoint.pieces import Piece, weight_pieces
 from megatron_ring.checkpoint.tensor_rules import Rule, rules_for
 from megatron_ring.config.declarations import SCORE, VOCABULARY_TABLES
@@ -18,16 +21,18 @@ from megatron_ring.config.model import ModelConfig
 from megatron_ring.model.ring_model import RingModel
 
 TensorSource = Callable[[str], torch.Tensor]
+MOST_THREADS = 8  # each holds a tensor: of Ring-lite's tables 1 GB
 
 
 @torch.no_grad()
-def fill_from(source: TensorSource, model: RingModel, shape: ModelConfig | None = None) -> None:
+def fill_from(source: TensorSource, model: RingModel, shape: ModelConfig | None = None, threads: int = 1) -> None:
     """Set every local weight from the published tensors that `source(name)` returns; one at a time, each asked for once
     and only where this process holds a part of it. Rows behind the vocabulary become 0. Buffers that have no published name
     stay as their modules made them.
 
     Args:
         shape: of what `source` has, where the model's was made from it (`ModelOptions.extended`); default: the model's.
+        threads: how many ask `source` at a time.
 
     Raises:
         RuntimeError: the rules do not cover every local weight exactly once (a bug, never the user's mistake).
@@ -44,11 +49,13 @@ def fill_from(source: TensorSource, model: RingModel, shape: ModelConfig | None 
             continue
         by_target.setdefault(piece.key, []).append(piece)
         missing[piece.key] = missing.get(piece.key, 0) + piece.data.numel()
-    for rule in rules:
-        parts = [(p, meet) for p in by_target.get(rule.target, []) if (meet := rule.box.meet(p.box)) is not None]
-        if not parts:
-            continue
-        content = rule.to_ours(source(rule.source))
+    every = [
+        (rule, [(p, meet) for p in by_target.get(rule.target, []) if (meet := rule.box.meet(p.box)) is not None])
+        for rule in rules
+    ]
+    held = [(rule, parts) for rule, parts in every if parts]
+    for (rule, parts), published in zip(held, _asked(source, [rule.source for rule, _ in held], threads), strict=True):
+        content = rule.to_ours(published)
         for piece, meet in parts:
             target = piece.data[meet.slices(piece.box)]
             target.copy_(content[meet.slices(rule.box)])
@@ -58,11 +65,26 @@ def fill_from(source: TensorSource, model: RingModel, shape: ModelConfig | None 
         raise RuntimeError(f"tensor rules and model differ in {wrong} elements")
 
 
+def _asked(source: TensorSource, names: list[str], threads: int) -> Iterator[torch.Tensor]:
+    """The tensors of these names, in order; so many are asked for ahead."""
+    if threads == 1:
+        yield from map(source, names)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        ahead: deque[Future[torch.Tensor]] = deque()
+        for name in names:
+            ahead.append(pool.submit(source, name))
+            if len(ahead) > threads:
+                yield ahead.popleft().result()
+        yield from (tensor.result() for tensor in ahead)
+
+
 def initialize_weights(model: RingModel, seed: int) -> None:
     """Random weights: matrices normal(0, init_std), norms 1, biases 0, a score normal(0, 1 / (hidden + 1)). Each published
     tensor is drawn from its own generator, seeded by (seed, name): the model is the same under every layout."""
     rules = {rule.source: rule for rule in rules_for(model.ring_config)}
-    fill_from(lambda name: draw(rules[name], model.ring_config.init_std, seed), model)
+    threads = min(MOST_THREADS, cores())  # one core draws some 200 million numbers a second
+    fill_from(lambda name: draw(rules[name], model.ring_config.init_std, seed), model, threads=threads)
 
 
 def new_score(model: ModelConfig, seed: int) -> torch.Tensor:

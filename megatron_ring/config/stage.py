@@ -118,7 +118,8 @@ class TrainingConfig(TrainedModelOptions, StageConfig):
     keep_last: int | None = field(default=None, metadata=MAY_CHANGE)
     """Keep only so many newest checkpoints (default: all, as choosing one by its entropy needs)."""
     async_save: bool = field(default=True, metadata=MAY_CHANGE)
-    """Write checkpoints while training goes on (host memory for one checkpoint); off: wait for each."""
+    """Write checkpoints while training goes on (host memory for one checkpoint); off: wait for each, which takes none. The
+    last one of a run is waited for in any case."""
     save_optimizer: bool = field(default=True, metadata=MAY_CHANGE)
     """Keep the optimizer's state in checkpoints. Off: weights alone, a seventh of the size in bf16. Other runs can begin
     with them (--init-from); no run can continue from them."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -96,3 +98,16 @@ def test_what_is_no_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "folder" / "latest").mkdir(parents=True)
     with pytest.raises(UserError, match=r"config\.json"):  # a folder of that name is a folder
         resolve_shape(None, tmp_path / "folder" / "latest")
+
+
+@pytest.mark.parametrize(
+    ("epochs", "every", "done", "next_one"),
+    [(1, None, 0, 10), (2, None, 10, 20), (1, 4, 0, 4), (1, 4, 8, 10), (2, 4, 20, 24)],
+)
+def test_the_next_save_is_known(epochs: int, every: int | None, done: int, next_one: int) -> None:
+    """Page-locked memory is got where one comes before the last step."""
+    from megatron_ring.run.epochs import next_save
+
+    config: Any = SimpleNamespace(save_epochs=epochs, save_every=every)
+    task: Any = SimpleNamespace(steps_per_epoch=10)
+    assert next_save(config, task, done) == next_one
