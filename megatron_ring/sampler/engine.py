@@ -42,7 +42,6 @@ from megatron_ring.sampler.scores import TokenScore
 from megatron_ring.sampler.step import Step, StepShape
 from megatron_ring.sampler.stopping import Decode, StopConditions
 
-
 _LOGPROBS, _ENTROPIES = NAMES.index("logprobs"), NAMES.index("entropies")
 
 

@@ -22,11 +22,8 @@ from megatron_ring.config.sampling import RequestSampling
 from megatron_ring.sampler.completion import FinishReason
 from megatron_ring.sampler.pages import PagePool, pages_for
 from megatron_ring.sampler.requests import GenerationRequest, Prefix, Sampled, Sequence
-from megatron_ring.sampler.step import Chunk, Step
+from megatron_ring.sampler.step import FILL_BESIDE, Chunk, Step
 from megatron_ring.sampler.stopping import StopConditions
-
-FILL_BESIDE = 8  # tokens in a row beside a small fill: about as long as the host takes to launch it
-SMALL_FILL = 4096  # tokens: a larger one keeps the device busy by itself
 
 
 class Scheduler:
@@ -124,16 +121,11 @@ class Scheduler:
                 step.chunks.append(Chunk(sequence, sequence.cached, count))
                 budget -= count
         if step.chunks:
-            horizon = min(horizon, FILL_BESIDE) if self._fills_little(step) else 1
+            begin = len(self.running) - len(step.decoding) + self._blocked
+            horizon = min(horizon, FILL_BESIDE) if step.fills_beside(begin) else 1
         if horizon > 1 and not step.scored:  # scores are made of each pass's logits
             self._look_ahead(step, horizon)
         return step
-
-    def _fills_little(self, step: Step) -> bool:
-        """Whether few sequences wait for what is filled, beside those that decode meanwhile: the device then has work while
-        the host launches the fill. Many would lose more by their wait."""
-        begin = len(self.running) - len(step.decoding) + self._blocked
-        return 4 * begin <= len(step.decoding) and sum(chunk.count for chunk in step.chunks) <= SMALL_FILL
 
     def _look_ahead(self, step: Step, horizon: int) -> None:
         """Give every sequence the pages for `horizon` tokens, if there are so many."""

@@ -7,6 +7,9 @@ from typing import NamedTuple
 
 from megatron_ring.sampler.requests import Sequence
 
+FILL_BESIDE = 8  # tokens in a row beside a small fill: about as long as the host takes to launch it
+SMALL_FILL = 4096  # tokens
+
 
 @dataclass(frozen=True)
 class Chunk:
@@ -37,6 +40,11 @@ class Step:
     copies: dict[int, int] = field(default_factory=dict)
     table: list[tuple[int, int, int]] = field(default_factory=list)
     horizon: int = 1
+
+    def fills_beside(self, begin: int) -> bool:
+        """Whether the rows may decode several tokens while the host launches the fill, as the device would wait for it. A
+        larger fill keeps it busy, and where many rows (`begin` in all) wait to begin, they lose more by it."""
+        return 4 * begin <= len(self.decoding) and sum(chunk.count for chunk in self.chunks) <= SMALL_FILL
 
     @property
     def scored(self) -> bool:

@@ -14,7 +14,8 @@ from megatron_ring.sampler.columns import number_array
 from megatron_ring.sampler.completion import Completion
 from megatron_ring.sampler.pages import PagePool, pages_for
 from megatron_ring.sampler.requests import GenerationRequest, Sampled, request_seed
-from megatron_ring.sampler.scheduler import FILL_BESIDE, SMALL_FILL, Scheduler
+from megatron_ring.sampler.scheduler import Scheduler
+from megatron_ring.sampler.step import FILL_BESIDE, SMALL_FILL
 from tests.sampler.simulated_cache import EOS, SimulatedCache, drawn, expected, stop
 
 LONGEST = 14 + 9  # tokens of a prompt and of a response
