@@ -21,7 +21,6 @@ without work takes part. Every rank of a replica gets the same reports.
 from __future__ import annotations
 
 import itertools
-import math
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -30,19 +29,16 @@ from dataclasses import dataclass, field
 import torch
 
 from megatron_ring.config.sampling import SamplingConfig
-from megatron_ring.errors import NotFiniteError, RequestError
+from megatron_ring.errors import RequestError
 from megatron_ring.sampler.cache import CacheSize, check_fits
-from megatron_ring.sampler.columns import NAMES
 from megatron_ring.sampler.completion import Completion
 from megatron_ring.sampler.edge import News, StepEdge, Tally
 from megatron_ring.sampler.requests import GenerationRequest, Sampled
 from megatron_ring.sampler.runner import ModelRunner
 from megatron_ring.sampler.scheduler import Scheduler
 from megatron_ring.sampler.scores import TokenScore
-from megatron_ring.sampler.step import Step, StepShape
+from megatron_ring.sampler.step import Step, StepShape, check_finite
 from megatron_ring.sampler.stopping import Decode, StopConditions
-
-_LOGPROBS, _ENTROPIES = NAMES.index("logprobs"), NAMES.index("entropies")
 
 
 @dataclass(frozen=True)
@@ -228,7 +224,7 @@ class Engine:
         sampled, prompt_scores = runner.run(step, shape, meanwhile)
         before = [len(sequence.tokens) for sequence in step.decoding] if self.tells_tokens else []
         try:
-            _check_finite(step, sampled)
+            check_finite(step, sampled)
             done = scheduler.advance(step, sampled)
         except Exception as error:
             self.fail(error)
@@ -291,15 +287,3 @@ class Engine:
             raise RequestError(f"token {outside} of the prompt is outside the model's vocabulary")
         if request.sampling is not None:
             StopConditions(request.sampling, self._eos_id, self._decode)
-
-
-def _check_finite(step: Step, sampled: list[Sampled]) -> None:
-    for sequence, drawn in zip(step.decoding, sampled, strict=True):
-        logprobs, entropies = drawn.columns[_LOGPROBS], drawn.columns[_ENTROPIES]
-        if math.isfinite(sum(logprobs) + sum(entropies)):
-            continue
-        wrong = [not math.isfinite(a + b) for a, b in zip(logprobs, entropies, strict=True)].index(True)
-        raise NotFiniteError(
-            f"response {sequence.index}, token {len(sequence.tokens) + wrong}: the model's logits are not finite: its "
-            f"weights are broken, go back to an earlier checkpoint"
-        )

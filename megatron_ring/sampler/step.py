@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence as Sequence_
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from megatron_ring.sampler.requests import Sequence
+from megatron_ring.errors import NotFiniteError
+from megatron_ring.sampler.columns import NAMES
+from megatron_ring.sampler.requests import Sampled, Sequence
 
+_LOGPROBS, _ENTROPIES = NAMES.index("logprobs"), NAMES.index("entropies")
 FILL_BESIDE = 8  # tokens in a row beside a small fill: about as long as the host takes to launch it
 SMALL_FILL = 4096  # tokens
 
@@ -78,3 +83,16 @@ class StepShape(NamedTuple):
         longest = max((sequence.cached for sequence in step.decoding), default=-step.horizon) + step.horizon
         some_cuts = any(sequence.cuts for sequence in step.decoding)
         return cls(len(step.decoding), longest, int(bool(step.chunks)), step.horizon, int(some_cuts), int(step.scored))
+
+
+def check_finite(step: Step, sampled: Sequence_[Sampled]) -> None:
+    """Raises `NotFiniteError` where a number that was drawn beside a token is none."""
+    for sequence, drawn in zip(step.decoding, sampled, strict=True):
+        logprobs, entropies = drawn.columns[_LOGPROBS], drawn.columns[_ENTROPIES]
+        if math.isfinite(sum(logprobs) + sum(entropies)):
+            continue
+        wrong = [not math.isfinite(a + b) for a, b in zip(logprobs, entropies, strict=True)].index(True)
+        raise NotFiniteError(
+            f"response {sequence.index}, token {len(sequence.tokens) + wrong}: the model's logits are not finite: its "
+            f"weights are broken, go back to an earlier checkpoint"
+        )
