@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_ring.checkpoint.fast_files import BLOCK, DirectReader
 from megatron_ring.config.model import ModelConfig
 from megatron_ring.errors import UserError
 
@@ -21,6 +20,8 @@ NAME = "manifest.json"
 
 def checksums(path: Path) -> list[str]:
     """CRC-32 of each block of a file, eight hexadecimal digits."""
+    from megatron_ring.checkpoint.fast_files import DirectReader  # it loads torch, which readers of a manifest need not
+
     with DirectReader(path) as file:
         return file.checksums()
 
@@ -31,6 +32,8 @@ def write_manifest(
 ) -> None:  # fmt: skip
     """Describe the files of `folder`, durably. `known`: checksums of files that are durable already, by name;
     `more`: further entries."""
+    from megatron_ring.checkpoint.fast_files import BLOCK
+
     files = {}
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".nfs"):  # a removed file that a process still has open; it goes away by itself

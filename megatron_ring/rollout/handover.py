@@ -26,13 +26,15 @@ def hand_over(
         The responses, those that this rank takes with their tokens, the others without.
     """
     me = context.data_rank
-    found = [completion.without_tokens() for completion in completions]
+    found = []
     sent: list[list[Completion]] = [[] for _ in range(context.data_size)]  # to each rank
     received: list[list[int]] = [[] for _ in range(context.data_size)]  # from each rank: places
     for place, (completion, holder, taker) in enumerate(zip(completions, holders, takers, strict=True)):
-        if holder == taker == me:
-            found[place] = completion
-        elif holder == me and taker is not None:
+        stays = holder == taker == me or not completion.versions  # one without tokens is the same everywhere
+        found.append(completion if stays else completion.without_tokens())
+        if stays:
+            continue
+        if holder == me and taker is not None:
             sent[taker].append(completion)
         elif taker == me:
             received[holder].append(place)

@@ -16,6 +16,7 @@ from megatron_ring.parallel.context import ParallelContext
 from megatron_ring.rollout.handover import hand_over
 from megatron_ring.rollout.records import Rollout
 from megatron_ring.sampler.completion import Completion
+from megatron_ring.sampler.garbage import collector_paused
 from megatron_ring.sampler.requests import GenerationRequest, request_seed
 from megatron_ring.sampler.sampler import Sampler
 
@@ -55,17 +56,18 @@ class OpenRollout:
         )
 
 
+@collector_paused()
 def open_rollouts(
     prompts: Sequence[StreamPrompt], tokenizer: RingTokenizer, *, samples: int, seed: int, max_new_tokens: int,
     instruction: str | None = None,
 ) -> list[OpenRollout]:  # fmt: skip
     """`samples` responses to each prompt, to be sampled. A response's seed comes from (seed, prompt's position in the
     stream, sample): its tokens do not depend on what is sampled beside it."""
-    opened = []
+    opened, nothing = [], Completion()  # one for all: an evaluation may have a hundred thousand requests
     for prompt in prompts:
         tokens = tokenizer.prompt_tokens(prompt.record.prompt, instruction)
         for sample in range(samples):
-            request = GenerationRequest(tokens, request_seed(seed, prompt.position, sample), max_new_tokens)
+            request = GenerationRequest(tokens, request_seed(seed, prompt.position, sample), max_new_tokens, nothing)
             opened.append(OpenRollout(prompt, sample, request))
     return opened
 
@@ -122,13 +124,16 @@ def sample_rollouts(
     return finished, sorted(unfinished, key=lambda item: (item.prompt.position, item.sample))
 
 
+@collector_paused()
 def _assigned(to_sample: Sequence[OpenRollout], context: ParallelContext) -> list[OpenRollout]:
     """The same responses, each held by the replica that goes on with it."""
     place = {position: i for i, position in enumerate(dict.fromkeys(item.prompt.position for item in to_sample))}
     takers = [place[item.prompt.position] % context.data_size for item in to_sample]
     begun = hand_over([item.request.begun for item in to_sample], [item.holder for item in to_sample], takers, context)
     return [
-        dataclasses.replace(item, request=item.request.continued(completion), holder=taker)
+        item
+        if item.holder == taker and item.request.begun is completion
+        else dataclasses.replace(item, request=item.request.continued(completion), holder=taker)
         for item, completion, taker in zip(to_sample, begun, takers, strict=True)
     ]
 

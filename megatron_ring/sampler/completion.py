@@ -55,5 +55,7 @@ class Completion(TokenColumns):
 def absent_columns(wanted: frozenset[str] | None, begun: Completion) -> tuple[str, ...]:
     """The columns that a response has not when `wanted` are asked for (None: all) and it goes on from `begun`. Its tokens it
     always has."""
+    if wanted is None and not begun.absent:
+        return ()
     asked = NAMES if wanted is None else wanted | {"tokens"}
     return tuple(name for name in NAMES if name not in asked or name in begun.absent)

@@ -18,6 +18,7 @@ from megatron_ring.sampler.cache import CacheSize, size_for, size_for_any
 from megatron_ring.sampler.completion import Completion
 from megatron_ring.sampler.edge import StepEdge
 from megatron_ring.sampler.engine import Engine, StepReport, TokenBudget
+from megatron_ring.sampler.garbage import collector_paused
 from megatron_ring.sampler.pages import pages_for
 from megatron_ring.sampler.requests import GenerationRequest
 from megatron_ring.sampler.runner import ModelRunner
@@ -123,7 +124,8 @@ class Sampler:
         edge.settle(self._problem_with(requests))
         size = partial(size_for, requests, self.model, self.context, self.sampling)
         engine = self._open(edge, size, version, budget)
-        engine.admit(list(requests))
+        with collector_paused():
+            engine.admit(list(requests))
         engine.close()
         engine.tells_tokens = on_token is not None
         told = _Told(engine, on_progress, on_finished, on_token)

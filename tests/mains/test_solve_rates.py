@@ -22,6 +22,8 @@ from tests.mains.conftest import run, start
 from tests.mains.test_evaluation_layouts import evaluate_here
 from tests.mains.test_killed_rl import descendants
 
+ROOT = Path(__file__).resolve().parents[2]
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -29,6 +31,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = run([sys.executable, "tools/make_random_hf.py", "--preset", "ring-tiny", "--out", str(out)])
     assert done.returncode == 0, done.stderr
     return out
+
+
+def test_solve_rates_need_no_torch() -> None:
+    code = "import sys, tools.solve_rate; print([name for name in ('torch', 'transformers') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)  # a process of its own
+    assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
 
 
 @pytest.mark.slow
