@@ -119,7 +119,8 @@ class Lane:
             except Exception as error:  # such as `UserError`: it ends the run, and is raised where the reward is waited for
                 self.discard()
                 return error
-            self._tally.scored()
+            if item.request is not None:
+                self._tally.scored()
             return reward
         return CancelledError()
 

@@ -37,10 +37,11 @@ _THREAD_PAUSES = (0.2, 1.0, 3.0)  # seconds before each further try to start a t
 
 
 class _Task(NamedTuple):
-    """An item and the promise of its reward."""
+    """An item and the promise of its reward; `after`: another that must have succeeded before, or this one is given up."""
 
     item: Item
     future: Future[Reward]
+    after: Future[Reward] | None = None
 
 
 @dataclass(frozen=True)
@@ -93,16 +94,18 @@ class RewardPool:
 
     def start(self, domains: Iterable[str]) -> None:
         """Start the workers that these domains need, and wait for one of each kind: what is missing is said now, not later.
-        The others come up beside what follows. One that started with its first response would make that wait for seconds.
+        The others come up behind it, beside what follows: all at once would make the first one wait. One that started with
+        its first response would make that wait for seconds.
 
         Raises:
             UserError: a domain has no verifier, or its workers cannot work here.
         """
         kinds = dict.fromkeys(verifier_for(domain).worker for domain in domains)
-        waiting = [self._put(kind, _Task(Item(None, self._time_limit), Future())) for kind in kinds]
-        for kind in kinds:
+        item = Item(None, self._time_limit)
+        waiting = [self._put(kind, _Task(item, Future())) for kind in kinds]
+        for kind, first in zip(kinds, waiting, strict=True):
             for _ in range(self._workers - 1):
-                self._put(kind, _Task(Item(None, self._time_limit), Future()))
+                self._put(kind, _Task(item, Future(), first))
         for prepare in dict.fromkeys(verifier_for(domain).prepare for domain in domains):
             if prepare is not None:
                 prepare()
@@ -217,7 +220,7 @@ class RewardPool:
     def _run_lane(self, kind: WorkerKind, tasks: queue.Queue[_Task | None]) -> None:
         lane = Lane(lambda: self._start_worker(kind), self._end_worker, self._closing, self._tally)
         while (task := tasks.get()) is not None:
-            if self._closing.is_set():
+            if self._closing.is_set() or (task.after is not None and not _succeeds(task.after)):
                 task.future.cancel()
             if not task.future.set_running_or_notify_cancel():
                 continue
@@ -242,6 +245,13 @@ class RewardPool:
         with self._lock:
             self._live.discard(worker)
         worker.kill()
+
+
+def _succeeds(first: Future[Reward]) -> bool:
+    """Waits for it."""
+    with contextlib.suppress(CancelledError):
+        return first.exception() is None
+    return False
 
 
 def _presentable(reward: Reward) -> Reward:
