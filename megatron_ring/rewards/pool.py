@@ -202,11 +202,12 @@ class RewardPool:
     def _start_threads(self, kind: WorkerKind, tasks: queue.Queue[_Task | None]) -> list[threading.Thread]:
         """As many as there are workers, or as the machine allows: one is enough to go on."""
         threads: list[threading.Thread] = []
+        worked = threading.Event()
         for pause in (*_THREAD_PAUSES, 0.0):
             try:
                 while len(threads) < self._workers:
                     name = f"reward-{kind}-{len(threads)}"
-                    thread = threading.Thread(target=self._run_lane, args=(kind, tasks), name=name, daemon=True)
+                    thread = threading.Thread(target=self._run_lane, args=(kind, tasks, worked), name=name, daemon=True)
                     thread.start()
                     threads.append(thread)
             except RuntimeError:  # no thread can be started
@@ -217,8 +218,8 @@ class RewardPool:
             raise UserError("rewards: this machine starts no further thread: end other programs, or raise `ulimit -u`")
         return threads
 
-    def _run_lane(self, kind: WorkerKind, tasks: queue.Queue[_Task | None]) -> None:
-        lane = Lane(lambda: self._start_worker(kind), self._end_worker, self._closing, self._tally)
+    def _run_lane(self, kind: WorkerKind, tasks: queue.Queue[_Task | None], worked: threading.Event) -> None:
+        lane = Lane(lambda: self._start_worker(kind), self._end_worker, self._closing, worked, self._tally)
         while (task := tasks.get()) is not None:
             if self._closing.is_set() or (task.after is not None and not _succeeds(task.after)):
                 task.future.cancel()
