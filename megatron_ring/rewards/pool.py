@@ -2,8 +2,8 @@
 
 Each lane is a thread that owns one worker process and gives it one item at a time. A lane waits for its worker with a
 deadline; past it the worker is killed (SIGKILL) and the next item gets a new one. Workers are plain subprocesses, not
-forks: they share no CUDA context, process group, lock or thread with a training rank. They start with the first item
-that needs one, and die with the process that started them (see `worker`).
+forks: they share no CUDA context, process group, lock or thread with a training rank. They start with `start`, or
+with the first item that needs one, and die with the process that started them (see `worker`).
 """
 
 from __future__ import annotations
