@@ -67,6 +67,7 @@ class Lane:
         start: a new worker, not ready yet; raises OSError where the machine has none, CancelledError once the pool closes.
         end: ends one.
         closing: set once the pool closes.
+        worked: set once a worker of this kind was up; all lanes of the kind share it.
     """
 
     def __init__(
@@ -74,11 +75,11 @@ class Lane:
         start: Callable[[], WorkerProcess],
         end: Callable[[WorkerProcess], None],
         closing: threading.Event,
+        worked: threading.Event,
         tally: Tally,
     ) -> None:
-        self._start, self._end, self._closing, self._tally = start, end, closing, tally
+        self._start, self._end, self._closing, self._worked, self._tally = start, end, closing, worked, tally
         self._worker: WorkerProcess | None = None
-        self._worked = False
 
     def score(self, item: Item) -> Reward | Exception:
         """The item's reward, or what ends the run."""
@@ -119,7 +120,8 @@ class Lane:
             except Exception as error:  # such as `UserError`: it ends the run, and is raised where the reward is waited for
                 self.discard()
                 return error
-            self._tally.scored()
+            if item.request is not None:
+                self._tally.scored()
             return reward
         return CancelledError()
 
@@ -161,7 +163,7 @@ class Lane:
             raise _NotStarted(printable_line(f"{type(error).__name__}: {error}")) from None
         except UserError as error:
             self.discard()
-            if self._worked:  # others like it did start here
+            if self._worked.is_set():  # others like it did start here
                 raise _NotStarted(printable_line(str(error))) from None
             raise
-        self._worked = True
+        self._worked.set()

@@ -2,8 +2,8 @@
 
 Each lane is a thread that owns one worker process and gives it one item at a time. A lane waits for its worker with a
 deadline; past it the worker is killed (SIGKILL) and the next item gets a new one. Workers are plain subprocesses, not
-forks: they share no CUDA context, process group, lock or thread with a training rank. They start with the first item
-that needs one, and die with the process that started them (see `worker`).
+forks: they share no CUDA context, process group, lock or thread with a training rank. They start with `start`, or
+with the first item that needs one, and die with the process that started them (see `worker`).
 """
 
 from __future__ import annotations
@@ -37,10 +37,11 @@ _THREAD_PAUSES = (0.2, 1.0, 3.0)  # seconds before each further try to start a t
 
 
 class _Task(NamedTuple):
-    """An item and the promise of its reward."""
+    """An item and the promise of its reward; `after`: another that must have succeeded before, or this one is given up."""
 
     item: Item
     future: Future[Reward]
+    after: Future[Reward] | None = None
 
 
 @dataclass(frozen=True)
@@ -93,16 +94,18 @@ class RewardPool:
 
     def start(self, domains: Iterable[str]) -> None:
         """Start the workers that these domains need, and wait for one of each kind: what is missing is said now, not later.
-        The others come up beside what follows. One that started with its first response would make that wait for seconds.
+        The others come up behind it, beside what follows: all at once would make the first one wait. One that started with
+        its first response would make that wait for seconds.
 
         Raises:
             UserError: a domain has no verifier, or its workers cannot work here.
         """
         kinds = dict.fromkeys(verifier_for(domain).worker for domain in domains)
-        waiting = [self._put(kind, _Task(Item(None, self._time_limit), Future())) for kind in kinds]
-        for kind in kinds:
+        item = Item(None, self._time_limit)
+        waiting = [self._put(kind, _Task(item, Future())) for kind in kinds]
+        for kind, first in zip(kinds, waiting, strict=True):
             for _ in range(self._workers - 1):
-                self._put(kind, _Task(Item(None, self._time_limit), Future()))
+                self._put(kind, _Task(item, Future(), first))
         for prepare in dict.fromkeys(verifier_for(domain).prepare for domain in domains):
             if prepare is not None:
                 prepare()
@@ -199,11 +202,12 @@ class RewardPool:
     def _start_threads(self, kind: WorkerKind, tasks: queue.Queue[_Task | None]) -> list[threading.Thread]:
         """As many as there are workers, or as the machine allows: one is enough to go on."""
         threads: list[threading.Thread] = []
+        worked = threading.Event()
         for pause in (*_THREAD_PAUSES, 0.0):
             try:
                 while len(threads) < self._workers:
                     name = f"reward-{kind}-{len(threads)}"
-                    thread = threading.Thread(target=self._run_lane, args=(kind, tasks), name=name, daemon=True)
+                    thread = threading.Thread(target=self._run_lane, args=(kind, tasks, worked), name=name, daemon=True)
                     thread.start()
                     threads.append(thread)
             except RuntimeError:  # no thread can be started
@@ -214,10 +218,10 @@ class RewardPool:
             raise UserError("rewards: this machine starts no further thread: end other programs, or raise `ulimit -u`")
         return threads
 
-    def _run_lane(self, kind: WorkerKind, tasks: queue.Queue[_Task | None]) -> None:
-        lane = Lane(lambda: self._start_worker(kind), self._end_worker, self._closing, self._tally)
+    def _run_lane(self, kind: WorkerKind, tasks: queue.Queue[_Task | None], worked: threading.Event) -> None:
+        lane = Lane(lambda: self._start_worker(kind), self._end_worker, self._closing, worked, self._tally)
         while (task := tasks.get()) is not None:
-            if self._closing.is_set():
+            if self._closing.is_set() or (task.after is not None and not _succeeds(task.after)):
                 task.future.cancel()
             if not task.future.set_running_or_notify_cancel():
                 continue
@@ -242,6 +246,13 @@ class RewardPool:
         with self._lock:
             self._live.discard(worker)
         worker.kill()
+
+
+def _succeeds(first: Future[Reward]) -> bool:
+    """Waits for it."""
+    with contextlib.suppress(CancelledError):
+        return first.exception() is None
+    return False
 
 
 def _presentable(reward: Reward) -> Reward:

@@ -102,7 +102,9 @@ class DecodeLoop:
             turn = self.captured_turn(GraphKey(size, span_of(shape.longest), cuts))
         else:
             turn = partial(self._one_token, size, shape.longest, cuts)
-        columns = [(s.last_token, s.cached, s.row, s.writable, s.request.seed, len(s.tokens)) for s in sequences]
+        columns = [
+            (s.last_token, s.cached, s.row, min(s.writable, s.limit), s.request.seed, len(s.tokens)) for s in sequences
+        ]
         columns += [(0,) * 6] * (size - count)
         self.state[:, :size].copy_(torch.tensor(columns, dtype=torch.int64).t())
         settings = [s.numbers for s in sequences] + [UNCUT] * (size - count)

@@ -80,7 +80,8 @@ class StepShape(NamedTuple):
     @classmethod
     def of(cls, step: Step) -> StepShape:
         """Of this rank's step."""
-        longest = max((sequence.cached for sequence in step.decoding), default=-step.horizon) + step.horizon
+        # None beyond its limit: at the end of the model's positions that would ask for a graph of twice the span.
+        longest = max((min(sequence.cached + step.horizon, sequence.limit) for sequence in step.decoding), default=0)
         some_cuts = any(sequence.cuts for sequence in step.decoding)
         return cls(len(step.decoding), longest, int(bool(step.chunks)), step.horizon, int(some_cuts), int(step.scored))
 

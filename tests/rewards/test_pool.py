@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -164,15 +165,32 @@ def test_submit_waits_when_too_much_waits(monkeypatch: pytest.MonkeyPatch) -> No
         assert len(submitted) == 8 and all(item.result(timeout=60).value == 1 for item in submitted)  # type: ignore[attr-defined]
 
 
-def test_no_response_waits_for_a_worker_to_start() -> None:
-    """All workers come up at the start, with what units need: in this process too, as some answers are judged here."""
+def test_no_response_waits_for_a_worker_to_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All workers come up at the start, the others when the first is there, and again where one of these ends; with what
+    units need: in this process too, as some answers are judged here."""
+    seen: list[str] = []
+
+    class Watched(pool_module.WorkerProcess):
+        def __init__(self, *arguments: Any) -> None:
+            seen.append("begins")
+            self.number = seen.count("begins")
+            super().__init__(*arguments)
+
+        def await_ready(self) -> None:
+            if self.number == 2:
+                self.process.terminate()
+            super().await_ready()
+            seen.append("ready")
+
+    monkeypatch.setattr(pool_module, "WorkerProcess", Watched)
     with RewardPool(workers=3, time_limit=5.0) as own:
         own.start(["science"])
         assert unit_conversion.conversion_between.cache_info().currsize > 0
         until = time.monotonic() + 60
-        while len(own.worker_pids) < 3 and time.monotonic() < until:
+        while seen.count("ready") < 3 and time.monotonic() < until:
             time.sleep(0.05)
-        assert len(own.worker_pids) == 3
+        assert len(own.worker_pids) == seen.count("ready") == 3
+        assert seen[:2] == ["begins", "ready"]
 
 
 def test_what_is_missing_is_said_at_the_start(tmp_path: Path) -> None:

@@ -60,9 +60,9 @@ def captured(parallel: ParallelConfig, looks: list[int]) -> tuple[Any, list[Any]
         check_empty(engine)
         keys = list(sampler.runner.loop().captured)
         if engine.leads:
-            for number in range(6):
+            for number in range(6):  # the last one ends at the model's last position
                 cut = RequestSampling(top_k=3) if number % 2 else None
-                engine.add(GenerationRequest([5, 9, 30 + number] * (1 + 200 * (number == 5)), 1, 8 + number, sampling=cut))
+                engine.add(GenerationRequest([5, 9, 30 + number] * (1 + 336 * (number == 5)), 1, 8 + number, sampling=cut))
             engine.close()
         answers: dict[int, list[int]] = {}
         while not (report := engine.step()).closed:
