@@ -182,8 +182,8 @@ def test_tools_system_and_thinking_come_through(curated: Callable[..., Curated])
     steps = (Clean(min_characters=2), Exact(), Near(numbers=False), Responses(), Verify(), PerProblem())
     found = curated(rows, *steps)
     assert list(found.reasons.values()) == ["malformed"]
-    system = {"role": "system", "content": "Be brief."}
-    assert [one["prompt"] for one in found.kept] == [[system, {"role": "user", "content": question}], question, chat, elsewhere]
+    brief = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": question}]
+    assert [one["prompt"] for one in found.kept] == [brief, question, chat, elsewhere]
     looking = [tool("add"), tool("look")]
     assert [one["tools"] for one in found.kept] == [[tool("add")], [tool("add"), tool("sub")], looking, looking]
     prompts, conversations = (read(found.out / "kept.jsonl").records for read in (read_prompt_file, read_sft_file))
