@@ -270,8 +270,9 @@ def _sweet_text(rows: Mapping[str, Row]) -> str:
     over = {end: _over(final, end) for end in (settings[0], settings[-1])}
     against = ", ".join(f"{difference(each)} against {end}" for end, each in over.items() if each is not None)
     spot = "A sweet spot" if sweet_spot(rows) else "No sweet spot beyond the seeds' spread"
-    judged = f" Chosen by the other seeds, final pass@1 differs by {against} epochs." if against else ""
-    return f"{spot}: {found}{judged}\n"
+    if not against:
+        return f"One seed does not tell whether there is a sweet spot. {found}\n"
+    return f"{spot}: {found} Chosen by the other seeds, final pass@1 differs by {against} epochs.\n"
 
 
 def _collapses(groups: Seeds) -> dict[str, list[str]]:

@@ -59,9 +59,9 @@ def claims_of(groups: Seeds, rows: Mapping[str, Row], regrets: Regrets) -> list[
 
 
 def _of(settings: Sequence[str] | None) -> str:
-    """Which numbers of epochs the other seeds have chosen."""
+    """Which numbers of epochs the other seeds have chosen; one seed has no others."""
     if settings is None:
-        return ""
+        return ", epochs that other seeds would choose"
     return f", {', '.join(dict.fromkeys(settings))} epochs (chosen by the other seeds)"
 
 

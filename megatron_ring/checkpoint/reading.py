@@ -117,11 +117,13 @@ class CheckpointReader:
             self._load(at.relative_path, part.view(-1).view(torch.uint8), at.offset + begin + run * size)
 
     def _load(self, file: str, target: torch.Tensor, offset: int) -> None:
-        """Fill `target` (uint8) from a file."""
+        """Fill `target` (uint8) from a file. Raises `UserError` where it is damaged, ends before that, or cannot be read."""
         try:
             read = self._open(file).read_into(target, offset)
         except ValueError:
             raise damaged(self.folder, [file]) from None
+        except OSError as error:
+            raise UserError(f"{self.folder / file}: cannot be read: {error.strerror}") from None
         if read != len(target):
             raise UserError(f"{self.folder / file}: ends within a tensor")
 
@@ -156,12 +158,8 @@ class CheckpointReader:
         key = (name, box.offset)
         if self._kept is None or self._kept[0] != key:
             at = self._storage[key]
-            file = self._open(at.relative_path)
             archive = self._scratch.room(at.length)
-            try:
-                file.read_into(archive, at.offset)
-            except ValueError:
-                raise damaged(self.folder, [file.path.name]) from None
+            self._load(at.relative_path, archive, at.offset)
             start, size = saved_storage(raw_bytes(archive))
             content = archive[start : start + size]
             self._kept = (key, content.view(self.dtype_of(name)).view(box.size))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from megatron_ring.curation.grouping import AllRows, Decision, Run, Signature, p
 from megatron_ring.curation.meaning import Meaning, meaning, strict_meaning
 from megatron_ring.curation.options import Near
 from megatron_ring.curation.store import Row, Shard
-from megatron_ring.curation.text import latex_share, prompt_text, words
+from megatron_ring.curation.text import calls_text, latex_share, prompt_text, words
 from megatron_ring.curation.union_find import UnionFind
 
 SEED = 1
@@ -49,8 +48,8 @@ class NearDuplicates:
             if not tokens:
                 continue
             salt = _hash(strict_meaning(tokens)) if options.numbers else 0
-            if row.get("tools"):  # the same words with other tools are another problem
-                salt ^= _hash(json.dumps(row["tools"], sort_keys=True))
+            if called := calls_text(row):
+                salt ^= _hash(called)
             if share < FORMULAS:
                 plain[:, place] = _bands(word_grams(tokens, options.words), options.word_bands, options.word_rows, salt)
             if share >= PLAIN:

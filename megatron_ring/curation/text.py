@@ -103,9 +103,17 @@ def is_english_script(text: str) -> bool:
 
 
 def problem_key(row: Mapping[str, Any]) -> str:
-    """What rows with the same problem have in common, and what they may call."""
-    tools = f"\n{json.dumps(row['tools'], sort_keys=True)}" if row.get("tools") else ""
-    return " ".join(words(prompt_text(row["prompt"]))) + tools
+    """What rows with the same problem have in common, and what they may call and have called."""
+    called = calls_text(row)
+    return " ".join(words(prompt_text(row["prompt"]))) + (f"\n{called}" if called else "")
+
+
+def calls_text(row: Mapping[str, Any]) -> str:
+    """What a row's prompt may call, and what its turns have called; "" for neither. The same words with others of them are
+    another problem."""
+    prompt = row["prompt"] if isinstance(row["prompt"], list) else []
+    calls = [message["tool_calls"] for message in prompt if isinstance(message, dict) and message.get("tool_calls")]
+    return "".join(json.dumps(part, sort_keys=True) for part in (row.get("tools"), calls) if part)
 
 
 def prompt_text(prompt: object) -> str:

@@ -9,6 +9,7 @@ What a message holds is read, refused by name, or named (`unread_keys`); nothing
 - `from` and `value` (ShareGPT) are other names of `role` and `content`.
 - `developer` is another name of the system role. A `tool` message is text that the chat template must know how to show.
 - `tool_calls` of an assistant's message are calls of functions, with or without a text. `function_call` is refused.
+- `tool_call_id` of results puts them in the order of their calls.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from megatron_ring.data.tool_calls import CallError, read_calls
+from megatron_ring.data.tool_calls import CallError, read_calls, results_in_order
 
 ROLES = ("system", "user", "assistant", "tool")
 OTHER_ROLES = {"developer": "system"}
@@ -32,7 +33,9 @@ MARKS = ("weight", "train", "training", "trainable", "loss", "loss_mask", "step_
 UNCLEAR_MARKS = ("mask", "masked", "train_detail", "training_detail")
 PICTURES = ("images", "image", "audio", "audios", "videos", "video")
 UNREADABLE = ("function_call", *PICTURES)
-READ = frozenset({"role", "content", "tool_calls", "from", "value", *REASONING, *MARKS, *UNCLEAR_MARKS, *UNREADABLE})
+READ = frozenset(
+    {"role", "content", "tool_calls", "tool_call_id", "from", "value", *REASONING, *MARKS, *UNCLEAR_MARKS, *UNREADABLE}
+)
 # Words in the names of columns that hold a model's thinking.
 _THINKING = frozenset(
     ("think", "thinking", "thought", "thoughts", "reasoning", "rationale", "trajectory", "trajectories", "cot")
@@ -131,8 +134,10 @@ def read_messages(value: object, key: str, last: str) -> tuple[tuple[Message, ..
     ends = (last, "tool") if last == "user" else (last,)
     if messages[-1].role not in ends:
         raise RecordError(f"'{key}' ends with a message of role {messages[-1].role}: end with one of role {last}")
+    callers = [place for place, message in enumerate(messages) if message.calls]
+    order = results_in_order(value, [message.role for message in messages], callers)
     marked = [mark for mark in marks if mark is not None]
-    return tuple(messages), tuple(marks) if marked else ()
+    return tuple(messages[place] for place in order), tuple(marks) if marked else ()
 
 
 def speaker_of(name: object) -> str | None:

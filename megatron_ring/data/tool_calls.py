@@ -51,6 +51,27 @@ def read_tools(value: object) -> str:
     return _text_of(found)
 
 
+def results_in_order(items: Sequence[Mapping[str, Any]], roles: Sequence[str], callers: Sequence[int]) -> list[int]:
+    """The places of a conversation's messages, results in the order of the calls before them where ids name these: from
+    here on a result is told by its place. Where ids do not tell, results stay in their own order.
+
+    Args:
+        items: as a file or a client has them.
+        roles: what each of them is.
+        callers: places of those with calls, which `read_calls` has read.
+    """
+    order = list(range(len(items)))
+    for place in callers:
+        ids = [call.get("id") for call in _list_of(items[place]["tool_calls"], "tool_calls")]
+        behind = range(place + 1, len(items))
+        end = next((later for later in behind if roles[later] != "tool"), len(items))
+        given = {later: items[later].get("tool_call_id") for later in range(place + 1, end)}
+        named = all(isinstance(one, str) for one in (*ids, *given.values())) and set(given.values()) <= set(ids)
+        if given and named and len(set(ids)) == len(ids):
+            order[place + 1 : end] = sorted(given, key=lambda later: ids.index(given[later]))
+    return order
+
+
 @dataclass(frozen=True)
 class CallForm:
     """How a chat template, or a server, wants calls and their results.

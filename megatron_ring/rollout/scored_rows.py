@@ -99,14 +99,15 @@ def _standing(folder: Path, identity: Mapping[str, Any], restart: bool) -> list[
     """The rows with a verdict that are there. Raises `UserError` for those of another evaluation."""
     about, text = folder / _ABOUT, f"{json.dumps(identity, indent=1, default=str)}\n".encode()
     try:
-        there = _whole_lines(folder)
-        if about.is_file() and about.read_bytes() == text and not restart:
+        there, found, wanted = _whole_lines(folder), _told(about), json.loads(text)
+        other = None if found is None else _differing(found, wanted)
+        if found is not None and other is None and not restart:
             return [key for key, place in _places(folder).items() if place.figures.has_verdict]
         if there and not restart:
-            other = _difference(about, json.loads(text))
+            what = "command, which it does not tell" if found is None else _difference(str(other), found, wanted)
             raise UserError(
                 f"--out {folder.parent}: {folder} holds {there:,} responses of an evaluation that has not ended, with "
-                f"another {other}: give what it was begun with to go on, choose another --out, or remove them by --restart"
+                f"another {what}: give what it was begun with to go on, choose another --out, or remove them by --restart"
             )
         _clear(folder)
     except OSError as error:
@@ -117,15 +118,22 @@ def _standing(folder: Path, identity: Mapping[str, Any], restart: bool) -> list[
     return []
 
 
-def _difference(about: Path, wanted: Mapping[str, Any]) -> str:
-    """The flag of the first thing in which an evaluation differs from the one that the file tells of, and what it was."""
+def _told(about: Path) -> dict[str, Any] | None:
+    """What the file tells of the evaluation; None where it tells nothing."""
     try:
         found = json.loads(about.read_bytes())
-    except (OSError, ValueError):
-        found = None
-    if not isinstance(found, dict):
-        return "command, which it does not tell"
-    name = next((name for name in (*wanted, *found) if wanted.get(name) != found.get(name)), "")
+    except (FileNotFoundError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _differing(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
+    """The first name in which two evaluations differ. What another version did not tell of was not set then."""
+    return next((name for name in (*wanted, *found) if wanted.get(name) != found.get(name)), None)
+
+
+def _difference(name: str, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """The flag of what differs, and what it was."""
     flag, was, now = flag_of_part(name), found.get(name), wanted.get(name)
     if "fingerprint" in name or "sha256" in name or name.startswith("rewards.") or name == "compositions":
         return f"{flag}, or other content of it"

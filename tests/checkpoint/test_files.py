@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -83,6 +85,13 @@ def save_and_load_in_threes(folder: Path) -> tuple[list[str], bool, list[str]]:
                 loading.load_checkpoint(whole, trainer.model, here, trainer.optimizer)
             refused.append(str(error.value))
             path.write_bytes(content)
+        limits, taken = resource.getrlimit(resource.RLIMIT_NOFILE), len(os.listdir("/proc/self/fd"))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (taken, limits[1]))  # room for one file more, and threads want three
+        try:
+            with pytest.raises(UserError, match="Too many open files"):
+                loading.load_checkpoint(whole, trainer.model, here, trainer.optimizer)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     return [path.name for path in files], same, refused
 
 

@@ -157,10 +157,12 @@ def test_tools_system_and_thinking_come_through(curated: Callable[..., Curated])
     """All that training reads of a row is there after every step; rows that differ in it alone are no copies."""
     wanted = {"name": "add", "arguments": {"a": 4, "b": 5}}
     said = f"<tool_call>{json.dumps(wanted)}</tool_call>"
-    chat = [{"role": "user", "content": "Look."}, {"role": "assistant", "content": "", "tool_calls": [
-        {"type": "function", "function": {"name": "look", "arguments": {}}}]},
-        {"role": "tool", "content": "There are four and five."}, {"role": "user", "content": "Add up what you have found."},
-    ]  # fmt: skip
+    chat, elsewhere = (
+        [{"role": "user", "content": "Look."}, {"role": "assistant", "content": "", "tool_calls": [
+            {"type": "function", "function": {"name": "look", "arguments": arguments}}]},
+         {"role": "tool", "content": "There are four and five."}, {"role": "user", "content": "Add up what you have found."}]
+        for arguments in ({}, {"at": "the shed"})
+    )  # fmt: skip
 
     def tool(name: str) -> dict[str, Any]:
         return {"type": "function", "function": {"name": name}}
@@ -174,16 +176,18 @@ def test_tools_system_and_thinking_come_through(curated: Callable[..., Curated])
         row(question, [tool("add")], system="Be brief."),
         row(question, json.dumps([tool("add")["function"], tool("sub")["function"]]), reasoning_content="Easy."),
         row(chat, [tool("add"), tool("look")]),
+        row(elsewhere, [tool("add"), tool("look")]),
         row(question, [{"title": "nameless"}]),
     ]
     steps = (Clean(min_characters=2), Exact(), Near(numbers=False), Responses(), Verify(), PerProblem())
     found = curated(rows, *steps)
     assert list(found.reasons.values()) == ["malformed"]
-    system = {"role": "system", "content": "Be brief."}
-    assert [one["prompt"] for one in found.kept] == [[system, {"role": "user", "content": question}], question, chat]
-    assert [one["tools"] for one in found.kept] == [[tool("add")], [tool("add"), tool("sub")], [tool("add"), tool("look")]]
+    brief = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": question}]
+    assert [one["prompt"] for one in found.kept] == [brief, question, chat, elsewhere]
+    looking = [tool("add"), tool("look")]
+    assert [one["tools"] for one in found.kept] == [[tool("add")], [tool("add"), tool("sub")], looking, looking]
     prompts, conversations = (read(found.out / "kept.jsonl").records for read in (read_prompt_file, read_sft_file))
     for prompt, conversation in zip(prompts, conversations, strict=True):
         assert prompt.messages == conversation.messages[:-1] and prompt.messages[0].tools
     answers = [one.messages[-1].content for one in conversations]
-    assert answers == [said, f"<think>\nEasy.\n</think>\n\n{said}", said]
+    assert answers == [said, f"<think>\nEasy.\n</think>\n\n{said}", said, said]

@@ -335,3 +335,26 @@ def test_one_call_a_turn_is_a_rule_of_the_template(tokenizer_dir: Path, tmp_path
     assert given.training_tokens(sft_from_json({"messages": one}))
     with pytest.raises(UserError, match="one call at once"):
         given.training_tokens(sft_from_json({"messages": [one[0], {**one[1], "tool_calls": CALLS * 2}, *one[2:]]}))
+
+
+@pytest.mark.parametrize(
+    ("ids", "given", "found"),
+    [
+        (["x", "y", "z"], ["z", "x", "y"], "XYZ"),
+        (["x", "y", "z"], ["z", "x"], "XZ"),
+        (["x", "x", "z"], ["z", "x", "x"], "ZXX"),  # ids that are no names of one call
+        (["x", "y", "z"], ["z", "x", "q"], "ZXQ"),
+        (["x", "y", None], ["z", "x", "y"], "ZXY"),
+        (["x", "y", "z"], ["z", None, "y"], "Z-Y"),
+    ],
+)
+def test_results_come_in_the_order_of_their_calls(ids: list[str | None], given: list[str | None], found: str) -> None:
+    calls = [{"id": one, "type": "function", "function": {"name": f"f{one}", "arguments": {}}} for one in ids]
+    for written in (calls, json.dumps(calls)):
+        chat = [
+            {"role": "user", "content": "?"}, {"role": "assistant", "content": None, "tool_calls": written},
+            *({"role": "tool", "tool_call_id": one, "content": (one or "-").upper()} for one in given),
+            {"role": "assistant", "content": "so"},
+        ]  # fmt: skip
+        messages, _ = read_messages(chat, "messages", last="assistant")
+        assert "".join(message.content for message in messages[2:-1]) == found and messages[-1].content == "so"

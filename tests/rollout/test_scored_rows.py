@@ -66,6 +66,14 @@ def test_rows_of_another_evaluation_are_refused(identity: dict[str, Any], messag
     assert scored_rows._standing(folder, {"seed": 1}, False) == [(0, 0), (1, 0)]
 
 
+def test_a_setting_that_another_version_did_not_have_was_not_set(tmp_path: Path) -> None:
+    scored_rows._standing(tmp_path, {"seed": 1, "gone": None}, False)
+    (tmp_path / "replica-0.jsonl").write_text(row(0))
+    assert scored_rows._standing(tmp_path, {"new": None, "seed": 1}, False) == [(0, 0)]
+    with pytest.raises(UserError, match=r"another --new \(null, now 1\)"):
+        scored_rows._standing(tmp_path, {"new": 1, "seed": 1}, False)
+
+
 def test_rows_are_removed_where_that_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """These alone: the folder may hold files of the user's."""
     for seed in (1, 2):  # of another evaluation, then of the same
