@@ -2,8 +2,8 @@
 
 Each lane is a thread that owns one worker process and gives it one item at a time. A lane waits for its worker with a
 deadline; past it the worker is killed (SIGKILL) and the next item gets a new one. Workers are plain subprocesses, not
-forks: they share no CUDA context, process group, lock or thread with a training rank. They start with `start`, or
-with the first item that needs one, and die with the process that started them (see `worker`).
+forks: they share no CUDA context, process group, lock or thread with a training rank. They start with the first item
+that needs one, one of them with `start`, and die with the process that started them (see `worker`).
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ _THREAD_PAUSES = (0.2, 1.0, 3.0)  # seconds before each further try to start a t
 
 
 class _Task(NamedTuple):
-    """An item and the promise of its reward; `after`: another that must have succeeded before, or this one is given up."""
+    """An item and the promise of its reward; `after`: it waits for that, and is given up where that is cancelled."""
 
     item: Item
     future: Future[Reward]
-    after: Future[Reward] | None = None
+    after: Future[None] | None = None
 
 
 @dataclass(frozen=True)
@@ -90,12 +90,13 @@ class RewardPool:
         self._closing = threading.Event()
         self._live: set[WorkerProcess] = set()
         self._lanes: dict[WorkerKind, _Lanes] = {}
+        self._needed: dict[WorkerKind, Future[None]] = {}
         self._tally = Tally()
 
     def start(self, domains: Iterable[str]) -> None:
-        """Start the workers that these domains need, and wait for one of each kind: what is missing is said now, not later.
-        The others come up behind it, beside what follows: all at once would make the first one wait. One that started with
-        its first response would make that wait for seconds.
+        """Start a worker for each kind that these domains need, and wait for it: what is missing is said now, not later.
+        The others come up with the first response that needs a worker, all together, while the first one scores it: one that
+        started with a response of its own would make that wait for seconds.
 
         Raises:
             UserError: a domain has no verifier, or its workers cannot work here.
@@ -103,9 +104,12 @@ class RewardPool:
         kinds = dict.fromkeys(verifier_for(domain).worker for domain in domains)
         item = Item(None, self._time_limit)
         waiting = [self._put(kind, _Task(item, Future())) for kind in kinds]
-        for kind, first in zip(kinds, waiting, strict=True):
-            for _ in range(self._workers - 1):
-                self._put(kind, _Task(item, Future(), first))
+        for kind in kinds:
+            if kind not in self._needed:  # a later start would have all lanes wait
+                with self._lock:
+                    self._needed[kind] = Future()
+                for _ in self._lanes_of(kind).threads[1:]:
+                    self._put(kind, _Task(item, Future(), self._needed[kind]))
         for prepare in dict.fromkeys(verifier_for(domain).prepare for domain in domains):
             if prepare is not None:
                 prepare()
@@ -134,6 +138,7 @@ class RewardPool:
                 future.set_result(_presentable(reward))
                 return future
         time_limit = max(self._time_limit, verifier.time_limit or 0.0)
+        self._settle(verifier.worker)
         return self._put(verifier.worker, _Task(Item(request, time_limit), future))
 
     def score(self, requests: Iterable[ScoreRequest]) -> list[Reward]:
@@ -157,6 +162,8 @@ class RewardPool:
         with self._lock:
             self._closing.set()
             live, lanes = list(self._live), list(self._lanes.values())
+            for needed in self._needed.values():
+                needed.cancel()
         for group in lanes:
             with contextlib.suppress(queue.Empty):
                 while True:
@@ -179,6 +186,13 @@ class RewardPool:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _settle(self, kind: WorkerKind) -> None:
+        """Workers of this kind are needed: those that wait for it start."""
+        with self._lock:
+            needed = self._needed.get(kind)
+            if needed is not None and not needed.done():
+                needed.set_result(None)
 
     def _put(self, kind: WorkerKind, task: _Task) -> Future[Reward]:
         lanes = self._lanes_of(kind)
@@ -221,7 +235,7 @@ class RewardPool:
     def _run_lane(self, kind: WorkerKind, tasks: queue.Queue[_Task | None], worked: threading.Event) -> None:
         lane = Lane(lambda: self._start_worker(kind), self._end_worker, self._closing, worked, self._tally)
         while (task := tasks.get()) is not None:
-            if self._closing.is_set() or (task.after is not None and not _succeeds(task.after)):
+            if self._closing.is_set() or (task.after is not None and not _comes(task.after)):
                 task.future.cancel()
             if not task.future.set_running_or_notify_cancel():
                 continue
@@ -248,10 +262,10 @@ class RewardPool:
         worker.kill()
 
 
-def _succeeds(first: Future[Reward]) -> bool:
-    """Waits for it."""
+def _comes(awaited: Future[None]) -> bool:
+    """Waits for it, or for its end."""
     with contextlib.suppress(CancelledError):
-        return first.exception() is None
+        return awaited.exception() is None
     return False
 
 

@@ -166,8 +166,8 @@ def test_submit_waits_when_too_much_waits(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_no_response_waits_for_a_worker_to_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All workers come up at the start, the others when the first is there, and again where one of these ends; with what
-    units need: in this process too, as some answers are judged here."""
+    """One worker comes up at the start, with what units need: in this process too, as some answers are judged here. The
+    others come up with the first response that needs one, and again where one of these ends."""
     seen: list[str] = []
 
     class Watched(pool_module.WorkerProcess):
@@ -184,13 +184,17 @@ def test_no_response_waits_for_a_worker_to_start(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(pool_module, "WorkerProcess", Watched)
     with RewardPool(workers=3, time_limit=5.0) as own:
-        own.start(["science"])
+        for _ in range(4):
+            own.start(["science"])
         assert unit_conversion.conversion_between.cache_info().currsize > 0
+        own.submit(ScoreRequest("science", None, r"\boxed{120 cm}", "1.2 m")).result()  # judged here
+        time.sleep(0.3)
+        assert seen == ["begins", "ready"]
+        own.submit(request(r"\boxed{x^2+\sin(x)}", r"\sin(x)+x^2")).result()
         until = time.monotonic() + 60
         while seen.count("ready") < 3 and time.monotonic() < until:
             time.sleep(0.05)
         assert len(own.worker_pids) == seen.count("ready") == 3
-        assert seen[:2] == ["begins", "ready"]
 
 
 def test_what_is_missing_is_said_at_the_start(tmp_path: Path) -> None:
