@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from megatron_ring.serving.replica import Replica
 
 API_KEY = "RING_API_KEY"
+LEAVES = 1 << 30  # bytes of the device that warming up does not take
 SWITCH_SECONDS = (
     0.0005  # the thread that steps gets the interpreter back from the HTTP thread so soon; Python's own is 0.005
 )
@@ -89,13 +90,18 @@ def _gathering(config: ServeConfig, engine: Engine) -> float:
 
 def _warm_up(config: ServeConfig, engine: Engine, signals: StopSignals) -> None:
     """On a GPU, and where the flag asks for it; rank 0 says what was done. A signal ends it early."""
+    from megatron_ring.parallel.device import untaken_memory
     from megatron_ring.sampler.warm_up import warm_up
 
     if engine.context.device.type != "cuda" or not config.warm_up_seconds:
         return
     began = time.monotonic()
+
+    def enough() -> bool:
+        return signals.asked or time.monotonic() - began > config.warm_up_seconds or untaken_memory() < LEAVES
+
     try:
-        done = warm_up(engine, lambda: signals.asked or time.monotonic() - began > config.warm_up_seconds)
+        done = warm_up(engine, enough)
     except RuntimeError as error:
         _end(engine.context.rank, error)
     if engine.context.is_main:

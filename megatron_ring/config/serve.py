@@ -30,8 +30,8 @@ class ServeConfig(InferenceConfig):
     waits for fewer; more are decoded in all. On CPUs it is 1."""
     warm_up_seconds: float = 20.0
     """On GPUs, before the server answers: prompts are filled once, and the CUDA graphs of all batch sizes are captured, for
-    contexts of up to 512 tokens, then 1,024 and so on, while so many seconds last. What is left is captured when it first
-    comes, and all requests wait for it. 0: nothing is done before."""
+    contexts of up to 512 tokens, then 1,024 and so on, while so many seconds last and a GiB of memory is free. What is left
+    is captured when it first comes, and all requests wait for it. 0: nothing is done before."""
     gather_seconds: float = 0.03
     """On GPUs, where nothing is under way: the first step waits for further requests while they come within 3 ms of each
     other, at most so long (seconds). So a burst begins with a full step; a request that comes alone waits 3 to 4 ms. 0: no
