@@ -18,7 +18,8 @@ connection = socket.socket(socket.AF_UNIX)
 connection.connect(os.environ["FORK_SERVER"])
 request = {"arguments": arguments, "cwd": os.getcwd(), "environment": dict(os.environ), "new_session": False}
 data = json.dumps(request).encode() + b"\n"
-connection.sendall(data[socket.send_fds(connection, [data], [0, 1, 2]) :])
+if rest := data[socket.send_fds(connection, [data], [0, 1, 2]) :]:  # the other end may be gone where nothing is left
+    connection.sendall(rest)
 answers = connection.makefile()
 pid = int(answers.readline().split()[1])
 for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

@@ -159,7 +159,8 @@ class ForkedProcess(subprocess.Popen[Any]):
 def ask(connection: socket.socket, request: dict[str, Any], streams: Sequence[int]) -> None:
     """Send the server a request with the standard streams of the process that is to be."""
     data = json.dumps(request).encode() + b"\n"
-    connection.sendall(data[socket.send_fds(connection, [data], streams) :])
+    if rest := data[socket.send_fds(connection, [data], streams) :]:  # the other end may be gone where nothing is left
+        connection.sendall(rest)
 
 
 def start(arguments: Sequence[str | Path], really: bool = False, **options: Any) -> subprocess.Popen[Any]:
