@@ -48,8 +48,8 @@ def room_for(step: int, config: EpochsConfig | PretrainConfig, context: Parallel
         smaller = halved_packs(config, context.data_size)
         said = f"rank {context.rank}: step {step} ran out of GPU memory"
         if smaller is None:
-            mends = ("--data.context-length", "--recompute full")
-            raise MemoryRanOutError(f"{said}: try {' or '.join(mends)}") from error
+            length = "--data.sequence-length" if isinstance(config, PretrainConfig) else "--data.context-length"
+            raise MemoryRanOutError(f"{said}: try {length} or --recompute full") from error
         tokens = smaller.data.micro_batch_tokens
         if not may_shrink or context.world_size > 1:
             raise MemoryRanOutError(f"{said}: try --data.micro-batch-tokens {tokens}") from error
