@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import ast
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from megatron_ring.benchmarks.problem import Loaded, PlacedRow, Problem, Row
 from megatron_ring.errors import UserError
+from megatron_ring.rewards.python_source import read_literal
 
 MAX_LITERAL = 1 << 20  # characters
 NAMES_TOLD = 5  # of rows that are left out
@@ -92,7 +92,7 @@ def literal(value: str, name: str) -> Any:
     if len(value) > MAX_LITERAL:
         raise RowError(f"the column '{name}' has more than {MAX_LITERAL:,} characters")
     try:
-        return ast.literal_eval(value.strip())
+        return read_literal(value.strip())
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         raise RowError(f"the column '{name}' is neither JSON nor a Python literal: {value[:60]!r}") from None
 

@@ -3,7 +3,6 @@ that cleansing needs, which is solutions and the columns that say what kind of q
 
 from __future__ import annotations
 
-import ast
 import json
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -14,6 +13,7 @@ from megatron_ring.data.prompt_forms import PROMPT_FORMS, prompt_form, with_star
 from megatron_ring.errors import UserError
 from megatron_ring.rewards.boxed import last_boxed, marked_answer
 from megatron_ring.rewards.codeforces import Unsupported, codeforces_answer
+from megatron_ring.rewards.python_source import read_literal
 
 MAX_LITERAL = 1 << 20  # characters of Python's notation that are read
 _LANGUAGES = {"python": "python", "python3": "python", "py": "python", "cpp": "cpp", "c++": "cpp", "java": "java"}
@@ -38,7 +38,7 @@ def _literal(value: Any, name: str) -> Any:
     try:
         if len(value) > MAX_LITERAL:
             raise ValueError("too long")
-        return ast.literal_eval(value)
+        return read_literal(value)
     except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
         raise RecordError(f"'{name}' is neither JSON nor a Python literal") from None
 

@@ -8,6 +8,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from megatron_ring.rewards.python_source import parse_expression
+
 MAX_CALLS = 20_000  # characters
 _FENCE = re.compile(r"```[a-z]{0,10}\n(.*?)```", re.DOTALL)
 
@@ -26,7 +28,7 @@ def read_calls(response: str) -> list[Call] | None:
     if len(written) > MAX_CALLS:
         return None
     try:
-        tree = ast.parse(written, mode="eval").body
+        tree = parse_expression(written)
         if not isinstance(tree, ast.List) or not tree.elts:
             return None
         return [_call(node) for node in tree.elts]

@@ -7,10 +7,10 @@ The form is that of open-r1/codeforces: Python that is called as
 
 from __future__ import annotations
 
-import ast
 from typing import Any
 
 from megatron_ring.errors import UserError
+from megatron_ring.rewards.python_source import parse_module
 from megatron_ring.rewards.sandbox import RunResult
 from megatron_ring.rewards.sandbox.images import PYTHON_LIMITS
 from megatron_ring.rewards.sandbox.runner import CodeRunner
@@ -41,7 +41,7 @@ def read_checker(value: Any) -> str | None:
     if not isinstance(value, str) or len(value) > MAX_CHECKER:
         raise UserError(f"the checker is no Python program of at most {MAX_CHECKER} characters")
     try:
-        ast.parse(value)
+        parse_module(value)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise UserError(f"the checker is not Python: {error}"[:200]) from None
     return value

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from megatron_ring.errors import UserError
+from megatron_ring.rewards.python_source import parse_module
 from megatron_ring.rewards.sandbox.guest_assertions import asserts, catches_all, swallows, used_names, wants_exception
 
 MODULES = ("solution", "main", "your_module", "candidate")  # from which tests import what they test
@@ -61,7 +62,7 @@ def plan_unit(test: str, setup: str, entry_points: tuple[str, ...]) -> UnitPlan:
 
 def _parsed(source: str, what: str) -> ast.Module:
     try:
-        return ast.parse(source)
+        return parse_module(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         line = getattr(error, "lineno", None)
         place = f"line {line} of the {what}" if line else f"the {what}"
