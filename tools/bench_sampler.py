@@ -9,7 +9,8 @@ allow, both measured in the same run. Prints one JSON object.
 The floor of a decoding pass is the longer of two times: to read what it must (weights once, the embedding aside, and the
 keys and values of its sequences), and to multiply what it must. Of prefill it is the products. A better sampler could not be
 faster on this machine. "decode_bound_by_reading" is the share of the passes for which reading takes longer;
-"decode_of_floor_sum" is against both times added: what kernels can reach that do not overlap them.
+"decode_of_floor_sum" is against both times added: what kernels can reach that do not overlap them. "by_rows" has the time of
+a pass of the last run and its floor, by the number of sequences that decode together.
 """
 
 from __future__ import annotations
@@ -40,13 +41,13 @@ if TYPE_CHECKING:  # `tools` may be a package of someone else's; a script's own 
     from megatron_ring.sampler.sampler import Sampler
     from megatron_ring.sampler.step import Step, StepShape
     from tools.bench_sampler_compare import check_vllm, compare
-    from tools.bench_sampler_figure import Turn, draw
+    from tools.bench_sampler_figure import Turn, by_rows, draw
     from tools.bench_sampler_mix import decode, mixed
     from tools.sampler_flags import check_figure, check_lengths, check_sampling, named_as_here
     from tools.sampler_floor import Floor
 else:
     from bench_sampler_compare import check_vllm, compare
-    from bench_sampler_figure import Turn, draw
+    from bench_sampler_figure import Turn, by_rows, draw
     from bench_sampler_mix import decode, mixed
     from sampler_flags import check_figure, check_lengths, check_sampling, named_as_here
     from sampler_floor import Floor
@@ -207,10 +208,11 @@ class Watch:
         if step.chunks:
             synchronize()
         end, tokens = time.perf_counter(), sum(len(drawn.tokens) for drawn in sampled)
+        rows, passes = len(step.decoding), 0 if step.chunks or not step.decoding else step.horizon
         self.seconds[kind] += end - began
         self.decoded[kind] += tokens
-        self.turns.append(Turn(end - self.began, end - began, self.floor[kind] - before, tokens, len(step.decoding)))
-        self.widest = max(self.widest, len(step.decoding))
+        self.turns.append(Turn(end - self.began, end - began, self.floor[kind] - before, tokens, rows, passes))
+        self.widest = max(self.widest, rows)
         return found
 
 
@@ -257,6 +259,7 @@ def measure(
         "spread": max(seconds) / min(seconds) - 1, "first_run_seconds": runs[0]["seconds"], "tokens": new,
         "decoded_together_at_most": watch.widest, "prefilled_tokens": watch.prefilled,
         "tokens_of_prompts": config.prompts * config.prompt_tokens, "graphs": sampler.graphs,
+        "by_rows": by_rows(watch.turns),
     }  # fmt: skip
     return medians | more, watch.turns
 

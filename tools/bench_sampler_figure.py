@@ -12,13 +12,29 @@ BINS = 150
 
 class Turn(NamedTuple):
     """A step of the sampler: seconds from the run's start to its end, those it took, the least it could have taken, tokens
-    it sampled, sequences that it decoded."""
+    it sampled, sequences that it decoded, and forward passes that only decoded."""
 
     end: float
     seconds: float
     floor: float
     tokens: int
     decoding: int
+    passes: int
+
+
+def by_rows(turns: Sequence[Turn]) -> list[dict[str, float]]:
+    """Of the passes that only decode, by the number of rows (up to each power of two): how many, and the milliseconds that
+    one takes and could take at the least."""
+    found: dict[int, list[Turn]] = {}
+    for turn in turns:
+        if turn.passes:
+            found.setdefault(1 << (turn.decoding - 1).bit_length(), []).append(turn)
+    table = []
+    for rows, part in sorted(found.items()):
+        passes = sum(turn.passes for turn in part)
+        measured, floor = (1e3 * sum(getattr(turn, name) for turn in part) / passes for name in ("seconds", "floor"))
+        table.append({"rows_at_most": rows, "passes": passes, "pass_ms": measured, "pass_floor_ms": floor})
+    return table
 
 
 def binned(turns: Sequence[Turn], bins: int = BINS) -> tuple[list[float], dict[str, list[float]]]:

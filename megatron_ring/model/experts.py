@@ -71,10 +71,11 @@ class GroupedExperts(torch.nn.Module):
 
     def route_locally(
         self, x_th: torch.Tensor, weights_tk: torch.Tensor, experts_tk: torch.Tensor, plus: tuple[torch.Tensor, ...],
-        others: tuple[Weight, Weight] | None = None,
+        others: tuple[Weight, Weight] | None = None, idle_t: torch.Tensor | None = None,
     ) -> torch.Tensor:  # fmt: skip
         """Where all experts are here: sum over each token's k of weight * expert(x), plus the tensors of `plus`; x and they
-        [T, hidden], weights fp32 [T, k], experts int64 [T, k] -> [T, hidden]. `others`: as in `forward`."""
+        [T, hidden], weights fp32 [T, k], experts int64 [T, k] -> [T, hidden]. `others`: as in `forward`. `idle_t`: bool [T],
+        tokens whose experts need not be computed."""
         gate_up_e, down_e = others or self.matrices()
         if x_th.is_cuda and not torch.is_grad_enabled() and not self.exact:
             from megatron_ring.model.kernels import few_tokens_triton
@@ -82,7 +83,9 @@ class GroupedExperts(torch.nn.Module):
             narrow = isinstance(down_e, Fp8Matrix)
             most = few_tokens_triton.MOST_FP8_TOKENS if narrow else few_tokens_triton.MOST_TOKENS
             if 0 < x_th.shape[0] <= most:
-                y_nh, back_tk = few_tokens_triton.sorted_outputs(x_th, weights_tk, experts_tk, gate_up_e, down_e)
+                y_nh, back_tk = few_tokens_triton.sorted_outputs(
+                    x_th, weights_tk, experts_tk, gate_up_e, down_e, idle_t=idle_t
+                )
                 return combine_rows(y_nh, back_tk, *plus)
         places = sort_by_expert(experts_tk, down_e.shape[0])
         gate_up_e, down_e = widened(gate_up_e, x_th.dtype), widened(down_e, x_th.dtype)

@@ -32,6 +32,7 @@ class TokenLayout(PackedSeqParams, ABC):
     `alike`: every rank that shares experts with this one is known to bring as many tokens, few, and without gradients.
     `routes`: set where somebody wants or knows the tokens' experts.
     `narrow`: the experts' weights for this pass, in the place of the model's own; without gradients.
+    `idle`: bool [T], tokens that nobody reads; what is theirs need not be computed. None: all are read.
     """
 
     alike = False
@@ -41,6 +42,7 @@ class TokenLayout(PackedSeqParams, ABC):
         self.positions = positions
         self.routes: Routes | None = None
         self.narrow: NarrowExperts | None = None
+        self.idle: torch.Tensor | None = None
         self._rope: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def rope(self, model: ModelConfig) -> tuple[torch.Tensor, torch.Tensor]:

@@ -104,6 +104,7 @@ class RingMoE(MegatronModule):
         padding_t = None if padding_mask is None else padding_mask.reshape(-1)
         routes = None if layout is None else layout.routes
         narrow = None if layout is None or layout.narrow is None else layout.narrow.of(self)
+        idle_t = None if layout is None or layout.idle is None else self._of_tokens_here(layout.idle)
         weights_tk, experts_tk, _, hidden_th = self.router(hidden_th, padding_t, self._given(routes))
         if routes is not None:
             routes.note(self.router.layer_number, experts_tk)
@@ -111,9 +112,13 @@ class RingMoE(MegatronModule):
             residual_th = None if residual is None else residual.view_as(hidden_th)
             exact = self.config.ring_exact
             gate_up_e, down_e = narrow or self.experts.matrices()
-            given = (hidden_th, weights_tk, experts_tk, residual_th, gate_up_e, down_e, self.shared_experts)
+            given = (residual_th, gate_up_e, down_e, self.shared_experts)
             alike = layout is not None and layout.alike and not exact  # `gathered_experts` adds up in another order
-            out = gathered_experts(*given) if alike else exchanged_experts(*given, self.experts.recompute, exact)
+            if alike:
+                experts_tk = experts_tk if idle_t is None else experts_tk.masked_fill(idle_t[:, None], -1)
+                out = gathered_experts(hidden_th, weights_tk, experts_tk, *given)
+            else:
+                out = exchanged_experts(hidden_th, weights_tk, experts_tk, *given, self.experts.recompute, exact)
             return out.view_as(hidden_states)
         plus = () if residual is None else (residual,)
         if self.shared_experts is not None:
@@ -121,7 +126,7 @@ class RingMoE(MegatronModule):
             plus, hidden_th = (*plus, mlp_out), passed.view_as(hidden_th)
         others = tuple(other.view_as(hidden_th) for other in plus)
         if self.dispatcher is None:
-            out = self.experts.route_locally(hidden_th, weights_tk, experts_tk, others, narrow)
+            out = self.experts.route_locally(hidden_th, weights_tk, experts_tk, others, narrow, idle_t)
         else:
             out = self._route_over_ranks(hidden_th, weights_tk, experts_tk, narrow)
             for other in others:
@@ -129,11 +134,15 @@ class RingMoE(MegatronModule):
         return out.view_as(hidden_states)
 
     def _given(self, routes: Routes | None) -> tuple[torch.Tensor, ...] | None:
-        """What is known of the experts of the tokens here: with sequence parallelism a part of all."""
+        """What is known of the experts of the tokens here."""
         given = None if routes is None else routes.given(self.router.layer_number)
-        if given is None or not self.config.sequence_parallel:
-            return given
-        return tuple(part.chunk(self.tensor_group.size())[self.tensor_group.rank()] for part in given)
+        return None if given is None else tuple(map(self._of_tokens_here, given))
+
+    def _of_tokens_here(self, all_t: torch.Tensor) -> torch.Tensor:
+        """With sequence parallelism a part of all."""
+        if not self.config.sequence_parallel:
+            return all_t
+        return all_t.chunk(self.tensor_group.size())[self.tensor_group.rank()]
 
     def _route_over_ranks(
         self, hidden_th: torch.Tensor, weights_tk: torch.Tensor, experts_tk: torch.Tensor,

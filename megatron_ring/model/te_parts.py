@@ -91,10 +91,10 @@ class EngineExperts(GroupedExperts):
 
     def route_locally(
         self, x_th: torch.Tensor, weights_tk: torch.Tensor, experts_tk: torch.Tensor, plus: tuple[torch.Tensor, ...],
-        others: tuple[Weight, Weight] | None = None,
+        others: tuple[Weight, Weight] | None = None, idle_t: torch.Tensor | None = None,
     ) -> torch.Tensor:  # fmt: skip
         if not torch.is_grad_enabled():
-            return super().route_locally(x_th, weights_tk, experts_tk, plus, others)
+            return super().route_locally(x_th, weights_tk, experts_tk, plus, others, idle_t)
         weights_te = weights_tk.new_zeros(x_th.shape[0], self.num_local_experts).scatter(1, experts_tk, weights_tk)
         routed_te = torch.zeros_like(weights_te, dtype=torch.bool).scatter_(1, experts_tk, True)
         x_nh, weights_n, rows = engine.moe_permute_with_probs(x_th, weights_te, routed_te, experts_tk.numel())

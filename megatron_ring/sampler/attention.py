@@ -125,7 +125,8 @@ class DecodeLayout(TokenLayout):
         table = cache.table.index_select(0, rows)[:, :columns]
         column = (positions // cache.page_size).clamp_max(columns - 1)
         slots = table.gather(1, column[:, None])[:, 0] * cache.page_size + positions % cache.page_size
-        self.slots = torch.where(positions < writable, slots, 0).long()
+        self.idle = positions >= writable
+        self.slots = slots.masked_fill(self.idle, 0).long()
         self.decode = DecodeAttention(table, torch.minimum(positions + 1, writable), min(longest, columns * cache.page_size))
 
     def attend(self, layer: int, q_thd: torch.Tensor, k_tgd: torch.Tensor, v_tgd: torch.Tensor) -> torch.Tensor:

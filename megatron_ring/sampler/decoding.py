@@ -32,10 +32,13 @@ SPAN = 512  # a graph serves contexts up to SPAN * 2^i tokens
 
 
 def bucket(rows: int) -> int:
-    """The batch that `rows` sequences are decoded in: 1, 2, 4, 8, 16, then also one and a half times these."""
+    """The batch that `rows` sequences are decoded in: 1, 2, 4, 8, 16, then also one and a half times these; above 256, where
+    a row costs more than the launch of a kernel, each eighth of a power of two."""
     size = 1
     while size < rows:
         size *= 2
+    if size > 256:
+        return -(-rows // (size // 8)) * (size // 8)
     return size // 4 * 3 if size >= 32 and size // 4 * 3 >= rows else size
 
 

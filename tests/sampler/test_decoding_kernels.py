@@ -12,7 +12,7 @@ CUDA = torch.cuda.is_available()
 pytest.importorskip("triton", reason="Triton is not installed")
 
 from megatron_ring.config.sampling import SamplingConfig  # noqa: E402
-from megatron_ring.model.kernels import few_tokens_triton  # noqa: E402
+from megatron_ring.model.kernels import few_tokens_triton, rows_triton  # noqa: E402
 from megatron_ring.model.kernels.rows import sort_by_expert  # noqa: E402
 from megatron_ring.sampler import cut_triton, draw_triton  # noqa: E402
 from megatron_ring.sampler.row_settings import RowSettings, cuts, numbers_of  # noqa: E402
@@ -44,6 +44,18 @@ def test_slots_of_experts_that_are_elsewhere() -> None:
     experts_tk = torch.tensor([[-5, 1], [9, 0], [1, 2]], device=DEVICE)
     order, back, ends = few_tokens_triton.sort_slots(experts_tk, 2)
     assert back.tolist() == [[-1, 1], [-1, 0], [2, -1]] and ends.tolist() == [1, 3] and order[:3].tolist() == [3, 1, 4]
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=70), st.integers(1, 4), st.integers(0, 1000))
+@settings(max_examples=20, deadline=None)
+def test_slots_of_idle_tokens_are_nobodys(idle: list[bool], k: int, seed: int) -> None:
+    experts_tk, idle_t = chosen_experts(len(idle), k, 8, seed), torch.tensor(idle, device=DEVICE)
+    order, back, ends = few_tokens_triton.sort_slots(experts_tk, 8, idle_t)
+    wanted_order, wanted_back, wanted_ends = few_tokens_triton.sort_slots(experts_tk.masked_fill(idle_t[:, None], 8), 8)
+    computed = k * idle.count(False)
+    assert ends.tolist() == wanted_ends.tolist() and ends[-1] == computed
+    assert torch.equal(back, wanted_back) and bool((back[idle_t] == -1).all())
+    assert torch.equal(order[:computed], wanted_order[:computed])
 
 
 @pytest.mark.parametrize(
@@ -88,6 +100,11 @@ def test_experts_against_float64(tokens: int, k: int, hidden: int, width: int, o
     wanted = torch.einsum("tkf,tkhf->tkh", act, down.double()[experts_tk])
     found = y_nh[back.long()].double()
     assert (found - wanted).norm() / wanted.norm() < (2e-6 if dtype is torch.float32 else 1e-2)
+    idle_t = torch.rand(tokens, generator=generator).to(DEVICE) < 0.5  # the others' are the same, theirs is left out
+    y_nh, back = few_tokens_triton.sorted_outputs(x, weights, experts_tk, gate_up, down, (tile, tile), idle_t=idle_t)
+    summed = rows_triton.combine(y_nh, back, (x,))
+    wanted = torch.where(idle_t[:, None], 0.0, wanted.sum(1)) + x.double()
+    assert (summed.double() - wanted).norm() / wanted.norm() < (2e-6 if dtype is torch.float32 else 1e-2)
 
 
 def rows_of(*samplings: SamplingConfig, count: int = 1) -> RowSettings:

@@ -15,7 +15,7 @@ from tests.sampler.generating import make
 from tests.sampler.test_engine import EOS, check_empty, decode
 
 
-@pytest.mark.parametrize("rows", [1, 20, 64, 256, 300])
+@pytest.mark.parametrize("rows", [1, 20, 64, 256, 700])
 @pytest.mark.parametrize("longest", [100, 512, 513, 5000])
 def test_no_batch_is_left_out(rows: int, longest: int) -> None:
     """Every batch and context that may come finds its graph, and no graph comes twice or is for a batch that cannot come."""
@@ -33,6 +33,15 @@ def test_no_batch_is_left_out(rows: int, longest: int) -> None:
     assert [key.span for key in keys] == sorted(key.span for key in keys)  # what comes first is what most requests need
     sizes = sorted({key.size for key in keys}, reverse=True)
     assert keys[: len(sizes)] == [GraphKey(size, span_of(1), False) for size in sizes]
+
+
+def test_batches_are_little_larger_than_what_they_hold() -> None:
+    from megatron_ring.sampler.decoding import bucket
+
+    for rows in range(1, 3000):
+        size = bucket(rows)
+        assert rows <= size == bucket(size) and size <= bucket(rows + 1)
+        assert size < 2 * rows if rows <= 16 else size <= 1.5 * rows if rows <= 256 else size <= 1.25 * rows
 
 
 class Direct:

@@ -30,7 +30,7 @@ from sampler_floor import Floor
 
 from tools.bench_sampler import BenchSampler
 from tools.bench_sampler_compare import check_vllm
-from tools.bench_sampler_figure import Turn, binned
+from tools.bench_sampler_figure import Turn, binned, by_rows
 from tools.sampler_flags import named_as_here
 
 
@@ -55,6 +55,7 @@ def test_bench_sampler(lengths: str) -> None:
     ring = out["ring"]
     assert ring["decoded_together_at_most"] == 6
     assert ring["prefilled_tokens"] == 3 * 39 == ring["tokens_of_prompts"] - 3  # once a prompt, its last token excepted
+    assert sum(part["passes"] for part in ring["by_rows"]) > 0 and ring["by_rows"][-1]["rows_at_most"] == 8
     assert ring["tokens"] == 54 if lengths == "equal" else 12 <= ring["tokens"] < 54
     assert ring["tokens_per_second"] > 0 and 0 < ring["of_floor"] < 1 and 0 < ring["decode_of_floor"] < 1
     assert ring["decode_tokens_per_second"] / ring["decode_floor_tokens_per_second"] == pytest.approx(
@@ -145,11 +146,17 @@ def test_the_floor_counts_bytes_and_products() -> None:
 
 
 def test_what_the_figure_shows() -> None:
-    turns = [Turn(2.0, 1.0, 0.5, 0, 0), Turn(4.0, 2.0, 1.0, 6, 3), Turn(5.0, 1.0, 0.25, 2, 2), Turn(9.0, 3.0, 0.0, 0, 0)]
+    numbers = [(2.0, 1.0, 0.5, 0, 0, 0), (4.0, 2.0, 1.0, 6, 3, 2), (5.0, 1.0, 0.25, 2, 2, 1), (9.0, 3.0, 0.0, 0, 0, 0)]
+    turns = [Turn(*turn) for turn in numbers]
     edges, rates = binned(turns, bins=2)
     assert edges == [1.0, 4.0, 9.0]
     assert rates["measured"] == [6 / 3, 2 / 4] and rates["floor"] == [6 / 1.5, 2 / 0.25]
     assert rates["decoding"] == [1.5, 1.0]
+    table = by_rows([*turns, Turn(9.5, 0.5, 0.25, 3, 4, 1), Turn(9.9, 0.2, 0.1, 3, 4, 0)])  # the last one also fills
+    assert table == [
+        {"rows_at_most": 2, "passes": 1, "pass_ms": 1000.0, "pass_floor_ms": 250.0},
+        {"rows_at_most": 4, "passes": 3, "pass_ms": pytest.approx(2500 / 3), "pass_floor_ms": pytest.approx(1250 / 3)},
+    ]
     edges, rates = binned(turns)
     assert edges == [1.0, 2.0, 4.0, 5.0, 9.0] and rates["measured"] == [0, 3, 2, 0] and math.isnan(rates["floor"][3])
 

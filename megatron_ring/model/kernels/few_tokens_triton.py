@@ -63,18 +63,20 @@ FP8_TILES: Choices = {
 
 @triton.jit
 def _sort_slots(  # type: ignore[no-untyped-def]
-    experts_ptr, order_ptr, back_ptr, ends_ptr, slots, BLOCK: tl.constexpr
+    experts_ptr, idle_ptr, order_ptr, back_ptr, ends_ptr, slots, K: tl.constexpr, IDLE: tl.constexpr, BLOCK: tl.constexpr
 ):
     expert = tl.program_id(0)
     slot = tl.arange(0, BLOCK)
     chosen = tl.load(experts_ptr + slot, mask=slot < slots, other=2147483647).to(tl.int32)
+    if IDLE:
+        chosen = tl.where(tl.load(idle_ptr + slot // K, mask=slot < slots, other=1) != 0, -1, chosen)
     here = chosen == expert
     before = tl.sum(((chosen >= 0) & (chosen < expert)).to(tl.int32), 0)
     place = before + tl.cumsum(here.to(tl.int32), 0) - 1
     tl.store(order_ptr + place, slot, mask=here)
     tl.store(back_ptr + slot, place, mask=here)
     tl.store(ends_ptr + expert, before + tl.sum(here.to(tl.int32), 0))
-    if expert == 0:  # slots of experts that are not here
+    if expert == 0:  # slots of experts that are not here, and of idle tokens
         tl.store(back_ptr + slot, -1, mask=(slot < slots) & ((chosen < 0) | (chosen >= tl.num_programs(0))))
 
 
@@ -144,22 +146,28 @@ def check_slots(slots: int) -> None:
     require(slots <= MOST_SLOTS, f"{said}: lower --sampling.max-batch")
 
 
-def sort_slots(experts_tk: torch.Tensor, num_experts: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def sort_slots(
+    experts_tk: torch.Tensor, num_experts: int, idle_t: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Of experts int64 [T, k], stable: int32 slot at each sorted place [N], place of each slot [T, k] (-1 for an expert that
-    is none of 0..E-1), and where each expert's rows end [E]."""
+    is none of 0..E-1, and of tokens that are idle, bool [T]), and where each expert's rows end [E]."""
     slots, device = experts_tk.numel(), experts_tk.device
     order = torch.empty(slots, dtype=torch.int32, device=device)
     back = torch.empty(experts_tk.shape, dtype=torch.int32, device=device)
     ends = torch.empty(num_experts, dtype=torch.int32, device=device)
     block = triton.next_power_of_2(slots)  # that each program looks through: 4 warps took 74 us for 16,384
     warps = max(4, min(32, block // 512))
-    _sort_slots[(num_experts,)](experts_tk, order, back, ends, slots, BLOCK=block, num_warps=warps)
+    idle = experts_tk if idle_t is None else idle_t.view(torch.uint8)
+    _sort_slots[(num_experts,)](
+        experts_tk, idle, order, back, ends, slots, K=experts_tk.shape[1], IDLE=idle_t is not None, BLOCK=block,
+        num_warps=warps,
+    )  # fmt: skip
     return order, back, ends
 
 
 def sorted_outputs(
     x_th: torch.Tensor, weights_tk: torch.Tensor, experts_tk: torch.Tensor, gate_up_e: Weight, down_e: Weight,
-    tiles: tuple[Tile, Tile] | None = None, share: float = 1.0,
+    tiles: tuple[Tile, Tile] | None = None, share: float = 1.0, idle_t: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """weight * expert(x) of each token-slot, sorted by expert, [N, hidden]; and int32 [T, k], where each slot's row is.
 
@@ -168,10 +176,11 @@ def sorted_outputs(
         weights_tk: fp32 [T, k], contiguous; experts_tk: int64 [T, k], contiguous; those outside 0..E-1 are not computed.
         gate_up_e: [E, 2f, hidden], down_e: [E, hidden, f], contiguous; both in FP8 or none.
         share: of the slots that are computed, about; for speed alone.
+        idle_t: bool [T], tokens for which nothing is computed, as if none of their experts were here.
     """
     k = experts_tk.shape[1]
     num_experts, hidden, width = down_e.shape
-    order, back, ends = sort_slots(experts_tk, num_experts)
+    order, back, ends = sort_slots(experts_tk, num_experts, idle_t)
     act_nf, y_nh = x_th.new_empty(order.numel(), width), x_th.new_empty(order.numel(), hidden)
     rows, beside = program_rows(share * order.numel() / num_experts, MOST_ROWS if x_th.itemsize == 2 else MOST_FP32_ROWS)
     up, down = tiles or usual_tiles(rows, num_experts, hidden, isinstance(down_e, Fp8Matrix))
