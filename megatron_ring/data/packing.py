@@ -23,6 +23,7 @@ from torch import Tensor
 
 from megatron_ring.data.sequences import PolicySequence, TokenSequence
 from megatron_ring.errors import UserError
+from megatron_ring.parallel.device import moved_to
 
 _Batch = TypeVar("_Batch", bound="MicroBatch")
 _Pack = TypeVar("_Pack")
@@ -63,13 +64,6 @@ class MicroBatch:
         moved = type(self)(**fields)
         moved.__dict__["max_seqlen"] = self.max_seqlen
         return moved
-
-
-def moved_to(value: Tensor, device: torch.device | str) -> Tensor:
-    """`value.to(device)`; where that is another memory, without waiting for what the device still has to do."""
-    if torch.device(device).type == "cuda" and not value.is_cuda and value.numel():
-        return value.pin_memory().to(device, non_blocking=True)
-    return value.to(device)
 
 
 @dataclass(frozen=True, eq=False)

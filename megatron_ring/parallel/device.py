@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import resource
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -58,6 +59,18 @@ def synchronize() -> None:
         torch.cuda.current_stream().synchronize()
 
 
+def moved_to(value: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """`value.to(device)`; where that is another memory, without waiting for what the device still has to do."""
+    if torch.device(device).type == "cuda" and not value.is_cuda and value.numel():
+        return value.pin_memory().to(device, non_blocking=True)
+    return value.to(device)
+
+
+def upload(values: Sequence[Any], device: torch.device, dtype: torch.dtype = torch.int64) -> torch.Tensor:
+    """Numbers of the host on the device, as `moved_to` brings them there. `torch.tensor(values, device=device)` waits."""
+    return moved_to(torch.tensor(values, dtype=dtype), device)
+
+
 class HostCopy:
     """A tensor of the device on its way to the host, behind what the device does now but not what it is given later."""
 
@@ -66,15 +79,19 @@ class HostCopy:
         self._host = tensor
         if tensor.is_cuda:
             self._host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-            self._host.copy_(tensor, non_blocking=True)
+            self._host.copy_(tensor.contiguous(), non_blocking=True)
             self._event = torch.cuda.Event()
             self._event.record()
 
-    def read(self) -> list[Any]:
-        """Its numbers."""
+    def tensor(self) -> torch.Tensor:
+        """It, on the host."""
         if self._event is not None:
             self._event.synchronize()
-        numbers: list[Any] = self._host.tolist()
+        return self._host
+
+    def read(self) -> list[Any]:
+        """Its numbers."""
+        numbers: list[Any] = self.tensor().tolist()
         return numbers
 
 

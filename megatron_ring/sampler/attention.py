@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from megatron_ring.model.layout import PackedLayout, TokenLayout
+from megatron_ring.parallel.device import moved_to, upload
 from megatron_ring.sampler.cache import PagedCache
 from megatron_ring.sampler.pages import pages_for
 
@@ -63,7 +64,7 @@ class PagedLayout(TokenLayout):
         if fresh < len(chunks):
             counts = chunks[fresh:]
             first = [self.fresh_end + before for before in accumulate(counts[:-1], initial=0)]
-            table = cache.table[rows[first], : pages_for(max(ends[n + fresh :]), cache.page_size)]
+            table = cache.table[_picked(rows, first), : pages_for(max(ends[n + fresh :]), cache.page_size)]
             self.later = ChunkAttention(table, ends[n + fresh :], counts)
 
     def attend(self, layer: int, q_thd: torch.Tensor, k_tgd: torch.Tensor, v_tgd: torch.Tensor) -> torch.Tensor:
@@ -91,7 +92,7 @@ class PagedLayout(TokenLayout):
             if self.chunks:
                 asked = Asked.of_chunks(self.chunk_ends, self.chunks, group, self.positions.device)
                 first = [n + before for before in accumulate(self.chunks[:-1], initial=0)]
-                self._exactly.append((slice(n, self.real), asked, self.cache.table[self.rows[first]]))
+                self._exactly.append((slice(n, self.real), asked, self.cache.table[_picked(self.rows, first)]))
         parts = [attend_paged(asked, q_thd[part], keys, values, table) for part, asked, table in self._exactly]
         return self._joined(parts, q_thd)
 
@@ -209,15 +210,19 @@ class ChunkAttention:
         """FlashAttention-2 over the sequences' keys and values, copied one after another; their ends are aligned."""
         if self._bounds is None:
             device, size = q_thd.device, keys.shape[1]
-            bounds = torch.tensor([[0, *accumulate(self.counts)], [0, *accumulate(self.ends)]], dtype=torch.int32)
-            self._bounds = bounds.to(device)
+            self._bounds = upload([[0, *accumulate(self.counts)], [0, *accumulate(self.ends)]], device, torch.int32)
             where = torch.cat([torch.arange(end) + n * self.block_table.shape[1] * size for n, end in enumerate(self.ends)])
-            where = where.to(device)
+            where = moved_to(where, device)
             self._slots = self.block_table.flatten()[where // size].long() * size + where % size
         k_lgd, v_lgd = (x.flatten(0, 1).index_select(0, self._slots) for x in (keys, values))
         return torch.ops.aten._flash_attention_forward(
             q_thd, k_lgd, v_lgd, self._bounds[0], self._bounds[1], max(self.counts), max(self.ends), 0.0, True, False
         )[0]
+
+
+def _picked(x: torch.Tensor, places: Sequence[int]) -> torch.Tensor:
+    """`x[places]`, which waits for the device."""
+    return x.index_select(0, upload(places, x.device))
 
 
 def _rows_of(block_table: torch.Tensor, page_size: int, heads: int, longest: int) -> torch.Tensor:

@@ -16,7 +16,7 @@ from megatron_ring.errors import RequestError, UserError
 from megatron_ring.model.ring_model import RingModel
 from megatron_ring.parallel import collectives
 from megatron_ring.parallel.context import ParallelContext
-from megatron_ring.parallel.device import free_memory
+from megatron_ring.parallel.device import free_memory, upload
 from megatron_ring.sampler.pages import pages_for
 from megatron_ring.sampler.requests import GenerationRequest
 from megatron_ring.sampler.step import Step
@@ -95,7 +95,7 @@ class PagedCache:
         return self.keys[local], self.values[local]
 
     def _indices(self, values: Sequence) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.int64, device=self.keys.device)
+        return upload(values, self.keys.device)
 
 
 def size_for(

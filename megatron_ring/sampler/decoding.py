@@ -17,6 +17,7 @@ import torch
 from megatron_ring.model.narrow import NarrowExperts
 from megatron_ring.model.ring_model import RingModel, forward_all_stages
 from megatron_ring.model.routes import NotedRoutes, new_routes, routes_as_bytes
+from megatron_ring.parallel.device import HostCopy, upload
 from megatron_ring.parallel.graphs import Graphs
 from megatron_ring.sampler.attention import DecodeLayout
 from megatron_ring.sampler.cache import PagedCache
@@ -109,19 +110,21 @@ class DecodeLoop:
             (s.last_token, s.cached, s.row, min(s.writable, s.limit), s.request.seed, len(s.tokens)) for s in sequences
         ]
         columns += [(0,) * 6] * (size - count)
-        self.state[:, :size].copy_(torch.tensor(columns, dtype=torch.int64).t())
+        self.state[:, :size].copy_(upload(columns, self.state.device).t())
         settings = [s.numbers for s in sequences] + [UNCUT] * (size - count)
-        self.settings[:, :size].copy_(torch.tensor(settings, dtype=torch.float64).t())
+        self.settings[:, :size].copy_(upload(settings, self.state.device, torch.float64).t())
         self.turn.zero_()
         for _ in range(turns):
             turn()
+        # On their way before others give the device more to do, which need not be waited for.
+        drawn = HostCopy(self.drawn[:turns, :, :count].permute(1, 2, 0))  # [columns, N, turns]
+        noted = None if self.routes is None else HostCopy(self.routes[:turns, :count])
         if meanwhile is not None:
             meanwhile()
-        drawn = self.drawn[:turns, :, :count].permute(1, 2, 0).cpu()  # [columns, N, turns]
-        if self.routes is None:
-            return [Sampled(found, []) for found in rows_of(drawn)]
-        routes = routes_as_bytes(self.routes[:turns, :count])
-        return [Sampled(found, noted) for found, noted in zip(rows_of(drawn), routes, strict=True)]
+        rows = rows_of(drawn.tensor())
+        if noted is None:
+            return [Sampled(found, []) for found in rows]
+        return [Sampled(found, chosen) for found, chosen in zip(rows, routes_as_bytes(noted.tensor()), strict=True)]
 
     def _one_token(self, size: int, longest: int, cuts: bool) -> None:
         state = self.state[:, :size]

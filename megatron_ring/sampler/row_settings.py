@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from megatron_ring.config.sampling import RequestSampling
+from megatron_ring.parallel.device import moved_to
 
 # Numbers of a row, in the order of `RowSettings`. float64, as Python has them: kernels round to fp32 what they take.
 NUMBERS = 7
@@ -53,7 +54,8 @@ class RowSettings:
         """From `numbers_of` each row."""
         # An even number of columns aligns every row alike: Triton compiles anew for other alignments.
         even = [*rows, *[UNCUT] * (len(rows) % 2)]
-        numbers = torch.tensor(even, dtype=torch.float64).view(-1, NUMBERS).t().contiguous().to(device)
+        numbers = torch.tensor(even, dtype=torch.float64).view(-1, NUMBERS).t().contiguous()
+        numbers = numbers if device is None else moved_to(numbers, device)
         return cls(numbers[:, : len(rows)], cuts)
 
     @property

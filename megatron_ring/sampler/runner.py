@@ -14,6 +14,7 @@ from megatron_ring.model.ring_model import RingModel, hidden_of_last_stage
 from megatron_ring.model.routes import NotedRoutes, new_routes, routes_as_bytes
 from megatron_ring.parallel import collectives
 from megatron_ring.parallel.context import ParallelContext
+from megatron_ring.parallel.device import upload
 from megatron_ring.sampler.attention import PagedLayout
 from megatron_ring.sampler.cache import CacheSize, PagedCache
 from megatron_ring.sampler.columns import DRAWN, fill_columns
@@ -245,4 +246,4 @@ class ModelRunner:
         return fill_columns(draw_rows(logits_nv, seeds, counts, settings, tensor_rank, exact))
 
     def _tensor(self, values: list) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.int64, device=self.context.device)
+        return upload(values, self.context.device)

@@ -7,6 +7,7 @@ import torch
 
 from megatron_ring.model.ring_model import RingModel
 from megatron_ring.parallel import collectives
+from megatron_ring.parallel.device import upload
 from megatron_ring.sampler.requests import Sequence as Response
 from megatron_ring.sampler.scores import TokenScore, score_rows, scores_of
 from megatron_ring.sampler.step import Chunk
@@ -42,7 +43,7 @@ def score_prompts(
         part = slice(start, start + piece)
         logits_nv = None
         if hidden is not None:
-            logits_nv = model.output_layer.logits(hidden, torch.tensor(rows[part], device=hidden.device))
+            logits_nv = model.output_layer.logits(hidden, upload(rows[part], hidden.device))
         scores = _score(model, logits_nv, targets[part], [sequence for sequence, _ in places[part]])
         for (sequence, position), score in zip(places[part], scores, strict=True):
             found.setdefault(sequence.index, {})[position] = score
@@ -62,7 +63,7 @@ def score_sampled(
     if not asked:
         return found
     if logits_nv is not None:
-        logits_nv = logits_nv[torch.tensor(asked, device=logits_nv.device)]
+        logits_nv = logits_nv[upload(asked, logits_nv.device)]
     scores = _score(model, logits_nv, [int(tokens[place]) for place in asked], [decoding[place] for place in asked])
     for place, score in zip(asked, scores, strict=True):
         found[place] = (score,)
@@ -79,6 +80,6 @@ def _score(
         columns = torch.empty(1 + 2 * most, len(targets), dtype=torch.float64, device=device)
     else:
         temperatures = [sequence.numbers[0] for sequence in sequences]  # 1 of greedy ones
-        settings = torch.tensor(temperatures, dtype=torch.float64, device=device)
-        columns = score_rows(logits_nv, torch.tensor(targets, device=device), settings, most)
+        settings = upload(temperatures, device, torch.float64)
+        columns = score_rows(logits_nv, upload(targets, device), settings, most)
     return scores_of(collectives.broadcast_from_last_stage(columns).tolist(), wanted)

@@ -25,12 +25,13 @@ from megatron.core.optimizer import get_megatron_optimizer
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from megatron_ring.config.optimizer import OptimizerConfig
-from megatron_ring.data.packing import MicroBatch, moved_to
+from megatron_ring.data.packing import MicroBatch
 from megatron_ring.model.layout import PackedLayout
 from megatron_ring.model.ring_model import RingModel, forward_packed
 from megatron_ring.model.routes import GivenRoutes
 from megatron_ring.parallel import collectives
 from megatron_ring.parallel.context import ParallelContext
+from megatron_ring.parallel.device import moved_to
 from megatron_ring.training import apex
 from megatron_ring.training.adamw import FusedAdamW, install, update
 from megatron_ring.training.gradient_buffers import GradientBuffers

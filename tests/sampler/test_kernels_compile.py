@@ -56,7 +56,8 @@ for narrow in (False, True):
         experts("*bf16", rows, narrow)
     experts("*fp32", few.MOST_FP32_ROWS, narrow)
 types = dict.fromkeys(("order_ptr", "back_ptr", "ends_ptr"), "*i32") | {"experts_ptr": "*i64", "slots": "i32"}
-build(few._sort_slots, types, 32, BLOCK=16384)
+for idle in (False, True):
+    build(few._sort_slots, types | {"idle_ptr": "*u8" if idle else "*i64"}, 32, K=6, IDLE=idle, BLOCK=16384)
 types = {"words_ptr": "*i32", "scales_ptr": "*fp32", "out_ptr": "*bf16", "rows": "i32", "columns": "i32", "words": "i32"}
 build(fp8._wide, types, 4, TILE=64)
 """
@@ -73,6 +74,6 @@ def test_decoding_compiles_for_hopper() -> None:
     done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stderr
     shared = [(line.split()[0], int(line.split()[1])) for line in done.stdout.splitlines()]
-    assert len(shared) == 35 and all(size <= HOPPER_SHARED for _, size in shared)
+    assert len(shared) == 36 and all(size <= HOPPER_SHARED for _, size in shared)
     experts = [size for name, size in shared if name.startswith(("_few", "_gate_up", "_down"))]
     assert len(experts) == 23 and all(size <= A100_SHARED for size in experts)
