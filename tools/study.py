@@ -78,7 +78,8 @@ class Flags:
     job_minutes: float | None = None
     """A job that takes longer is ended and has failed (default: none is)."""
     tidy: bool = False
-    """Remove checkpoints that no other job of the study needs any more."""
+    """Remove checkpoints that no other job of the study needs any more. c3po and fp8 in one folder want --tuned with it, as
+    either would remove what the other begins with."""
     quick: bool = False
     """A few steps of everything, to see that it works."""
     only: str | None = None
