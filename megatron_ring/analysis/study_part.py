@@ -11,6 +11,9 @@ from megatron_ring.analysis.study_cost import MARK, cost_table, job_time
 from megatron_ring.errors import UserError
 
 BEFORE = "before-chosen"  # the evaluation of the start
+AFTER = (
+    "-after"  # behind a setting's name: the evaluation of its last checkpoint; with a pretrained start RL evaluates itself
+)
 
 
 @dataclass(frozen=True)
@@ -70,8 +73,9 @@ def gather(
     kept = [seed for seed in whole if seeds is None or seed in seeds]
     groups = by_setting([cell for (_, seed), cell in cells.items() if cell is not None and seed in kept])
     _check_alike([cell for group in groups.values() for cell in group])
-    jobs = {name: [_place(folders, seed, name) for seed in kept] for name in (BEFORE, *(names[name] for name in used))}
-    cost = cost_table({name: [job_time(place) for place in each if place] for name, each in jobs.items()})
+    kinds = (BEFORE, *(f"{names[name]}{end}" for name in used for end in ("", AFTER)))
+    jobs = {kind: [place for seed in kept if (place := _place(folders, seed, kind))] for kind in kinds}
+    cost = cost_table({kind: [job_time(place) for place in places] for kind, places in jobs.items() if places})
     return Part(used, kept, sorted(set(found) - set(kept)), groups, cost)
 
 
@@ -94,7 +98,7 @@ def _cell(folders: Sequence[Path], setting: str, name: str, seed: int) -> Cell |
     run, before = _place(folders, seed, name), _place(folders, seed, BEFORE)
     if run is None or before is None:
         return None
-    evaluation = _place(folders, seed, f"{name}-after")  # on a GPU RL evaluates itself
+    evaluation = _place(folders, seed, f"{name}{AFTER}")
     cell = read_cell(setting, seed, [run], {"before": before} | ({"after": evaluation} if evaluation else {}))
     return cell if cell.metrics[-1]["step"] in cell.held_out else None
 
