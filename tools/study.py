@@ -2,9 +2,10 @@
 """Run a study, several settings under several seeds, and write its tables and figures.
 
     python tools/study.py c3po --out runs/study-c3po --docs docs
+    python tools/study.py fp8 --out runs/study-c3po          # in the same folder: C3PO's runs are there already
 
-What has finished is not run again; a killed study continues with the same command. The study of epochs can be run piece by
-piece, on several machines, and gathered:
+What has finished is not run again; a killed study continues with the same command. The studies of epochs and of FP8 can be
+run piece by piece, on several machines, and gathered:
 
     python tools/study.py epochs --out runs/study-epochs --seeds 1            # one machine: seed 1
     python tools/study.py epochs --out A --gather B C --docs docs             # later: the page of all results
@@ -29,12 +30,13 @@ from megatron_ring.data.schedule import solve_rate
 from megatron_ring.errors import UserError, run_main
 
 if TYPE_CHECKING or __package__:
-    from tools import study_c3po, study_epochs, study_general, study_stages
+    from tools import study_c3po, study_epochs, study_fp8, study_general, study_stages
     from tools.study_edition import Edition
     from tools.study_jobs import Job, Manner, is_finished, run_jobs
 else:
     import study_c3po
     import study_epochs
+    import study_fp8
     import study_general
     import study_stages
     from study_edition import Edition
@@ -48,10 +50,10 @@ Page = tuple[dict[str, str], dict[str, Any], dict[str, Any]]
 class Flags:
     """A study by name: its runs, tables and figures."""
 
-    name: Annotated[Literal["c3po", "stages", "epochs", "general"], tyro.conf.Positional]
-    """c3po: C3PO against GRPO, and from an over-trained start; stages: math then code and units, against all at once;
-    epochs: the same C3PO run after few and after many epochs of SFT; general: general RL with a replay share of reasoning
-    and without."""
+    name: Annotated[Literal["c3po", "fp8", "stages", "epochs", "general"], tyro.conf.Positional]
+    """c3po: C3PO against GRPO, and from an over-trained start; fp8: C3PO that samples with experts in FP8, with and
+    without a correction, against its own weights; stages: math then code and units, against all at once; epochs: the same
+    C3PO run after few and after many epochs of SFT; general: general RL with a replay share of reasoning and without."""
     out: Path
     """Folder of all runs, a gigabyte or so."""
     docs: Path | None = None
@@ -65,9 +67,10 @@ class Flags:
     """Problems that each seed draws its data from, with their solve rates, as tools/choose_tasks.py writes them (default:
     fresh ones for each seed; needs reasoning-gym). RL leaves out problems with a rate below 0.1 or above 0.9."""
     tuned: Path | None = None
-    """c3po, stages: a checkpoint of --start after SFT, where RL of all seeds begins (default: an SFT run of each seed)."""
+    """c3po, fp8, stages: a checkpoint of --start after SFT, where RL of all seeds begins (default: an SFT run of each
+    seed)."""
     settings: tuple[str, ...] = ()
-    """c3po: run and compare only these settings, such as c3po grpo (default: all)."""
+    """c3po, fp8: run and compare only these settings, such as c3po grpo, or bf16 fp8 (default: all)."""
     beside: int = 2
     """Processes at a time, one thread each."""
     keep_going: bool = False
@@ -75,7 +78,8 @@ class Flags:
     job_minutes: float | None = None
     """A job that takes longer is ended and has failed (default: none is)."""
     tidy: bool = False
-    """Remove checkpoints that no other job of the study needs any more."""
+    """Remove checkpoints that no other job of the study needs any more. c3po and fp8 in one folder want --tuned with it, as
+    either would remove what the other begins with."""
     quick: bool = False
     """A few steps of everything, to see that it works."""
     only: str | None = None
@@ -91,7 +95,7 @@ class Flags:
     every: int | None = None
     """epochs: steps of RL between held-out evaluations (default: 20)."""
     gather: tuple[Path, ...] | None = None
-    """epochs; c3po with --settings: run nothing; tables and figures of all results in --out and these folders. Without
+    """epochs; fp8; c3po with --settings: run nothing; tables and figures of all results in --out and these folders. Without
     folders: in --out."""
     partial: bool = False
     """With --gather: where results are missing, make the page of the largest part without holes, and say so on it."""
@@ -104,8 +108,10 @@ class Flags:
         for flag in ("epochs", "one_run", "every"):
             given = getattr(self, flag) not in (None, False)
             require(not given or self.name == "epochs", f"--{flag.replace('_', '-')} belongs to the study of epochs")
-        gathers = self.name == "epochs" or (self.name == "c3po" and bool(self.settings))
-        require(self.gather is None or gathers, "--gather belongs to the study of epochs, or to c3po with --settings")
+        gathers = self.name in ("epochs", "fp8") or (self.name == "c3po" and bool(self.settings))
+        require(
+            self.gather is None or gathers, "--gather belongs to the study of epochs, to fp8, or to c3po with --settings"
+        )
         require(not self.partial or self.gather is not None, "--partial belongs to --gather")
         named = self.page is None or (self.page == Path(self.page).name and self.page.isprintable() and self.page[:1] != ".")
         require(named and self.page != "", f"--page {self.page}: give a name without folders")
@@ -128,11 +134,15 @@ class Flags:
     def _check_edition(self) -> None:
         for flag in ("pool", "tuned"):
             require(getattr(self, flag) is None or self.start is not None, f"--{flag} belongs to a study with --start")
-        require(self.tuned is None or self.name in ("c3po", "stages"), "--tuned belongs to the studies c3po and stages")
-        require(not self.settings or self.name == "c3po", "--settings belongs to the study of C3PO")
-        known = (*study_c3po.STEADY, *study_c3po.COLLAPSE, *study_c3po.TIMED)
+        tunable = self.name in ("c3po", "fp8", "stages")
+        require(self.tuned is None or tunable, "--tuned belongs to the studies c3po, fp8 and stages")
+        known = {"c3po": (*study_c3po.STEADY, *study_c3po.COLLAPSE, *study_c3po.TIMED), "fp8": study_fp8.SETTINGS}
+        require(not self.settings or self.name in known, "--settings belongs to the studies c3po and fp8")
         for name in self.settings:
-            require(name in known, f"--settings {name}: use some of {', '.join(known)}")
+            use = known[self.name]
+            require(name in use, f"--settings {name}: use some of {', '.join(use)}")
+        several = len(set(self.settings)) == len(self.settings) != 1
+        require(several, f"--settings {' '.join(self.settings)}: name 2 or more, each once; --only runs a part")
 
 
 def main(flags: Flags) -> None:
@@ -161,7 +171,10 @@ def gathered(flags: Flags, folders: list[Path]) -> Page:
     """Tables, figures and numbers of the results in several folders."""
     if flags.name == "epochs":
         return study_epochs.page(folders, partial=flags.partial)
-    return study_c3po.steady_page(folders, None if flags.partial else flags.seeds, flags.settings)
+    seeds = None if flags.partial else flags.seeds
+    if flags.name == "fp8":
+        return study_fp8.page(folders, seeds, flags.settings)
+    return study_c3po.steady_page(folders, seeds, flags.settings)
 
 
 def epoch_sizes(flags: Flags) -> study_epochs.Sizes:
@@ -176,9 +189,9 @@ def jobs_of(flags: Flags) -> list[Job]:
         return study_epochs.jobs(flags.out, flags.seeds, epoch_sizes(flags))
     if flags.name == "general":
         return study_general.jobs(flags.out, flags.seeds, study_general.QUICK if flags.quick else study_general.FULL)
-    if flags.name == "c3po":
-        sizes = replace(sizes_of(flags, study_c3po), settings=flags.settings)
-        return study_c3po.jobs(flags.out, list(flags.seeds), sizes)
+    if flags.name in ("c3po", "fp8"):
+        study = study_c3po if flags.name == "c3po" else study_fp8
+        return study.jobs(flags.out, list(flags.seeds), replace(sizes_of(flags, study), settings=flags.settings))
     return study_stages.jobs(flags.out, list(flags.seeds), sizes_of(flags, study_stages))
 
 
@@ -206,8 +219,8 @@ def page_of(flags: Flags) -> Page:
     """Tables, figures and numbers of the finished study."""
     if flags.name == "epochs":
         return study_epochs.page([flags.out], flags.seeds, epoch_sizes(flags).counts)
-    if flags.settings:
-        return study_c3po.steady_page([flags.out], flags.seeds, flags.settings)
+    if flags.name == "fp8" or flags.settings:
+        return gathered(flags, [flags.out])
     studies = {"c3po": study_c3po, "stages": study_stages, "general": study_general}
     return studies[flags.name].page(flags.out, flags.seeds)
 

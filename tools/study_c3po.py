@@ -3,6 +3,7 @@ examples/tiny unless said otherwise. Imports no torch."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -59,6 +60,13 @@ QUICK = Sizes(train=200, validation=40, rl=60, heldout=20, epochs=2, repeated=40
 GPU = replace(FULL, train=4_000, rl=4_000, heldout=400, epochs=2, repeated=500, repeat_epochs=16, steps=50, timed_steps=12,
               prompts=4, fewer_prompts=2, samples=96, budget=12_288, new_tokens=256, answers=2)  # fmt: skip
 
+# Of the study of FP8: what C3PO's runs get besides.
+FP8 = {
+    "fp8": ("--sampling.weights", "fp8"),
+    "fp8-recomputed": ("--sampling.weights", "fp8", "--objective.old-logprobs", "recomputed"),
+    "fp8-icepop": ("--sampling.weights", "fp8", "--objective.old-logprobs", "recomputed", "--correction.name", "icepop"),
+}
+
 
 def data_job(name: str, seed: int, sizes: Sizes, out: Path, *more: str) -> Job:
     counts = ("--train", str(sizes.train), "--validation", str(sizes.validation), "--rl", str(sizes.rl), "--heldout",
@@ -102,7 +110,7 @@ def evaluation_job(name: str, seed: int, data: Path, start: Checkpoint | str, si
 
 def jobs(out: Path, seeds: list[int], sizes: Sizes) -> list[Job]:
     """All jobs: seed by seed what need not be quiet, then the timed runs, which have the machine to themselves."""
-    result = [job for seed in seeds for job in _seed_jobs(out, seed, sizes)]
+    result = [job for seed in seeds for job in seed_jobs(out, seed, sizes, asked((*STEADY, *COLLAPSE), sizes))]
     for seed in seeds:
         root = out / f"seed-{seed}"
         chosen, needs = _chosen(root, f"seed-{seed}", sizes)
@@ -126,7 +134,8 @@ def _chosen(root: Path, at: str, sizes: Sizes) -> tuple[Checkpoint | str, tuple[
     return Checkpoint(root / "sft", "chosen"), (f"{at}/choice",)
 
 
-def _seed_jobs(out: Path, seed: int, sizes: Sizes) -> list[Job]:
+def seed_jobs(out: Path, seed: int, sizes: Sizes, settings: Sequence[str]) -> list[Job]:
+    """Those of these settings, and what they need."""
     at = f"seed-{seed}"
     root, data = out / at, out / at / "data"
     start, first = _chosen(root, at, sizes)
@@ -134,7 +143,6 @@ def _seed_jobs(out: Path, seed: int, sizes: Sizes) -> list[Job]:
     if sizes.edition.tuned is None:
         sft = sft_job(f"{at}/sft", seed, data, root / "sft", sizes.epochs, "sft_train.jsonl", sizes, (f"{at}/data",))
         result += [sft, choice_job(f"{at}/choice", root / "sft", sizes, (f"{at}/sft",))]
-    settings = asked((*STEADY, *COLLAPSE), sizes)
     over = Checkpoint(root / "over")
     if any(name.startswith("over-") for name in settings):
         result += [
@@ -171,8 +179,8 @@ def evaluated(data: Path, sizes: Sizes) -> tuple[str, ...]:
 
 def _objective(name: str, sizes: Sizes) -> tuple[tuple[str, ...], int]:
     """Flags of the objective and the prompts of a step. With `fewer_prompts` GRPO trains on about as many tokens as Φ."""
-    if name == "c3po":
-        return ("--objective.name", "c3po", *sizes.budget_flags), sizes.prompts
+    if name == "c3po" or name in FP8:
+        return ("--objective.name", "c3po", *sizes.budget_flags, *FP8.get(name, ())), sizes.prompts
     return ("--objective.name", "grpo"), sizes.fewer_prompts if name == "grpo-fewer" else sizes.prompts
 
 

@@ -10,6 +10,11 @@
 #   examples/study/epochs.sh --seeds 1              on several machines: a seed each
 #   examples/study/epochs.sh --only seed-1/result-3 one start and all it needs, within 10 minutes by plan
 #   examples/study/c3po.sh, examples/study/stages.sh
+#   examples/study/fp8.sh                           sampling with experts in FP8; shares folder and runs with c3po.sh
+#   examples/study/fp8.sh --only seed-1/fp8-icepop  one run and all it needs
+#
+# The page again, of what has finished so far in OUT and in folders from other machines:
+#   python tools/study.py fp8 --out $OUT/c3po --gather OTHER/c3po --partial --page study-fp8-gpu --docs $OUT/page
 #
 # START: another folder in the published layout, with its tokenizer. BESIDE: processes that share the GPU. Runs keep weights
 # alone, and no longer than another needs them. More flags are those of tools/study.py.

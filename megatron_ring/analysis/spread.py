@@ -80,10 +80,15 @@ def paired_seeds(first: Sequence[float], second: Sequence[float]) -> Difference:
     if len(first) != len(second) or not 1 <= len(first) <= MAX_SEEDS:
         raise ValueError(f"need as many seeds on both sides, 1 to {MAX_SEEDS}, got {len(first)} and {len(second)}")
     differences = sample([after - before for before, after in zip(first, second, strict=True)])
-    if differences.n == 1:
-        return Difference(differences.mean, None, 1)
-    half = _T_975[differences.n - 2] * differences.sd / math.sqrt(differences.n)
-    return Difference(differences.mean, Interval(differences.mean - half, differences.mean + half), differences.n)
+    return Difference(differences.mean, student(differences), differences.n)
+
+
+def student(of: Sample) -> Interval | None:
+    """Student's 95 % interval of the mean of 2 to `MAX_SEEDS` seeds; None for one."""
+    if of.n == 1:
+        return None
+    half = _T_975[of.n - 2] * of.sd / math.sqrt(of.n)
+    return Interval(of.mean - half, of.mean + half)
 
 
 def _positive_mean(values: Sequence[float]) -> float:

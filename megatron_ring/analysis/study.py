@@ -64,6 +64,16 @@ class Cell:
         source = result if domain is None else result["by_domain"][domain]
         return number(source, "pass_at_1")
 
+    @property
+    def held_out(self) -> dict[int, float]:
+        """pass@1 of all problems by step: of the evaluation `before` at step 0, of the run's own, and of `after` at the last
+        step, where it has them."""
+        rows, key = self.metrics, "evaluation/pass_at_1"
+        found = {int(row["step"]): number(row, key) for row in rows if key in row}
+        if "before" in self.evaluations:
+            found = {0: self.pass_rate("before"), **found}
+        return found if "after" not in self.evaluations else {**found, rows[-1]["step"]: self.pass_rate("after")}
+
 
 @dataclass(frozen=True)
 class Row:

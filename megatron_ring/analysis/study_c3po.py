@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from megatron_ring.analysis.read_run import epoch_checkpoints, number, read_run, read_selection
+from megatron_ring.analysis.read_run import epoch_checkpoints, read_run, read_selection
 from megatron_ring.analysis.spread import paired_seeds, step_to_step_variation
 from megatron_ring.analysis.study import (
     STEADINESS,
@@ -27,10 +27,9 @@ from megatron_ring.analysis.study import (
     read_cell,
 )
 from megatron_ring.analysis.study_claims import Claim, claims_json, claims_table
-from megatron_ring.analysis.study_cost import MARK, cost_table, job_time
 from megatron_ring.analysis.study_figures import Panel, curves_figure
+from megatron_ring.analysis.study_part import after, gather
 from megatron_ring.analysis.study_tables import by_seed, table
-from megatron_ring.errors import UserError
 
 STEADY = ("c3po", "grpo", "grpo-fewer")
 COLLAPSE = ("chosen-c3po", "chosen-grpo", "over-c3po", "over-grpo")
@@ -71,54 +70,23 @@ def page(out: Path, seeds: Sequence[int]) -> Page:
 
 
 def steady_page(folders: Sequence[Path], seeds: Sequence[int] | None = None, settings: Sequence[str] = ()) -> Page:
-    """The same of a part of the study: C3PO against GRPO from one start, whose runs may lie in several folders.
-
-    Args:
-        seeds: those that must be there; None: all that are whole.
-        settings: those that are compared (none: all that some seed has).
-
-    Raises:
-        UserError: a run of a seed is missing, or no seed is whole.
-    """
-    found = sorted({int(path.name.removeprefix("seed-")) for folder in folders for path in folder.glob("seed-[0-9]*")})
-    settings = settings or [name for name in STEADY if any(_place(folders, seed, name) for seed in found)]
-    names = ("before-chosen", *settings)
-    whole = [seed for seed in found if len(names) > 2 and all(_place(folders, seed, name) for name in names)]
-    missing = sorted(set(seeds or ()) - set(whole))
-    if missing or not whole:
-        raise UserError(f"{folders[0]}: no seed {', '.join(map(str, missing)) or 'at all'} with all of {', '.join(names)}; "
-                        f"run what is missing, or gather with --partial")  # fmt: skip
-    used = [seed for seed in whole if seeds is None or seed in seeds]
-    groups = by_setting([_part_cell(folders, name, seed) for name in settings for seed in used])
+    """The same of a part of the study: C3PO against GRPO from one start. Arguments and errors are those of `gather`."""
+    part = gather(folders, STEADY, seeds, settings)
+    groups = part.groups
     rows = {"steadiness": [*measure_all(groups, STEADINESS), *measure_all(groups, SPEED)], "outcome": _outcome(groups)}
-    claims = _claims({row.name: row for found in rows.values() for row in found}, settings)
-    left = sorted(set(found) - set(used))
-    more = f" Left out, as runs of theirs are missing: {', '.join(map(str, left))}." if left else ""
-    places = {name: [_place(folders, seed, name) for seed in used] for name in names}
+    claims = _claims({row.name: row for found in rows.values() for row in found}, part.settings)
     tables = {
-        "part": f"Settings {', '.join(settings)}; seeds {', '.join(map(str, used))}.{more}\n",
+        "part": part.text,
         "claims": claims_table(claims),
-        **{name: table(found, settings, STEADY_PAIRS) for name, found in rows.items()},
-        "cost": cost_table({name: [job_time(place) for place in each if place] for name, each in places.items()}),
+        **{name: table(found, part.settings, STEADY_PAIRS) for name, found in rows.items()},
+        "cost": part.cost,
     }
     numbers: dict[str, Any] = {name: as_json(found, STEADY_PAIRS) for name, found in rows.items()}
     return (
         tables,
         {"study-c3po": _curves(groups, groups, "runs that share a machine")},
-        {"seeds": used, **numbers, "claims": claims_json(claims)},
+        {"seeds": part.seeds, **numbers, "claims": claims_json(claims)},
     )
-
-
-def _place(folders: Sequence[Path], seed: int, name: str) -> Path | None:
-    """The folder of a finished job; None where no machine has finished it."""
-    paths = (folder / f"seed-{seed}" / name for folder in folders)
-    return next((path for path in paths if (path / MARK).is_file()), None)
-
-
-def _part_cell(folders: Sequence[Path], setting: str, seed: int) -> Cell:
-    run, before = _place(folders, seed, setting), _place(folders, seed, "before-chosen")
-    assert run is not None and before is not None, "asked before"
-    return read_cell(setting, seed, [run], {"before": before})
 
 
 def _claims(rows: Mapping[str, Row], settings: Sequence[str]) -> list[Claim]:
@@ -154,16 +122,6 @@ def _cell(root: Path, setting: str, seed: int) -> Cell:
     return read_cell(setting, seed, [root / setting], before | ({"after": after} if after.is_dir() else {}))
 
 
-def _after(cell: Cell) -> float:
-    """pass@1 after the last step: of the evaluation of the last checkpoint, or of the run's own."""
-    if "after" in cell.evaluations:
-        return cell.pass_rate("after")
-    last = cell.metrics[-1]
-    if "evaluation/pass_at_1" not in last:
-        raise UserError(f"{cell.runs[-1].path}: no evaluation after the last step; run the study to its end")
-    return number(last, "evaluation/pass_at_1")
-
-
 def _of(key: str, statistic: Callable[[Sequence[float]], float]) -> Callable[[Cell], float]:
     return lambda cell: statistic(cell.series(key))
 
@@ -171,7 +129,7 @@ def _of(key: str, statistic: Callable[[Sequence[float]], float]) -> Callable[[Ce
 def _outcome(groups: Groups) -> list[Row]:
     return [
         measure(groups, "held-out pass@1 before", lambda cell: cell.pass_rate("before")),
-        measure(groups, "held-out pass@1 after", _after),
+        measure(groups, "held-out pass@1 after", after),
         measure(groups, "reward, last 10 steps", _of("reward/mean", last_window)),
         measure(groups, "entropy, last 10 steps (nats)", _of("entropy", last_window)),
         measure(groups, "response length, last 10 steps (tokens)", _of("response_length/mean", last_window)),
@@ -183,7 +141,7 @@ def _outcome(groups: Groups) -> list[Row]:
 def _collapse(groups: Groups) -> list[Row]:
     return [
         measure(groups, "held-out pass@1 before", lambda cell: cell.pass_rate("before")),
-        measure(groups, "held-out pass@1 after", _after),
+        measure(groups, "held-out pass@1 after", after),
         measure(groups, "reward, first 10 steps", _of("reward/mean", first_window)),
         measure(groups, "reward, best 10 steps", _of("reward/mean", best_window)),
         measure(groups, "reward, last 10 steps", _of("reward/mean", last_window)),

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from megatron_ring.analysis.figures import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, STYLE, WIDTH_INCHES, smooth
+from megatron_ring.analysis.spread import sample, student
 from megatron_ring.analysis.study import Cell, Row
 
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE)
@@ -20,7 +21,8 @@ SMOOTHED = 5  # steps of the moving mean that is drawn
 
 @dataclass(frozen=True)
 class Panel:
-    """What one panel shows: a metric of these settings over steps, as a moving mean over `window` steps."""
+    """What one panel shows: a metric of these settings over steps, as a moving mean over `window` steps. Without a key:
+    held-out pass@1, at the steps that have it."""
 
     title: str
     key: str
@@ -28,15 +30,20 @@ class Panel:
     window: int = SMOOTHED
 
 
-def curves_figure(panels: Sequence[Panel], columns: int = 2, marks: Sequence[int] = ()) -> Figure:
-    """Mean over seeds as a line, smallest and largest as a band; vertical lines at the steps of `marks`."""
+def curves_figure(panels: Sequence[Panel], columns: int = 2, marks: Sequence[int] = (), intervals: bool = False) -> Figure:
+    """Mean over seeds as a line, smallest and largest as a band or, with `intervals`, the mean's 95 % interval; vertical
+    lines at the steps of `marks`."""
     rows = -(-len(panels) // columns)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH_INCHES, 2.6 * rows), dpi=DPI, layout="constrained")
         grid = [axes for line in figure.subplots(rows, columns, squeeze=False) for axes in line]
         for axes, panel in zip(grid, panels, strict=False):
             for (setting, cells), colour in zip(panel.groups.items(), COLOURS, strict=False):
-                band(axes, [smooth(cell.series(panel.key), panel.window) for cell in cells], colour, setting)
+                if panel.key:
+                    at, curves = None, [smooth(cell.series(panel.key), panel.window) for cell in cells]
+                else:
+                    at, curves = list(cells[0].held_out), [list(cell.held_out.values()) for cell in cells]
+                band(axes, curves, colour, setting, at, intervals)
             for mark in marks:
                 axes.axvline(mark + 0.5, color=GREY, linewidth=0.8, linestyle=":")
             axes.set_title(panel.title)
@@ -74,9 +81,17 @@ def rates_figure(rows: Sequence[Row], title: str) -> Figure:
         return figure
 
 
-def band(axes: Axes, curves: Sequence[Sequence[float]], colour: str, label: str, at: Sequence[float] | None = None) -> None:
-    """The mean of the curves as a line, smallest and largest as a band, over the places `at` (default: 1, 2, …)."""
+def band(
+    axes: Axes, curves: Sequence[Sequence[float]], colour: str, label: str, at: Sequence[float] | None = None,
+    intervals: bool = False,
+) -> None:  # fmt: skip
+    """The mean of the curves as a line over the places `at` (default: 1, 2, …). The band: smallest and largest or, with
+    `intervals`, the mean's 95 % interval, which one curve has not."""
     steps = range(1, len(curves[0]) + 1) if at is None else at
     columns = list(zip(*curves, strict=True))
-    axes.fill_between(steps, [min(c) for c in columns], [max(c) for c in columns], color=colour, alpha=0.18, linewidth=0)
+    ends = [(min(column), max(column)) for column in columns]
+    if intervals and len(curves) > 1:
+        found = [student(sample(column)) for column in columns]
+        ends = [(each.low, each.high) for each in found if each is not None]
+    axes.fill_between(steps, [low for low, _ in ends], [high for _, high in ends], color=colour, alpha=0.18, linewidth=0)
     axes.plot(steps, [sum(c) / len(c) for c in columns], color=colour, label=label)

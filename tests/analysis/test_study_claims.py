@@ -18,6 +18,7 @@ from megatron_ring.analysis.study_c3po import steady_page
 from megatron_ring.analysis.study_claims import Claim, claims_json, claims_table
 from megatron_ring.analysis.study_cost import JobTime, cost_table, job_time
 from megatron_ring.analysis.study_epochs import page
+from megatron_ring.analysis.study_fp8 import page as fp8_page
 from megatron_ring.analysis.study_page import write_page
 from megatron_ring.analysis.study_starts import whole_part
 from megatron_ring.errors import UserError
@@ -25,6 +26,8 @@ from tests.analysis.plausible import rl_record, write_evaluation, write_jsonl
 from tests.analysis.test_study_epochs import start, starts, write_all
 from tests.conftest import ROOT
 from tools.study import Flags, main, named, tasks_table
+
+NARROW = ("fp8", "fp8-recomputed", "fp8-icepop")
 
 
 def found(low: float, high: float) -> Difference:
@@ -117,7 +120,8 @@ def test_costs_are_added_up_and_old_marks_have_none(tmp_path: Path) -> None:
 
 
 def write_part(folder: Path, seed: int, settings: tuple[str, ...], steps: int = 12) -> None:
-    """What a machine leaves of one seed: C3PO trains 1,000 tokens in each step, GRPO 800 and 1,600 in turn."""
+    """What a machine leaves of one seed: C3PO trains 1,000 tokens in each step, GRPO 800 and 1,600 in turn. With FP8 the
+    sampler is further from the trainer, and what was learnt is a tenth less than with C3PO."""
     for name in ("before-chosen", *settings):
         place = folder / f"seed-{seed}" / name
         if name == "before-chosen":
@@ -125,7 +129,9 @@ def write_part(folder: Path, seed: int, settings: tuple[str, ...], steps: int = 
         else:
             records = [rl_record(step, random.Random(f"{seed}/{name}/{step}")) for step in range(1, steps + 1)]
             for record in records:
-                record["tokens/trained"] = 1000 if name == "c3po" else 800 * (1 + record["step"] % 2)
+                record["tokens/trained"] = 1000 if name != "grpo" else 800 * (1 + record["step"] % 2)
+                record |= {"time/first_pass": 0.5, "mismatch/masked_fraction": 0.01 if name == "fp8-icepop" else 0.0}
+                record["mismatch/logprob_abs_mean"] = (0.006 if "fp8" in name else 0.002) + seed / 10_000
             records[-1]["evaluation/pass_at_1"] = 0.5 + seed / 100 + (0.1 if name == "c3po" else 0)
             write_jsonl(place / "metrics.jsonl", records)
         (place / "finished.json").write_text(json.dumps({"command": "x", "seconds": 120.0, "beside": 4}))
@@ -152,20 +158,77 @@ def test_c3po_against_grpo_from_several_folders(tmp_path: Path) -> None:
     assert "](figures/study-c3po-gpu.png)" in text and (tmp_path / "docs/figures/study-c3po-gpu.png").is_file()
 
 
+def test_fp8_from_several_folders(tmp_path: Path) -> None:
+    first, second = tmp_path / "a", tmp_path / "b"
+    for seed in (1, 2, 3):
+        write_part(first, seed, ("c3po",))
+        write_part(second, seed, NARROW if seed < 3 else NARROW[:1])
+    tables, figures, numbers = fp8_page([first, second])
+    assert tables["part"] == (
+        "Settings bf16, fp8, fp8-recomputed, fp8-icepop; seeds 1, 2. Left out, as runs of theirs are missing: 3.\n"
+    )
+    claims = {claim["claim"]: claim for claim in numbers["claims"]}
+    apart = claims["FP8 takes the sampler further from the trainer"]
+    assert apart["difference"] == pytest.approx(4.0) and apart["verdict"] == "reproduced"
+    learnt = claims["RL without FP8 learns (what this study needs)"]
+    before = json.loads((first / "seed-1/before-chosen/result.json").read_text())["pass_at_1"]
+    assert learnt["difference"] == pytest.approx(0.615 - before) and learnt["verdict"] == "reproduced"
+    # A tenth lost with each seed: the margin of 3 points leaves 7.
+    lost = claims["FP8 with IcePop loses less than 3 points of held-out pass@1"]
+    assert lost["difference"] == pytest.approx(-0.07) and lost["verdict"] == "not reproduced"
+    assert lost["measured"] == "held-out pass@1 after, fp8-icepop − bf16 + 0.03"
+    assert "| masked by the correction (of 1,000 tokens) | 0 | 0 | 0 | 10 |" in tables["mismatch"]
+    assert "| c3po | 2 | 4.0 | 1.0 |" in tables["cost"] and "bf16" not in tables["cost"]
+    held_out = next(axes for axes in figures["study-fp8"].axes if axes.get_title(loc="left") == "Held-out pass@1")
+    assert held_out.get_lines()[0].get_xdata().tolist() == [0, 12]
+    top = max(y for x, y in held_out.collections[0].get_paths()[0].vertices.tolist() if x == 12)
+    assert top == pytest.approx(0.615 + 12.7062 * 0.005)  # bf16: 0.61 and 0.62, Student's interval
+    # Without IcePop all three seeds can be compared.
+    tables, _, numbers = fp8_page([first, second], (1, 2, 3), ("bf16", "fp8"))
+    assert numbers["seeds"] == [1, 2, 3] and "IcePop" not in tables["claims"]
+    with pytest.raises(UserError, match=r"no seed 3 with all of before-chosen, c3po, fp8, fp8-recomputed, fp8-icepop; run"):
+        fp8_page([first, second], (1, 2, 3))
+
+
+def test_runs_of_other_sizes_are_not_gathered(tmp_path: Path) -> None:
+    write_part(tmp_path, 1, ("c3po", "grpo"))
+    write_part(tmp_path, 2, ("c3po", "grpo"), steps=11)
+    with pytest.raises(UserError, match=r"seed-2/c3po: 11 steps, evaluated at \[0, 11\]; .*seed-1/c3po has 12, at"):
+        steady_page([tmp_path])
+
+
+def test_on_a_cpu_the_evaluation_after_a_run_is_a_job_of_its_own(tmp_path: Path) -> None:
+    write_part(tmp_path, 1, ("c3po", "grpo"))
+    for name in ("c3po", "grpo"):
+        file = tmp_path / f"seed-1/{name}/metrics.jsonl"
+        file.write_text(re.sub(r', "evaluation/pass_at_1": [0-9.]+', "", file.read_text()))
+    write_evaluation(tmp_path / "seed-1/c3po-after", 0.5, problems=20)
+    (tmp_path / "seed-1/c3po-after/finished.json").write_text("{}")
+    with pytest.raises(UserError, match="no seed at all with all of before-chosen, c3po, grpo"):
+        steady_page([tmp_path])
+    shutil.copytree(tmp_path / "seed-1/c3po-after", tmp_path / "seed-1/grpo-after")
+    tables, _, numbers = steady_page([tmp_path])
+    found = numbers["outcome"]["held-out pass@1 after"]["settings"]["grpo"]["values"]
+    assert "| grpo-after | 0 |" in tables["cost"] and found == [
+        json.loads((tmp_path / "seed-1/grpo-after/result.json").read_text())["pass_at_1"]
+    ]
+
+
 def test_the_frames_of_the_pages_have_a_place_for_every_table(tmp_path: Path) -> None:
     """And the rates of the tasks go on a page."""
     docs = tmp_path / "docs"
     shutil.copytree(ROOT / "examples/study/pages", docs)
     for seed in (1, 2):
-        write_part(tmp_path / "part", seed, ("c3po", "grpo"))
+        write_part(tmp_path / "part", seed, ("c3po", "grpo", *NARROW))
     (tmp_path / "tasks.json").write_text(json.dumps({"solve_rate": {"gcd": 0.25, "lcm": 0.9}, "kept": ["gcd"]}))
     pairs = {
         "epochs": (write_all(tmp_path, starts()), {"tasks": tmp_path / "tasks.json"}),
         "c3po": (tmp_path / "part", {"settings": ("c3po", "grpo"), "partial": True}),
+        "fp8": (tmp_path / "part", {"partial": True}),
     }
     for name, (out, more) in pairs.items():
         main(Flags(name, out=out, gather=(), docs=docs, page=f"study-{name}-gpu", **more))  # type: ignore[arg-type]
-    for page_text in ((docs / f"study-{name}-gpu.md").read_text() for name in ("epochs", "c3po")):
+    for page_text in ((docs / f"study-{name}-gpu.md").read_text() for name in pairs):
         assert re.search(r"<!-- table [a-z 1@]+ -->\n<!-- end -->", page_text) is None
     text = (docs / "study-epochs-gpu.md").read_text()
     assert "| gcd | 0.250 | yes |\n| lcm | 0.900 | no |\n" in text

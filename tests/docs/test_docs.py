@@ -222,7 +222,7 @@ def _of_launcher(launcher: str, flags: list[str]) -> str | None:
     stage = STAGE_OF.get(name, name)
     while flags and not flags[0].startswith("-"):  # a launcher's own arguments
         flags = flags[1:]
-    if Path(launcher).parent.name == "study" and name in ("epochs", "c3po", "stages"):
+    if Path(launcher).parent.name == "study" and name in ("epochs", "c3po", "fp8", "stages"):
         return _options("tools/study.py", [name, "--out", "o", *flags])
     if stage in NEEDED:
         return _parsed(stage, [*NEEDED[stage], *(flag for flag in flags if flag != "--dry-run")])

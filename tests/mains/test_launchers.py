@@ -95,6 +95,7 @@ WITHOUT_MAIN = {
     "c3po",
     "epochs",
     "stages",
+    "fp8",
 }
 
 

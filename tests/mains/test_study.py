@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,10 +22,11 @@ from megatron_ring.config.cli import parse
 from megatron_ring.config.evaluate import EvaluateConfig
 from megatron_ring.config.rl import RLConfig
 from megatron_ring.config.sft import SFTConfig
+from megatron_ring.errors import UserError
 from tests.mains.conftest import command_of_tool, run, start
 from tests.processes import forked_python
 from tools import study as study_tool
-from tools import study_c3po, study_epochs, study_stages
+from tools import study_c3po, study_epochs, study_fp8, study_stages
 from tools.make_worked_gym_data import WorkedGymOptions
 from tools.select_checkpoint import Flags as SelectFlags
 from tools.study_edition import Edition
@@ -128,7 +130,7 @@ def test_a_tiny_study_of_epochs_survives_a_kill_and_runs_nothing_twice(tmp_path:
     assert json.loads((docs / "study-epochs.json").read_text()) == numbers
 
 
-@pytest.mark.parametrize("study", [study_c3po, study_stages, study_epochs])
+@pytest.mark.parametrize("study", [study_c3po, study_fp8, study_stages, study_epochs])
 @pytest.mark.parametrize("one_run", [False, True])
 def test_declared_jobs_fit_together(tmp_path: Path, study: Any, one_run: bool) -> None:
     sizes = study.FULL
@@ -144,16 +146,16 @@ def test_declared_jobs_fit_together(tmp_path: Path, study: Any, one_run: bool) -
     assert not list(tmp_path.iterdir()), "declaring writes nothing"
 
 
-@pytest.mark.parametrize("study", [study_c3po, study_stages, study_epochs])
+@pytest.mark.parametrize("study", [study_c3po, study_fp8, study_stages, study_epochs])
 def test_from_a_pretrained_start_every_command_is_one_that_its_main_takes(tmp_path: Path, study: Any) -> None:
-    """The jobs are those of the CPU's edition; model, tokenizer, data and sizes are others. RL of C3PO's study evaluates
-    itself."""
+    """The jobs are those of the CPU's edition; model, tokenizer, data and sizes are others. RL of the studies of C3PO and of
+    FP8 evaluates itself."""
     start = tmp_path / "start"
     sizes = replace(study.GPU, edition=Edition(start))
     if study is study_epochs:
         sizes = replace(sizes, counts=study.FULL.counts)
     jobs, usual = study.jobs(tmp_path, [1], sizes), study.jobs(tmp_path, [1], study.FULL)
-    kept = [job for job in usual if study is not study_c3po or not job.name.endswith("-after")]
+    kept = [job for job in usual if study not in (study_c3po, study_fp8) or not job.name.endswith("-after")]
     assert [(job.name, job.needs) for job in jobs] == [(job.name, job.needs) for job in kept]
     mains = {"megatron_ring.sft": SFTConfig, "megatron_ring.rl": RLConfig, "megatron_ring.evaluate": EvaluateConfig}
     tools = {"tools/make_worked_gym_data.py": WorkedGymOptions, "tools/select_checkpoint.py": SelectFlags}
@@ -186,6 +188,24 @@ def test_from_a_tuned_start_and_a_pool_nothing_is_fine_tuned_and_rates_decide(tm
     shared = study_epochs.jobs(tmp_path, [1, 2], replace(study_epochs.GPU, edition=edition, counts=(8, 1)))
     starts = [job.name for job in shared if "/sft-" in job.name]
     assert starts == ["seed-1/sft-8", "seed-2/sft-8", "seed-1/sft-1", "seed-2/sft-1"]  # whole columns first
+
+
+def test_what_fp8_has_in_common_with_c3po_is_run_once(tmp_path: Path) -> None:
+    """In one folder a job of both studies is the same one. The other runs differ from C3PO's by their flags alone."""
+    edition = Edition(tmp_path / "start", tmp_path / "pool", tmp_path / "tuned")
+    for sizes in (replace(study_fp8.GPU, edition=edition), study_fp8.FULL):
+        known = {job.name: job for job in study_c3po.jobs(tmp_path, [1], sizes)}
+        jobs = {job.name: job for job in study_fp8.jobs(tmp_path, [1], sizes)}
+        assert [job for name, job in jobs.items() if "fp8" not in name] == [known[name] for name in jobs if name in known]
+        assert {"seed-1/data", "seed-1/before-chosen", "seed-1/c3po"} <= known.keys() & jobs.keys()
+        for name in ("fp8", "fp8-recomputed", "fp8-icepop"):
+            own, usual = jobs[f"seed-1/{name}"], known["seed-1/c3po"]
+            more = [part for part in own.text().split() if part not in usual.text().split()]
+            assert more[:1] == [f"{tmp_path}/seed-1/{name}"] and "fp8" in more
+            assert ("recomputed" in more) == (name != "fp8") and ("icepop" in more) == (name == "fp8-icepop")
+    asked = study_fp8.jobs(tmp_path, [1], replace(sizes, settings=("bf16", "fp8-icepop")))
+    runs = [job.name for job in asked if "megatron_ring.rl" in job.command]
+    assert runs == ["seed-1/c3po", "seed-1/fp8-icepop"]
 
 
 def test_epochs_have_a_run_each_or_share_one(tmp_path: Path) -> None:
@@ -230,7 +250,7 @@ def test_a_whole_name_is_one_job_and_what_it_needs(tmp_path: Path, capsys: pytes
         (["--one-run"], "--one-run belongs to the study of epochs"),
         (["--gather"], "--gather belongs to the study of epochs"),
         (["--partial"], "--partial belongs to --gather"),
-        (["--settings", "grpo"], "--settings belongs to the study of C3PO"),
+        (["--settings", "grpo"], "--settings belongs to the studies c3po and fp8"),
         (["--pool", "somewhere"], "--pool belongs to a study with --start"),
         (["--start", "somewhere"], "--start somewhere: no such folder"),
         (["--job-minutes", "0"], "--job-minutes is 0"),
@@ -245,13 +265,27 @@ def test_mistakes_end_with_one_line(tmp_path: Path, fails_with: Callable[..., st
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        ({"settings": ("c3po", "fp8")}, "--settings c3po: use some of bf16, fp8, fp8-recomputed, fp8-icepop"),
+        ({"settings": ("fp8",)}, "--settings fp8: name 2 or more, each once"),
+        ({"settings": ("fp8", "fp8")}, "--settings fp8 fp8: name 2 or more, each once"),
+        ({"seeds": (1,)}, "--seeds: give 2 to"),
+    ],
+)
+def test_mistakes_in_the_study_of_fp8(tmp_path: Path, flags: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        study_tool.Flags(name="fp8", out=tmp_path, **flags)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
         (["--epochs", "2"], "--epochs: give 2 or more"),
         (["--epochs", "2", "2"], "name each once"),
         (["--epochs", "0", "2"], "1 or more"),
         (["--every", "0"], "--every is 0"),
         (["--gather", "--dry-run"], "--gather runs nothing"),
         (["--gather", "nowhere"], "no result of a start"),
-        (["--start", "tests", "--tuned", "tests"], "--tuned belongs to the studies c3po and stages"),
+        (["--start", "tests", "--tuned", "tests"], "--tuned belongs to the studies c3po, fp8 and stages"),
     ],
 )
 def test_mistakes_in_the_study_of_epochs(
