@@ -45,10 +45,13 @@ def refused(number: int, *arguments: str) -> str:
 
 
 def together(body: str, count: int = 6) -> str:
-    """Python: so many children do this and hold what they got; ESCAPED once all but one of them have it."""
+    """Python: so many children do this and hold what they got; ESCAPED once all but one of them have it. Where a child is
+    killed for it, the program ends: it would wait for its time limit."""
     lines = "\n".join("        " + line for line in body.splitlines())
+    # Where the child itself starts another one and ends, that says nothing.
+    ends = "" if "os._exit" in body else "signal.signal(signal.SIGCHLD, lambda *_: os._exit(3))\n"
     return (
-        f"import os, time\nr, w = os.pipe()\nfor i in range({count}):\n    if os.fork() == 0:\n{lines}\n"
+        f"import os, signal, time\nr, w = os.pipe()\n{ends}for i in range({count}):\n    if os.fork() == 0:\n{lines}\n"
         f"        os.write(w, b'x')\n        time.sleep(99)\nn = 0\nwhile n < {count - 1}: n += len(os.read(r, 9))\nprint('ESCAPED')\n"
     )
 
