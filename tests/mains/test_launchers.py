@@ -286,7 +286,7 @@ def test_two_nodes_meet_and_train(tiny_data: Path, tmp_path: Path) -> None:
     job = next(free_ports()) - 20_000  # the launcher takes port 20000 + job
     two = slurm(tmp_path / "bin", job, *flags, OUT=str(tmp_path / "two"), PYTHON=sys.executable)
     assert two.returncode == 0, two.stderr
-    one = run(["bash", *flags], env=environment(PYTHON=sys.executable, OUT=str(tmp_path / "one")))
+    one = run(["bash", *flags], env=forked_python(OUT=str(tmp_path / "one")))
     assert one.returncode == 0, one.stderr
     losses = [[row["loss"] for row in metrics(tmp_path / out / "sft")] for out in ("one", "two")]
     assert len(losses[0]) == 3 and losses[1] == pytest.approx(losses[0], rel=1e-5)
