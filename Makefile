@@ -8,6 +8,8 @@ SEED ?= 1
 OUT ?= runs/tiny-seed$(SEED)
 # More flags for pytest, as in `make test ARGS="-k budget -x"`.
 ARGS ?=
+# Processes that run tests, as in `make test WORKERS=4` on a larger machine.
+WORKERS ?= 2
 # More flags for the studies, as in `make study-c3po FLAGS="--seeds 1 2 3 4 5"`.
 FLAGS ?=
 # Where pip takes torch from, as in `make venv TORCH_FLAGS="--index-url URL"` for a CPU or CUDA build of your choice.
@@ -100,12 +102,14 @@ $(LM_EVAL)/done: tests/serving/lm_eval.txt $(STAMP)
 
 lm-eval: venv $(LM_EVAL)/done ## install lm-evaluation-harness into .venv/.lm_eval, as the server's test uses it
 
-test: venv $(SMOLLM2) $(TRITON) $(LM_EVAL)/done ## every test (ARGS= for pytest)
-	@echo "test: all tests on two workers, about 17 minutes"
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+# Many tests start processes: where nothing keeps compiled modules, each would compile the package.
+test: venv $(SMOLLM2) $(TRITON) $(LM_EVAL)/done $(TRANSFORMERS4)/done ## every test (ARGS= for pytest)
+	@echo "test: all tests on $(WORKERS) workers, about 16 minutes on two cores"
+	@RING_TRANSFORMERS="$(abspath $(TRANSFORMERS4))" PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 \
+		$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-transformers4: venv $(TRANSFORMERS4)/done ## the tests of exported folders in transformers 4.57 (ARGS= for pytest)
-	@RING_TRANSFORMERS="$(abspath $(TRANSFORMERS4))" OMP_NUM_THREADS=1 $(BIN)/python -m pytest \
+	@RING_TRANSFORMERS="$(abspath $(TRANSFORMERS4))" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -k other_release \
 		tests/checkpoint/test_export_loads.py tests/checkpoint/test_export_stops.py \
 		tests/checkpoint/test_reward_export.py tests/data/test_sentencepiece.py $(ARGS)
 
@@ -113,7 +117,8 @@ check: venv ## lint, types and the fast tests
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" $(ARGS)
+	@PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 \
+		$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow" $(ARGS)
 
 clean: ## remove the venv, caches and build outputs; runs/ stays
 	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -38,7 +38,8 @@ from typing import Any, NoReturn
 PACKAGE = "megatron_ring"
 # What the mains, the tools and the tests' own modules import besides, when they first need it.
 LIBRARIES = ("torch.utils.tensorboard", "transformers", "tokenizers", "tyro", "rich.progress", "yaml", "safetensors.torch",
-             "torch.distributed.run", "torch.distributed.checkpoint", "pytest", "hypothesis", "math_verify")  # fmt: skip
+             "torch.distributed.run", "torch.distributed.checkpoint", "pytest", "hypothesis", "math_verify",
+             "transformers.tokenization_utils_tokenizers", "transformers.convert_slow_tokenizer")  # fmt: skip
 PORTS = range(20_000, 30_000)  # below those that the system hands out to whoever asks for any
 SECONDS_TO_END = 30.0  # that the other ranks have when one has failed, as under torchrun
 MAX_REQUEST = 1 << 20
@@ -63,6 +64,9 @@ def preload() -> None:
     for name in [*LIBRARIES, *names]:
         with contextlib.suppress(ImportError):  # optional: a child that needs it says so
             importlib.import_module(name)
+    config, cli = (importlib.import_module(f"{PACKAGE}.config.{name}") for name in ("sft", "cli"))
+    needed = ["--run-dir", "r", "--preset", "ring-tiny", "--data.train", "t", "--data.tokenizer", "t"]
+    cli.parse(config.SFTConfig, "ring-sft", "", needed)  # what the parser of command lines imports when it is first used
 
 
 @dataclasses.dataclass

@@ -35,9 +35,9 @@ SECONDS_TO_START = 300.0
 _PIPES = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
 
 
-def environment(**more: str) -> dict[str, str]:
-    """Of a command started by a test: the package before what is on its path, one thread."""
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+def environment(root: Path = ROOT, **more: str) -> dict[str, str]:
+    """Of a command started by a test: the package before what is on its path, one thread. `root`: a changed copy of it."""
+    path = os.pathsep.join(filter(None, [*dict.fromkeys((str(root), str(ROOT))), os.environ.get("PYTHONPATH")]))
     return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **more}
 
 
@@ -46,15 +46,15 @@ def _read_early(variables: Mapping[str, str]) -> dict[str, str]:
 
 
 class _Server:
-    """The fork server of this test process, and a Python for shell scripts that is forked from it."""
+    """A fork server with the package below `root` loaded, and a Python for shell scripts that is forked from it."""
 
-    def __init__(self) -> None:
+    def __init__(self, root: Path = ROOT) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="fork-server-"))
         self.address = str(self.folder / "socket")
-        self.environment = environment()
+        self.environment = environment(root)
         command = [sys.executable, "-m", "tests.forkserver", self.address]
         streams = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL}
-        self.process = subprocess.Popen(command, cwd=ROOT, env=self.environment, **streams)  # type: ignore[call-overload]
+        self.process = subprocess.Popen(command, cwd=root, env=self.environment, **streams)  # type: ignore[call-overload]
         atexit.register(self.close)
         self.python = self.folder / "python"
         self.python.write_text(f"#!{sys.executable} -ISE\n" + Path(__file__).with_name("forked_python.py").read_text())
@@ -81,14 +81,20 @@ class _Server:
 
 
 @functools.cache
-def _server() -> _Server | None:
+def _server(root: Path) -> _Server | None:
     """None where there is a GPU: a process that has looked for one cannot be forked."""
-    return None if torch.cuda.is_available() else _Server()
+    return None if torch.cuda.is_available() else _Server(root)
+
+
+def forget(root: Path) -> None:
+    """End the server of a changed copy of the package, where nothing more is started from it."""
+    if (server := _server(root)) is not None:
+        server.close()
 
 
 def forked_python(**more: str) -> dict[str, str]:
     """The environment of a shell script whose `$PYTHON` is forked from the server, with `more` variables."""
-    server = _server()
+    server = _server(ROOT)
     if server is None:
         return environment(PYTHON=sys.executable, **more)
     return environment(PYTHON=str(server.python), **{ADDRESS: server.address}, **more)
@@ -163,11 +169,14 @@ def ask(connection: socket.socket, request: dict[str, Any], streams: Sequence[in
         connection.sendall(rest)
 
 
-def start(arguments: Sequence[str | Path], really: bool = False, **options: Any) -> subprocess.Popen[Any]:
-    """`Popen` in the project's folder with the environment of a test, unless `options` say otherwise."""
-    options = {"cwd": ROOT, "env": environment(), **options}
+def start(
+    arguments: Sequence[str | Path], really: bool = False, root: Path = ROOT, **options: Any
+) -> subprocess.Popen[Any]:  # fmt: skip
+    """`Popen` in the project's folder with the environment of a test, unless `options` say otherwise. `root`: a folder with
+    a changed copy of the package, which is then what is imported."""
+    options = {"cwd": root, "env": environment(root), **options}
     words = [str(argument) for argument in arguments]
-    server = None if really else _server()
+    server = None if really else _server(root)
     if server is not None and server.serves(words, options["env"]):
         return ForkedProcess(server, words, **options)
     return subprocess.Popen(words, **options)

@@ -100,7 +100,10 @@ def test_ranks_are_as_under_torchrun(tmp_path: Path) -> None:
         "import json, os, sys, time\n"
         "here = {name: os.environ.get(name) for name in ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'LOCAL_WORLD_SIZE')}\n"
         "print(json.dumps(here | {'leads': os.getsid(0) == os.getpid()}) + '\\n', end='', flush=True)  # one write\n"
-        "if sys.argv[1] == 'fail' and here['RANK'] == '1': sys.exit(3)\n"
+        "open('said-' + here['RANK'], 'w').close()\n"
+        "if sys.argv[1] == 'fail' and here['RANK'] == '1':\n"
+        "    while not os.path.exists('said-0'): time.sleep(0.01)\n"  # it would be ended before it has said anything
+        "    sys.exit(3)\n"
         "if sys.argv[1] != 'end': time.sleep(60)\n"
     )
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -110,6 +113,7 @@ def test_ranks_are_as_under_torchrun(tmp_path: Path) -> None:
     ]
     assert [done.returncode for done in whole] == [0, 0]
     assert sorted(whole[0].stdout.splitlines()) == sorted(whole[1].stdout.splitlines())
+    (tmp_path / "said-0").unlink()
     began = time.monotonic()
     done = run([*launcher, "-m", "ranks", "fail"], cwd=tmp_path)
     assert done.returncode == 1 and len(done.stdout.splitlines()) == 2 and time.monotonic() - began < 50

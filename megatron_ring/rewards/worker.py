@@ -71,10 +71,9 @@ def _address_space() -> int:
 def _prepare(kind: str) -> None:
     """Load what the first item would otherwise be charged for."""
     if kind == "answers":
-        from megatron_ring.rewards import math, unit_conversion
+        from megatron_ring.rewards import math
 
         math.prepare()
-        unit_conversion.prepare()
     elif kind == "instructions":
         from megatron_ring.rewards import instructions
 

@@ -15,7 +15,7 @@ import torch
 from megatron_ring.config.model import ModelConfig, RopeScaling
 from megatron_ring.errors import UserError
 from tests.checkpoint.published import random_tensors, write_folder
-from tests.other_transformers import in_transformers
+from tests.other_transformers import in_each_release, in_transformers
 
 SHAPE = ModelConfig(
     num_layers=3, hidden_size=32, num_attention_heads=4, num_key_value_heads=2, head_dim=8, vocab_size=61, num_experts=6,
@@ -52,9 +52,10 @@ torch.save({"logits": logits, "padded": padded, "cached": cached, "plain": plain
 """
 
 
-def load(folder: Path, ids: torch.Tensor, mask: torch.Tensor, out: Path) -> dict[str, Any]:
-    """What transformers makes of a folder."""
-    in_transformers(LOAD, str(folder), json.dumps(ids.tolist()), json.dumps(mask.tolist()), str(out), folder=out.parent)
+def load(release: str, folder: Path, ids: torch.Tensor, mask: torch.Tensor, out: Path) -> dict[str, Any]:
+    """What a release of transformers makes of a folder."""
+    texts = (str(folder), json.dumps(ids.tolist()), json.dumps(mask.tolist()), str(out))
+    in_transformers(release, LOAD, *texts, folder=out.parent)
     return torch.load(out)
 
 
@@ -77,10 +78,11 @@ def our_logits(folder: str, ids: list[list[int]]) -> torch.Tensor:
 
 
 @pytest.mark.slow
+@in_each_release
 @pytest.mark.parametrize(
     ("name", "norm_head"), [("plain", True), ("dense first, biases, yarn", False), ("linear", False), ("expert bias", False)]
 )
-def test_it_loads_and_computes_the_same(tmp_path: Path, run_on: Any, name: str, norm_head: bool) -> None:
+def test_it_loads_and_computes_the_same(tmp_path: Path, run_on: Any, name: str, norm_head: bool, release: str) -> None:
     from megatron_ring.checkpoint.convert import export_checkpoint, import_folder
 
     shape = SHAPES[name]
@@ -91,7 +93,7 @@ def test_it_loads_and_computes_the_same(tmp_path: Path, run_on: Any, name: str, 
     ids = torch.randint(0, 60, (2, 24), generator=torch.Generator().manual_seed(1))
     mask = torch.ones_like(ids)
     mask[1, :5] = 0
-    found = load(tmp_path / "out", ids, mask, tmp_path / "found.pt")
+    found = load(release, tmp_path / "out", ids, mask, tmp_path / "found.pt")
     expected = run_on(1, our_logits, str(tmp_path / "out"), ids.tolist())[0]
     torch.testing.assert_close(found["logits"], expected, atol=2e-5, rtol=0)
     alone = run_on(1, our_logits, str(tmp_path / "out"), [ids[1, 5:].tolist()])[0]
@@ -130,7 +132,8 @@ def test_expert_biases_stay_fp32(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_published_model_loads(tmp_path: Path, golden: Path) -> None:
+@in_each_release
+def test_the_published_model_loads(tmp_path: Path, golden: Path, release: str) -> None:
     from safetensors.torch import load_file
 
     from megatron_ring.checkpoint.convert import export_checkpoint, import_folder
@@ -139,12 +142,13 @@ def test_the_published_model_loads(tmp_path: Path, golden: Path) -> None:
     import_folder(golden / "bailing_moe_tiny", tmp_path / "ckpt")
     export_checkpoint(tmp_path / "ckpt", tmp_path / "out", like=golden / "bailing_moe_tiny")
     ids = expected["input_ids"]
-    found = load(tmp_path / "out", ids, torch.ones_like(ids), tmp_path / "found.pt")
+    found = load(release, tmp_path / "out", ids, torch.ones_like(ids), tmp_path / "found.pt")
     torch.testing.assert_close(found["logits"], expected["logits"], atol=2e-5, rtol=0)
 
 
 @pytest.mark.slow
-def test_the_dtype_is_the_one_asked_for(tmp_path: Path) -> None:
+@in_each_release
+def test_the_dtype_is_the_one_asked_for(tmp_path: Path, release: str) -> None:
     from megatron_ring.checkpoint.convert import export_checkpoint, import_folder
 
     hf = write_folder(
@@ -157,7 +161,7 @@ def test_the_dtype_is_the_one_asked_for(tmp_path: Path) -> None:
         config = json.loads((tmp_path / name / "config.json").read_text())
         assert config["dtype"] == config["torch_dtype"] == ("bfloat16" if dtype is None else "float32")
         if dtype is not None:  # the default of releases before 5 is fp32 whatever the file says
-            found = load(tmp_path / name, ids, torch.ones_like(ids), tmp_path / "found.pt")
+            found = load(release, tmp_path / name, ids, torch.ones_like(ids), tmp_path / "found.pt")
             assert found["dtype"] == "torch.float32"
 
 

@@ -13,7 +13,7 @@ import pytest
 from megatron_ring.errors import UserError
 from tests.checkpoint.published import random_tensors, write_folder
 from tests.checkpoint.test_export_loads import SHAPE
-from tests.other_transformers import in_transformers
+from tests.other_transformers import in_each_release, in_transformers
 
 EOS, STOPS, NEW = 5, (11, 23, 40), 40
 SHAPE_HERE = replace(SHAPE, init_std=0.02)
@@ -65,11 +65,12 @@ def exported(tmp_path: Path, **options: Any) -> Path:
 
 
 @pytest.mark.slow
-def test_generation_stops_where_our_sampler_stops(tmp_path: Path, run_on: Any) -> None:
+@in_each_release
+def test_generation_stops_where_our_sampler_stops(tmp_path: Path, run_on: Any, release: str) -> None:
     out = exported(tmp_path, special_ids=(EOS, EOS), stop_ids=STOPS)
     prompts = [[(7 * i + 3 * j) % 61 for j in range(3 + i % 5)] for i in range(16)]
     (expected,) = run_on(1, ours, str(out), prompts, STOPS)
-    said = in_transformers(GENERATE, str(out), json.dumps(prompts), str(NEW), folder=tmp_path)
+    said = in_transformers(release, GENERATE, str(out), json.dumps(prompts), str(NEW), folder=tmp_path)
     alone, together, ends = json.loads(said.splitlines()[-1])
     assert ends == [EOS, *STOPS]
     assert alone == [tokens for tokens, _ in expected]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 from megatron_ring.config.parallel import ParallelConfig
 from megatron_ring.errors import UserError
 from tests.checkpoint.test_saving import continue_from, steps, trainer_for
+from tests.processes import start
 
 KILLS, LAST_STEP = 20, 24
 
@@ -140,9 +141,8 @@ def test_a_flipped_byte_in_any_file_is_named(run_on, tmp_path: Path) -> None:
         (folder / name).write_bytes(whole)
 
 
-def train_and_save_for_ever(folder: Path, reached: Any) -> None:
-    """Continue from the last checkpoint and save after every step; tell of every step whose checkpoint is whole."""
-    os.environ["OMP_NUM_THREADS"] = "1"
+def train_and_save_for_ever(folder: Path) -> None:
+    """Continue from the last checkpoint and save after every step; print every step whose checkpoint is whole."""
     torch.set_num_threads(1)
     from megatron_ring.checkpoint.folder import latest_checkpoint
     from megatron_ring.checkpoint.loading import load_checkpoint
@@ -152,35 +152,31 @@ def train_and_save_for_ever(folder: Path, reached: Any) -> None:
     done = 0
     if (found := latest_checkpoint(folder)) is not None:
         done, _ = load_checkpoint(found, trainer.model, here, trainer.optimizer)
-    reached.send(done)
+    print(f"{done}\n", end="", flush=True)
     with CheckpointSaver(folder, here, keep_last=2) as saver:
         for step in range(done + 1, LAST_STEP + 1):
             steps(trainer, here, step, 1)
             saver.save(step, trainer.model, trainer.optimizer, {"step": step})  # waits for the one before
-            reached.send(step - 1)
-    reached.send(LAST_STEP)
+            print(f"{step - 1}\n", end="", flush=True)
+    print(f"{LAST_STEP}\n", end="", flush=True)
 
 
-def start(folder: Path) -> tuple[Any, Any]:
-    server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["tests.conftest", "megatron_ring.checkpoint.loading", "tests.training.test_trainer",
-                                   "megatron_ring.training.trainer", "megatron_ring.training.losses"])  # fmt: skip
-    receiver, sender = server.Pipe(duplex=False)
-    process = server.Process(target=train_and_save_for_ever, args=(folder, sender), daemon=True)
-    process.start()
-    sender.close()
-    return process, receiver
+PROGRAM = """
+import sys
+from pathlib import Path
+from tests.checkpoint.test_interrupted import train_and_save_for_ever
+train_and_save_for_ever(Path(sys.argv[1]))
+"""
 
 
-def last_told(receiver: Any) -> int:
-    told = -1
-    while True:
-        try:
-            if not receiver.poll(0):
-                return told
-            told = receiver.recv()
-        except EOFError:
-            return told
+def started(folder: Path) -> Any:
+    return start([sys.executable, "-c", PROGRAM, str(folder)], stdout=subprocess.PIPE, text=True)
+
+
+def last_told(process: Any) -> int:
+    """The last whole line of a process that has ended; what it had printed before the kill is in the pipe."""
+    lines = process.communicate()[0].split("\n")[:-1]
+    return int(lines[-1]) if lines else -1
 
 
 @pytest.mark.slow
@@ -192,25 +188,23 @@ def test_twenty_kills_lose_nothing(tmp_path: Path) -> None:
 
     killed, generator, in_the_middle = tmp_path / "killed", random.Random(1), 0
     for _ in range(KILLS):
-        process, receiver = start(killed)
-        assert receiver.poll(120)
-        receiver.recv()
+        process = started(killed)
+        assert process.stdout.readline()
         time.sleep(generator.uniform(0.0, 0.4))
-        os.kill(process.pid, signal.SIGKILL)
-        process.join()
+        process.kill()
+        told = last_told(process)
         in_the_middle += any(killed.glob(".step_*.tmp")) if killed.exists() else 0
         found = latest_checkpoint(killed)
         if found is None:
-            assert last_told(receiver) < 1
+            assert told < 1
             continue
         manifest = read_manifest(found)
         assert damaged_files(found, manifest) == []
-        assert manifest["extra"]["step"] == manifest["step"] >= last_told(receiver)
+        assert manifest["extra"]["step"] == manifest["step"] >= told
     assert in_the_middle >= KILLS // 4  # the kills did hit saves
     for folder in (killed, tmp_path / "undisturbed"):
-        process, receiver = start(folder)
-        process.join(300)
-        assert process.exitcode == 0 and last_told(receiver) == LAST_STEP
+        process = started(folder)
+        assert last_told(process) == LAST_STEP and process.returncode == 0
     assert contents(killed / f"step_{LAST_STEP}") == contents(tmp_path / "undisturbed" / f"step_{LAST_STEP}")
     assert not list(killed.glob(".step_*"))
 

@@ -13,7 +13,7 @@ import torch
 from megatron_ring.errors import UserError
 from tests.checkpoint.published import random_tensors, write_folder
 from tests.checkpoint.test_export_loads import SHAPE
-from tests.other_transformers import in_transformers
+from tests.other_transformers import in_each_release, in_transformers
 
 REWARD = replace(SHAPE, head="score")
 LOAD = """
@@ -50,7 +50,8 @@ def our_rewards(folder: str, rows: list[list[int]]) -> list[float]:
 
 
 @pytest.mark.slow
-def test_transformers_gives_the_same_rewards(tmp_path: Path, run_on: Any) -> None:
+@in_each_release
+def test_transformers_gives_the_same_rewards(tmp_path: Path, run_on: Any, release: str) -> None:
     """Also where padding is the end of a text, 60: then the first of those at the end is the text's."""
     from megatron_ring.checkpoint.convert import export_checkpoint, import_folder
 
@@ -62,7 +63,8 @@ def test_transformers_gives_the_same_rewards(tmp_path: Path, run_on: Any) -> Non
         export_checkpoint(tmp_path / "ckpt", Path(folder), special_ids=(60, pad))
     generator = torch.Generator().manual_seed(2)
     rows = [[*torch.randint(0, 58, (n,), generator=generator).tolist(), 60] for n in (5, 12, 1, 23)]
-    in_transformers(LOAD, json.dumps(folders), json.dumps(rows), str(tmp_path / "found.json"), folder=tmp_path)
+    texts = (json.dumps(folders), json.dumps(rows), str(tmp_path / "found.json"))
+    in_transformers(release, LOAD, *texts, folder=tmp_path)
     expected = run_on(1, our_rewards, folders[0], rows)[0]
     assert max(expected) - min(expected) > 0.1
     for found in json.loads((tmp_path / "found.json").read_text()):

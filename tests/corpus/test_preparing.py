@@ -22,6 +22,7 @@ from megatron_ring.corpus.opening import open_corpus, verify_corpus
 from megatron_ring.data.tokenizer import RingTokenizer, train_bpe
 from megatron_ring.errors import UserError
 from tests.corpus.conftest import TEXTS
+from tests.processes import start
 from tools import prepare_corpus
 
 
@@ -117,7 +118,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(prepare, tmp_path: Pat
     state, sizes = tmp_path / "killed.partial/state.json", []
     for _ in range(2):
         before = state.read_bytes() if state.exists() else b""
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = start(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while process.poll() is None and (state.read_bytes() if state.exists() else b"") == before:
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)

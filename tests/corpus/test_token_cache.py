@@ -20,6 +20,7 @@ from megatron_ring.corpus.conversations import SFTDataset, open_dataset
 from megatron_ring.data.tokenizer import RingTokenizer
 from megatron_ring.errors import UserError
 from tests.corpus.test_conversations import config
+from tests.processes import start
 
 
 def written(path: Path, count: int = 40) -> Path:
@@ -86,13 +87,13 @@ def test_a_file_that_changes_has_another_store(
     path: Path, tokenizer: RingTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever its size and times: a note of its hash serves only while all are the same, and is not made at once."""
-    monkeypatch.setattr(token_cache, "SETTLED", 0.1)
+    monkeypatch.setattr(token_cache, "SETTLED", 3600.0)  # the file has changed a moment ago, however slow this machine is
     hashed: list[Path] = []
     digest_of = token_cache.sha256_of
     monkeypatch.setattr(token_cache, "sha256_of", lambda file: [hashed.append(file), digest_of(file)][1])
     first = opened(path, tokenizer)
     assert not list(first.folder.parent.glob("file-*.json"))
-    time.sleep(0.2)
+    monkeypatch.setattr(token_cache, "SETTLED", -3600.0)  # long ago
     opened(path, tokenizer)
     assert len(hashed) == 2 and len(list(first.folder.parent.glob("file-*.json"))) == 1
     opened(path, tokenizer)
@@ -202,14 +203,14 @@ def test_killed_and_two_at_once(tokenizer_dir: Path, tokenizer: RingTokenizer, t
     )
     both_of = program + ("if __name__ == '__main__':\n    token_cache.open_store(job, [folder], print, workers=2)\n")
     folder, files = path.parent / ".tokenized", [str(path), str(tokenizer_dir)]
-    process = subprocess.Popen([sys.executable, "-c", first, *files], stdout=subprocess.DEVNULL)
+    process = start([sys.executable, "-c", first, *files], stdout=subprocess.DEVNULL)
     while process.poll() is None and not list(folder.glob("sft-*.partial/state.json")):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, "it was finished before it was killed"
     assert not list(folder.glob("sft-*/manifest.json"))
     command = [sys.executable, "-c", both_of, *files]
-    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    both = [start(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     outs = [one.communicate(timeout=120)[0] for one in both]
     assert [one.returncode for one in both] == [0, 0]
     assert sum("going on after" in out for out in outs) == 1, outs

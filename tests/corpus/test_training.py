@@ -16,7 +16,7 @@ from megatron_ring.config.pretrain import CorpusConfig
 from tests.corpus.writing import learnable_documents, write_corpus
 from tests.layouts import LAYOUTS
 
-OPTIMIZER, STEPS = OptimizerConfig(lr=2e-3, warmup_steps=1), 20
+OPTIMIZER, STEPS = OptimizerConfig(lr=2e-3, warmup_steps=1), 14
 TOKENIZER: Any = SimpleNamespace(vocab_size=RING_TINY.vocab_size, pad_id=0, vocabulary_fingerprint="")
 
 

@@ -15,7 +15,7 @@ from megatron_ring.data.records import Message, SFTRecord
 from megatron_ring.data.sentencepiece_model import tokenizer_folder, train_model
 from megatron_ring.data.tokenizer import ControlTokenError, RingTokenizer, train_bpe
 from megatron_ring.errors import UserError
-from tests.other_transformers import in_transformers
+from tests.other_transformers import in_each_release, in_transformers
 from tools import train_tokenizer
 
 TRAINING = [f"Compute {n}+{n * 7}. \\boxed{{{n * 8}}}\n\nnaïve  two spaces, Ω, 中文 {n % 9}" for n in range(300)]
@@ -84,7 +84,8 @@ print(json.dumps([encoded, split, prompt, theirs.eos_token_id, theirs.pad_token_
 """
 
 
-def test_the_exported_folder_loads_in_transformers(folder: Path, published: Path, tmp_path: Path) -> None:
+@in_each_release
+def test_the_exported_folder_loads_in_transformers(folder: Path, published: Path, tmp_path: Path, release: str) -> None:
     train_bpe(TRAINING, 400, tmp_path / "byte-level")  # exported as it is
     texts = odd_texts(1_500)
     (tmp_path / "texts.json").write_text(json.dumps(texts))
@@ -92,7 +93,7 @@ def test_the_exported_folder_loads_in_transformers(folder: Path, published: Path
         ours = RingTokenizer.load(path)
         with tokenizer_folder(path) as exported:
             assert exported is not None
-            said = in_transformers(ENCODE, str(exported), str(tmp_path / "texts.json"), folder=tmp_path)
+            said = in_transformers(release, ENCODE, str(exported), str(tmp_path / "texts.json"), folder=tmp_path)
             again = RingTokenizer.load(exported)
         encoded, split, prompt, eos, pad = json.loads(said.splitlines()[-1])
         assert encoded == [ours.encode(text) for text in texts]

@@ -4,36 +4,38 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import ROOT
 from tests.docs.extending import apply, copy_of_the_package
+from tests.processes import forget, run
 
 LIMITS = {"An objective": 2, "A verifier": 2, "A batch scorer": 2, "A token column": 1, "A stage": 4}
 
 
-def run_in(root: Path, *arguments: str, timeout: float = 300.0) -> subprocess.CompletedProcess[str]:
+def run_in(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Python in the copy, which it imports and nothing else of this checkout."""
-    env = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, *arguments], cwd=root, env=env, capture_output=True, text=True, timeout=timeout)
+    return run([sys.executable, *arguments], root=root)
 
 
 @pytest.fixture(scope="module")
-def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def extended(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The package with every section in it."""
     root = copy_of_the_package(tmp_path_factory.mktemp("extended"))
     for title, most in LIMITS.items():
         touched = apply(title, root)
         assert 0 < len(touched) <= most, (title, touched)
         for checks in (["check"], ["format", "--check"]):
-            linted = run_in(root, "-m", "ruff", *checks, "--config", str(ROOT / "pyproject.toml"), *sorted(touched))
+            ruff = [sys.executable, "-m", "ruff", *checks, "--config", ROOT / "pyproject.toml", *sorted(touched)]
+            linted = run(ruff, root=root, really=True)
             assert linted.returncode == 0, (title, linted.stdout, linted.stderr)
-    return root
+    yield root
+    forget(root)
 
 
 OBJECTIVE = """

@@ -15,7 +15,7 @@ from tests.mains.conftest import command, run
 @pytest.fixture(scope="module")
 def flags(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     out = tmp_path_factory.mktemp("model") / "hf"
-    done = run([sys.executable, "tools/make_random_hf.py", "--preset", "ring-tiny", "--out", str(out)], really=True)
+    done = run([sys.executable, "tools/make_random_hf.py", "--preset", "ring-tiny", "--out", str(out)])
     assert done.returncode == 0, done.stderr
     (out / "model.safetensors").write_bytes(b"no weights")
     return ["--checkpoint", str(out), "--tokenizer", str(tiny_data / "tokenizer"), "--sampling.max-new-tokens", "8"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import pytest
 
 from megatron_ring.algorithm.objectives import OBJECTIVES
 from tests.conftest import ROOT
+from tests.forkserver import free_ports
 from tests.mains.conftest import environment, run
 from tests.mains.test_pipeline import metrics
 from tests.processes import forked_python
@@ -284,10 +284,10 @@ def test_two_nodes_meet_and_train(tiny_data: Path, tmp_path: Path) -> None:
         (tmp_path / out).mkdir()
         (tmp_path / out / "data").symlink_to(tiny_data)
     flags = ["examples/tiny/sft.sh", "--max-steps", "3", "--data.global-batch", "2"]
-    job = 1000 + os.getpid() % 8000  # a port that no other test has
+    job = next(free_ports()) - 20_000  # the launcher takes port 20000 + job
     two = slurm(tmp_path / "bin", job, *flags, OUT=str(tmp_path / "two"), PYTHON=sys.executable)
     assert two.returncode == 0, two.stderr
-    one = run(["bash", *flags], env=environment(PYTHON=sys.executable, OUT=str(tmp_path / "one")))
+    one = run(["bash", *flags], env=forked_python(OUT=str(tmp_path / "one")))
     assert one.returncode == 0, one.stderr
     losses = [[row["loss"] for row in metrics(tmp_path / out / "sft")] for out in ("one", "two")]
     assert len(losses[0]) == 3 and losses[1] == pytest.approx(losses[0], rel=1e-5)

@@ -16,10 +16,19 @@ from tests.training.test_offload import storages
 
 # Old log-probs are recomputed, a reference that waits on the host is scored, in the loss; each second step is evaluated
 # (so that a save finds the state away) and saved.
-MORE = ["--steps", "4", "--save-every", "2", "--objective.old-logprobs", "recomputed", "--correction.name", "icepop",
+MORE = ["--steps", "4", "--save-every", "2", "--prompts-per-step", "2", "--budget.tokens", "150",
+        "--objective.old-logprobs", "recomputed", "--correction.name", "icepop",
         "--objective.kl-beta", "0.1", "--reference.place", "host", "--optimizer.lr", "1e-3",
         "--evaluation.every", "2", "--evaluation.max-new-tokens", "20"]  # fmt: skip
 OFFLOAD = "--offload-optimizer"
+
+
+@pytest.fixture(scope="module")
+def held_out(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Four problems: what matters is that there is an evaluation."""
+    path = tmp_path_factory.mktemp("held-out") / "four.jsonl"
+    path.write_text("".join((tiny_data / "heldout.jsonl").read_text().splitlines(keepends=True)[:4]))
+    return str(path)
 
 
 def observed(flags: list[str]) -> list[tuple[str, dict[str, int], dict[str, int]]]:
@@ -65,11 +74,10 @@ def observed(flags: list[str]) -> list[tuple[str, dict[str, int], dict[str, int]
      ("ep2", ["--budget.max-cuts", "2", "--sampling.max-batch", "4"])],
 )  # fmt: skip
 def test_nothing_but_the_place_of_memory_differs(
-    run_on: Any, tiny_data: Path, tmp_path: Path, sft_checkpoint: Path, layout: str, more: list[str]
+    run_on: Any, tiny_data: Path, tmp_path: Path, sft_checkpoint: Path, held_out: str, layout: str, more: list[str]
 ) -> None:
     processes, parallel = LAYOUTS[layout]
-    more = [*MORE, *more, "--evaluation.prompts", str(tiny_data / "heldout.jsonl"),
-            "--parallel.expert", str(parallel.expert)]  # fmt: skip
+    more = [*MORE, *more, "--evaluation.prompts", held_out, "--parallel.expert", str(parallel.expert)]
     plain, away, parts = (tmp_path / name for name in ("plain", "away", "parts"))
     run_on(processes, train_here, rl_flags(tiny_data, plain, sft_checkpoint, *more))
     for seen in run_on(processes, observed, rl_flags(tiny_data, away, sft_checkpoint, *more, OFFLOAD)):
@@ -120,14 +128,14 @@ def test_times_and_memory_are_told(tiny_data: Path, tmp_path: Path, sft_checkpoi
 
 
 @pytest.mark.slow
-def test_rollbacks_find_the_state(tiny_data: Path, tmp_path: Path, sft_checkpoint: Path) -> None:
+def test_rollbacks_find_the_state(tiny_data: Path, tmp_path: Path, sft_checkpoint: Path, held_out: str) -> None:
     """At a rate of 1 the entropy falls to nothing; each alarm comes after an evaluation, which leaves the state away."""
     lines = []
     for name, more in (("plain", []), ("away", [OFFLOAD])):
         flags = rl_flags(tiny_data, tmp_path / name, sft_checkpoint, "--optimizer.lr", "1", "--steps", "20",
                          "--budget.tokens", "60", "--save-every", "2", "--alarms.action", "rollback",
                          "--alarms.entropy-floor", "0.01", "--alarms.max-rollbacks", "2", "--evaluation.every", "1",
-                         "--evaluation.prompts", str(tiny_data / "heldout.jsonl"), *more)  # fmt: skip
+                         "--evaluation.prompts", held_out, *more)  # fmt: skip
         done = run(command("megatron_ring.rl", *flags))
         assert done.returncode == 3 and done.stderr.count("going back to step") == 2, done.stderr
         lines.append(timeless(metrics(tmp_path / name)))

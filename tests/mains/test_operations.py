@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -227,7 +228,8 @@ def test_a_rollback_goes_on_with_other_prompts_and_a_kill_changes_nothing(
         if "going back to step" in line:
             break
     time.sleep(0.2)
-    os.killpg(process.pid, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):  # two steps and a checkpoint are left, which a stalled test may miss
+        os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     process.stderr.close()
     done = run(arguments)

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import os
 import re
-import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from megatron_ring.errors import UserError
-from megatron_ring.rewards import Reward, RewardPool, ScoreRequest
+from megatron_ring.rewards import Reward, RewardPool, ScoreRequest, lane, pool
 from megatron_ring.rewards.code import judge
 from megatron_ring.rewards.lane import Tally
 from megatron_ring.rewards.reasons import MAX_LENGTH, printable_line
-from megatron_ring.rewards.sandbox import Limits, boxes, bwrap, cgroups
+from megatron_ring.rewards.sandbox import Limits, boxes, bwrap, cgroups, retry
 from megatron_ring.rewards.sandbox.failure import MachineFailure
 from megatron_ring.rewards.sandbox.fresh import Fresh
 from megatron_ring.rewards.sandbox.images import LIBRARIES, image_for, python_interpreter
@@ -127,7 +126,8 @@ def test_of_a_python_elsewhere_only_its_library_is_seen(tmp_path: Path, monkeypa
     )
 
 
-def test_tries_are_bounded_and_a_starved_run_is_tried_alone() -> None:
+def test_tries_are_bounded_and_a_starved_run_is_tried_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retry, "PAUSES", (0.0, 0.01, 0.02))
     tries: list[bool] = []
 
     def failing(alone: bool) -> str:
@@ -142,31 +142,26 @@ def test_tries_are_bounded_and_a_starved_run_is_tried_alone() -> None:
 
 
 @pytest.mark.slow
-def test_an_item_whose_workers_are_killed_has_no_verdict_and_is_counted() -> None:
-    killed: set[int] = set()
-    stop = threading.Event()
+def test_an_item_whose_workers_are_killed_has_no_verdict_and_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    killed: list[int] = []
+
+    class Killed(pool.WorkerProcess):
+        """Is killed while it computes."""
+
+        def ask(self, request: ScoreRequest, time_limit: float) -> Any:
+            if "int" in request.response:
+                killed.append(self.process.pid)
+                threading.Timer(0.3, self.process.kill).start()
+            return super().ask(request, time_limit)
+
+    monkeypatch.setattr(lane, "_PAUSES", (0.05, 0.1, 0.2))
+    monkeypatch.setattr(pool, "WorkerProcess", Killed)
     with RewardPool(workers=1, time_limit=1000) as own:
         own.start(["math"])
-
-        def kill() -> None:
-            while not stop.wait(0.1):
-                for pid in own.worker_pids:
-                    # Only one that computes: it has been started and given the item.
-                    if pid not in killed and float(Path(f"/proc/{pid}/stat").read_text().split()[13]) > 0 and hang.running():
-                        time.sleep(0.5)
-                        os.kill(pid, signal.SIGKILL)
-                        killed.add(pid)
-
         hang = own.submit(ScoreRequest("math", None, r"\boxed{\int_0^1 e^{x^{x^x}} dx}", "x+1"))
-        killer = threading.Thread(target=kill)
-        killer.start()
-        try:
-            reward = hang.result(timeout=200)
-        finally:
-            stop.set()
-            killer.join()
+        reward = hang.result(timeout=200)
         assert reward.value == 0 and "machine failed" in reward.reason and "machine_failure" in reward.detail
-        assert own.machine_failures == 1 and len(killed) <= 12
+        assert own.machine_failures == 1 and len(set(killed)) == len(killed) == 4
         assert own.score([ScoreRequest("math", None, r"\boxed{1+x}", "x+1")])[0].value == 1
 
 

@@ -15,13 +15,13 @@ import pytest
 
 from megatron_ring.data.parquet import parquet_rows
 from megatron_ring.data.rows import write_rows
+from tests.processes import run
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def score(*arguments: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "tools/score.py"), *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=60)
+def score(*arguments: str | Path, cwd: Path = ROOT, really: bool = False) -> subprocess.CompletedProcess[str]:
+    return run([sys.executable, ROOT / "tools/score.py", *arguments], cwd=cwd, timeout=60, really=really)
 
 
 def test_one_line_out_for_each_line_in(tmp_path: Path) -> None:
@@ -180,6 +180,6 @@ def processor_time() -> float:
 
 def test_help_is_quick() -> None:
     started = processor_time()
-    done = score("--help")
+    done = score("--help", really=True)
     assert done.returncode == 0 and "--time-limit" in done.stdout
     assert processor_time() - started < 2.0

@@ -18,6 +18,7 @@ import yaml
 
 from megatron_ring.config.yaml_file import dump_yaml
 from megatron_ring.errors import UserError
+from megatron_ring.run import lock
 from megatron_ring.run.directory import RunDirectory, record_of
 from tests.processes import run as execute
 from tests.run.test_directory import FLAGS, config_of, recorded
@@ -158,8 +159,9 @@ def test_a_checkpoint_under_another_name_and_a_beginning_after_all_is_gone_are_t
     run.close()
 
 
-def test_links_on_the_way_and_a_second_run_by_another_path(tmp_path: Path) -> None:
+def test_links_on_the_way_and_a_second_run_by_another_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The run directory, and its checkpoints, are links to another disk."""
+    monkeypatch.setattr(lock, "SECONDS_TO_WAIT", 0.0)
     for name in ("real", "disk", "spare"):
         (tmp_path / name).mkdir()
     (tmp_path / "link").symlink_to("real")

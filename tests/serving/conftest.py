@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from tests.forkserver import free_ports
 from tests.mains.conftest import command, run, start, tiny_data
 
 __all__ = ["tiny_data"]
@@ -29,6 +29,8 @@ TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<role>ASSISTANT</role>' }}{% if thinks %}{{ '<think>\n' }}{% endif %}{% endif %}"
 )
+
+PORTS = free_ports()  # none that the system gives to another connection before the server has it
 
 
 class Served:
@@ -45,6 +47,11 @@ class Served:
 
     def get(self, path: str, headers: dict[str, str] | None = None) -> tuple[int, Any]:
         return self._open(urllib.request.Request(self.address + path, headers=headers or {}))
+
+    def unfinished(self) -> int:
+        """Choices that are being sampled, or wait for it."""
+        lines = self.get("/metrics")[1].splitlines()
+        return int(next(line for line in lines if line.startswith("ring_choices_unfinished ")).split()[1])
 
     def stop(self) -> tuple[int, str]:
         """Exit status and stderr after SIGTERM."""
@@ -65,13 +72,8 @@ class Served:
             return status, text.decode()
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return int(taken.getsockname()[1])
-
-
 def launch(model: list[str], *flags: str, processes: int = 1, really: bool = False) -> Served:
-    port = free_port()
+    port = next(PORTS)
     arguments = command("megatron_ring.serve", *model, "--port", str(port), *flags, processes=processes)
     pipes: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
     served = Served(start(arguments, really, **pipes), f"http://127.0.0.1:{port}")

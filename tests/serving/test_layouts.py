@@ -73,7 +73,8 @@ def test_a_killed_rank_ends_the_server_with_its_reason(model: list[str]) -> None
 
     thread = threading.Thread(target=ask_long)
     thread.start()
-    time.sleep(0.3)
+    while thread.is_alive() and not served.unfinished():
+        time.sleep(0.05)
     os.kill(workers(served.process)[1], signal.SIGKILL)
     _, errors = served.process.communicate(timeout=60)
     thread.join(timeout=30)

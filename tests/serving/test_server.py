@@ -207,11 +207,6 @@ def test_hostile_requests(served: Served) -> None:
         raw.close()
 
 
-def unfinished(served: Served) -> int:
-    lines = served.get("/metrics")[1].splitlines()
-    return int(next(line for line in lines if line.startswith("ring_choices_unfinished ")).split()[1])
-
-
 def hang_up(served: Served, body: dict[str, Any], after: float) -> None:
     host, port = served.address.removeprefix("http://").split(":")
     data = json.dumps(body).encode()
@@ -245,9 +240,9 @@ def test_many_clients_some_of_which_hang_up(served: Served) -> None:
     with ThreadPoolExecutor(64) as clients:
         assert all(clients.map(ask, range(96)))
     until = time.monotonic() + 20
-    while unfinished(served) and time.monotonic() < until:
+    while served.unfinished() and time.monotonic() < until:
         time.sleep(0.05)
-    assert unfinished(served) == 0
+    assert served.unfinished() == 0
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from tests.mains.conftest import command_of_tool, run
 @pytest.mark.distributed
 def test_bench_rollouts() -> None:
     flags = ["--responses", "64", "--samples", "8", "--tokens", "12000", "--routes", "6", "--compare", "lists"]
-    done = run(command_of_tool("bench_rollouts.py", *flags, processes=2), really=True)
+    done = run(command_of_tool("bench_rollouts.py", *flags, processes=2))
     assert done.returncode == 0, done.stderr
     out = json.loads(done.stdout)
     assert out["tokens"] == 64 * 12000 and out["data_ranks"] == 2
