@@ -30,6 +30,7 @@ setup(
         "safetensors",
         "math-verify[antlr4_13_2]>=0.9,<0.10",  # the baseline that our verifiers are compared with
         "sympy>=1.13",  # sums, integrals and limits in answers; its mpmath for every value that is not rational
+        "pint>=0.24",  # units of science answers
         "langdetect>=1.0.9",  # languages and sentences of instructions, without downloads
         "nupunkt>=0.6",
         "rensa>=0.5,<0.6",  # MinHash of near duplicates, without dependencies
@@ -58,7 +59,6 @@ setup(
             *("ruff", "mypy", "types-PyYAML"),
             *("pyarrow", "gguf>=0.17"),
             "openai>=2",  # a client for the tests of the server
-            "pint>=0.25",  # what our table of units is compared with
         ],
     },
     entry_points={

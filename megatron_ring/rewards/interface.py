@@ -83,6 +83,7 @@ class Verifier:
         check_reference: raises `UserError` for a reference against which no response could be scored, as scoring itself
             would find it; accepts what it cannot tell. Runs in the caller's process, for each row of a prompt file, within
             the time it takes to read the row. None where any reference might do.
+        prepare: loads what `quick_score` would load with the first response, in the caller's process.
     """
 
     score: Callable[[ScoreRequest], Reward]
@@ -90,3 +91,4 @@ class Verifier:
     worker: WorkerKind = "answers"
     time_limit: float | None = None
     check_reference: Callable[[Any], object] | None = None
+    prepare: Callable[[], None] | None = None

@@ -110,6 +110,9 @@ class RewardPool:
                     self._needed[kind] = Future()
                 for _ in self._lanes_of(kind).threads[1:]:
                     self._put(kind, _Task(item, Future(), self._needed[kind]))
+        for prepare in dict.fromkeys(verifier_for(domain).prepare for domain in domains):
+            if prepare is not None:
+                prepare()
         for future in waiting:
             future.result()
 

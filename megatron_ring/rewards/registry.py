@@ -17,6 +17,7 @@ from megatron_ring.rewards import (
     short_answer,
     summary,
     tool_calls,
+    unit_conversion,
 )
 from megatron_ring.rewards.code_formats import check_tests
 from megatron_ring.rewards.interface import Reward, ScoreRequest, Verifier
@@ -33,7 +34,9 @@ def _options(domain: str) -> Callable[[Any], object]:
 
 VERIFIERS: dict[str, Verifier] = {
     "math": Verifier(math.score, math.quick_score, check_reference=math.check_reference),
-    "science": Verifier(science.score, science.quick_score, check_reference=math.check_reference),
+    "science": Verifier(
+        science.score, science.quick_score, check_reference=math.check_reference, prepare=unit_conversion.prepare
+    ),
     "code": Verifier(code.score, worker="code", time_limit=CODE_SECONDS, check_reference=check_tests),
     "instructions": Verifier(
         instructions.score, instructions.quick_score, worker="instructions", check_reference=instructions.read_task

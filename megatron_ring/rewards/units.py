@@ -1,15 +1,15 @@
 r"""Units as they are written: `m/s^2`, `\mathrm{m\,s^{-2}}` and `m·s⁻²` are the same.
 
-The text is read here, never by a library's parser, which would evaluate expressions. What the symbols mean, and how one unit
-converts to another, is in `unit_conversion`.
+The text is read here, never by a library's parser, which would evaluate expressions; what the symbols mean, and how one
+unit converts to another, is pint's to say (`unit_conversion`).
 """
 
 from __future__ import annotations
 
 import re
 
-from megatron_ring.rewards.unit_conversion import KNOWN, Conversion, conversion_between
-from megatron_ring.rewards.unit_names import spell_out
+from megatron_ring.rewards.unit_conversion import Conversion, conversion_between
+from megatron_ring.rewards.unit_names import PREFIXES, spell_out
 
 Unit = tuple[tuple[str, int], ...]  # symbols with their exponents, sorted; case matters (mW is not MW)
 
@@ -22,6 +22,18 @@ _PRODUCT = re.compile(r"\\left(?=\()|\\right(?=\))|\\cdot|\\times|\\[,;: ]|[·�
 _NEWTON_METRES = re.compile(r"(?<![A-Za-z])N-?m(?![A-Za-z])")
 _TOKEN = re.compile(r"\s*(?:([A-Za-z]+)(?:\s*\^\s*(?:\(([+-]?\d{1,2})\)|([+-]?\d{1,2}))|([+-]?\d)(?!\d))?|([/()]))")
 _SPELLINGS = {"l": "L", "ml": "mL", "dl": "dL", "cl": "cL", "kgs": "kg", "days": "d", "day": "d", "Ohms": "Ohm"}
+
+# fmt: off
+_PREFIXABLE = (
+    "m", "g", "s", "A", "K", "mol", "cd", "Hz", "N", "Pa", "J", "W", "C", "V", "F", "Ohm", "S", "Wb", "T", "H", "lm",
+    "lx", "Bq", "Gy", "Sv", "L", "eV", "bar", "cal", "M", "B", "Da", "Wh", "Ah",
+)
+_OTHERS = (
+    "min", "h", "d", "day", "days", "yr", "rad", "sr", "u", "amu", "atm", "Torr", "mmHg", "psi", "Ang", "dB", "ppm",
+    "ppb", "degC", "degF", "deg", "rpm", "AU", "ly", "pc", "ft", "in", "mi", "yd", "lb", "oz", "mph",
+)
+# fmt: on
+KNOWN = frozenset(prefix + unit for prefix in PREFIXES for unit in _PREFIXABLE) | frozenset(_OTHERS)
 
 
 def parse_unit(text: str) -> Unit | None:

@@ -71,9 +71,10 @@ def _address_space() -> int:
 def _prepare(kind: str) -> None:
     """Load what the first item would otherwise be charged for."""
     if kind == "answers":
-        from megatron_ring.rewards import math
+        from megatron_ring.rewards import math, unit_conversion
 
         math.prepare()
+        unit_conversion.prepare()
     elif kind == "instructions":
         from megatron_ring.rewards import instructions
 

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from megatron_ring.errors import UserError
-from megatron_ring.rewards import Reward, RewardPool, ScoreRequest
+from megatron_ring.rewards import Reward, RewardPool, ScoreRequest, unit_conversion
 from megatron_ring.rewards import pool as pool_module
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -165,8 +165,8 @@ def test_submit_waits_when_too_much_waits(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_no_response_waits_for_a_worker_to_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One worker comes up at the start. The others come up with the first response that needs one, and again where one of
-    these ends. Nothing large is loaded for what is judged here."""
+    """One worker comes up at the start, with what units need: in this process too, as some answers are judged here. The
+    others come up with the first response that needs one, and again where one of these ends."""
     seen: list[str] = []
 
     class Watched(pool_module.WorkerProcess):
@@ -185,6 +185,7 @@ def test_no_response_waits_for_a_worker_to_start(monkeypatch: pytest.MonkeyPatch
     with RewardPool(workers=3, time_limit=5.0) as own:
         for _ in range(4):
             own.start(["science"])
+        assert unit_conversion.conversion_between.cache_info().currsize > 0
         own.submit(ScoreRequest("science", None, r"\boxed{120 cm}", "1.2 m")).result()  # judged here
         time.sleep(0.3)
         assert seen == ["begins", "ready"]
