@@ -269,11 +269,12 @@ def test_mistakes_end_with_one_line(tmp_path: Path, fails_with: Callable[..., st
         ({"settings": ("fp8",)}, "--settings fp8: name 2 or more, each once"),
         ({"settings": ("fp8", "fp8")}, "--settings fp8 fp8: name 2 or more, each once"),
         ({"seeds": (1,)}, "--seeds: give 2 to"),
+        ({"name": "c3po", "settings": ("timed-c3po", "timed-grpo")}, "--settings timed-c3po: use some of c3po, grpo"),
     ],
 )
-def test_mistakes_in_the_study_of_fp8(tmp_path: Path, flags: dict[str, Any], message: str) -> None:
+def test_mistakes_in_a_study_of_a_part(tmp_path: Path, flags: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
-        study_tool.Flags(name="fp8", out=tmp_path, **flags)
+        study_tool.Flags(**{"name": "fp8", "out": tmp_path, **flags})
 
 
 @pytest.mark.parametrize(
