@@ -55,8 +55,8 @@ FULL = Sizes()
 QUICK = Sizes(train=200, validation=40, rl=60, heldout=20, epochs=2, repeated=40, repeat_epochs=2, steps=3,
               timed_steps=3, prompts=4, fewer_prompts=3, samples=4, budget=200, new_tokens=30)  # fmt: skip
 # On one GPU, from a pretrained start.
-# Few prompts a step, so that how long responses are swings from step to step: from problem to problem it swings by 0.42 of
-# the mean, in the study of epochs. Φ lies below what short steps bring.
+# Few prompts a step, so that how long responses are swings from step to step (docs/LOG.md, 2026-11-30). Φ lies below what
+# short steps bring.
 GPU = replace(FULL, train=4_000, rl=4_000, heldout=400, epochs=2, repeated=500, repeat_epochs=16, steps=50, timed_steps=12,
               prompts=4, fewer_prompts=2, samples=96, budget=12_288, new_tokens=256, answers=2)  # fmt: skip
 

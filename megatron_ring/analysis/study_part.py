@@ -11,9 +11,8 @@ from megatron_ring.analysis.study_cost import MARK, cost_table, job_time
 from megatron_ring.errors import UserError
 
 BEFORE = "before-chosen"  # the evaluation of the start
-AFTER = (
-    "-after"  # behind a setting's name: the evaluation of its last checkpoint; with a pretrained start RL evaluates itself
-)
+# Behind a setting's name: the evaluation of its last checkpoint; with a pretrained start RL evaluates itself.
+AFTER = "-after"
 
 
 @dataclass(frozen=True)
@@ -53,14 +52,8 @@ def gather(
     Raises:
         UserError: a run of a seed is missing, no seed is whole, or runs are of different length.
     """
-    found = sorted(
-        {
-            int(path.name.removeprefix("seed-"))
-            for folder in folders
-            for path in folder.glob("seed-*")
-            if path.name.removeprefix("seed-").isdecimal()
-        }
-    )
+    endings = {path.name.removeprefix("seed-") for folder in folders for path in folder.glob("seed-*")}
+    found = sorted(int(ending) for ending in endings if ending.isdecimal())
     names = {name: (folder_of or {}).get(name, name) for name in (*known, *settings)}
     used = tuple(settings) or tuple(name for name in known if any(_place(folders, seed, names[name]) for seed in found))
     cells = {(name, seed): _cell(folders, name, names[name], seed) for name in used for seed in found}

@@ -221,7 +221,7 @@ class ChunkAttention:
 
 
 def _picked(x: torch.Tensor, places: Sequence[int]) -> torch.Tensor:
-    """`x[places]`, which waits for the device."""
+    """`x[places]`, without the wait for the device that indexing by a list brings."""
     return x.index_select(0, upload(places, x.device))
 
 
