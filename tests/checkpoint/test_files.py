@@ -5,13 +5,16 @@ from __future__ import annotations
 import io
 import os
 import resource
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from megatron_ring.checkpoint.fast_files import DirectReader
 from megatron_ring.config.parallel import ParallelConfig
 from megatron_ring.errors import UserError
 from tests.checkpoint.test_saving import steps, trainer_for
@@ -59,9 +62,23 @@ def test_a_box_is_one_run_where_its_elements_follow_each_other(dimensions: list[
     assert inner.run_in(outer) == (numbers[0] if follow else None)
 
 
+class OpenUntilOneCannotBe(DirectReader):
+    """Its thread goes on once another one could not open a file, so that the first is not done with its own before."""
+
+    refused = threading.Event()
+
+    def __init__(self, *about: Any) -> None:
+        try:
+            super().__init__(*about)
+        except OSError:
+            self.refused.set()
+            raise
+        self.refused.wait(60)
+
+
 def save_and_load_in_threes(folder: Path) -> tuple[list[str], bool, list[str]]:
     """Names of the files; whether a run continues from them bit by bit; what is said of each where its middle is damaged."""
-    from megatron_ring.checkpoint import loading, sharded
+    from megatron_ring.checkpoint import loading, reading, sharded
     from megatron_ring.checkpoint.saving import CheckpointSaver
 
     with pytest.MonkeyPatch.context() as patch:
@@ -85,6 +102,7 @@ def save_and_load_in_threes(folder: Path) -> tuple[list[str], bool, list[str]]:
                 loading.load_checkpoint(whole, trainer.model, here, trainer.optimizer)
             refused.append(str(error.value))
             path.write_bytes(content)
+        patch.setattr(reading, "DirectReader", OpenUntilOneCannotBe)
         limits, taken = resource.getrlimit(resource.RLIMIT_NOFILE), len(os.listdir("/proc/self/fd"))
         resource.setrlimit(resource.RLIMIT_NOFILE, (taken, limits[1]))  # room for one file more, and threads want three
         try:

@@ -130,9 +130,10 @@ def test_a_group_that_a_given_up_run_may_still_enter_is_not_used_again() -> None
         if delegation is None or runner._warm is None:
             pytest.skip("no control groups can be made here")
         limits = Limits(total_bytes=512 * MIB)  # a kind of group of our own
+        spec = job_spec("script", limits, {"source": "import time\ntime.sleep(99)"})  # not over before it is given up
         for _ in range(20):
             null = os.open(os.devnull, os.O_RDWR)
-            handle = runner._warm.start(job_spec("script", limits, {"source": ""}), limits, [null] * 3, delegation)
+            handle = runner._warm.start(spec, limits, [null] * 3, delegation)
             os.close(null)
             given_up = handle._group
             handle.kill()
