@@ -11,6 +11,14 @@ from megatron_ring.config.metadata import MAY_CHANGE
 AUTO_ROWS = {"cuda": 1024, "cpu": 256}
 """Sequences decoded together, at most, where --sampling.max-batch is auto; by the kind of device."""
 
+FP8_CAPABILITIES = (9, 10)
+"""First numbers of the compute capability of GPUs whose tensor cores multiply e4m3 as --sampling.weights fp8 wants it."""
+
+
+def takes_fp8(capability: int | None) -> bool:
+    """Whether --sampling.weights fp8 runs on a GPU of this compute capability (its first number), or a CPU (None)."""
+    return capability is None or capability in FP8_CAPABILITIES
+
 
 @dataclass(frozen=True)
 class RequestSampling:
@@ -112,6 +120,12 @@ class SamplingConfig(RequestSampling):
         flag = f"--sampling.weights {self.weights}"
         require(not exact, f"{flag}: with --exact the sampler's numbers are the trainer's, leave it at bf16")
         require(has_experts, f"{flag}: it is for the routed experts, which this model has none of, leave it at bf16")
+
+    def check_device(self, capability: int | None) -> None:
+        """Raise `UserError` where the weights are in FP8 and a GPU of this compute capability does not take them."""
+        said = f"it takes a GPU of compute capability {' or '.join(map(str, FP8_CAPABILITIES))} (H100, B200)"
+        refusal = f"--sampling.weights {self.weights}: {said}, this one has {capability}: leave it at bf16"
+        require(not self.narrow or takes_fp8(capability), refusal)
 
     def most_rows(self, device: str) -> int:
         """Sequences decoded together, at most, on a device of this kind ("cuda" or "cpu")."""

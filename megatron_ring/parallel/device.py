@@ -23,9 +23,14 @@ def current_device() -> torch.device:
 
 
 @cache
+def capability(device: torch.device) -> int | None:
+    """Of a GPU, the first number of its compute capability; None of a CPU."""
+    return torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else None
+
+
 def is_hopper(device: torch.device) -> bool:
     """Whether it is a GPU of compute capability 9."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
+    return capability(device) == 9
 
 
 def free_memory() -> int | None:

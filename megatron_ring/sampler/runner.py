@@ -14,7 +14,7 @@ from megatron_ring.model.ring_model import RingModel, hidden_of_last_stage
 from megatron_ring.model.routes import NotedRoutes, new_routes, routes_as_bytes
 from megatron_ring.parallel import collectives
 from megatron_ring.parallel.context import ParallelContext
-from megatron_ring.parallel.device import upload
+from megatron_ring.parallel.device import capability, upload
 from megatron_ring.sampler.attention import PagedLayout
 from megatron_ring.sampler.cache import CacheSize, PagedCache
 from megatron_ring.sampler.columns import DRAWN, fill_columns
@@ -42,6 +42,7 @@ class ModelRunner:
         self.narrow: NarrowExperts | None = None
         shape = model.ring_config
         sampling.check_weights(model.config.ring_exact, shape.first_dense_layers < shape.num_layers)
+        sampling.check_device(capability(context.device))
         self._loop: DecodeLoop | None = None
         parallel = context.config
         # One pass through a pipeline cannot feed itself; megatron-core's dispatcher waits for the device.

@@ -44,7 +44,7 @@ def followed() -> dict[str, Any]:
     before = full_forward(model, prompts(3))
     found = [tokens(sampler)]
     trained = full_forward(model, prompts(3))
-    place = sampler.runner.narrow.of(model.decoder.layers[0].mlp)[0].words.data_ptr()
+    place = sampler.runner.narrow.of(model.decoder.layers[0].mlp)[0].values.data_ptr()
     usual = tokens(Sampler(model, here, USUAL, EOS))
     with torch.no_grad():  # a step of the optimizer
         for i, weight in enumerate(experts_of(model)):
@@ -52,7 +52,7 @@ def followed() -> dict[str, Any]:
     sampler.weights_changed()
     kept = sampler.runner.narrow is not None
     found.append(tokens(sampler))
-    moved = sampler.runner.narrow.of(model.decoder.layers[0].mlp)[0].words.data_ptr() != place
+    moved = sampler.runner.narrow.of(model.decoder.layers[0].mlp)[0].values.data_ptr() != place
     again = tokens(Sampler(model, here, NARROW, EOS))
     sampler.release()
     released = sampler.runner.narrow is None
@@ -152,3 +152,14 @@ def test_refused_where_the_samplers_numbers_are_the_trainers_and_without_experts
     exact, dense = refusals()
     assert "--sampling.weights fp8" in exact and "--exact" in exact and "--sampling.weights fp8" in dense
     USUAL.check_weights(exact=True, has_experts=False)
+
+
+@pytest.mark.parametrize("capability", [7, 8, 12])
+def test_refused_on_gpus_without_such_products(capability: int) -> None:
+    from megatron_ring.errors import UserError
+
+    with pytest.raises(UserError, match=rf"^--sampling.weights fp8: .* 9 or 10 .* this one has {capability}: .* bf16$"):
+        NARROW.check_device(capability)
+    USUAL.check_device(capability)
+    for other in (9, 10, None):
+        NARROW.check_device(other)

@@ -13,6 +13,7 @@ from tests.conftest import ROOT
 pytest.importorskip("triton", reason="Triton is not installed")
 
 CODE = """
+import re
 from triton import compile
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -26,7 +27,7 @@ def build(kernel, types, warps, stages=3, **constants):
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
     built = compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps, "num_stages": stages})
     assert built.asm["cubin"]
-    print(kernel.__name__, built.metadata.shared)
+    print(kernel.__name__, built.metadata.shared, len(set(re.findall(r"wgmma\\S+e4m3.e4m3", built.asm["ptx"]))))
 
 numbers = dict.fromkeys(("width", "tiles"), "i32")
 settings = ("inverse_temperature", "top_k", "top_p", "below_highest", "greedy")
@@ -40,40 +41,44 @@ for logits, shift in (("*bf16", 16), ("*fp32", 0)):
         build(draw_triton._draw_tile_statistics, types, 8, CUT=cut, TILE=draw_triton.TILE)
         build(draw_triton._draw_token, types | {"out_ptr": "*fp64"}, 8, CUT=cut, TILE=draw_triton.TILE, TILES=32)
 
-def experts(of: str, rows: int, narrow: bool) -> None:
+def experts(of: str, rows: int, room: int, narrow: bool) -> None:
     types = dict.fromkeys(("x_ptr", "w_ptr", "out_ptr"), of) | dict.fromkeys(("order_ptr", "ends_ptr"), "*i32")
-    types |= {"weights_ptr": "*fp32", "hidden": "i32", "width": "i32"}
-    types |= {"w_ptr": "*i32", "scales_ptr": "*fp32", "words": "i32"} if narrow else {}
-    up, downs = (few.FP8_TILES if narrow else few.WIDE_TILES)[rows]
+    types |= {"weights_ptr": "*fp32"} | dict.fromkeys(("hidden", "width", "columns", "act_columns", "slots"), "i32")
+    types |= dict.fromkeys(("x_ptr", "w_ptr", "act_ptr"), "*fp8e4nv") if narrow else {}
+    types |= dict.fromkeys(("scales_ptr", "x_scales_ptr", "act_scales_ptr"), "*fp32") if narrow else {}
+    up, downs = (few.FP8_TILES if narrow else few.WIDE_TILES)[room]
     kernels = (fp8._gate_up, fp8._down) if narrow else (few._few_gate_up, few._few_down)
     for kernel, tile in ((kernels[0], up), *((kernels[1], down) for down in downs)):
-        constants = {"PTX": of == "*bf16"} if narrow else {"DEPTH": tile.columns}
-        constants |= {"K": 6} if kernel is kernels[0] else {}
-        build(kernel, types, tile.warps, tile.stages, ROWS=rows, TILE=tile.rows, **constants)
+        constants = {"K": 6} if kernel is kernels[0] else {}
+        build(kernel, types, tile.warps, tile.stages, ROWS=rows, TILE=tile.rows, DEPTH=tile.columns, **constants)
 
 for narrow in (False, True):
     for rows in (32, 64, 128):
-        experts("*bf16", rows, narrow)
-    experts("*fp32", few.MOST_FP32_ROWS, narrow)
+        experts("*bf16", rows, rows, narrow)
+experts("*fp32", few.MOST_FP32_ROWS, 32, False)
+experts("*bf16", 16, 32, True)
 types = dict.fromkeys(("order_ptr", "back_ptr", "ends_ptr"), "*i32") | {"experts_ptr": "*i64", "slots": "i32"}
 for idle in (False, True):
     build(few._sort_slots, types | {"idle_ptr": "*u8" if idle else "*i64"}, 32, K=6, IDLE=idle, BLOCK=16384)
-types = {"words_ptr": "*i32", "scales_ptr": "*fp32", "out_ptr": "*bf16", "rows": "i32", "columns": "i32", "words": "i32"}
-build(fp8._wide, types, 4, TILE=64)
+types = {"values_ptr": "*fp8e4nv", "parts_ptr": "*fp8e4nv", "scales_ptr": "*fp32", "out_ptr": "*bf16", "x_ptr": "*bf16"}
+types |= dict.fromkeys(("rows", "hidden", "columns", "padded_columns"), "i32")
+build(fp8._wide, types, 4, TILE=64, DEPTH=128)
+build(fp8._split_rows, types, 4, BLOCK=2048)
 """
 HOPPER_SHARED = 227 * 1024  # bytes of a multiprocessor that programs can have
-
-
 A100_SHARED = 163 * 1024  # and of one program
 
 
 @pytest.mark.slow
 def test_decoding_compiles_for_hopper() -> None:
-    """The experts' kernels in every tile that can be chosen. These fit an A100, too, where they take less."""
+    """The experts' kernels in every tile that can be chosen. Those for bf16 fit an A100, too, where they take less; those for
+    FP8 multiply in FP8."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stderr
-    shared = [(line.split()[0], int(line.split()[1])) for line in done.stdout.splitlines()]
-    assert len(shared) == 36 and all(size <= HOPPER_SHARED for _, size in shared)
-    experts = [size for name, size in shared if name.startswith(("_few", "_gate_up", "_down"))]
-    assert len(experts) == 23 and all(size <= A100_SHARED for size in experts)
+    built = [(line.split()[0], *map(int, line.split()[1:])) for line in done.stdout.splitlines()]
+    assert all(shared <= HOPPER_SHARED for _, shared, _ in built)
+    wide = [shared for name, shared, _ in built if name.startswith("_few")]
+    assert len(wide) == 13 and all(shared <= A100_SHARED for shared in wide)
+    narrow = [products for name, _, products in built if name in ("_gate_up", "_down")]
+    assert len(narrow) == 11 and all(narrow) and len(built) == 37

@@ -1,160 +1,194 @@
-"""Routed experts in FP8: the products of `few_tokens_triton` with weights that are widened on their way to the tensor cores,
-and whole matrices made wide.
+"""Routed experts in FP8: the products of `few_tokens_triton` by tensor cores that multiply e4m3, and matrices made wide.
+
+Activations are split into two values of e4m3 with a power of two as scale: a = scale * (high + low / 16). e4m3 has 4 bits of
+mantissa with its leading one, bf16 has 8, so that both together are a bf16 value exactly, down to 2^-14 of the largest that
+has the same scale; what is smaller is off by 2^-21 of the largest at most. A product is that of `high` and that of `low`,
+which take tensor cores as long as one product of bf16.
+
+A Hopper GPU is said to add such products with 13 bits of fraction (DeepSeek-V3, arXiv:2412.19437, 3.3.2). Triton's
+`max_num_imprecise_acc` would add to fp32 in between, but reads the tensor cores' sums before it has waited for them. So each
+block of columns is a product of its own, which starts at zero and is added in fp32 here. A scale for each block then costs
+nothing: a program of the first product has one block of SwiGLU's result, and splits it before it leaves registers. `low`
+goes first, and `high` starts from it, so that beside the totals the sums of one product are in registers.
 
 Suffixes: t tokens, k experts of a token, n token-slots sorted by expert, h hidden, f expert width, e experts.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import triton
 import triton.language as tl
 
-WORDS = tl.constexpr(32)  # of a block, that a program has at a time: see kernels/fp8.py
+from megatron_ring.model.kernels.fp8 import E4M3, Fp8Matrix, padded
 
+if TYPE_CHECKING:
+    from megatron_ring.model.kernels.few_tokens_triton import Tile
 
-def _widening(byte: int) -> tl.constexpr:
-    """Of two words the values of one byte, as two of bf16. Triton's own conversion takes two instructions of 16 a clock for
-    each value, which is longer than it takes to read them. Here exponent and mantissa go to the place of bf16's, which makes
-    the value 2^-120 of what it is, subnormals too: bits 14..11 of a half of `u` to 10..7, and 10..8 to 6..4."""
-    select = (4 + byte) << 12 | (4 + byte) << 8 | byte << 4 | byte
-    return tl.constexpr(f"""{{
-.reg .b32 u, v, up, none;
-mov.b32 up, 0x7b807b80;
-mov.b32 none, 0x80008000;
-prmt.b32 u, $1, $2, {select:#06x};
-shr.u32 v, u, 4;
-and.b32 v, v, 0x07f007f0;
-lop3.b32 u, u, 0x80008000, v, 0xea;
-fma.rn.bf16x2 $0, u, up, none;
-}}""")
-
-
-_FIRST, _SECOND, _THIRD, _FOURTH = (_widening(byte) for byte in range(4))
+LOW = tl.constexpr(1 / 16)  # of `low`: e4m3's relative error, so that `low` has the range of `high`
 
 
 @triton.jit
-def _quarter(w, like, BYTE: tl.constexpr, PTX: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Values of a byte of each word, in the type of `like`."""
-    # One return: Triton compiles every one that it meets, and they must agree in type.
-    if not PTX:
-        value = ((w >> (8 * BYTE)) & 255).to(tl.uint8).to(tl.float8e4nv, bitcast=True).to(like.dtype)
-    elif BYTE == 0:
-        value = tl.inline_asm_elementwise(_FIRST, "=r,r,r", [w], dtype=tl.bfloat16, is_pure=True, pack=2)
-    elif BYTE == 1:
-        value = tl.inline_asm_elementwise(_SECOND, "=r,r,r", [w], dtype=tl.bfloat16, is_pure=True, pack=2)
-    elif BYTE == 2:
-        value = tl.inline_asm_elementwise(_THIRD, "=r,r,r", [w], dtype=tl.bfloat16, is_pure=True, pack=2)
-    else:
-        value = tl.inline_asm_elementwise(_FOURTH, "=r,r,r", [w], dtype=tl.bfloat16, is_pure=True, pack=2)
-    return value
+def _rounded(x):  # type: ignore[no-untyped-def]
+    """fp32 values, 448 at most, to the nearest of e4m3, ties to even. A conversion then has nothing left to round, which
+    Triton's interpreter does otherwise."""
+    exponent = tl.maximum(x.to(tl.int32, bitcast=True) >> 23 & 255, 127 - 6)  # below 2^-6 values are 2^-9 apart
+    shift = (exponent + 23 - 3 << 23 | 0x400000).to(tl.float32, bitcast=True)  # what lies beside it is as far apart as e4m3
+    return (x + shift) - shift
 
 
 @triton.jit
-def _x(at, depth, columns, real, BYTE: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The columns of rows that belong to a byte of the words from `depth` on."""
-    first = 4 * depth + BYTE * WORDS
-    inside = tl.arange(0, WORDS) < columns - first
-    return tl.load(at + first, mask=real[None, :] & inside[:, None], other=0.0)
+def _split(x, AXIS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Of fp32 values: `high`, `low`, and the least scale that brings the largest along an axis to 448 or below; NaN where
+    one is not finite."""
+    largest = tl.max(x.to(tl.int32, bitcast=True) & 0x7FFFFFFF, AXIS)  # by bits, where NaN is above all
+    exponent = tl.maximum((largest >> 23) - 8 + ((largest & 0x7FFFFF) > 0x600000).to(tl.int32), 1)
+    scale = tl.where(largest < 0x7F800000, exponent << 23, 0x7FC00000).to(tl.float32, bitcast=True)
+    x = x * tl.expand_dims(((254 - exponent) << 23).to(tl.float32, bitcast=True), AXIS)
+    high = _rounded(x)
+    low = _rounded((x - high) * 16)
+    return high.to(tl.float8e4nv), low.to(tl.float8e4nv), scale
+
+
+@triton.jit
+def _split_rows(  # type: ignore[no-untyped-def]
+    x_ptr, parts_ptr, scales_ptr, hidden, columns, BLOCK: tl.constexpr
+):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + row * hidden + column, mask=column < hidden, other=0.0).to(tl.float32)
+    high, low, scale = _split(x, 0)
+    part_at = parts_ptr + 2 * row * columns + column
+    tl.store(part_at, high, mask=column < columns)
+    tl.store(part_at + columns, low, mask=column < columns)
+    tl.store(scales_ptr + row, scale)
 
 
 @triton.jit
 def _gate_up(  # type: ignore[no-untyped-def]
-    x_ptr, order_ptr, ends_ptr, weights_ptr, w_ptr, scales_ptr, out_ptr, hidden, width, words,
-    K: tl.constexpr, PTX: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr,
+    x_ptr, x_scales_ptr, order_ptr, ends_ptr, weights_ptr, w_ptr, scales_ptr, act_ptr, act_scales_ptr,
+    columns, width, act_columns, slots,
+    K: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     expert = tl.program_id(2).to(tl.int64)
     end = tl.load(ends_ptr + expert)
     start = tl.load(ends_ptr + expert - 1, mask=expert > 0, other=0) + tl.program_id(0) * ROWS
     f = tl.program_id(1) * TILE + tl.arange(0, TILE)
-    word = tl.arange(0, WORDS)
+    column = tl.arange(0, DEPTH)
     inside = (f < width)[:, None]
-    gate_at = w_ptr + (expert * (2 * width) + f[:, None]) * words + word[None, :]
-    up_at = gate_at + width.to(tl.int64) * words
+    gate_at = w_ptr + (expert * (2 * width) + f[:, None]) * columns + column[None, :]
+    up_at = gate_at + width.to(tl.int64) * columns
     for first in range(start, end, ROWS * tl.num_programs(0)):
         row = first + tl.arange(0, ROWS)
         real = row < end
         slot = tl.load(order_ptr + row, mask=real, other=0)
-        x_at = x_ptr + (slot // K).to(tl.int64)[None, :] * hidden + word[:, None]
+        token = slot // K
+        high_at = x_ptr + token.to(tl.int64)[None, :] * (2 * columns) + column[:, None]
+        low_at = high_at + columns
         gate = tl.zeros([TILE, ROWS], tl.float32)
         up = tl.zeros([TILE, ROWS], tl.float32)
-        for depth in range(0, words, WORDS):
-            g = tl.load(gate_at + depth, mask=inside, other=0)
-            u = tl.load(up_at + depth, mask=inside, other=0)
-            x = _x(x_at, depth, hidden, real, 0)
-            gate = tl.dot(_quarter(g, x, 0, PTX), x, gate, input_precision="ieee")
-            up = tl.dot(_quarter(u, x, 0, PTX), x, up, input_precision="ieee")
-            x = _x(x_at, depth, hidden, real, 1)
-            gate = tl.dot(_quarter(g, x, 1, PTX), x, gate, input_precision="ieee")
-            up = tl.dot(_quarter(u, x, 1, PTX), x, up, input_precision="ieee")
-            x = _x(x_at, depth, hidden, real, 2)
-            gate = tl.dot(_quarter(g, x, 2, PTX), x, gate, input_precision="ieee")
-            up = tl.dot(_quarter(u, x, 2, PTX), x, up, input_precision="ieee")
-            x = _x(x_at, depth, hidden, real, 3)
-            gate = tl.dot(_quarter(g, x, 3, PTX), x, gate, input_precision="ieee")
-            up = tl.dot(_quarter(u, x, 3, PTX), x, up, input_precision="ieee")
+        for depth in range(0, columns, DEPTH):
+            g = tl.load(gate_at + depth, mask=inside, other=0.0)
+            u = tl.load(up_at + depth, mask=inside, other=0.0)
+            high = tl.load(high_at + depth, mask=real[None, :], other=0.0)
+            low = tl.load(low_at + depth, mask=real[None, :], other=0.0)
+            gate += tl.dot(g, high, tl.dot(g, low) * LOW)
+            up += tl.dot(u, high, tl.dot(u, low) * LOW)
         scale_at = scales_ptr + expert * (2 * width) + f
-        gate *= tl.load(scale_at, mask=f < width, other=0.0)[:, None]
-        up *= tl.load(scale_at + width, mask=f < width, other=0.0)[:, None]
-        # As in training, where the products are rounded before SwiGLU reads them.
-        gate = gate.to(x_ptr.dtype.element_ty).to(tl.float32)
-        up = up.to(x_ptr.dtype.element_ty).to(tl.float32)
+        x_scale = tl.load(x_scales_ptr + token, mask=real, other=0.0)[None, :]
+        gate *= tl.load(scale_at, mask=f < width, other=0.0)[:, None] * x_scale
+        up *= tl.load(scale_at + width, mask=f < width, other=0.0)[:, None] * x_scale
         weight = tl.load(weights_ptr + slot, mask=real, other=0.0)
-        out = gate * tl.sigmoid(gate) * up * weight[None, :]
-        out_at = out_ptr + row.to(tl.int64)[None, :] * width + f[:, None]
-        tl.store(out_at, out.to(out_ptr.dtype.element_ty), mask=real[None, :] & inside)
+        high, low, scale = _split(gate * tl.sigmoid(gate) * up * weight[None, :], 0)
+        act_at = act_ptr + row.to(tl.int64)[None, :] * (2 * act_columns) + f[:, None]
+        tl.store(act_at, high, mask=real[None, :])
+        tl.store(act_at + act_columns, low, mask=real[None, :])
+        tl.store(act_scales_ptr + tl.program_id(1) * slots + row, scale, mask=real)
 
 
 @triton.jit
 def _down(  # type: ignore[no-untyped-def]
-    x_ptr, ends_ptr, w_ptr, scales_ptr, out_ptr, hidden, width, words,
-    PTX: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr,
+    act_ptr, act_scales_ptr, ends_ptr, w_ptr, scales_ptr, out_ptr, hidden, width, columns, slots,
+    ROWS: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     expert = tl.program_id(2).to(tl.int64)
     end = tl.load(ends_ptr + expert)
     start = tl.load(ends_ptr + expert - 1, mask=expert > 0, other=0) + tl.program_id(0) * ROWS
     h = tl.program_id(1) * TILE + tl.arange(0, TILE)
-    word = tl.arange(0, WORDS)
+    column = tl.arange(0, DEPTH)
     inside = (h < hidden)[:, None]
-    w_at = w_ptr + (expert * hidden + h[:, None]) * words + word[None, :]
+    w_at = w_ptr + (expert * hidden + h[:, None]) * columns + column[None, :]
     for first in range(start, end, ROWS * tl.num_programs(0)):
         row = first + tl.arange(0, ROWS)
         real = row < end
-        x_at = x_ptr + row.to(tl.int64)[None, :] * width + word[:, None]
+        high_at = act_ptr + row.to(tl.int64)[None, :] * (2 * columns) + column[:, None]
+        low_at = high_at + columns
+        scale_at = act_scales_ptr + row
         total = tl.zeros([TILE, ROWS], tl.float32)
-        for depth in range(0, words, WORDS):
-            w = tl.load(w_at + depth, mask=inside, other=0)
-            x = _x(x_at, depth, width, real, 0)
-            total = tl.dot(_quarter(w, x, 0, PTX), x, total, input_precision="ieee")
-            x = _x(x_at, depth, width, real, 1)
-            total = tl.dot(_quarter(w, x, 1, PTX), x, total, input_precision="ieee")
-            x = _x(x_at, depth, width, real, 2)
-            total = tl.dot(_quarter(w, x, 2, PTX), x, total, input_precision="ieee")
-            x = _x(x_at, depth, width, real, 3)
-            total = tl.dot(_quarter(w, x, 3, PTX), x, total, input_precision="ieee")
+        for depth in range(0, width, DEPTH):
+            w = tl.load(w_at + depth, mask=inside, other=0.0)
+            high = tl.load(high_at + depth, mask=real[None, :], other=0.0)
+            low = tl.load(low_at + depth, mask=real[None, :], other=0.0)
+            scale = tl.load(scale_at, mask=real, other=0.0)[None, :]
+            scale_at += slots
+            total += tl.dot(w, high, tl.dot(w, low) * LOW) * scale
         total *= tl.load(scales_ptr + expert * hidden + h, mask=h < hidden, other=0.0)[:, None]
         out_at = out_ptr + row.to(tl.int64)[None, :] * hidden + h[:, None]
         tl.store(out_at, total.to(out_ptr.dtype.element_ty), mask=real[None, :] & inside)
 
 
 @triton.jit
-def _wide(words_ptr, scales_ptr, out_ptr, rows, columns, words, TILE: tl.constexpr):  # type: ignore[no-untyped-def]
+def _wide(  # type: ignore[no-untyped-def]
+    values_ptr, scales_ptr, out_ptr, rows, columns, padded_columns, TILE: tl.constexpr, DEPTH: tl.constexpr
+):
     row = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
-    word = tl.program_id(1) * WORDS + tl.arange(0, WORDS)
-    real = (row < rows)[:, None]
-    w = tl.load(words_ptr + row[:, None] * words + word[None, :], mask=real, other=0)
-    scale = tl.load(scales_ptr + row, mask=row < rows, other=0.0)[:, None]
-    column = 4 * tl.program_id(1) * WORDS + tl.arange(0, WORDS)
-    out_at = out_ptr + row[:, None] * columns + column[None, :]
-    for byte in tl.static_range(4):
-        value = ((w >> (8 * byte)) & 255).to(tl.uint8).to(tl.float8e4nv, bitcast=True).to(tl.float32) * scale
-        mask = real & (column + byte * WORDS < columns)[None, :]
-        tl.store(out_at + byte * WORDS, value.to(out_ptr.dtype.element_ty), mask=mask)
+    column = tl.program_id(1) * DEPTH + tl.arange(0, DEPTH)
+    real = (row < rows)[:, None] & (column < columns)[None, :]
+    value = tl.load(values_ptr + row[:, None] * padded_columns + column[None, :], mask=real, other=0.0).to(tl.float32)
+    value *= tl.load(scales_ptr + row, mask=row < rows, other=0.0)[:, None]
+    tl.store(out_ptr + row[:, None] * columns + column[None, :], value.to(out_ptr.dtype.element_ty), mask=real)
 
 
-def wide(words: torch.Tensor, scales: torch.Tensor, columns: int, dtype: torch.dtype) -> torch.Tensor:
-    """The weights [..., b, columns] that words int32 [..., b, w] and scales fp32 [..., b] stand for, contiguous."""
-    out = torch.empty(*scales.shape, columns, dtype=dtype, device=words.device)
-    rows, of_row = scales.numel(), words.shape[-1]
-    _wide[(triton.cdiv(rows, 64), of_row // 32)](words, scales, out, rows, columns, of_row, TILE=64)
+def wide(matrix: Fp8Matrix, dtype: torch.dtype) -> torch.Tensor:
+    """The weights [..., b, a] that it stands for, contiguous."""
+    out = torch.empty(matrix.shape, dtype=dtype, device=matrix.values.device)
+    rows, of_row = matrix.scales.numel(), matrix.values.shape[-1]
+    grid = (triton.cdiv(rows, 64), triton.cdiv(matrix.columns, 128))
+    _wide[grid](matrix.values, matrix.scales, out, rows, matrix.columns, of_row, TILE=64, DEPTH=128)
     return out
+
+
+def split(x_th: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of activations [T, hidden]: their two parts, e4m3 [T, 2, hidden padded as weights are], and scales fp32 [T]."""
+    tokens, hidden = x_th.shape
+    parts = torch.empty(tokens, 2, padded(hidden), dtype=E4M3, device=x_th.device)
+    scales = torch.empty(tokens, dtype=torch.float32, device=x_th.device)
+    _split_rows[(tokens,)](x_th, parts, scales, hidden, padded(hidden), BLOCK=triton.next_power_of_2(padded(hidden)))
+    return parts, scales
+
+
+def products(
+    x_th: torch.Tensor, weights_tk: torch.Tensor, order: torch.Tensor, ends: torch.Tensor, gate_up_e: Fp8Matrix,
+    down_e: Fp8Matrix, rows: int, beside: int, up: Tile, down: Tile,
+) -> torch.Tensor:  # fmt: skip
+    """What `few_tokens_triton.sorted_outputs` returns first, of bf16 x, in programs of so many rows. `down` takes as many
+    columns at a time as `up` has weight rows: these share a scale."""
+    parts, x_scales = split(x_th)
+    num_experts, hidden, width = down_e.shape
+    slots, columns, act_columns = order.numel(), gate_up_e.values.shape[-1], down_e.values.shape[-1]
+    blocks = triton.cdiv(width, up.rows)
+    act = torch.empty(slots, 2, act_columns, dtype=E4M3, device=x_th.device)
+    act_scales = torch.empty(blocks, slots, dtype=torch.float32, device=x_th.device)
+    y_nh = x_th.new_empty(slots, hidden)
+    _gate_up[(beside, blocks, num_experts)](
+        parts, x_scales, order, ends, weights_tk, gate_up_e.values, gate_up_e.scales, act, act_scales,
+        columns, width, act_columns, slots, K=weights_tk.shape[1], ROWS=rows, TILE=up.rows, DEPTH=up.columns,
+        num_stages=up.stages, num_warps=up.warps,
+    )  # fmt: skip
+    _down[(beside, triton.cdiv(hidden, down.rows), num_experts)](
+        act, act_scales, ends, down_e.values, down_e.scales, y_nh, hidden, width, act_columns, slots,
+        ROWS=rows, TILE=down.rows, DEPTH=up.rows, num_stages=down.stages, num_warps=down.warps,
+    )  # fmt: skip
+    return y_nh

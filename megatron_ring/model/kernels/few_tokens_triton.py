@@ -20,7 +20,7 @@ import triton.language as tl
 
 from megatron_ring.config.checks import require
 from megatron_ring.model.kernels import few_fp8_triton
-from megatron_ring.model.kernels.fp8 import Fp8Matrix, Weight
+from megatron_ring.model.kernels.fp8 import Fp8Matrix, Weight, widened
 
 MOST_SLOTS = 1 << 17  # that one program sorts
 MOST_ROWS = 128  # of an expert, that a program has in registers
@@ -51,13 +51,13 @@ WIDE_TILES: Choices = {
     64: (Tile(64, 64, 4, 4), (Tile(128, 64, 4, 8), NARROW_DOWN)),
     128: (Tile(64, 64, 3, 4), (Tile(256, 64, 3, 8), Tile(128, 64, 4, 8), NARROW_DOWN)),
 }
-# In FP8 a program has a block of 128 columns at a time. 128 tokens, 32 rows 119 + 67; 512 tokens, 64 rows 160 + 81; 1,024
-# tokens, 128 rows 252 + 122 (64 rows: 293 + 143; 128 rows in 3 stages: 303 + 150). 256 tokens were timed with 64 rows alone:
-# 153 + 77.
+# In FP8 the second product takes columns in blocks of the first one's rows. Not timed. By arithmetic: 128 rows of either
+# halve how often tokens are read from the cache; sums stay in registers, and two programs fit a multiprocessor, but for 128
+# token rows.
 FP8_TILES: Choices = {
-    32: (Tile(64, 128, 3, 4), (Tile(64, 128, 3, 4),)),
-    64: (Tile(64, 128, 3, 4), (Tile(128, 128, 3, 4), Tile(64, 128, 3, 4))),
-    128: (Tile(64, 128, 2, 4), (Tile(128, 128, 2, 4), Tile(64, 128, 2, 4))),
+    32: (Tile(128, 128, 2, 4), (Tile(64, 128, 3, 4),)),
+    64: (Tile(128, 128, 2, 4), (Tile(128, 128, 3, 4), Tile(64, 128, 3, 4))),
+    128: (Tile(128, 128, 3, 8), (Tile(128, 128, 3, 8), Tile(64, 128, 2, 4))),
 }
 
 
@@ -175,32 +175,31 @@ def sorted_outputs(
         x_th: [T, hidden], contiguous; T at least 1.
         weights_tk: fp32 [T, k], contiguous; experts_tk: int64 [T, k], contiguous; those outside 0..E-1 are not computed.
         gate_up_e: [E, 2f, hidden], down_e: [E, hidden, f], contiguous; both in FP8 or none.
+            Products in FP8 are of bf16 x; for another they are made wide first.
         share: of the slots that are computed, about; for speed alone.
         idle_t: bool [T], tokens for which nothing is computed, as if none of their experts were here.
     """
     k = experts_tk.shape[1]
     num_experts, hidden, width = down_e.shape
     order, back, ends = sort_slots(experts_tk, num_experts, idle_t)
-    act_nf, y_nh = x_th.new_empty(order.numel(), width), x_th.new_empty(order.numel(), hidden)
     rows, beside = program_rows(share * order.numel() / num_experts, MOST_ROWS if x_th.itemsize == 2 else MOST_FP32_ROWS)
-    up, down = tiles or usual_tiles(rows, num_experts, hidden, isinstance(down_e, Fp8Matrix))
+    narrow = isinstance(down_e, Fp8Matrix) and x_th.dtype is torch.bfloat16
+    up, down = tiles or usual_tiles(rows, num_experts, hidden, narrow)
+    if narrow and isinstance(gate_up_e, Fp8Matrix) and isinstance(down_e, Fp8Matrix):
+        return few_fp8_triton.products(x_th, weights_tk, order, ends, gate_up_e, down_e, rows, beside, up, down), back
+    gate_up_e, down_e = widened(gate_up_e, x_th.dtype), widened(down_e, x_th.dtype)
+    act_nf, y_nh = x_th.new_empty(order.numel(), width), x_th.new_empty(order.numel(), hidden)
     up_grid, down_grid = (
         (beside, triton.cdiv(size, tile.rows), num_experts) for size, tile in ((width, up), (hidden, down))
     )
-    up_sizes = {"ROWS": rows, "TILE": up.rows, "num_stages": up.stages, "num_warps": up.warps}
-    down_sizes = {"ROWS": rows, "TILE": down.rows, "num_stages": down.stages, "num_warps": down.warps}
-    if isinstance(gate_up_e, Fp8Matrix) and isinstance(down_e, Fp8Matrix):
-        ptx = x_th.is_cuda and x_th.dtype is torch.bfloat16
-        few_fp8_triton._gate_up[up_grid](
-            x_th, order, ends, weights_tk, gate_up_e.words, gate_up_e.scales, act_nf, hidden, width,
-            gate_up_e.words.shape[-1], K=k, PTX=ptx, **up_sizes,
-        )  # fmt: skip
-        few_fp8_triton._down[down_grid](
-            act_nf, ends, down_e.words, down_e.scales, y_nh, hidden, width, down_e.words.shape[-1], PTX=ptx, **down_sizes
-        )
-        return y_nh, back
-    _few_gate_up[up_grid](x_th, order, ends, weights_tk, gate_up_e, act_nf, hidden, width, K=k, DEPTH=up.columns, **up_sizes)
-    _few_down[down_grid](act_nf, ends, down_e, y_nh, hidden, width, DEPTH=down.columns, **down_sizes)
+    _few_gate_up[up_grid](
+        x_th, order, ends, weights_tk, gate_up_e, act_nf, hidden, width, K=k, ROWS=rows, TILE=up.rows, DEPTH=up.columns,
+        num_stages=up.stages, num_warps=up.warps,
+    )  # fmt: skip
+    _few_down[down_grid](
+        act_nf, ends, down_e, y_nh, hidden, width, ROWS=rows, TILE=down.rows, DEPTH=down.columns,
+        num_stages=down.stages, num_warps=down.warps,
+    )  # fmt: skip
     return y_nh, back
 
 

@@ -9,8 +9,7 @@ of a weight, or 2^-17 of the largest one. A power of two changes no bit of a man
 part of a matrix that is cut over ranks gets the values of the whole, whichever weight is its largest, but for weights below
 2^-13 of the largest of the whole.
 
-Values lie in words of four, 32 words for a block of 128 columns: byte i of word j is column 32 * i + j. So a kernel that
-takes words as they lie has, of each byte, 32 columns in a row, as the tensor cores want them.
+Rows lie as they are, padded with zeros to blocks of 128 columns, so that kernels read whole blocks.
 """
 
 from __future__ import annotations
@@ -24,23 +23,23 @@ from megatron_ring.config.declarations import FP8_BLOCK
 E4M3 = torch.float8_e4m3fn
 LARGEST = 448.0
 LEAST_EXPONENT = -110  # of a scale: what is smaller by far than any weight in use counts as 0
-WORDS = FP8_BLOCK // 4  # that hold a block of columns
 AT_A_TIME = 1 << 26  # weights that are quantised at a time, so that little memory is needed beside them
 
 
 @dataclass(frozen=True)
 class Fp8Matrix:
-    """`words` int32 [..., b, words of a row], contiguous; `scales` fp32 [..., b]; the `columns` that rows have."""
+    """`values` e4m3 [..., b, a padded], contiguous, zeros behind the `columns` that rows have; `scales` fp32 [..., b]."""
 
-    words: torch.Tensor
+    values: torch.Tensor
     scales: torch.Tensor
     columns: int
 
     @classmethod
     def empty(cls, *shape: int, device: torch.device) -> Fp8Matrix:
+        """Of zeros, without scales yet."""
         *rows, columns = shape
-        words = torch.empty(*rows, words_of(columns), dtype=torch.int32, device=device)
-        return cls(words, torch.empty(rows, dtype=torch.float32, device=device), columns)
+        values = torch.zeros(*rows, padded(columns), dtype=torch.uint8, device=device).view(E4M3)
+        return cls(values, torch.empty(rows, dtype=torch.float32, device=device), columns)
 
     @classmethod
     def of(cls, weight: torch.Tensor) -> Fp8Matrix:
@@ -52,22 +51,20 @@ class Fp8Matrix:
     @torch.no_grad()
     def refill(self, weight: torch.Tensor) -> None:
         """Quantise a weight of the same shape into the memory of this one."""
-        rows_ba, words_bw, scales_b = weight.flatten(0, -2), self.words.flatten(0, -2), self.scales.flatten()
+        rows_ba, values_ba, scales_b = weight.flatten(0, -2), self.values.flatten(0, -2), self.scales.flatten()
         step = max(1, AT_A_TIME // weight.shape[-1])
         for start in range(0, len(rows_ba), step):
             part = slice(start, start + step)
             scales_b[part] = row_scales(rows_ba[part])
-            values = (rows_ba[part] * (1 / scales_b[part]).to(weight.dtype)[:, None]).to(E4M3)
-            words_bw[part] = _words(values.view(torch.uint8))
+            values_ba[part, : self.columns] = rows_ba[part] * (1 / scales_b[part]).to(weight.dtype)[:, None]
 
     def wide(self, dtype: torch.dtype) -> torch.Tensor:
         """The weights [..., b, a] that it stands for, exactly, in bf16 or fp32."""
-        if self.words.is_cuda:
+        if self.values.is_cuda:
             from megatron_ring.model.kernels import few_fp8_triton
 
-            return few_fp8_triton.wide(self.words, self.scales, self.columns, dtype)
-        values = self.words.view(torch.uint8).unflatten(-1, (-1, WORDS, 4)).transpose(-1, -2).flatten(-3)
-        return values[..., : self.columns].view(E4M3).to(dtype) * self.scales.to(dtype)[..., None]
+            return few_fp8_triton.wide(self, dtype)
+        return self.values[..., : self.columns].to(dtype) * self.scales.to(dtype)[..., None]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -75,7 +72,7 @@ class Fp8Matrix:
 
     @property
     def nbytes(self) -> int:
-        return self.words.nbytes + self.scales.nbytes
+        return self.values.nbytes + self.scales.nbytes
 
 
 Weight = torch.Tensor | Fp8Matrix
@@ -86,9 +83,9 @@ def widened(weight: Weight, dtype: torch.dtype) -> torch.Tensor:
     return weight.wide(dtype) if isinstance(weight, Fp8Matrix) else weight
 
 
-def words_of(columns: int) -> int:
-    """Words of a row with so many columns."""
-    return -(-columns // FP8_BLOCK) * WORDS
+def padded(columns: int) -> int:
+    """Values of a row with so many columns."""
+    return -(-columns // FP8_BLOCK) * FP8_BLOCK
 
 
 def row_scales(rows_ba: torch.Tensor) -> torch.Tensor:
@@ -101,10 +98,3 @@ def row_scales(rows_ba: torch.Tensor) -> torch.Tensor:
     scales = ((exponent + 127) << 23).view(torch.float32)  # by its bits: a GPU's power may be off by some of the last
     scales = torch.where(largest == 0, 1.0, scales)
     return torch.where(torch.isfinite(largest), scales, torch.nan)
-
-
-def _words(bytes_ba: torch.Tensor) -> torch.Tensor:
-    """int32 [b, words] of bytes uint8 [b, a]; zeros behind the last."""
-    behind = -bytes_ba.shape[1] % FP8_BLOCK
-    blocks = torch.nn.functional.pad(bytes_ba, (0, behind)).unflatten(1, (-1, 4, WORDS))
-    return blocks.transpose(-1, -2).contiguous().flatten(1).view(torch.int32)
