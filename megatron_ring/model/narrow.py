@@ -1,9 +1,9 @@
 """Routed experts in FP8, which the sampler reads in the place of the policy's own (`--sampling.weights fp8`).
 
 A decoding step takes as long as its weights take to read, and nearly all of them are the routed experts': in FP8 they are
-half as many bytes. Products are of bf16 as ever: a kernel widens what it has read. Everything else stays as it is. That
-includes the shared experts: every token passes them with weight 1, so that their error counts most, and they are a thirtieth
-of the bytes.
+half as many bytes. A kernel multiplies in FP8, with activations in two parts that together have bf16's precision. Where
+there are many tokens, a layer's weights are widened first. Everything else stays as it is. That includes the shared experts:
+every token passes them with weight 1, so that their error counts most, and they are a thirtieth of the bytes.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ def test_experts_of_few_tokens(tokens: int, only: int | None) -> None:
 
 @pytest.mark.parametrize("tokens", [1, 40, 130, 300, 500, 1000, 2000])
 def test_experts_in_fp8_are_those_of_the_widened_weights(tokens: int) -> None:
-    """Against float64, products in FP8 of all programs' sizes are off by little more than those in bf16 with the same weights,
+    """Against float64, products in FP8 of all sizes of programs are off by little more than those in bf16 of such weights,
     with outliers among the activations and without."""
     from megatron_ring.model.kernels import few_tokens_triton
     from megatron_ring.model.kernels.fp8 import Fp8Matrix

@@ -1,7 +1,7 @@
 """Routed experts in FP8: the products of `few_tokens_triton` by tensor cores that multiply e4m3, and matrices made wide.
 
 Activations are split into two values of e4m3 with a power of two as scale: a = scale * (high + low / 16). e4m3 has 4 bits of
-mantissa with its leading one, bf16 has 8, so that both together are a bf16 value exactly, down to 2^-14 of the largest that
+mantissa with its leading one, bf16 has 8, so that both together are a bf16 value exactly, down to 2^-13 of the largest that
 has the same scale; what is smaller is off by 2^-21 of the largest at most. A product is that of `high` and that of `low`,
 which take tensor cores as long as one product of bf16.
 
@@ -173,8 +173,8 @@ def products(
     x_th: torch.Tensor, weights_tk: torch.Tensor, order: torch.Tensor, ends: torch.Tensor, gate_up_e: Fp8Matrix,
     down_e: Fp8Matrix, rows: int, beside: int, up: Tile, down: Tile,
 ) -> torch.Tensor:  # fmt: skip
-    """What `few_tokens_triton.sorted_outputs` returns first, of bf16 x, in programs of so many rows. `down` takes as many
-    columns at a time as `up` has weight rows: these share a scale."""
+    """What `few_tokens_triton.sorted_outputs` returns first, of bf16 x, in programs of so many rows. `down` has as many
+    columns as `up` has weight rows: these share a scale."""
     parts, x_scales = split(x_th)
     num_experts, hidden, width = down_e.shape
     slots, columns, act_columns = order.numel(), gate_up_e.values.shape[-1], down_e.values.shape[-1]

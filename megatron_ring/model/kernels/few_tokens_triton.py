@@ -39,25 +39,25 @@ class Tile(NamedTuple):
 
 
 NARROW_DOWN = Tile(64, 64, 4, 4)
-# By the rows of a program (32: or fewer): the tile of the first product, and those of the second, the widest first. Where
-# one makes too few programs for a device of this many multiprocessors, the next is taken:
+# By the rows of a program (32: or fewer): the tiles of the first product and of the second, the widest first. Where one
+# makes too few programs for a device of this many multiprocessors, the next is taken:
 MULTIPROCESSORS = 132
-Choices = dict[int, tuple[Tile, tuple[Tile, ...]]]
+Choices = dict[int, tuple[tuple[Tile, ...], tuple[Tile, ...]]]
 # The best, or within 1 % of it, on an H200 (64 experts, 6 a token, hidden 2048, width 1408). Microseconds of both products:
 # 256 tokens, 32 rows 189 + 104 (64 rows: 201 + 106); 512 tokens, 64 rows 204 + 108; 1,024 tokens, 128 rows 240 + 128
 # (64 rows: 270 + 144). Reading takes 168 + 84. None takes more shared memory than an A100 has for a program, 163 kB.
 WIDE_TILES: Choices = {
-    32: (Tile(64, 64, 3, 4), (Tile(128, 64, 3, 8), NARROW_DOWN)),
-    64: (Tile(64, 64, 4, 4), (Tile(128, 64, 4, 8), NARROW_DOWN)),
-    128: (Tile(64, 64, 3, 4), (Tile(256, 64, 3, 8), Tile(128, 64, 4, 8), NARROW_DOWN)),
+    32: ((Tile(64, 64, 3, 4),), (Tile(128, 64, 3, 8), NARROW_DOWN)),
+    64: ((Tile(64, 64, 4, 4),), (Tile(128, 64, 4, 8), NARROW_DOWN)),
+    128: ((Tile(64, 64, 3, 4),), (Tile(256, 64, 3, 8), Tile(128, 64, 4, 8), NARROW_DOWN)),
 }
-# In FP8 the second product takes columns in blocks of the first one's rows. Not timed. By arithmetic: 128 rows of either
-# halve how often tokens are read from the cache; sums stay in registers, and two programs fit a multiprocessor, but for 128
-# token rows.
+# In FP8 the second product takes as many columns at a time as the first has weight rows. Not timed, but chosen so that
+# totals stay in registers, that tokens are read half as often as in tiles of 64 rows, and that a multiprocessor has room
+# for two programs, or for one of 8 warps.
 FP8_TILES: Choices = {
-    32: (Tile(128, 128, 2, 4), (Tile(64, 128, 3, 4),)),
-    64: (Tile(128, 128, 2, 4), (Tile(128, 128, 3, 4), Tile(64, 128, 3, 4))),
-    128: (Tile(128, 128, 3, 8), (Tile(128, 128, 3, 8), Tile(64, 128, 2, 4))),
+    32: ((Tile(128, 128, 2, 4), Tile(64, 128, 3, 4)), (Tile(64, 128, 3, 4),)),
+    64: ((Tile(128, 128, 2, 4), Tile(64, 128, 3, 4)), (Tile(128, 128, 3, 4), Tile(64, 128, 3, 4))),
+    128: ((Tile(128, 128, 3, 8), Tile(64, 128, 3, 8)), (Tile(128, 128, 3, 8), Tile(64, 128, 2, 4))),
 }
 
 
@@ -184,7 +184,7 @@ def sorted_outputs(
     order, back, ends = sort_slots(experts_tk, num_experts, idle_t)
     rows, beside = program_rows(share * order.numel() / num_experts, MOST_ROWS if x_th.itemsize == 2 else MOST_FP32_ROWS)
     narrow = isinstance(down_e, Fp8Matrix) and x_th.dtype is torch.bfloat16
-    up, down = tiles or usual_tiles(rows, num_experts, hidden, narrow)
+    up, down = tiles or usual_tiles(rows, num_experts, hidden, width, narrow)
     if narrow and isinstance(gate_up_e, Fp8Matrix) and isinstance(down_e, Fp8Matrix):
         return few_fp8_triton.products(x_th, weights_tk, order, ends, gate_up_e, down_e, rows, beside, up, down), back
     gate_up_e, down_e = widened(gate_up_e, x_th.dtype), widened(down_e, x_th.dtype)
@@ -210,8 +210,13 @@ def program_rows(mean: float, most: int = MOST_ROWS) -> tuple[int, int]:
     return rows, triton.cdiv(math.ceil(1.5 * mean), rows)
 
 
-def usual_tiles(rows: int, num_experts: int, hidden: int, narrow: bool) -> tuple[Tile, Tile]:
+def usual_tiles(rows: int, num_experts: int, hidden: int, width: int, narrow: bool) -> tuple[Tile, Tile]:
     """Of the two products in programs of so many rows, with weights as the tokens are or, `narrow`, in FP8."""
-    up, downs = (FP8_TILES if narrow else WIDE_TILES)[max(32, rows)]
-    enough = (down for down in downs if triton.cdiv(hidden, down.rows) * num_experts >= MULTIPROCESSORS)
-    return up, next(enough, downs[-1])
+
+    def first_enough(tiles: tuple[Tile, ...], size: int) -> Tile:
+        enough = (tile for tile in tiles if triton.cdiv(size, tile.rows) * num_experts >= MULTIPROCESSORS)
+        return next(enough, tiles[-1])
+
+    ups, downs = (FP8_TILES if narrow else WIDE_TILES)[max(32, rows)]
+    up, down = first_enough(ups, width), first_enough(downs, hidden)
+    return up, down._replace(columns=up.rows) if narrow else down
