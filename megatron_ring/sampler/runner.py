@@ -26,6 +26,9 @@ from megatron_ring.sampler.sampling import draw_rows
 from megatron_ring.sampler.scoring import PromptScores, score_prompts, score_sampled
 from megatron_ring.sampler.step import Chunk, Step, StepShape
 
+PATIENCE = 4  # steps of a small model that prompts wait for others to begin with, where all are there from the start
+SMALL_LAYER = 256 << 20  # bytes of weights that a GPU reads several times while the host launches a fill of the layer
+
 
 class ModelRunner:
     """The model with the memory of a cache. Between two steps nothing is kept that `release` does not give back.
@@ -55,6 +58,12 @@ class ModelRunner:
         self.graphs = able and context.device.type == "cuda" and sampling.cuda_graphs
         # Without graphs nothing is gained by not looking at each token.
         self.horizon = HORIZON if self.graphs else 1
+
+    @property
+    def patience(self) -> int:
+        """Steps in one of which prompts are begun, where few rows are free (`Scheduler.patience`)."""
+        held = sum(parameter.nbytes for parameter in self.model.parameters())
+        return PATIENCE if self.graphs and held < SMALL_LAYER * len(self.model.local_layers) else 1
 
     @property
     def in_rows(self) -> bool:

@@ -124,6 +124,7 @@ class Sampler:
         edge.settle(self._problem_with(requests))
         size = partial(size_for, requests, self.model, self.context, self.sampling)
         engine = self._open(edge, size, version, budget)
+        engine.scheduler.patience = self.runner.patience
         with collector_paused():
             engine.admit(list(requests))
         engine.close()

@@ -38,6 +38,8 @@ class Scheduler:
         may_stop: whether it might end within these tokens that it has not taken yet; asked so that `stop` need not be.
 
     Attributes:
+        patience: where less than an eighth of the rows is free, prompts are begun in one of so many steps, not in each: a
+            fill that is short for the device takes the host as long as a large one.
         sequences: those not finished, by index, which is their age.
         version: of the weights that sample now.
         finished, generated, filled, preemptions: counts since the start: of requests, of tokens, of tokens, of times.
@@ -55,6 +57,7 @@ class Scheduler:
         self._prefixes: dict[tuple[int | None, tuple[int, ...]], Prefix] = {}
         self._waiting: list[tuple[int, Sequence]] = []  # a heap
         self._blocked = 0
+        self.patience, self._since_begun = 1, 0  # steps
         self.running: list[Sequence] = []  # sorted by age
         self._rows = list(range(max_batch - 1, -1, -1))
         self.finished = self.generated = self.filled = self.preemptions = 0
@@ -205,6 +208,9 @@ class Scheduler:
     def _admit(self, step: Step) -> None:
         """Start waiting sequences, oldest first, while there are rows and pages, with a page to spare for each that runs:
         otherwise what is admitted now would be preempted soon."""
+        self._since_begun += 1
+        free = self.max_batch - len(self.running) - self._blocked
+        begins = self._since_begun >= self.patience or 8 * free >= self.max_batch
         while self._waiting and len(self.running) + self._blocked < self.max_batch:
             sequence = self._waiting[0][1]
             prefix = sequence.prefix
@@ -214,6 +220,8 @@ class Scheduler:
                 prefix.blocked.append(sequence)
                 self._blocked += 1
                 continue
+            if not prefix.pages and not begins:
+                return
             copied = bool(prefix.pages) and prefix.length % self.page_size > 0
             needed = pages_for(sequence.length, self.page_size) - len(prefix.pages) + copied
             if needed + len(self.running) + self._blocked > self.pool.free:
@@ -221,6 +229,7 @@ class Scheduler:
                     return
                 continue
             heapq.heappop(self._waiting)
+            self._since_begun = self._since_begun if prefix.pages else 0
             self._start(sequence, step)
 
     def _find_running(self, prefix: Prefix) -> None:

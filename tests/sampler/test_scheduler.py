@@ -27,6 +27,7 @@ limits = st.fixed_dictionaries(
         "max_batch": st.integers(1, 9),
         "prefill_tokens": st.integers(1, 30),
         "horizon": st.integers(1, 5),
+        "patience": st.sampled_from([1, 4]),
     }
 )
 
@@ -50,7 +51,7 @@ class Sampling(RuleBasedStateMachine):
 
     def open(
         self, requests: list[GenerationRequest], page_size: int, more_pages: int, max_batch: int, prefill_tokens: int,
-        horizon: int,
+        horizon: int, patience: int,
     ) -> None:  # fmt: skip
         self.horizon = horizon
         self.pages, self.oldest_waits = pages_for(LONGEST, page_size) + more_pages, 0
@@ -60,6 +61,7 @@ class Sampling(RuleBasedStateMachine):
             may_stop=lambda s, tokens: EOS in tokens or len(s.tokens) + len(tokens) >= s.request.max_new_tokens,
             version=self.version,
         )  # fmt: skip
+        self.scheduler.patience = patience
         self.added = 0
         for request in requests:
             self.add(request)
@@ -124,9 +126,9 @@ class Sampling(RuleBasedStateMachine):
         for sequence in done:
             assert sequence.request.seed not in self.answers
             self.answers[sequence.request.seed] = sequence.completion()
-        # The oldest advances, or waits for another sample that fills its prompt (at most 13 tokens).
+        # The oldest advances, or waits for another to fill its prompt (at most 13 tokens), or to begin with others.
         self.oldest_waits = 0 if (oldest.length, oldest.cached) != before else self.oldest_waits + 1
-        assert self.oldest_waits <= 14
+        assert self.oldest_waits < 14 + scheduler.patience
 
     @rule(limits=limits)
     def interrupt(self, limits: dict[str, int]) -> None:
@@ -225,6 +227,25 @@ def test_many_decode_on_beside_a_small_fill(decoding: int, prompt: int, samples:
         scheduler.add(decoding + k, GenerationRequest([77] * prompt, request_seed(decoding, k), 99))
     step = scheduler.plan(16)
     assert step.horizon == horizon and len(step.decoding) == decoding and len(step.chunks) == 1
+
+
+def test_prompts_begin_together() -> None:
+    """Patience makes fewer fills, and never leaves more rows free than an eighth while others wait for them."""
+    requests = [GenerationRequest([i + 1] * 5, request_seed(i), 20 + i % 41) for i in range(600)]
+    ends = lambda s: "length" if len(s.tokens) >= s.longest else None  # noqa: E731
+    fills, answers = {}, {}
+    for patience in (1, 4):
+        scheduler = of(requests, pages=9000, page_size=4, max_batch=64, prefill_tokens=9999, stop=ends)
+        scheduler.patience, cache = patience, SimulatedCache(4)
+        while scheduler.has_work:
+            step = scheduler.plan()
+            assert len(scheduler.running) > 64 - 8 or len(scheduler.running) == len(scheduler.sequences)
+            cache.run(step)
+            done = scheduler.advance(step, [drawn(sequence) for sequence in step.decoding])
+            fills[patience] = fills.get(patience, 0) + bool(step.chunks)
+            answers |= {(patience, sequence.index): sequence.tokens for sequence in done}
+    assert fills[4] < 0.5 * fills[1]
+    assert all(answers[1, i] == answers[4, i] and len(answers[1, i]) == r.max_new_tokens for i, r in enumerate(requests))
 
 
 def test_the_youngest_makes_room_and_loses_nothing() -> None:
