@@ -4,6 +4,7 @@ Random weights, one GPU. Prints tables on stderr, and one JSON object.
 
     python tools/profile_sampler.py --preset ring-lite --rows 32 128 256 512 1024 2048
     python tools/profile_sampler.py --preset ring-lite --rows 256 --sampling.weights fp8
+    python tools/profile_sampler.py --preset ring-lite --no-overlaps
 
 The time of a pass is taken without the profiler, of CUDA graphs as they run; what its parts take is taken with it. Sixteen
 rows share a prompt. The floor of a part is the longer of the times to read and to multiply, at rates that the same run
@@ -57,6 +58,8 @@ class ProfileSampler:
     """Sequences decoded together; a profile of each."""
     prompt_tokens: int = 512
     """Tokens of a prompt."""
+    overlaps: bool = True
+    """Run shared experts beside the routed ones, as the sampler does."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
     def __post_init__(self) -> None:
@@ -97,9 +100,10 @@ def main(config: ProfileSampler) -> None:
         for parameter in model.parameters():
             parameter.normal_(0.0, 0.02)
     sampler = Sampler(model, here, sampling_of(config), -1)
+    sampler.runner.overlaps = config.overlaps
     found = [profiled(sampler, rows, config.prompt_tokens, rates) for rows in config.rows]
-    head = {"preset": config.preset, "layers": shape.num_layers, "weights": config.sampling.weights, **rates}
-    print(json.dumps({**head, "profiles": found}), flush=True)
+    head = {"preset": config.preset, "layers": shape.num_layers, "weights": config.sampling.weights}
+    print(json.dumps({**head, "overlaps": config.overlaps, **rates, "profiles": found}), flush=True)
 
 
 def sampling_of(config: ProfileSampler) -> SamplingConfig:

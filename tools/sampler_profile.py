@@ -1,7 +1,9 @@
 """Which part of the model a kernel of a decoding step belongs to, and what each part must read and multiply.
 
 Products of torch's libraries have names that say nothing of whose they are: they are known by their neighbours, as a layer
-launches its kernels in one order.
+launches its kernels in one order. Shared experts may run on a stream of their own beside the routed ones: a kernel's
+neighbours are those of its stream. A graph takes any streams for its branches, and another stream in each layer. But all
+branches end before a norm and begin behind one, so that norms bound the neighbours in every stream.
 """
 
 from __future__ import annotations
@@ -28,11 +30,12 @@ KNOWN = {
 
 
 class Kernel(NamedTuple):
-    """A kernel as the profiler saw it: its name, and microseconds of its start and of its length."""
+    """A kernel as the profiler saw it: its name, microseconds of its start and of its length, and the stream it ran on."""
 
     name: str
     start: float
     length: float
+    stream: int = 0
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ def known_part(name: str) -> str | None:
 
 
 def parts_of(names: Sequence[str]) -> list[str]:
-    """The part of each kernel, of names in the order in which they ran."""
+    """The part of each kernel, of names in the order in which they ran on a stream."""
     known = [known_part(name) for name in names]
     after: list[str] = [""] * len(names)  # the next kernel whose name tells
     following = ""
@@ -80,13 +83,18 @@ def _by_neighbours(name: str, before: str, then: str) -> str:
 
 
 def by_part(kernels: Iterable[Kernel], passes: int) -> tuple[dict[str, tuple[float, float]], float]:
-    """Of each part its microseconds and kernels in a pass; and microseconds of a pass in which no kernel ran."""
+    """Of each part its microseconds and kernels in a pass; and microseconds of a pass in which no kernel ran on any stream.
+    Parts that run beside each other count in full: their sum may exceed the pass."""
     ordered = sorted(kernels, key=lambda kernel: kernel.start)
     sums = {part: [0.0, 0.0] for part in PARTS}
+    for stream in {kernel.stream for kernel in ordered}:
+        seen = [kernel for kernel in ordered if kernel.stream == stream or kernel.name.startswith("_rms_norm")]
+        for kernel, part in zip(seen, parts_of([kernel.name for kernel in seen]), strict=True):
+            if kernel.stream == stream:
+                sums[part][0] += kernel.length / passes
+                sums[part][1] += 1 / passes
     busy_until, gaps = None, 0.0
-    for kernel, part in zip(ordered, parts_of([kernel.name for kernel in ordered]), strict=True):
-        sums[part][0] += kernel.length / passes
-        sums[part][1] += 1 / passes
+    for kernel in ordered:
         if busy_until is not None and kernel.start > busy_until:
             gaps += kernel.start - busy_until
         busy_until = max(busy_until or 0.0, kernel.start + kernel.length)
@@ -116,9 +124,12 @@ def least_by_part(sampler: Sampler, floor: Floor, rows: int, held: int) -> dict[
 def table(rows: int, layers: int, parts: dict[str, Part], rates: dict[str, float], whole: float, gaps: float) -> str:
     """One line a part: microseconds of a layer and its floor, by reading and multiplying at a time and one after the other.
 
-    `whole` and `gaps`: milliseconds of a pass, timed without the profiler, and microseconds in which no kernel ran.
+    `whole` and `gaps`: milliseconds of a pass, timed without the profiler, and microseconds in which no kernel ran. The sum
+    of the parts may exceed the pass: kernels that run beside each other all count.
     """
-    lines = [f"{rows} rows: {whole:.3f} ms a pass, {gaps / 1000:.3f} ms of it between kernels"]
+    added = sum(part.microseconds for part in parts.values()) / 1000
+    said = f"{gaps / 1000:.3f} ms of it between kernels; the parts, some beside others, add up to {added:.3f} ms"
+    lines = [f"{rows} rows: {whole:.3f} ms a pass, {said}"]
     lines.append(f"{'us a layer':<16}{'time':>8}{'kernels':>9}{'floor':>8}{'sum':>8}{'of floor':>10}{'of sum':>8}")
     for name, part in parts.items():
         read, multiply = seconds(part, rates)
@@ -141,5 +152,6 @@ def kernels_of(profile: Any) -> list[Kernel]:
     found = []
     for event in profile.events():
         if event.device_type == torch.autograd.DeviceType.CUDA and not event.name.startswith(("Memcpy", "Memset")):
-            found.append(Kernel(event.name, event.time_range.start, event.time_range.elapsed_us()))
+            span = event.time_range
+            found.append(Kernel(event.name, span.start, span.elapsed_us(), event.device_resource_id))
     return found

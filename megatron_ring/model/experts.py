@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from megatron_ring.model.kernels.experts import local_experts, sorted_experts
 from megatron_ring.model.kernels.fp8 import Fp8Matrix, Weight, widened
 from megatron_ring.model.kernels.rows import combine_rows, sort_by_expert
 from megatron_ring.parallel.device import current_device
+
+Plus = Callable[[], tuple[torch.Tensor, ...]]  # asked for when they are added: they may still be on their way
 
 
 class GroupedExperts(torch.nn.Module):
@@ -70,7 +73,7 @@ class GroupedExperts(torch.nn.Module):
         return sorted_experts(x_nh, weights_n, ends_e, gate_up_e, down_e, self.recompute, self.exact)
 
     def route_locally(
-        self, x_th: torch.Tensor, weights_tk: torch.Tensor, experts_tk: torch.Tensor, plus: tuple[torch.Tensor, ...],
+        self, x_th: torch.Tensor, weights_tk: torch.Tensor, experts_tk: torch.Tensor, plus: Plus,
         others: tuple[Weight, Weight] | None = None, idle_t: torch.Tensor | None = None,
     ) -> torch.Tensor:  # fmt: skip
         """Where all experts are here: sum over each token's k of weight * expert(x), plus the tensors of `plus`; x and they
@@ -86,10 +89,10 @@ class GroupedExperts(torch.nn.Module):
                 y_nh, back_tk = few_tokens_triton.sorted_outputs(
                     x_th, weights_tk, experts_tk, gate_up_e, down_e, idle_t=idle_t
                 )
-                return combine_rows(y_nh, back_tk, *plus)
+                return combine_rows(y_nh, back_tk, *plus())
         places = sort_by_expert(experts_tk, down_e.shape[0])
         gate_up_e, down_e = widened(gate_up_e, x_th.dtype), widened(down_e, x_th.dtype)
-        return local_experts(x_th, weights_tk, places, gate_up_e, down_e, plus, self.recompute, self.exact)
+        return local_experts(x_th, weights_tk, places, gate_up_e, down_e, plus(), self.recompute, self.exact)
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None

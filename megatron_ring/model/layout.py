@@ -24,6 +24,7 @@ from megatron_ring.model.routes import Routes
 
 if TYPE_CHECKING:
     from megatron_ring.model.narrow import NarrowExperts
+    from megatron_ring.parallel.graphs import SideStream
 
 
 class TokenLayout(PackedSeqParams, ABC):
@@ -33,6 +34,7 @@ class TokenLayout(PackedSeqParams, ABC):
     `routes`: set where somebody wants or knows the tokens' experts.
     `narrow`: the experts' weights for this pass, in the place of the model's own; without gradients.
     `idle`: bool [T], tokens that nobody reads; what is theirs need not be computed. None: all are read.
+    `side`: where shared experts may run beside the routed ones; without gradients.
     """
 
     alike = False
@@ -43,6 +45,7 @@ class TokenLayout(PackedSeqParams, ABC):
         self.routes: Routes | None = None
         self.narrow: NarrowExperts | None = None
         self.idle: torch.Tensor | None = None
+        self.side: SideStream | None = None
         self._rope: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def rope(self, model: ModelConfig) -> tuple[torch.Tensor, torch.Tensor]:

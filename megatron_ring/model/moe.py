@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel import ColumnParallelLinear
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispatcher
@@ -19,6 +20,7 @@ from megatron_ring.model.layout import TokenLayout
 from megatron_ring.model.linear import linear, linear_and_pass
 from megatron_ring.model.router import RingRouter, RouterLosses
 from megatron_ring.model.routes import Routes
+from megatron_ring.parallel.graphs import Pending
 
 
 class SwiGLU(MLP):
@@ -105,6 +107,7 @@ class RingMoE(MegatronModule):
         routes = None if layout is None else layout.routes
         narrow = None if layout is None or layout.narrow is None else layout.narrow.of(self)
         idle_t = None if layout is None or layout.idle is None else self._of_tokens_here(layout.idle)
+        begun = None if layout is None else self._begin_beside(hidden_states, layout)
         weights_tk, experts_tk, _, hidden_th = self.router(hidden_th, padding_t, self._given(routes))
         if routes is not None:
             routes.note(self.router.layer_number, experts_tk)
@@ -112,7 +115,8 @@ class RingMoE(MegatronModule):
             residual_th = None if residual is None else residual.view_as(hidden_th)
             exact = self.config.ring_exact
             gate_up_e, down_e = narrow or self.experts.matrices()
-            given = (residual_th, gate_up_e, down_e, self.shared_experts)
+            shared = self.shared_experts if begun is None else lambda _: begun.result()
+            given = (residual_th, gate_up_e, down_e, shared)
             alike = layout is not None and layout.alike and not exact  # `gathered_experts` adds up in another order
             if alike:
                 experts_tk = experts_tk if idle_t is None else experts_tk.masked_fill(idle_t[:, None], -1)
@@ -121,17 +125,32 @@ class RingMoE(MegatronModule):
                 out = exchanged_experts(hidden_th, weights_tk, experts_tk, *given, self.experts.recompute, exact)
             return out.view_as(hidden_states)
         plus = () if residual is None else (residual,)
-        if self.shared_experts is not None:
+        if self.shared_experts is not None and begun is None:
             mlp_out, passed = self.shared_experts.and_pass(hidden_th.view_as(hidden_states))
             plus, hidden_th = (*plus, mlp_out), passed.view_as(hidden_th)
-        others = tuple(other.view_as(hidden_th) for other in plus)
+
+        def others() -> tuple[torch.Tensor, ...]:
+            ready = plus if begun is None else (*plus, begun.result())
+            return tuple(other.view_as(hidden_th) for other in ready)
+
         if self.dispatcher is None:
             out = self.experts.route_locally(hidden_th, weights_tk, experts_tk, others, narrow, idle_t)
         else:
             out = self._route_over_ranks(hidden_th, weights_tk, experts_tk, narrow)
-            for other in others:
+            for other in others():
                 out = out + other
         return out.view_as(hidden_states)
+
+    def _begin_beside(self, hidden_states: torch.Tensor, layout: TokenLayout) -> Pending | None:
+        """The shared experts' result, on its way beside all that comes before it is added; None where they run in turn. So
+        they do with tensor parallelism: collectives of a group keep one order on all ranks only on one stream. And so do
+        Transformer Engine's products, which have not been tried on two streams."""
+        shared = self.shared_experts
+        if layout.side is None or shared is None or torch.is_grad_enabled():
+            return None
+        if self.tensor_group.size() > 1 or type(shared.linear_fc1) is not ColumnParallelLinear:
+            return None
+        return layout.side.beside(lambda: shared(hidden_states))
 
     def _given(self, routes: Routes | None) -> tuple[torch.Tensor, ...] | None:
         """What is known of the experts of the tokens here."""

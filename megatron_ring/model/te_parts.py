@@ -17,7 +17,7 @@ import torch
 import transformer_engine.pytorch as engine
 from transformer_engine.pytorch.cpp_extensions import general_grouped_gemm
 
-from megatron_ring.model.experts import GroupedExperts
+from megatron_ring.model.experts import GroupedExperts, Plus
 from megatron_ring.model.kernels.fp8 import Weight
 from megatron_ring.model.kernels.swiglu import swiglu_backward, swiglu_forward
 from megatron_ring.model.layout import PackedLayout, TokenLayout
@@ -90,7 +90,7 @@ class EngineExperts(GroupedExperts):
         return _Experts.apply(x_nh, weights_n, counts, self.gate_up.flatten(1, 2), self.down, self.recompute)
 
     def route_locally(
-        self, x_th: torch.Tensor, weights_tk: torch.Tensor, experts_tk: torch.Tensor, plus: tuple[torch.Tensor, ...],
+        self, x_th: torch.Tensor, weights_tk: torch.Tensor, experts_tk: torch.Tensor, plus: Plus,
         others: tuple[Weight, Weight] | None = None, idle_t: torch.Tensor | None = None,
     ) -> torch.Tensor:  # fmt: skip
         if not torch.is_grad_enabled():
@@ -100,7 +100,7 @@ class EngineExperts(GroupedExperts):
         x_nh, weights_n, rows = engine.moe_permute_with_probs(x_th, weights_te, routed_te, experts_tk.numel())
         y_nh = self(x_nh, routed_te.sum(dim=0), weights_n)
         out = engine.moe_unpermute(y_nh, rows, restore_shape=x_th.shape)
-        for other in plus:
+        for other in plus():
             out = out + other
         return out
 

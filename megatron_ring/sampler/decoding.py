@@ -18,7 +18,7 @@ from megatron_ring.model.narrow import NarrowExperts
 from megatron_ring.model.ring_model import RingModel, forward_all_stages
 from megatron_ring.model.routes import NotedRoutes, new_routes, routes_as_bytes
 from megatron_ring.parallel.device import HostCopy, upload
-from megatron_ring.parallel.graphs import Graphs
+from megatron_ring.parallel.graphs import Graphs, SideStream
 from megatron_ring.sampler.attention import DecodeLayout
 from megatron_ring.sampler.cache import PagedCache
 from megatron_ring.sampler.columns import DRAWN, fill_columns, rows_of
@@ -68,6 +68,7 @@ class DecodeLoop:
         graphs: run forward passes as CUDA graphs.
         note_routes: note the experts of each token.
         narrow: the experts' weights, in the place of the model's own.
+        overlaps: run shared experts beside the routed ones. Numbers are the same.
 
     Attributes:
         captured: the graphs that there are; each does one turn.
@@ -75,7 +76,7 @@ class DecodeLoop:
 
     def __init__(
         self, model: RingModel, cache: PagedCache, max_batch: int, graphs: bool, note_routes: bool = False,
-        narrow: NarrowExperts | None = None,
+        narrow: NarrowExperts | None = None, overlaps: bool = True,
     ) -> None:  # fmt: skip
         self.model, self.cache, self.graphs, self.narrow = model, cache, graphs, narrow
         device, most = cache.keys.device, self.size(max_batch)
@@ -88,6 +89,7 @@ class DecodeLoop:
         self.noted = new_routes(model, most) if note_routes else None  # of one turn
         self.routes = None if self.noted is None else torch.stack([self.noted] * HORIZON)
         self._graphs = Graphs() if graphs else None
+        self._side = SideStream() if overlaps else None
         self.captured: dict[GraphKey, Callable[[], None]] = {}
 
     def size(self, rows: int) -> int:
@@ -130,7 +132,7 @@ class DecodeLoop:
         state = self.state[:, :size]
         tokens, positions, rows, writable, seeds, counts = state.unbind()
         layout = DecodeLayout(positions, rows, writable, longest, self.cache)
-        layout.narrow = self.narrow
+        layout.narrow, layout.side = self.narrow, self._side
         if self.noted is not None:
             layout.routes = NotedRoutes(self.noted[:size], self.model.route_layers.start)
         logits_nv = forward_all_stages(self.model, tokens, layout)

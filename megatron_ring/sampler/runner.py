@@ -36,6 +36,8 @@ class ModelRunner:
     Attributes:
         graphs: whether decoding runs as CUDA graphs.
         horizon: tokens decoded in a row, at most.
+        overlaps: whether shared experts run beside the routed ones where tokens are decoded in rows. Graphs that there are
+            stay as they were captured.
         narrow: the experts' weights in FP8, where `--sampling.weights` wants them and something was sampled since `release`.
     """
 
@@ -58,6 +60,7 @@ class ModelRunner:
         self.graphs = able and context.device.type == "cuda" and sampling.cuda_graphs
         # Without graphs nothing is gained by not looking at each token.
         self.horizon = HORIZON if self.graphs else 1
+        self.overlaps = True
 
     @property
     def patience(self) -> int:
@@ -137,7 +140,8 @@ class ModelRunner:
         if self._loop is None:
             assert self.cache is not None
             most = self.sampling.most_rows(self.context.device.type)  # of any rank, which all may have to compute
-            self._loop = DecodeLoop(self.model, self.cache, most, self.graphs, self.note_routes, self.narrow)
+            about = (most, self.graphs, self.note_routes, self.narrow, self.overlaps)
+            self._loop = DecodeLoop(self.model, self.cache, *about)
         return self._loop
 
     @property

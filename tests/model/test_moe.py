@@ -92,3 +92,54 @@ def test_output_and_losses_equal_brute_force(run_on, layout: str) -> None:
     processes, parallel = LAYOUTS[layout]
     for found in run_on(processes, compare, parallel):
         assert max(found.values()) < 2e-5, found
+
+
+def beside_and_in_turn(parallel: ParallelConfig, alike: bool) -> tuple[list[bool], list[int]]:
+    """Whether the layer's output has the same bits with a side stream, without gradients and with them; and the works that
+    ran beside in each, all joined."""
+    from megatron_ring.checkpoint.weights import initialize_weights
+    from megatron_ring.model.layout import PackedLayout
+    from megatron_ring.model.ring_model import build_model
+    from megatron_ring.parallel import context
+    from megatron_ring.parallel.graphs import Pending, SideStream
+
+    class Noted(SideStream):
+        begun: list[Pending]
+
+        def beside(self, work):
+            self.begun.append(super().beside(work))
+            return self.begun[-1]
+
+    here = context.initialize(parallel, RING_TINY, seed=0)
+    model = build_model(RING_TINY, here, RouterLossConfig())
+    initialize_weights(model, seed=3)
+    moe = model.decoder.layers[0].mlp.eval()
+    generator = torch.Generator().manual_seed(here.rank)
+    x, residual = torch.randn(2, 24, 1, RING_TINY.hidden_size, generator=generator)
+    same, counts = [], []
+    for gradients in (False, True):
+        outputs = []
+        for side in (None, Noted()):
+            layout = PackedLayout(torch.arange(24 * parallel.tensor), [24 * parallel.tensor])
+            layout.alike = alike and not gradients
+            layout.side, layout.idle = side, torch.arange(24 * parallel.tensor) % 5 == 0
+            if side is not None:
+                side.begun = []
+            with torch.set_grad_enabled(gradients):
+                outputs.append(moe.with_residual(x, residual, None, layout).detach())
+        same.append(torch.equal(*outputs))
+        counts.append(len(side.begun))
+        assert all(pending._work is None for pending in side.begun)
+    return same, counts
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    ("layout", "alike", "beside"),
+    [("one", True, 1), ("ep2", True, 1), ("ep2", False, 1), ("tp2", True, 0), ("tp2_ep2", True, 0), ("tp2_etp2", False, 0)],
+)
+def test_shared_experts_beside_the_routed_ones_change_no_bit(run_on, layout: str, alike: bool, beside: int) -> None:
+    """They run in turn where they take part in collectives, and where there are gradients."""
+    processes, parallel = LAYOUTS[layout]
+    for same, counts in run_on(processes, beside_and_in_turn, parallel, alike):
+        assert same == [True, True] and counts == [beside, 0]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 import pytest
+import torch
+from torch.autograd.profiler_util import EventList, FunctionEvent
 
 from megatron_ring.errors import UserError
 from tests.conftest import ROOT
@@ -12,7 +15,7 @@ from tests.conftest import ROOT
 sys.path.insert(0, str(ROOT / "tools"))  # as when the tool itself runs
 
 from tools.profile_sampler import ProfileSampler, requests_of, sampling_of
-from tools.sampler_profile import PARTS, Kernel, Part, by_part, parts_of, table
+from tools.sampler_profile import PARTS, Kernel, Part, by_part, kernels_of, parts_of, table
 
 LAYER = [
     ("_rms_norm_forward", "norms and RoPE"), ("nvjet_tst_64x8", "projections"), ("_rope_split", "norms and RoPE"),
@@ -45,11 +48,57 @@ def test_times_of_passes_add_up_and_gaps_are_what_lies_between() -> None:
     assert by_part(beside, 1)[1] == pytest.approx(2.0)
 
 
+SHARED, ROUTED = LAYER[10:13], [*LAYER[8:10], *LAYER[13:16]]  # both behind the second norm and before the last kernel
+
+
+@pytest.mark.parametrize("branch", [lambda _: 3, lambda layer: 3 + layer], ids=["one side stream", "one a layer"])
+@pytest.mark.parametrize("lagging", [0.0, 3.0, 90.0])
+@pytest.mark.parametrize("swapped", [False, True])
+def test_kernels_beside_each_other_are_told_by_their_stream(
+    branch: Callable[[int], int], lagging: float, swapped: bool
+) -> None:
+    """Either branch may stay on the stream that the layer came from, also by turns, and be late."""
+    kernels, wanted, now = [], dict.fromkeys(PARTS, 0), 0.0
+
+    def run(names: list[tuple[str, str]], stream: int, at: float) -> float:
+        for name, part in names:
+            kernels.append(Kernel(name, at, 8.0, stream))
+            wanted[part] += 1
+            at += 10.0
+        return at
+
+    home = 0
+    for layer in range(5):
+        now = run(LAYER[:8], home, now)
+        here, beside = (ROUTED, SHARED) if swapped else (SHARED, ROUTED)
+        away = branch(layer) if home == 0 else 0
+        ends = run(here, home, now), run(beside, away, now + lagging)
+        home = away if layer % 2 else home  # the layer goes on in the one or in the other
+        now = run(LAYER[16:], home, max(ends))
+    run(END, home, now)
+    times, _ = by_part(kernels, 1)
+    assert {part: count for part, (_, count) in times.items()} == pytest.approx(wanted)
+
+
+def test_a_profile_tells_the_stream_of_each_kernel_and_nothing_else_of_a_device() -> None:
+    cuda, cpu = torch.autograd.DeviceType.CUDA, torch.autograd.DeviceType.CPU
+    about = [("_gate_up", cuda, 7), ("aten::mm", cpu, 1), ("Memcpy DtoH", cuda, 7), ("_swiglu_forward", cuda, 20)]
+
+    class Profile:
+        def events(self) -> EventList:
+            return EventList(
+                FunctionEvent(i, name, 0, 10.0 * i, 10.0 * i + 4.0, device_type=device, device_resource_id=stream)
+                for i, (name, device, stream) in enumerate(about)
+            )
+
+    assert kernels_of(Profile()) == [Kernel("_gate_up", 0.0, 4.0, 7), Kernel("_swiglu_forward", 30.0, 4.0, 20)]
+
+
 def test_the_table_names_both_floors() -> None:
     rates = {"read_gb_per_second": 1000.0, "gemm_tflops": 100.0}
     parts = {"experts": Part(100.0, 4.0, read=50e6, flops=1e9), "other": Part(1.0, 2.0)}
     head, _, experts, other = table(256, 2, parts, rates, 0.5, 40.0).splitlines()
-    assert "256 rows: 0.500 ms" in head and "0.040 ms" in head
+    assert "256 rows: 0.500 ms" in head and "0.040 ms of it between" in head and "add up to 0.101 ms" in head
     assert experts.split() == ["experts", "50.0", "2.0", "25.0", "30.0", "50%", "60%"]
     assert other.split() == ["other", "0.5", "1.0", "0.0", "0.0"]
 
