@@ -15,7 +15,7 @@ from megatron_ring.sampler.completion import Completion
 from megatron_ring.sampler.pages import PagePool, pages_for
 from megatron_ring.sampler.requests import GenerationRequest, Sampled, request_seed
 from megatron_ring.sampler.scheduler import Scheduler
-from megatron_ring.sampler.step import FILL_BESIDE, SMALL_FILL
+from megatron_ring.sampler.step import FILL_BESIDE, SMALL_FILL, Step
 from tests.sampler.simulated_cache import EOS, SimulatedCache, drawn, expected, stop
 
 LONGEST = 14 + 9  # tokens of a prompt and of a response
@@ -27,13 +27,15 @@ limits = st.fixed_dictionaries(
         "max_batch": st.integers(1, 9),
         "prefill_tokens": st.integers(1, 30),
         "horizon": st.integers(1, 5),
+        "flies": st.booleans(),
     }
 )
 
 
 class Sampling(RuleBasedStateMachine):
     """Steps of a scheduler whose requests and limits are drawn, with arrivals, cancellations and interruptions: what is
-    unfinished goes on in another scheduler with other limits, or in the same one with an empty cache."""
+    unfinished goes on in another scheduler with other limits, or in the same one with an empty cache. Where it flies a step
+    is run before the last one has landed, if it could be as of then: what comes and goes between the two does not matter."""
 
     @initialize(
         prompts=st.lists(st.tuples(st.integers(1, 14), st.integers(1, 5), st.integers(1, 9)), min_size=1, max_size=7),
@@ -50,9 +52,10 @@ class Sampling(RuleBasedStateMachine):
 
     def open(
         self, requests: list[GenerationRequest], page_size: int, more_pages: int, max_batch: int, prefill_tokens: int,
-        horizon: int,
+        horizon: int, flies: bool,
     ) -> None:  # fmt: skip
-        self.horizon = horizon
+        self.horizon, self.flies = horizon, flies
+        self.air: list[tuple[Step, list[Sampled], int]] = []
         self.pages, self.oldest_waits = pages_for(LONGEST, page_size) + more_pages, 0
         self.cache = SimulatedCache(page_size)
         self.scheduler = Scheduler(
@@ -63,18 +66,21 @@ class Sampling(RuleBasedStateMachine):
         self.added = 0
         for request in requests:
             self.add(request)
+        self.able = self.scheduler.may_fly()
 
     def add(self, request: GenerationRequest) -> None:
         self.scheduler.add(self.added, request)
         self.added += 1
 
-    @rule(prompt=st.integers(0, 8), length=st.integers(1, 14), new=st.integers(1, 9))
-    def arrive(self, prompt: int, length: int, new: int) -> None:
+    @rule(
+        prompt=st.integers(0, 8), length=st.integers(1, 14), new=st.integers(1, 9), scored=st.sampled_from([None, None, 0])
+    )
+    def arrive(self, prompt: int, length: int, new: int, scored: int | None = None) -> None:
         """One more sample of a prompt, a new one or one that others are answering."""
         known = {request.prompt_tokens[0] - 50: len(request.prompt_tokens) for request in self.asked}
         tokens = [50 + prompt] * known.get(prompt, length)
         self.seeds += 1
-        self.asked.append(GenerationRequest(tokens, request_seed(self.seeds), new))
+        self.asked.append(GenerationRequest(tokens, request_seed(self.seeds), new, top_logprobs=scored))
         self.add(self.asked[-1])
 
     @rule(which=st.integers(0, 10**6))
@@ -95,6 +101,7 @@ class Sampling(RuleBasedStateMachine):
 
     @rule()
     def restart(self) -> None:
+        self.land_all()
         self.version += 1
         self.scheduler.version = self.version
         self.scheduler.restart()
@@ -111,25 +118,44 @@ class Sampling(RuleBasedStateMachine):
         scheduler = self.scheduler
         oldest = next(iter(scheduler.sequences.values()))
         before = (oldest.length, oldest.cached)
+        flies, beside, preempted = self.flies and self.able, bool(self.air), scheduler.preemptions
+        if flies or not beside:
+            step = scheduler.plan(self.horizon, beside)
+            assert step.decoding or step.chunks or beside
+            assert step.horizon in (1, self.horizon)  # below FILL_BESIDE
+            assert step.horizon == 1 or not step.chunks or len(step.decoding) >= 4 * len(step.chunks)
+            assert sum(chunk.count for chunk in step.chunks) <= scheduler.prefill_tokens
+            assert len(scheduler.running) <= scheduler.max_batch
+            assert not beside or (not step.scored and scheduler.preemptions == preempted)
+            self.cache.run(step)
+            self.air.append((step, self.cache.draw(step), self.version))
+            scheduler.launched(step, step.horizon)
+            flies = flies and not step.scored
+        if len(self.air) > 1 or not flies:
+            self.land()
+        self.able = scheduler.may_fly()
+        # The oldest advances, or waits for another sample that fills its prompt (at most 13 tokens).
+        self.oldest_waits = 0 if (oldest.length, oldest.cached) != before else self.oldest_waits + 1
+        assert self.oldest_waits <= 14 * (1 + self.flies)
+
+    def land(self) -> None:
+        scheduler = self.scheduler
         held = {sequence: sequence.tokens[:] for sequence in scheduler.sequences.values()}
-        step = scheduler.plan(self.horizon)
-        assert step.decoding or step.chunks
-        assert step.horizon in (1, self.horizon)  # below FILL_BESIDE
-        assert step.horizon == 1 or not step.chunks or len(step.decoding) >= 4 * len(step.chunks)
-        assert sum(chunk.count for chunk in step.chunks) <= scheduler.prefill_tokens
-        assert len(scheduler.running) <= scheduler.max_batch
-        self.cache.run(step)
-        done = scheduler.advance(step, self.cache.draw(step))
+        step, sampled, version = self.air.pop(0)
+        pairs = zip(step.decoding, sampled, strict=True)
+        done = scheduler.landed([pair for pair in pairs if pair[0] in held], version)
         assert all(sequence.tokens[: len(tokens)] == tokens for sequence, tokens in held.items())
         for sequence in done:
             assert sequence.request.seed not in self.answers
             self.answers[sequence.request.seed] = sequence.completion()
-        # The oldest advances, or waits for another sample that fills its prompt (at most 13 tokens).
-        self.oldest_waits = 0 if (oldest.length, oldest.cached) != before else self.oldest_waits + 1
-        assert self.oldest_waits <= 14
+
+    def land_all(self) -> None:
+        while self.air:
+            self.land()
 
     @rule(limits=limits)
     def interrupt(self, limits: dict[str, int]) -> None:
+        self.land_all()
         left = [s.request.continued(s.completion()) for s in self.scheduler.sequences.values()]
         self.version += 1
         self.open(left, **limits)
@@ -225,6 +251,20 @@ def test_many_decode_on_beside_a_small_fill(decoding: int, prompt: int, samples:
         scheduler.add(decoding + k, GenerationRequest([77] * prompt, request_seed(decoding, k), 99))
     step = scheduler.plan(16)
     assert step.horizon == horizon and len(step.decoding) == decoding and len(step.chunks) == 1
+
+
+def test_what_is_scored_waits_until_the_step_before_has_landed() -> None:
+    """Its logits are looked at in each pass, in which nothing else may be in the air."""
+    scheduler = of([GenerationRequest([5], 0, 9)], pages=9, page_size=4, max_batch=3, prefill_tokens=9, stop=lambda _: None)
+    assert scheduler.may_fly()
+    step = scheduler.plan()
+    scheduler.launched(step, 1)
+    scheduler.add(1, GenerationRequest([6], 1, 9))
+    scheduler.add(2, GenerationRequest([7], 2, 9, top_logprobs=0))
+    assert [sequence.index for sequence in scheduler.plan(beside=True).decoding] == [0, 1]
+    assert not scheduler.may_fly()
+    scheduler.landed([(step.decoding[0], drawn(step.decoding[0]))], 0)
+    assert [sequence.index for sequence in scheduler.plan().decoding] == [0, 1, 2]
 
 
 def test_the_youngest_makes_room_and_loses_nothing() -> None:
