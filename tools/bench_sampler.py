@@ -215,7 +215,7 @@ def measure(
         "spread": max(seconds) / min(seconds) - 1, "first_run_seconds": runs[0]["seconds"], "tokens": new,
         "decoded_together_at_most": watch.widest, "prefilled_tokens": watch.prefilled,
         "tokens_of_prompts": config.prompts * config.prompt_tokens, "graphs": sampler.graphs,
-        "by_rows": by_rows(watch.turns),
+        "flights": sampler.runner.flies, "by_rows": by_rows(watch.turns),
     }  # fmt: skip
     return medians | more, watch.turns
 
