@@ -20,7 +20,6 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -39,18 +38,17 @@ from megatron_ring.parallel import prepare
 if TYPE_CHECKING:  # `tools` may be a package of someone else's; a script's own folder is on the path
     from megatron_ring.sampler.requests import GenerationRequest
     from megatron_ring.sampler.sampler import Sampler
-    from megatron_ring.sampler.step import Step, StepShape
     from tools.bench_sampler_compare import check_vllm, compare
     from tools.bench_sampler_figure import Turn, by_rows, draw
     from tools.bench_sampler_mix import decode, mixed
+    from tools.bench_sampler_watch import Watch
     from tools.sampler_flags import check_figure, check_lengths, check_sampling, named_as_here
-    from tools.sampler_floor import Floor
 else:
     from bench_sampler_compare import check_vllm, compare
     from bench_sampler_figure import Turn, by_rows, draw
     from bench_sampler_mix import decode, mixed
+    from bench_sampler_watch import Watch
     from sampler_flags import check_figure, check_lengths, check_sampling, named_as_here
-    from sampler_floor import Floor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +83,8 @@ class BenchSampler:
     compare: Literal["none", "transformers", "vllm"] = "none"
     """Also time another library on the same shape, after our weights are freed (one process): transformers' `generate` and
     `generate_batch` (equal lengths), or vLLM on the same requests."""
+    flights: bool = True
+    """On a GPU, launch each step before the host has looked at the tokens of the last; off: after it."""
     figure: Path | None = None
     """Picture of the last timed run: tokens per second beside the floor, over time (.png, .svg or .pdf)."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
@@ -145,6 +145,7 @@ def main(config: BenchSampler) -> None:
         "read_gb_per_second": rates["read_gb_per_second"], "gemm_tflops": rates["gemm_tflops"],
     }  # fmt: skip
     sampler = Sampler(model, here, config.sampling, -1, decode)
+    sampler.runner.flies = sampler.runner.flies and config.flights
     watch = Watch(sampler, rates)
     out["ring"], turns = measure(config, sampler, requests, watch)
     if has_cuda():
@@ -156,6 +157,7 @@ def main(config: BenchSampler) -> None:
     if config.both_weights:
         sampler.release()
         narrow = Sampler(model, here, replace(config.sampling, weights="fp8"), -1, decode)
+        narrow.runner.flies = sampler.runner.flies
         out["fp8"], _ = measure(config, narrow, requests, Watch(narrow, rates))
         for name in ("decode_tokens_per_second", "tokens_per_second"):
             out[f"fp8_{name}_over_bf16"] = out["fp8"][name] / out["ring"][name]
@@ -168,52 +170,6 @@ def main(config: BenchSampler) -> None:
         print(json.dumps(out), flush=True)
     if here.is_main and config.figure is not None:
         draw(config.figure, out, turns)
-
-
-class Watch:
-    """Times the steps of a sampler, and adds up the least time that they could take."""
-
-    def __init__(self, sampler: Sampler, rates: dict[str, float]) -> None:
-        self.least = Floor.of(sampler, rates)
-        runner = sampler.runner
-        self.run, runner.forward = runner.forward, self.step  # type: ignore[method-assign]
-        self.start()
-
-    def start(self) -> None:
-        self.seconds = {"decode": 0.0, "prefill": 0.0}  # steps that only decode, and the others
-        self.floor = {"decode": 0.0, "prefill": 0.0}
-        self.decoded = {"decode": 0, "prefill": 0}
-        self.floor_sum = {"decode": 0.0, "prefill": 0.0}  # of decoding alone: both times
-        self.passes = self.reading_longer = 0
-        self.prefilled = self.widest = 0
-        self.turns: list[Turn] = []
-        self.began = time.perf_counter()
-
-    def step(self, step: Step, shape: StepShape, meanwhile: Callable[[], None] | None = None) -> Any:
-        from megatron_ring.parallel.device import synchronize
-
-        kind = "prefill" if step.chunks else "decode"
-        began, before = time.perf_counter(), self.floor[kind]
-        for turn in range(step.horizon if step.decoding else 0):
-            held = sum(sequence.cached + 1 + turn for sequence in step.decoding)
-            reading, multiplying = self.least.decoding(len(step.decoding), held)
-            self.floor[kind] += max(reading, multiplying)
-            self.floor_sum[kind] += reading + multiplying
-            self.passes += 1
-            self.reading_longer += reading >= multiplying
-        self.floor[kind] += sum(self.least.prefill(chunk.start, chunk.count) for chunk in step.chunks)
-        self.prefilled += sum(chunk.count for chunk in step.chunks)
-        found = self.run(step, shape, meanwhile)
-        sampled = found[0]
-        if step.chunks:
-            synchronize()
-        end, tokens = time.perf_counter(), sum(len(drawn.tokens) for drawn in sampled)
-        rows, passes = len(step.decoding), 0 if step.chunks or not step.decoding else step.horizon
-        self.seconds[kind] += end - began
-        self.decoded[kind] += tokens
-        self.turns.append(Turn(end - self.began, end - began, self.floor[kind] - before, tokens, rows, passes))
-        self.widest = max(self.widest, rows)
-        return found
 
 
 def measure(
@@ -259,7 +215,7 @@ def measure(
         "spread": max(seconds) / min(seconds) - 1, "first_run_seconds": runs[0]["seconds"], "tokens": new,
         "decoded_together_at_most": watch.widest, "prefilled_tokens": watch.prefilled,
         "tokens_of_prompts": config.prompts * config.prompt_tokens, "graphs": sampler.graphs,
-        "by_rows": by_rows(watch.turns),
+        "flights": sampler.runner.flies, "by_rows": by_rows(watch.turns),
     }  # fmt: skip
     return medians | more, watch.turns
 

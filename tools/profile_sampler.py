@@ -143,29 +143,31 @@ class Probe:
         self.rows, self.steps, self.milliseconds, self.held = rows, 0, 0.0, 0
         self.profile: Any = None
         self._runner = sampler.runner
-        self._forward, self._runner.forward = self._runner.forward, self.step  # type: ignore[method-assign]
+        self._launch, self._runner.launch = self._runner.launch, self.launch  # type: ignore[method-assign]
+        self._flew, self._runner.flies = self._runner.flies, False  # one step after another
 
     def remove(self) -> None:
-        self._runner.forward = self._forward  # type: ignore[method-assign]
+        self._runner.launch = self._launch  # type: ignore[method-assign]
+        self._runner.flies = self._flew
 
-    def step(self, step: Step, shape: StepShape, meanwhile: Any = None) -> Any:
+    def launch(self, step: Step, shape: StepShape, meanwhile: Any = None) -> Any:
         import torch
 
         if step.chunks or len(step.decoding) != self.rows:
-            return self._forward(step, shape, meanwhile)
+            return self._launch(step, shape, meanwhile)
         self.steps += 1
         torch.cuda.synchronize()
         if self.steps == 3:
             self.held = sum(sequence.cached + 1 + step.horizon // 2 for sequence in step.decoding)
             with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as self.profile:
-                found = self._forward(step, shape, meanwhile)
+                found = self._launch(step, shape, meanwhile)()
                 torch.cuda.synchronize()
-            return found
+            return lambda: found
         began = time.perf_counter()
-        found = self._forward(step, shape, meanwhile)
+        found = self._launch(step, shape, meanwhile)()
         if self.steps == 2:
             self.milliseconds = 1000 * (time.perf_counter() - began)
-        return found
+        return lambda: found
 
 
 def requests_of(vocabulary: int, rows: int, prompt_tokens: int, new_tokens: int) -> list[GenerationRequest]:

@@ -66,19 +66,20 @@ def min_over_replica(value: int, device: torch.device) -> int:
     return int(tensor.item())
 
 
-def sum_over_processes(values: list[int], device: torch.device, of_replica: bool) -> list[int]:
-    """Sums of `values` over all processes, or over those of this data-parallel replica."""
+def sum_over_processes(values: list[int], of_replica: bool) -> list[int]:
+    """Sums of `values` over all processes, or over those of this data-parallel replica. Over gloo, on every device: NCCL
+    would wait for what the device still has to do."""
     group = parallel_state.get_model_parallel_group() if of_replica else None
     if dist.get_world_size(group) == 1:
         return values
-    tensor = torch.tensor(values, dtype=torch.int64, device=device)
+    tensor = torch.tensor(values, dtype=torch.int64)
     dist.all_reduce(tensor, group=group)
     return [int(value) for value in tensor.tolist()]
 
 
-def max_over_world(values: list[int], device: torch.device) -> list[int]:
-    """The largest of all processes, of each of `values`."""
-    tensor = torch.tensor(values, dtype=torch.int64, device=device)
+def max_over_world(values: list[int]) -> list[int]:
+    """The largest of all processes, of each of `values`. Over gloo, as `sum_over_processes`."""
+    tensor = torch.tensor(values, dtype=torch.int64)
     return [int(value) for value in _reduce(tensor, None, dist.ReduceOp.MAX).tolist()]
 
 

@@ -81,8 +81,9 @@ class HostCopy:
 
     def __init__(self, tensor: torch.Tensor) -> None:
         self._event: Any = None
-        self._host = tensor
-        if tensor.is_cuda:
+        if not tensor.is_cuda:
+            self._host = tensor.clone()  # what is given to the device later may write there
+        else:
             self._host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
             self._host.copy_(tensor.contiguous(), non_blocking=True)
             self._event = torch.cuda.Event()

@@ -14,8 +14,6 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
-import torch
-
 from megatron_ring.errors import STOPPED_BY_SIGNAL, StoppedBySignal
 from megatron_ring.parallel import collectives
 
@@ -62,7 +60,7 @@ class StopRequest:
 
     def agreed(self) -> bool:
         """Whether any process was asked, the same on all of them; for the end of a step. All ranks take part."""
-        return bool(collectives.max_over_world([int(bool(self._asked))], torch.device("cpu"))[0])
+        return bool(collectives.max_over_world([int(bool(self._asked))])[0])
 
     def finish(self, step: int, speaks: bool, continues: bool) -> None:
         """End the run: the checkpoint of `step` is whole. All ranks take part; one of them speaks. `continues`: a run can go

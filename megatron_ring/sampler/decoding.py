@@ -64,6 +64,7 @@ class DecodeLoop:
     call it together, with the same shape of the step.
 
     Args:
+        eos_id: a row that has drawn it is idle from then on.
         max_batch: rows, at most.
         graphs: run forward passes as CUDA graphs.
         note_routes: note the experts of each token.
@@ -76,9 +77,9 @@ class DecodeLoop:
 
     def __init__(
         self, model: RingModel, cache: PagedCache, max_batch: int, graphs: bool, note_routes: bool = False,
-        narrow: NarrowExperts | None = None, overlaps: bool = True,
+        narrow: NarrowExperts | None = None, eos_id: int = -1, overlaps: bool = True,
     ) -> None:  # fmt: skip
-        self.model, self.cache, self.graphs, self.narrow = model, cache, graphs, narrow
+        self.model, self.cache, self.graphs, self.narrow, self.eos_id = model, cache, graphs, narrow, eos_id
         device, most = cache.keys.device, self.size(max_batch)
         most += most % 2  # rows of numbers are aligned alike
         # Of each row: token to feed, its position, row of the block table, end of what it may write, seed, tokens it has.
@@ -91,6 +92,7 @@ class DecodeLoop:
         self._graphs = Graphs() if graphs else None
         self._side = SideStream() if overlaps else None
         self.captured: dict[GraphKey, Callable[[], None]] = {}
+        self._places: dict[int, int] = {}  # of the sequences launched last, by index
 
     def size(self, rows: int) -> int:
         """Rows that are computed for so many sequences; as many for every tensor-parallel rank."""
@@ -98,21 +100,28 @@ class DecodeLoop:
         return -(-wanted // tensor) * tensor
 
     @torch.no_grad()
-    def run(
-        self, sequences: Sequence[Response], shape: StepShape, meanwhile: Callable[[], None] | None = None
-    ) -> list[Sampled]:
-        """`shape.turns` (at most HORIZON) tokens for each of the sequences, which no other rank that calls this now has more
-        of than `shape.rows`. `meanwhile` is called before the device is waited for."""
+    def launch(self, sequences: Sequence[Response], shape: StepShape) -> Callable[[], list[Sampled]]:
+        """Ask the device for `shape.turns` (at most HORIZON) tokens for each of the sequences, of which no other rank that
+        calls this now has more than `shape.rows`. The result waits for them. What a sequence feeds that flies since the
+        launch before is known to the device alone."""
         size, count, turns, cuts = self.size(shape.rows), len(sequences), shape.turns, shape.cuts > 0
+        columns = [
+            (
+                s.last_token, s.cached, s.row, min(s.writable, s.limit), s.request.seed, len(s.tokens) + s.flying,
+                self._places[s.index] if s.flying else -1,
+            )
+            for s in sequences
+        ]  # fmt: skip
+        columns += [(0, 0, 0, 0, 0, 0, -1)] * (size - count)
+        rows = upload(columns, self.state.device).t()
+        if any(s.flying for s in sequences):
+            self._go_on(rows)
         if self.graphs:
             turn = self.captured_turn(GraphKey(size, span_of(shape.longest), cuts))
         else:
             turn = partial(self._one_token, size, shape.longest, cuts)
-        columns = [
-            (s.last_token, s.cached, s.row, min(s.writable, s.limit), s.request.seed, len(s.tokens)) for s in sequences
-        ]
-        columns += [(0,) * 6] * (size - count)
-        self.state[:, :size].copy_(upload(columns, self.state.device).t())
+        self._places = {s.index: place for place, s in enumerate(sequences)}
+        self.state[:, :size].copy_(rows[:-1])
         settings = [s.numbers for s in sequences] + [UNCUT] * (size - count)
         self.settings[:, :size].copy_(upload(settings, self.state.device, torch.float64).t())
         self.turn.zero_()
@@ -121,12 +130,23 @@ class DecodeLoop:
         # On their way before others give the device more to do, which need not be waited for.
         drawn = HostCopy(self.drawn[:turns, :, :count].permute(1, 2, 0))  # [columns, N, turns]
         noted = None if self.routes is None else HostCopy(self.routes[:turns, :count])
-        if meanwhile is not None:
-            meanwhile()
-        rows = rows_of(drawn.tensor())
-        if noted is None:
-            return [Sampled(found, []) for found in rows]
-        return [Sampled(found, chosen) for found, chosen in zip(rows, routes_as_bytes(noted.tensor()), strict=True)]
+
+        def land() -> list[Sampled]:
+            found = rows_of(drawn.tensor())
+            if noted is None:
+                return [Sampled(of_row, []) for of_row in found]
+            return [Sampled(of_row, chosen) for of_row, chosen in zip(found, routes_as_bytes(noted.tensor()), strict=True)]
+
+        return land
+
+    def _go_on(self, rows: torch.Tensor) -> None:
+        """Put into `rows`, int64 [7, N], as `launch` makes them, what the launch before has left of those that fly."""
+        places = rows[6]
+        left = self.state.index_select(1, places.clamp_min(0))
+        flies = places >= 0
+        rows[0] = torch.where(flies, left[0], rows[0])
+        # One that goes on may write as far as it is. One that may not has drawn `eos_id`: nobody reads what it computes.
+        rows[3].masked_fill_(flies & (left[3] < left[1]), 1)
 
     def _one_token(self, size: int, longest: int, cuts: bool) -> None:
         state = self.state[:, :size]
@@ -143,6 +163,7 @@ class DecodeLoop:
         if self.routes is not None and self.noted is not None:
             self.routes.index_copy_(0, self.turn, self.noted[None])
         tokens.copy_(found.ids)
+        writable.masked_fill_(found.ids == self.eos_id, 1)  # idle, as no position is as small again
         positions += 1
         counts += 1
         self.turn += 1

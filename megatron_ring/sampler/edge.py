@@ -4,6 +4,8 @@ Every rank of a data-parallel replica has the same scheduler and sees the same s
 requests come and go at the same step on all of them. Ranks that share experts (EP) run forward passes together, over all
 replicas. What happens on the host between forward passes may fail on one rank alone: it is noted, told to the others before
 the next forward pass, and raised by all.
+
+These are numbers and objects of the host. They go over gloo, so that nobody waits for a device.
 """
 
 from __future__ import annotations
@@ -27,6 +29,9 @@ class Tally(NamedTuple):
         news: requests and cancellations that this leader of a replica brings.
         tokens: that count towards the budget, counted on leaders of replicas.
         watched: 1 where each token is wanted as soon as it is there.
+        lands: 1 where the next step cannot be launched before the last one has landed.
+        flights: steps in the air.
+        flying: tokens that these may bring, counted on leaders of replicas.
     """
 
     failed: int
@@ -35,6 +40,9 @@ class Tally(NamedTuple):
     news: int
     tokens: int
     watched: int
+    lands: int
+    flights: int
+    flying: int
 
 
 class News(NamedTuple):
@@ -59,7 +67,7 @@ class StepEdge:
 
     def agree(self, tally: Tally) -> Tally:
         """The sum over the ranks that take their steps together."""
-        return Tally(*collectives.sum_over_processes(list(tally), self.context.device, self.of_replica))
+        return Tally(*collectives.sum_over_processes(list(tally), self.of_replica))
 
     def share_news(self, news: News) -> News:
         """Those of the leader, on every rank of its replica."""
@@ -71,7 +79,7 @@ class StepEdge:
         if not self.shares_experts:
             return shape
         # Largest and smallest in one message.
-        values = collectives.max_over_world(list(shape._replace(turns=-shape.turns)), self.context.device)
+        values = collectives.max_over_world(list(shape._replace(turns=-shape.turns)))
         shape = StepShape(*values)
         return shape._replace(turns=-shape.turns)
 
@@ -81,11 +89,11 @@ class StepEdge:
 
     def largest(self, values: list[int]) -> list[int]:
         """The largest on this rank and those that it shares experts with, of each of `values`."""
-        return values if not self.shares_experts else collectives.max_over_world(values, self.context.device)
+        return values if not self.shares_experts else collectives.max_over_world(values)
 
     def any_stepping(self, mine: bool) -> bool:
         """Whether it is so on this rank or on one that takes its steps with it."""
-        return collectives.sum_over_processes([int(mine)], self.context.device, self.of_replica)[0] > 0
+        return collectives.sum_over_processes([int(mine)], self.of_replica)[0] > 0
 
     def settle(self, failure: Exception | None) -> None:
         """Raise, on every rank, the failure of any.

@@ -24,7 +24,7 @@ import itertools
 import threading
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
@@ -33,31 +33,12 @@ from megatron_ring.errors import RequestError
 from megatron_ring.sampler.cache import CacheSize, check_fits
 from megatron_ring.sampler.completion import Completion
 from megatron_ring.sampler.edge import News, StepEdge, Tally
-from megatron_ring.sampler.requests import GenerationRequest, Sampled
+from megatron_ring.sampler.flights import FLIGHT, Flights, StepReport
+from megatron_ring.sampler.requests import GenerationRequest
 from megatron_ring.sampler.runner import ModelRunner
 from megatron_ring.sampler.scheduler import Scheduler
-from megatron_ring.sampler.scores import TokenScore
-from megatron_ring.sampler.step import Step, StepShape, check_finite
+from megatron_ring.sampler.step import Step, StepShape
 from megatron_ring.sampler.stopping import Decode, StopConditions
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """What a step has brought to this replica, by number of the request.
-
-    Attributes:
-        tokens: those sampled in the step.
-        prompt_scores: of requests that ask for them, scores of prompt tokens by position. The same may come twice.
-        finished: the requests that end with it, whole.
-        closed: nothing is left to do: no step was taken, and none will be.
-        idle: no rank that steps with this one has work; no step was taken.
-    """
-
-    tokens: dict[int, Sampled] = field(default_factory=dict)
-    finished: dict[int, Completion] = field(default_factory=dict)
-    closed: bool = False
-    idle: bool = False
-    prompt_scores: dict[int, dict[int, TokenScore]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -99,6 +80,7 @@ class Engine:
             stop=lambda sequence: (sequence.stops or usual).reason(sequence),
             may_stop=lambda sequence, tokens: (sequence.stops or usual).may_end(sequence, tokens), version=version,
         )  # fmt: skip
+        self.flights = Flights(self.scheduler, self.fail)
         runner.open(size)
         self._numbers = itertools.count()
         self._inbox: deque[tuple[int, GenerationRequest | None]] = deque()  # None: cancelled
@@ -115,7 +97,7 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """Whether a request of this replica is not finished, as of the last step."""
-        return self.scheduler.has_work
+        return self.scheduler.has_work or self.flights.has_news
 
     @property
     def arrived(self) -> int:
@@ -168,17 +150,20 @@ class Engine:
     def weights_changed(self, version: int) -> None:
         """The weights have moved: what is begun goes on under the new ones, its keys and values are computed anew. All ranks
         of the replica call it, between the same two steps."""
+        self.flights.land_all(self.tells_tokens)  # sampled under the old ones
         self.runner.follow_weights()
         self.scheduler.restart()
         self.scheduler.version = version
 
     def partial(self, number: int) -> Completion:
-        """An unfinished request as far as it came."""
-        return self.scheduler.sequences[number].completion()
+        """A request whose end no step has reported, as far as it came. All ranks of the replica call it."""
+        self.flights.land_all(self.tells_tokens)
+        return self.flights.finished(number) or self.scheduler.sequences[number].completion()
 
     @torch.no_grad()
     def step(self, watched: bool = False, meanwhile: Callable[[], None] | None = None) -> StepReport:
-        """Take what came, run a forward pass, or some in a row, and say what it brought.
+        """Take what came, launch a forward pass, or some in a row, and say what has landed: what it brought, or the step
+        before. Where that is still to come the report is empty.
 
         Args:
             watched: each token is wanted at once: no passes in a row.
@@ -197,7 +182,8 @@ class Engine:
         if agreed.news:
             self._take(self.edge.share_news(news))
         spent = self.budget is not None and agreed.tokens >= self.budget.limit
-        if not agreed.work or spent:
+        if not agreed.work or (spent and not agreed.flights):
+            self.flights.drop()
             self.closed = spent or not agreed.open
             return StepReport(closed=self.closed, idle=not agreed.work)
         model = self.runner.model
@@ -205,54 +191,67 @@ class Engine:
         if was_training:
             model.eval()
         try:
-            return self._step(1 if agreed.watched else self._horizon(agreed.tokens), meanwhile)
+            return self._step(agreed, spent, meanwhile)
         finally:
             if was_training:
                 model.train()
 
-    def _step(self, horizon: int, meanwhile: Callable[[], None] | None) -> StepReport:
-        scheduler, runner = self.scheduler, self.runner
+    def _step(self, agreed: Tally, spent: bool, meanwhile: Callable[[], None] | None) -> StepReport:
+        """Launch a step, and land the oldest one in the air: the step before, where this one may fly. Which passes ranks run
+        here depends on what they have agreed on alone."""
+        scheduler, runner, flights = self.scheduler, self.runner, self.flights
         if runner.cache is None:  # it was given back meanwhile
+            flights.land_all(self.tells_tokens)
             scheduler.restart()
             runner.follow_weights()
             runner.open(self.size)
+        flies, horizon = self._manner(agreed)
+        if spent or (agreed.flights and not flies):
+            if meanwhile is not None:
+                meanwhile()
+            if len(flights):
+                flights.land(self.tells_tokens)
+            return flights.report()
         busy = scheduler.has_work
-        step = scheduler.plan(horizon) if busy else Step(horizon=horizon)
         if not busy and not self.edge.shares_experts:
-            return StepReport()
+            flights.drop()
+            return flights.report()
+        step = scheduler.plan(horizon, agreed.flights > 0) if busy else Step(horizon=horizon)
         shape = self.edge.share_shape(step) if runner.in_rows else StepShape.of(step)
-        sampled, prompt_scores = runner.run(step, shape, meanwhile)
-        before = [len(sequence.tokens) for sequence in step.decoding] if self.tells_tokens else []
-        try:
-            check_finite(step, sampled)
-            done = scheduler.advance(step, sampled)
-        except Exception as error:
-            self.fail(error)
-            return StepReport()
-        tokens = {}
-        if self.tells_tokens:
-            taken = zip(step.decoding, sampled, before, strict=True)
-            tokens = {sequence.index: drawn.first(len(sequence.tokens) - count) for sequence, drawn, count in taken}
-        finished = {sequence.index: sequence.completion() for sequence in done}
-        return StepReport(tokens, finished, prompt_scores=prompt_scores)
+        flights.launched(step, shape.turns, runner.launch(step, shape, meanwhile))
+        if len(flights) > 1 or not flies or shape.scored:
+            flights.land(self.tells_tokens)
+        return flights.report()
 
-    def _horizon(self, tokens: int) -> int:
-        """Tokens in a row. Near the end of a budget one at a time: it is not overshot by more than a forward pass. What is
-        not counted is not lost: no need for that near the end of a budget of other tokens."""
-        rows = self.sampling.most_rows(self.context.device.type)
-        most = self.runner.horizon * rows * self.context.data_size
-        near = self.budget is not None and self.budget.counted is None and tokens + most > self.budget.limit
-        return 1 if near else self.runner.horizon
+    def _manner(self, agreed: Tally) -> tuple[bool, int]:
+        """Whether the next step flies, and how many tokens it has in a row."""
+        if agreed.watched:
+            return False, 1
+        horizon = self.runner.horizon
+        flight = min(horizon, FLIGHT)
+        if not agreed.lands and not self._near_the_end(agreed, flight):
+            return True, flight
+        return False, 1 if self._near_the_end(agreed, horizon) else horizon
+
+    def _near_the_end(self, agreed: Tally, horizon: int) -> bool:
+        """Whether so many tokens in a row might overshoot a budget. Near its end it is one at a time: it is not overshot by
+        more than a forward pass. What is not counted is not lost: no need for that near the end of a budget of others."""
+        if self.budget is None or self.budget.counted is not None:
+            return False
+        most = horizon * self.sampling.most_rows(self.context.device.type) * self.context.data_size
+        return agreed.tokens + agreed.flying + most > self.budget.limit
 
     def _tally(self, news: News, opened: bool, watched: bool) -> Tally:
         tokens = 0
         if self.leads:
             counted = None if self.budget is None else self.budget.counted
             tokens = self.scheduler.generated if counted is None else counted()
-        work = self.scheduler.has_work or bool(news.requests)
+        flights, work = self.flights, self.has_work or bool(news.requests)
+        able = self.runner.flies and self.runner.in_rows and self.scheduler.may_fly()
         return Tally(
             failed=int(self._failure is not None), work=int(work), open=int(opened),
             news=len(news.requests) + len(news.cancelled), tokens=tokens, watched=int(watched),
+            lands=int(not able), flights=len(flights), flying=flights.tokens if self.leads else 0,
         )  # fmt: skip
 
     def _drain(self) -> News:
@@ -270,6 +269,7 @@ class Engine:
     def _take(self, news: News) -> None:
         for number in news.cancelled:
             self.scheduler.cancel(number)
+            self.flights.forget(number)
         for number, request in news.requests:
             self._admit(number, request)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from array import array
-from collections.abc import MutableSequence
+from collections.abc import Callable, MutableSequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,6 +13,7 @@ from megatron_ring.config.sampling import RequestSampling
 from megatron_ring.errors import RequestError
 from megatron_ring.sampler.columns import DRAWN, NAMES
 from megatron_ring.sampler.completion import Completion, FinishReason, absent_columns
+from megatron_ring.sampler.pages import PagePool
 from megatron_ring.sampler.row_settings import cuts, numbers_of
 from megatron_ring.sampler.stopping import StopConditions
 
@@ -52,6 +53,11 @@ class GenerationRequest:
         """The request that continues `begun`, an unfinished answer to this one. Its random numbers go on where they
         stopped; its keys and values are computed anew."""
         return dataclasses.replace(self, begun=begun)
+
+    @property
+    def scored(self) -> bool:
+        """Whether scores of tokens are wanted: they are made of each pass's logits."""
+        return self.top_logprobs is not None
 
     def check(self, max_positions: int) -> None:
         """Raise `RequestError` where a model of so many positions cannot answer it."""
@@ -140,6 +146,13 @@ class Sampled(NamedTuple):
             return self
         return Sampled(tuple(column[:count] for column in self.columns), self.routes[:count], self.scores[:count])
 
+    def joined(self, later: Sampled) -> Sampled:
+        """These tokens and the next."""
+        columns = tuple(column[:] for column in self.columns)
+        for column, more in zip(columns, later.columns, strict=True):
+            column.extend(more)
+        return Sampled(columns, [*self.routes, *later.routes], self.scores + later.scores)
+
 
 class Sequence:
     """A request being answered: what has been sampled, and where its keys and values are.
@@ -170,7 +183,8 @@ class Sequence:
         self.limit = len(request.prompt_tokens) + request.max_new_tokens - 1
         self.row = -1  # of the block table; -1: not running
         self.pages: list[int] = []
-        self.cached = 0  # tokens whose keys and values lie in `pages`
+        self.cached = 0  # tokens whose keys and values lie in `pages`, those that the device has been asked for included
+        self.flying = 0  # tokens that the device has been asked for and the host has not seen
         self.writable = 0  # positions from `cached` up to here lie in pages that nobody else uses
 
     @property
@@ -181,7 +195,12 @@ class Sequence:
     @property
     def left_to_fill(self) -> int:
         """Tokens before the last one that are not cached. At 0 the last token is fed, and a new one sampled."""
-        return self.length - 1 - self.cached
+        return self.length + self.flying - 1 - self.cached
+
+    @property
+    def all_asked(self) -> bool:
+        """Whether its longest response is in the air: it ends when that lands, if not before."""
+        return self.flying > 0 and len(self.tokens) + self.flying >= self.request.max_new_tokens
 
     @property
     def longest(self) -> int:
@@ -192,6 +211,13 @@ class Sequence:
     def last_token(self) -> int:
         tokens = self.columns[0]
         return tokens[-1] if tokens else self.request.prompt_tokens[-1]
+
+    def lacks_a_page(self, pool: PagePool, page_size: int) -> bool:
+        """Whether it has no page of its own for its next token, if there is one."""
+        if self.cached < self.writable or self.all_asked:
+            return False
+        column = self.cached // page_size
+        return column >= len(self.pages) or pool.is_shared(self.pages[column])
 
     def slice(self, start: int, count: int) -> list[int]:
         """`count` tokens of prompt and response from position `start`."""
@@ -215,6 +241,15 @@ class Sequence:
             self.versions[-1][1] += count
         elif count:
             self.versions.append([version, count])
+
+    def take_to_end(self, drawn: Sampled, stop: Callable[[Sequence], FinishReason | None], version: int) -> int:
+        """Take drawn tokens up to the one that ends the sequence; how many."""
+        for place in range(len(drawn.tokens)):
+            self.take(drawn, place, place + 1, version)
+            self.finish_reason = stop(self)
+            if self.finish_reason is not None:
+                return place + 1
+        return len(drawn.tokens)
 
     def completion(self) -> Completion:
         """What there is."""

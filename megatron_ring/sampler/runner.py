@@ -14,7 +14,7 @@ from megatron_ring.model.ring_model import RingModel, hidden_of_last_stage
 from megatron_ring.model.routes import NotedRoutes, new_routes, routes_as_bytes
 from megatron_ring.parallel import collectives
 from megatron_ring.parallel.context import ParallelContext
-from megatron_ring.parallel.device import capability, upload
+from megatron_ring.parallel.device import capability, synchronize, upload
 from megatron_ring.sampler.attention import PagedLayout
 from megatron_ring.sampler.cache import CacheSize, PagedCache
 from megatron_ring.sampler.columns import DRAWN, fill_columns
@@ -28,6 +28,8 @@ from megatron_ring.sampler.step import Chunk, Step, StepShape
 
 PATIENCE = 4  # steps of a small model that prompts wait for others to begin with, where all are there from the start
 SMALL_LAYER = 256 << 20  # bytes of weights that a GPU reads several times while the host launches a fill of the layer
+Land = Callable[[], tuple[list[Sampled], PromptScores]]
+"""Waits for what a step brings: tokens for each sequence that decodes, and scores of prompts."""
 
 
 class ModelRunner:
@@ -38,11 +40,16 @@ class ModelRunner:
         horizon: tokens decoded in a row, at most.
         overlaps: whether shared experts run beside the routed ones where tokens are decoded in rows. Graphs that there are
             stay as they were captured.
+        flies: whether a step may be launched before the last one has landed (`sampler.flights`), where tokens are decoded in
+            a row. It may be changed between two steps.
         narrow: the experts' weights in FP8, where `--sampling.weights` wants them and something was sampled since `release`.
     """
 
-    def __init__(self, model: RingModel, context: ParallelContext, sampling: SamplingConfig, note_routes: bool) -> None:
+    def __init__(
+        self, model: RingModel, context: ParallelContext, sampling: SamplingConfig, note_routes: bool, eos_id: int = -1
+    ) -> None:
         self.model, self.context, self.sampling, self.note_routes = model, context, sampling, note_routes
+        self._eos_id = eos_id
         self.cache: PagedCache | None = None
         self.narrow: NarrowExperts | None = None
         shape = model.ring_config
@@ -59,12 +66,12 @@ class ModelRunner:
         able = able and not (theirs and parallel.tensor > 1)
         self.graphs = able and context.device.type == "cuda" and sampling.cuda_graphs
         # Without graphs nothing is gained by not looking at each token.
-        self.horizon = HORIZON if self.graphs else 1
+        self.horizon, self.flies = HORIZON if self.graphs else 1, self.graphs
         self.overlaps = True
 
     @property
     def patience(self) -> int:
-        """Steps in one of which prompts are begun, where few rows are free (`Scheduler.patience`)."""
+        """Steps in one of which prompts are begun, where few rows are free (`step.Patience`)."""
         held = sum(parameter.nbytes for parameter in self.model.parameters())
         return PATIENCE if self.graphs and held < SMALL_LAYER * len(self.model.local_layers) else 1
 
@@ -119,7 +126,8 @@ class ModelRunner:
             ) from error
 
     def _drop_cache(self) -> None:
-        self.cache = self._loop = None
+        self.drop_loop()
+        self.cache = None
 
     def release(self) -> None:
         """Give back the memory of the cache, and of weights in FP8."""
@@ -133,6 +141,8 @@ class ModelRunner:
 
     def drop_loop(self) -> None:
         """Forget the captured graphs."""
+        if self._loop is not None:
+            synchronize()  # some may be running
         self._loop = None
 
     def loop(self) -> DecodeLoop:
@@ -140,7 +150,7 @@ class ModelRunner:
         if self._loop is None:
             assert self.cache is not None
             most = self.sampling.most_rows(self.context.device.type)  # of any rank, which all may have to compute
-            about = (most, self.graphs, self.note_routes, self.narrow, self.overlaps)
+            about = (most, self.graphs, self.note_routes, self.narrow, self._eos_id, self.overlaps)
             self._loop = DecodeLoop(self.model, self.cache, *about)
         return self._loop
 
@@ -150,21 +160,9 @@ class ModelRunner:
         return 0 if self._loop is None else len(self._loop.captured)
 
     def capture(self, key: GraphKey) -> None:
-        """Capture a graph before its batch comes; a failure is told as by `run`."""
+        """Capture a graph before its batch comes; a failure is told as by `launch`."""
         with self._told():
             self.loop().captured_turn(key)
-
-    def run(
-        self, step: Step, shape: StepShape, meanwhile: Callable[[], None] | None = None
-    ) -> tuple[list[Sampled], PromptScores]:
-        """`forward`. Others may wait inside the same forward pass and cannot be told of a failure: this process ends, and
-        its launcher ends theirs.
-
-        Raises:
-            UserError, RuntimeError: naming this rank.
-        """
-        with self._told():
-            return self.forward(step, shape, meanwhile)
 
     @contextmanager
     def _told(self) -> Iterator[None]:
@@ -180,35 +178,42 @@ class ModelRunner:
             raise RuntimeError(f"rank {self.context.rank}: {type(error).__name__}: {error}") from error
 
     @torch.no_grad()
-    def forward(
-        self, step: Step, shape: StepShape, meanwhile: Callable[[], None] | None = None
-    ) -> tuple[list[Sampled], PromptScores]:
-        """Run a step through all pipeline stages; as many tokens as `shape.turns` for each sequence that decodes. Scores of
+    def launch(self, step: Step, shape: StepShape, meanwhile: Callable[[], None] | None = None) -> Land:
+        """Run a step through all pipeline stages: as many tokens as `shape.turns` for each sequence that decodes. Scores of
         prompts come beside them. Where tokens are scored no graph is used: it keeps no logits.
+
+        Where nothing is decoded in rows, all is done when this returns. Otherwise the device has been asked for it, and the
+        result waits for the tokens. What is asked for later comes behind it.
+
+        Others may wait inside the same forward pass and cannot be told of a failure: this process ends, and its launcher
+        ends theirs.
 
         Args:
             shape: of the step of all ranks that share experts.
-            meanwhile: called once: while the device decodes in rows, where the host would wait for it, else before the pass.
+            meanwhile: called once: when the device has got what it decodes in rows, else before the pass.
+
+        Raises:
+            UserError, RuntimeError: naming this rank. So does the result.
         """
         assert self.cache is not None
-        self.cache.prepare(step)
-        loops = self.in_rows and not shape.scored
-        if not loops:
-            if meanwhile is not None:
-                meanwhile()
-            return self._forward_eagerly(step.decoding, step.chunks)
-
-        def beside() -> None:  # the host launches the fill, and does other work, while the device decodes
-            if shape.fills:
+        with self._told():
+            self.cache.prepare(step)
+            if not self.in_rows or shape.scored:
+                if meanwhile is not None:
+                    meanwhile()
+                done = self._forward_eagerly(step.decoding, step.chunks)
+                return lambda: done
+            rows = self.loop().launch(step.decoding, shape) if shape.rows else list
+            if shape.fills:  # the host launches the fill, and does other work, while the device decodes
                 self._forward_eagerly([], step.chunks)
             if meanwhile is not None:
                 meanwhile()
 
-        if not shape.rows:
-            beside()
-            return [], {}
-        sampled = self.loop().run(step.decoding, shape, beside)
-        return sampled, {}
+        def land() -> tuple[list[Sampled], PromptScores]:
+            with self._told():
+                return rows(), {}
+
+        return land
 
     def _forward_eagerly(self, decoding: list[Response], chunks: list[Chunk]) -> tuple[list[Sampled], PromptScores]:
         assert self.cache is not None

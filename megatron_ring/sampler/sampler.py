@@ -17,7 +17,8 @@ from megatron_ring.parallel.context import ParallelContext
 from megatron_ring.sampler.cache import CacheSize, size_for, size_for_any
 from megatron_ring.sampler.completion import Completion
 from megatron_ring.sampler.edge import StepEdge
-from megatron_ring.sampler.engine import Engine, StepReport, TokenBudget
+from megatron_ring.sampler.engine import Engine, TokenBudget
+from megatron_ring.sampler.flights import StepReport
 from megatron_ring.sampler.garbage import collector_paused
 from megatron_ring.sampler.pages import pages_for
 from megatron_ring.sampler.requests import GenerationRequest
@@ -42,7 +43,7 @@ class Sampler:
     ) -> None:  # fmt: skip
         self.model, self.context, self.sampling, self.eos_id, self.decode = model, context, sampling, eos_id, decode
         StopConditions(sampling, eos_id, decode)  # refuses what needs a tokenizer before anything is sampled
-        self.runner = ModelRunner(model, context, sampling, note_routes)
+        self.runner = ModelRunner(model, context, sampling, note_routes, eos_id)
         self.keeps_cache = keeps_cache
         self._engine: weakref.ref[Engine] | None = None
 
@@ -124,7 +125,7 @@ class Sampler:
         edge.settle(self._problem_with(requests))
         size = partial(size_for, requests, self.model, self.context, self.sampling)
         engine = self._open(edge, size, version, budget)
-        engine.scheduler.patience = self.runner.patience
+        engine.scheduler.patience.steps = self.runner.patience
         with collector_paused():
             engine.admit(list(requests))
         engine.close()

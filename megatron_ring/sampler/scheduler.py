@@ -15,19 +15,20 @@ from __future__ import annotations
 
 import heapq
 from bisect import insort
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Sequence_
 
 from megatron_ring.config.sampling import RequestSampling
 from megatron_ring.sampler.completion import FinishReason
 from megatron_ring.sampler.pages import PagePool, pages_for
 from megatron_ring.sampler.requests import GenerationRequest, Prefix, Sampled, Sequence
-from megatron_ring.sampler.step import FILL_BESIDE, Chunk, Step
+from megatron_ring.sampler.step import FILL_BESIDE, Chunk, Patience, Step
 from megatron_ring.sampler.stopping import StopConditions
 
 
 class Scheduler:
-    """The state of all requests that are not finished. `plan` and `advance` take turns; between them requests come and go.
+    """The state of all requests that are not finished. A step is planned, launched and landed; the next one may be planned
+    before the last has landed where `may_fly` says so. Between two calls requests come and go.
 
     Args:
         pages: of the cache, the scrap page not counted. Each request must fit them alone.
@@ -38,8 +39,7 @@ class Scheduler:
         may_stop: whether it might end within these tokens that it has not taken yet; asked so that `stop` need not be.
 
     Attributes:
-        patience: where less than an eighth of the rows is free, prompts are begun in one of so many steps, not in each: a
-            fill that is short for the device takes the host as long as a large one.
+        patience: how long prompts wait to be begun together.
         sequences: those not finished, by index, which is their age.
         version: of the weights that sample now.
         finished, generated, filled, preemptions: counts since the start: of requests, of tokens, of tokens, of times.
@@ -52,12 +52,11 @@ class Scheduler:
     ) -> None:  # fmt: skip
         self.page_size, self.max_batch, self.prefill_tokens = page_size, max_batch, prefill_tokens
         self.stop, self.may_stop, self.version = stop, may_stop, version
-        self.pool = PagePool(pages)
+        self.pool, self.patience = PagePool(pages), Patience(max_batch)
         self.sequences: dict[int, Sequence] = {}
         self._prefixes: dict[tuple[int | None, tuple[int, ...]], Prefix] = {}
         self._waiting: list[tuple[int, Sequence]] = []  # a heap
-        self._blocked = 0
-        self.patience, self._since_begun = 1, 0  # steps
+        self._blocked = self._scored = 0
         self.running: list[Sequence] = []  # sorted by age
         self._rows = list(range(max_batch - 1, -1, -1))
         self.finished = self.generated = self.filled = self.preemptions = 0
@@ -75,6 +74,7 @@ class Scheduler:
         prefix = Prefix(tuple(request.prompt_tokens), owner=index if request.prompt_scores else None)
         prefix = self._prefixes.setdefault(prefix.key, prefix)
         prefix.unfinished += 1
+        self._scored += request.scored
         sequence = self.sequences[index] = Sequence(index, request, prefix, sampling, stops)
         heapq.heappush(self._waiting, (index, sequence))
         return sequence
@@ -103,21 +103,28 @@ class Scheduler:
         for prefix in self._prefixes.values():
             self._drop(prefix)
 
-    def plan(self, horizon: int = 1) -> Step:
-        """The next step; it has work whenever the scheduler has. Where nothing is filled and pages suffice, its horizon is
-        the one asked for; beside a small fill it is FILL_BESIDE at most."""
+    def may_fly(self) -> bool:
+        """Whether a step can be planned before the last one has landed: no token is scored, and there is a page for the next
+        one of each sequence: none must give back what it has."""
+        return not self._scored and sum(s.lacks_a_page(self.pool, self.page_size) for s in self.running) <= self.pool.free
+
+    def plan(self, horizon: int = 1, beside: bool = False) -> Step:
+        """The next step; it has work whenever the scheduler has, or a step before that is still in the air (`beside`; then
+        `may_fly` was true). Where nothing is filled and pages suffice, its horizon is the one asked for; beside a small fill
+        it is FILL_BESIDE at most."""
         step = Step()
         preempted = self.preemptions
         for sequence in list(self.running):  # older ones first; those behind may be preempted meanwhile
-            if sequence.cached >= sequence.writable and sequence.row >= 0:
+            if sequence.cached >= sequence.writable and sequence.row >= 0 and not sequence.all_asked:
                 self._make_writable(sequence, step)
         if self.preemptions == preempted:
-            self._admit(step)
+            self._admit(step, beside)
         budget = self.prefill_tokens
         for sequence in self.running:
             left = sequence.left_to_fill
             if left == 0:
-                step.decoding.append(sequence)
+                if not sequence.all_asked:
+                    step.decoding.append(sequence)
             elif left <= budget or (not step.chunks and budget):
                 # In pieces only if it must: a whole prompt is attended to as in training, without the cache.
                 count = min(left, budget)
@@ -127,26 +134,12 @@ class Scheduler:
             begin = len(self.running) - len(step.decoding) + self._blocked
             horizon = min(horizon, FILL_BESIDE) if step.fills_beside(begin) else 1
         if horizon > 1 and not step.scored:  # scores are made of each pass's logits
-            self._look_ahead(step, horizon)
+            step.look_ahead(horizon, self.pool, self.page_size)
         return step
 
-    def _look_ahead(self, step: Step, horizon: int) -> None:
-        """Give every sequence the pages for `horizon` tokens, if there are so many."""
-        wanted = [pages_for(min(sequence.cached + horizon, sequence.limit), self.page_size) for sequence in step.decoding]
-        more = [count - len(sequence.pages) for sequence, count in zip(step.decoding, wanted, strict=True)]
-        if sum(count for count in more if count > 0) > self.pool.free:
-            return
-        for sequence, count in zip(step.decoding, more, strict=True):
-            for _ in range(count):
-                page = self.pool.take()
-                step.table.append((sequence.row, len(sequence.pages), page))
-                sequence.pages.append(page)
-            sequence.writable = len(sequence.pages) * self.page_size
-        step.horizon = horizon
-
-    def advance(self, step: Step, sampled: Sequence_[Sampled]) -> list[Sequence]:
-        """Take what `step` computed: for each sequence of `step.decoding` as many tokens as its horizon says. Returns the
-        sequences that are finished by it."""
+    def launched(self, step: Step, turns: int) -> None:
+        """The device has been asked for `step`, with so many tokens of each sequence that decodes. What it fills is there
+        for all that is launched behind it."""
         for chunk in step.chunks:
             sequence, prefix = chunk.sequence, chunk.sequence.prefix
             sequence.cached += chunk.count
@@ -155,31 +148,30 @@ class Scheduler:
                 self._hold(prefix, sequence)
                 sequence.writable = 0  # its next token may go into a page that is now shared
                 self._unblock(prefix)
+        for sequence in step.decoding:
+            sequence.cached += turns
+            sequence.flying += turns
+
+    def landed(self, drawn: Iterable[tuple[Sequence, Sampled]], version: int) -> list[Sequence]:
+        """Take the tokens of a step that was launched under `version` of the weights, of the sequences that it decodes and
+        that are here still. Returns those that are finished by it. What is in the air of these goes on to no effect: pages
+        are written in the order of launches, so that who gets theirs comes behind it."""
         done = []
-        for sequence, drawn in zip(step.decoding, sampled, strict=True):
-            count = len(drawn.tokens)
-            if not self.may_stop(sequence, drawn.tokens):
-                sequence.take(drawn, 0, count, self.version)
+        for sequence, found in drawn:
+            count = len(found.tokens)
+            sequence.flying -= count
+            if not self.may_stop(sequence, found.tokens):
+                sequence.take(found, 0, count, version)
             else:
-                count = self._take_one_by_one(sequence, drawn)
+                count = sequence.take_to_end(found, self.stop, version)
                 if sequence.finish_reason is not None:
                     done.append(sequence)
-            sequence.cached += count
             self.generated += count
         for sequence in done:
             self._stop_running(sequence)
             self.finished += 1
             self._forget(sequence)
         return done
-
-    def _take_one_by_one(self, sequence: Sequence, drawn: Sampled) -> int:
-        """Take tokens up to the one that ends the sequence; how many."""
-        for place in range(len(drawn.tokens)):
-            sequence.take(drawn, place, place + 1, self.version)
-            sequence.finish_reason = self.stop(sequence)
-            if sequence.finish_reason is not None:
-                return place + 1
-        return len(drawn.tokens)
 
     def _make_writable(self, sequence: Sequence, step: Step) -> None:
         """Give the sequence a page of its own for its next token, unless it has to give back all it has."""
@@ -205,14 +197,14 @@ class Scheduler:
                 if youngest is sequence:
                     return
 
-    def _admit(self, step: Step) -> None:
+    def _admit(self, step: Step, beside: bool) -> None:
         """Start waiting sequences, oldest first, while there are rows and pages, with a page to spare for each that runs:
         otherwise what is admitted now would be preempted soon."""
-        self._since_begun += 1
-        free = self.max_batch - len(self.running) - self._blocked
-        begins = self._since_begun >= self.patience or 8 * free >= self.max_batch
+        begins = self.patience.is_over(self.max_batch - len(self.running) - self._blocked)
         while self._waiting and len(self.running) + self._blocked < self.max_batch:
             sequence = self._waiting[0][1]
+            if beside and sequence.request.scored:
+                return
             prefix = sequence.prefix
             self._find_running(prefix)
             if prefix.filler is not None:
@@ -229,7 +221,7 @@ class Scheduler:
                     return
                 continue
             heapq.heappop(self._waiting)
-            self._since_begun = self._since_begun if prefix.pages else 0
+            self.patience.begun(not prefix.pages)
             self._start(sequence, step)
 
     def _find_running(self, prefix: Prefix) -> None:
@@ -273,6 +265,7 @@ class Scheduler:
 
     def _forget(self, sequence: Sequence) -> None:
         del self.sequences[sequence.index]
+        self._scored -= sequence.request.scored
         prefix = sequence.prefix
         prefix.unfinished -= 1
         if prefix.unfinished == 0:
@@ -280,6 +273,7 @@ class Scheduler:
             del self._prefixes[prefix.key]
 
     def _preempt(self, sequence: Sequence) -> None:
+        assert not sequence.flying, "its next token is not known"
         self._stop_running(sequence)
         if sequence.prefix.filler is sequence:
             self._unblock(sequence.prefix)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence as Sequence_
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from megatron_ring.errors import NotFiniteError
 from megatron_ring.sampler.columns import NAMES
+from megatron_ring.sampler.pages import PagePool, pages_for
 from megatron_ring.sampler.requests import Sampled, Sequence
 
 _LOGPROBS, _ENTROPIES = NAMES.index("logprobs"), NAMES.index("entropies")
@@ -54,8 +55,43 @@ class Step:
     @property
     def scored(self) -> bool:
         """Whether scores of tokens are wanted of it."""
-        asked = any(sequence.request.top_logprobs is not None for sequence in self.decoding)
+        asked = any(sequence.request.scored for sequence in self.decoding)
         return asked or any(chunk.sequence.request.prompt_scores for chunk in self.chunks)
+
+    def look_ahead(self, horizon: int, pool: PagePool, page_size: int) -> None:
+        """Give every sequence that decodes the pages for `horizon` tokens, if there are so many."""
+        wanted = [pages_for(min(sequence.cached + horizon, sequence.limit), page_size) for sequence in self.decoding]
+        more = [count - len(sequence.pages) for sequence, count in zip(self.decoding, wanted, strict=True)]
+        if sum(count for count in more if count > 0) > pool.free:
+            return
+        for sequence, count in zip(self.decoding, more, strict=True):
+            for _ in range(count):
+                page = pool.take()
+                self.table.append((sequence.row, len(sequence.pages), page))
+                sequence.pages.append(page)
+            sequence.writable = len(sequence.pages) * page_size
+        self.horizon = horizon
+
+
+class Patience:
+    """Whether a step begins prompts. Where less than an eighth of the rows is free that is so in one of `steps` steps, not in
+    each: a fill that is short for the device takes the host as long as a large one.
+
+    Args:
+        rows: sequences running at once.
+    """
+
+    def __init__(self, rows: int) -> None:
+        self.rows, self.steps, self._waited = rows, 1, 0
+
+    def is_over(self, free: int) -> bool:
+        """Asked once in each step, with the rows that are free."""
+        self._waited += 1
+        return self._waited >= self.steps or 8 * free >= self.rows
+
+    def begun(self, prompt: bool) -> None:
+        """A sequence has been admitted whose prompt nobody holds."""
+        self._waited = 0 if prompt else self._waited
 
 
 class StepShape(NamedTuple):
@@ -86,10 +122,10 @@ class StepShape(NamedTuple):
         return cls(len(step.decoding), longest, int(bool(step.chunks)), step.horizon, int(some_cuts), int(step.scored))
 
 
-def check_finite(step: Step, sampled: Sequence_[Sampled]) -> None:
+def check_finite(drawn: Iterable[tuple[Sequence, Sampled]]) -> None:
     """Raises `NotFiniteError` where a number that was drawn beside a token is none."""
-    for sequence, drawn in zip(step.decoding, sampled, strict=True):
-        logprobs, entropies = drawn.columns[_LOGPROBS], drawn.columns[_ENTROPIES]
+    for sequence, found in drawn:
+        logprobs, entropies = found.columns[_LOGPROBS], found.columns[_ENTROPIES]
         if math.isfinite(sum(logprobs) + sum(entropies)):
             continue
         wrong = [not math.isfinite(a + b) for a, b in zip(logprobs, entropies, strict=True)].index(True)

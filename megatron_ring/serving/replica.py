@@ -8,7 +8,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from megatron_ring.errors import UserError
-from megatron_ring.sampler.engine import Engine, StepReport
+from megatron_ring.sampler.engine import Engine
+from megatron_ring.sampler.flights import StepReport
 from megatron_ring.sampler.requests import GenerationRequest
 from megatron_ring.sampler.scores import TokenScore
 

@@ -141,7 +141,7 @@ def noted(parallel: ParallelConfig, shape: ModelConfig) -> tuple[int, list[tuple
     done = []
     while requests:
         sampler = Sampler(model, here, sampling, 3, note_routes=True)
-        sampler.horizon = 3 if here.world_size == 1 else 1
+        sampler.horizon, sampler.runner.flies = 3 if here.world_size == 1 else 1, True
         found = sampler.generate(requests, token_budget=40)
         pairs = list(zip(requests, found, strict=True))
         done += [(r.prompt_tokens, list(c.tokens), c.routes) for r, c in pairs if c.finish_reason]

@@ -147,7 +147,7 @@ actions = st.tuples(st.sampled_from(["add", "add", "add", "steps", "steps", "can
 scripts = st.lists(actions, min_size=15, max_size=50)
 limits = st.builds(
     limited, batch=st.integers(1, 7), page=st.sampled_from([1, 3, 8, 32]), chunk=st.sampled_from([1, 5, 8192]),
-    more=st.integers(0, 40),
+    more=st.sampled_from([0, 0, 3, 40]),
 )  # fmt: skip
 
 
@@ -157,11 +157,11 @@ def any_script(alone: list[Any]) -> dict[str, int]:
     model, here = make(ParallelConfig())
     counts = {"tokens": 0, "cancelled": 0, "preemptions": 0}
 
-    @settings(max_examples=40, deadline=None, database=None, derandomize=True)
-    @given(script=scripts, sampling=limits, horizon=st.sampled_from([1, 1, 4]))
-    def check(script: Script, sampling: SamplingConfig, horizon: int) -> None:
+    @settings(max_examples=50, deadline=None, database=None, derandomize=True)
+    @given(script=scripts, sampling=limits, how=st.sampled_from([(1, False), (1, False), (4, False), (4, True)]))
+    def check(script: Script, sampling: SamplingConfig, how: tuple[int, bool]) -> None:
         sampler = Sampler(model, here, sampling, EOS, decode)
-        sampler.horizon = horizon
+        sampler.horizon, sampler.runner.flies = how
         found, brought, cancelled, preemptions = drive(sampler, script)
         counts["tokens"] += check_alone(found, brought, alone)
         counts["cancelled"] += len(cancelled)
@@ -176,18 +176,18 @@ def any_script(alone: list[Any]) -> dict[str, int]:
 def test_what_comes_beside_it_does_not_matter(run_on: Any, alone: list[Any]) -> None:
     """Arrivals and cancellations at any step, mixed settings in one batch, little memory."""
     (counts,) = run_on(1, any_script, alone)
-    assert counts["tokens"] > 1000 and counts["cancelled"] > 20 and counts["preemptions"] > 10, counts
+    assert counts["tokens"] > 1000 and counts["cancelled"] > 20 and counts["preemptions"] > 2, counts
 
 
-def driven(parallel: ParallelConfig, cases: list[tuple[list[Script], SamplingConfig, int]]) -> tuple[int, list[Any]]:
+def driven(parallel: ParallelConfig, cases: list[tuple[list[Script], SamplingConfig, int, bool]]) -> tuple[int, list[Any]]:
     """Each replica goes through a script of its own, as many steps long as the others'."""
     from megatron_ring.sampler.sampler import Sampler
 
     model, here = make(parallel)
     found = []
-    for of_replicas, sampling, horizon in cases:
+    for of_replicas, sampling, horizon, flies in cases:
         sampler = Sampler(model, here, sampling, EOS, decode)
-        sampler.horizon = horizon
+        sampler.horizon, sampler.runner.flies = horizon, flies
         found.append(drive(sampler, of_replicas[here.data_rank]))
     return here.data_rank, found
 
@@ -208,13 +208,13 @@ def as_long(first: Script, second: Script) -> list[Script]:
 @pytest.mark.distributed
 @pytest.mark.parametrize("layout", ["dp2", "tp2", "ep2", "pp2"])
 @settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(cases=st.lists(st.tuples(st.builds(as_long, scripts, scripts), limits, st.sampled_from([1, 3])), min_size=2,
-                      max_size=2))  # fmt: skip
+@given(cases=st.lists(st.tuples(st.builds(as_long, scripts, scripts), limits, st.sampled_from([1, 3]), st.booleans()),
+                      min_size=2, max_size=2))  # fmt: skip
 def test_nor_does_the_layout(run_on: Any, alone: list[Any], layout: str, cases: list[Any]) -> None:
     """The leader of each replica brings its requests; the other ranks learn of them, and get the same answers."""
     processes, parallel = LAYOUTS[layout]
     if layout == "pp2":  # one pass through a pipeline cannot feed itself
-        cases = [(each, sampling, 1) for each, sampling, _ in cases]
+        cases = [(each, sampling, 1, flies) for each, sampling, _, flies in cases]
     answers = run_on(processes, driven, parallel, cases)
     for _, found in answers:
         for finished, brought, _, _ in found:

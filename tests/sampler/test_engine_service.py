@@ -6,6 +6,7 @@ from __future__ import annotations
 import gc
 import threading
 import tracemalloc
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -63,34 +64,55 @@ def test_requests_leave_nothing_behind(run_on: Any) -> None:
     assert second - first < 3_000  # 3 bytes a request
 
 
-def weights_that_move() -> tuple[Any, Any, Any, Any]:
+def weights_that_move(horizon: int, flies: bool, asks: bool) -> tuple[Any, Any, Any, Any]:
     """A response half of which is sampled under other weights, and what `generate` makes of its first half; one whose cache
-    was given back on the way, and alone."""
+    was given back on the way, and alone. Where nobody `asks` how far the first is, that is read from its versions."""
     from megatron_ring.sampler.sampler import Sampler
 
     model, here = make(ParallelConfig())
     sampler = Sampler(model, here, USUAL, EOS, decode)
+    sampler.horizon, sampler.runner.flies = horizon, flies
     first, second = requests()[8], requests()[11]
     engine = sampler.engine(version=3)
     numbers = [engine.add(first), engine.add(second)]
-    for _ in range(5):
-        engine.step()
-    begun = engine.partial(numbers[0])
+    tokens = [token for _ in range(5 if horizon == 1 else 3) for token in of(engine.step(), numbers[0])]
+    before = len(tokens)
+    begun = engine.partial(numbers[0]) if asks else None
     sampler.release()
     engine.cancel(numbers[1])
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(1.1)
     engine.weights_changed(4)
-    found = run_out(engine)
+    engine.close()
+    found: dict[int, Any] = {}
+    while not (report := engine.step()).closed:
+        tokens += of(report, numbers[0])
+        found |= report.finished
+    assert list(found) == [numbers[0]] and tokens == list(found[numbers[0]].tokens)
+    if begun is None:
+        begun = first_tokens(found[numbers[0]], found[numbers[0]].versions[0][1])
+    assert flies == (len(begun.tokens) > before)  # these were in the air
     wanted = Sampler(model, here, USUAL, EOS, decode).generate([first.continued(begun)], version=4)[0]
     engine = sampler.engine()
     number = engine.add(second)
-    for _ in range(5):
+    for _ in range(5 if horizon == 1 else 3):
         engine.step()
     sampler.release()
     engine.step()
     return found[numbers[0]], wanted, run_out(engine)[number], sampler.generate([second])[0]
+
+
+def of(report: Any, number: int) -> list[int]:
+    """The tokens of a request in a report."""
+    return list(report.tokens[number].tokens) if number in report.tokens else []
+
+
+def first_tokens(whole: Any, count: int) -> Any:
+    from megatron_ring.sampler.columns import NAMES
+
+    columns = {name: getattr(whole, name)[:count] for name in NAMES}
+    return replace(whole, **columns, versions=whole.versions[:1], finish_reason=None)
 
 
 def run_out(engine: Any) -> dict[int, Any]:
@@ -107,8 +129,11 @@ def run_out_open(engine: Any) -> dict[int, Any]:
 
 
 @pytest.mark.distributed
-def test_what_is_begun_goes_on_under_other_weights(run_on: Any) -> None:
-    ((found, wanted, released, whole),) = run_on(1, weights_that_move)
+@pytest.mark.parametrize(
+    ("horizon", "flies", "asks"), [(1, False, True), (2, False, False), (2, True, True), (2, True, False)]
+)
+def test_what_is_begun_goes_on_under_other_weights(run_on: Any, horizon: int, flies: bool, asks: bool) -> None:
+    ((found, wanted, released, whole),) = run_on(1, weights_that_move, horizon, flies, asks)
     assert found.tokens == wanted.tokens and found.versions == wanted.versions
     assert [version for version, _ in found.versions] == [3, 4] and all(count > 1 for _, count in found.versions)
     assert torch.allclose(torch.tensor(found.logprobs), torch.tensor(wanted.logprobs), atol=1e-5)
@@ -150,12 +175,14 @@ def test_what_cannot_be_served_is_refused_and_nothing_else(run_on: Any) -> None:
     assert "no column is named logits: ask for some of tokens, logprobs" in column and "no tokenizer" in stop
 
 
-def failing(parallel: ParallelConfig) -> tuple[str, int]:
+def failing(parallel: ParallelConfig, flies: bool) -> tuple[str, int]:
     """What each rank is told when rank 1 fails between two steps, and how many requests it has answered."""
     from megatron_ring.sampler.sampler import Sampler
 
     model, here = make(parallel)
-    engine, answered = Sampler(model, here, USUAL, EOS, decode).engine(), 0
+    sampler = Sampler(model, here, USUAL, EOS, decode)
+    sampler.horizon, sampler.runner.flies = 1 + flies, flies
+    engine, answered = sampler.engine(), 0
     try:
         if engine.leads:
             engine.add(requests()[4])
@@ -171,9 +198,12 @@ def failing(parallel: ParallelConfig) -> tuple[str, int]:
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("layout", ["dp2", "tp2", "ep2", "pp2"])
-def test_a_failure_is_raised_by_those_that_step_together(run_on: Any, layout: str) -> None:
-    first, second = run_on(2, failing, LAYOUTS[layout][1])
+@pytest.mark.parametrize(
+    ("layout", "flies"),
+    [("dp2", False), ("tp2", False), ("ep2", False), ("pp2", False), ("dp2", True), ("tp2", True), ("ep2", True)],
+)
+def test_a_failure_is_raised_by_those_that_step_together(run_on: Any, layout: str, flies: bool) -> None:
+    first, second = run_on(2, failing, LAYOUTS[layout][1], flies)
     assert second == ("rank 1: KeyError: 'lost'", 0)
     assert first == (second if layout != "dp2" else ("", 1))  # replicas that share nothing are not stopped
 

@@ -73,13 +73,15 @@ def settings_do_not_matter() -> dict[str, int]:
     @given(
         batch=st.integers(1, 12), page=st.sampled_from([1, 3, 8, 64]), chunk=st.sampled_from([1, 5, 8192]),
         more=st.integers(0, 80), order=st.permutations(range(len(requests))), kept=st.integers(1, len(requests)),
-        horizon=st.sampled_from([1, 3, 8]),
+        horizon=st.sampled_from([1, 3, 8]), flies=st.booleans(),
     )  # fmt: skip
-    def check(batch: int, page: int, chunk: int, more: int, order: list[int], kept: int, horizon: int) -> None:
+    def check(
+        batch: int, page: int, chunk: int, more: int, order: list[int], kept: int, horizon: int, flies: bool
+    ) -> None:  # fmt: skip
         tokens = -(-longest // page) * page + more
         sampling = SamplingConfig(top_p=0.9, max_batch=batch, page_size=page, prefill_tokens=chunk, kv_tokens=tokens)
         sampler = Sampler(model, here, sampling, EOS)
-        sampler.horizon, sampler.runner.overlaps = horizon, kept % 2 == 1
+        sampler.horizon, sampler.runner.flies, sampler.runner.overlaps = horizon, flies, kept % 2 == 1
         engines = []
         open_engine = sampler._open
         sampler._open = lambda *about: engines.append(open_engine(*about)) or engines[0]
@@ -96,18 +98,20 @@ def settings_do_not_matter() -> dict[str, int]:
 @pytest.mark.distributed
 def test_a_response_depends_on_its_seed_alone(run_on) -> None:
     """Neither on the batch, nor on pages, chunks, order and preemption, nor on how many tokens are decoded in a row, nor on
-    whether shared experts run beside the others."""
+    whether the next are launched before they have landed, nor on whether shared experts run beside the others."""
     (counts,) = run_on(1, settings_do_not_matter)
     assert counts["runs"] >= 30 and counts["preemptions"] > 20
 
 
-def sampled_under(parallel: ParallelConfig, sampling: SamplingConfig, horizon: int = 1) -> tuple[int, list[Any]]:
+def sampled_under(
+    parallel: ParallelConfig, sampling: SamplingConfig, horizon: int = 1, flies: bool = False
+) -> tuple[int, list[Any]]:
     from megatron_ring.sampler.sampler import Sampler
 
     model, here = make(parallel)
     requests = groups([3, 1, 2, 2, 1])
     sampler = Sampler(model, here, sampling, EOS)
-    sampler.horizon = horizon
+    sampler.horizon, sampler.runner.flies = horizon, flies
     return here.data_rank, sampler.generate(requests[here.data_rank :: here.data_size])
 
 
@@ -147,15 +151,16 @@ def test_every_layout_samples_the_same(run_on, alone: list[Any], layout: str) ->
 @pytest.mark.distributed
 @pytest.mark.parametrize("layout", ["dp2", "tp2", "ep2", pytest.param("tp2_ep2", marks=pytest.mark.slow),
                                     pytest.param("ep2_of_4", marks=pytest.mark.slow)])  # fmt: skip
-def test_several_tokens_in_a_row_are_the_same(run_on, alone: list[Any], layout: str) -> None:
+@pytest.mark.parametrize("flies", [False, True])
+def test_several_tokens_in_a_row_are_the_same(run_on, alone: list[Any], layout: str, flies: bool) -> None:
     """What CUDA graphs hold, without the graphs: ranks that share experts see each other's tokens."""
-    same_as_alone(run_on, alone, layout, horizon=5)
+    same_as_alone(run_on, alone, layout, horizon=3 if flies else 5, flies=flies)
 
 
-def same_as_alone(run_on, alone: list[Any], layout: str, horizon: int) -> None:
+def same_as_alone(run_on, alone: list[Any], layout: str, horizon: int, flies: bool = False) -> None:
     processes, parallel = {**LAYOUTS, **MORE_LAYOUTS}[layout]
     data_size = parallel.data(processes)
-    for data_rank, found in run_on(processes, sampled_under, parallel, TIGHT, horizon):
+    for data_rank, found in run_on(processes, sampled_under, parallel, TIGHT, horizon, flies):
         wanted = alone[data_rank::data_size]
         assert [(c.tokens, c.finish_reason) for c in found] == [(c.tokens, c.finish_reason) for c in wanted]
         for a, b in zip(found, wanted, strict=True):
@@ -163,25 +168,25 @@ def same_as_alone(run_on, alone: list[Any], layout: str, horizon: int) -> None:
                 assert torch.allclose(torch.tensor(getattr(a, name)), torch.tensor(getattr(b, name)), atol=1e-5)
 
 
-def uneven_work(horizon: int) -> int:
+def uneven_work(horizon: int, flies: bool) -> int:
     """EP=2 with nine prompts on rank 0's side and none on the other: both must finish."""
     from megatron_ring.sampler.requests import GenerationRequest
     from megatron_ring.sampler.sampler import Sampler
 
     model, here = make(ParallelConfig(expert=2))
     sampler = Sampler(model, here, SamplingConfig(max_batch=4, max_new_tokens=8), EOS)
-    sampler.horizon = horizon
+    sampler.horizon, sampler.runner.flies = horizon, flies
     requests = [GenerationRequest(p, i, 8) for i, p in enumerate(prompts(9))] if here.data_rank == 0 else []
     return len(sampler.generate(requests))
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("horizon", [1, 3])
-def test_a_replica_without_work_takes_part(run_on, horizon: int) -> None:
-    assert run_on(2, uneven_work, horizon) == [9, 0]
+@pytest.mark.parametrize(("horizon", "flies"), [(1, False), (3, False), (3, True)])
+def test_a_replica_without_work_takes_part(run_on, horizon: int, flies: bool) -> None:
+    assert run_on(2, uneven_work, horizon, flies) == [9, 0]
 
 
-def with_budgets(parallel: ParallelConfig, budget: int) -> tuple[int, list[Any], list[int]]:
+def with_budgets(parallel: ParallelConfig, budget: int, flies: bool) -> tuple[int, list[Any], list[int]]:
     """Calls of `budget` tokens until all is done, each in a sampler of its own."""
     from megatron_ring.parallel import collectives
     from megatron_ring.sampler.sampler import Sampler
@@ -191,7 +196,9 @@ def with_budgets(parallel: ParallelConfig, budget: int) -> tuple[int, list[Any],
     answers, sampled, version = {}, [], 0
     while any(collectives.gather_over_world(len(state))):
         before = sum(len(request.begun.tokens) for request in state.values())
-        completions = Sampler(model, here, TIGHT, EOS).generate(list(state.values()), version=version, token_budget=budget)
+        sampler = Sampler(model, here, TIGHT, EOS)
+        sampler.horizon, sampler.runner.flies = 1 + flies, flies
+        completions = sampler.generate(list(state.values()), version=version, token_budget=budget)
         made = sum(len(c.tokens) for c in completions) - before
         sampled.append(sum(collectives.gather_over_world(made)) * here.data_size // here.world_size)
         for (i, request), completion in zip(list(state.items()), completions, strict=True):
@@ -205,11 +212,19 @@ def with_budgets(parallel: ParallelConfig, budget: int) -> tuple[int, list[Any],
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("layout", ["one", "dp2", "tp2", "ep2", "pp2"])
-def test_responses_go_on_where_a_token_budget_stopped_them(run_on, alone: list[Any], layout: str) -> None:
+@pytest.mark.parametrize(
+    ("layout", "flies"),
+    [
+        (layout, flies)
+        for layout in ("one", "dp2", "tp2", "ep2", "pp2")
+        for flies in (False, True)
+        if layout != "pp2" or not flies
+    ],
+)
+def test_responses_go_on_where_a_token_budget_stopped_them(run_on, alone: list[Any], layout: str, flies: bool) -> None:
     processes, parallel = LAYOUTS[layout]
     data_size = parallel.data(processes)
-    for data_rank, found, sampled in run_on(processes, with_budgets, parallel, 25):
+    for data_rank, found, sampled in run_on(processes, with_budgets, parallel, 25, flies):
         assert len(sampled) > 2
         # The budget is of all replicas together; the step that reaches it may pass it by less than its batch.
         assert all(25 <= count < 25 + 4 * data_size for count in sampled[:-1])

@@ -15,8 +15,8 @@ from megatron_ring.sampler.completion import Completion
 from megatron_ring.sampler.pages import PagePool, pages_for
 from megatron_ring.sampler.requests import GenerationRequest, Sampled, request_seed
 from megatron_ring.sampler.scheduler import Scheduler
-from megatron_ring.sampler.step import FILL_BESIDE, SMALL_FILL
-from tests.sampler.simulated_cache import EOS, SimulatedCache, drawn, expected, stop
+from megatron_ring.sampler.step import FILL_BESIDE, SMALL_FILL, Step
+from tests.sampler.simulated_cache import EOS, SimulatedCache, advance, drawn, expected, stop
 
 LONGEST = 14 + 9  # tokens of a prompt and of a response
 
@@ -28,13 +28,15 @@ limits = st.fixed_dictionaries(
         "prefill_tokens": st.integers(1, 30),
         "horizon": st.integers(1, 5),
         "patience": st.sampled_from([1, 4]),
+        "flies": st.booleans(),
     }
 )
 
 
 class Sampling(RuleBasedStateMachine):
     """Steps of a scheduler whose requests and limits are drawn, with arrivals, cancellations and interruptions: what is
-    unfinished goes on in another scheduler with other limits, or in the same one with an empty cache."""
+    unfinished goes on in another scheduler with other limits, or in the same one with an empty cache. Where it flies a step
+    is run before the last one has landed, if it could be as of then: what comes and goes between the two does not matter."""
 
     @initialize(
         prompts=st.lists(st.tuples(st.integers(1, 14), st.integers(1, 5), st.integers(1, 9)), min_size=1, max_size=7),
@@ -51,9 +53,10 @@ class Sampling(RuleBasedStateMachine):
 
     def open(
         self, requests: list[GenerationRequest], page_size: int, more_pages: int, max_batch: int, prefill_tokens: int,
-        horizon: int, patience: int,
+        horizon: int, patience: int, flies: bool,
     ) -> None:  # fmt: skip
-        self.horizon = horizon
+        self.horizon, self.flies = horizon, flies
+        self.air: list[tuple[Step, list[Sampled], int]] = []
         self.pages, self.oldest_waits = pages_for(LONGEST, page_size) + more_pages, 0
         self.cache = SimulatedCache(page_size)
         self.scheduler = Scheduler(
@@ -61,22 +64,25 @@ class Sampling(RuleBasedStateMachine):
             may_stop=lambda s, tokens: EOS in tokens or len(s.tokens) + len(tokens) >= s.request.max_new_tokens,
             version=self.version,
         )  # fmt: skip
-        self.scheduler.patience = patience
+        self.scheduler.patience.steps = patience
         self.added = 0
         for request in requests:
             self.add(request)
+        self.able = self.scheduler.may_fly()
 
     def add(self, request: GenerationRequest) -> None:
         self.scheduler.add(self.added, request)
         self.added += 1
 
-    @rule(prompt=st.integers(0, 8), length=st.integers(1, 14), new=st.integers(1, 9))
-    def arrive(self, prompt: int, length: int, new: int) -> None:
+    @rule(
+        prompt=st.integers(0, 8), length=st.integers(1, 14), new=st.integers(1, 9), scored=st.sampled_from([None, None, 0])
+    )
+    def arrive(self, prompt: int, length: int, new: int, scored: int | None = None) -> None:
         """One more sample of a prompt, a new one or one that others are answering."""
         known = {request.prompt_tokens[0] - 50: len(request.prompt_tokens) for request in self.asked}
         tokens = [50 + prompt] * known.get(prompt, length)
         self.seeds += 1
-        self.asked.append(GenerationRequest(tokens, request_seed(self.seeds), new))
+        self.asked.append(GenerationRequest(tokens, request_seed(self.seeds), new, top_logprobs=scored))
         self.add(self.asked[-1])
 
     @rule(which=st.integers(0, 10**6))
@@ -97,6 +103,7 @@ class Sampling(RuleBasedStateMachine):
 
     @rule()
     def restart(self) -> None:
+        self.land_all()
         self.version += 1
         self.scheduler.version = self.version
         self.scheduler.restart()
@@ -113,25 +120,44 @@ class Sampling(RuleBasedStateMachine):
         scheduler = self.scheduler
         oldest = next(iter(scheduler.sequences.values()))
         before = (oldest.length, oldest.cached)
+        flies, beside, preempted = self.flies and self.able, bool(self.air), scheduler.preemptions
+        if flies or not beside:
+            step = scheduler.plan(self.horizon, beside)
+            assert step.decoding or step.chunks or beside
+            assert step.horizon in (1, self.horizon)  # below FILL_BESIDE
+            assert step.horizon == 1 or not step.chunks or len(step.decoding) >= 4 * len(step.chunks)
+            assert sum(chunk.count for chunk in step.chunks) <= scheduler.prefill_tokens
+            assert len(scheduler.running) <= scheduler.max_batch
+            assert not beside or (not step.scored and scheduler.preemptions == preempted)
+            self.cache.run(step)
+            self.air.append((step, self.cache.draw(step), self.version))
+            scheduler.launched(step, step.horizon)
+            flies = flies and not step.scored
+        if len(self.air) > 1 or not flies:
+            self.land()
+        self.able = scheduler.may_fly()
+        # The oldest advances, or waits for another to fill its prompt (at most 13 tokens), or to begin with others.
+        self.oldest_waits = 0 if (oldest.length, oldest.cached) != before else self.oldest_waits + 1
+        assert self.oldest_waits < (14 + scheduler.patience.steps) * (1 + self.flies)
+
+    def land(self) -> None:
+        scheduler = self.scheduler
         held = {sequence: sequence.tokens[:] for sequence in scheduler.sequences.values()}
-        step = scheduler.plan(self.horizon)
-        assert step.decoding or step.chunks
-        assert step.horizon in (1, self.horizon)  # below FILL_BESIDE
-        assert step.horizon == 1 or not step.chunks or len(step.decoding) >= 4 * len(step.chunks)
-        assert sum(chunk.count for chunk in step.chunks) <= scheduler.prefill_tokens
-        assert len(scheduler.running) <= scheduler.max_batch
-        self.cache.run(step)
-        done = scheduler.advance(step, self.cache.draw(step))
+        step, sampled, version = self.air.pop(0)
+        pairs = zip(step.decoding, sampled, strict=True)
+        done = scheduler.landed([pair for pair in pairs if pair[0] in held], version)
         assert all(sequence.tokens[: len(tokens)] == tokens for sequence, tokens in held.items())
         for sequence in done:
             assert sequence.request.seed not in self.answers
             self.answers[sequence.request.seed] = sequence.completion()
-        # The oldest advances, or waits for another to fill its prompt (at most 13 tokens), or to begin with others.
-        self.oldest_waits = 0 if (oldest.length, oldest.cached) != before else self.oldest_waits + 1
-        assert self.oldest_waits < 14 + scheduler.patience
+
+    def land_all(self) -> None:
+        while self.air:
+            self.land()
 
     @rule(limits=limits)
     def interrupt(self, limits: dict[str, int]) -> None:
+        self.land_all()
         left = [s.request.continued(s.completion()) for s in self.scheduler.sequences.values()]
         self.version += 1
         self.open(left, **limits)
@@ -191,7 +217,7 @@ def run(scheduler: Scheduler) -> None:
     while scheduler.has_work:
         step = scheduler.plan()
         cache.run(step)
-        scheduler.advance(step, [drawn(sequence) for sequence in step.decoding])
+        advance(scheduler, step, [drawn(sequence) for sequence in step.decoding])
 
 
 @pytest.mark.parametrize("samples", [2, 16])
@@ -205,7 +231,7 @@ def test_the_samples_of_a_prompt_share_one_prefill(samples: int) -> None:
 def test_full_pages_are_shared_and_the_last_is_copied() -> None:
     requests = [GenerationRequest([7] * 11, request_seed(k), 3) for k in range(4)]
     scheduler = of(requests, pages=40, page_size=4, max_batch=4, prefill_tokens=99, stop=lambda _: None)
-    scheduler.advance(scheduler.plan(), [])
+    advance(scheduler, scheduler.plan(), [])
     step = scheduler.plan()  # 10 shared tokens: two whole pages and half of a third
     assert len(step.decoding) == 4 and len(step.copies) == 4
     first = {tuple(sequence.pages[:2]) for sequence in step.decoding}
@@ -221,7 +247,7 @@ def test_many_decode_on_beside_a_small_fill(decoding: int, prompt: int, samples:
     """Samples of the prompt that is filled wait as well."""
     requests = [GenerationRequest([i + 1] * 5, request_seed(i), 99) for i in range(decoding)]
     scheduler = of(requests, pages=4000, page_size=4, max_batch=99, prefill_tokens=9999, stop=lambda _: None)
-    scheduler.advance(scheduler.plan(16), [])
+    advance(scheduler, scheduler.plan(16), [])
     assert scheduler.plan(16).horizon == 16
     for k in range(samples):
         scheduler.add(decoding + k, GenerationRequest([77] * prompt, request_seed(decoding, k), 99))
@@ -236,16 +262,30 @@ def test_prompts_begin_together() -> None:
     fills, answers = {}, {}
     for patience in (1, 4):
         scheduler = of(requests, pages=9000, page_size=4, max_batch=64, prefill_tokens=9999, stop=ends)
-        scheduler.patience, cache = patience, SimulatedCache(4)
+        scheduler.patience.steps, cache = patience, SimulatedCache(4)
         while scheduler.has_work:
             step = scheduler.plan()
             assert len(scheduler.running) > 64 - 8 or len(scheduler.running) == len(scheduler.sequences)
             cache.run(step)
-            done = scheduler.advance(step, [drawn(sequence) for sequence in step.decoding])
+            done = advance(scheduler, step, [drawn(sequence) for sequence in step.decoding])
             fills[patience] = fills.get(patience, 0) + bool(step.chunks)
             answers |= {(patience, sequence.index): sequence.tokens for sequence in done}
     assert fills[4] < 0.5 * fills[1]
     assert all(answers[1, i] == answers[4, i] and len(answers[1, i]) == r.max_new_tokens for i, r in enumerate(requests))
+
+
+def test_what_is_scored_waits_until_the_step_before_has_landed() -> None:
+    """Its logits are looked at in each pass, in which nothing else may be in the air."""
+    scheduler = of([GenerationRequest([5], 0, 9)], pages=9, page_size=4, max_batch=3, prefill_tokens=9, stop=lambda _: None)
+    assert scheduler.may_fly()
+    step = scheduler.plan()
+    scheduler.launched(step, 1)
+    scheduler.add(1, GenerationRequest([6], 1, 9))
+    scheduler.add(2, GenerationRequest([7], 2, 9, top_logprobs=0))
+    assert [sequence.index for sequence in scheduler.plan(beside=True).decoding] == [0, 1]
+    assert not scheduler.may_fly()
+    scheduler.landed([(step.decoding[0], drawn(step.decoding[0]))], 0)
+    assert [sequence.index for sequence in scheduler.plan().decoding] == [0, 1, 2]
 
 
 def test_the_youngest_makes_room_and_loses_nothing() -> None:
@@ -256,7 +296,7 @@ def test_the_youngest_makes_room_and_loses_nothing() -> None:
     while scheduler.has_work:
         step = scheduler.plan()
         before = [sequence.tokens[:] for sequence in sequences]
-        order += [s.index for s in scheduler.advance(step, [drawn(sequence) for sequence in step.decoding])]
+        order += [s.index for s in advance(scheduler, step, [drawn(sequence) for sequence in step.decoding])]
         for sequence, held in zip(sequences, before, strict=True):
             assert sequence.tokens[: len(held)] == held
     assert scheduler.preemptions > 0 and order == [0, 1, 2]
@@ -268,9 +308,9 @@ def test_spans_of_one_version_are_one(version: int) -> None:
     begun = Completion(tokens=[5], logprobs=[-1.0], processed_logprobs=[-1.0], entropies=[0.1], versions=[[4, 1]])
     request = GenerationRequest([1], 0, 9, begun)
     scheduler = of([request], pages=9, page_size=4, max_batch=1, prefill_tokens=9, stop=stop, version=version)
-    scheduler.advance(scheduler.plan(), [])
+    advance(scheduler, scheduler.plan(), [])
     step = scheduler.plan()
-    scheduler.advance(step, [Sampled(([7], [-2.0], [-2.0], [0.2]), [])])
+    advance(scheduler, step, [Sampled(([7], [-2.0], [-2.0], [0.2]), [])])
     assert scheduler.sequences[0].completion().versions == ([[4, 2]] if version == 4 else [[4, 1], [5, 1]])
     assert request.begun.versions == [[4, 1]]
 
@@ -284,7 +324,7 @@ def test_a_sample_that_comes_later_shares_what_is_filled() -> None:
         for _ in range(count):
             step = scheduler.plan()
             cache.run(step)
-            scheduler.advance(step, [drawn(sequence) for sequence in step.decoding])
+            advance(scheduler, step, [drawn(sequence) for sequence in step.decoding])
 
     scheduler.add(0, GenerationRequest([7] * 11, 0, 20))
     steps(1)  # 5 of 10 tokens are filled

@@ -31,12 +31,14 @@ def requests() -> list[Any]:
     return [*found, replace(found[0], top_logprobs=1)]
 
 
-def score(parallel: ParallelConfig, limits: SamplingConfig) -> tuple[int, list[Scored]]:
+def score(parallel: ParallelConfig, limits: SamplingConfig, horizon: int = 1) -> tuple[int, list[Scored]]:
     """Every replica scores all."""
     from megatron_ring.sampler.sampler import Sampler
 
     model, here = make(parallel)
-    engine = Sampler(model, here, limits, EOS).engine()
+    sampler = Sampler(model, here, limits, EOS)
+    sampler.horizon, sampler.runner.flies = horizon, horizon > 1
+    engine = sampler.engine()
     asked = requests()
     found: list[Scored] = [({}, [], []) for _ in asked]
     if engine.leads:
@@ -85,8 +87,8 @@ def expected(run_on: Any) -> list[Scored]:
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_scores_are_those_of_training(layout: str, run_on: Any, expected: list[Scored]) -> None:
     processes, parallel = LAYOUTS[layout]
-    for limits in (SMALL, LARGE):
-        for preemptions, found in run_on(processes, score, parallel, limits):
+    for limits, horizon in ((SMALL, 1), (LARGE, 1 if parallel.pipeline > 1 else 3)):
+        for preemptions, found in run_on(processes, score, parallel, limits, horizon):
             assert preemptions > 0 or limits is LARGE
             for (prompt, response, tokens), wanted in zip(found, expected, strict=True):
                 assert tokens == wanted[2] and prompt.keys() == wanted[0].keys() and len(response) == len(wanted[1])

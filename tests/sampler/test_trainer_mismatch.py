@@ -192,7 +192,7 @@ def exact_sampling(horizon: int) -> float:
     initialize_weights(model, seed=11)
     requests = [GenerationRequest([5, 9, 7, 8, 4][:n], n, 3) for n in (1, 5)]
     sampler = Sampler(model, here, SamplingConfig(page_size=2, prefill_tokens=2), -1)
-    sampler.horizon = horizon
+    sampler.horizon, sampler.runner.flies = horizon, horizon > 1
     done = sampler.generate(requests)
     worst = 0.0
     for request, completion in zip(requests, done, strict=True):

@@ -63,7 +63,7 @@ def captured(parallel: ParallelConfig, looks: list[int]) -> tuple[Any, list[Any]
         patch.setattr(decoding, "Graphs", Direct)
         model, here = make(parallel)
         sampler = Sampler(model, here, SamplingConfig(max_batch=5, kv_tokens=2048), EOS, decode)
-        sampler.runner.graphs, sampler.horizon = True, 4
+        sampler.runner.graphs, sampler.horizon, sampler.runner.flies = True, 4, True
         engine, count = sampler.engine(), itertools.count()
         done = warm_up(engine, lambda: next(count) >= looks[here.rank])
         check_empty(engine)
