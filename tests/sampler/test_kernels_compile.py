@@ -16,8 +16,8 @@ CODE = """
 from triton import compile
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from megatron_ring.model.kernels import few_fp8_triton as fp8, few_tokens_triton as few
-from megatron_ring.sampler import cut_triton, draw_triton
+from megatron_ring.model.kernels import few_fp8_triton as fp8, few_tokens_triton as few, rope_triton
+from megatron_ring.sampler import cut_triton, decode_triton, draw_triton
 
 def build(kernel, types, warps, stages=3, **constants):
     signature = types | dict.fromkeys(constants, "constexpr")
@@ -60,6 +60,21 @@ for idle in (False, True):
     build(few._sort_slots, types | {"idle_ptr": "*u8" if idle else "*i64"}, 32, K=6, IDLE=idle, BLOCK=16384)
 types = {"words_ptr": "*i32", "scales_ptr": "*fp32", "out_ptr": "*bf16", "rows": "i32", "columns": "i32", "words": "i32"}
 build(fp8._wide, types, 4, TILE=64)
+
+def typed(kernel, **types):
+    return {name: types.get(name, "i32") for name in kernel.arg_names}
+
+tables = dict.fromkeys(("table_ptr", "listed_ptr", "done_ptr"), "*i32") | {"lengths_ptr": "*i64", "scale": "fp32"}
+tables |= dict.fromkeys(("parts_ptr", "lse_ptr", "cos_ptr", "sin_ptr"), "*fp32")
+listing = decode_triton._list_parts
+build(listing, typed(listing, **tables), 4, SPLIT=512, HEADS=4, ROWS=1024)
+for of, stages in (("*bf16", decode_triton.STAGES), ("*fp32", 3)):
+    tables |= dict.fromkeys(("q_ptr", "k_ptr", "v_ptr", "out_ptr", "qkv_ptr"), of)
+    constants = {"GROUP": 4, "ROWS": 16, "D": 128, "WIDTH": 128, "PAGE": 32, "BLOCK": decode_triton.BLOCK}
+    for kernel, more in ((decode_triton._attend_whole, {}), (decode_triton._attend_parts, {"SPLIT": decode_triton.SPLIT})):
+        build(kernel, typed(kernel, **tables), 4, stages, **constants, **more)
+    split, constants = rope_triton._rope_split, {"HEADS_BLOCK": 32, "HALF_BLOCK": 64, "BACKWARD": False, "SLOTS": True}
+    build(split, typed(split, **tables, slots_ptr="*i64"), 4, GROUPS=4, QUERIES=4, HALF=64, **constants)
 """
 HOPPER_SHARED = 227 * 1024  # bytes of a multiprocessor that programs can have
 
@@ -74,6 +89,9 @@ def test_decoding_compiles_for_hopper() -> None:
     done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stderr
     shared = [(line.split()[0], int(line.split()[1])) for line in done.stdout.splitlines()]
-    assert len(shared) == 36 and all(size <= HOPPER_SHARED for _, size in shared)
+    assert len(shared) == 43 and all(size <= HOPPER_SHARED for _, size in shared)
     experts = [size for name, size in shared if name.startswith(("_few", "_gate_up", "_down"))]
     assert len(experts) == 23 and all(size <= A100_SHARED for size in experts)
+    attention = [size for name, size in shared if name.startswith("_attend_")]
+    assert len(attention) == 4 and all(3 * size <= HOPPER_SHARED for size in attention[:2])  # registers allow no more
+    assert all(size <= A100_SHARED for size in attention)
