@@ -19,8 +19,8 @@ from megatron_ring.model.norm import RMSNorm
 from megatron_ring.parallel.device import has_cuda
 
 LayerImpl = Literal["native", "te"]
-# (layout, 1-based layer, q [T, heads, d], k and v [T, KV heads, d]) -> [T, heads, d]
-Attend = Callable[[TokenLayout, int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+# (layout, 1-based layer, qkv [T, KV heads, queries of one + 2, d], (cos, sin)) -> [T, heads, d]
+Attend = Callable[[TokenLayout, int, torch.Tensor, tuple[torch.Tensor, torch.Tensor]], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,8 @@ class LayerParts:
 
 
 def _attend_as_the_layout_does(config: Any) -> Attend:
-    if config.ring_exact:
-        return lambda layout, layer, q_thd, k_tgd, v_tgd: layout.attend_exactly(layer, q_thd, k_tgd, v_tgd)
-    return lambda layout, layer, q_thd, k_tgd, v_tgd: layout.attend(layer, q_thd, k_tgd, v_tgd)
+    exact = config.ring_exact
+    return lambda layout, layer, qkv_tgpd, rope: layout.attend_unsplit(layer, qkv_tgpd, rope, exact)
 
 
 def layer_parts(implementation: LayerImpl, dtype: torch.dtype) -> LayerParts:

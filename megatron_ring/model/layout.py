@@ -19,6 +19,7 @@ from megatron.core.packed_seq_params import PackedSeqParams
 
 from megatron_ring.config.model import ModelConfig
 from megatron_ring.model.attention_kernels import PackedAttention
+from megatron_ring.model.kernels.rope import split_and_rotate
 from megatron_ring.model.rope import rope_tables
 from megatron_ring.model.routes import Routes
 
@@ -53,6 +54,14 @@ class TokenLayout(PackedSeqParams, ABC):
         if self._rope is None:
             self._rope = rope_tables(self.positions, model.head_dim, model.rope_theta, model.rope_scaling)
         return self._rope
+
+    def attend_unsplit(
+        self, layer: int, qkv_tgpd: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor], exact: bool
+    ) -> torch.Tensor:
+        """`attend`, or `attend_exactly`, of what is neither split nor rotated: qkv [T, KV heads, queries of one + 2, d] as
+        `split_and_rotate` takes it, with the cos and sin of `rope` -> [T, heads, d]."""
+        q_thd, k_tgd, v_tgd = split_and_rotate(qkv_tgpd, *rope)
+        return (self.attend_exactly if exact else self.attend)(layer, q_thd, k_tgd, v_tgd)
 
     @abstractmethod
     def attend(self, layer: int, q_thd: torch.Tensor, k_tgd: torch.Tensor, v_tgd: torch.Tensor) -> torch.Tensor:

@@ -19,6 +19,7 @@ from transformer_engine.pytorch.cpp_extensions import general_grouped_gemm
 
 from megatron_ring.model.experts import GroupedExperts, Plus
 from megatron_ring.model.kernels.fp8 import Weight
+from megatron_ring.model.kernels.rope import split_and_rotate
 from megatron_ring.model.kernels.swiglu import swiglu_backward, swiglu_forward
 from megatron_ring.model.layout import PackedLayout, TokenLayout
 from megatron_ring.parallel.device import current_device
@@ -57,10 +58,11 @@ class EngineAttention:
         )
 
     def __call__(
-        self, layout: TokenLayout, layer: int, q_thd: torch.Tensor, k_tgd: torch.Tensor, v_tgd: torch.Tensor
+        self, layout: TokenLayout, layer: int, qkv_tgpd: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor]
     ) -> torch.Tensor:
         if not isinstance(layout, PackedLayout) or not any(layout.lengths):
-            return layout.attend(layer, q_thd, k_tgd, v_tgd)
+            return layout.attend_unsplit(layer, qkv_tgpd, rope, exact=False)
+        q_thd, k_tgd, v_tgd = split_and_rotate(qkv_tgpd, *rope)
         tokens, longest = sum(layout.lengths), max(layout.lengths)
         q, k, v = (x[:tokens] for x in (q_thd, k_tgd, v_tgd))
         if all(length == longest for length in layout.lengths):

@@ -24,6 +24,7 @@ from megatron_ring.sampler.pages import pages_for
 
 if TYPE_CHECKING:
     from megatron_ring.model.exact_attention import Asked
+    from megatron_ring.sampler.decode_triton import Listed
 
 
 class PagedLayout(TokenLayout):
@@ -135,12 +136,31 @@ class DecodeLayout(TokenLayout):
         return self.decode(q_thd, *self.cache.of_layer(layer))
 
     def attend_exactly(self, layer: int, q_thd: torch.Tensor, k_tgd: torch.Tensor, v_tgd: torch.Tensor) -> torch.Tensor:
+        self.cache.write(layer, self.slots, k_tgd, v_tgd)
+        return self._attend_exactly(layer, q_thd)
+
+    def attend_unsplit(
+        self, layer: int, qkv_tgpd: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor], exact: bool
+    ) -> torch.Tensor:
+        """Keys and values go straight into the cache where kernels run."""
+        if self.decode.kernel != "triton":
+            return super().attend_unsplit(layer, qkv_tgpd, rope, exact)
+        from megatron_ring.model.kernels import rope_triton
+
+        keys, values = self.cache.of_layer(layer)
+        tokens, groups, per_group, d = qkv_tgpd.shape
+        q_thd = qkv_tgpd.new_empty(tokens, groups * (per_group - 2), d)
+        k_sgd, v_sgd = keys.flatten(0, 1), values.flatten(0, 1)
+        rope_triton.split(qkv_tgpd.contiguous(), q_thd, k_sgd, v_sgd, *rope, backward=False, slots=self.slots)
+        return self._attend_exactly(layer, q_thd) if exact else self.decode(q_thd, keys, values)
+
+    def _attend_exactly(self, layer: int, q_thd: torch.Tensor) -> torch.Tensor:
         from megatron_ring.model.exact_attention import Asked, attend_paged
 
-        self.cache.write(layer, self.slots, k_tgd, v_tgd)
+        keys, values = self.cache.of_layer(layer)
         if self._exactly is None:
-            self._exactly = Asked.of_decoding(self.decode.lengths, q_thd.shape[1] // k_tgd.shape[1])
-        return attend_paged(self._exactly, q_thd, *self.cache.of_layer(layer), self.decode.block_table)
+            self._exactly = Asked.of_decoding(self.decode.lengths, q_thd.shape[1] // keys.shape[2])
+        return attend_paged(self._exactly, q_thd, keys, values, self.decode.block_table)
 
 
 class DecodeAttention:
@@ -156,13 +176,16 @@ class DecodeAttention:
         self.block_table, self.lengths, self.longest = block_table, lengths, longest
         self.kernel = "triton" if lengths.is_cuda and importlib.util.find_spec("triton") is not None else "sdpa"
         self._rows_ngl: torch.Tensor | None = None
+        self._listed: Listed | None = None
 
     def __call__(self, q_nhd: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         """q [N, heads, d]; keys and values [pages, page_size, KV heads, d], the last tokens included -> [N, heads, d]."""
         if self.kernel == "triton":
-            from megatron_ring.sampler.decode_triton import attend_decode
+            from megatron_ring.sampler.decode_triton import attend_decode, list_parts
 
-            return attend_decode(q_nhd, keys, values, self.block_table, self.lengths, self.longest)
+            if self._listed is None:
+                self._listed = list_parts(self.lengths, self.longest, keys.shape[2])
+            return attend_decode(q_nhd, keys, values, self.block_table, self.lengths, self.longest, self._listed)
         if self._rows_ngl is None:
             self._rows_ngl = _rows_of(self.block_table, keys.shape[1], keys.shape[2], self.longest)
             seen = torch.arange(self.longest, device=self.lengths.device) < self.lengths[:, None]

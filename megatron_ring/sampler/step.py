@@ -74,8 +74,8 @@ class Step:
 
 
 class Patience:
-    """Whether a step begins prompts. Where less than an eighth of the rows is free that is so in one of `steps` steps, not in
-    each: a fill that is short for the device takes the host as long as a large one.
+    """Whether a step begins prompts. Where less than an eighth of the rows is free that is so in one of `steps` steps, not
+    in each: a fill that is short for the device takes the host as long as a large one.
 
     Args:
         rows: sequences running at once.

@@ -71,6 +71,33 @@ def test_experts_in_fp8_are_those_of_the_widened_weights(tokens: int) -> None:
     assert in_fp8 < 1.5 * in_bf16 and in_fp8 < 5e-3
 
 
+@pytest.mark.parametrize(("rows", "longest"), [(1, 20_000), (40, 500), (40, 5000), (700, 2000)])
+def test_decoding_is_as_each_sequence_alone(rows: int, longest: int) -> None:
+    """Bit by bit, in every layer, when parts of a context are done in any order; and as float64 has it."""
+    from megatron_ring.sampler.attention import DecodeAttention
+
+    generator = torch.Generator("cuda").manual_seed(rows)
+    lengths = torch.randint(1, longest, (rows,), generator=generator, device="cuda")
+    lengths[0], lengths[-1] = longest, 0 if rows > 1 else longest
+    columns, pages = -(-longest // 32), 4000
+    keys, values = (torch.randn(pages, 32, 4, 128, generator=generator, device="cuda").bfloat16() for _ in range(2))
+    table = torch.randint(pages, (rows, columns), generator=generator, device="cuda").int()  # sequences share pages
+    q = torch.randn(rows, 16, 128, generator=generator, device="cuda").bfloat16()
+    attention = DecodeAttention(table, lengths, longest)
+    layers = [attention(q, keys, values) for _ in range(50)]
+    assert all(torch.equal(layer, layers[0]) for layer in layers)
+    assert rows == 1 or not layers[0][-1].any()
+    for row in range(0, rows, max(1, rows // 7)):
+        one, length = slice(row, row + 1), int(lengths[row])
+        if length == 0:
+            continue
+        assert torch.equal(DecodeAttention(table[one], lengths[one], length)(q[one], keys, values)[0], layers[0][row])
+        k, v = (x[table[row].long()].flatten(0, 1)[:length].double().repeat_interleave(4, dim=1) for x in (keys, values))
+        weights = torch.softmax(torch.einsum("hd,lhd->hl", q[row].double(), k) / 128**0.5, dim=-1)
+        wanted = torch.einsum("hl,lhd->hd", weights, v)
+        assert (layers[0][row].double() - wanted).norm() / wanted.norm() < 1e-2
+
+
 def test_chunks_that_go_on() -> None:
     from megatron_ring.sampler.attention import ChunkAttention
 

@@ -1,4 +1,5 @@
-"""Splits a fused query-key-value product into its three parts and rotates queries and keys, both ways in one pass."""
+"""Splits a fused query-key-value product into its three parts and rotates queries and keys, both ways in one pass; keys and
+values also straight to their places in a KV cache."""
 
 from __future__ import annotations
 
@@ -9,9 +10,9 @@ import triton.language as tl
 
 @triton.jit
 def _rope_split(  # type: ignore[no-untyped-def]
-    qkv_ptr, q_ptr, k_ptr, v_ptr, cos_ptr, sin_ptr, table_stride,
+    qkv_ptr, q_ptr, k_ptr, v_ptr, cos_ptr, sin_ptr, slots_ptr, table_stride,
     GROUPS: tl.constexpr, QUERIES: tl.constexpr, HALF: tl.constexpr, HEADS_BLOCK: tl.constexpr, HALF_BLOCK: tl.constexpr,
-    BACKWARD: tl.constexpr,
+    BACKWARD: tl.constexpr, SLOTS: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
     head = tl.arange(0, HEADS_BLOCK)[:, None]
@@ -22,8 +23,9 @@ def _rope_split(  # type: ignore[no-untyped-def]
     is_q, is_k, is_v = real & (part < QUERIES), real & (part == QUERIES), real & (part == QUERIES + 1)
     packed = qkv_ptr + (token * (GROUPS * per_group) + head) * (2 * HALF) + pair
     at_q = q_ptr + (token * (GROUPS * QUERIES) + group * QUERIES + part) * (2 * HALF) + pair
-    at_k = k_ptr + (token * GROUPS + group) * (2 * HALF) + pair
-    at_v = v_ptr + (token * GROUPS + group) * (2 * HALF) + pair
+    place = tl.load(slots_ptr + token) if SLOTS else token
+    at_k = k_ptr + (place * GROUPS + group) * (2 * HALF) + pair
+    at_v = v_ptr + (place * GROUPS + group) * (2 * HALF) + pair
     cos = tl.load(cos_ptr + token * table_stride + pair, mask=pair < HALF, other=0.0)
     sin = tl.load(sin_ptr + token * table_stride + pair, mask=pair < HALF, other=0.0)
     if BACKWARD:
@@ -51,15 +53,16 @@ def _rope_split(  # type: ignore[no-untyped-def]
 
 def split(
     qkv: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor,
-    backward: bool,
+    backward: bool, slots: torch.Tensor | None = None,
 ) -> None:  # fmt: skip
     """Fills q [T, heads, d], k, v [T, groups, d] from qkv [T, groups, queries + 2, d], or with `backward` the gradient of
-    qkv from theirs. cos, sin fp32 [T, 1, d], both halves alike. All contiguous."""
+    qkv from theirs. cos, sin fp32 [T, 1, d], both halves alike. All contiguous. With int64 [T] `slots`, the rows of k and v
+    [rows, groups, d] that are filled."""
     tokens, groups, per_group, d = qkv.shape
     if tokens == 0:
         return
     _rope_split[(tokens,)](
-        qkv, q, k, v, cos, sin, cos.stride(0), GROUPS=groups, QUERIES=per_group - 2, HALF=d // 2,
+        qkv, q, k, v, cos, sin, slots, cos.stride(0), GROUPS=groups, QUERIES=per_group - 2, HALF=d // 2,
         HEADS_BLOCK=triton.next_power_of_2(groups * per_group), HALF_BLOCK=triton.next_power_of_2(d // 2),
-        BACKWARD=backward, num_warps=4,
+        BACKWARD=backward, SLOTS=slots is not None, num_warps=4,
     )  # fmt: skip
