@@ -47,7 +47,7 @@ def test_times_of_passes_add_up_and_gaps_are_what_lies_between() -> None:
     assert by_part(beside, 1)[1] == pytest.approx(2.0)
 
 
-SHARED, ROUTED = LAYER[10:13], [*LAYER[8:10], *LAYER[13:16]]  # both behind the second norm and before the last kernel
+SHARED, ROUTED = LAYER[9:12], [*LAYER[7:9], *LAYER[12:15]]  # both behind the second norm and before the last kernel
 
 
 @pytest.mark.parametrize("branch", [lambda _: 3, lambda layer: 3 + layer], ids=["one side stream", "one a layer"])
@@ -68,12 +68,12 @@ def test_kernels_beside_each_other_are_told_by_their_stream(
 
     home = 0
     for layer in range(5):
-        now = run(LAYER[:8], home, now)
+        now = run(LAYER[:7], home, now)
         here, beside = (ROUTED, SHARED) if swapped else (SHARED, ROUTED)
         away = branch(layer) if home == 0 else 0
         ends = run(here, home, now), run(beside, away, now + lagging)
         home = away if layer % 2 else home  # the layer goes on in the one or in the other
-        now = run(LAYER[16:], home, max(ends))
+        now = run(LAYER[15:], home, max(ends))
     run(END, home, now)
     times, _ = by_part(kernels, 1)
     assert {part: count for part, (_, count) in times.items()} == pytest.approx(wanted)
