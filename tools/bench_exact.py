@@ -172,7 +172,7 @@ def _attention(config: BenchExact, shape: ModelConfig) -> list[dict[str, Any]]:
     from megatron_ring.model.attention_kernels import PackedAttention
     from megatron_ring.model.exact_attention import Asked, attend_packed, attend_paged
     from megatron_ring.model.kernels.exact_attention_triton import Rows
-    from megatron_ring.sampler.attention import DecodeAttention
+    from megatron_ring.sampler.decode_triton import attend_decode
 
     heads, groups, d, length = shape.num_attention_heads, shape.num_key_value_heads, shape.head_dim, config.context_length
     group, page = heads // groups, 32
@@ -206,11 +206,11 @@ def _attention(config: BenchExact, shape: ModelConfig) -> list[dict[str, Any]]:
     ends = torch.arange(1, same + 1, device="cuda") * length - 1
     last[:same] = q[ends]
     counts = torch.full((rows,), length, device="cuda")
-    decoding, decode_usual = Asked.of_decoding(counts, group), DecodeAttention(table, counts, length)
+    decoding = Asked.of_decoding(counts, group)
     moved = 2 * rows * length * groups * d * 2
     decode = _row(
         "decode", rows, lambda _: attend_paged(decoding, last, keys, values, table),
-        lambda _: decode_usual(last, keys, values), [None], 0.0, moved,
+        lambda _: attend_decode(last, keys, values, table, counts, length), [None], 0.0, moved,
     )  # fmt: skip
     decode["bits_equal"] = torch.equal(attend_paged(decoding, last, keys, values, table)[:same], whole[ends])
     return [packed, decode]

@@ -23,7 +23,7 @@ PARTS = ("experts", "shared experts", "router", "attention", "projections", "nor
 KNOWN = {
     "_few_gate_up": "experts", "_few_down": "experts", "_gate_up": "experts", "_down": "experts", "_sort_slots": "experts",
     "_permute_": "experts", "_grouped_": "experts", "_wide": "experts", "_split_rows": "experts",
-    "_route_": "router", "_attend_": "attention", "_list_parts": "attention", "_write_token": "attention",
+    "_route_": "router", "_attend_part": "attention", "_join_parts": "attention", "_write_token": "attention",
     "_rms_norm": "norms and RoPE", "_rope_split": "norms and RoPE", "_swiglu": "shared experts",
     "_draw_": "draw", "_find_least": "draw",
 }  # fmt: skip
@@ -71,7 +71,7 @@ def _by_neighbours(name: str, before: str, then: str) -> str:
     product = any(sign in name for sign in ("gemm", "nvjet", "cutlass", "splitK", "cublas", "gemv"))
     if not product:
         return "draw" if before.startswith("_draw") or then.startswith("_draw") else "other"
-    if before.startswith("_attend_") or then.startswith("_rope_split"):
+    if before.startswith(("_join_parts", "_attend_part")) or then.startswith("_rope_split"):
         return "projections"
     if then.startswith("_route_"):
         return "router"

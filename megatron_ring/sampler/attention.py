@@ -24,7 +24,6 @@ from megatron_ring.sampler.pages import pages_for
 
 if TYPE_CHECKING:
     from megatron_ring.model.exact_attention import Asked
-    from megatron_ring.sampler.decode_triton import Listed
 
 
 class PagedLayout(TokenLayout):
@@ -176,16 +175,13 @@ class DecodeAttention:
         self.block_table, self.lengths, self.longest = block_table, lengths, longest
         self.kernel = "triton" if lengths.is_cuda and importlib.util.find_spec("triton") is not None else "sdpa"
         self._rows_ngl: torch.Tensor | None = None
-        self._listed: Listed | None = None
 
     def __call__(self, q_nhd: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         """q [N, heads, d]; keys and values [pages, page_size, KV heads, d], the last tokens included -> [N, heads, d]."""
         if self.kernel == "triton":
-            from megatron_ring.sampler.decode_triton import attend_decode, list_parts
+            from megatron_ring.sampler.decode_triton import attend_decode
 
-            if self._listed is None:
-                self._listed = list_parts(self.lengths, self.longest, keys.shape[2])
-            return attend_decode(q_nhd, keys, values, self.block_table, self.lengths, self.longest, self._listed)
+            return attend_decode(q_nhd, keys, values, self.block_table, self.lengths, self.longest)
         if self._rows_ngl is None:
             self._rows_ngl = _rows_of(self.block_table, keys.shape[1], keys.shape[2], self.longest)
             seen = torch.arange(self.longest, device=self.lengths.device) < self.lengths[:, None]

@@ -1,4 +1,4 @@
-"""Decoding through its layout, in Triton's kernels: keys and values on their way into the cache, and the parts of a context.
+"""Decoding through its layout, in Triton's kernels: keys and values on their way into the cache.
 On the GPU where there is one and in Triton's interpreter elsewhere."""
 
 from __future__ import annotations
@@ -18,10 +18,8 @@ pytest.importorskip("triton", reason="Triton is not installed")
 from megatron_ring.config.presets import RING_TINY  # noqa: E402
 from megatron_ring.model.kernels import rope_triton  # noqa: E402
 from megatron_ring.model.rope import rope_tables  # noqa: E402
-from megatron_ring.sampler import decode_triton  # noqa: E402
-from megatron_ring.sampler.attention import DecodeAttention, DecodeLayout  # noqa: E402
+from megatron_ring.sampler.attention import DecodeLayout  # noqa: E402
 from megatron_ring.sampler.cache import CacheSize, PagedCache  # noqa: E402
-from tests.sampler.test_paged_attention import pages_of, plain  # noqa: E402
 
 DEVICE = torch.device("cuda" if CUDA else "cpu")
 DTYPES = st.sampled_from([torch.float32, torch.float16, torch.bfloat16])
@@ -89,52 +87,3 @@ def test_keys_and_values_go_where_two_kernels_would_put_them(
         assert torch.equal(new[:, 1:], kept[:, 1:])  # page 0 is scrap
     if CUDA or dtype is not torch.bfloat16:  # the interpreter's products know no bf16
         assert torch.equal(outs[0], outs[1])
-
-
-LENGTHS = st.lists(st.one_of(st.just(0), st.integers(1, 64), st.integers(0, 400)), min_size=1, max_size=6)
-
-
-@given(LENGTHS, st.integers(1, 3))
-@settings(max_examples=40, deadline=None)
-def test_parts_are_listed_in_order(lengths: list[int], kv_heads: int) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(decode_triton, "SPLIT", 64)
-        listed = decode_triton.list_parts(torch.tensor(lengths, device=DEVICE), 400, kv_heads)
-    assert listed is not None
-    wanted = [row * 7 + part for row, length in enumerate(lengths) for part in range(max(1, -(-length // 64)))]
-    assert listed.items[: 1 + len(wanted)].tolist() == [len(wanted), *wanted]
-    assert listed.done.shape == (len(lengths), kv_heads) and not listed.done.any()
-
-
-def test_a_context_of_one_part_has_no_list() -> None:
-    lengths = torch.tensor([1, decode_triton.SPLIT], device=DEVICE)
-    assert decode_triton.list_parts(lengths, decode_triton.SPLIT, 2) is None
-    assert decode_triton.list_parts(lengths, decode_triton.SPLIT + 1, 2) is not None
-
-
-@given(LENGTHS, st.sampled_from([(4, 2, 16), (3, 1, 24), (6, 3, 8)]), st.sampled_from([1, 5, 4096]))
-@settings(max_examples=12, deadline=None)
-def test_parts_are_joined_alike_however_programs_share_them(
-    lengths: list[int], shape: tuple[int, int, int], programs: int
-) -> None:
-    """Bit by bit as each sequence alone; and as float64 has it."""
-    heads, groups, d = shape
-    keys, values, table = (x.to(DEVICE) for x in pages_of(lengths, 16, groups, d, torch.float32, seed=3))
-    q = torch.randn(len(lengths), heads, d, generator=torch.Generator().manual_seed(2)).to(DEVICE)
-    counts = torch.tensor(lengths, device=DEVICE)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(decode_triton, "SPLIT", 64)
-        whole = DecodeAttention(table, counts, 500)
-        whole.kernel = "triton"
-        alone = []
-        for row, length in enumerate(lengths):
-            one = DecodeAttention(table[row : row + 1], counts[row : row + 1], max(1, length))
-            one.kernel = "triton"
-            alone.append(one(q[row : row + 1], keys, values)[0])
-        patch.setattr(decode_triton, "PROGRAMS", programs)
-        for _ in range(3):  # layers
-            together = whole(q, keys, values)
-            assert torch.equal(together, torch.stack(alone))
-    for row, length in enumerate(lengths):
-        wanted = plain(q[row : row + 1].cpu(), keys.cpu(), values.cpu(), table[row].cpu(), length)[0] if length else 0.0
-        assert (together[row].cpu() - wanted).abs().max() < 1e-5

@@ -172,7 +172,8 @@ def test_experts_against_float64(
         drawn.x[::2, 5] = outlier
     wanted, found = drawn.wanted(torch.float64), drawn.found(rows, block)
     error, rounded = (((y - wanted).norm(dim=-1) / wanted.norm(dim=-1)) for y in (found, drawn.wanted(torch.bfloat16)))
-    assert error.max() < 1.5e-3 and error.square().mean() < rounded.square().mean()
+    most = 3e-3 if CUDA else 1.5e-3  # a GPU's results are in bf16
+    assert error.max() < most and error.square().mean() < rounded.square().mean()
 
 
 def test_a_tokens_row_is_its_own() -> None:

@@ -18,7 +18,7 @@ from triton import compile
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from megatron_ring.model.kernels import few_fp8_triton as fp8, few_tokens_triton as few, rope_triton
-from megatron_ring.sampler import cut_triton, decode_triton, draw_triton
+from megatron_ring.sampler import cut_triton, draw_triton
 
 def build(kernel, types, warps, stages=3, **constants):
     signature = types | dict.fromkeys(constants, "constexpr")
@@ -53,11 +53,10 @@ def experts(of: str, rows: int, room: int, narrow: bool) -> None:
         constants = {"K": 6} if kernel is kernels[0] else {}
         build(kernel, types, tile.warps, tile.stages, ROWS=rows, TILE=tile.rows, DEPTH=tile.columns, **constants)
 
-for narrow in (False, True):
-    for rows in (32, 64, 128):
+for narrow, tiles in ((False, few.WIDE_TILES), (True, few.FP8_TILES)):
+    for rows in tiles:
         experts("*bf16", rows, rows, narrow)
 experts("*fp32", few.MOST_FP32_ROWS, 32, False)
-experts("*bf16", 16, 32, True)
 types = dict.fromkeys(("order_ptr", "back_ptr", "ends_ptr"), "*i32") | {"experts_ptr": "*i64", "slots": "i32"}
 for idle in (False, True):
     build(few._sort_slots, types | {"idle_ptr": "*u8" if idle else "*i64"}, 32, K=6, IDLE=idle, BLOCK=16384)
@@ -65,21 +64,11 @@ types = {"values_ptr": "*fp8e4nv", "parts_ptr": "*fp8e4nv", "scales_ptr": "*fp32
 types |= dict.fromkeys(("rows", "hidden", "columns", "padded_columns"), "i32")
 build(fp8._wide, types, 4, TILE=64, DEPTH=128)
 build(fp8._split_rows, types, 4, BLOCK=2048)
-
-def typed(kernel, **types):
-    return {name: types.get(name, "i32") for name in kernel.arg_names}
-
-tables = dict.fromkeys(("table_ptr", "listed_ptr", "done_ptr"), "*i32") | {"lengths_ptr": "*i64", "scale": "fp32"}
-tables |= dict.fromkeys(("parts_ptr", "lse_ptr", "cos_ptr", "sin_ptr"), "*fp32")
-listing = decode_triton._list_parts
-build(listing, typed(listing, **tables), 4, SPLIT=512, HEADS=4, ROWS=1024)
-for of, stages in (("*bf16", decode_triton.STAGES), ("*fp32", 3)):
-    tables |= dict.fromkeys(("q_ptr", "k_ptr", "v_ptr", "out_ptr", "qkv_ptr"), of)
-    constants = {"GROUP": 4, "ROWS": 16, "D": 128, "WIDTH": 128, "PAGE": 32, "BLOCK": decode_triton.BLOCK}
-    for kernel, more in ((decode_triton._attend_whole, {}), (decode_triton._attend_parts, {"SPLIT": decode_triton.SPLIT})):
-        build(kernel, typed(kernel, **tables), 4, stages, **constants, **more)
-    split, constants = rope_triton._rope_split, {"HEADS_BLOCK": 32, "HALF_BLOCK": 64, "BACKWARD": False, "SLOTS": True}
-    build(split, typed(split, **tables, slots_ptr="*i64"), 4, GROUPS=4, QUERIES=4, HALF=64, **constants)
+for of in ("*bf16", "*fp32"):
+    types = dict.fromkeys(rope_triton._rope_split.arg_names, "i32") | {"slots_ptr": "*i64"}
+    types |= dict.fromkeys(("qkv_ptr", "q_ptr", "k_ptr", "v_ptr"), of) | dict.fromkeys(("cos_ptr", "sin_ptr"), "*fp32")
+    constants = {"HEADS_BLOCK": 32, "HALF_BLOCK": 64, "BACKWARD": False, "SLOTS": True}
+    build(rope_triton._rope_split, types, 4, GROUPS=4, QUERIES=4, HALF=64, **constants)
 """
 HOPPER_SHARED = 227 * 1024  # bytes of a multiprocessor that programs can have
 A100_SHARED = 163 * 1024  # and of one program
@@ -97,7 +86,4 @@ def test_decoding_compiles_for_hopper() -> None:
     wide = [shared for name, shared, _ in built if name.startswith("_few")]
     assert len(wide) == 13 and all(shared <= A100_SHARED for shared in wide)
     narrow = [products for name, _, products in built if name in ("_gate_up", "_down")]
-    assert len(narrow) == 20 and all(narrow) and len(built) == 54
-    attention = [shared for name, shared, _ in built if name.startswith("_attend_")]
-    assert len(attention) == 4 and all(3 * shared <= HOPPER_SHARED for shared in attention[:2])  # registers allow no more
-    assert all(shared <= A100_SHARED for shared in attention)
+    assert len(narrow) == 14 and all(narrow) and len(built) == 43

@@ -7,7 +7,6 @@ import importlib.util
 import multiprocessing
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
 from typing import Any
 
 import pytest
@@ -77,28 +76,21 @@ def check_decode(attend: Callable[..., torch.Tensor], shape: tuple, dtype: torch
         assert (out[row] - wanted).abs().max() < tolerance
 
 
-def attend_by(kernel: str, q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, *where: Any) -> torch.Tensor:
-    """As two layers that share what is made once for all: what the first leaves behind does not change the second."""
-    from megatron_ring.sampler.attention import DecodeAttention
-
-    attention = DecodeAttention(*where)
-    attention.kernel = kernel
-    out = attention(q, keys, values)
-    assert torch.equal(attention(q, keys, values), out)
-    return out
-
-
-by_kernel = partial(attend_by, "triton")
-
-
 @pytest.mark.parametrize("shape", [*SHAPES, LONG])
 def test_decoding(shape: tuple) -> None:
-    check_decode(partial(attend_by, "sdpa"), shape, torch.float32, 1e-5)
+    from megatron_ring.sampler.attention import DecodeAttention
+
+    def attend(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, *where: Any) -> torch.Tensor:
+        return DecodeAttention(*where)(q, keys, values)
+
+    check_decode(attend, shape, torch.float32, 1e-5)
 
 
 def kernel_decodes(shape: tuple) -> None:
-    check_decode(by_kernel, shape, torch.float32, 1e-5)
-    check_decode(by_kernel, shape, torch.float16, 3e-3)  # the interpreter's products know no bf16
+    from megatron_ring.sampler.decode_triton import attend_decode
+
+    check_decode(attend_decode, shape, torch.float32, 1e-5)
+    check_decode(attend_decode, shape, torch.float16, 3e-3)  # the interpreter's products know no bf16
 
 
 @pytest.mark.parametrize("shape", [*SHAPES, LONG])
@@ -107,13 +99,15 @@ def test_the_kernel_decodes(interpreted: Callable[..., None], shape: tuple) -> N
 
 
 def kernel_alone_and_together() -> None:
+    from megatron_ring.sampler.decode_triton import attend_decode
+
     lengths = [600, 9, 1030]
     keys, values, table = pages_of(lengths, 16, 1, 16, torch.float32, seed=3)
     q = torch.randn(3, 2, 16, generator=torch.Generator().manual_seed(2))
-    together = by_kernel(q, keys, values, table, torch.tensor(lengths), 2000)
+    together = attend_decode(q, keys, values, table, torch.tensor(lengths), 2000)
     for row, length in enumerate(lengths):
         one = slice(row, row + 1)
-        alone = by_kernel(q[one], keys, values, table[one], torch.tensor([length]), length)
+        alone = attend_decode(q[one], keys, values, table[one], torch.tensor([length]), length)
         assert torch.equal(alone[0], together[row])
 
 
@@ -123,12 +117,14 @@ def test_the_kernel_does_not_depend_on_the_batch(interpreted: Callable[..., None
 
 
 def kernel_with_empty_rows_and_strides() -> None:
+    from megatron_ring.sampler.decode_triton import attend_decode
+
     keys, values, table = pages_of([20, 5], 8, 2, 16, torch.float32, seed=4)
     q = torch.randn(3, 4, 16, generator=torch.Generator().manual_seed(5))
     wide = torch.cat((table, torch.zeros(1, 3, dtype=torch.int32)))
     strided_q = torch.stack((q, q), dim=1)[:, 1]
     strided_k, strided_v = torch.stack((keys, values), dim=2).unbind(2)
-    out = by_kernel(strided_q, strided_k, strided_v, wide, torch.tensor([20, 5, 0], dtype=torch.int32), 20)
+    out = attend_decode(strided_q, strided_k, strided_v, wide, torch.tensor([20, 5, 0], dtype=torch.int32), 20)
     assert (out[2] == 0).all()
     for row, length in enumerate([20, 5]):
         wanted = plain(q[row : row + 1], keys, values, table[row], length)[0]

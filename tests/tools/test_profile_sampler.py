@@ -19,10 +19,11 @@ from tools.sampler_profile import PARTS, Kernel, Part, by_part, kernels_of, part
 
 LAYER = [
     ("_rms_norm_forward", "norms and RoPE"), ("nvjet_tst_64x8", "projections"), ("_rope_split", "norms and RoPE"),
-    ("_list_parts", "attention"), ("_attend_parts", "attention"), ("nvjet_tst_128x8", "projections"),
-    ("_rms_norm_forward", "norms and RoPE"), ("gemmSN_TN_kernel", "router"), ("_route_forward", "router"),
-    ("nvjet_tst_64x8", "shared experts"), ("_swiglu_forward", "shared experts"), ("sm90_xmma_gemm_bf16", "shared experts"),
-    ("_sort_slots", "experts"), ("_gate_up", "experts"), ("_down", "experts"), ("_permute_combine", "experts"),
+    ("_attend_part", "attention"), ("_join_parts", "attention"),
+    ("nvjet_tst_128x8", "projections"), ("_rms_norm_forward", "norms and RoPE"), ("gemmSN_TN_kernel", "router"),
+    ("_route_forward", "router"), ("nvjet_tst_64x8", "shared experts"), ("_swiglu_forward", "shared experts"),
+    ("sm90_xmma_gemm_bf16", "shared experts"), ("_sort_slots", "experts"), ("_gate_up", "experts"), ("_down", "experts"),
+    ("_permute_combine", "experts"),
 ]  # fmt: skip
 END = [("_rms_norm_forward", "norms and RoPE"), ("nvjet_tst_256x64", "head"), ("_draw_tile_statistics", "draw"),
        ("_draw_token", "draw"), ("vectorized_elementwise_kernel", "draw")]  # fmt: skip

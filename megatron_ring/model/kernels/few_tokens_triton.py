@@ -24,6 +24,7 @@ from megatron_ring.model.kernels.fp8 import Fp8Matrix, Weight, widened
 
 MOST_SLOTS = 1 << 17  # that one program sorts
 MOST_ROWS = 128  # of an expert, that a program has in registers
+MOST_FP8_ROWS = 64  # of an expert with weights in FP8
 MOST_FP32_ROWS = 32  # which no tensor core multiplies
 MOST_TOKENS = 1024  # beyond, products over gathered rows are faster
 MOST_FP8_TOKENS = 2048  # in FP8: the products over gathered rows (525 us) want wide weights first, 518 us a layer
@@ -39,8 +40,8 @@ class Tile(NamedTuple):
 
 
 NARROW_DOWN = Tile(64, 64, 4, 4)
-# By the rows of a program (32: or fewer): the tiles of the first product and of the second, the widest first. Where one
-# makes too few programs for a device of this many multiprocessors, the next is taken:
+# By the rows of a program (the first: or fewer): the tiles of the first product and of the second, the widest first. Where
+# one makes too few programs for a device of this many multiprocessors, the next is taken:
 MULTIPROCESSORS = 132
 Choices = dict[int, tuple[tuple[Tile, ...], tuple[Tile, ...]]]
 # The best, or within 1 % of it, on an H200 (64 experts, 6 a token, hidden 2048, width 1408). Microseconds of both products:
@@ -51,13 +52,14 @@ WIDE_TILES: Choices = {
     64: ((Tile(64, 64, 4, 4),), (Tile(128, 64, 4, 8), NARROW_DOWN)),
     128: ((Tile(64, 64, 3, 4),), (Tile(256, 64, 3, 8), Tile(128, 64, 4, 8), NARROW_DOWN)),
 }
-# In FP8 the second product takes as many columns at a time as the first has weight rows. Not timed, but chosen so that
-# totals stay in registers, that tokens are read half as often as in tiles of 64 rows, and that a multiprocessor has room
-# for two programs, or for one of 8 warps.
+# In FP8 the second product takes as many columns at a time as the first has weight rows. The best such pairs of those
+# tried, microseconds of both products, same machine and shape: 32 tokens, 16 rows 147; 128 tokens, 16 rows 154; 256 tokens,
+# 32 rows 189 (16 rows: 212, 64 rows: 209); 512 tokens, 64 rows 216; 1,024 tokens, 64 rows 361 (128 rows: 413). Of fewer
+# experts narrower tiles make more programs; these have not been timed.
 FP8_TILES: Choices = {
+    16: ((Tile(128, 128, 3, 4), Tile(64, 128, 3, 4)), (Tile(64, 128, 3, 4),)),
     32: ((Tile(128, 128, 2, 4), Tile(64, 128, 3, 4)), (Tile(64, 128, 3, 4),)),
-    64: ((Tile(128, 128, 2, 4), Tile(64, 128, 3, 4)), (Tile(128, 128, 3, 4), Tile(64, 128, 3, 4))),
-    128: ((Tile(128, 128, 3, 8), Tile(64, 128, 3, 8)), (Tile(128, 128, 3, 8), Tile(64, 128, 2, 4))),
+    64: ((Tile(128, 128, 3, 8), Tile(64, 128, 3, 4)), (Tile(128, 128, 3, 4), Tile(64, 128, 3, 4))),
 }
 
 
@@ -182,8 +184,9 @@ def sorted_outputs(
     k = experts_tk.shape[1]
     num_experts, hidden, width = down_e.shape
     order, back, ends = sort_slots(experts_tk, num_experts, idle_t)
-    rows, beside = program_rows(share * order.numel() / num_experts, MOST_ROWS if x_th.itemsize == 2 else MOST_FP32_ROWS)
     narrow = isinstance(down_e, Fp8Matrix) and x_th.dtype is torch.bfloat16
+    most = MOST_FP32_ROWS if x_th.itemsize == 4 else MOST_FP8_ROWS if narrow else MOST_ROWS
+    rows, beside = program_rows(share * order.numel() / num_experts, most)
     up, down = tiles or usual_tiles(rows, num_experts, hidden, width, narrow)
     if narrow and isinstance(gate_up_e, Fp8Matrix) and isinstance(down_e, Fp8Matrix):
         return few_fp8_triton.products(x_th, weights_tk, order, ends, gate_up_e, down_e, rows, beside, up, down), back
@@ -217,6 +220,7 @@ def usual_tiles(rows: int, num_experts: int, hidden: int, width: int, narrow: bo
         enough = (tile for tile in tiles if triton.cdiv(size, tile.rows) * num_experts >= MULTIPROCESSORS)
         return next(enough, tiles[-1])
 
-    ups, downs = (FP8_TILES if narrow else WIDE_TILES)[max(32, rows)]
+    choices = FP8_TILES if narrow else WIDE_TILES
+    ups, downs = choices[max(min(choices), rows)]
     up, down = first_enough(ups, width), first_enough(downs, hidden)
     return up, down._replace(columns=up.rows) if narrow else down
