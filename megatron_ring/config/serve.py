@@ -26,8 +26,9 @@ class ServeConfig(InferenceConfig):
     """Key that requests must bring as a bearer token (default: the environment variable RING_API_KEY; without one, none is
     asked for)."""
     tokens_in_a_row: int = 16
-    """Tokens that a GPU decodes between two looks of the host, at most 16. Fewer reach a stream sooner, and a new request
-    waits for fewer; more are decoded in all. On CPUs it is 1."""
+    """Tokens that a GPU decodes between two looks of the host, at most 16; at most 8 while the next are launched before the
+    look, which is nearly always. Fewer reach a stream sooner, and a new request waits for fewer; more are decoded in all.
+    On CPUs it is 1."""
     warm_up_seconds: float = 20.0
     """On GPUs, before the server answers: prompts are filled once, and the CUDA graphs of all batch sizes are captured, for
     contexts of up to 512 tokens, then 1,024 and so on, while so many seconds last and a GiB of memory is free. What is left
