@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,14 @@ def run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     known = {
         name: value for name, value in os.environ.items() if name not in ("PRESET", "START", "PROMPTS", "PYTHON", "PORT")
     }
-    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False, env=known | environment)
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+        env=known | {"PYTHON": sys.executable} | environment,
+    )
 
 
 def test_a_dry_run_lists_commands_that_there_are(tmp_path: Path) -> None:
