@@ -59,7 +59,7 @@ def observed(flags: list[str]) -> list[tuple[str, dict[str, int], dict[str, int]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(opening, "Trainer", Watched)
-        for owner, name in ((ModelRunner, "forward"), (first_pass, "evaluated_logprobs"), (reference, "evaluated_logprobs"),
+        for owner, name in ((ModelRunner, "launch"), (first_pass, "evaluated_logprobs"), (reference, "evaluated_logprobs"),
                             (Trainer, "train_step"), (saving, "_pieces")):  # fmt: skip
             watch(owner, name)
         train_here(flags)
@@ -97,11 +97,11 @@ def test_nothing_but_the_place_of_memory_differs(
 def check_places(seen: list[tuple[str, dict[str, int], dict[str, int]]]) -> None:
     """Away whenever the sampler runs, there whenever anything else does that wants it. (Log-probs for a KL in the reward are
     scored before it comes back: they need weights alone.)"""
-    assert {name for name, _, _ in seen} == {"forward", "evaluated_logprobs", "train_step", "_pieces"}
+    assert {name for name, _, _ in seen} == {"launch", "evaluated_logprobs", "train_step", "_pieces"}
     away = {"masters": 0, "moments": 0, "gradients": 0}
     for name, have, whole in seen:
         assert have["weights"] == whole["weights"] > 0
-        if name == "forward":
+        if name == "launch":
             assert have == whole | away
         elif name != "evaluated_logprobs":
             # Saving brings the state back itself as well, but here it has been; gradients come with the rest.
