@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import os
+import platform
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+# Triton's interpreter multiplies by numpy. Where its library chooses kernels for newer processors, the last bits of a row
+# may depend on the rows beside it, which tests of --exact look at. Before anything loads numpy.
+if platform.machine() == "x86_64":
+    os.environ.setdefault("OPENBLAS_CORETYPE", "Sandybridge")
 
 import hypothesis
 import pytest

@@ -31,12 +31,12 @@ def verdict(answer: str) -> int:
 
 @pytest.fixture(scope="module")
 def judge_flags(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Of a judge that marks answers with a closed box 9, others 2: ring-tiny after 1,600 examples."""
+    """Of a judge that marks answers with a closed box 9, others 2: ring-tiny after 2,400 examples."""
     out, rng = tmp_path_factory.mktemp("judge"), random.Random(1)
     (out / "template.jinja").write_text(TEMPLATE)
     solved = [json.loads(line) for line in (tiny_data / "sft_train.jsonl").read_text().splitlines()]
     rows = []
-    for _ in range(1_600):
+    for _ in range(2_400):
         row, lines = rng.choice(solved), [line for one in rng.sample(solved, 2) for line in one["response"].split("\n")]
         plain = [line[: rng.randrange(1, 12)] for line in lines if SIGN not in line]  # as odd as the policy's answers
         boxes = [line for line in lines if SIGN in line][: rng.choice((0, 0, 1, 2))]
