@@ -2,7 +2,7 @@
 # What docs/performance.md and docs/serving.md tell of sampling on one GPU, measured again. Each part is a process of its own
 # with a time limit, its output in OUT/PART.log, and a line in OUT/parts.tsv (part, exit status, seconds).
 #
-#   tools/measure_gpu.sh OUT                          all parts that need no files, some 20 minutes on an H200
+#   tools/measure_gpu.sh OUT                          all parts that need no files, 50 minutes at most
 #   tools/measure_gpu.sh OUT tail tail-no-flights     some
 #   START=DIR PROMPTS=FILE tools/measure_gpu.sh OUT solve-rates sizes
 #   tools/measure_gpu.sh --dry-run OUT [PART…]        the commands alone
