@@ -21,6 +21,7 @@ import statistics
 import sys
 import time
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -85,6 +86,8 @@ class BenchSampler:
     `generate_batch` (equal lengths), or vLLM on the same requests."""
     flights: bool = True
     """On a GPU, launch each step before the host has looked at the tokens of the last; off: after it."""
+    early: bool = True
+    """On a GPU, launch a decoding pass's kernels while the ones before still run; off: after them."""
     figure: Path | None = None
     """Picture of the last timed run: tokens per second beside the floor, over time (.png, .svg or .pdf)."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
@@ -145,7 +148,7 @@ def main(config: BenchSampler) -> None:
         "read_gb_per_second": rates["read_gb_per_second"], "gemm_tflops": rates["gemm_tflops"],
     }  # fmt: skip
     sampler = Sampler(model, here, config.sampling, -1, decode)
-    sampler.runner.flies = sampler.runner.flies and config.flights
+    sampler.runner.flies, sampler.runner.early = sampler.runner.flies and config.flights, config.early
     watch = Watch(sampler, rates)
     out["ring"], turns = measure(config, sampler, requests, watch)
     if has_cuda():
@@ -157,7 +160,7 @@ def main(config: BenchSampler) -> None:
     if config.both_weights:
         sampler.release()
         narrow = Sampler(model, here, replace(config.sampling, weights="fp8"), -1, decode)
-        narrow.runner.flies = sampler.runner.flies
+        narrow.runner.flies, narrow.runner.early = sampler.runner.flies, config.early
         out["fp8"], _ = measure(config, narrow, requests, Watch(narrow, rates))
         for name in ("decode_tokens_per_second", "tokens_per_second"):
             out[f"fp8_{name}_over_bf16"] = out["fp8"][name] / out["ring"][name]
@@ -190,8 +193,9 @@ def measure(
         collectives.barrier()
         watch.start()
         with named_as_here():
-            sampler.generate(requests, on_progress=note)
+            found = sampler.generate(requests, on_progress=note)
         whole = time.perf_counter() - watch.began
+        digest = sha256(repr([response.tokens for response in found]).encode()).hexdigest()[:16]
         runs.append(
             {
                 "tokens_per_second": new / whole,
@@ -215,7 +219,7 @@ def measure(
         "spread": max(seconds) / min(seconds) - 1, "first_run_seconds": runs[0]["seconds"], "tokens": new,
         "decoded_together_at_most": watch.widest, "prefilled_tokens": watch.prefilled,
         "tokens_of_prompts": config.prompts * config.prompt_tokens, "graphs": sampler.graphs,
-        "flights": sampler.runner.flies, "by_rows": by_rows(watch.turns),
+        "flights": sampler.runner.flies, "early": sampler.runner.early, "digest": digest, "by_rows": by_rows(watch.turns),
     }  # fmt: skip
     return medians | more, watch.turns
 

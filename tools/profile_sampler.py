@@ -4,7 +4,7 @@ Random weights, one GPU. Prints tables on stderr, and one JSON object.
 
     python tools/profile_sampler.py --preset ring-lite --rows 32 128 256 512 1024 2048
     python tools/profile_sampler.py --preset ring-lite --rows 256 --sampling.weights fp8
-    python tools/profile_sampler.py --preset ring-lite --no-overlaps
+    python tools/profile_sampler.py --preset ring-lite --no-overlaps --no-early
 
 The time of a pass is taken without the profiler, of CUDA graphs as they run; what its parts take is taken with it. Sixteen
 rows share a prompt. The floor of a part is the longer of the times to read and to multiply, at rates that the same run
@@ -60,6 +60,8 @@ class ProfileSampler:
     """Tokens of a prompt."""
     overlaps: bool = True
     """Run shared experts beside the routed ones, as the sampler does."""
+    early: bool = True
+    """Launch kernels while the ones before still run, as the sampler does."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
     def __post_init__(self) -> None:
@@ -100,10 +102,10 @@ def main(config: ProfileSampler) -> None:
         for parameter in model.parameters():
             parameter.normal_(0.0, 0.02)
     sampler = Sampler(model, here, sampling_of(config), -1)
-    sampler.runner.overlaps = config.overlaps
+    sampler.runner.overlaps, sampler.runner.early = config.overlaps, config.early
     found = [profiled(sampler, rows, config.prompt_tokens, rates) for rows in config.rows]
     head = {"preset": config.preset, "layers": shape.num_layers, "weights": config.sampling.weights}
-    print(json.dumps({**head, "overlaps": config.overlaps, **rates, "profiles": found}), flush=True)
+    print(json.dumps({**head, "overlaps": config.overlaps, "early": config.early, **rates, "profiles": found}), flush=True)
 
 
 def sampling_of(config: ProfileSampler) -> SamplingConfig:

@@ -11,6 +11,9 @@ import torch
 import triton
 import triton.language as tl
 
+from megatron_ring.model.kernels.dependent import launch_options
+from megatron_ring.model.kernels.dependent_triton import begin
+
 SPLIT = 512  # positions of a part
 BLOCK = 64  # positions taken at a time
 MATRIX_ROWS = 16  # the fewest rows that tensor cores take
@@ -21,17 +24,25 @@ def _attend_part(  # type: ignore[no-untyped-def]
     q_ptr, k_ptr, v_ptr, table_ptr, lengths_ptr, out_ptr, lse_ptr, scale, q_n, q_h, k_page, k_token, k_head,
     v_page, v_token, v_head, table_n, heads, parts,
     GROUP: tl.constexpr, ROWS: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, PAGE: tl.constexpr,
-    SPLIT: tl.constexpr, BLOCK: tl.constexpr,
+    SPLIT: tl.constexpr, BLOCK: tl.constexpr, ONE: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
-    """Attention of GROUP queries over one part: out fp32 [N, heads, parts, D], lse fp32 [N, heads, parts] (base 2)."""
+    """Attention of GROUP queries over one part: out fp32 [N, heads, parts, D], lse fp32 [N, heads, parts] (base 2). ONE: no
+    length has more than one part, out is the result [N, heads, D], with the bits that `_join_parts` would give it."""
+    begin(DEPENDENT)
     sequence, group, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     length = tl.load(lengths_ptr + sequence).to(tl.int32)
     start = part * SPLIT
-    if start >= length:
-        return
     row, column = tl.arange(0, ROWS), tl.arange(0, WIDTH)
     head = group * GROUP + row
     real_row, real_column = row < GROUP, column < D
+    at = (sequence.to(tl.int64) * heads + head) * parts + part
+    out_at = out_ptr + at[:, None] * D + column[None, :]
+    if start >= length:
+        if ONE:
+            tl.store(
+                out_at, tl.zeros([ROWS, WIDTH], out_ptr.dtype.element_ty), mask=real_row[:, None] & real_column[None, :]
+            )
+        return
     q_at = q_ptr + sequence.to(tl.int64) * q_n + head[:, None] * q_h + column[None, :]
     q = tl.load(q_at, mask=real_row[:, None] & real_column[None, :], other=0.0)
     highest = tl.full([ROWS], float("-inf"), tl.float32)
@@ -54,17 +65,19 @@ def _attend_part(  # type: ignore[no-untyped-def]
         total = total * shrink + tl.sum(weights, 1)
         joined = joined * shrink[:, None] + tl.dot(weights.to(v.dtype), v, input_precision="ieee")
         highest = above
-    at = (sequence.to(tl.int64) * heads + head) * parts + part
-    inside = real_row[:, None] & real_column[None, :]
-    tl.store(out_ptr + at[:, None] * D + column[None, :], joined / total[:, None], mask=inside)
-    tl.store(lse_ptr + at, highest + tl.log2(total), mask=real_row)
+    attended = joined / total[:, None]
+    tl.store(out_at, attended.to(out_ptr.dtype.element_ty), mask=real_row[:, None] & real_column[None, :])
+    if not ONE:
+        tl.store(lse_ptr + at, highest + tl.log2(total), mask=real_row)
 
 
 @triton.jit
 def _join_parts(  # type: ignore[no-untyped-def]
-    parts_ptr, lse_ptr, lengths_ptr, out_ptr, heads, parts, D: tl.constexpr, WIDTH: tl.constexpr, SPLIT: tl.constexpr
-):
+    parts_ptr, lse_ptr, lengths_ptr, out_ptr, heads, parts,
+    D: tl.constexpr, WIDTH: tl.constexpr, SPLIT: tl.constexpr, DEPENDENT: tl.constexpr,
+):  # fmt: skip
     """The parts of one head of one sequence, each weighted by its sum of exponentials."""
+    begin(DEPENDENT)
     sequence, head = tl.program_id(0), tl.program_id(1)
     length = tl.load(lengths_ptr + sequence).to(tl.int32)
     column = tl.arange(0, WIDTH)
@@ -121,15 +134,21 @@ def attend_decode(
     n, heads, d = q_nhd.shape
     page_size, kv_heads = keys.shape[1:3]
     group, parts, width = heads // kv_heads, triton.cdiv(longest, SPLIT), triton.next_power_of_2(d)
-    part_nhsd = torch.empty(n, heads, parts, d, dtype=torch.float32, device=q_nhd.device)
-    lse_nhs = torch.empty(n, heads, parts, dtype=torch.float32, device=q_nhd.device)
     out = torch.empty(n, heads, d, dtype=q_nhd.dtype, device=q_nhd.device)
+    part_nhsd = lse_nhs = out
+    if parts > 1:
+        part_nhsd = torch.empty(n, heads, parts, d, dtype=torch.float32, device=q_nhd.device)
+        lse_nhs = torch.empty(n, heads, parts, dtype=torch.float32, device=q_nhd.device)
     log2_e = 1.4426950408889634
     _attend_part[(n, kv_heads, parts)](
         q_nhd, keys, values, block_table, lengths, part_nhsd, lse_nhs, d**-0.5 * log2_e,
         *q_nhd.stride()[:2], *keys.stride()[:3], *values.stride()[:3], block_table.stride(0), heads, parts,
         GROUP=group, ROWS=max(MATRIX_ROWS, triton.next_power_of_2(group)), D=d, WIDTH=max(MATRIX_ROWS, width),
-        PAGE=page_size, SPLIT=SPLIT, BLOCK=BLOCK,
+        PAGE=page_size, SPLIT=SPLIT, BLOCK=BLOCK, ONE=parts == 1, **launch_options(),
     )  # fmt: skip
-    _join_parts[(n, heads)](part_nhsd, lse_nhs, lengths, out, heads, parts, D=d, WIDTH=max(MATRIX_ROWS, width), SPLIT=SPLIT)
+    if parts > 1:
+        _join_parts[(n, heads)](
+            part_nhsd, lse_nhs, lengths, out, heads, parts, D=d, WIDTH=max(MATRIX_ROWS, width), SPLIT=SPLIT,
+            **launch_options(),
+        )  # fmt: skip
     return out

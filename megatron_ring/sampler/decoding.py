@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import torch
 
+from megatron_ring.model.kernels.dependent import dependent_launches
 from megatron_ring.model.narrow import NarrowExperts
 from megatron_ring.model.ring_model import RingModel, forward_all_stages
 from megatron_ring.model.routes import NotedRoutes, new_routes, routes_as_bytes
@@ -70,6 +71,7 @@ class DecodeLoop:
         note_routes: note the experts of each token.
         narrow: the experts' weights, in the place of the model's own.
         overlaps: run shared experts beside the routed ones. Numbers are the same.
+        early: launch kernels while the ones before still run (`model.kernels.dependent`). Numbers are the same.
 
     Attributes:
         captured: the graphs that there are; each does one turn.
@@ -77,7 +79,7 @@ class DecodeLoop:
 
     def __init__(
         self, model: RingModel, cache: PagedCache, max_batch: int, graphs: bool, note_routes: bool = False,
-        narrow: NarrowExperts | None = None, eos_id: int = -1, overlaps: bool = True,
+        narrow: NarrowExperts | None = None, eos_id: int = -1, overlaps: bool = True, early: bool = True,
     ) -> None:  # fmt: skip
         self.model, self.cache, self.graphs, self.narrow, self.eos_id = model, cache, graphs, narrow, eos_id
         device, most = cache.keys.device, self.size(max_batch)
@@ -91,6 +93,7 @@ class DecodeLoop:
         self.routes = None if self.noted is None else torch.stack([self.noted] * HORIZON)
         self._graphs = Graphs() if graphs else None
         self._side = SideStream() if overlaps else None
+        self._early = early
         self.captured: dict[GraphKey, Callable[[], None]] = {}
         self._places: dict[int, int] = {}  # of the sequences launched last, by index
 
@@ -155,7 +158,8 @@ class DecodeLoop:
         layout.narrow, layout.side = self.narrow, self._side
         if self.noted is not None:
             layout.routes = NotedRoutes(self.noted[:size], self.model.route_layers.start)
-        logits_nv = forward_all_stages(self.model, tokens, layout)
+        with dependent_launches(self._early):
+            logits_nv = forward_all_stages(self.model, tokens, layout)
         assert logits_nv is not None
         settings = RowSettings(self.settings[:, :size], cuts)
         found = draw_rows(logits_nv, seeds, counts, settings, self.model.tensor_rank, self.model.config.ring_exact)

@@ -40,6 +40,7 @@ class ModelRunner:
         horizon: tokens decoded in a row, at most.
         overlaps: whether shared experts run beside the routed ones where tokens are decoded in rows. Graphs that there are
             stay as they were captured.
+        early: whether kernels are launched while the ones before still run; the same of graphs.
         flies: whether a step may be launched before the last one has landed (`sampler.flights`), where tokens are decoded in
             a row. It may be changed between two steps.
         narrow: the experts' weights in FP8, where `--sampling.weights` wants them and something was sampled since `release`.
@@ -67,7 +68,7 @@ class ModelRunner:
         self.graphs = able and context.device.type == "cuda" and sampling.cuda_graphs
         # Without graphs nothing is gained by not looking at each token.
         self.horizon, self.flies = HORIZON if self.graphs else 1, self.graphs
-        self.overlaps = True
+        self.overlaps = self.early = True
 
     @property
     def patience(self) -> int:
@@ -150,7 +151,7 @@ class ModelRunner:
         if self._loop is None:
             assert self.cache is not None
             most = self.sampling.most_rows(self.context.device.type)  # of any rank, which all may have to compute
-            about = (most, self.graphs, self.note_routes, self.narrow, self._eos_id, self.overlaps)
+            about = (most, self.graphs, self.note_routes, self.narrow, self._eos_id, self.overlaps, self.early)
             self._loop = DecodeLoop(self.model, self.cache, *about)
         return self._loop
 

@@ -73,7 +73,8 @@ def test_no_memory_is_used_anew_before_it_was_read(captured: bool) -> None:
 
 
 def with_and_without(settings: dict[str, Any], rows: int) -> tuple[list[int], list[list[Any]]]:
-    """How often work was begun beside, and what was drawn: without it, and twice with it."""
+    """How often work was begun beside, and what was drawn: kernels one after another, some launched early, some early and some
+    beside, twice."""
     from megatron_ring.parallel.graphs import Pending, SideStream
     from megatron_ring.sampler import decoding
     from megatron_ring.sampler.requests import GenerationRequest
@@ -93,10 +94,10 @@ def with_and_without(settings: dict[str, Any], rows: int) -> tuple[list[int], li
     counts, found = [], []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(decoding, "SideStream", Counted)
-        for overlaps in (False, True):
+        for overlaps, early in ((False, False), (False, True), (True, True)):
             begun, sampler = 0, Sampler(model, here, SamplingConfig(max_batch=rows, **settings), eos_id=-1)
             assert sampler.graphs
-            sampler.runner.overlaps = overlaps
+            sampler.runner.overlaps, sampler.runner.early = overlaps, early
             for _ in range(1 + overlaps):
                 found.append([(c.tokens, c.logprobs, c.entropies) for c in sampler.generate(requests)])
             counts.append(begun)
@@ -111,7 +112,6 @@ def with_and_without(settings: dict[str, Any], rows: int) -> tuple[list[int], li
     ids=["usual", "cut", "fp8", "1000 rows", "rows gathered first"],
 )
 def test_what_is_sampled_has_the_same_bits(run_on, settings: dict[str, Any], rows: int) -> None:
-    (without, with_it), (wanted, found, again) = run_on(1, with_and_without, settings, rows)[0]
-    assert without == 0 and with_it > 0
-    assert found == wanted
-    assert again == wanted
+    (*without, with_it), (wanted, *found) = run_on(1, with_and_without, settings, rows)[0]
+    assert without == [0, 0] and with_it > 0
+    assert found == [wanted] * 3

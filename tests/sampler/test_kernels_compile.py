@@ -21,12 +21,15 @@ from megatron_ring.model.kernels import few_fp8_triton as fp8, few_tokens_triton
 from megatron_ring.sampler import cut_triton, draw_triton
 
 def build(kernel, types, warps, stages=3, **constants):
+    early = "DEPENDENT" in kernel.arg_names
+    constants |= {"DEPENDENT": True} if early else {}
     signature = types | dict.fromkeys(constants, "constexpr")
     signature = {name: signature[name] for name in kernel.arg_names}
     aligned = {(at,): [["tt.divisibility", 16]] for at, name in enumerate(signature) if name not in constants}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
-    built = compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps, "num_stages": stages})
-    assert built.asm["cubin"]
+    options = {"num_warps": warps, "num_stages": stages, "launch_pdl": early}
+    built = compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    assert built.asm["cubin"] and ("griddepcontrol.wait" in built.asm["ptx"]) == early
     print(kernel.__name__, built.metadata.shared, len(set(re.findall(r"wgmma\\S+e4m3.e4m3", built.asm["ptx"]))))
 
 numbers = dict.fromkeys(("width", "tiles"), "i32")

@@ -22,6 +22,8 @@ import torch
 import triton
 import triton.language as tl
 
+from megatron_ring.model.kernels.dependent import launch_options
+from megatron_ring.model.kernels.dependent_triton import begin
 from megatron_ring.model.kernels.fp8 import E4M3, Fp8Matrix, padded
 
 if TYPE_CHECKING:
@@ -54,8 +56,9 @@ def _split(x, AXIS: tl.constexpr):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _split_rows(  # type: ignore[no-untyped-def]
-    x_ptr, parts_ptr, scales_ptr, hidden, columns, BLOCK: tl.constexpr
+    x_ptr, parts_ptr, scales_ptr, hidden, columns, BLOCK: tl.constexpr, DEPENDENT: tl.constexpr
 ):
+    begin(DEPENDENT)
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     x = tl.load(x_ptr + row * hidden + column, mask=column < hidden, other=0.0).to(tl.float32)
@@ -70,8 +73,9 @@ def _split_rows(  # type: ignore[no-untyped-def]
 def _gate_up(  # type: ignore[no-untyped-def]
     x_ptr, x_scales_ptr, order_ptr, ends_ptr, weights_ptr, w_ptr, scales_ptr, act_ptr, act_scales_ptr,
     columns, width, act_columns, slots,
-    K: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr,
+    K: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
+    begin(DEPENDENT)
     expert = tl.program_id(2).to(tl.int64)
     end = tl.load(ends_ptr + expert)
     start = tl.load(ends_ptr + expert - 1, mask=expert > 0, other=0) + tl.program_id(0) * ROWS
@@ -111,8 +115,9 @@ def _gate_up(  # type: ignore[no-untyped-def]
 @triton.jit
 def _down(  # type: ignore[no-untyped-def]
     act_ptr, act_scales_ptr, ends_ptr, w_ptr, scales_ptr, out_ptr, hidden, width, columns, slots,
-    ROWS: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr,
+    ROWS: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
+    begin(DEPENDENT)
     expert = tl.program_id(2).to(tl.int64)
     end = tl.load(ends_ptr + expert)
     start = tl.load(ends_ptr + expert - 1, mask=expert > 0, other=0) + tl.program_id(0) * ROWS
@@ -165,7 +170,8 @@ def split(x_th: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     tokens, hidden = x_th.shape
     parts = torch.empty(tokens, 2, padded(hidden), dtype=E4M3, device=x_th.device)
     scales = torch.empty(tokens, dtype=torch.float32, device=x_th.device)
-    _split_rows[(tokens,)](x_th, parts, scales, hidden, padded(hidden), BLOCK=triton.next_power_of_2(padded(hidden)))
+    block = triton.next_power_of_2(padded(hidden))
+    _split_rows[(tokens,)](x_th, parts, scales, hidden, padded(hidden), BLOCK=block, **launch_options())
     return parts, scales
 
 
@@ -185,10 +191,11 @@ def products(
     _gate_up[(beside, blocks, num_experts)](
         parts, x_scales, order, ends, weights_tk, gate_up_e.values, gate_up_e.scales, act, act_scales,
         columns, width, act_columns, slots, K=weights_tk.shape[1], ROWS=rows, TILE=up.rows, DEPTH=up.columns,
-        num_stages=up.stages, num_warps=up.warps,
+        num_stages=up.stages, num_warps=up.warps, **launch_options(),
     )  # fmt: skip
     _down[(beside, triton.cdiv(hidden, down.rows), num_experts)](
         act, act_scales, ends, down_e.values, down_e.scales, y_nh, hidden, width, act_columns, slots,
         ROWS=rows, TILE=down.rows, DEPTH=up.rows, num_stages=down.stages, num_warps=down.warps,
+        **launch_options(),
     )  # fmt: skip
     return y_nh

@@ -20,6 +20,8 @@ import triton.language as tl
 
 from megatron_ring.config.checks import require
 from megatron_ring.model.kernels import few_fp8_triton
+from megatron_ring.model.kernels.dependent import launch_options
+from megatron_ring.model.kernels.dependent_triton import begin
 from megatron_ring.model.kernels.fp8 import Fp8Matrix, Weight, widened
 
 MOST_SLOTS = 1 << 17  # that one program sorts
@@ -65,8 +67,10 @@ FP8_TILES: Choices = {
 
 @triton.jit
 def _sort_slots(  # type: ignore[no-untyped-def]
-    experts_ptr, idle_ptr, order_ptr, back_ptr, ends_ptr, slots, K: tl.constexpr, IDLE: tl.constexpr, BLOCK: tl.constexpr
-):
+    experts_ptr, idle_ptr, order_ptr, back_ptr, ends_ptr, slots,
+    K: tl.constexpr, IDLE: tl.constexpr, BLOCK: tl.constexpr, DEPENDENT: tl.constexpr,
+):  # fmt: skip
+    begin(DEPENDENT)
     expert = tl.program_id(0)
     slot = tl.arange(0, BLOCK)
     chosen = tl.load(experts_ptr + slot, mask=slot < slots, other=2147483647).to(tl.int32)
@@ -85,8 +89,9 @@ def _sort_slots(  # type: ignore[no-untyped-def]
 @triton.jit
 def _few_gate_up(  # type: ignore[no-untyped-def]
     x_ptr, order_ptr, ends_ptr, weights_ptr, w_ptr, out_ptr, hidden, width,
-    K: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr,
+    K: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
+    begin(DEPENDENT)
     expert = tl.program_id(2)
     end = tl.load(ends_ptr + expert)
     start = tl.load(ends_ptr + expert - 1, mask=expert > 0, other=0) + tl.program_id(0) * ROWS
@@ -120,8 +125,10 @@ def _few_gate_up(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _few_down(  # type: ignore[no-untyped-def]
-    x_ptr, ends_ptr, w_ptr, out_ptr, hidden, width, ROWS: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr
-):
+    x_ptr, ends_ptr, w_ptr, out_ptr, hidden, width,
+    ROWS: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr, DEPENDENT: tl.constexpr,
+):  # fmt: skip
+    begin(DEPENDENT)
     expert = tl.program_id(2)
     end = tl.load(ends_ptr + expert)
     start = tl.load(ends_ptr + expert - 1, mask=expert > 0, other=0) + tl.program_id(0) * ROWS
@@ -162,7 +169,7 @@ def sort_slots(
     idle = experts_tk if idle_t is None else idle_t.view(torch.uint8)
     _sort_slots[(num_experts,)](
         experts_tk, idle, order, back, ends, slots, K=experts_tk.shape[1], IDLE=idle_t is not None, BLOCK=block,
-        num_warps=warps,
+        num_warps=warps, **launch_options(),
     )  # fmt: skip
     return order, back, ends
 
@@ -197,11 +204,11 @@ def sorted_outputs(
     )
     _few_gate_up[up_grid](
         x_th, order, ends, weights_tk, gate_up_e, act_nf, hidden, width, K=k, ROWS=rows, TILE=up.rows, DEPTH=up.columns,
-        num_stages=up.stages, num_warps=up.warps,
+        num_stages=up.stages, num_warps=up.warps, **launch_options(),
     )  # fmt: skip
     _few_down[down_grid](
         act_nf, ends, down_e, y_nh, hidden, width, ROWS=rows, TILE=down.rows, DEPTH=down.columns,
-        num_stages=down.stages, num_warps=down.warps,
+        num_stages=down.stages, num_warps=down.warps, **launch_options(),
     )  # fmt: skip
     return y_nh, back
 

@@ -8,11 +8,18 @@ import torch
 import triton
 import triton.language as tl
 
+from megatron_ring.model.kernels.dependent import launch_options
+from megatron_ring.model.kernels.dependent_triton import begin
+
 PROGRAMS = 132 * 4  # of the backward pass; each keeps one sum of the weight's gradient
 
 
 @triton.jit
-def _rms_norm_forward(x_ptr, r_ptr, w_ptr, sum_ptr, y_ptr, rstd_ptr, width, eps, ADD: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _rms_norm_forward(  # type: ignore[no-untyped-def]
+    x_ptr, r_ptr, w_ptr, sum_ptr, y_ptr, rstd_ptr, width, eps,
+    ADD: tl.constexpr, BLOCK: tl.constexpr, DEPENDENT: tl.constexpr,
+):  # fmt: skip
+    begin(DEPENDENT)
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     inside = column < width
@@ -68,7 +75,8 @@ def forward(
     block = triton.next_power_of_2(width)
     arguments: Any = (x_rh, residual_rh if residual_rh is not None else x_rh, weight_h, added, y, rstd, width, eps)
     if rows:
-        _rms_norm_forward[(rows,)](*arguments, ADD=residual_rh is not None, BLOCK=block, num_warps=_warps(block))
+        options = {"BLOCK": block, "num_warps": _warps(block), **launch_options()}
+        _rms_norm_forward[(rows,)](*arguments, ADD=residual_rh is not None, **options)
     return y, added, rstd
 
 

@@ -6,6 +6,9 @@ import torch
 import triton
 import triton.language as tl
 
+from megatron_ring.model.kernels.dependent import launch_options
+from megatron_ring.model.kernels.dependent_triton import begin
+
 TOKENS = 32  # of a program
 
 
@@ -13,7 +16,9 @@ TOKENS = 32  # of a program
 def _route_forward(  # type: ignore[no-untyped-def]
     logits_ptr, padding_ptr, weights_ptr, experts_ptr, sums_ptr, tokens,
     E: tl.constexpr, K: tl.constexpr, LOSSES: tl.constexpr, PADDED: tl.constexpr, T: tl.constexpr, E_BLOCK: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):  # fmt: skip
+    begin(DEPENDENT)
     program = tl.program_id(0)
     token = program * T + tl.arange(0, T)
     expert = tl.arange(0, E_BLOCK)
@@ -136,7 +141,7 @@ def forward(
     padding = logits_te if padding_t is None else padding_t.view(torch.uint8)
     _route_forward[(programs,)](
         logits_te, padding, weights, chosen, sums, tokens, E=experts, K=k, LOSSES=losses, PADDED=padding_t is not None,
-        T=TOKENS, E_BLOCK=triton.next_power_of_2(experts), num_warps=4,
+        T=TOKENS, E_BLOCK=triton.next_power_of_2(experts), num_warps=4, **launch_options(),
     )  # fmt: skip
     return weights, chosen, sums.sum(0) if losses else sums[0]
 

@@ -8,6 +8,9 @@ import torch
 import triton
 import triton.language as tl
 
+from megatron_ring.model.kernels.dependent import launch_options
+from megatron_ring.model.kernels.dependent_triton import begin
+
 
 @triton.jit
 def _permute_gather(x_ptr, index_ptr, out_ptr, width, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
@@ -33,8 +36,10 @@ def _permute_spread(x_ptr, place_ptr, out_ptr, width, K: tl.constexpr, BLOCK: tl
 
 @triton.jit
 def _permute_combine(  # type: ignore[no-untyped-def]
-    y_ptr, index_ptr, first_ptr, second_ptr, out_ptr, width, K: tl.constexpr, PLUS: tl.constexpr, BLOCK: tl.constexpr
-):
+    y_ptr, index_ptr, first_ptr, second_ptr, out_ptr, width,
+    K: tl.constexpr, PLUS: tl.constexpr, BLOCK: tl.constexpr, DEPENDENT: tl.constexpr,
+):  # fmt: skip
+    begin(DEPENDENT)
     token = tl.program_id(0).to(tl.int64)
     for start in range(0, width, BLOCK):
         column = start + tl.arange(0, BLOCK)
@@ -147,6 +152,15 @@ def combine(
     first, second = (*plus, y_nh, y_nh)[:2]
     if tokens:
         _permute_combine[(tokens,)](
-            y_nh, index_tk, first, second, out, y_nh.shape[1], K=k, PLUS=len(plus), **_launch(y_nh.shape[1])
+            y_nh,
+            index_tk,
+            first,
+            second,
+            out,
+            y_nh.shape[1],
+            K=k,
+            PLUS=len(plus),
+            **_launch(y_nh.shape[1]),
+            **launch_options(),
         )
     return out

@@ -8,11 +8,17 @@ import torch
 import triton
 import triton.language as tl
 
+from megatron_ring.model.kernels.dependent import launch_options
+from megatron_ring.model.kernels.dependent_triton import begin
+
 BLOCK_LIMIT = 4096  # columns that one program holds; wider rows take several passes
 
 
 @triton.jit
-def _swiglu_forward(gu_ptr, w_ptr, out_ptr, width, WEIGHTED: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _swiglu_forward(  # type: ignore[no-untyped-def]
+    gu_ptr, w_ptr, out_ptr, width, WEIGHTED: tl.constexpr, BLOCK: tl.constexpr, DEPENDENT: tl.constexpr
+):
+    begin(DEPENDENT)
     row = tl.program_id(0).to(tl.int64)
     scale = 1.0
     if WEIGHTED:
@@ -67,7 +73,8 @@ def forward(gate_up_nf: torch.Tensor, weights_n: torch.Tensor | None) -> torch.T
     out = gate_up_nf.new_empty(rows, width)
     if rows:
         weights = gate_up_nf if weights_n is None else weights_n
-        _swiglu_forward[(rows,)](gate_up_nf, weights, out, width, WEIGHTED=weights_n is not None, **_launch(width))
+        options = {**_launch(width), **launch_options()}
+        _swiglu_forward[(rows,)](gate_up_nf, weights, out, width, WEIGHTED=weights_n is not None, **options)
     return out
 
 
