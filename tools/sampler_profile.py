@@ -22,7 +22,7 @@ PARTS = ("experts", "shared experts", "router", "attention", "projections", "nor
 # Kernels whose names tell, by how these begin.
 KNOWN = {
     "_few_gate_up": "experts", "_few_down": "experts", "_gate_up": "experts", "_down": "experts", "_sort_slots": "experts",
-    "_permute_": "experts", "_grouped_": "experts", "_wide": "experts", "_split_rows": "experts",
+    "_permute_": "experts", "_grouped_": "experts", "_wide": "experts",
     "_route_": "router", "_attend_part": "attention", "_join_parts": "attention", "_write_token": "attention",
     "_rms_norm": "norms and RoPE", "_rope_split": "norms and RoPE", "_swiglu": "shared experts",
     "_draw_": "draw", "_find_least": "draw",

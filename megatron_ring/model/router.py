@@ -21,6 +21,7 @@ from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
 from megatron_ring.config.declarations import moe_weights
 from megatron_ring.config.optimizer import RouterLossConfig
 from megatron_ring.model.kernels.router import (
+    MOST_FEW,
     choose_experts,
     choose_with_bias,
     logits_gradient,
@@ -126,8 +127,20 @@ class RingRouter(torch.nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """hidden [T, hidden], padding bool [T] (True: not a real token), given as of `Routes` -> weights fp32 [T, k],
         experts int64 [T, k], logits fp32 [T, E] (without gradients), and hidden for the experts: see `linear_and_pass`."""
+        if self._takes_few(hidden_th, given):
+            from megatron_ring.model.kernels import router_triton
+
+            k = self.config.moe_router_topk
+            return (*router_triton.few(hidden_th, self.weight, k), hidden_th)
         losses = self.training and torch.is_grad_enabled()  # asked here: inside a Function gradients are off
         return _Route.apply(hidden_th, self.weight, self, padding_t, losses, given)
+
+    def _takes_few(self, hidden_th: torch.Tensor, given: tuple[torch.Tensor, ...] | None) -> bool:
+        """Whether one kernel makes logits and choice: of a decoding step's tokens."""
+        if torch.is_grad_enabled() or given is not None or self.expert_bias is not None or self.config.ring_exact:
+            return False
+        short = hidden_th.is_cuda and hidden_th.dtype is torch.bfloat16
+        return short and 0 < hidden_th.shape[0] <= MOST_FEW and hidden_th.is_contiguous()
 
     def share_of_slots(self, sums: torch.Tensor) -> torch.Tensor:
         """Record the sums of one micro-batch (see `choose_experts`) for the metrics; the share of token-slots that each

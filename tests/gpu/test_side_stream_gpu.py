@@ -73,8 +73,8 @@ def test_no_memory_is_used_anew_before_it_was_read(captured: bool) -> None:
 
 
 def with_and_without(settings: dict[str, Any], rows: int) -> tuple[list[int], list[list[Any]]]:
-    """How often work was begun beside, and what was drawn: kernels one after another, some launched early, some early and some
-    beside, twice."""
+    """How often work was begun beside, and what was drawn: by kernels one after another, with some launched early, and with
+    some early and some beside, twice."""
     from megatron_ring.parallel.graphs import Pending, SideStream
     from megatron_ring.sampler import decoding
     from megatron_ring.sampler.requests import GenerationRequest

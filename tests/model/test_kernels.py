@@ -179,6 +179,18 @@ def test_vocabulary(width: int, temperature: float, dtype: torch.dtype) -> None:
     assert error(found, x.grad / temperature) < allowed(dtype)
 
 
+@pytest.mark.parametrize(("tokens", "hidden", "experts", "k"), [(1, 64, 4, 1), (16, 200, 8, 2), (37, 128, 60, 6)])
+def test_router_of_few_tokens(tokens: int, hidden: int, experts: int, k: int) -> None:
+    """Product and choice in one kernel are those of two."""
+    x, weight = draw(tokens, hidden), draw(experts, hidden)
+    weights, chosen, logits = router_triton.few(x, weight, k)
+    wanted = x.double() @ weight.double().t()
+    assert error(logits, wanted) < 2e-6
+    wanted_weights, wanted_chosen, _ = router_triton.forward(logits, k, None, False)
+    assert torch.equal(chosen, wanted_chosen) and torch.equal(chosen, wanted.topk(k).indices)
+    assert torch.equal(weights, wanted_weights)
+
+
 @pytest.mark.parametrize("split", [None, torch.bfloat16])
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize(("tokens", "experts", "k"), [(1, 4, 1), (50, 8, 2), (33, 60, 6), (40, 64, 1)])

@@ -80,9 +80,11 @@ def parts_of(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]
     """High and low part, and scale [T, 1], float64, of activations in fp32. What the interpreter makes of bf16's subnormals
     is wrong."""
     pytest.importorskip("triton", reason="Triton is not installed")
-    from megatron_ring.model.kernels import few_fp8_triton
+    from megatron_ring.model.kernels import few_fp8_triton, slots_triton
 
-    parts, scales = few_fp8_triton.split(x)
+    split = few_fp8_triton.room_for(x)
+    slots_triton.sort_slots(torch.zeros(len(x), 1, dtype=torch.int64), 1, split=split)
+    _, parts, scales = split
     high_low = parts.float().double()
     assert (high_low[..., x.shape[1] :] == 0).all() and parts.shape[2] % 128 == 0
     return *high_low[..., : x.shape[1]].unbind(1), scales.double()[:, None]
@@ -147,9 +149,10 @@ class Drawn:
         pytest.importorskip("triton", reason="Triton is not installed")
         from megatron_ring.model.kernels import few_fp8_triton, few_tokens_triton
 
-        order, back, ends = few_tokens_triton.sort_slots(self.experts, 6)
+        split = few_fp8_triton.room_for(self.x)
+        order, back, ends = few_tokens_triton.sort_slots(self.experts, 6, split=split)
         up, down = few_tokens_triton.Tile(block, 128, 2, 4), few_tokens_triton.Tile(64, block, 2, 4)
-        y_nh = few_fp8_triton.products(self.x, self.weights, order, ends, *self.narrow, rows, 2, up, down)
+        y_nh = few_fp8_triton.products(split, self.weights, order, ends, *self.narrow, rows, 2, up, down)
         return y_nh[back.long()].double()
 
 

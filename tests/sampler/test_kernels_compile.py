@@ -17,8 +17,9 @@ import re
 from triton import compile
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from megatron_ring.model.kernels import few_fp8_triton as fp8, few_tokens_triton as few, rope_triton
-from megatron_ring.sampler import cut_triton, draw_triton
+from megatron_ring.model.kernels import few_fp8_triton as fp8, few_tokens_triton as few
+from megatron_ring.model.kernels import norm_triton, rope_triton, router_triton, slots_triton
+from megatron_ring.sampler import cut_triton, decode_triton, draw_triton
 
 def build(kernel, types, warps, stages=3, **constants):
     early = "DEPENDENT" in kernel.arg_names
@@ -60,17 +61,31 @@ for narrow, tiles in ((False, few.WIDE_TILES), (True, few.FP8_TILES)):
     for rows in tiles:
         experts("*bf16", rows, rows, narrow)
 experts("*fp32", few.MOST_FP32_ROWS, 32, False)
-types = dict.fromkeys(("order_ptr", "back_ptr", "ends_ptr"), "*i32") | {"experts_ptr": "*i64", "slots": "i32"}
+types = dict.fromkeys(("order_ptr", "back_ptr", "ends_ptr"), "*i32") | {"experts_ptr": "*i64", "scales_ptr": "*fp32"}
+types |= dict.fromkeys(("slots", "hidden", "columns"), "i32") | {"x_ptr": "*bf16", "parts_ptr": "*fp8e4nv"}
 for idle in (False, True):
-    build(few._sort_slots, types | {"idle_ptr": "*u8" if idle else "*i64"}, 32, K=6, IDLE=idle, BLOCK=16384)
+    types |= {"idle_ptr": "*u8" if idle else "*i64"}
+    build(slots_triton._sort_slots, types, 32, E=64, K=6, IDLE=idle, BLOCK=16384, SPLIT=idle, ROW=2048)
 types = {"values_ptr": "*fp8e4nv", "parts_ptr": "*fp8e4nv", "scales_ptr": "*fp32", "out_ptr": "*bf16", "x_ptr": "*bf16"}
 types |= dict.fromkeys(("rows", "hidden", "columns", "padded_columns"), "i32")
 build(fp8._wide, types, 4, TILE=64, DEPTH=128)
-build(fp8._split_rows, types, 4, BLOCK=2048)
+types = dict.fromkeys(("x_ptr", "w_ptr"), "*bf16") | dict.fromkeys(("logits_ptr", "weights_ptr"), "*fp32")
+types |= {"experts_ptr": "*i64", "tokens": "i32", "hidden": "i32"}
+build(router_triton._route_few, types, 4, 4, E=64, K=6, T=16, E_BLOCK=64, DEPTH=128)
+types = dict.fromkeys(norm_triton._rms_norm_forward.arg_names, "*bf16") | {"rstd_ptr": "*fp32", "eps": "fp32"}
+types |= {"width": "i32", "ahead_bytes": "i32"}
+build(norm_triton._rms_norm_forward, types, 8, ADD=True, BLOCK=2048, AHEAD=True, THREADS=256)
+types = dict.fromkeys(decode_triton._attend_part.arg_names, "i32") | dict.fromkeys(("k_ptr", "v_ptr", "q_ptr"), "*bf16")
+types |= {"table_ptr": "*i32", "lengths_ptr": "*i64", "lse_ptr": "*fp32", "scale": "fp32"}
+constants = {"GROUP": 4, "ROWS": 16, "D": 128, "WIDTH": 128, "PAGE": 16}
+constants |= {name: getattr(decode_triton, name) for name in ("SPLIT", "BLOCK")}
+for one in (False, True):
+    build(decode_triton._attend_part, types | {"out_ptr": "*bf16" if one else "*fp32"}, 4, ONE=one, **constants)
 for of in ("*bf16", "*fp32"):
     types = dict.fromkeys(rope_triton._rope_split.arg_names, "i32") | {"slots_ptr": "*i64"}
-    types |= dict.fromkeys(("qkv_ptr", "q_ptr", "k_ptr", "v_ptr"), of) | dict.fromkeys(("cos_ptr", "sin_ptr"), "*fp32")
-    constants = {"HEADS_BLOCK": 32, "HALF_BLOCK": 64, "BACKWARD": False, "SLOTS": True}
+    types |= dict.fromkeys(("qkv_ptr", "q_ptr", "k_ptr", "v_ptr", "ahead_ptr"), of)
+    types |= dict.fromkeys(("cos_ptr", "sin_ptr"), "*fp32")
+    constants = {"HEADS_BLOCK": 32, "HALF_BLOCK": 64, "BACKWARD": False, "SLOTS": True, "AHEAD": True}
     build(rope_triton._rope_split, types, 4, GROUPS=4, QUERIES=4, HALF=64, **constants)
 """
 HOPPER_SHARED = 227 * 1024  # bytes of a multiprocessor that programs can have
@@ -89,4 +104,4 @@ def test_decoding_compiles_for_hopper() -> None:
     wide = [shared for name, shared, _ in built if name.startswith("_few")]
     assert len(wide) == 13 and all(shared <= A100_SHARED for shared in wide)
     narrow = [products for name, _, products in built if name in ("_gate_up", "_down")]
-    assert len(narrow) == 14 and all(narrow) and len(built) == 43
+    assert len(narrow) == 14 and all(narrow) and len(built) == 46

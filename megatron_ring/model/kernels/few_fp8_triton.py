@@ -16,7 +16,7 @@ Suffixes: t tokens, k experts of a token, n token-slots sorted by expert, h hidd
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import triton
@@ -55,11 +55,9 @@ def _split(x, AXIS: tl.constexpr):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _split_rows(  # type: ignore[no-untyped-def]
-    x_ptr, parts_ptr, scales_ptr, hidden, columns, BLOCK: tl.constexpr, DEPENDENT: tl.constexpr
-):
-    begin(DEPENDENT)
-    row = tl.program_id(0).to(tl.int64)
+def split_row(x_ptr, parts_ptr, scales_ptr, row, hidden, columns, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """A token's hidden states, for all columns of weights: `columns`, zeros beyond `hidden`."""
+    row = row.to(tl.int64)
     column = tl.arange(0, BLOCK)
     x = tl.load(x_ptr + row * hidden + column, mask=column < hidden, other=0.0).to(tl.float32)
     high, low, scale = _split(x, 0)
@@ -165,23 +163,28 @@ def wide(matrix: Fp8Matrix, dtype: torch.dtype) -> torch.Tensor:
     return out
 
 
-def split(x_th: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of activations [T, hidden]: their two parts, e4m3 [T, 2, hidden padded as weights are], and scales fp32 [T]."""
+class Split(NamedTuple):
+    """Activations x [T, hidden]; their two parts, e4m3 [T, 2, hidden padded as weights are]; scales fp32 [T]."""
+
+    x: torch.Tensor
+    parts: torch.Tensor
+    scales: torch.Tensor
+
+
+def room_for(x_th: torch.Tensor) -> Split:
+    """For the parts of contiguous x, which `slots_triton.sort_slots` makes beside its own work."""
     tokens, hidden = x_th.shape
     parts = torch.empty(tokens, 2, padded(hidden), dtype=E4M3, device=x_th.device)
-    scales = torch.empty(tokens, dtype=torch.float32, device=x_th.device)
-    block = triton.next_power_of_2(padded(hidden))
-    _split_rows[(tokens,)](x_th, parts, scales, hidden, padded(hidden), BLOCK=block, **launch_options())
-    return parts, scales
+    return Split(x_th, parts, torch.empty(tokens, dtype=torch.float32, device=x_th.device))
 
 
 def products(
-    x_th: torch.Tensor, weights_tk: torch.Tensor, order: torch.Tensor, ends: torch.Tensor, gate_up_e: Fp8Matrix,
+    split: Split, weights_tk: torch.Tensor, order: torch.Tensor, ends: torch.Tensor, gate_up_e: Fp8Matrix,
     down_e: Fp8Matrix, rows: int, beside: int, up: Tile, down: Tile,
 ) -> torch.Tensor:  # fmt: skip
     """What `few_tokens_triton.sorted_outputs` returns first, of bf16 x, in programs of so many rows. `down` has as many
     columns as `up` has weight rows: these share a scale."""
-    parts, x_scales = split(x_th)
+    x_th, parts, x_scales = split
     num_experts, hidden, width = down_e.shape
     slots, columns, act_columns = order.numel(), gate_up_e.values.shape[-1], down_e.values.shape[-1]
     blocks = triton.cdiv(width, up.rows)

@@ -23,6 +23,7 @@ from megatron_ring.model.kernels import few_fp8_triton
 from megatron_ring.model.kernels.dependent import launch_options
 from megatron_ring.model.kernels.dependent_triton import begin
 from megatron_ring.model.kernels.fp8 import Fp8Matrix, Weight, widened
+from megatron_ring.model.kernels.slots_triton import sort_slots
 
 MOST_SLOTS = 1 << 17  # that one program sorts
 MOST_ROWS = 128  # of an expert, that a program has in registers
@@ -63,27 +64,6 @@ FP8_TILES: Choices = {
     32: ((Tile(128, 128, 2, 4), Tile(64, 128, 3, 4)), (Tile(64, 128, 3, 4),)),
     64: ((Tile(128, 128, 3, 8), Tile(64, 128, 3, 4)), (Tile(128, 128, 3, 4), Tile(64, 128, 3, 4))),
 }
-
-
-@triton.jit
-def _sort_slots(  # type: ignore[no-untyped-def]
-    experts_ptr, idle_ptr, order_ptr, back_ptr, ends_ptr, slots,
-    K: tl.constexpr, IDLE: tl.constexpr, BLOCK: tl.constexpr, DEPENDENT: tl.constexpr,
-):  # fmt: skip
-    begin(DEPENDENT)
-    expert = tl.program_id(0)
-    slot = tl.arange(0, BLOCK)
-    chosen = tl.load(experts_ptr + slot, mask=slot < slots, other=2147483647).to(tl.int32)
-    if IDLE:
-        chosen = tl.where(tl.load(idle_ptr + slot // K, mask=slot < slots, other=1) != 0, -1, chosen)
-    here = chosen == expert
-    before = tl.sum(((chosen >= 0) & (chosen < expert)).to(tl.int32), 0)
-    place = before + tl.cumsum(here.to(tl.int32), 0) - 1
-    tl.store(order_ptr + place, slot, mask=here)
-    tl.store(back_ptr + slot, place, mask=here)
-    tl.store(ends_ptr + expert, before + tl.sum(here.to(tl.int32), 0))
-    if expert == 0:  # slots of experts that are not here, and of idle tokens
-        tl.store(back_ptr + slot, -1, mask=(slot < slots) & ((chosen < 0) | (chosen >= tl.num_programs(0))))
 
 
 @triton.jit
@@ -155,25 +135,6 @@ def check_slots(slots: int) -> None:
     require(slots <= MOST_SLOTS, f"{said}: lower --sampling.max-batch")
 
 
-def sort_slots(
-    experts_tk: torch.Tensor, num_experts: int, idle_t: torch.Tensor | None = None
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Of experts int64 [T, k], stable: int32 slot at each sorted place [N], place of each slot [T, k] (-1 for an expert that
-    is none of 0..E-1, and of tokens that are idle, bool [T]), and where each expert's rows end [E]."""
-    slots, device = experts_tk.numel(), experts_tk.device
-    order = torch.empty(slots, dtype=torch.int32, device=device)
-    back = torch.empty(experts_tk.shape, dtype=torch.int32, device=device)
-    ends = torch.empty(num_experts, dtype=torch.int32, device=device)
-    block = triton.next_power_of_2(slots)  # that each program looks through: 4 warps took 74 us for 16,384
-    warps = max(4, min(32, block // 512))
-    idle = experts_tk if idle_t is None else idle_t.view(torch.uint8)
-    _sort_slots[(num_experts,)](
-        experts_tk, idle, order, back, ends, slots, K=experts_tk.shape[1], IDLE=idle_t is not None, BLOCK=block,
-        num_warps=warps, **launch_options(),
-    )  # fmt: skip
-    return order, back, ends
-
-
 def sorted_outputs(
     x_th: torch.Tensor, weights_tk: torch.Tensor, experts_tk: torch.Tensor, gate_up_e: Weight, down_e: Weight,
     tiles: tuple[Tile, Tile] | None = None, share: float = 1.0, idle_t: torch.Tensor | None = None,
@@ -190,13 +151,14 @@ def sorted_outputs(
     """
     k = experts_tk.shape[1]
     num_experts, hidden, width = down_e.shape
-    order, back, ends = sort_slots(experts_tk, num_experts, idle_t)
     narrow = isinstance(down_e, Fp8Matrix) and x_th.dtype is torch.bfloat16
+    split = few_fp8_triton.room_for(x_th) if narrow else None
+    order, back, ends = sort_slots(experts_tk, num_experts, idle_t, split)
     most = MOST_FP32_ROWS if x_th.itemsize == 4 else MOST_FP8_ROWS if narrow else MOST_ROWS
     rows, beside = program_rows(share * order.numel() / num_experts, most)
     up, down = tiles or usual_tiles(rows, num_experts, hidden, width, narrow)
-    if narrow and isinstance(gate_up_e, Fp8Matrix) and isinstance(down_e, Fp8Matrix):
-        return few_fp8_triton.products(x_th, weights_tk, order, ends, gate_up_e, down_e, rows, beside, up, down), back
+    if split is not None and isinstance(gate_up_e, Fp8Matrix) and isinstance(down_e, Fp8Matrix):
+        return few_fp8_triton.products(split, weights_tk, order, ends, gate_up_e, down_e, rows, beside, up, down), back
     gate_up_e, down_e = widened(gate_up_e, x_th.dtype), widened(down_e, x_th.dtype)
     act_nf, y_nh = x_th.new_empty(order.numel(), width), x_th.new_empty(order.numel(), hidden)
     up_grid, down_grid = (

@@ -10,6 +10,58 @@ from megatron_ring.model.kernels.dependent import launch_options
 from megatron_ring.model.kernels.dependent_triton import begin
 
 TOKENS = 32  # of a program
+FEW_TOKENS = 16  # of a program that makes the logits, too
+
+
+@triton.jit
+def _choose(logits, maximum, total, weights_ptr, experts_ptr, token, tokens, E, K: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Store the K largest of each row of logits [T, E_BLOCK], -1e30 beyond E, and their weights. Of NaN some expert."""
+    expert = tl.arange(0, logits.shape[1])
+    left, chosen = logits, tl.zeros_like(logits)
+    normaliser = tl.zeros_like(maximum)
+    for _ in tl.static_range(K):
+        best = tl.max(left, axis=1)
+        where = tl.min(tl.where(left == best[:, None], expert[None, :], E - 1), axis=1)
+        hit = expert[None, :] == where[:, None]
+        chosen = tl.where(hit, 1.0, chosen)
+        left = tl.where(hit, -2e30, left)
+        normaliser += tl.exp(best - maximum)
+    if K == 1:
+        normaliser = total
+    left = logits
+    for k in tl.static_range(K):
+        best = tl.max(left, axis=1)
+        where = tl.min(tl.where(left == best[:, None], expert[None, :], E - 1), axis=1)
+        left = tl.where(expert[None, :] == where[:, None], -2e30, left)
+        at = token.to(tl.int64) * K + k
+        tl.store(weights_ptr + at, tl.exp(best - maximum) / normaliser, mask=token < tokens)
+        tl.store(experts_ptr + at, where.to(tl.int64), mask=token < tokens)
+    return chosen
+
+
+@triton.jit
+def _route_few(  # type: ignore[no-untyped-def]
+    x_ptr, w_ptr, logits_ptr, weights_ptr, experts_ptr, tokens, hidden,
+    E: tl.constexpr, K: tl.constexpr, T: tl.constexpr, E_BLOCK: tl.constexpr, DEPTH: tl.constexpr, DEPENDENT: tl.constexpr,
+):  # fmt: skip
+    begin(DEPENDENT)
+    token = tl.program_id(0) * T + tl.arange(0, T)
+    expert, column = tl.arange(0, E_BLOCK), tl.arange(0, DEPTH)
+    x_at = x_ptr + token.to(tl.int64)[None, :] * hidden + column[:, None]
+    w_at = w_ptr + expert[:, None] * hidden + column[None, :]
+    logits = tl.zeros([E_BLOCK, T], tl.float32)
+    for depth in range(0, hidden, DEPTH):
+        inside = column < hidden - depth
+        x = tl.load(x_at + depth, mask=(token < tokens)[None, :] & inside[:, None], other=0.0)
+        w = tl.load(w_at + depth, mask=(expert < E)[:, None] & inside[None, :], other=0.0)
+        logits = tl.dot(w, x, logits, input_precision="ieee")
+    logits = tl.trans(logits)
+    real = (token < tokens)[:, None] & (expert < E)[None, :]
+    tl.store(logits_ptr + token[:, None].to(tl.int64) * E + expert[None, :], logits, mask=real)
+    logits = tl.where((expert < E)[None, :], logits, -1e30)
+    maximum = tl.max(logits, axis=1)
+    total = tl.sum(tl.exp(logits - maximum[:, None]), axis=1)
+    _choose(logits, maximum, total, weights_ptr, experts_ptr, token, tokens, E, K)
 
 
 @triton.jit
@@ -27,25 +79,7 @@ def _route_forward(  # type: ignore[no-untyped-def]
     logits = tl.where((expert < E)[None, :], logits, -1e30)
     maximum = tl.max(logits, axis=1)
     total = tl.sum(tl.exp(logits - maximum[:, None]), axis=1)
-    left, chosen = logits, tl.zeros([T, E_BLOCK], dtype=tl.float32)
-    normaliser = tl.zeros([T], dtype=tl.float32)
-    for _ in tl.static_range(K):
-        best = tl.max(left, axis=1)
-        where = tl.min(tl.where(left == best[:, None], expert[None, :], E - 1), axis=1)  # some expert, also of NaN
-        hit = expert[None, :] == where[:, None]
-        chosen = tl.where(hit, 1.0, chosen)
-        left = tl.where(hit, -2e30, left)
-        normaliser += tl.exp(best - maximum)
-    if K == 1:
-        normaliser = total
-    left = logits
-    for k in tl.static_range(K):
-        best = tl.max(left, axis=1)
-        where = tl.min(tl.where(left == best[:, None], expert[None, :], E - 1), axis=1)  # some expert, also of NaN
-        left = tl.where(expert[None, :] == where[:, None], -2e30, left)
-        at = token.to(tl.int64) * K + k
-        tl.store(weights_ptr + at, tl.exp(best - maximum) / normaliser, mask=token < tokens)
-        tl.store(experts_ptr + at, where.to(tl.int64), mask=token < tokens)
+    chosen = _choose(logits, maximum, total, weights_ptr, experts_ptr, token, tokens, E, K)
     if LOSSES:
         valid = tl.where(token < tokens, 1.0, 0.0)
         if PADDED:
@@ -144,6 +178,20 @@ def forward(
         T=TOKENS, E_BLOCK=triton.next_power_of_2(experts), num_warps=4, **launch_options(),
     )  # fmt: skip
     return weights, chosen, sums.sum(0) if losses else sums[0]
+
+
+def few(x_th: torch.Tensor, weight_eh: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Weights fp32 [T, k], experts int64 [T, k] and logits fp32 [T, E] of few contiguous tokens, all in one kernel; bf16
+    products are added up in fp32. Without gradients."""
+    (tokens, hidden), experts = x_th.shape, weight_eh.shape[0]
+    logits = torch.empty(tokens, experts, dtype=torch.float32, device=x_th.device)
+    weights = torch.empty(tokens, k, dtype=torch.float32, device=x_th.device)
+    chosen = torch.empty(tokens, k, dtype=torch.int64, device=x_th.device)
+    _route_few[(triton.cdiv(tokens, FEW_TOKENS),)](
+        x_th, weight_eh, logits, weights, chosen, tokens, hidden, E=experts, K=k, T=FEW_TOKENS,
+        E_BLOCK=max(16, triton.next_power_of_2(experts)), DEPTH=128, num_warps=4, num_stages=4, **launch_options(),
+    )  # fmt: skip
+    return weights, chosen, logits
 
 
 def backward(
