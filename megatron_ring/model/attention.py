@@ -8,7 +8,6 @@ import torch
 from megatron.core.transformer.module import MegatronModule
 
 from megatron_ring.config.declarations import attention_weights
-from megatron_ring.model.kernels.dependent import reading_ahead
 from megatron_ring.model.layer_parts import LayerParts
 from megatron_ring.model.layout import TokenLayout
 from megatron_ring.model.linear import linear
@@ -59,6 +58,5 @@ class RingAttention(MegatronModule):
         qkv = linear(self.linear_qkv, hidden_states)
         tokens = qkv.shape[0]
         qkv = qkv.view(tokens, self.groups, self.queries_per_group + 2, self.head_dim)
-        with reading_ahead(self.linear_proj.weight):
-            out_thd = self.attend(layout, self.layer_number, qkv, layout.rope(self.config.ring_model))
+        out_thd = self.attend(layout, self.layer_number, qkv, layout.rope(self.config.ring_model))
         return linear(self.linear_proj, out_thd.reshape(tokens, 1, -1)), None

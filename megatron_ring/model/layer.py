@@ -9,8 +9,6 @@ import torch
 from megatron.core import tensor_parallel
 from megatron.core.transformer.transformer_layer import TransformerLayer
 
-from megatron_ring.model.kernels.dependent import reading_ahead
-
 Recompute = Literal["none", "experts", "full"]
 
 
@@ -27,8 +25,7 @@ class RingLayer(TransformerLayer):
         """hidden_states [T (or T/TP under sequence parallelism), 1, hidden] -> the same shape, and no context."""
 
         def run(hidden: torch.Tensor) -> torch.Tensor:
-            with reading_ahead(self.self_attention.linear_qkv.weight):
-                normed, residual = self.input_layernorm.and_pass(hidden)
+            normed, residual = self.input_layernorm.and_pass(hidden)
             attended, _ = self.self_attention(normed, packed_seq_params=packed_seq_params)
             normed, residual = self.pre_mlp_layernorm.of_sum(attended, residual)
             return self.mlp.with_residual(normed, residual, padding_mask, packed_seq_params)

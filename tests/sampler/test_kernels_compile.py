@@ -73,8 +73,8 @@ types = dict.fromkeys(("x_ptr", "w_ptr"), "*bf16") | dict.fromkeys(("logits_ptr"
 types |= {"experts_ptr": "*i64", "tokens": "i32", "hidden": "i32"}
 build(router_triton._route_few, types, 4, 4, E=64, K=6, T=16, E_BLOCK=64, DEPTH=128)
 types = dict.fromkeys(norm_triton._rms_norm_forward.arg_names, "*bf16") | {"rstd_ptr": "*fp32", "eps": "fp32"}
-types |= {"width": "i32", "ahead_bytes": "i32"}
-build(norm_triton._rms_norm_forward, types, 8, ADD=True, BLOCK=2048, AHEAD=True, THREADS=256)
+types |= {"width": "i32"}
+build(norm_triton._rms_norm_forward, types, 8, ADD=True, BLOCK=2048)
 types = dict.fromkeys(decode_triton._attend_part.arg_names, "i32") | dict.fromkeys(("k_ptr", "v_ptr", "q_ptr"), "*bf16")
 types |= {"table_ptr": "*i32", "lengths_ptr": "*i64", "lse_ptr": "*fp32", "scale": "fp32"}
 constants = {"GROUP": 4, "ROWS": 16, "D": 128, "WIDTH": 128, "PAGE": 16}
@@ -83,9 +83,9 @@ for one in (False, True):
     build(decode_triton._attend_part, types | {"out_ptr": "*bf16" if one else "*fp32"}, 4, ONE=one, **constants)
 for of in ("*bf16", "*fp32"):
     types = dict.fromkeys(rope_triton._rope_split.arg_names, "i32") | {"slots_ptr": "*i64"}
-    types |= dict.fromkeys(("qkv_ptr", "q_ptr", "k_ptr", "v_ptr", "ahead_ptr"), of)
+    types |= dict.fromkeys(("qkv_ptr", "q_ptr", "k_ptr", "v_ptr"), of)
     types |= dict.fromkeys(("cos_ptr", "sin_ptr"), "*fp32")
-    constants = {"HEADS_BLOCK": 32, "HALF_BLOCK": 64, "BACKWARD": False, "SLOTS": True, "AHEAD": True}
+    constants = {"HEADS_BLOCK": 32, "HALF_BLOCK": 64, "BACKWARD": False, "SLOTS": True}
     build(rope_triton._rope_split, types, 4, GROUPS=4, QUERIES=4, HALF=64, **constants)
 """
 HOPPER_SHARED = 227 * 1024  # bytes of a multiprocessor that programs can have

@@ -8,19 +8,17 @@ import torch
 import triton
 import triton.language as tl
 
-from megatron_ring.model.kernels.dependent import ahead_options, launch_options
-from megatron_ring.model.kernels.dependent_triton import begin, read_ahead
+from megatron_ring.model.kernels.dependent import launch_options
+from megatron_ring.model.kernels.dependent_triton import begin
 
 PROGRAMS = 132 * 4  # of the backward pass; each keeps one sum of the weight's gradient
 
 
 @triton.jit
 def _rms_norm_forward(  # type: ignore[no-untyped-def]
-    x_ptr, r_ptr, w_ptr, sum_ptr, y_ptr, rstd_ptr, width, eps, ahead_ptr, ahead_bytes,
-    ADD: tl.constexpr, BLOCK: tl.constexpr, AHEAD: tl.constexpr, THREADS: tl.constexpr, DEPENDENT: tl.constexpr,
+    x_ptr, r_ptr, w_ptr, sum_ptr, y_ptr, rstd_ptr, width, eps,
+    ADD: tl.constexpr, BLOCK: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
-    if AHEAD:
-        read_ahead(ahead_ptr, ahead_bytes, THREADS)
     begin(DEPENDENT)
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
@@ -77,8 +75,7 @@ def forward(
     block = triton.next_power_of_2(width)
     arguments: Any = (x_rh, residual_rh if residual_rh is not None else x_rh, weight_h, added, y, rstd, width, eps)
     if rows:
-        warps = _warps(block)
-        options = {"BLOCK": block, "num_warps": warps, "THREADS": 32 * warps, **ahead_options(x_rh), **launch_options()}
+        options = {"BLOCK": block, "num_warps": _warps(block), **launch_options()}
         _rms_norm_forward[(rows,)](*arguments, ADD=residual_rh is not None, **options)
     return y, added, rstd
 

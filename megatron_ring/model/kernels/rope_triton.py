@@ -7,18 +7,16 @@ import torch
 import triton
 import triton.language as tl
 
-from megatron_ring.model.kernels.dependent import ahead_options, launch_options
-from megatron_ring.model.kernels.dependent_triton import begin, read_ahead
+from megatron_ring.model.kernels.dependent import launch_options
+from megatron_ring.model.kernels.dependent_triton import begin
 
 
 @triton.jit
 def _rope_split(  # type: ignore[no-untyped-def]
-    qkv_ptr, q_ptr, k_ptr, v_ptr, cos_ptr, sin_ptr, slots_ptr, table_stride, ahead_ptr, ahead_bytes,
+    qkv_ptr, q_ptr, k_ptr, v_ptr, cos_ptr, sin_ptr, slots_ptr, table_stride,
     GROUPS: tl.constexpr, QUERIES: tl.constexpr, HALF: tl.constexpr, HEADS_BLOCK: tl.constexpr, HALF_BLOCK: tl.constexpr,
-    BACKWARD: tl.constexpr, SLOTS: tl.constexpr, AHEAD: tl.constexpr, DEPENDENT: tl.constexpr,
+    BACKWARD: tl.constexpr, SLOTS: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
-    if AHEAD:
-        read_ahead(ahead_ptr, ahead_bytes, 128)
     begin(DEPENDENT)
     token = tl.program_id(0).to(tl.int64)
     head = tl.arange(0, HEADS_BLOCK)[:, None]
@@ -70,5 +68,5 @@ def split(
     _rope_split[(tokens,)](
         qkv, q, k, v, cos, sin, slots, cos.stride(0), GROUPS=groups, QUERIES=per_group - 2, HALF=d // 2,
         HEADS_BLOCK=triton.next_power_of_2(groups * per_group), HALF_BLOCK=triton.next_power_of_2(d // 2),
-        BACKWARD=backward, SLOTS=slots is not None, num_warps=4, **ahead_options(qkv), **launch_options(),
+        BACKWARD=backward, SLOTS=slots is not None, num_warps=4, **launch_options(),
     )  # fmt: skip
