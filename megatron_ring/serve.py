@@ -131,13 +131,16 @@ def serve(
     capacity = engine.size.rows * (1 + len(others)) + config.max_queue
     dispatcher = Dispatcher([], capacity, wakes_all=config.parallel.expert > 1)
     front = Front(config, listening, dispatcher, signals)  # type: ignore[arg-type]
+    if engine.runner.flies:  # otherwise a launch is the whole pass
+        engine.launching = front.precedence
     replica = Replica(engine, front.deliver)
+    front.on_data = replica.wake
     dispatcher.add_replicas([replica, *others])
     for rank, link in found.items():
         lost = UserError(f"rank {rank} has ended, and its replica with it")
         link.read(lambda _, updates: front.deliver(updates), functools.partial(_lose, dispatcher, replica, lost))
     key = config.api_key or os.environ.get(API_KEY)
-    front.start(Service(config, key, tokenizer, engine, dispatcher, stage.shape.max_positions).app())
+    front.start(Service(config, key, tokenizer, engine, dispatcher, stage.shape.max_positions, front.precedence).app())
     front.say()
     try:
         run_steps(engine, replica, _gathering(config, engine))
