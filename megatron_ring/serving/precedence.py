@@ -1,8 +1,8 @@
 """Who has the interpreter while requests come in: the thread that steps, as long as it gives the device work.
 
-Launching what a prompt is filled with is some thousand calls, each of which lets go of the interpreter. An HTTP thread that is
-busy takes it each time, and a launch of 30 ms takes 200 while the device waits. A large step keeps the device busy for longer
-than its launch: there is time for requests after it.
+The launch of a fill is some thousand calls, each of which lets go of the interpreter. A busy HTTP thread takes it each time,
+and a launch of 30 ms takes 200, while the device waits. A large step keeps the device busy for longer than its launch: there
+is time for requests after it.
 """
 
 from __future__ import annotations
