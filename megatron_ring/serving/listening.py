@@ -55,7 +55,7 @@ class Front:
 
     Attributes:
         precedence: what comes from clients is read while nobody is in it.
-        on_data: called when something comes.
+        on_data: called when something comes, a connection first.
     """
 
     def __init__(self, config: ServeConfig, listening: socket.socket, dispatcher: Dispatcher, signals: StopSignals) -> None:
@@ -69,6 +69,10 @@ class Front:
         precedence, on_data = self.precedence, self.on_data
 
         class Connection(H11Protocol):
+            def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+                on_data()
+                super().connection_made(transport)
+
             def data_received(self, data: bytes) -> None:
                 on_data()
                 precedence.stand_aside()

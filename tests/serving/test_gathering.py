@@ -56,8 +56,8 @@ def gathered() -> tuple[dict[str, float], list[int]]:
 
 
 def begun_beside() -> tuple[list[list[int]], list[int]]:
-    """What each step fills, by lengths of prompts, where three requests come one after another while another one decodes; and
-    which of them were answered."""
+    """What each step fills, by lengths of prompts, where three requests come one after another while another one decodes;
+    and which of them were answered."""
     from megatron_ring.sampler.requests import GenerationRequest
     from megatron_ring.sampler.sampler import Sampler
     from megatron_ring.serving import replica as replicas
