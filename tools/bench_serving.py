@@ -9,8 +9,8 @@ same flags.
 
 Prints one JSON object; exit status 1 where a request failed. "between_deliveries" is the time between two pieces of a stream
 that hold text, as users see them; "per_token" is the time from a request's first piece to its last, over its tokens between.
-"all_begun" is when the last request had its first token, "first_ended" when the first one had all; "client_busy" the share of
-a processor that this process took: near 1 it is the load that is measured, not the server.
+"all_begun" is when the last request had its first token, "first_ended" when the first one had all; "client_busy" the share
+of a processor that this process took: near 1 it is the load that is measured, not the server.
 """
 
 from __future__ import annotations

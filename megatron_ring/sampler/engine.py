@@ -234,7 +234,7 @@ class Engine:
         if agreed.watched:
             return False, 1
         horizon = self.runner.horizon
-        if 2 * len(self.scheduler.running) <= self.size.rows:
+        if agreed.open and 2 * len(self.scheduler.running) <= self.size.rows:
             # More may be on its way, and would wait for few rows: a pass of these takes nearly as long as one of many.
             horizon = min(horizon, 1 << min(self._calm, 8))
         flight = min(horizon, FLIGHT)

@@ -112,8 +112,8 @@ def test_what_must_be_waited_for_lands_first(run_on: Any) -> None:
 
 
 def turns_of_steps() -> tuple[Log, list[int]]:
-    """Rows and turns of each step that decodes: of two requests that come together, one that comes some steps later and three
-    more after that, where there are eight rows; and the lengths of answers."""
+    """Rows and turns of each step that decodes: of two requests that come together, one that comes some steps later and
+    three more after that, where there are eight rows; and the lengths of answers."""
     from megatron_ring.sampler.requests import GenerationRequest
     from megatron_ring.sampler.sampler import Sampler
 
