@@ -53,6 +53,7 @@ def run(config: ServeConfig, shape: ModelConfig, tokenizer: RingTokenizer, fill:
     """Build the model, have `fill` set its weights, and serve until it is told to end. On every rank."""
     from megatron_ring.parallel import collectives
     from megatron_ring.run.stage import start_model
+    from megatron_ring.sampler.garbage import kept_what_is_there
     from megatron_ring.sampler.sampler import Sampler
     from megatron_ring.serving import links
     from megatron_ring.serving.listening import StopSignals, open_socket
@@ -70,17 +71,18 @@ def run(config: ServeConfig, shape: ModelConfig, tokenizer: RingTokenizer, fill:
     engine = sampler.engine()
     _warm_up(config, engine, signals)
     found = links.connect(context)
-    if context.is_main:
-        serve(config, stage, tokenizer, engine, found, opened[0], signals)
-        return
-    replica = None
-    if 0 in found:
-        replica = Replica(engine, links.sender(found[0]))
-        links.follow(found[0], replica)
-    try:
-        run_steps(engine, replica, _gathering(config, engine))
-    except RuntimeError as error:
-        _end(context.rank, error)
+    with kept_what_is_there():
+        if context.is_main:
+            serve(config, stage, tokenizer, engine, found, opened[0], signals)
+            return
+        replica = None
+        if 0 in found:
+            replica = Replica(engine, links.sender(found[0]))
+            links.follow(found[0], replica)
+        try:
+            run_steps(engine, replica, _gathering(config, engine))
+        except RuntimeError as error:
+            _end(context.rank, error)
 
 
 def _gathering(config: ServeConfig, engine: Engine) -> float:
@@ -129,13 +131,16 @@ def serve(
     capacity = engine.size.rows * (1 + len(others)) + config.max_queue
     dispatcher = Dispatcher([], capacity, wakes_all=config.parallel.expert > 1)
     front = Front(config, listening, dispatcher, signals)  # type: ignore[arg-type]
+    if engine.runner.flies:  # otherwise a launch is the whole pass
+        engine.launching = front.precedence
     replica = Replica(engine, front.deliver)
+    front.on_data = replica.wake
     dispatcher.add_replicas([replica, *others])
     for rank, link in found.items():
         lost = UserError(f"rank {rank} has ended, and its replica with it")
         link.read(lambda _, updates: front.deliver(updates), functools.partial(_lose, dispatcher, replica, lost))
     key = config.api_key or os.environ.get(API_KEY)
-    front.start(Service(config, key, tokenizer, engine, dispatcher, stage.shape.max_positions).app())
+    front.start(Service(config, key, tokenizer, engine, dispatcher, stage.shape.max_positions, front.precedence).app())
     front.say()
     try:
         run_steps(engine, replica, _gathering(config, engine))

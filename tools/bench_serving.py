@@ -9,6 +9,8 @@ same flags.
 
 Prints one JSON object; exit status 1 where a request failed. "between_deliveries" is the time between two pieces of a stream
 that hold text, as users see them; "per_token" is the time from a request's first piece to its last, over its tokens between.
+"all_begun" is when the last request had its first token, "first_ended" when the first one had all; "client_busy" the share
+of a processor that this process took: near 1 it is the load that is measured, not the server.
 """
 
 from __future__ import annotations
@@ -35,6 +37,9 @@ if TYPE_CHECKING:  # `tools` may be a package of someone else's; a script's own 
     from tools.bench_sampler import BenchSampler, requests_of
 else:
     from bench_sampler import BenchSampler, requests_of
+
+
+SENDING = 4  # clients that connect or send at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,21 +121,19 @@ class Answer:
             yield (await self._reader.readexactly(size + 2))[:-2]
 
 
-async def exchange(url: str, path: str, body: dict[str, Any] | None) -> tuple[Answer, asyncio.StreamWriter]:
-    """Send a request; the writer is to be closed."""
+async def send(url: str, path: str, data: bytes | None) -> tuple[Answer, asyncio.StreamWriter]:
+    """Send a request over a connection of its own; the writer is to be closed."""
     host = urlsplit(url).netloc
     reader, writer = await asyncio.open_connection(urlsplit(url).hostname, urlsplit(url).port or 80)
-    data = b"" if body is None else json.dumps(body).encode()
-    verb = "GET" if body is None else "POST"
+    verb, data = ("GET", b"") if data is None else ("POST", data)
     head = f"{verb} {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nContent-Type: application/json\r\n"
     writer.write(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
-    answer = Answer(reader)
-    await answer.head()
-    return answer, writer
+    return Answer(reader), writer
 
 
 async def get(url: str, path: str) -> Any:
-    answer, writer = await exchange(url, path, None)
+    answer, writer = await send(url, path, None)
+    await answer.head()
     data = b"".join([piece async for piece in answer.body()])
     writer.close()
     return json.loads(data)
@@ -150,11 +153,13 @@ async def name_of_model(config: BenchServing) -> str:
         await asyncio.sleep(0.5)
 
 
-async def ask(url: str, body: dict[str, Any], began: float) -> Seen:
+async def ask(url: str, body: bytes, began: float, sending: asyncio.Semaphore) -> Seen:
     """Send one request and read its stream to the end."""
     seen = Seen(time.perf_counter() - began)
     try:
-        answer, writer = await exchange(url, "/v1/completions", body)
+        async with sending:
+            answer, writer = await send(url, "/v1/completions", body)
+        await answer.head()
         rest = b""
         async for data in answer.body():
             now = time.perf_counter() - began
@@ -195,14 +200,17 @@ async def load(config: BenchServing, model: str, requests: Sequence[GenerationRe
     places = asyncio.Semaphore(config.clients or len(requests))
     shared = {"model": model, "temperature": 1.0, "stream": True, "stream_options": {"include_usage": True}}
     shared |= json.loads(config.extra)
+    asked = [{"prompt": one.prompt_tokens, "max_tokens": one.max_new_tokens, "seed": one.seed} for one in requests]
+    bodies = [json.dumps(shared | one).encode() for one in asked]  # no part of what is measured
+    # All clients are one process. Few connect at once, so that the first do not wait for the connections of all others.
+    sending = asyncio.Semaphore(SENDING)
     began = time.perf_counter()
 
-    async def one(request: GenerationRequest) -> Seen:
+    async def one(body: bytes) -> Seen:
         async with places:
-            asked = {"prompt": request.prompt_tokens, "max_tokens": request.max_new_tokens, "seed": request.seed}
-            return await ask(config.url, shared | asked, began)
+            return await ask(config.url, body, began, sending)
 
-    return list(await asyncio.gather(*(one(request) for request in requests)))
+    return list(await asyncio.gather(*map(one, bodies)))
 
 
 def quantiles(values: Sequence[float]) -> dict[str, float] | None:
@@ -219,14 +227,22 @@ def summary(seen: Sequence[Seen]) -> dict[str, Any]:
     fine = [one for one in seen if one.problem is None]
     problems = [one.problem for one in seen if one.problem is not None]
     seconds, tokens = max(one.ended for one in seen), sum(one.tokens for one in fine)
-    many = [one for one in fine if len(one.pieces) > 1]
+    many, begun = [one for one in fine if len(one.pieces) > 1], [one.pieces[0] for one in fine if one.pieces]
     return {
         "requests": len(seen), "failed": len(problems), "first_problem": next(iter(problems), None), "seconds": seconds,
         "tokens": tokens, "tokens_per_second": tokens / seconds, "deliveries": sum(len(one.pieces) for one in fine),
         "time_to_first_token": quantiles([one.pieces[0] - one.sent for one in fine if one.pieces]),
         "between_deliveries": quantiles([b - a for one in many for a, b in zip(one.pieces, one.pieces[1:], strict=False)]),
+        "all_begun": max(begun, default=None), "first_ended": min((one.ended for one in fine), default=None),
         "per_token": quantiles([(one.pieces[-1] - one.pieces[0]) / max(1, one.tokens - 1) for one in many]),
     }  # fmt: skip
+
+
+def measured(config: BenchServing, model: str, requests: Sequence[GenerationRequest]) -> dict[str, Any]:
+    """One load, and what it cost this process."""
+    worked = time.process_time()
+    found = summary(asyncio.run(load(config, model, requests)))
+    return found | {"client_busy": (time.process_time() - worked) / found["seconds"]}
 
 
 def main(config: BenchServing) -> int:
@@ -236,7 +252,7 @@ def main(config: BenchServing) -> int:
     )  # fmt: skip
     requests = requests_of(asked)
     model = asyncio.run(name_of_model(config))
-    runs = [summary(asyncio.run(load(config, model, requests))) for _ in range(config.repeats)]
+    runs = [measured(config, model, requests) for _ in range(config.repeats)]
     out = {
         "url": config.url, "model": model, "prompts": config.prompts, "samples": config.samples, "clients": config.clients,
         "prompt_tokens": config.prompt_tokens, "new_tokens": config.new_tokens, "lengths": config.lengths,

@@ -24,6 +24,7 @@ import itertools
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -62,6 +63,7 @@ class Engine:
 
     Attributes:
         tells_tokens: reports hold the tokens of unfinished requests. It costs the host a microsecond for each of them.
+        launching: a context in which the device is asked for a step.
 
     Raises:
         UserError: there is no memory for the cache, or no tokenizer for the stop strings of the settings.
@@ -87,7 +89,9 @@ class Engine:
         self._door = threading.Lock()  # what `add` lets in is in the inbox before `close` takes effect
         self._failure: Exception | None = None
         self._closing = self.closed = False
+        self._calm = 0  # steps since something came
         self.tells_tokens = True
+        self.launching: AbstractContextManager[None] = nullcontext()
 
     @property
     def leads(self) -> bool:
@@ -179,6 +183,7 @@ class Engine:
         if agreed.failed:
             self.closed = True
             self.edge.settle(self._failure)
+        self._calm = 0 if agreed.news else self._calm + 1
         if agreed.news:
             self._take(self.edge.share_news(news))
         spent = self.budget is not None and agreed.tokens >= self.budget.limit
@@ -216,9 +221,10 @@ class Engine:
         if not busy and not self.edge.shares_experts:
             flights.drop()
             return flights.report()
-        step = scheduler.plan(horizon, agreed.flights > 0) if busy else Step(horizon=horizon)
-        shape = self.edge.share_shape(step) if runner.in_rows else StepShape.of(step)
-        flights.launched(step, shape.turns, runner.launch(step, shape, meanwhile))
+        with self.launching:
+            step = scheduler.plan(horizon, agreed.flights > 0) if busy else Step(horizon=horizon)
+            shape = self.edge.share_shape(step) if runner.in_rows else StepShape.of(step)
+            flights.launched(step, shape.turns, runner.launch(step, shape, meanwhile))
         if len(flights) > 1 or not flies or shape.scored:
             flights.land(self.tells_tokens)
         return flights.report()
@@ -228,6 +234,9 @@ class Engine:
         if agreed.watched:
             return False, 1
         horizon = self.runner.horizon
+        if agreed.open and 2 * len(self.scheduler.running) <= self.size.rows:
+            # More may be on its way, and would wait for few rows: a pass of these takes nearly as long as one of many.
+            horizon = min(horizon, 1 << min(self._calm, 8))
         flight = min(horizon, FLIGHT)
         if not agreed.lands and not self._near_the_end(agreed, flight):
             return True, flight

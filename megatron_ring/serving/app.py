@@ -24,6 +24,7 @@ from megatron_ring.serving import protocol
 from megatron_ring.serving.answers import ChatAnswer, CompletionAnswer
 from megatron_ring.serving.dispatcher import Dispatcher
 from megatron_ring.serving.failures import ApiError, Unread, bad
+from megatron_ring.serving.precedence import Precedence
 from megatron_ring.serving.prompts import tokens_of_chat, tokens_of_text
 from megatron_ring.serving.sampling import GONE, Sampling
 from megatron_ring.serving.statistics import Statistics
@@ -39,16 +40,17 @@ class Service:
     Args:
         api_key: what clients must bring (None: nothing).
         engine: of this process; it checks requests for all replicas.
+        precedence: requests are handled while nobody is in it.
     """
 
     def __init__(
         self, config: ServeConfig, api_key: str | None, tokenizer: RingTokenizer, engine: Engine, dispatcher: Dispatcher,
-        max_positions: int,
+        max_positions: int, precedence: Precedence,
     ) -> None:  # fmt: skip
         self.config, self.tokenizer, self.dispatcher = config, tokenizer, dispatcher
         self.name, self._key, self.started = config.served_name, api_key, int(time.time())
         self.limit = min(max_positions, engine.size.columns * engine.size.page_size)
-        self.statistics = Statistics()
+        self.statistics, self._precedence = Statistics(), precedence
         self.sampling = Sampling(engine, dispatcher, self.statistics, self.limit, config.sampling.max_new_tokens)
         # One thread: tokenizers are not made for several, and long texts must not hold up the event loop.
         self._tokenizing = ThreadPoolExecutor(1, "tokenize")
@@ -60,10 +62,11 @@ class Service:
             return Response(page, media_type="text/html")
 
         paths: dict[str, tuple[str, Handler]] = {
+            # The routes are tried one after another.
+            "/v1/completions": ("POST", self.completions), "/v1/chat/completions": ("POST", self.chat),
             "/": ("GET", chat_page), "/health": ("GET", self.health), "/metrics": ("GET", self.metrics),
             "/v1/models": ("GET", self.models), "/tokenizer_info": ("GET", self.tokenizer_info),
             "/tokenize": ("POST", self.tokenize), "/detokenize": ("POST", self.detokenize),
-            "/v1/completions": ("POST", self.completions), "/v1/chat/completions": ("POST", self.chat),
         }  # fmt: skip
         routes = [Route(path, self._guarded(path, handler), methods=[verb]) for path, (verb, handler) in paths.items()]
         return Starlette(routes=routes, exception_handlers={HTTPException: _http_error})  # type: ignore[dict-item]
@@ -73,6 +76,7 @@ class Service:
 
         async def run(request: Request) -> Response:
             began = time.monotonic()
+            self._precedence.stand_aside()
             try:
                 self._check_caller(path, request)
                 response = await handler(request)

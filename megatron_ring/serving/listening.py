@@ -9,15 +9,18 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
 from starlette.applications import Starlette
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from megatron_ring.config.serve import ServeConfig
 from megatron_ring.errors import UserError
 from megatron_ring.serving.dispatcher import Dispatcher
 from megatron_ring.serving.failures import ApiError
+from megatron_ring.serving.precedence import Precedence
 
 LAST_WORDS = 2.0  # seconds for answers that say why the server ends
 LOOK = 0.05  # seconds between two looks for a signal
@@ -48,16 +51,35 @@ def open_socket(host: str, port: int) -> socket.socket:
 
 
 class Front:
-    """The HTTP server's thread. `close` and `fail` belong to the thread that steps."""
+    """The HTTP server's thread. `close` and `fail` belong to the thread that steps.
+
+    Attributes:
+        precedence: what comes from clients is read while nobody is in it.
+        on_data: called when something comes, a connection first.
+    """
 
     def __init__(self, config: ServeConfig, listening: socket.socket, dispatcher: Dispatcher, signals: StopSignals) -> None:
         self.config, self.dispatcher, self._signals, self._socket = config, dispatcher, signals, listening
+        self.precedence = Precedence()
+        self.on_data: Callable[[], None] = lambda: None
         self.loop = asyncio.new_event_loop()
         self._thread: threading.Thread | None = None
 
     def start(self, app: Starlette) -> None:
+        precedence, on_data = self.precedence, self.on_data
+
+        class Connection(H11Protocol):
+            def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+                on_data()
+                super().connection_made(transport)
+
+            def data_received(self, data: bytes) -> None:
+                on_data()
+                precedence.stand_aside()
+                super().data_received(data)
+
         settings = uvicorn.Config(
-            app, log_level="error", access_log=False, lifespan="off", http="h11", ws="none", server_header=False,
+            app, log_level="error", access_log=False, lifespan="off", http=Connection, ws="none", server_header=False,
             proxy_headers=False, timeout_graceful_shutdown=max(1, round(LAST_WORDS)), h11_max_incomplete_event_size=65536,
         )  # fmt: skip
         self._server = uvicorn.Server(settings)

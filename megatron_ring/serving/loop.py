@@ -14,7 +14,7 @@ def run_steps(engine: Engine, replica: Replica | None, gather_seconds: float = 0
 
     Args:
         replica: on leaders.
-        gather_seconds: after a time without work requests are gathered for so long, at most.
+        gather_seconds: before a step that takes requests more of them are gathered for so long, at most.
 
     Raises:
         UserError, RuntimeError: a rank of the replica failed, or one that shares experts with it.
@@ -26,7 +26,8 @@ def run_steps(engine: Engine, replica: Replica | None, gather_seconds: float = 0
                 continue
             replica.send_taken()  # where the step has not: it did not decode
             replica.take(report)
-            if report.idle and replica.wait(IDLE_SECONDS):
+            # While a burst comes in, a step that does not wait for it fills few prompts, and takes the host as long.
+            if replica.wait(IDLE_SECONDS if report.idle else 0.0):
                 replica.gather(gather_seconds)
     finally:
         if replica is not None:

@@ -80,7 +80,7 @@ class Replica:
         self._bell.set()
 
     def wake(self) -> None:
-        """Another replica has work: take part in its steps."""
+        """Another replica has work: take part in its steps. Or a request is about to come."""
         self._bell.set()
 
     def close(self) -> None:

@@ -135,7 +135,8 @@ class Sampling:
 
 class _Stream(StreamingResponse):
     """Server-sent events. A client may go away before the first of them: its choices are given up all the same. One task
-    beside the stream watches for that, in place of Starlette's group of two."""
+    beside the stream watches for that, in place of Starlette's group of two. The head is sent with the first event: while a
+    burst comes in there is more urgent work."""
 
     def __init__(self, job: Job, events: AsyncIterator[bytes]) -> None:
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
@@ -149,6 +150,15 @@ class _Stream(StreamingResponse):
         finally:
             watch.cancel()
             self._job.cancel()
+
+    async def stream_response(self, send: Send) -> None:
+        events = aiter(self.body_iterator)
+        data = await anext(events, b"")
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        while data:
+            await send({"type": "http.response.body", "body": data, "more_body": True})
+            data = await anext(events, b"")
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _end_when_gone(self, receive: Receive) -> None:
         await _until_gone(receive)

@@ -109,3 +109,47 @@ def test_what_must_be_waited_for_lands_first(run_on: Any) -> None:
     ((log, tokens),) = run_on(1, waited_for, "budget")
     air = most_in_the_air(log)
     assert 2 in air and air[-1] == 1 and 60 <= tokens < 60 + 4
+
+
+def turns_of_steps() -> tuple[Log, list[int]]:
+    """Rows and turns of each step that decodes: of two requests that come together, one that comes some steps later and
+    three more after that, where there are eight rows; and the lengths of answers."""
+    from megatron_ring.sampler.requests import GenerationRequest
+    from megatron_ring.sampler.sampler import Sampler
+
+    model, here = make(ParallelConfig())
+    sampler = Sampler(model, here, SamplingConfig(max_batch=8, kv_tokens=4096), -1)
+    sampler.horizon, sampler.runner.flies = 16, True
+    engine = sampler.engine()
+    found: Log = []
+    launch = sampler.runner.launch
+
+    def logging(step: Any, shape: Any, *about: Any) -> Any:
+        found.append((len(step.decoding), shape.turns))
+        return launch(step, shape, *about)
+
+    sampler.runner.launch = logging
+    come = {0: 2, 5: 1, 7: 3}
+    lengths, number, steps = [], 0, 0
+    while True:
+        for _ in range(come.get(steps, 0)):
+            engine.add(GenerationRequest([7, 8, 9 + number], number, 50))
+            number += 1
+        if steps == max(come):
+            engine.close()
+        report = engine.step()
+        lengths += [len(one.tokens) for one in report.finished.values()]
+        steps += 1
+        if report.closed:
+            return [(rows, turns) for rows, turns in found if rows], lengths
+
+
+@pytest.mark.distributed
+def test_few_rows_decode_short_turns_while_requests_come(run_on: Any) -> None:
+    """Twice as many tokens with each step without news; where more than half of the rows run, as many as may fly."""
+    ((found, lengths),) = run_on(1, turns_of_steps)
+    assert lengths == [50] * 6
+    few, many = [turns for rows, turns in found if rows < 4], [turns for rows, turns in found if rows > 4]
+    assert few[:6] == [2, 4, 8, 8, 1, 2]
+    assert many[0] == 8
+    assert found[-1] == (3, 2)  # no more turns than tokens are left

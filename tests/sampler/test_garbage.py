@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import gc
+import weakref
 from collections.abc import Iterator
 
 import pytest
 
-from megatron_ring.sampler.garbage import collector_paused
+from megatron_ring.sampler.garbage import collector_paused, kept_what_is_there
 
 
 @pytest.fixture(autouse=True)
@@ -26,3 +27,19 @@ def test_it_is_afterwards_what_it_was(was_on: bool) -> None:
         assert not gc.isenabled()
         raise ValueError("broken")
     assert gc.isenabled() is was_on
+
+
+def test_what_was_there_is_kept_meanwhile() -> None:
+    class Ring:
+        def __init__(self) -> None:
+            self.me = self
+
+    outside = weakref.ref(Ring())  # garbage already
+    with pytest.raises(ValueError, match="broken"), kept_what_is_there():
+        assert outside() is None and gc.get_freeze_count() > 1000
+        assert len(gc.get_objects()) < gc.get_freeze_count()
+        inside = weakref.ref(Ring())
+        gc.collect()
+        assert inside() is None  # what comes later is searched
+        raise ValueError("broken")
+    assert gc.get_freeze_count() == 0

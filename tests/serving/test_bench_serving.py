@@ -28,6 +28,8 @@ def test_all_tokens_are_counted(served: Served) -> None:
     assert 0 < first["p50"] <= first["p99"] <= first["most"] < found["seconds"]
     assert between["most"] < found["seconds"] and per_token["p50"] > 0
     assert len(found["earlier_seconds"]) == 1
+    assert first["most"] <= found["all_begun"] < found["seconds"] and 0 < found["first_ended"] <= found["seconds"]
+    assert found["client_busy"] > 0
 
 
 def test_what_goes_wrong_is_told(served: Served) -> None:

@@ -55,6 +55,57 @@ def gathered() -> tuple[dict[str, float], list[int]]:
     return seconds, sorted({update.number for update in answered if update.reason is not None})
 
 
+def begun_beside() -> tuple[list[list[int]], list[int]]:
+    """What each step fills, by lengths of prompts, where three requests come one after another while another one decodes;
+    and which of them were answered."""
+    from megatron_ring.sampler.requests import GenerationRequest
+    from megatron_ring.sampler.sampler import Sampler
+    from megatron_ring.serving import replica as replicas
+    from megatron_ring.serving.loop import run_steps
+
+    model, here = make(ParallelConfig())
+    engine = Sampler(model, here, SamplingConfig(max_batch=3, kv_tokens=1024), EOS).engine()
+    filled: list[list[int]] = []
+    launch = engine.runner.launch
+
+    def logging(step: Any, *about: Any) -> Any:
+        filled.append([chunk.count + 1 for chunk in step.chunks])
+        return launch(step, *about)
+
+    engine.runner.launch = logging  # type: ignore[method-assign]
+    answered: set[int] = set()
+    callers: list[threading.Thread] = []
+
+    def come() -> None:
+        for number in (1, 2, 3):
+            replica.add(number, GenerationRequest([7] * (10 + number), number, 2))
+            time.sleep(0.05)
+        replica.close()
+
+    def send(updates: list[Any]) -> None:
+        answered.update(update.number for update in updates if update.reason is not None)
+        if not callers:
+            callers.append(threading.Thread(target=come))
+            callers[0].start()
+            assert replica.wait(60.0)
+            replica.wake()
+
+    replica = replicas.Replica(engine, send)
+    replica.add(0, GenerationRequest([5, 6], 0, 500))
+    replica.wait(0.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(replicas, "QUIET", 60.0)
+        run_steps(engine, replica, 60.0)
+    return [counts for counts in filled if counts], sorted(answered)
+
+
+@pytest.mark.distributed
+def test_a_burst_is_gathered_while_others_decode(run_on: Any) -> None:
+    ((filled, answered),) = run_on(1, begun_beside)
+    assert filled == [[2], [11, 12], [13]]  # the third waits for a row
+    assert answered == [0, 1, 2, 3]
+
+
 @pytest.mark.distributed
 def test_a_burst_is_gathered(run_on: Any) -> None:
     ((seconds, answered),) = run_on(1, gathered)
