@@ -62,7 +62,7 @@ class Step:
         """Give every sequence that decodes the pages for `horizon` tokens, if there are so many; or for the most that one of
         them has left, if that is fewer."""
         left = [sequence.request.max_new_tokens - len(sequence.tokens) - sequence.flying for sequence in self.decoding]
-        horizon = min(horizon, max(left, default=horizon))
+        horizon = min(horizon, max(1, *left)) if left else horizon
         wanted = [pages_for(min(sequence.cached + horizon, sequence.limit), page_size) for sequence in self.decoding]
         more = [count - len(sequence.pages) for sequence, count in zip(self.decoding, wanted, strict=True)]
         if sum(count for count in more if count > 0) > pool.free:
