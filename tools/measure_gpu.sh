@@ -2,7 +2,7 @@
 # What docs/performance.md and docs/serving.md tell of sampling on one GPU, measured again. Each part is a process of its own
 # with a time limit, its output in OUT/PART.log, and a line in OUT/parts.tsv (part, exit status, seconds).
 #
-#   tools/measure_gpu.sh OUT                          all parts that need no files, 50 minutes at most
+#   tools/measure_gpu.sh OUT                          all parts that need no files, 54 minutes at most
 #   tools/measure_gpu.sh OUT tail tail-no-flights     some
 #   START=DIR PROMPTS=FILE tools/measure_gpu.sh OUT solve-rates sizes
 #   tools/measure_gpu.sh --dry-run OUT [PART…]        the commands alone
@@ -29,7 +29,7 @@ OUT="$(realpath -m "$1")" START="$(realpath -m "${START:-START}")" PROMPTS="$(re
 case "$OUT$START$PROMPTS" in *[[:space:]]*) fail "OUT, START and PROMPTS: leave out spaces" ;; esac
 shift
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
-PARTS=(doctor tests check tail tail-no-flights tail-fp8 at-once profile profile-fp8 serve)
+PARTS=(doctor tests check tail tail-no-flights tail-no-early tail-fp8 at-once profile profile-fp8 serve)
 [ "$#" -gt 0 ] || set -- "${PARTS[@]}"
 
 sampler="tools/bench_sampler.py --preset $PRESET"
@@ -54,6 +54,7 @@ commands() {
     check) printf '120 %s\n' "$check" "$check --sampling.weights fp8" ;;
     tail) echo "240 $tail" ;;
     tail-no-flights) echo "240 $tail --no-flights" ;;
+    tail-no-early) echo "240 $tail --no-early" ;;
     tail-fp8) echo "240 $tail --sampling.weights fp8" ;;
     at-once) printf "120 $at_once --prompts %s\n" 128 256 512 1024 ;;
     profile) printf '120 %s\n' "$profile --rows 32 64 128 256 512 1024" "$profile --rows 32 64 128 --prompt-tokens 1700" ;;
