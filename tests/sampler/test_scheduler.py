@@ -124,7 +124,9 @@ class Sampling(RuleBasedStateMachine):
         if flies or not beside:
             step = scheduler.plan(self.horizon, beside)
             assert step.decoding or step.chunks or beside
-            assert step.horizon in (1, self.horizon)  # below FILL_BESIDE
+            left = [s.request.max_new_tokens - len(s.tokens) - s.flying for s in step.decoding]
+            turns = min(self.horizon, max(1, *left)) if left else self.horizon
+            assert step.horizon in (1, turns)  # below FILL_BESIDE
             assert step.horizon == 1 or not step.chunks or len(step.decoding) >= 4 * len(step.chunks)
             assert sum(chunk.count for chunk in step.chunks) <= scheduler.prefill_tokens
             assert len(scheduler.running) <= scheduler.max_batch
