@@ -58,6 +58,7 @@ class Replica:
         self._lock = threading.Lock()  # a request may be answered before `add` has noted its number
         self._bell = threading.Event()
         self._taken: list[Update] = []
+        self._ends = False
 
     def add(self, number: int, request: GenerationRequest) -> None:
         """Take a request; a refusal comes as an update."""
@@ -85,11 +86,13 @@ class Replica:
 
     def close(self) -> None:
         """Nothing more will come."""
+        self._ends = True
         self.engine.close()
         self._bell.set()
 
     def fail(self, error: Exception) -> None:
         """End all that step with this replica."""
+        self._ends = True
         self.engine.fail(error)
         self._bell.set()
 
@@ -100,10 +103,10 @@ class Replica:
         return came
 
     def gather(self, seconds: float) -> None:
-        """Wait while more comes, so long at most, and not beyond a full batch. The thread that takes requests has the
-        interpreter to itself meanwhile."""
+        """Wait while more comes, so long at most, and not beyond a full batch or the end. The thread that takes requests has
+        the interpreter to itself meanwhile."""
         until = time.monotonic() + seconds
-        while (left := until - time.monotonic()) > 0 and self.engine.arrived < self.engine.size.rows:
+        while (left := until - time.monotonic()) > 0 and self.engine.arrived < self.engine.size.rows and not self._ends:
             if not self.wait(min(QUIET, left)):
                 return
 

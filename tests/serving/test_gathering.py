@@ -91,7 +91,7 @@ def begun_beside() -> tuple[list[list[int]], list[int]]:
             replica.wake()
 
     replica = replicas.Replica(engine, send)
-    replica.add(0, GenerationRequest([5, 6], 0, 500))
+    replica.add(0, GenerationRequest([5, 6], 0, 60))
     replica.wait(0.0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(replicas, "QUIET", 60.0)

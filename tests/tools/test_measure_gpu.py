@@ -29,7 +29,7 @@ def test_a_dry_run_lists_commands_that_there_are(tmp_path: Path) -> None:
     done = run("--dry-run", str(tmp_path / "out"), PRESET="ring-tiny")
     assert done.returncode == 0 and not (tmp_path / "out").exists()
     parts = [line.split(": ", 1) for line in done.stdout.splitlines()]
-    assert [part for part, _ in parts].count("at-once") == 4 and len({part for part, _ in parts}) == 10
+    assert [part for part, _ in parts].count("at-once") == 4 and len({part for part, _ in parts}) == 11
     for _, command in parts:
         script = next((word for word in command.split() if word.endswith(".py")), None)
         assert script is None or (ROOT / script).is_file()
