@@ -134,7 +134,7 @@ def serve(
     if engine.runner.flies:  # otherwise a launch is the whole pass
         engine.launching = front.precedence
     replica = Replica(engine, front.deliver)
-    front.on_data = replica.wake
+    front.on_data = replica.expect
     dispatcher.add_replicas([replica, *others])
     for rank, link in found.items():
         lost = UserError(f"rank {rank} has ended, and its replica with it")

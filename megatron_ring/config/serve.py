@@ -34,8 +34,9 @@ class ServeConfig(InferenceConfig):
     contexts of up to 512 tokens, then 1,024 and so on, while so many seconds last and a GiB of memory is free. What is left
     is captured when it first comes, and all requests wait for it. 0: nothing is done before."""
     gather_seconds: float = 0.03
-    """On GPUs: a step that takes requests waits for further ones while they come within 3 ms of each other, at most so long
-    (seconds). So a burst is begun in few, full steps; a request that comes alone waits 3 to 4 ms. 0: no wait."""
+    """On GPUs: a step waits for requests while something comes within 3 ms, at most so long (seconds; 0.01 where others
+    decode and fewer than 4 have come). So a burst is begun in few, full steps; a request that comes alone waits 3 to 4 ms.
+    0: no wait."""
     max_queue: int = 1024
     """Choices that may wait beyond those decoded at once; further requests get status 429."""
     max_body_mib: float = 16.0

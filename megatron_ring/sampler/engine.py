@@ -221,9 +221,9 @@ class Engine:
         if not busy and not self.edge.shares_experts:
             flights.drop()
             return flights.report()
-        with self.launching:
-            step = scheduler.plan(horizon, agreed.flights > 0) if busy else Step(horizon=horizon)
-            shape = self.edge.share_shape(step) if runner.in_rows else StepShape.of(step)
+        step = scheduler.plan(horizon, agreed.flights > 0) if busy else Step(horizon=horizon)
+        shape = self.edge.share_shape(step) if runner.in_rows else StepShape.of(step)
+        with nullcontext() if shape.scored else self.launching:  # scores are waited for
             flights.launched(step, shape.turns, runner.launch(step, shape, meanwhile))
         if len(flights) > 1 or not flies or shape.scored:
             flights.land(self.tells_tokens)
@@ -234,7 +234,7 @@ class Engine:
         if agreed.watched:
             return False, 1
         horizon = self.runner.horizon
-        if agreed.open and 2 * len(self.scheduler.running) <= self.size.rows:
+        if agreed.open and self.budget is None and 2 * len(self.scheduler.running) <= self.size.rows:
             # More may be on its way, and would wait for few rows: a pass of these takes nearly as long as one of many.
             horizon = min(horizon, 1 << min(self._calm, 8))
         flight = min(horizon, FLIGHT)

@@ -27,8 +27,8 @@ def run_steps(engine: Engine, replica: Replica | None, gather_seconds: float = 0
             replica.send_taken()  # where the step has not: it did not decode
             replica.take(report)
             # While a burst comes in, a step that does not wait for it fills few prompts, and takes the host as long.
-            if replica.wait(IDLE_SECONDS if report.idle else 0.0):
-                replica.gather(gather_seconds)
+            if replica.wait(IDLE_SECONDS) if report.idle else replica.expecting:
+                replica.gather(gather_seconds, busy=not report.idle)
     finally:
         if replica is not None:
             replica.send_taken()

@@ -14,6 +14,8 @@ from megatron_ring.sampler.requests import GenerationRequest
 from megatron_ring.sampler.scores import TokenScore
 
 QUIET = 0.003  # seconds without a request that end the gathering of a burst
+BUSY_SECONDS = 0.01  # what few rows' pass of a large model takes
+BURST = 4  # requests in that time
 
 
 class Update(NamedTuple):
@@ -56,7 +58,8 @@ class Replica:
         self._ours: dict[int, tuple[int, bool]] = {}  # engine's number -> server's number, log-probabilities wanted
         self._theirs: dict[int, int] = {}
         self._lock = threading.Lock()  # a request may be answered before `add` has noted its number
-        self._bell = threading.Event()
+        self._bell = threading.Event()  # there is work, here or for all that share experts
+        self._more = threading.Event()  # something comes, or has come
         self._taken: list[Update] = []
         self._ends = False
 
@@ -69,7 +72,17 @@ class Replica:
                 self._ours[theirs], self._theirs[number] = (number, wanted), theirs
         except (UserError, RuntimeError) as error:  # closed meanwhile
             self._send([Update(number, refused=str(error))])
+        self._more.set()
         self._bell.set()
+
+    def expect(self) -> None:
+        """A client begins something. Nobody steps for that yet: replicas that share experts would not."""
+        self._more.set()
+
+    @property
+    def expecting(self) -> bool:
+        """Whether something has come since the last gathering."""
+        return self._more.is_set()
 
     def cancel(self, number: int) -> None:
         """Forget a request."""
@@ -81,34 +94,44 @@ class Replica:
         self._bell.set()
 
     def wake(self) -> None:
-        """Another replica has work: take part in its steps. Or a request is about to come."""
+        """Another replica has work: take part in its steps."""
         self._bell.set()
 
     def close(self) -> None:
         """Nothing more will come."""
         self._ends = True
+        self._more.set()
         self.engine.close()
         self._bell.set()
 
     def fail(self, error: Exception) -> None:
         """End all that step with this replica."""
         self._ends = True
+        self._more.set()
         self.engine.fail(error)
         self._bell.set()
 
     def wait(self, seconds: float) -> bool:
-        """Until something comes, or so long; whether something came."""
+        """Until there is work, or so long; whether there is."""
         came = self._bell.wait(seconds)
         self._bell.clear()
         return came
 
-    def gather(self, seconds: float) -> None:
+    def gather(self, seconds: float, busy: bool = False) -> None:
         """Wait while more comes, so long at most, and not beyond a full batch or the end. The thread that takes requests has
-        the interpreter to itself meanwhile."""
-        until = time.monotonic() + seconds
-        while (left := until - time.monotonic()) > 0 and self.engine.arrived < self.engine.size.rows and not self._ends:
-            if not self.wait(min(QUIET, left)):
+        the interpreter to itself meanwhile.
+
+        Args:
+            busy: the device has work, for about BUSY_SECONDS at least: beyond that only for a burst.
+        """
+        began = time.monotonic()
+        while self.engine.arrived < self.engine.size.rows and not self._ends:
+            spent = time.monotonic() - began
+            if spent >= seconds or (busy and spent >= BUSY_SECONDS and self.engine.arrived < BURST):
                 return
+            if not self._more.wait(min(QUIET, seconds - spent)):
+                return
+            self._more.clear()
 
     def take(self, report: StepReport) -> None:
         """Hold what a step has brought, for `send_taken`."""

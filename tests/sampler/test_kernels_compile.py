@@ -71,7 +71,9 @@ types |= dict.fromkeys(("rows", "hidden", "columns", "padded_columns"), "i32")
 build(fp8._wide, types, 4, TILE=64, DEPTH=128)
 types = dict.fromkeys(("x_ptr", "w_ptr"), "*bf16") | dict.fromkeys(("logits_ptr", "weights_ptr"), "*fp32")
 types |= {"experts_ptr": "*i64", "tokens": "i32", "hidden": "i32"}
-build(router_triton._route_few, types, 4, 4, E=64, K=6, T=16, E_BLOCK=64, DEPTH=128)
+for count in (8, 64, 256, 1024):
+    block = max(16, count)
+    build(router_triton._route_few, types, 4, 4, E=count, K=6, T=16, E_BLOCK=block, DEPTH=router_triton.few_depth(block))
 types = dict.fromkeys(norm_triton._rms_norm_forward.arg_names, "*bf16") | {"rstd_ptr": "*fp32", "eps": "fp32"}
 types |= {"width": "i32"}
 build(norm_triton._rms_norm_forward, types, 8, ADD=True, BLOCK=2048)
@@ -104,4 +106,4 @@ def test_decoding_compiles_for_hopper() -> None:
     wide = [shared for name, shared, _ in built if name.startswith("_few")]
     assert len(wide) == 13 and all(shared <= A100_SHARED for shared in wide)
     narrow = [products for name, _, products in built if name in ("_gate_up", "_down")]
-    assert len(narrow) == 14 and all(narrow) and len(built) == 46
+    assert len(narrow) == 14 and all(narrow) and len(built) == 49

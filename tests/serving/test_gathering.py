@@ -26,24 +26,32 @@ def gathered() -> tuple[dict[str, float], list[int]]:
     replica = Replica(engine, answered.extend)
     seconds: dict[str, float] = {}
 
-    def gather(name: str, most: float) -> None:
+    def gather(name: str, most: float, busy: bool = False) -> None:
         began = time.monotonic()
-        replica.gather(most)
+        replica.gather(most, busy)
         seconds[name] = time.monotonic() - began
 
+    replica.expect()
+    assert not replica.wait(0.0)  # a client that begins is no work yet
     replica.add(0, GenerationRequest([5], 0, 2))
     assert replica.wait(1.0)
+    replica.wake()
+    replica.gather(0.001)
+    assert replica.wait(0.0)  # what woke it is not lost in gathering
+    replica.expect()
     gather("alone", 60.0)
     gather("off", 0.0)
     stop = threading.Event()
 
     def ring() -> None:
         while not stop.is_set():
-            replica.wake()
+            replica.expect()
 
     caller = threading.Thread(target=ring)
     caller.start()
     gather("without end", 0.05)
+    replica.expect()
+    gather("busy", 60.0, busy=True)
     stop.set()
     caller.join()
     for number in (1, 2, 3):
@@ -89,12 +97,14 @@ def begun_beside() -> tuple[list[list[int]], list[int]]:
             callers[0].start()
             assert replica.wait(60.0)
             replica.wake()
+            replica.expect()
 
     replica = replicas.Replica(engine, send)
     replica.add(0, GenerationRequest([5, 6], 0, 60))
     replica.wait(0.0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(replicas, "QUIET", 60.0)
+        patch.setattr(replicas, "BUSY_SECONDS", 60.0)
         run_steps(engine, replica, 60.0)
     return [counts for counts in filled if counts], sorted(answered)
 
@@ -109,6 +119,6 @@ def test_a_burst_is_gathered_while_others_decode(run_on: Any) -> None:
 @pytest.mark.distributed
 def test_a_burst_is_gathered(run_on: Any) -> None:
     ((seconds, answered),) = run_on(1, gathered)
-    assert 0.003 <= seconds["alone"] < 10 and seconds["without end"] < 10, seconds
+    assert 0.003 <= seconds["alone"] < 10 and seconds["without end"] < 10 and seconds["busy"] < 10, seconds
     assert seconds["full"] < 1 and seconds["off"] < 1
     assert answered == [0, 1, 2, 3]

@@ -180,6 +180,11 @@ def forward(
     return weights, chosen, sums.sum(0) if losses else sums[0]
 
 
+def few_depth(block: int) -> int:
+    """Columns that a program multiplies at a time, for so many experts: its shared memory holds four times those."""
+    return max(16, min(128, 8192 // block))
+
+
 def few(x_th: torch.Tensor, weight_eh: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Weights fp32 [T, k], experts int64 [T, k] and logits fp32 [T, E] of few contiguous tokens, all in one kernel; bf16
     products are added up in fp32. Without gradients."""
@@ -187,9 +192,10 @@ def few(x_th: torch.Tensor, weight_eh: torch.Tensor, k: int) -> tuple[torch.Tens
     logits = torch.empty(tokens, experts, dtype=torch.float32, device=x_th.device)
     weights = torch.empty(tokens, k, dtype=torch.float32, device=x_th.device)
     chosen = torch.empty(tokens, k, dtype=torch.int64, device=x_th.device)
+    block = max(16, triton.next_power_of_2(experts))
     _route_few[(triton.cdiv(tokens, FEW_TOKENS),)](
-        x_th, weight_eh, logits, weights, chosen, tokens, hidden, E=experts, K=k, T=FEW_TOKENS,
-        E_BLOCK=max(16, triton.next_power_of_2(experts)), DEPTH=128, num_warps=4, num_stages=4, **launch_options(),
+        x_th, weight_eh, logits, weights, chosen, tokens, hidden, E=experts, K=k, T=FEW_TOKENS, E_BLOCK=block,
+        DEPTH=few_depth(block), num_warps=4, num_stages=4, **launch_options(),
     )  # fmt: skip
     return weights, chosen, logits
 
