@@ -131,7 +131,7 @@ def serve(
     capacity = engine.size.rows * (1 + len(others)) + config.max_queue
     dispatcher = Dispatcher([], capacity, wakes_all=config.parallel.expert > 1)
     front = Front(config, listening, dispatcher, signals)  # type: ignore[arg-type]
-    if engine.runner.flies:  # otherwise a launch is the whole pass
+    if engine.runner.flies:  # otherwise HTTP would wait for whole passes
         engine.launching = front.precedence
     replica = Replica(engine, front.deliver)
     front.on_data = replica.expect

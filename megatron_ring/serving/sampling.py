@@ -126,7 +126,7 @@ class Sampling:
                 data = b"".join([b"data: " + _encode(event) + b"\n\n" for event in events])
                 if data or last:
                     yield data + b"data: [DONE]\n\n" if last else data
-        except ApiError as error:  # the status is sent already
+        except ApiError as error:  # told in the stream, as what came before it was
             yield b"data: " + _encode(error.to_json()) + b"\n\n"
         finally:
             job.cancel()
