@@ -14,6 +14,7 @@ from megatron_ring.config.parallel import ParallelConfig
 from megatron_ring.model.kernels.experts import local_experts, sorted_experts
 from megatron_ring.model.kernels.fp8 import Fp8Matrix, Weight, widened
 from megatron_ring.model.kernels.rows import combine_rows, sort_by_expert
+from megatron_ring.model.norm import RMSNorm
 from megatron_ring.parallel.device import current_device
 
 Plus = Callable[[], tuple[torch.Tensor, ...]]  # asked for when they are added: they may still be on their way
@@ -74,14 +75,14 @@ class GroupedExperts(torch.nn.Module):
 
     def route_locally(
         self, x_th: torch.Tensor, weights_tk: torch.Tensor, experts_tk: torch.Tensor, plus: Plus,
-        others: tuple[Weight, Weight] | None = None, idle_t: torch.Tensor | None = None,
-    ) -> torch.Tensor:  # fmt: skip
+        others: tuple[Weight, Weight] | None = None, idle_t: torch.Tensor | None = None, norm: RMSNorm | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:  # fmt: skip
         """Where all experts are here: sum over each token's k of weight * expert(x), plus the tensors of `plus`; x and they
-        [T, hidden], weights fp32 [T, k], experts int64 [T, k] -> [T, hidden]. `others`: as in `forward`. `idle_t`: bool [T],
-        tokens whose experts need not be computed."""
+        [T, hidden], weights fp32 [T, k], experts int64 [T, k] -> [T, hidden]. Behind it its `norm`, where one kernel makes
+        both. `others`: as in `forward`. `idle_t`: bool [T], tokens whose experts need not be computed."""
         gate_up_e, down_e = others or self.matrices()
         if x_th.is_cuda and not torch.is_grad_enabled() and not self.exact:
-            from megatron_ring.model.kernels import few_tokens_triton
+            from megatron_ring.model.kernels import few_tokens_triton, rows_triton
 
             narrow = isinstance(down_e, Fp8Matrix)
             most = few_tokens_triton.MOST_FP8_TOKENS if narrow else few_tokens_triton.MOST_TOKENS
@@ -89,10 +90,13 @@ class GroupedExperts(torch.nn.Module):
                 y_nh, back_tk = few_tokens_triton.sorted_outputs(
                     x_th, weights_tk, experts_tk, gate_up_e, down_e, idle_t=idle_t
                 )
-                return combine_rows(y_nh, back_tk, *plus())
+                if norm is None:
+                    return combine_rows(y_nh, back_tk, *plus()), None
+                return rows_triton.combine_and_norm(y_nh, back_tk, plus(), norm.weight, norm.eps)
         places = sort_by_expert(experts_tk, down_e.shape[0])
         gate_up_e, down_e = widened(gate_up_e, x_th.dtype), widened(down_e, x_th.dtype)
-        return local_experts(x_th, weights_tk, places, gate_up_e, down_e, plus(), self.recompute, self.exact)
+        out = local_experts(x_th, weights_tk, places, gate_up_e, down_e, plus(), self.recompute, self.exact)
+        return out, None
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None

@@ -36,6 +36,7 @@ class TokenLayout(PackedSeqParams, ABC):
     `narrow`: the experts' weights for this pass, in the place of the model's own; without gradients.
     `idle`: bool [T], tokens that nobody reads; what is theirs need not be computed. None: all are read.
     `side`: where shared experts may run beside the routed ones; without gradients.
+    `ahead`: what a layer returned, and of it what the next one's norm makes, where one kernel made both.
     """
 
     alike = False
@@ -47,6 +48,7 @@ class TokenLayout(PackedSeqParams, ABC):
         self.narrow: NarrowExperts | None = None
         self.idle: torch.Tensor | None = None
         self.side: SideStream | None = None
+        self.ahead: tuple[torch.Tensor, torch.Tensor] | None = None
         self._rope: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def rope(self, model: ModelConfig) -> tuple[torch.Tensor, torch.Tensor]:

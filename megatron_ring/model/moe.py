@@ -18,6 +18,7 @@ from megatron_ring.model.kernels.swiglu import swiglu
 from megatron_ring.model.layer_parts import LayerParts
 from megatron_ring.model.layout import TokenLayout
 from megatron_ring.model.linear import linear, linear_and_pass
+from megatron_ring.model.norm import RMSNorm
 from megatron_ring.model.router import RingRouter, RouterLosses
 from megatron_ring.model.routes import Routes
 from megatron_ring.parallel.graphs import Pending
@@ -93,14 +94,15 @@ class RingMoE(MegatronModule):
 
     def with_residual(
         self, hidden_states: torch.Tensor, residual: torch.Tensor, padding_mask: torch.Tensor | None = None,
-        layout: TokenLayout | None = None,
+        layout: TokenLayout | None = None, following: tuple[RMSNorm, ...] = (),
     ) -> torch.Tensor:  # fmt: skip
-        """residual + moe(hidden_states), both [T_local, 1, hidden]."""
-        return self._run(hidden_states, padding_mask, residual, layout)
+        """residual + moe(hidden_states), both [T_local, 1, hidden]. Where the same kernel can make the `following` norm of
+        it, that is left in `layout.ahead`."""
+        return self._run(hidden_states, padding_mask, residual, layout, following)
 
     def _run(
         self, hidden_states: torch.Tensor, padding_mask: torch.Tensor | None, residual: torch.Tensor | None = None,
-        layout: TokenLayout | None = None,
+        layout: TokenLayout | None = None, following: tuple[RMSNorm, ...] = (),
     ) -> torch.Tensor:  # fmt: skip
         hidden_th = hidden_states.view(-1, hidden_states.shape[-1])
         padding_t = None if padding_mask is None else padding_mask.reshape(-1)
@@ -134,7 +136,10 @@ class RingMoE(MegatronModule):
             return tuple(other.view_as(hidden_th) for other in ready)
 
         if self.dispatcher is None:
-            out = self.experts.route_locally(hidden_th, weights_tk, experts_tk, others, narrow, idle_t)
+            norm = following[0] if following and layout is not None else None
+            out, normed = self.experts.route_locally(hidden_th, weights_tk, experts_tk, others, narrow, idle_t, norm)
+            if layout is not None and normed is not None:
+                layout.ahead = (out, normed)
         else:
             out = self._route_over_ranks(hidden_th, weights_tk, experts_tk, narrow)
             for other in others():

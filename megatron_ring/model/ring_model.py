@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from megatron_ring.model.layer import Recompute, RingLayer
 from megatron_ring.model.layer_parts import LayerImpl, LayerParts, layer_parts
 from megatron_ring.model.layout import TokenLayout
 from megatron_ring.model.moe import DenseMLP, RingMoE
+from megatron_ring.model.norm import RMSNorm
 from megatron_ring.model.router import RouterLosses, balance_bias
 from megatron_ring.model.routes import moe_layers
 from megatron_ring.model.score_head import ScoreHead
@@ -169,6 +171,9 @@ class RingModel(GPTModel):
         self.local_layers = layers
         self.route_layers = moe_layers(model, layers)
         self.first_stage, self.last_stage = context.first_stage, context.last_stage
+        for layer, following in pairwise(self.decoder.layers):
+            if type(following.input_layernorm) is RMSNorm:
+                layer.following = (following.input_layernorm,)
 
     def _head(self, model: ModelConfig, context: ParallelContext) -> VocabularyHead:
         padded = context.config.padded_vocabulary(model.vocab_size)

@@ -22,6 +22,7 @@ from megatron_ring.model.kernels.fp8 import Weight
 from megatron_ring.model.kernels.rope import split_and_rotate
 from megatron_ring.model.kernels.swiglu import swiglu_backward, swiglu_forward
 from megatron_ring.model.layout import PackedLayout, TokenLayout
+from megatron_ring.model.norm import RMSNorm
 from megatron_ring.parallel.device import current_device
 
 
@@ -93,10 +94,10 @@ class EngineExperts(GroupedExperts):
 
     def route_locally(
         self, x_th: torch.Tensor, weights_tk: torch.Tensor, experts_tk: torch.Tensor, plus: Plus,
-        others: tuple[Weight, Weight] | None = None, idle_t: torch.Tensor | None = None,
-    ) -> torch.Tensor:  # fmt: skip
+        others: tuple[Weight, Weight] | None = None, idle_t: torch.Tensor | None = None, norm: RMSNorm | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:  # fmt: skip
         if not torch.is_grad_enabled():
-            return super().route_locally(x_th, weights_tk, experts_tk, plus, others, idle_t)
+            return super().route_locally(x_th, weights_tk, experts_tk, plus, others, idle_t, norm)
         weights_te = weights_tk.new_zeros(x_th.shape[0], self.num_local_experts).scatter(1, experts_tk, weights_tk)
         routed_te = torch.zeros_like(weights_te, dtype=torch.bool).scatter_(1, experts_tk, True)
         x_nh, weights_n, rows = engine.moe_permute_with_probs(x_th, weights_te, routed_te, experts_tk.numel())
@@ -104,7 +105,7 @@ class EngineExperts(GroupedExperts):
         out = engine.moe_unpermute(y_nh, rows, restore_shape=x_th.shape)
         for other in plus():
             out = out + other
-        return out
+        return out, None
 
 
 class _Experts(torch.autograd.Function):

@@ -12,7 +12,7 @@ CUDA = torch.cuda.is_available()
 pytest.importorskip("triton", reason="Triton is not installed")
 
 from megatron_ring.config.sampling import SamplingConfig  # noqa: E402
-from megatron_ring.model.kernels import few_tokens_triton, rows_triton  # noqa: E402
+from megatron_ring.model.kernels import few_tokens_triton, norm_triton, rows_triton  # noqa: E402
 from megatron_ring.model.kernels.rows import sort_by_expert  # noqa: E402
 from megatron_ring.sampler import cut_triton, draw_triton  # noqa: E402
 from megatron_ring.sampler.row_settings import RowSettings, cuts, numbers_of  # noqa: E402
@@ -266,3 +266,19 @@ def test_cut_logits_that_are_not_finite_are_seen() -> None:
     ids, *numbers = draw_triton.draw(logits, seeds, seeds, settings, cut_triton.least_kept(logits, settings))
     assert all(not torch.isfinite(found[:2]).any() and torch.isfinite(found[2]) for found in numbers)
     assert ((ids >= 0) & (ids < 100)).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16] if CUDA else [torch.float32])
+@pytest.mark.parametrize(("tokens", "hidden", "plus"), [(1, 64, 0), (5, 96, 1), (9, 2048, 2)])
+def test_sums_and_their_norm_have_the_bits_of_two_kernels(tokens: int, hidden: int, plus: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(tokens)
+    y_nh, weight, *others = (
+        torch.randn(*shape, generator=generator).to(DEVICE, dtype)
+        for shape in ((3 * tokens, hidden), (hidden,), *[(tokens, hidden)] * plus)
+    )
+    index = torch.randperm(3 * tokens, generator=generator).view(tokens, 3).to(DEVICE)
+    index[0, 1] = -1
+    out, normed = rows_triton.combine_and_norm(y_nh, index, tuple(others), weight, 1e-6)
+    wanted = rows_triton.combine(y_nh, index, tuple(others))
+    assert torch.equal(out, wanted)
+    assert torch.equal(normed, norm_triton.forward(wanted, None, weight, 1e-6)[0])

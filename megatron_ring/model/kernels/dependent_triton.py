@@ -1,4 +1,4 @@
-"""What a kernel that may be launched early begins with (`dependent`)."""
+"""What a kernel that may be launched early begins with (`dependent`), and may do before."""
 
 from __future__ import annotations
 
@@ -12,3 +12,9 @@ def begin(DEPENDENT: tl.constexpr):  # type: ignore[no-untyped-def]
     if DEPENDENT:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
+
+
+@triton.jit
+def ask_for(lines):  # type: ignore[no-untyped-def]
+    """Have lines of 128 bytes, by pointers into them, brought into the L2 cache. For memory that no kernel writes."""
+    tl.inline_asm_elementwise("prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [lines], tl.int32, is_pure=False, pack=1)

@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 
 from megatron_ring.model.kernels.dependent import launch_options
-from megatron_ring.model.kernels.dependent_triton import begin
+from megatron_ring.model.kernels.dependent_triton import ask_for, begin
 from megatron_ring.model.kernels.fp8 import E4M3, Fp8Matrix, padded
 
 if TYPE_CHECKING:
@@ -71,13 +71,20 @@ def split_row(x_ptr, parts_ptr, scales_ptr, row, hidden, columns, BLOCK: tl.cons
 def _gate_up(  # type: ignore[no-untyped-def]
     x_ptr, x_scales_ptr, order_ptr, ends_ptr, weights_ptr, w_ptr, scales_ptr, act_ptr, act_scales_ptr,
     columns, width, act_columns, slots,
-    K: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr, DEPENDENT: tl.constexpr,
+    K: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr, AHEAD: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):  # fmt: skip
-    begin(DEPENDENT)
     expert = tl.program_id(2).to(tl.int64)
+    f = tl.program_id(1) * TILE + tl.arange(0, TILE)
+    if DEPENDENT and AHEAD > 0:
+        if tl.program_id(0) == 0:
+            line = tl.minimum(tl.arange(0, AHEAD) * 128, columns - 1)
+            gate_line = w_ptr + (expert * (2 * width) + tl.minimum(f, width - 1)[:, None]) * columns + line[None, :]
+            ask_for(gate_line)
+            ask_for(gate_line + width.to(tl.int64) * columns)
+    begin(DEPENDENT)
     end = tl.load(ends_ptr + expert)
     start = tl.load(ends_ptr + expert - 1, mask=expert > 0, other=0) + tl.program_id(0) * ROWS
-    f = tl.program_id(1) * TILE + tl.arange(0, TILE)
     column = tl.arange(0, DEPTH)
     inside = (f < width)[:, None]
     gate_at = w_ptr + (expert * (2 * width) + f[:, None]) * columns + column[None, :]
@@ -113,16 +120,21 @@ def _gate_up(  # type: ignore[no-untyped-def]
 @triton.jit
 def _down(  # type: ignore[no-untyped-def]
     act_ptr, act_scales_ptr, ends_ptr, w_ptr, scales_ptr, out_ptr, hidden, width, columns, slots,
-    ROWS: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr, DEPENDENT: tl.constexpr,
+    ROWS: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr, AHEAD: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
-    begin(DEPENDENT)
     expert = tl.program_id(2).to(tl.int64)
+    # The kernel that sorts has ended: programs of the one before this do not begin sooner, and it has let this one come.
     end = tl.load(ends_ptr + expert)
     start = tl.load(ends_ptr + expert - 1, mask=expert > 0, other=0) + tl.program_id(0) * ROWS
     h = tl.program_id(1) * TILE + tl.arange(0, TILE)
     column = tl.arange(0, DEPTH)
     inside = (h < hidden)[:, None]
     w_at = w_ptr + (expert * hidden + h[:, None]) * columns + column[None, :]
+    if DEPENDENT and AHEAD > 0:
+        if start < end and tl.program_id(0) == 0:
+            line = tl.minimum(tl.arange(0, AHEAD) * 128, columns - 1)
+            ask_for(w_ptr + (expert * hidden + tl.minimum(h, hidden - 1)[:, None]) * columns + line[None, :])
+    begin(DEPENDENT)
     for first in range(start, end, ROWS * tl.num_programs(0)):
         row = first + tl.arange(0, ROWS)
         real = row < end
@@ -180,7 +192,7 @@ def room_for(x_th: torch.Tensor) -> Split:
 
 def products(
     split: Split, weights_tk: torch.Tensor, order: torch.Tensor, ends: torch.Tensor, gate_up_e: Fp8Matrix,
-    down_e: Fp8Matrix, rows: int, beside: int, up: Tile, down: Tile,
+    down_e: Fp8Matrix, rows: int, beside: int, up: Tile, down: Tile, ahead: tuple[int, int] = (0, 0),
 ) -> torch.Tensor:  # fmt: skip
     """What `few_tokens_triton.sorted_outputs` returns first, of bf16 x, in programs of so many rows. `down` has as many
     columns as `up` has weight rows: these share a scale."""
@@ -193,12 +205,12 @@ def products(
     y_nh = x_th.new_empty(slots, hidden)
     _gate_up[(beside, blocks, num_experts)](
         parts, x_scales, order, ends, weights_tk, gate_up_e.values, gate_up_e.scales, act, act_scales,
-        columns, width, act_columns, slots, K=weights_tk.shape[1], ROWS=rows, TILE=up.rows, DEPTH=up.columns,
+        columns, width, act_columns, slots, K=weights_tk.shape[1], ROWS=rows, TILE=up.rows, DEPTH=up.columns, AHEAD=ahead[0],
         num_stages=up.stages, num_warps=up.warps, **launch_options(),
     )  # fmt: skip
     _down[(beside, triton.cdiv(hidden, down.rows), num_experts)](
         act, act_scales, ends, down_e.values, down_e.scales, y_nh, hidden, width, act_columns, slots,
-        ROWS=rows, TILE=down.rows, DEPTH=up.rows, num_stages=down.stages, num_warps=down.warps,
+        ROWS=rows, TILE=down.rows, DEPTH=up.rows, AHEAD=ahead[1], num_stages=down.stages, num_warps=down.warps,
         **launch_options(),
     )  # fmt: skip
     return y_nh

@@ -21,10 +21,12 @@ import triton.language as tl
 from megatron_ring.config.checks import require
 from megatron_ring.model.kernels import few_fp8_triton
 from megatron_ring.model.kernels.dependent import launch_options
-from megatron_ring.model.kernels.dependent_triton import begin
+from megatron_ring.model.kernels.dependent_triton import ask_for, begin
 from megatron_ring.model.kernels.fp8 import Fp8Matrix, Weight, widened
 from megatron_ring.model.kernels.slots_triton import sort_slots
 
+# Lines of 128 bytes of each row of weights that a program asks for before it waits for the kernel before.
+AHEAD = (0, 0)
 MOST_SLOTS = 1 << 17  # that one program sorts
 MOST_ROWS = 128  # of an expert, that a program has in registers
 MOST_FP8_ROWS = 64  # of an expert with weights in FP8
@@ -69,14 +71,21 @@ FP8_TILES: Choices = {
 @triton.jit
 def _few_gate_up(  # type: ignore[no-untyped-def]
     x_ptr, order_ptr, ends_ptr, weights_ptr, w_ptr, out_ptr, hidden, width,
-    K: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr, DEPENDENT: tl.constexpr,
+    K: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr, AHEAD: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):  # fmt: skip
-    begin(DEPENDENT)
     expert = tl.program_id(2)
-    end = tl.load(ends_ptr + expert)
-    start = tl.load(ends_ptr + expert - 1, mask=expert > 0, other=0) + tl.program_id(0) * ROWS
     f = tl.program_id(1) * TILE + tl.arange(0, TILE)
     column = tl.arange(0, DEPTH)
+    if DEPENDENT and AHEAD > 0:
+        if tl.program_id(0) == 0:
+            line = tl.minimum(tl.arange(0, AHEAD) * 64, hidden - 1)
+            gate_line = w_ptr + (expert.to(tl.int64) * (2 * width) + tl.minimum(f, width - 1)[:, None]) * hidden + line[None, :]
+            ask_for(gate_line)
+            ask_for(gate_line + width.to(tl.int64) * hidden)
+    begin(DEPENDENT)
+    end = tl.load(ends_ptr + expert)
+    start = tl.load(ends_ptr + expert - 1, mask=expert > 0, other=0) + tl.program_id(0) * ROWS
     gate_at = w_ptr + (expert.to(tl.int64) * (2 * width) + f[:, None]) * hidden + column[None, :]
     up_at = gate_at + width.to(tl.int64) * hidden
     for first in range(start, end, ROWS * tl.num_programs(0)):
@@ -106,15 +115,20 @@ def _few_gate_up(  # type: ignore[no-untyped-def]
 @triton.jit
 def _few_down(  # type: ignore[no-untyped-def]
     x_ptr, ends_ptr, w_ptr, out_ptr, hidden, width,
-    ROWS: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr, DEPENDENT: tl.constexpr,
+    ROWS: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr, AHEAD: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
-    begin(DEPENDENT)
     expert = tl.program_id(2)
+    # The kernel that sorts has ended: programs of the one before this do not begin sooner, and it has let this one come.
     end = tl.load(ends_ptr + expert)
     start = tl.load(ends_ptr + expert - 1, mask=expert > 0, other=0) + tl.program_id(0) * ROWS
     h = tl.program_id(1) * TILE + tl.arange(0, TILE)
     column = tl.arange(0, DEPTH)
     w_at = w_ptr + (expert.to(tl.int64) * hidden + h[:, None]) * width + column[None, :]
+    if DEPENDENT and AHEAD > 0:
+        if start < end and tl.program_id(0) == 0:
+            line = tl.minimum(tl.arange(0, AHEAD) * 64, width - 1)
+            ask_for(w_ptr + (expert.to(tl.int64) * hidden + tl.minimum(h, hidden - 1)[:, None]) * width + line[None, :])
+    begin(DEPENDENT)
     for first in range(start, end, ROWS * tl.num_programs(0)):
         row = first + tl.arange(0, ROWS)
         real = row < end
@@ -149,7 +163,6 @@ def sorted_outputs(
         share: of the slots that are computed, about; for speed alone.
         idle_t: bool [T], tokens for which nothing is computed, as if none of their experts were here.
     """
-    k = experts_tk.shape[1]
     num_experts, hidden, width = down_e.shape
     narrow = isinstance(down_e, Fp8Matrix) and x_th.dtype is torch.bfloat16
     split = few_fp8_triton.room_for(x_th) if narrow else None
@@ -158,21 +171,30 @@ def sorted_outputs(
     rows, beside = program_rows(share * order.numel() / num_experts, most)
     up, down = tiles or usual_tiles(rows, num_experts, hidden, width, narrow)
     if split is not None and isinstance(gate_up_e, Fp8Matrix) and isinstance(down_e, Fp8Matrix):
-        return few_fp8_triton.products(split, weights_tk, order, ends, gate_up_e, down_e, rows, beside, up, down), back
+        return few_fp8_triton.products(split, weights_tk, order, ends, gate_up_e, down_e, rows, beside, up, down, AHEAD), back
     gate_up_e, down_e = widened(gate_up_e, x_th.dtype), widened(down_e, x_th.dtype)
+    return products(x_th, weights_tk, order, ends, gate_up_e, down_e, rows, beside, up, down), back
+
+
+def products(
+    x_th: torch.Tensor, weights_tk: torch.Tensor, order: torch.Tensor, ends: torch.Tensor, gate_up_e: torch.Tensor,
+    down_e: torch.Tensor, rows: int, beside: int, up: Tile, down: Tile,
+) -> torch.Tensor:  # fmt: skip
+    """What `sorted_outputs` returns first, of slots that `sort_slots` has sorted, in programs of so many rows."""
+    num_experts, hidden, width = down_e.shape
     act_nf, y_nh = x_th.new_empty(order.numel(), width), x_th.new_empty(order.numel(), hidden)
     up_grid, down_grid = (
         (beside, triton.cdiv(size, tile.rows), num_experts) for size, tile in ((width, up), (hidden, down))
     )
     _few_gate_up[up_grid](
-        x_th, order, ends, weights_tk, gate_up_e, act_nf, hidden, width, K=k, ROWS=rows, TILE=up.rows, DEPTH=up.columns,
-        num_stages=up.stages, num_warps=up.warps, **launch_options(),
+        x_th, order, ends, weights_tk, gate_up_e, act_nf, hidden, width, K=weights_tk.shape[1], ROWS=rows, TILE=up.rows,
+        DEPTH=up.columns, AHEAD=AHEAD[0], num_stages=up.stages, num_warps=up.warps, **launch_options(),
     )  # fmt: skip
     _few_down[down_grid](
-        act_nf, ends, down_e, y_nh, hidden, width, ROWS=rows, TILE=down.rows, DEPTH=down.columns,
+        act_nf, ends, down_e, y_nh, hidden, width, ROWS=rows, TILE=down.rows, DEPTH=down.columns, AHEAD=AHEAD[1],
         num_stages=down.stages, num_warps=down.warps, **launch_options(),
     )  # fmt: skip
-    return y_nh, back
+    return y_nh
 
 
 def program_rows(mean: float, most: int = MOST_ROWS) -> tuple[int, int]:

@@ -61,7 +61,8 @@ def _rms_norm_backward(  # type: ignore[no-untyped-def]
     tl.store(dw_ptr + program * width + column, dw, mask=inside)
 
 
-def _warps(block: int) -> int:
+def norm_warps(block: int) -> int:
+    """Of a program that has a row of so many columns."""
     return max(1, min(16, block // 256))
 
 
@@ -75,7 +76,7 @@ def forward(
     block = triton.next_power_of_2(width)
     arguments: Any = (x_rh, residual_rh if residual_rh is not None else x_rh, weight_h, added, y, rstd, width, eps)
     if rows:
-        options = {"BLOCK": block, "num_warps": _warps(block), **launch_options()}
+        options = {"BLOCK": block, "num_warps": norm_warps(block), **launch_options()}
         _rms_norm_forward[(rows,)](*arguments, ADD=residual_rh is not None, **options)
     return y, added, rstd
 
@@ -91,6 +92,6 @@ def backward(
     block = triton.next_power_of_2(width)
     _rms_norm_backward[(programs,)](
         dy_rh, dsum_rh if dsum_rh is not None else dy_rh, x_rh, weight_h, rstd_r, dx, dw, rows,
-        triton.cdiv(rows, programs), width, ADD=dsum_rh is not None, BLOCK=block, num_warps=_warps(block),
+        triton.cdiv(rows, programs), width, ADD=dsum_rh is not None, BLOCK=block, num_warps=norm_warps(block),
     )  # fmt: skip
     return dx, dw.sum(0).to(weight_h.dtype)

@@ -10,6 +10,7 @@ import triton.language as tl
 
 from megatron_ring.model.kernels.dependent import launch_options
 from megatron_ring.model.kernels.dependent_triton import begin
+from megatron_ring.model.kernels.norm_triton import norm_warps
 
 
 @triton.jit
@@ -54,6 +55,33 @@ def _permute_combine(  # type: ignore[no-untyped-def]
         if PLUS > 1:
             total += tl.load(second_ptr + token * width + column, mask=inside, other=0.0).to(tl.float32)
         tl.store(out_ptr + token * width + column, total.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _combine_and_norm(  # type: ignore[no-untyped-def]
+    y_ptr, index_ptr, first_ptr, second_ptr, w_ptr, out_ptr, normed_ptr, width, eps,
+    K: tl.constexpr, PLUS: tl.constexpr, BLOCK: tl.constexpr, DEPENDENT: tl.constexpr,
+):  # fmt: skip
+    """`_permute_combine`, and what `norm_triton` makes of its result, with the same bits."""
+    begin(DEPENDENT)
+    token = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    inside = column < width
+    total = tl.zeros([BLOCK], dtype=tl.float32)
+    for k in tl.static_range(K):
+        source = tl.load(index_ptr + token * K + k).to(tl.int64)
+        real = column < tl.where(source >= 0, width, 0)
+        total += tl.load(y_ptr + source * width + column, mask=real, other=0.0).to(tl.float32)
+    if PLUS > 0:
+        total += tl.load(first_ptr + token * width + column, mask=inside, other=0.0).to(tl.float32)
+    if PLUS > 1:
+        total += tl.load(second_ptr + token * width + column, mask=inside, other=0.0).to(tl.float32)
+    out = total.to(out_ptr.dtype.element_ty)
+    tl.store(out_ptr + token * width + column, out, mask=inside)
+    x = out.to(tl.float32)
+    rstd = tl.rsqrt(tl.sum(x * x, axis=0) / width + eps)
+    w = tl.load(w_ptr + column, mask=inside, other=0.0).to(tl.float32)
+    tl.store(normed_ptr + token * width + column, (x * rstd * w).to(normed_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -164,3 +192,18 @@ def combine(
             **launch_options(),
         )
     return out
+
+
+def combine_and_norm(
+    y_nh: torch.Tensor, index_tk: torch.Tensor, plus: tuple[torch.Tensor, ...], weight_h: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`combine`, and RMSNorm of its result: two [T, hidden]."""
+    (tokens, k), width = index_tk.shape, y_nh.shape[1]
+    out, normed = (y_nh.new_empty(tokens, width) for _ in range(2))
+    block = triton.next_power_of_2(width)
+    if tokens:
+        _combine_and_norm[(tokens,)](
+            y_nh, index_tk, *(*plus, y_nh, y_nh)[:2], weight_h, out, normed, width, eps, K=k, PLUS=len(plus), BLOCK=block,
+            num_warps=norm_warps(block), **launch_options(),
+        )  # fmt: skip
+    return out, normed
