@@ -56,9 +56,9 @@ QUICK = Sizes(train=200, validation=40, rl=60, heldout=20, epochs=2, repeated=40
               timed_steps=3, prompts=4, fewer_prompts=3, samples=4, budget=200, new_tokens=30)  # fmt: skip
 # On one GPU, from a pretrained start.
 # Few prompts a step, so that how long responses are swings from step to step (docs/LOG.md, 2026-11-30). Φ lies below what
-# nearly all steps bring, and is about what GRPO with fewer prompts trains on.
+# nearly all steps bring, and is about what GRPO with one prompt trains on.
 GPU = replace(FULL, train=4_000, rl=4_000, heldout=400, epochs=2, repeated=500, repeat_epochs=16, steps=50, timed_steps=12,
-              prompts=3, fewer_prompts=2, samples=128, budget=18_432, new_tokens=256, answers=2)  # fmt: skip
+              prompts=2, fewer_prompts=1, samples=192, budget=15_360, new_tokens=256, answers=2)  # fmt: skip
 
 # Of the study of FP8: what C3PO's runs get besides.
 FP8 = {

@@ -74,8 +74,8 @@ class Edition:
 
     @property
     def micro_batch(self) -> Words:
-        """Of RL. On a GPU that runs share it is small: so each takes up to 25 GiB."""
-        return ("--data.micro-batch-tokens", "2048" if self.start is None else "4096")
+        """Of RL."""
+        return ("--data.micro-batch-tokens", "2048" if self.start is None else "8192")
 
     @property
     def sampled(self) -> Words:
