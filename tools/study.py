@@ -95,8 +95,8 @@ class Flags:
     every: int | None = None
     """epochs: steps of RL between held-out evaluations (default: 20)."""
     gather: tuple[Path, ...] | None = None
-    """epochs; fp8; stages; c3po with --settings: run nothing; tables and figures of all results in --out and these folders. Without
-    folders: in --out."""
+    """epochs; fp8; stages; c3po with --settings: run nothing; tables and figures of all results in --out and these folders.
+    Without folders: in --out."""
     partial: bool = False
     """With --gather: where results are missing, make the page of the largest part without holes, and say so on it."""
     tasks: Path | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -108,7 +109,7 @@ def _rates(name: str, evaluation: str, groups: Groups, kinds: Sequence[str], tas
         return fmean(float(sample["reward"]) for sample in found.graded if tasks.get(sample["id"]) == kind)
 
     every = measure(groups, f"{name}, {ALL}", lambda cell: cell.pass_rate(evaluation))
-    return [every, *(measure(groups, f"{name}, {kind}", lambda cell, kind=kind: rate(cell, kind)) for kind in kinds)]
+    return [every, *(measure(groups, f"{name}, {kind}", partial(rate, kind=kind)) for kind in kinds)]
 
 
 def _compute(groups: Groups) -> list[Row]:
