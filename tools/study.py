@@ -4,8 +4,8 @@
     python tools/study.py c3po --out runs/study-c3po --docs docs
     python tools/study.py fp8 --out runs/study-c3po          # in the same folder: C3PO's runs are there already
 
-What has finished is not run again; a killed study continues with the same command. The studies of epochs and of FP8 can be
-run piece by piece, on several machines, and gathered:
+What has finished is not run again; a killed study continues with the same command. The studies of epochs, of FP8 and of the
+stages can be run piece by piece, on several machines, and gathered:
 
     python tools/study.py epochs --out runs/study-epochs --seeds 1            # one machine: seed 1
     python tools/study.py epochs --out A --gather B C --docs docs             # later: the page of all results
@@ -95,8 +95,8 @@ class Flags:
     every: int | None = None
     """epochs: steps of RL between held-out evaluations (default: 20)."""
     gather: tuple[Path, ...] | None = None
-    """epochs; fp8; c3po with --settings: run nothing; tables and figures of all results in --out and these folders. Without
-    folders: in --out."""
+    """epochs; fp8; stages; c3po with --settings: run nothing; tables and figures of all results in --out and these folders.
+    Without folders: in --out."""
     partial: bool = False
     """With --gather: where results are missing, make the page of the largest part without holes, and say so on it."""
     tasks: Path | None = None
@@ -108,10 +108,9 @@ class Flags:
         for flag in ("epochs", "one_run", "every"):
             given = getattr(self, flag) not in (None, False)
             require(not given or self.name == "epochs", f"--{flag.replace('_', '-')} belongs to the study of epochs")
-        gathers = self.name in ("epochs", "fp8") or (self.name == "c3po" and bool(self.settings))
-        require(
-            self.gather is None or gathers, "--gather belongs to the study of epochs, to fp8, or to c3po with --settings"
-        )
+        gathers = self.name in ("epochs", "fp8", "stages") or (self.name == "c3po" and bool(self.settings))
+        known = "--gather belongs to the study of epochs, to fp8, to stages, or to c3po with --settings"
+        require(self.gather is None or gathers, known)
         require(not self.partial or self.gather is not None, "--partial belongs to --gather")
         named = self.page is None or (self.page == Path(self.page).name and self.page.isprintable() and self.page[:1] != ".")
         require(named and self.page != "", f"--page {self.page}: give a name without folders")
@@ -175,6 +174,8 @@ def gathered(flags: Flags, folders: list[Path]) -> Page:
     seeds = None if flags.partial else flags.seeds
     if flags.name == "fp8":
         return study_fp8.page(folders, seeds, flags.settings)
+    if flags.name == "stages":
+        return study_stages.page(folders, seeds)
     return study_c3po.steady_page(folders, seeds, flags.settings)
 
 
@@ -220,10 +221,9 @@ def page_of(flags: Flags) -> Page:
     """Tables, figures and numbers of the finished study."""
     if flags.name == "epochs":
         return study_epochs.page([flags.out], flags.seeds, epoch_sizes(flags).counts)
-    if flags.name == "fp8" or flags.settings:
+    if flags.name in ("fp8", "stages") or flags.settings:
         return gathered(flags, [flags.out])
-    studies = {"c3po": study_c3po, "stages": study_stages, "general": study_general}
-    return studies[flags.name].page(flags.out, flags.seeds)
+    return (study_c3po if flags.name == "c3po" else study_general).page(flags.out, flags.seeds)
 
 
 def write(flags: Flags, tables: dict[str, str], figures: dict[str, Any], numbers: dict[str, Any]) -> None:

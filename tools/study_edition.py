@@ -6,12 +6,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatron_ring.data.files import read_prompts
+from megatron_ring.data.schedule import solve_rate
+
 DIFFICULTY = ("arithmetic.terms=3", "linear.solution=9", "linear.constant=20", "division.dividend=499", "division.gcd=99",
               "units.speed=49", "units.whole=12")  # fmt: skip
 MATH, APPLIED = ("arithmetic", "linear", "division"), ("units", "code")
 GYM_MATH = ("basic_arithmetic", "gcd", "lcm", "base_conversion")
 GYM_APPLIED = ("leg_counting", "letter_counting", "number_filtering", "countdown")
 GYM_GUESSES = "0.3"  # share of the teacher's solutions that are guessed, and wrong as a rule
+RATED = (0.1, 0.9)  # solve rates of problems of a pool that RL trains on
 Words = tuple[str, ...]
 
 
@@ -58,7 +62,14 @@ class Edition:
     @property
     def math_share(self) -> float:
         """Part of the problems, and of the steps, that is the first stage's."""
-        return len(MATH) / len(MATH + APPLIED) if self.start is None else len(GYM_MATH) / len(GYM_MATH + GYM_APPLIED)
+        if self.start is None:
+            return len(MATH) / len(MATH + APPLIED)
+        if self.pool is None or not self.pool.is_dir():  # a dry run may name one that is not there yet
+            return len(GYM_MATH) / len(GYM_MATH + GYM_APPLIED)
+        records = read_prompts(self.pool / "rl_prompts.jsonl")
+        trained = [record for record in records if RATED[0] <= (solve_rate(record) or 0.0) <= RATED[1]]
+        math = sum(record.metadata.get("task") in GYM_MATH for record in trained)
+        return math / max(1, len(trained))
 
     @property
     def batch(self) -> Words:
@@ -89,7 +100,8 @@ class Edition:
         """Of every RL run."""
         if self.start is None:
             return ("--optimizer.beta2", "0.99", "--router.balance", "1e-2", "--router.z", "1e-4", *self.sampled)
-        rated = ("--data.min-solve-rate", "0.1", "--data.max-solve-rate", "0.9") if self.pool is not None else ()
+        low, high = map(str, RATED)
+        rated = ("--data.min-solve-rate", low, "--data.max-solve-rate", high) if self.pool is not None else ()
         return ("--router.balance", "1e-3", *self.sampled, *FRUGAL, *rated)
 
     @property

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_ring.analysis.study_stages import page
+from megatron_ring.config.checks import require
 
 if TYPE_CHECKING or __package__:
     from tools import study_c3po as common
@@ -29,8 +30,10 @@ def jobs(out: Path, seeds: list[int], sizes: common.Sizes) -> list[Job]:
 
 
 def math_steps(sizes: common.Sizes) -> int:
-    """Steps of the first stage: as large a part as its problems have among all."""
-    return round(sizes.steps * sizes.edition.math_share)
+    """Steps of the first stage: as large a part as its problems have of all. Raises UserError where one stage has none."""
+    share = sizes.edition.math_share
+    require(0 < share < 1, f"--pool {sizes.edition.pool}: the problems that RL trains on are all of one stage")
+    return min(max(1, round(sizes.steps * share)), sizes.steps - 1)
 
 
 def _seed_jobs(out: Path, seed: int, sizes: common.Sizes) -> list[Job]:

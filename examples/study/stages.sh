@@ -2,4 +2,4 @@
 # Two stages of RL against all problems at once, from the checkpoint that choose.sh trained -> $OUT/stages, $OUT/page
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 TUNED="$(latest "$OUT/pilot")"
-study stages --tuned "$TUNED" "$@"
+study stages --tuned "$TUNED" --tasks "$CHOSEN/tasks.json" "$@"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -21,8 +22,8 @@ SMOOTHED = 5  # steps of the moving mean that is drawn
 
 @dataclass(frozen=True)
 class Panel:
-    """What one panel shows: a metric of these settings over steps, as a moving mean over `window` steps. Without a key:
-    held-out pass@1, at the steps that have it."""
+    """What one panel shows: a metric of these settings over steps, as a moving mean over `window` steps of a run. Without a
+    key: held-out pass@1, at the steps that have it."""
 
     title: str
     key: str
@@ -40,7 +41,7 @@ def curves_figure(panels: Sequence[Panel], columns: int = 2, marks: Sequence[int
         for axes, panel in zip(grid, panels, strict=False):
             for (setting, cells), colour in zip(panel.groups.items(), COLOURS, strict=False):
                 if panel.key:
-                    at, curves = None, [smooth(cell.series(panel.key), panel.window) for cell in cells]
+                    at, curves = None, [_smoothed(cell, panel) for cell in cells]
                 else:
                     at, curves = list(cells[0].held_out), [list(cell.held_out.values()) for cell in cells]
                 band(axes, curves, colour, setting, at, intervals)
@@ -54,6 +55,12 @@ def curves_figure(panels: Sequence[Panel], columns: int = 2, marks: Sequence[int
             axes.set_visible(False)
         grid[0].legend(loc="best")
         return figure
+
+
+def _smoothed(cell: Cell, panel: Panel) -> list[float]:
+    """Each run by itself: no mean reaches from one stage into the next."""
+    values = iter(cell.series(panel.key))
+    return [mean for run in cell.runs for mean in smooth(list(islice(values, len(run.metrics))), panel.window)]
 
 
 def rates_figure(rows: Sequence[Row], title: str) -> Figure:
@@ -74,7 +81,8 @@ def rates_figure(rows: Sequence[Row], title: str) -> Figure:
                           alpha=0.7, label=label)  # fmt: skip
         axes.set_xticks(range(len(rows)), [row.name for row in rows], color=INK)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        axes.set_ylim(0, 1)
+        largest = max(value for row in rows for values in row.values.values() for value in values)
+        axes.set_ylim(0, min(1, 1.3 * largest) or 1)  # room for the legend
         axes.set_title(title)
         axes.grid(axis="x", visible=False)
         axes.legend(loc="best", ncols=len(settings))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,8 @@ from megatron_ring.errors import UserError
 BEFORE = "before-chosen"  # the evaluation of the start
 # Behind a setting's name: the evaluation of its last checkpoint; with a pretrained start RL evaluates itself.
 AFTER = "-after"
+# Of config.yaml: what two seeds of a setting must have in common, or they are of two studies.
+SIZES = ("prompts_per_step", "samples_per_prompt", "budget.tokens", "sampling.max_new_tokens", "optimizer.lr")
 
 
 @dataclass(frozen=True)
@@ -50,26 +52,49 @@ def gather(
         folder_of: settings whose folder has another name.
 
     Raises:
-        UserError: a run of a seed is missing, no seed is whole, or runs are of different length.
+        UserError: as `whole_seeds`.
     """
-    endings = {path.name.removeprefix("seed-") for folder in folders for path in folder.glob("seed-*")}
-    found = sorted(int(ending) for ending in endings if ending.isdecimal())
     names = {name: (folder_of or {}).get(name, name) for name in (*known, *settings)}
-    used = tuple(settings) or tuple(name for name in known if any(_place(folders, seed, names[name]) for seed in found))
-    cells = {(name, seed): _cell(folders, name, names[name], seed) for name in used for seed in found}
-    whole = [seed for seed in found if len(used) > 1 and all(cells[name, seed] for name in used)]
+    found = _seeds(folders)
+    used = tuple(settings) or tuple(name for name in known if any(place(folders, seed, names[name]) for seed in found))
+
+    def read(seed: int) -> list[Cell]:
+        cells = [_cell(folders, name, names[name], seed) for name in used]
+        return [cell for cell in cells if cell is not None] if len(used) > 1 and all(cells) else []
+
+    needed = (BEFORE, *(names[name] for name in used))
+    timed = (BEFORE, *(f"{names[name]}{end}" for name in used for end in ("", AFTER)))
+    return whole_seeds(folders, used, seeds, read, needed, timed)
+
+
+def whole_seeds(
+    folders: Sequence[Path], settings: tuple[str, ...], seeds: Sequence[int] | None, read: Callable[[int], list[Cell]],
+    needed: Sequence[str], timed: Sequence[str],
+) -> Part:  # fmt: skip
+    """The seeds that have all there is to compare.
+
+    Args:
+        seeds: those that must be there; None: all that are whole.
+        read: the cells of a seed, one for each setting; none where something has not finished.
+        needed: jobs that an error names.
+        timed: jobs whose times are added up.
+
+    Raises:
+        UserError: a run of a seed is missing, no seed is whole, or runs are of other sizes.
+    """
+    found = _seeds(folders)
+    cells = {seed: read(seed) for seed in found}
+    whole = [seed for seed in found if cells[seed]]
     missing = sorted(set(seeds or ()) - set(whole))
     if missing or not whole:
-        every = ", ".join((BEFORE, *(names[name] for name in used)))
-        raise UserError(f"{folders[0]}: no seed {', '.join(map(str, missing)) or 'at all'} with all of {every}; "
+        raise UserError(f"{folders[0]}: no seed {', '.join(map(str, missing)) or 'at all'} with all of {', '.join(needed)}; "
                         f"run what is missing, or gather with --partial")  # fmt: skip
     kept = [seed for seed in whole if seeds is None or seed in seeds]
-    groups = by_setting([cell for (_, seed), cell in cells.items() if cell is not None and seed in kept])
-    _check_alike([cell for group in groups.values() for cell in group])
-    kinds = (BEFORE, *(f"{names[name]}{end}" for name in used for end in ("", AFTER)))
-    jobs = {kind: [place for seed in kept if (place := _place(folders, seed, kind))] for kind in kinds}
-    cost = cost_table({kind: [job_time(place) for place in places] for kind, places in jobs.items() if places})
-    return Part(used, kept, sorted(set(found) - set(kept)), groups, cost)
+    groups = by_setting([cell for seed in kept for cell in cells[seed]])
+    _check_alike(groups)
+    jobs = {kind: [path for seed in kept if (path := place(folders, seed, kind))] for kind in timed}
+    cost = cost_table({kind: [job_time(path) for path in paths] for kind, paths in jobs.items() if paths})
+    return Part(settings, kept, sorted(set(found) - set(kept)), groups, cost)
 
 
 def after(cell: Cell) -> float:
@@ -80,7 +105,12 @@ def after(cell: Cell) -> float:
     return found[last]
 
 
-def _place(folders: Sequence[Path], seed: int, name: str) -> Path | None:
+def _seeds(folders: Sequence[Path]) -> list[int]:
+    endings = {path.name.removeprefix("seed-") for folder in folders for path in folder.glob("seed-*")}
+    return sorted(int(ending) for ending in endings if ending.isdecimal())
+
+
+def place(folders: Sequence[Path], seed: int, name: str) -> Path | None:
     """The folder of a finished job; None where no machine has finished it."""
     paths = (folder / f"seed-{seed}" / name for folder in folders)
     return next((path for path in paths if (path / MARK).is_file()), None)
@@ -88,19 +118,37 @@ def _place(folders: Sequence[Path], seed: int, name: str) -> Path | None:
 
 def _cell(folders: Sequence[Path], setting: str, name: str, seed: int) -> Cell | None:
     """A setting's run with what was measured before and after it; None where something has not finished."""
-    run, before = _place(folders, seed, name), _place(folders, seed, BEFORE)
+    run, before = place(folders, seed, name), place(folders, seed, BEFORE)
     if run is None or before is None:
         return None
-    evaluation = _place(folders, seed, f"{name}{AFTER}")
+    evaluation = place(folders, seed, f"{name}{AFTER}")
     cell = read_cell(setting, seed, [run], {"before": before} | ({"after": evaluation} if evaluation else {}))
     return cell if cell.metrics[-1]["step"] in cell.held_out else None
 
 
-def _check_alike(cells: Sequence[Cell]) -> None:
-    """Raise UserError unless all have as many steps, and evaluations at the same ones: others are of other sizes."""
-    first, *others = cells
+def _check_alike(groups: Mapping[str, Sequence[Cell]]) -> None:
+    """Raise UserError unless all have as many steps, and evaluations at the same ones, and the seeds of a setting are of one
+    size."""
+    first, *others = (cell for group in groups.values() for cell in group)
     for cell in others:
         if len(cell.metrics) != len(first.metrics) or list(cell.held_out) != list(first.held_out):
             raise UserError(f"{cell.runs[-1].path}: {len(cell.metrics)} steps, evaluated at {list(cell.held_out)}; "
                             f"{first.runs[-1].path} has {len(first.metrics)}, at {list(first.held_out)}: gather runs of one "
                             f"study")  # fmt: skip
+    for first, *others in groups.values():
+        for cell in others:
+            for (path, sizes), (at, wanted) in zip(_sizes(cell), _sizes(first), strict=False):
+                if sizes != wanted:
+                    raise UserError(f"{path}: {sizes}; {at} has {wanted}: gather runs of one study")
+
+
+def _sizes(cell: Cell) -> list[tuple[Path, str]]:
+    """Of each run its steps and what its config.yaml says of their size; of each evaluation its problems and answers."""
+    found = []
+    for run in cell.runs:
+        told = [f"{key} {run.config[key]}" for key in SIZES if key in run.config]
+        found.append((run.path, ", ".join([f"{len(run.metrics)} steps", *told])))
+    for each in cell.evaluations.values():
+        answers = each.result.get("samples_per_problem", "?")
+        found.append((each.path, f"{each.result['problems']} problems, answers to each {answers}"))
+    return found

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_ring.analysis import study_c3po, study_stages
+from megatron_ring.analysis import study_c3po
 from megatron_ring.analysis.study import (
     STEADINESS,
     Row,
@@ -150,23 +150,3 @@ def test_the_page_of_c3po(tmp_path: Path) -> None:
     (docs / "study-c3po.md").write_text("nothing here")
     with pytest.raises(UserError, match="no place for the table steadiness"):
         write_page(docs, "study-c3po", *study_c3po.page(tmp_path / "runs", SEEDS))
-
-
-def test_the_page_of_the_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(study_stages, "DOMAINS", (None, "math", "science"))  # those of the plausible evaluations
-    for seed in SEEDS:
-        root = tmp_path / f"seed-{seed}"
-        write_rl(root / "math", steps=12, seed=seed)
-        write_rl(root / "applied", steps=8, seed=seed + 5)
-        write_rl(root / "mix", steps=20, seed=seed + 9)
-        for name, rate in (("before", 0.2), ("math-after", 0.4), ("applied-after", 0.6), ("mix-after", 0.5)):
-            write_evaluation(root / name, rate, problems=30, seed=seed)
-    tables, figures, numbers = study_stages.page(tmp_path, SEEDS)
-    assert numbers["steps of the first stage"] == 12
-    assert numbers["compute"]["steps"]["settings"]["two stages"]["values"] == [20.0, 20.0, 20.0]
-    assert numbers["compute"]["trained tokens"]["differences"]["two stages - naive mix"]["mean"] == 0
-    after = numbers["pass@1"]["after, math"]["settings"]["two stages"]["values"]
-    results = [json.loads((tmp_path / f"seed-{seed}/applied-after/result.json").read_text()) for seed in SEEDS]
-    assert after == [result["by_domain"]["math"]["pass_at_1"] for result in results]
-    assert "| after math, all |" in tables["pass@1"]
-    write_page(tmp_path / "docs", "study-stages", tables, figures, numbers)

@@ -24,6 +24,7 @@ from megatron_ring.analysis.study_starts import whole_part
 from megatron_ring.errors import UserError
 from tests.analysis.plausible import rl_record, write_evaluation, write_jsonl
 from tests.analysis.test_study_epochs import start, starts, write_all
+from tests.analysis.test_study_stages import write_gym
 from tests.conftest import ROOT
 from tools.study import Flags, main, named, tasks_table
 
@@ -220,11 +221,13 @@ def test_the_frames_of_the_pages_have_a_place_for_every_table(tmp_path: Path) ->
     shutil.copytree(ROOT / "examples/study/pages", docs)
     for seed in (1, 2):
         write_part(tmp_path / "part", seed, ("c3po", "grpo", *NARROW))
+        write_gym(tmp_path / "stages", seed)
     (tmp_path / "tasks.json").write_text(json.dumps({"solve_rate": {"gcd": 0.25, "lcm": 0.9}, "kept": ["gcd"]}))
     pairs = {
         "epochs": (write_all(tmp_path, starts()), {"tasks": tmp_path / "tasks.json"}),
         "c3po": (tmp_path / "part", {"settings": ("c3po", "grpo"), "partial": True}),
         "fp8": (tmp_path / "part", {"partial": True}),
+        "stages": (tmp_path / "stages", {"partial": True, "tasks": tmp_path / "tasks.json"}),
     }
     for name, (out, more) in pairs.items():
         main(Flags(name, out=out, gather=(), docs=docs, page=f"study-{name}-gpu", **more))  # type: ignore[arg-type]

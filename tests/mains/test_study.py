@@ -248,7 +248,7 @@ def test_a_whole_name_is_one_job_and_what_it_needs(tmp_path: Path, capsys: pytes
         (["--only", "ppo"], "--only ppo: no job of that name"),
         (["--epochs", "1", "2"], "--epochs belongs to the study of epochs"),
         (["--one-run"], "--one-run belongs to the study of epochs"),
-        (["--gather"], "--gather belongs to the study of epochs"),
+        (["--gather"], "no seed 1, 2, 3 with all of data, before, math, math-after, applied, applied-after, mix, mix-after"),
         (["--partial"], "--partial belongs to --gather"),
         (["--settings", "grpo"], "--settings belongs to the studies c3po and fp8"),
         (["--pool", "somewhere"], "--pool belongs to a study with --start"),
@@ -266,6 +266,7 @@ def test_mistakes_end_with_one_line(tmp_path: Path, fails_with: Callable[..., st
     ("flags", "message"),
     [
         ({"settings": ("c3po", "fp8")}, "--settings c3po: use some of bf16, fp8, fp8-recomputed, fp8-icepop"),
+        ({"name": "c3po", "gather": ()}, "--gather belongs to the study of epochs, to fp8, to stages, or to"),
         ({"settings": ("fp8",)}, "--settings fp8: name 2 or more, each once"),
         ({"settings": ("fp8", "fp8")}, "--settings fp8 fp8: name 2 or more, each once"),
         ({"seeds": (1,)}, "--seeds: give 2 to"),

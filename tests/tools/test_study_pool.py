@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from tools import choose_tasks, draw_worked_gym_data
 from tools.choose_tasks import ChooseOptions, choose
 from tools.draw_worked_gym_data import DrawOptions
 from tools.study import check_pool
+from tools.study_edition import Edition
+from tools.study_stages import GPU, math_steps
 
 RATES = {"gcd": (0.2, 0.6), "lcm": (0.0, 0.1), "leg_counting": (0.9, 0.7), "countdown": (0.25, 0.0)}
 
@@ -115,3 +118,15 @@ def test_refusals_of_a_draw(pool: Path, tmp_path: Path) -> None:
             DrawOptions(pool=pool, out=tmp_path, **flags)  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"nowhere/sft_train.jsonl"):
         draw_worked_gym_data.main(DrawOptions(pool=tmp_path / "nowhere", out=tmp_path / "y"))
+
+
+def test_the_first_stage_has_the_share_of_its_problems(pool: Path, tmp_path: Path) -> None:
+    """Of those that RL trains on: gcd twice and lcm once are math, legs twice and the countdown once are not."""
+    assert Edition(tmp_path, pool).math_share == pytest.approx(3 / 6)
+    legs = [prompt("leg_counting", number, solve_rate=0.1 * number) for number in range(4)]
+    write_prompts(pool / "rl_prompts.jsonl", [prompt("gcd", 0, solve_rate=0.5), prompt("lcm", 0, solve_rate=0.95), *legs])
+    assert Edition(tmp_path, pool).math_share == pytest.approx(1 / 4)
+    write_prompts(pool / "rl_prompts.jsonl", [prompt("lcm", 0, solve_rate=0.5), prompt("countdown", 0, solve_rate=0.0)])
+    with pytest.raises(UserError, match="all of one stage"):
+        math_steps(replace(GPU, edition=Edition(tmp_path, pool)))
+    assert Edition(tmp_path, tmp_path / "missing").math_share == Edition(tmp_path).math_share == 0.5
