@@ -12,12 +12,13 @@ beside the second's tile in use, then those of the second beside the best first.
 from __future__ import annotations
 
 import json
+import math
 import os
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import product
 from multiprocessing import get_context
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from megatron_ring.config.checks import require
 from megatron_ring.config.cli import parse
@@ -77,7 +78,8 @@ def main(config: BenchExperts) -> None:
         if not config.only_used:
             for second in (False, True):
                 best = min(found, key=lambda way: found[way])
-                ways = [way for way in candidates(best if second else used, second, config.weights == "fp8") if way not in found]
+                others = candidates(best if second else used, second, config.weights == "fp8")
+                ways = [way for way in others if way not in found]
                 compile_all(config, tokens, ways)
                 found |= {way: layer.microseconds(way) for way in ways}
         order = sorted(found, key=lambda way: found[way])
@@ -122,7 +124,8 @@ class Layer:
     def __init__(self, config: BenchExperts, tokens: int) -> None:
         import torch
 
-        from megatron_ring.model.kernels import few_fp8_triton, few_tokens_triton as few
+        from megatron_ring.model.kernels import few_fp8_triton
+        from megatron_ring.model.kernels import few_tokens_triton as few
         from megatron_ring.model.kernels.fp8 import Fp8Matrix
         from megatron_ring.model.kernels.slots_triton import sort_slots
 
@@ -147,14 +150,14 @@ class Layer:
         self.used = Way(rows, *few.usual_tiles(rows, self.experts, hidden, width, self.narrow))
 
     def run(self, way: Way) -> torch.Tensor:
-        from megatron_ring.model.kernels import few_fp8_triton, few_tokens_triton as few
+        from megatron_ring.model.kernels import few_fp8_triton
+        from megatron_ring.model.kernels import few_tokens_triton as few
 
-        beside = -(-int(-(-1.5 * self.mean // 1)) // way.rows)
+        beside = math.ceil(1.5 * self.mean / way.rows)
+        given: Any = (self.weights, self.order, self.ends, self.gate_up, self.down)
         if self.split is not None:
-            return few_fp8_triton.products(self.split, self.weights, self.order, self.ends, self.gate_up, self.down, way.rows,
-                                           beside, way.up, way.down, few.AHEAD)  # fmt: skip
-        return few.products(self.x, self.weights, self.order, self.ends, self.gate_up, self.down, way.rows, beside, way.up,
-                            way.down)  # fmt: skip
+            return few_fp8_triton.products(self.split, *given, way.rows, beside, way.up, way.down, few.AHEAD)
+        return few.products(self.x, *given, way.rows, beside, way.up, way.down)
 
     def microseconds(self, way: Way) -> float:
         """The median over replays of a graph; infinity for what the device has no room for."""

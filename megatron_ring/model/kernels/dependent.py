@@ -30,3 +30,8 @@ def dependent_launches(wanted: bool = True) -> Iterator[None]:
 def launch_options() -> dict[str, Any]:
     """For the launch of a kernel whose last argument is `DEPENDENT`."""
     return {"DEPENDENT": True, "launch_pdl": True} if _on else {"DEPENDENT": False}
+
+
+def early() -> bool:
+    """Whether kernels are launched early now."""
+    return _on

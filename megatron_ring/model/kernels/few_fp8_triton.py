@@ -22,7 +22,7 @@ import torch
 import triton
 import triton.language as tl
 
-from megatron_ring.model.kernels.dependent import launch_options
+from megatron_ring.model.kernels.dependent import early, launch_options
 from megatron_ring.model.kernels.dependent_triton import ask_for, begin
 from megatron_ring.model.kernels.fp8 import E4M3, Fp8Matrix, padded
 
@@ -76,12 +76,11 @@ def _gate_up(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     expert = tl.program_id(2).to(tl.int64)
     f = tl.program_id(1) * TILE + tl.arange(0, TILE)
-    if DEPENDENT and AHEAD > 0:
-        if tl.program_id(0) == 0:
-            line = tl.minimum(tl.arange(0, AHEAD) * 128, columns - 1)
-            gate_line = w_ptr + (expert * (2 * width) + tl.minimum(f, width - 1)[:, None]) * columns + line[None, :]
-            ask_for(gate_line)
-            ask_for(gate_line + width.to(tl.int64) * columns)
+    if AHEAD > 0 and tl.program_id(0) == 0:
+        line = tl.minimum(tl.arange(0, AHEAD) * 128, columns - 1)
+        gate_line = w_ptr + (expert * (2 * width) + tl.minimum(f, width - 1)[:, None]) * columns + line[None, :]
+        ask_for(gate_line)
+        ask_for(gate_line + width.to(tl.int64) * columns)
     begin(DEPENDENT)
     end = tl.load(ends_ptr + expert)
     start = tl.load(ends_ptr + expert - 1, mask=expert > 0, other=0) + tl.program_id(0) * ROWS
@@ -130,10 +129,9 @@ def _down(  # type: ignore[no-untyped-def]
     column = tl.arange(0, DEPTH)
     inside = (h < hidden)[:, None]
     w_at = w_ptr + (expert * hidden + h[:, None]) * columns + column[None, :]
-    if DEPENDENT and AHEAD > 0:
-        if start < end and tl.program_id(0) == 0:
-            line = tl.minimum(tl.arange(0, AHEAD) * 128, columns - 1)
-            ask_for(w_ptr + (expert * hidden + tl.minimum(h, hidden - 1)[:, None]) * columns + line[None, :])
+    if AHEAD > 0 and start < end and tl.program_id(0) == 0:
+        line = tl.minimum(tl.arange(0, AHEAD) * 128, columns - 1)
+        ask_for(w_ptr + (expert * hidden + tl.minimum(h, hidden - 1)[:, None]) * columns + line[None, :])
     begin(DEPENDENT)
     for first in range(start, end, ROWS * tl.num_programs(0)):
         row = first + tl.arange(0, ROWS)
@@ -205,12 +203,12 @@ def products(
     y_nh = x_th.new_empty(slots, hidden)
     _gate_up[(beside, blocks, num_experts)](
         parts, x_scales, order, ends, weights_tk, gate_up_e.values, gate_up_e.scales, act, act_scales,
-        columns, width, act_columns, slots, K=weights_tk.shape[1], ROWS=rows, TILE=up.rows, DEPTH=up.columns, AHEAD=ahead[0],
+        columns, width, act_columns, slots, K=weights_tk.shape[1], ROWS=rows, TILE=up.rows, DEPTH=up.columns, AHEAD=ahead[0] if early() else 0,
         num_stages=up.stages, num_warps=up.warps, **launch_options(),
     )  # fmt: skip
     _down[(beside, triton.cdiv(hidden, down.rows), num_experts)](
         act, act_scales, ends, down_e.values, down_e.scales, y_nh, hidden, width, act_columns, slots,
-        ROWS=rows, TILE=down.rows, DEPTH=up.rows, AHEAD=ahead[1], num_stages=down.stages, num_warps=down.warps,
+        ROWS=rows, TILE=down.rows, DEPTH=up.rows, AHEAD=ahead[1] if early() else 0, num_stages=down.stages, num_warps=down.warps,
         **launch_options(),
     )  # fmt: skip
     return y_nh

@@ -20,7 +20,7 @@ import triton.language as tl
 
 from megatron_ring.config.checks import require
 from megatron_ring.model.kernels import few_fp8_triton
-from megatron_ring.model.kernels.dependent import launch_options
+from megatron_ring.model.kernels.dependent import early, launch_options
 from megatron_ring.model.kernels.dependent_triton import ask_for, begin
 from megatron_ring.model.kernels.fp8 import Fp8Matrix, Weight, widened
 from megatron_ring.model.kernels.slots_triton import sort_slots
@@ -77,12 +77,12 @@ def _few_gate_up(  # type: ignore[no-untyped-def]
     expert = tl.program_id(2)
     f = tl.program_id(1) * TILE + tl.arange(0, TILE)
     column = tl.arange(0, DEPTH)
-    if DEPENDENT and AHEAD > 0:
-        if tl.program_id(0) == 0:
-            line = tl.minimum(tl.arange(0, AHEAD) * 64, hidden - 1)
-            gate_line = w_ptr + (expert.to(tl.int64) * (2 * width) + tl.minimum(f, width - 1)[:, None]) * hidden + line[None, :]
-            ask_for(gate_line)
-            ask_for(gate_line + width.to(tl.int64) * hidden)
+    if AHEAD > 0 and tl.program_id(0) == 0:
+        line = tl.minimum(tl.arange(0, AHEAD) * 64, hidden - 1)
+        gate_row = expert.to(tl.int64) * (2 * width) + tl.minimum(f, width - 1)
+        gate_line = w_ptr + gate_row[:, None] * hidden + line[None, :]
+        ask_for(gate_line)
+        ask_for(gate_line + width.to(tl.int64) * hidden)
     begin(DEPENDENT)
     end = tl.load(ends_ptr + expert)
     start = tl.load(ends_ptr + expert - 1, mask=expert > 0, other=0) + tl.program_id(0) * ROWS
@@ -124,10 +124,9 @@ def _few_down(  # type: ignore[no-untyped-def]
     h = tl.program_id(1) * TILE + tl.arange(0, TILE)
     column = tl.arange(0, DEPTH)
     w_at = w_ptr + (expert.to(tl.int64) * hidden + h[:, None]) * width + column[None, :]
-    if DEPENDENT and AHEAD > 0:
-        if start < end and tl.program_id(0) == 0:
-            line = tl.minimum(tl.arange(0, AHEAD) * 64, width - 1)
-            ask_for(w_ptr + (expert.to(tl.int64) * hidden + tl.minimum(h, hidden - 1)[:, None]) * width + line[None, :])
+    if AHEAD > 0 and start < end and tl.program_id(0) == 0:
+        line = tl.minimum(tl.arange(0, AHEAD) * 64, width - 1)
+        ask_for(w_ptr + (expert.to(tl.int64) * hidden + tl.minimum(h, hidden - 1)[:, None]) * width + line[None, :])
     begin(DEPENDENT)
     for first in range(start, end, ROWS * tl.num_programs(0)):
         row = first + tl.arange(0, ROWS)
@@ -171,7 +170,8 @@ def sorted_outputs(
     rows, beside = program_rows(share * order.numel() / num_experts, most)
     up, down = tiles or usual_tiles(rows, num_experts, hidden, width, narrow)
     if split is not None and isinstance(gate_up_e, Fp8Matrix) and isinstance(down_e, Fp8Matrix):
-        return few_fp8_triton.products(split, weights_tk, order, ends, gate_up_e, down_e, rows, beside, up, down, AHEAD), back
+        given = (split, weights_tk, order, ends, gate_up_e, down_e, rows, beside, up, down, AHEAD)
+        return few_fp8_triton.products(*given), back
     gate_up_e, down_e = widened(gate_up_e, x_th.dtype), widened(down_e, x_th.dtype)
     return products(x_th, weights_tk, order, ends, gate_up_e, down_e, rows, beside, up, down), back
 
@@ -188,10 +188,10 @@ def products(
     )
     _few_gate_up[up_grid](
         x_th, order, ends, weights_tk, gate_up_e, act_nf, hidden, width, K=weights_tk.shape[1], ROWS=rows, TILE=up.rows,
-        DEPTH=up.columns, AHEAD=AHEAD[0], num_stages=up.stages, num_warps=up.warps, **launch_options(),
+        DEPTH=up.columns, AHEAD=AHEAD[0] if early() else 0, num_stages=up.stages, num_warps=up.warps, **launch_options(),
     )  # fmt: skip
     _few_down[down_grid](
-        act_nf, ends, down_e, y_nh, hidden, width, ROWS=rows, TILE=down.rows, DEPTH=down.columns, AHEAD=AHEAD[1],
+        act_nf, ends, down_e, y_nh, hidden, width, ROWS=rows, TILE=down.rows, DEPTH=down.columns, AHEAD=AHEAD[1] if early() else 0,
         num_stages=down.stages, num_warps=down.warps, **launch_options(),
     )  # fmt: skip
     return y_nh
