@@ -52,6 +52,8 @@ def rope_tables(
     angles = positions.float()[:, None] * frequencies[None, :]
     angles = torch.cat((angles, angles), dim=-1)[:, None, :]
     factor = attention_factor(scaling)
+    if factor == 1.0:
+        return angles.cos(), angles.sin()
     return angles.cos() * factor, angles.sin() * factor
 
 

@@ -123,12 +123,18 @@ class DecodeLayout(TokenLayout):
         self._exactly: Asked | None = None
         self.cache = cache
         columns = min(pages_for(longest, cache.page_size), cache.table.shape[1])
-        table = cache.table.index_select(0, rows)[:, :columns]
-        column = (positions // cache.page_size).clamp_max(columns - 1)
-        slots = table.gather(1, column[:, None])[:, 0] * cache.page_size + positions % cache.page_size
-        self.idle = positions >= writable
-        self.slots = slots.masked_fill(self.idle, 0).long()
-        self.decode = DecodeAttention(table, torch.minimum(positions + 1, writable), min(longest, columns * cache.page_size))
+        if positions.is_cuda:
+            from megatron_ring.sampler import turn_triton
+
+            table, self.slots, lengths, self.idle = turn_triton.find_places(cache, rows, positions, writable, columns)
+        else:
+            table = cache.table.index_select(0, rows)[:, :columns]
+            column = (positions // cache.page_size).clamp_max(columns - 1)
+            slots = table.gather(1, column[:, None])[:, 0] * cache.page_size + positions % cache.page_size
+            self.idle = positions >= writable
+            self.slots = slots.masked_fill(self.idle, 0).long()
+            lengths = torch.minimum(positions + 1, writable)
+        self.decode = DecodeAttention(table, lengths, min(longest, columns * cache.page_size))
 
     def attend(self, layer: int, q_thd: torch.Tensor, k_tgd: torch.Tensor, v_tgd: torch.Tensor) -> torch.Tensor:
         self.cache.write(layer, self.slots, k_tgd, v_tgd)

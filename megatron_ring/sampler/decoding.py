@@ -163,9 +163,15 @@ class DecodeLoop:
         assert logits_nv is not None
         settings = RowSettings(self.settings[:, :size], cuts)
         found = draw_rows(logits_nv, seeds, counts, settings, self.model.tensor_rank, self.model.config.ring_exact)
-        self.drawn[:, :, :size].index_copy_(0, self.turn, fill_columns(found)[None])
         if self.routes is not None and self.noted is not None:
             self.routes.index_copy_(0, self.turn, self.noted[None])
+        if tokens.is_cuda:
+            from megatron_ring.sampler import turn_triton
+
+            rows_of_turn = (tokens, positions, writable, counts)
+            turn_triton.go_on(fill_columns(found), self.drawn, self.turn, *rows_of_turn, self.eos_id)
+            return
+        self.drawn[:, :, :size].index_copy_(0, self.turn, fill_columns(found)[None])
         tokens.copy_(found.ids)
         writable.masked_fill_(found.ids == self.eos_id, 1)  # idle, as no position is as small again
         positions += 1

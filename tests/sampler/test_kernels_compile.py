@@ -18,8 +18,8 @@ from triton import compile
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from megatron_ring.model.kernels import few_fp8_triton as fp8, few_tokens_triton as few
-from megatron_ring.model.kernels import norm_triton, rope_triton, router_triton, slots_triton
-from megatron_ring.sampler import cut_triton, decode_triton, draw_triton
+from megatron_ring.model.kernels import norm_triton, rope_triton, router_triton, rows_triton, slots_triton
+from megatron_ring.sampler import cut_triton, decode_triton, draw_triton, turn_triton
 
 def build(kernel, types, warps, stages=3, **constants):
     early = "DEPENDENT" in kernel.arg_names
@@ -54,7 +54,7 @@ def experts(of: str, rows: int, room: int, narrow: bool) -> None:
     downs = [down._replace(columns=up.rows) for up in ups for down in downs] if narrow else downs
     kernels = (fp8._gate_up, fp8._down) if narrow else (few._few_gate_up, few._few_down)
     for kernel, tile in [*((kernels[0], up) for up in ups), *((kernels[1], down) for down in downs)]:
-        constants = {"K": 6} if kernel is kernels[0] else {}
+        constants = {"K": 6, "AHEAD": 2} if kernel is kernels[0] else {"AHEAD": 4}
         build(kernel, types, tile.warps, tile.stages, ROWS=rows, TILE=tile.rows, DEPTH=tile.columns, **constants)
 
 for narrow, tiles in ((False, few.WIDE_TILES), (True, few.FP8_TILES)):
@@ -77,6 +77,12 @@ for count in (8, 64, 256, 1024):
 types = dict.fromkeys(norm_triton._rms_norm_forward.arg_names, "*bf16") | {"rstd_ptr": "*fp32", "eps": "fp32"}
 types |= {"width": "i32"}
 build(norm_triton._rms_norm_forward, types, 8, ADD=True, BLOCK=2048)
+types = dict.fromkeys(rows_triton._combine_and_norm.arg_names, "*bf16") | {"index_ptr": "*i32", "eps": "fp32", "width": "i32"}
+build(rows_triton._combine_and_norm, types, 8, K=6, PLUS=2, BLOCK=2048)
+types = dict.fromkeys(turn_triton._find_places.arg_names, "*i64") | dict.fromkeys(("stride", "columns", "page"), "i32")
+build(turn_triton._find_places, types | {"table_ptr": "*i32", "out_ptr": "*i32", "idle_ptr": "*u8"}, 1, BLOCK=128)
+types = dict.fromkeys(turn_triton._go_on.arg_names, "*i64") | dict.fromkeys(("eos", "size", "most"), "i32")
+build(turn_triton._go_on, types | {"found_ptr": "*fp64", "drawn_ptr": "*fp64"}, 8, COLUMNS=4, BLOCK=1024)
 types = dict.fromkeys(decode_triton._attend_part.arg_names, "i32") | dict.fromkeys(("k_ptr", "v_ptr", "q_ptr"), "*bf16")
 types |= {"table_ptr": "*i32", "lengths_ptr": "*i64", "lse_ptr": "*fp32", "scale": "fp32"}
 constants = {"GROUP": 4, "ROWS": 16, "D": 128, "WIDTH": 128, "PAGE": 16}
@@ -106,4 +112,4 @@ def test_decoding_compiles_for_hopper() -> None:
     wide = [shared for name, shared, _ in built if name.startswith("_few")]
     assert len(wide) == 13 and all(shared <= A100_SHARED for shared in wide)
     narrow = [products for name, _, products in built if name in ("_gate_up", "_down")]
-    assert len(narrow) == 14 and all(narrow) and len(built) == 49
+    assert len(narrow) == 14 and all(narrow) and len(built) == 52
