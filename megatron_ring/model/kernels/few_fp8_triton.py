@@ -29,6 +29,7 @@ from megatron_ring.model.kernels.fp8 import E4M3, Fp8Matrix, padded
 if TYPE_CHECKING:
     from megatron_ring.model.kernels.few_tokens_triton import Tile
 
+BOTH = tl.constexpr(16)  # rows of a program up to which one product takes `high` and `low`
 LOW = tl.constexpr(1 / 16)  # of `low`: e4m3's relative error, so that `low` has the range of `high`
 
 
@@ -68,6 +69,20 @@ def split_row(x_ptr, parts_ptr, scales_ptr, row, hidden, columns, BLOCK: tl.cons
 
 
 @triton.jit
+def _parts(ROWS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Of the columns of one product with both parts, `high` (0) before `low` (1): the part, and the row."""
+    both = tl.arange(0, 2 * ROWS)
+    return both // ROWS, both % ROWS
+
+
+@triton.jit
+def _added(sums, part):  # type: ignore[no-untyped-def]
+    """[TILE, ROWS] of such a product's sums."""
+    sums = sums * tl.where(part == 0, 1.0, LOW)[None, :]
+    return tl.sum(tl.reshape(sums, [sums.shape[0], 2, sums.shape[1] // 2]), 1)
+
+
+@triton.jit
 def _gate_up(  # type: ignore[no-untyped-def]
     x_ptr, x_scales_ptr, order_ptr, ends_ptr, weights_ptr, w_ptr, scales_ptr, act_ptr, act_scales_ptr,
     columns, width, act_columns, slots,
@@ -93,17 +108,31 @@ def _gate_up(  # type: ignore[no-untyped-def]
         real = row < end
         slot = tl.load(order_ptr + row, mask=real, other=0)
         token = slot // K
-        high_at = x_ptr + token.to(tl.int64)[None, :] * (2 * columns) + column[:, None]
-        low_at = high_at + columns
-        gate = tl.zeros([TILE, ROWS], tl.float32)
-        up = tl.zeros([TILE, ROWS], tl.float32)
-        for depth in range(0, columns, DEPTH):
-            g = tl.load(gate_at + depth, mask=inside, other=0.0)
-            u = tl.load(up_at + depth, mask=inside, other=0.0)
-            high = tl.load(high_at + depth, mask=real[None, :], other=0.0)
-            low = tl.load(low_at + depth, mask=real[None, :], other=0.0)
-            gate += tl.dot(g, high, tl.dot(g, low) * LOW)
-            up += tl.dot(u, high, tl.dot(u, low) * LOW)
+        if ROWS <= BOTH:
+            part, row_of_part = _parts(ROWS)
+            token_of_part = tl.load(order_ptr + first + row_of_part, mask=first + row_of_part < end, other=0) // K
+            x_at = x_ptr + (token_of_part.to(tl.int64) * 2 + part)[None, :] * columns + column[:, None]
+            gates = tl.zeros([TILE, 2 * ROWS], tl.float32)
+            ups = tl.zeros([TILE, 2 * ROWS], tl.float32)
+            for depth in range(0, columns, DEPTH):
+                g = tl.load(gate_at + depth, mask=inside, other=0.0)
+                u = tl.load(up_at + depth, mask=inside, other=0.0)
+                x = tl.load(x_at + depth, mask=(first + row_of_part < end)[None, :], other=0.0)
+                gates += tl.dot(g, x)
+                ups += tl.dot(u, x)
+            gate, up = _added(gates, part), _added(ups, part)
+        else:
+            high_at = x_ptr + token.to(tl.int64)[None, :] * (2 * columns) + column[:, None]
+            low_at = high_at + columns
+            gate = tl.zeros([TILE, ROWS], tl.float32)
+            up = tl.zeros([TILE, ROWS], tl.float32)
+            for depth in range(0, columns, DEPTH):
+                g = tl.load(gate_at + depth, mask=inside, other=0.0)
+                u = tl.load(up_at + depth, mask=inside, other=0.0)
+                high = tl.load(high_at + depth, mask=real[None, :], other=0.0)
+                low = tl.load(low_at + depth, mask=real[None, :], other=0.0)
+                gate += tl.dot(g, high, tl.dot(g, low) * LOW)
+                up += tl.dot(u, high, tl.dot(u, low) * LOW)
         scale_at = scales_ptr + expert * (2 * width) + f
         x_scale = tl.load(x_scales_ptr + token, mask=real, other=0.0)[None, :]
         gate *= tl.load(scale_at, mask=f < width, other=0.0)[:, None] * x_scale
@@ -136,17 +165,31 @@ def _down(  # type: ignore[no-untyped-def]
     for first in range(start, end, ROWS * tl.num_programs(0)):
         row = first + tl.arange(0, ROWS)
         real = row < end
-        high_at = act_ptr + row.to(tl.int64)[None, :] * (2 * columns) + column[:, None]
-        low_at = high_at + columns
-        scale_at = act_scales_ptr + row
-        total = tl.zeros([TILE, ROWS], tl.float32)
-        for depth in range(0, width, DEPTH):
-            w = tl.load(w_at + depth, mask=inside, other=0.0)
-            high = tl.load(high_at + depth, mask=real[None, :], other=0.0)
-            low = tl.load(low_at + depth, mask=real[None, :], other=0.0)
-            scale = tl.load(scale_at, mask=real, other=0.0)[None, :]
-            scale_at += slots
-            total += tl.dot(w, high, tl.dot(w, low) * LOW) * scale
+        if ROWS <= BOTH:
+            part, row_of_part = _parts(ROWS)
+            real_of_part = first + row_of_part < end
+            act_at = act_ptr + ((first + row_of_part).to(tl.int64) * 2 + part)[None, :] * columns + column[:, None]
+            scale_at = act_scales_ptr + first + row_of_part
+            totals = tl.zeros([TILE, 2 * ROWS], tl.float32)
+            for depth in range(0, width, DEPTH):
+                w = tl.load(w_at + depth, mask=inside, other=0.0)
+                act = tl.load(act_at + depth, mask=real_of_part[None, :], other=0.0)
+                scale = tl.load(scale_at, mask=real_of_part, other=0.0)[None, :]
+                scale_at += slots
+                totals += tl.dot(w, act) * scale
+            total = _added(totals, part)
+        else:
+            high_at = act_ptr + row.to(tl.int64)[None, :] * (2 * columns) + column[:, None]
+            low_at = high_at + columns
+            scale_at = act_scales_ptr + row
+            total = tl.zeros([TILE, ROWS], tl.float32)
+            for depth in range(0, width, DEPTH):
+                w = tl.load(w_at + depth, mask=inside, other=0.0)
+                high = tl.load(high_at + depth, mask=real[None, :], other=0.0)
+                low = tl.load(low_at + depth, mask=real[None, :], other=0.0)
+                scale = tl.load(scale_at, mask=real, other=0.0)[None, :]
+                scale_at += slots
+                total += tl.dot(w, high, tl.dot(w, low) * LOW) * scale
         total *= tl.load(scales_ptr + expert * hidden + h, mask=h < hidden, other=0.0)[:, None]
         out_at = out_ptr + row.to(tl.int64)[None, :] * hidden + h[:, None]
         tl.store(out_at, total.to(out_ptr.dtype.element_ty), mask=real[None, :] & inside)
