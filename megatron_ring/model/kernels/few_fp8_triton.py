@@ -112,15 +112,15 @@ def _gate_up(  # type: ignore[no-untyped-def]
             part, row_of_part = _parts(ROWS)
             token_of_part = tl.load(order_ptr + first + row_of_part, mask=first + row_of_part < end, other=0) // K
             x_at = x_ptr + (token_of_part.to(tl.int64) * 2 + part)[None, :] * columns + column[:, None]
-            gates = tl.zeros([TILE, 2 * ROWS], tl.float32)
-            ups = tl.zeros([TILE, 2 * ROWS], tl.float32)
+            which, f_of_both = _parts(TILE)  # gate before up
+            f_of_both += tl.program_id(1) * TILE
+            both_at = w_ptr + (expert * (2 * width) + which * width + f_of_both)[:, None] * columns + column[None, :]
+            sums = tl.zeros([2 * TILE, 2 * ROWS], tl.float32)
             for depth in range(0, columns, DEPTH):
-                g = tl.load(gate_at + depth, mask=inside, other=0.0)
-                u = tl.load(up_at + depth, mask=inside, other=0.0)
+                w = tl.load(both_at + depth, mask=(f_of_both < width)[:, None], other=0.0)
                 x = tl.load(x_at + depth, mask=(first + row_of_part < end)[None, :], other=0.0)
-                gates += tl.dot(g, x)
-                ups += tl.dot(u, x)
-            gate, up = _added(gates, part), _added(ups, part)
+                sums += tl.dot(w, x)
+            gate, up = tl.split(tl.permute(tl.reshape(_added(sums, part), [2, TILE, ROWS]), (1, 2, 0)))
         else:
             high_at = x_ptr + token.to(tl.int64)[None, :] * (2 * columns) + column[:, None]
             low_at = high_at + columns
