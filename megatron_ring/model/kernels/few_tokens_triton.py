@@ -119,8 +119,9 @@ def _few_down(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     expert = tl.program_id(2)
     # The kernel that sorts has ended: programs of the one before this do not begin sooner, and it has let this one come.
-    end = tl.load(ends_ptr + expert)
-    start = tl.load(ends_ptr + expert - 1, mask=expert > 0, other=0) + tl.program_id(0) * ROWS
+    # What it wrote is read past the L1 cache, which nothing has emptied since.
+    end = tl.load(ends_ptr + expert, cache_modifier=".cg")
+    start = tl.load(ends_ptr + expert - 1, mask=expert > 0, other=0, cache_modifier=".cg") + tl.program_id(0) * ROWS
     h = tl.program_id(1) * TILE + tl.arange(0, TILE)
     column = tl.arange(0, DEPTH)
     w_at = w_ptr + (expert.to(tl.int64) * hidden + h[:, None]) * width + column[None, :]
