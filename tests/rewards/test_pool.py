@@ -74,6 +74,13 @@ def test_a_hostile_answer_costs_its_time_limit_and_nobody_else(pool: RewardPool,
     assert (rewards[1].reason == "time limit of 2 s exceeded") == (response == HANG)
 
 
+def test_an_answer_is_not_charged_for_the_library_that_it_needs() -> None:
+    """SymPy takes longer to load than the limit, the integral a hundredth of a second."""
+    with RewardPool(workers=1, time_limit=0.2) as own:
+        own.start(["math"])
+        assert own.score([request(r"\boxed{\int_0^1 x^2 dx}", r"\frac{1}{3}")]) == [Reward(1.0, "correct")]
+
+
 def test_a_long_response_goes_through_a_worker(pool: RewardPool) -> None:
     megabyte = "{ \\boxed{ \ud800 \x00" * 60_000
     rewards = pool.score([request(megabyte + r"}\boxed{7}", "7"), request(megabyte, "7")])
@@ -165,7 +172,7 @@ def test_submit_waits_when_too_much_waits(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_no_response_waits_for_a_worker_to_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One worker comes up at the start, with what units need: in this process too, as some answers are judged here. The
+    """One worker comes up at the start, and in this process what units need, as some answers are judged here. The
     others come up with the first response that needs one, and again where one of these ends."""
     seen: list[str] = []
 
@@ -270,7 +277,7 @@ def test_wrong_use_is_refused(pool: RewardPool) -> None:
 
 
 def test_verifiers_that_cannot_start_end_the_run() -> None:
-    with RewardPool(workers=1, memory_bytes=30 << 20) as own, pytest.raises(UserError, match="could not start"):
+    with RewardPool(workers=1, memory_bytes=16 << 20) as own, pytest.raises(UserError, match="could not start"):
         own.score([request(r"\boxed{1+x}")])
 
 

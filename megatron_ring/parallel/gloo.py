@@ -1,0 +1,30 @@
+"""One gloo device for all groups of a process. torch gives each group a device of its own, whose thread wakes a hundred
+times a second: megatron-core makes some twenty, and small ranks spend a tenth of a machine on waiting."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+def share_device() -> None:
+    """Have the groups that this process makes from now on use the device of its default group. Idempotent."""
+    group: Any = dist.ProcessGroupGloo
+    original = group.__init__
+    if hasattr(original, "shares_device"):
+        return
+    default: Any = dist.distributed_c10d._get_default_group()._get_backend(torch.device("cpu"))
+    devices = default.options._devices
+
+    def on_the_device(self: Any, store: Any, rank: int, size: int, timeout: Any = dist.default_pg_timeout) -> None:
+        options = timeout
+        if isinstance(timeout, timedelta):
+            options = group._Options()
+            options._timeout, options._devices = timeout, devices
+        original(self, store, rank, size, options)
+
+    on_the_device.shares_device = True  # type: ignore[attr-defined]
+    group.__init__ = on_the_device
