@@ -17,12 +17,15 @@ def share_device() -> None:
     if hasattr(original, "shares_device"):
         return
     default: Any = dist.distributed_c10d._get_default_group()._get_backend(torch.device("cpu"))
-    devices = default.options._devices
+    try:
+        devices, new_options = default.options._devices, group._Options
+    except AttributeError:  # torch has no public way to say this: another release may not have this one
+        return
 
     def on_the_device(self: Any, store: Any, rank: int, size: int, timeout: Any = dist.default_pg_timeout) -> None:
         options = timeout
         if isinstance(timeout, timedelta):
-            options = group._Options()
+            options = new_options()
             options._timeout, options._devices = timeout, devices
         original(self, store, rank, size, options)
 
