@@ -1,8 +1,9 @@
 """One gloo device for all groups of a process. torch gives each group a device of its own, whose thread wakes a hundred
-times a second: megatron-core makes some twenty, and small ranks spend a tenth of a machine on waiting."""
+times a second: megatron-core makes some twenty, and small ranks spend a part of the machine on waiting."""
 
 from __future__ import annotations
 
+import os
 from datetime import timedelta
 from typing import Any
 
@@ -26,8 +27,10 @@ def share_device() -> None:
         options = timeout
         if isinstance(timeout, timedelta):
             options = new_options()
-            options._timeout, options._devices = timeout, devices
+            options._timeout, options._devices, options._threads = timeout, devices, 2 * len(devices)  # as torch has them
         original(self, store, rank, size, options)
 
     on_the_device.shares_device = True  # type: ignore[attr-defined]
     group.__init__ = on_the_device
+    # A device's thread is not there after a fork.
+    os.register_at_fork(after_in_child=lambda: setattr(group, "__init__", original))

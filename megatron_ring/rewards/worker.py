@@ -95,7 +95,6 @@ def main() -> None:
     from megatron_ring.errors import UserError
     from megatron_ring.rewards.sandbox.failure import MachineFailure
 
-    tell_when_loading(lambda begins: send_message(connection, {"loading": begins}))
     try:
         from megatron_ring.rewards.interface import ScoreRequest
         from megatron_ring.rewards.registry import verifier_for
@@ -111,6 +110,7 @@ def main() -> None:
         send_message(connection, {"error": f"{type(error).__name__}: {error}"})
         raise SystemExit(1) from None
     send_message(connection, {"ready": True})
+    tell_when_loading(lambda begins: send_message(connection, {"loading": begins}))
 
     while (header := _receive(connection, HEADER.size)) is not None:
         payload = _receive(connection, HEADER.unpack(header)[0])

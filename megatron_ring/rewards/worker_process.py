@@ -109,8 +109,15 @@ class WorkerProcess:
             raise WorkerTimeout from None
         except OSError:
             raise self._died() from None
-        while "loading" in (message := self._receive(deadline)):
-            deadline = time.monotonic() + _START_LIMIT if message["loading"] else self._begin(time_limit)
+        loads = False
+        try:
+            while "loading" in (message := self._receive(deadline)):
+                loads = message["loading"]
+                deadline = time.monotonic() + _START_LIMIT if loads else self._begin(time_limit)
+        except WorkerTimeout:
+            if loads:
+                raise MachineFailure(f"a library was not loaded within {_START_LIMIT:g} s") from None
+            raise
         if "user_error" in message:
             raise UserError(message["user_error"])
         if "machine" in message:

@@ -81,6 +81,24 @@ def test_an_answer_is_not_charged_for_the_library_that_it_needs() -> None:
         assert own.score([request(r"\boxed{\int_0^1 x^2 dx}", r"\frac{1}{3}")]) == [Reward(1.0, "correct")]
 
 
+def test_a_library_that_does_not_load_is_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No reward says that the answer was wrong: it has no verdict, or where nothing is installed the run ends. What needs no
+    library is scored."""
+    library = tmp_path / "sympy" / "__init__.py"
+    library.parent.mkdir()
+    library.write_text("raise OSError(5, 'I/O error')")
+    monkeypatch.setattr("megatron_ring.rewards.worker_process._PACKAGE_ROOT", f"{tmp_path}{os.pathsep}{ROOT}")
+    integral = request(r"\boxed{\int_0^1 x^2 dx}", r"\frac{1}{3}")
+    with RewardPool(workers=1, time_limit=5.0) as own:
+        own.start(["math"])
+        assert own.score([request(r"\boxed{1+x}")])[0].value == 1.0
+        assert own.score([integral])[0].detail["machine_failure"] == "a library could not be loaded: OSError"
+        assert own.machine_failures == 1
+        library.write_text("raise ImportError('no mpmath')")
+        with pytest.raises(UserError, match="no mpmath.*reinstall"):
+            own.score([integral])
+
+
 def test_a_long_response_goes_through_a_worker(pool: RewardPool) -> None:
     megabyte = "{ \\boxed{ \ud800 \x00" * 60_000
     rewards = pool.score([request(megabyte + r"}\boxed{7}", "7"), request(megabyte, "7")])
