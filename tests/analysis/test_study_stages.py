@@ -182,7 +182,7 @@ def test_runs_of_a_seed_that_began_elsewhere_are_refused(tmp_path: Path) -> None
         result = folder / "seed-1" / "before" / "result.json"
         result.write_text(json.dumps(json.loads(result.read_text()) | {"checkpoint_fingerprint": folder.name}))
     shutil.rmtree(first / "seed-1" / "mix")
-    with pytest.raises(UserError, match="second/seed-1: its runs began at another checkpoint than those of .*first/seed-1"):
+    with pytest.raises(UserError, match=r"second/seed-1: its runs began at another checkpoint than those of .*first/seed-1"):
         page([first, second])
     shutil.rmtree(second / "seed-1" / "before")  # what has not evaluated its start is taken as it is
     assert "seeds 1." in page([first, second])[0]["part"]

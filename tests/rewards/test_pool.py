@@ -95,7 +95,7 @@ def test_a_library_that_does_not_load_is_no_answer(tmp_path: Path, monkeypatch: 
         assert own.score([integral])[0].detail["machine_failure"] == "a library could not be loaded: OSError"
         assert own.machine_failures == 1
         library.write_text("raise ImportError('no mpmath')")
-        with pytest.raises(UserError, match="no mpmath.*reinstall"):
+        with pytest.raises(UserError, match=r"no mpmath.*reinstall"):
             own.score([integral])
 
 
