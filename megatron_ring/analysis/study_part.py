@@ -148,16 +148,16 @@ def _check_alike(groups: Mapping[str, Sequence[Cell]]) -> None:
 def _check_starts(roots: set[Path], before: str) -> None:
     """Raise UserError where a seed's runs, in folders of several machines, began at different checkpoints. A folder that has
     not evaluated its start is taken as it is."""
-    starts = {}
-    for root in sorted(roots):
-        if (root / before / MARK).is_file():
-            starts[root] = read_evaluation(root / before).result.get("checkpoint_fingerprint")
-    first, *others = starts or [None]
-    for root in others:
-        if starts[root] != starts[first]:
-            raise UserError(
-                f"{root}: its runs began at another checkpoint than those of {first}: gather each start by itself"
-            )
+    starts = {
+        root: read_evaluation(root / before).result.get("checkpoint_fingerprint")
+        for root in sorted(roots)
+        if (root / before / MARK).is_file()
+    }
+    for root, start in starts.items():
+        first = next(iter(starts))
+        if start != starts[first]:
+            said = f"{root}: its runs began at another checkpoint than those of {first}"
+            raise UserError(f"{said}: gather each by itself")
 
 
 def _sizes(cell: Cell) -> list[tuple[Path, str]]:
