@@ -205,7 +205,7 @@ def sizes_of(flags: Flags, study: Any) -> Any:
     require(flags.dry_run or flags.start.is_dir(), f"--start {flags.start}: no such folder")
     for flag, folder in (("pool", flags.pool), ("tuned", flags.tuned)):
         require(folder is None or flags.dry_run or folder.is_dir(), f"--{flag} {folder}: no such folder")
-    if flags.pool is not None and not (flags.dry_run and not (flags.pool / "rl_prompts.jsonl").is_file()):
+    if flags.pool is not None and (not flags.dry_run or (flags.pool / "rl_prompts.jsonl").is_file()):
         check_pool(flags.pool)
     pool, tuned = (None if folder is None else folder.resolve() for folder in (flags.pool, flags.tuned))
     return replace(study.QUICK if flags.quick else study.GPU, edition=Edition(flags.start.resolve(), pool, tuned))

@@ -17,8 +17,8 @@
 #   python tools/study.py fp8 --out $OUT/c3po --gather OTHER/c3po --partial --page study-fp8-gpu --docs $OUT/page
 #
 # START: another folder in the published layout, with its tokenizer. BESIDE: processes that share the GPU: each uses 25 GiB,
-# and holds up to 35 where they are free. Six ran out of 139. Runs keep weights alone, and no longer than another needs them. More flags are those of
-# tools/study.py.
+# and holds up to 35 where they are free. Six ran out of 139. Runs keep weights alone, and no longer than another needs them.
+# More flags are those of tools/study.py.
 
 NODES=1
 GPUS=1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from megatron_ring.analysis.read_run import read_evaluation
@@ -153,9 +154,8 @@ def _check_starts(roots: set[Path], before: str) -> None:
         for root in sorted(roots)
         if (root / before / MARK).is_file()
     }
-    for root, start in starts.items():
-        first = next(iter(starts))
-        if start != starts[first]:
+    for (first, start), (root, other) in pairwise(starts.items()):
+        if start != other:
             said = f"{root}: its runs began at another checkpoint than those of {first}"
             raise UserError(f"{said}: gather each by itself")
 

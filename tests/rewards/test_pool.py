@@ -18,8 +18,9 @@ from typing import Any
 import pytest
 
 from megatron_ring.errors import UserError
-from megatron_ring.rewards import Reward, RewardPool, ScoreRequest, unit_conversion
+from megatron_ring.rewards import Reward, RewardPool, ScoreRequest, unit_conversion, worker_process
 from megatron_ring.rewards import pool as pool_module
+from megatron_ring.rewards.sandbox.failure import MachineFailure
 
 ROOT = Path(__file__).resolve().parents[2]
 MANY = 1000  # items that keep two workers busy for longer than a worker takes to start, several times
@@ -87,7 +88,7 @@ def test_a_library_that_does_not_load_is_no_answer(tmp_path: Path, monkeypatch: 
     library = tmp_path / "sympy" / "__init__.py"
     library.parent.mkdir()
     library.write_text("raise OSError(5, 'I/O error')")
-    monkeypatch.setattr("megatron_ring.rewards.worker_process._PACKAGE_ROOT", f"{tmp_path}{os.pathsep}{ROOT}")
+    monkeypatch.setattr(worker_process, "_PACKAGE_ROOT", f"{tmp_path}{os.pathsep}{ROOT}")
     integral = request(r"\boxed{\int_0^1 x^2 dx}", r"\frac{1}{3}")
     with RewardPool(workers=1, time_limit=5.0) as own:
         own.start(["math"])
@@ -97,6 +98,20 @@ def test_a_library_that_does_not_load_is_no_answer(tmp_path: Path, monkeypatch: 
         library.write_text("raise ImportError('no mpmath')")
         with pytest.raises(UserError, match=r"no mpmath.*reinstall"):
             own.score([integral])
+
+
+def test_a_library_that_hangs_is_not_the_answers_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sympy").mkdir()
+    (tmp_path / "sympy" / "__init__.py").write_text("import time; time.sleep(60)")
+    monkeypatch.setattr(worker_process, "_PACKAGE_ROOT", f"{tmp_path}{os.pathsep}{ROOT}")
+    worker = worker_process.WorkerProcess("answers", 4 << 30, {})
+    try:
+        worker.await_ready()
+        monkeypatch.setattr(worker_process, "_START_LIMIT", 1.0)
+        with pytest.raises(MachineFailure, match="a library was not loaded within 1 s"):
+            worker.ask(request(r"\boxed{\int_0^1 x^2 dx}", r"\frac{1}{3}"), 30.0)
+    finally:
+        worker.kill()
 
 
 def test_a_long_response_goes_through_a_worker(pool: RewardPool) -> None:
