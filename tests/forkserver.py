@@ -67,6 +67,7 @@ def preload() -> None:
     config, cli = (importlib.import_module(f"{PACKAGE}.config.{name}") for name in ("sft", "cli"))
     needed = ["--run-dir", "r", "--preset", "ring-tiny", "--data.train", "t", "--data.tokenizer", "t"]
     cli.parse(config.SFTConfig, "ring-sft", "", needed)  # what the parser of command lines imports when it is first used
+    importlib.import_module(f"{PACKAGE}.rewards.unit_conversion").prepare()
 
 
 @dataclasses.dataclass

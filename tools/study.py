@@ -8,6 +8,7 @@ What has finished is not run again; a killed study continues with the same comma
 stages can be run piece by piece, on several machines, and gathered:
 
     python tools/study.py epochs --out runs/study-epochs --seeds 1            # one machine: seed 1
+    python tools/study.py fp8 --out runs/study-c3po --only seed-1/            # the same, of the others
     python tools/study.py epochs --out A --gather B C --docs docs             # later: the page of all results
 """
 
@@ -204,7 +205,7 @@ def sizes_of(flags: Flags, study: Any) -> Any:
     require(flags.dry_run or flags.start.is_dir(), f"--start {flags.start}: no such folder")
     for flag, folder in (("pool", flags.pool), ("tuned", flags.tuned)):
         require(folder is None or flags.dry_run or folder.is_dir(), f"--{flag} {folder}: no such folder")
-    if flags.pool is not None and not flags.dry_run:
+    if flags.pool is not None and (not flags.dry_run or (flags.pool / "rl_prompts.jsonl").is_file()):
         check_pool(flags.pool)
     pool, tuned = (None if folder is None else folder.resolve() for folder in (flags.pool, flags.tuned))
     return replace(study.QUICK if flags.quick else study.GPU, edition=Edition(flags.start.resolve(), pool, tuned))

@@ -64,7 +64,7 @@ class Edition:
         """Part of the problems, and of the steps, that is the first stage's."""
         if self.start is None:
             return len(MATH) / len(MATH + APPLIED)
-        if self.pool is None or not self.pool.is_dir():  # a dry run may name one that is not there yet
+        if self.pool is None or not (self.pool / "rl_prompts.jsonl").is_file():  # a dry run may name one to come
             return len(GYM_MATH) / len(GYM_MATH + GYM_APPLIED)
         records = read_prompts(self.pool / "rl_prompts.jsonl")
         trained = [record for record in records if RATED[0] <= (solve_rate(record) or 0.0) <= RATED[1]]

@@ -16,9 +16,9 @@
 # The page again, of what has finished so far in OUT and in folders from other machines:
 #   python tools/study.py fp8 --out $OUT/c3po --gather OTHER/c3po --partial --page study-fp8-gpu --docs $OUT/page
 #
-# START: another folder in the published layout, with its tokenizer. BESIDE: processes that share the GPU, up to 35 GiB each:
-# six ran out of 139 GiB. Runs keep weights alone, and no longer than another needs them. More flags are those of
-# tools/study.py.
+# START: another folder in the published layout, with its tokenizer. BESIDE: processes that share the GPU: each uses 25 GiB,
+# and holds up to 35 where they are free. Six ran out of 139. Runs keep weights alone, and no longer than another needs them.
+# More flags are those of tools/study.py.
 
 NODES=1
 GPUS=1

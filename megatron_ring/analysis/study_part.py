@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
+from megatron_ring.analysis.read_run import read_evaluation
 from megatron_ring.analysis.study import Cell, by_setting, read_cell
 from megatron_ring.analysis.study_cost import MARK, cost_table, job_time
 from megatron_ring.errors import UserError
@@ -64,12 +66,12 @@ def gather(
 
     needed = (BEFORE, *(names[name] for name in used))
     timed = (BEFORE, *(f"{names[name]}{end}" for name in used for end in ("", AFTER)))
-    return whole_seeds(folders, used, seeds, read, needed, timed)
+    return whole_seeds(folders, used, seeds, read, needed, timed, BEFORE)
 
 
 def whole_seeds(
     folders: Sequence[Path], settings: tuple[str, ...], seeds: Sequence[int] | None, read: Callable[[int], list[Cell]],
-    needed: Sequence[str], timed: Sequence[str],
+    needed: Sequence[str], timed: Sequence[str], before: str,
 ) -> Part:  # fmt: skip
     """The seeds that have all there is to compare.
 
@@ -78,23 +80,25 @@ def whole_seeds(
         read: the cells of a seed, one for each setting; none where something has not finished.
         needed: jobs that an error names.
         timed: jobs whose times are added up.
+        before: the evaluation of where a seed's runs began.
 
     Raises:
-        UserError: a run of a seed is missing, no seed is whole, or runs are of other sizes.
+        UserError: a run of a seed is missing, no seed is whole, or runs of a seed are of other sizes or began elsewhere.
     """
     found = _seeds(folders)
-    cells = {seed: read(seed) for seed in found}
-    whole = [seed for seed in found if cells[seed]]
+    cells = {seed: read(seed) for seed in found if seeds is None or seed in seeds}
+    whole = [seed for seed in cells if cells[seed]]
     missing = sorted(set(seeds or ()) - set(whole))
     if missing or not whole:
         raise UserError(f"{folders[0]}: no seed {', '.join(map(str, missing)) or 'at all'} with all of {', '.join(needed)}; "
                         f"run what is missing, or gather with --partial")  # fmt: skip
-    kept = [seed for seed in whole if seeds is None or seed in seeds]
-    groups = by_setting([cell for seed in kept for cell in cells[seed]])
+    groups = by_setting([cell for seed in whole for cell in cells[seed]])
     _check_alike(groups)
-    jobs = {kind: [path for seed in kept if (path := place(folders, seed, kind))] for kind in timed}
+    for seed in whole:
+        _check_starts({path.parent for job in needed if (path := place(folders, seed, job))}, before)
+    jobs = {kind: [path for seed in whole if (path := place(folders, seed, kind))] for kind in timed}
     cost = cost_table({kind: [job_time(path) for path in paths] for kind, paths in jobs.items() if paths})
-    return Part(settings, kept, sorted(set(found) - set(kept)), groups, cost)
+    return Part(settings, whole, sorted(set(cells) - set(whole)), groups, cost)
 
 
 def after(cell: Cell) -> float:
@@ -140,6 +144,20 @@ def _check_alike(groups: Mapping[str, Sequence[Cell]]) -> None:
             for (path, sizes), (at, wanted) in zip(_sizes(cell), _sizes(first), strict=False):
                 if sizes != wanted:
                     raise UserError(f"{path}: {sizes}; {at} has {wanted}: gather runs of one study")
+
+
+def _check_starts(roots: set[Path], before: str) -> None:
+    """Raise UserError where a seed's runs, in folders of several machines, began at different checkpoints. A folder that has
+    not evaluated its start is taken as it is."""
+    starts = {
+        root: read_evaluation(root / before).result.get("checkpoint_fingerprint")
+        for root in sorted(roots)
+        if (root / before / MARK).is_file()
+    }
+    for (first, start), (root, other) in pairwise(starts.items()):
+        if start != other:
+            said = f"{root}: its runs began at another checkpoint than those of {first}"
+            raise UserError(f"{said}: gather each by itself")
 
 
 def _sizes(cell: Cell) -> list[tuple[Path, str]]:

@@ -37,7 +37,7 @@ def page(folders: Sequence[Path], seeds: Sequence[int] | None = None) -> Page:
     Raises:
         UserError: as `whole_seeds`.
     """
-    part = whole_seeds(folders, (STAGES, MIX), seeds, lambda seed: _cells(folders, seed), JOBS, ("sft", *JOBS))
+    part = whole_seeds(folders, (STAGES, MIX), seeds, lambda seed: _cells(folders, seed), JOBS, ("sft", *JOBS), "before")
     groups = part.groups
     first_stage = len(groups[STAGES][0].runs[0].metrics)
     data = [path for seed in part.seeds if (path := place(folders, seed, "data"))]

@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from megatron_ring.config.model import ModelConfig
 from megatron_ring.config.parallel import ParallelConfig
-from megatron_ring.parallel import cpu_platform
+from megatron_ring.parallel import cpu_platform, gloo
 from megatron_ring.parallel.device import current_device, has_cuda
 from megatron_ring.parallel.platform import require_prepared
 
@@ -70,6 +70,8 @@ def start_processes(timeout_minutes: float = 30.0) -> None:
         dist.init_process_group(backend, timeout=timeout)
     else:  # one plain process: no rendezvous, no port
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+    if not cuda:
+        gloo.share_device()
 
 
 def world_size_from_environment() -> int:

@@ -126,8 +126,8 @@ def compare(given: str, reference: str) -> Reward:
 
 
 def prepare() -> None:
-    """Load what algebra needs, so that the first answer is not charged for it."""
-    compare(r"\int_0^1 x dx", r"\lim_{x \to 0} \frac{\sin x}{2x}")
+    """Load what nearly all algebra needs, so that the first answer is not charged for it."""
+    compare("x+1", "1+x")
 
 
 def differs(given: str, reference: str) -> Reward:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from megatron_ring.rewards.formula import UNKNOWN, Node
+from megatron_ring.rewards.loading import loading
 
 _CALLS = {"abs": "Abs", "ln": "log", "log": "log", "ceil": "ceiling", "max": "Max", "min": "Min"}
 
@@ -15,8 +17,7 @@ def closed_form(node: Node, digits: int) -> Any:
     Raises:
         ValueError: SymPy finds none, or it is no finite number.
     """
-    import sympy
-
+    sympy = _library()
     variable = sympy.Symbol(node.parts[0].name, real=True)
     low = _sympy(node.parts[1])
     if node.kind == "limit":
@@ -30,9 +31,20 @@ def closed_form(node: Node, digits: int) -> Any:
     return sympy.N(value, digits)._to_mpmath(int(digits * 3.4))
 
 
-def _sympy(node: Node) -> Any:
-    import sympy
+@cache
+def _library() -> Any:
+    """SymPy, with what its first integral and its first limit load besides."""
+    with loading():
+        import sympy
 
+        x = sympy.Symbol("x", real=True)
+        sympy.integrate(x, (x, 0, 1))
+        sympy.limit(sympy.sin(x) / x, x, 0)
+    return sympy
+
+
+def _sympy(node: Node) -> Any:
+    sympy = _library()
     if node.kind == "number":
         return sympy.Rational(node.value.numerator, node.value.denominator)
     if node.kind == "symbol":

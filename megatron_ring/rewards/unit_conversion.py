@@ -8,6 +8,8 @@ from fractions import Fraction
 from functools import cache, lru_cache
 from typing import Any
 
+from megatron_ring.rewards.loading import loading
+
 # Where our symbol is not pint's.
 _NAMES = {
     "Wh": "watt_hour",
@@ -55,9 +57,9 @@ def conversion_between(given: tuple[tuple[str, int], ...], wanted: tuple[tuple[s
     symbols = {symbol for symbol, _ in (*given, *wanted)}
     if symbols & set(_BY_NAME_ONLY) or _own(given) != _own(wanted):
         return None
+    registry = _registry()
     import pint
 
-    registry = _registry()
     try:
         left, right = (registry.Unit(_container(unit)) for unit in (given, wanted))
         start, one = (registry.Quantity(value, left).to(right).magnitude for value in (0.0, 1.0))
@@ -95,9 +97,10 @@ def _container(unit: tuple[tuple[str, int], ...]) -> Any:
 
 @cache
 def _registry() -> Any:
-    import pint
+    with loading():
+        import pint
 
-    return pint.UnitRegistry(cache_folder=None)
+        return pint.UnitRegistry(cache_folder=None)
 
 
 def _fraction(value: float) -> Fraction:

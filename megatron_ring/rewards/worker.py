@@ -17,6 +17,7 @@ import sys
 from typing import Any
 
 from megatron_ring.lifetime import die_with_parent
+from megatron_ring.rewards.loading import tell_when_loading
 
 HEADER = struct.Struct("!Q")
 
@@ -71,10 +72,9 @@ def _address_space() -> int:
 def _prepare(kind: str) -> None:
     """Load what the first item would otherwise be charged for."""
     if kind == "answers":
-        from megatron_ring.rewards import math, unit_conversion
+        from megatron_ring.rewards import math
 
         math.prepare()
-        unit_conversion.prepare()
     elif kind == "instructions":
         from megatron_ring.rewards import instructions
 
@@ -110,6 +110,7 @@ def main() -> None:
         send_message(connection, {"error": f"{type(error).__name__}: {error}"})
         raise SystemExit(1) from None
     send_message(connection, {"ready": True})
+    tell_when_loading(lambda begins: send_message(connection, {"loading": begins}))
 
     while (header := _receive(connection, HEADER.size)) is not None:
         payload = _receive(connection, HEADER.unpack(header)[0])

@@ -92,7 +92,8 @@ class WorkerProcess:
             raise UserError(f"a verifier process could not start ({problem}): reinstall the project's requirements")
 
     def ask(self, request: ScoreRequest, time_limit: float) -> tuple[Reward, bool]:
-        """Score one request; also whether the worker retires after it.
+        """Score one request; also whether the worker retires after it. Where it loads a library first, the time begins when
+        that is there.
 
         Raises:
             UserError: nothing can be scored on this machine.
@@ -100,8 +101,7 @@ class WorkerProcess:
             WorkerTimeout: no answer within `time_limit` seconds.
             WorkerDied: the process ended instead of answering.
         """
-        deadline = time.monotonic() + time_limit
-        self._before = usage.times([self.process.pid])
+        deadline = self._begin(time_limit)
         self.connection.settimeout(time_limit)
         try:
             send_message(self.connection, asdict(request))
@@ -109,7 +109,15 @@ class WorkerProcess:
             raise WorkerTimeout from None
         except OSError:
             raise self._died() from None
-        message = self._receive(deadline)
+        loads = False
+        try:
+            while "loading" in (message := self._receive(deadline)):
+                loads = message["loading"]
+                deadline = time.monotonic() + _START_LIMIT if loads else self._begin(time_limit)
+        except WorkerTimeout:
+            if loads:
+                raise MachineFailure(f"a library was not loaded within {_START_LIMIT:g} s") from None
+            raise
         if "user_error" in message:
             raise UserError(message["user_error"])
         if "machine" in message:
@@ -117,8 +125,13 @@ class WorkerProcess:
         reward = Reward(float(message["value"]), str(message["reason"]), message["detail"])
         return reward, bool(message["retire"])
 
+    def _begin(self, time_limit: float) -> float:
+        """Time runs from now on: the deadline."""
+        self._before = usage.times([self.process.pid])
+        return time.monotonic() + time_limit
+
     def starved(self, time_limit: float) -> bool:
-        """Whether the time since `ask` went by while the process waited for a processor; call it while it is alive."""
+        """Whether the time of the last item went by while the process waited for a processor; call it while it is alive."""
         now = usage.times([self.process.pid])
         return watch.is_starved(
             now.cpu_seconds - self._before.cpu_seconds, now.waited_seconds - self._before.waited_seconds, time_limit

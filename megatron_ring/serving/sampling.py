@@ -77,7 +77,9 @@ class Sampling:
         job = self.dispatcher.submit(groups)
         self.statistics.prompt_tokens += sum(len(group[0].prompt_tokens) for group in groups)
         if answer.ask.stream:
-            return _Stream(job, self._stream(answer, job))
+            stream = _Stream(job, self._stream(answer, job))
+            await stream.begin(request.receive)
+            return stream
         watch = asyncio.ensure_future(_until_gone(request.receive))
         work = asyncio.ensure_future(self._collect(answer, job))
         try:
@@ -119,46 +121,61 @@ class Sampling:
             job.cancel()
 
     async def _stream(self, answer: Answer, job: Job) -> AsyncIterator[bytes]:
-        began = time.monotonic()
+        """Raises `ApiError` where nothing has come before it."""
+        began, told = time.monotonic(), False
         try:
             async for events, last in self._events(answer, job):
                 # In one piece: each that is written may cost a turn of the interpreter's lock.
                 data = b"".join([b"data: " + _encode(event) + b"\n\n" for event in events])
                 if data or last:
+                    told = True
                     yield data + b"data: [DONE]\n\n" if last else data
-        except ApiError as error:  # told in the stream, as what came before it was
-            yield b"data: " + _encode(error.to_json()) + b"\n\n"
+        except ApiError as error:
+            if not told:
+                raise
+            yield b"data: " + _encode(error.to_json()) + b"\n\n"  # told in the stream, as what came before it was
         finally:
             job.cancel()
-            self.statistics.request.add(time.monotonic() - began)
+            if told:  # a refusal is counted as others are
+                self.statistics.request.add(time.monotonic() - began)
 
 
 class _Stream(StreamingResponse):
     """Server-sent events. A client may go away before the first of them: its choices are given up all the same. One task
     beside the stream watches for that, in place of Starlette's group of two. The head is sent with the first event: while a
-    burst comes in there is more urgent work."""
+    burst comes in there is more urgent work, and a refusal before it has a status of its own."""
 
     def __init__(self, job: Job, events: AsyncIterator[bytes]) -> None:
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
         super().__init__(events, media_type="text/event-stream", headers=headers)
-        self._job = job
+        self._job, self._events = job, aiter(events)
+
+    async def begin(self, receive: Receive) -> None:
+        """Wait for the first event. Raises `ApiError` where there is none."""
+        self._watch = asyncio.ensure_future(self._end_when_gone(receive))
+        try:
+            self._first = await anext(self._events, b"")
+        except BaseException:
+            self._end()
+            raise
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        watch = asyncio.ensure_future(self._end_when_gone(receive))
         try:
             await self.stream_response(send)
         finally:
-            watch.cancel()
-            self._job.cancel()
+            self._end()
 
     async def stream_response(self, send: Send) -> None:
-        events = aiter(self.body_iterator)
-        data = await anext(events, b"")
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        data = self._first
         while data:
             await send({"type": "http.response.body", "body": data, "more_body": True})
-            data = await anext(events, b"")
+            data = await anext(self._events, b"")
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    def _end(self) -> None:
+        self._watch.cancel()
+        self._job.cancel()
 
     async def _end_when_gone(self, receive: Receive) -> None:
         await _until_gone(receive)

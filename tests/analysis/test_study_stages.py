@@ -172,3 +172,17 @@ def test_written_pages_have_a_place_for_every_table(tmp_path: Path) -> None:
         text = (tmp_path / f"{name}.md").read_text()
         assert all(f"<!-- table {table} -->\n{content}<!-- end -->" in text for table, content in tables.items())
         assert all(f"](figures/{path.name})" in text for path in (tmp_path / "figures").glob(f"{name}*"))
+
+
+def test_runs_of_a_seed_that_began_elsewhere_are_refused(tmp_path: Path) -> None:
+    """One machine has the stages of seed 1, another, from a pilot of its own, the mix."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder in (first, second):
+        write_gym(folder, 1)
+        result = folder / "seed-1" / "before" / "result.json"
+        result.write_text(json.dumps(json.loads(result.read_text()) | {"checkpoint_fingerprint": folder.name}))
+    shutil.rmtree(first / "seed-1" / "mix")
+    with pytest.raises(UserError, match=r"second/seed-1: its runs began at another checkpoint than those of .*first/seed-1"):
+        page([first, second])
+    shutil.rmtree(second / "seed-1" / "before")  # what has not evaluated its start is taken as it is
+    assert "seeds 1." in page([first, second])[0]["part"]

@@ -14,15 +14,10 @@ from hypothesis import strategies as st
 from megatron_ring.errors import UserError
 from megatron_ring.rewards import ScoreRequest, verifier_for
 from megatron_ring.rewards.exact import parse_number
-from megatron_ring.rewards.math import compare, prepare, quick_score, verify
+from megatron_ring.rewards.math import compare, quick_score, verify
 
 ROOT = Path(__file__).resolve().parents[2]
 GSM8K = ROOT / "../shared/data/gsm8k_train.jsonl"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _prepared() -> None:
-    prepare()
 
 
 EQUAL = [

@@ -18,8 +18,9 @@ from typing import Any
 import pytest
 
 from megatron_ring.errors import UserError
-from megatron_ring.rewards import Reward, RewardPool, ScoreRequest, unit_conversion
+from megatron_ring.rewards import Reward, RewardPool, ScoreRequest, unit_conversion, worker_process
 from megatron_ring.rewards import pool as pool_module
+from megatron_ring.rewards.sandbox.failure import MachineFailure
 
 ROOT = Path(__file__).resolve().parents[2]
 MANY = 1000  # items that keep two workers busy for longer than a worker takes to start, several times
@@ -72,6 +73,45 @@ def test_a_hostile_answer_costs_its_time_limit_and_nobody_else(pool: RewardPool,
     assert [reward.value for reward in rewards] == [1, 0, 1, 1]
     assert time.monotonic() - started < 2 * 2.0 + 20  # on a busy machine it is tried again, by a worker that starts slowly
     assert (rewards[1].reason == "time limit of 2 s exceeded") == (response == HANG)
+
+
+def test_an_answer_is_not_charged_for_the_library_that_it_needs() -> None:
+    """SymPy takes longer to load than the limit, the integral a hundredth of a second."""
+    with RewardPool(workers=1, time_limit=0.2) as own:
+        own.start(["math"])
+        assert own.score([request(r"\boxed{\int_0^1 x^2 dx}", r"\frac{1}{3}")]) == [Reward(1.0, "correct")]
+
+
+def test_a_library_that_does_not_load_is_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No reward says that the answer was wrong: it has no verdict, or where nothing is installed the run ends. What needs no
+    library is scored."""
+    library = tmp_path / "sympy" / "__init__.py"
+    library.parent.mkdir()
+    library.write_text("raise OSError(5, 'I/O error')")
+    monkeypatch.setattr(worker_process, "_PACKAGE_ROOT", f"{tmp_path}{os.pathsep}{ROOT}")
+    integral = request(r"\boxed{\int_0^1 x^2 dx}", r"\frac{1}{3}")
+    with RewardPool(workers=1, time_limit=5.0) as own:
+        own.start(["math"])
+        assert own.score([request(r"\boxed{1+x}")])[0].value == 1.0
+        assert own.score([integral])[0].detail["machine_failure"] == "a library could not be loaded: OSError"
+        assert own.machine_failures == 1
+        library.write_text("raise ImportError('no mpmath')")
+        with pytest.raises(UserError, match=r"no mpmath.*reinstall"):
+            own.score([integral])
+
+
+def test_a_library_that_hangs_is_not_the_answers_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sympy").mkdir()
+    (tmp_path / "sympy" / "__init__.py").write_text("import time; time.sleep(60)")
+    monkeypatch.setattr(worker_process, "_PACKAGE_ROOT", f"{tmp_path}{os.pathsep}{ROOT}")
+    worker = worker_process.WorkerProcess("answers", 4 << 30, {})
+    try:
+        worker.await_ready()
+        monkeypatch.setattr(worker_process, "_START_LIMIT", 1.0)
+        with pytest.raises(MachineFailure, match="a library was not loaded within 1 s"):
+            worker.ask(request(r"\boxed{\int_0^1 x^2 dx}", r"\frac{1}{3}"), 30.0)
+    finally:
+        worker.kill()
 
 
 def test_a_long_response_goes_through_a_worker(pool: RewardPool) -> None:
@@ -165,7 +205,7 @@ def test_submit_waits_when_too_much_waits(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_no_response_waits_for_a_worker_to_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One worker comes up at the start, with what units need: in this process too, as some answers are judged here. The
+    """One worker comes up at the start, and in this process what units need, as some answers are judged here. The
     others come up with the first response that needs one, and again where one of these ends."""
     seen: list[str] = []
 
@@ -270,7 +310,7 @@ def test_wrong_use_is_refused(pool: RewardPool) -> None:
 
 
 def test_verifiers_that_cannot_start_end_the_run() -> None:
-    with RewardPool(workers=1, memory_bytes=30 << 20) as own, pytest.raises(UserError, match="could not start"):
+    with RewardPool(workers=1, memory_bytes=16 << 20) as own, pytest.raises(UserError, match="could not start"):
         own.score([request(r"\boxed{1+x}")])
 
 

@@ -92,7 +92,9 @@ def begun_beside() -> tuple[list[list[int]], list[int]]:
 
     def send(updates: list[Any]) -> None:
         answered.update(update.number for update in updates if update.reason is not None)
-        if not callers:
+        if not callers:  # from now on a gathering waits for them, however slowly they come
+            patch.setattr(replicas, "QUIET", 60.0)
+            patch.setattr(replicas, "BUSY_SECONDS", 60.0)
             callers.append(threading.Thread(target=come))
             callers[0].start()
             assert replica.wait(60.0)
@@ -103,8 +105,6 @@ def begun_beside() -> tuple[list[list[int]], list[int]]:
     replica.add(0, GenerationRequest([5, 6], 0, 60))
     replica.wait(0.0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(replicas, "QUIET", 60.0)
-        patch.setattr(replicas, "BUSY_SECONDS", 60.0)
         run_steps(engine, replica, 60.0)
     return [counts for counts in filled if counts], sorted(answered)
 

@@ -271,3 +271,23 @@ def test_a_full_queue_a_key_and_the_end(model: list[str]) -> None:
     assert status == 503 and found[0][0] == 200 and len(found[0][1]["choices"]) == 2
     _, errors = served.process.communicate(timeout=30)
     assert served.process.returncode == 0 and "Traceback" not in errors, errors
+
+
+@pytest.mark.slow
+def test_streams_that_end_with_the_server(model: list[str]) -> None:
+    """One under way tells it in the stream. One that has had no event yet is refused like any other request."""
+    served = launch(model, "--sampling.max-batch", "1", "--grace-seconds", "0.1")
+    ask = {"prompt": "a", "max_tokens": 900, "seed": 1, "stop_token_ids": [], "stream": True}
+    request = urllib.request.Request(served.address + "/v1/completions", json.dumps(ask).encode())
+    with ThreadPoolExecutor(1) as clients, urllib.request.urlopen(request, timeout=60) as stream:
+        assert stream.readline().startswith(b"data: ")
+        waiting = clients.submit(served.post, "/v1/completions", ask)
+        while served.unfinished() < 2:
+            time.sleep(0.02)
+        served.process.terminate()
+        status, told = waiting.result()
+        lines = stream.read().split(b"\n\n")
+    assert status == 503 and told["error"]["message"] == "the server is stopping"
+    assert json.loads(lines[-2].removeprefix(b"data: "))["error"]["message"] == "the server is stopping"
+    _, errors = served.process.communicate(timeout=30)
+    assert served.process.returncode == 0 and "Traceback" not in errors, errors

@@ -3,6 +3,7 @@ Ring MoE of 8 experts that gives the dense model's logits and greedy text. `make
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import json
 from collections.abc import Iterator
@@ -33,7 +34,7 @@ QUESTIONS = ("What is the capital of France?", "Write one sentence about the sea
 @pytest.fixture(scope="module")
 def dense() -> Iterator[Any]:
     """The packaged model as transformers reads it, fp32."""
-    pytest.importorskip("gguf", reason="the gguf package is not installed")
+    gguf = pytest.importorskip("gguf", reason="the gguf package is not installed")
     try:
         importlib.metadata.version(upcycle.PACKAGE)
     except importlib.metadata.PackageNotFoundError:
@@ -42,6 +43,8 @@ def dense() -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         # transformers asks for accelerate before it reads a GGUF, but reading onto the CPU uses nothing of it.
         patch.setattr("transformers.modeling_utils.is_accelerate_available", lambda: True)
+        # transformers makes the same table of names again for each of the model's 400 modules: five seconds.
+        patch.setattr(gguf, "get_tensor_name_map", functools.cache(gguf.get_tensor_name_map))
         model = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
     model.model.rotary_emb = type(model.model.rotary_emb)(model.config)  # without accelerate it may stay uninitialised
     yield model.eval()
