@@ -61,6 +61,8 @@ def pretrain(asked: PretrainConfig) -> None:
 
 def train(run: PretrainState, may_shrink: bool = False) -> None:
     """All steps that are left. `may_shrink`: micro-batches may be halved where the first one has no room."""
+    from megatron_ring.parallel.device import has_cuda
+    from megatron_ring.parallel.garbage import kept_what_is_there
     from megatron_ring.run.micro_batches import room_for
     from megatron_ring.run.pretraining import restore, roll_back, save
     from megatron_ring.run.pretraining_figures import describe
@@ -77,6 +79,7 @@ def train(run: PretrainState, may_shrink: bool = False) -> None:
         open_stop_request(directory, config) as stop,
         open_saver(directory, config, context) as saver,
         Progress("pretrain", run.steps, step, context.is_main) as progress,
+        kept_what_is_there(looks=has_cuda()),
     ):
         while step < run.steps:
             with room_for(step + 1, config, context, may_shrink and step == start):

@@ -39,6 +39,8 @@ def train(config: RLConfig) -> None:
     Raises:
         SmallerSizes: sizes that were chosen for it leave no room for the first step.
     """
+    from megatron_ring.parallel.device import has_cuda
+    from megatron_ring.parallel.garbage import kept_what_is_there
     from megatron_ring.rollout.first_step import first_step
     from megatron_ring.rollout.opening import announce, open_rl
     from megatron_ring.rollout.saved_state import restore, roll_back, save
@@ -55,6 +57,7 @@ def train(config: RLConfig) -> None:
         open_scorer(config.rewards, run.domains, run.tokenizer, context, run.sampler, directory.replies) as scorer,
         open_saver(directory, config, context) as saver,
         Progress("rl", config.steps, start, context.is_main) as progress,
+        kept_what_is_there(looks=has_cuda()),
     ):
         run.phases.finish()  # what came before belongs to no step
         step = start

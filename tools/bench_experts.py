@@ -44,8 +44,8 @@ class BenchExperts:
     """Tokens that decode together."""
     weights: Literal["bf16", "fp8"] = "bf16"
     """The experts' weights."""
-    ahead: tuple[int, ...] = (0, 0)
-    """Lines of 128 bytes that programs of the first and of the second product ask for before they wait."""
+    activations: Literal["bf16", "fp8"] = "bf16"
+    """What weights in FP8 are multiplied with, see --sampling.activations."""
     only_used: bool = False
     """Time the tiles in use alone."""
     workers: int = min(24, (os.cpu_count() or 2) // 2)
@@ -55,7 +55,6 @@ class BenchExperts:
 
     def __post_init__(self) -> None:
         require(min(self.tokens, default=0) >= 1, f"--tokens {self.tokens}: give numbers of 1 or more")
-        require(len(self.ahead) == 2 and min(self.ahead) >= 0, f"--ahead {self.ahead}: give two numbers, 0 or more")
 
 
 class Way(NamedTuple):
@@ -78,12 +77,13 @@ def main(config: BenchExperts) -> None:
         if not config.only_used:
             for second in (False, True):
                 best = min(found, key=lambda way: found[way])
-                others = candidates(best if second else used, second, config.weights == "fp8")
+                others = candidates(best if second else used, second, layer.parts if layer.narrow else 0)
                 ways = [way for way in others if way not in found]
                 compile_all(config, tokens, ways)
                 found |= {way: layer.microseconds(way) for way in ways}
         order = sorted(found, key=lambda way: found[way])
-        said = {"tokens": tokens, "weights": config.weights, "device": torch.cuda.get_device_name(),
+        said = {"tokens": tokens, "weights": config.weights, "activations": config.activations,
+                "device": torch.cuda.get_device_name(),
                 "read_us_at_4400_gb_s": layer.read / 4.4e6, "in use": [text(used), found[used]],
                 "best": [[text(way), found[way]] for way in order[:8]], "tried": len(found)}  # fmt: skip
         print(json.dumps(said), flush=True)
@@ -94,11 +94,12 @@ def text(way: Way) -> str:
     return f"{way.rows} rows: {up}; {down}"
 
 
-def candidates(base: Way, second: bool, narrow: bool) -> list[Way]:
-    """Other tiles of one product, that fit shared memory and registers."""
+def candidates(base: Way, second: bool, parts: int) -> list[Way]:
+    """Other tiles of one product, that fit shared memory and registers. `parts`: of an activation in FP8, 0 in bf16."""
     from megatron_ring.model.kernels.few_tokens_triton import MOST_FP8_ROWS, MOST_ROWS, Tile
 
-    most = MOST_FP8_ROWS if narrow else 2 * MOST_ROWS
+    narrow = parts > 0
+    most = 2 * MOST_FP8_ROWS if narrow else 2 * MOST_ROWS
     heights = [base.rows] if second else [rows for rows in (base.rows // 2, base.rows, base.rows * 2) if 16 <= rows <= most]
     depths = (128,) if narrow else (64, 128)
     found = []
@@ -106,8 +107,8 @@ def candidates(base: Way, second: bool, narrow: bool) -> list[Way]:
         if narrow and second:
             depth = base.up.rows
         matrices, width = (1 if second else 2), (1 if narrow else 2)
-        fits = stages * depth * width * (matrices * size + (2 if narrow else 1) * rows) <= SHARED
-        sums = matrices * size * rows * (2 if narrow else 1) / (32 * warps)
+        fits = stages * depth * width * (matrices * size + max(1, parts) * rows) <= SHARED
+        sums = matrices * size * rows * (2 if narrow else 1) / (32 * warps)  # in FP8 a product's own, and the totals
         if fits and sums <= REGISTERS:
             tile = Tile(size, depth, stages, warps)
             if second:
@@ -129,24 +130,25 @@ class Layer:
         from megatron_ring.model.kernels.fp8 import Fp8Matrix
         from megatron_ring.model.kernels.slots_triton import sort_slots
 
-        few.AHEAD = config.ahead
         shape, device = get_preset(config.preset), torch.device("cuda")
         torch.manual_seed(config.seed)
         self.k, self.experts, self.narrow = shape.experts_per_token, shape.num_experts, config.weights == "fp8"
         hidden, width = shape.hidden_size, shape.expert_width
+        self.parts = 1 if config.activations == "fp8" else 2
         weights = [torch.randn(self.experts, *size, device=device, dtype=torch.bfloat16) * 0.02
                    for size in ((2 * width, hidden), (hidden, width))]  # fmt: skip
-        self.gate_up, self.down = map(Fp8Matrix.of, weights) if self.narrow else weights
+        matrices: Any = [Fp8Matrix.of(weight, self.parts) for weight in weights] if self.narrow else weights
+        self.gate_up, self.down = matrices
         self.x = torch.randn(tokens, hidden, device=device, dtype=torch.bfloat16)
         chosen = torch.rand(tokens, self.experts, device=device).topk(self.k).indices
         self.weights = torch.rand(tokens, self.k, device=device)
-        self.split = few_fp8_triton.room_for(self.x) if self.narrow else None
+        self.split = few_fp8_triton.room_for(self.x, self.parts) if self.narrow else None
         self.order, _, self.ends = sort_slots(chosen, self.experts, None, self.split)
         self.mean = tokens * self.k / self.experts
         some = int((torch.bincount(chosen.flatten(), minlength=self.experts) > 0).sum())
         self.read = sum(weight.nbytes for weight in (self.gate_up, self.down)) * some / self.experts
         most = few.MOST_FP8_ROWS if self.narrow else few.MOST_ROWS
-        rows, _ = few.program_rows(self.mean, most)
+        rows, _ = few.program_rows(self.mean, most, self.narrow)
         self.used = Way(rows, *few.usual_tiles(rows, self.experts, hidden, width, self.narrow))
 
     def run(self, way: Way) -> torch.Tensor:
@@ -154,10 +156,10 @@ class Layer:
         from megatron_ring.model.kernels import few_tokens_triton as few
 
         beside = math.ceil(1.5 * self.mean / way.rows)
-        given: Any = (self.weights, self.order, self.ends, self.gate_up, self.down)
+        given = (self.weights, self.order, self.ends, self.gate_up, self.down, way.rows, beside, way.up, way.down)
         if self.split is not None:
-            return few_fp8_triton.products(self.split, *given, way.rows, beside, way.up, way.down, few.AHEAD)
-        return few.products(self.x, *given, way.rows, beside, way.up, way.down)
+            return few_fp8_triton.products(self.split, *given)
+        return few.products(self.x, *given)
 
     def microseconds(self, way: Way) -> float:
         """The median over replays of a graph; infinity for what the device has no room for."""

@@ -99,6 +99,9 @@ class SamplingConfig(RequestSampling):
     """bf16: the policy's own, in whatever precision it has. fp8: its routed experts from a copy in FP8, made anew
     whenever the weights change: about half the bytes of a decoding step, for a policy that differs a little from the
     trainer's."""
+    activations: Literal["bf16", "fp8"] = "bf16"
+    """What experts with --sampling.weights fp8 multiply: activations as they are, or rounded to FP8 as well, which takes
+    half as many products where hundreds of sequences decode together, for a policy that differs more."""
     cuda_graphs: bool = field(default=True, metadata=MAY_CHANGE)
     """Decode by CUDA graphs where a process holds all layers (PP=1); off: launch each kernel (slower, to compare)."""
 
@@ -115,6 +118,8 @@ class SamplingConfig(RequestSampling):
 
     def check_weights(self, exact: bool, has_experts: bool) -> None:
         """Raise `UserError` where there can be no weights for sampling alone."""
+        said = f"--sampling.activations {self.activations}: of experts with --sampling.weights fp8, leave it at bf16"
+        require(self.narrow or self.activations == "bf16", said)
         if not self.narrow:
             return
         flag = f"--sampling.weights {self.weights}"
@@ -126,6 +131,8 @@ class SamplingConfig(RequestSampling):
         said = f"it takes a GPU of compute capability {' or '.join(map(str, FP8_CAPABILITIES))} (H100, B200)"
         refusal = f"--sampling.weights {self.weights}: {said}, this one has {capability}: leave it at bf16"
         require(not self.narrow or takes_fp8(capability), refusal)
+        refusal = f"--sampling.activations {self.activations}: {said}, this is a CPU: leave it at bf16"
+        require(self.activations == "bf16" or capability is not None, refusal)
 
     def most_rows(self, device: str) -> int:
         """Sequences decoded together, at most, on a device of this kind ("cuda" or "cpu")."""

@@ -1,9 +1,10 @@
 """Routed experts in FP8, which the sampler reads in the place of the policy's own (`--sampling.weights fp8`).
 
 A decoding step takes as long as its weights take to read, and nearly all of them are the routed experts': in FP8 they are
-half as many bytes. A kernel multiplies in FP8, with activations in two parts that together have bf16's precision. Where
-there are many tokens, a layer's weights are widened first. Everything else stays as it is. That includes the shared experts:
-every token passes them with weight 1, so that their error counts most, and they are a thirtieth of the bytes.
+half as many bytes. A kernel multiplies in FP8, with activations in two parts that together have bf16's precision, or in one
+(`--sampling.activations fp8`). Where there are many tokens, a layer's weights are widened first, and activations are as they
+are. Everything else stays as it is. That includes the shared experts: every token passes them with weight 1, so that their
+error counts most, and they are a thirtieth of the bytes.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from megatron_ring.model.moe import RingMoE
 
 class NarrowExperts:
     """Of this process's part of a model, as its weights are now, for forward passes without gradients whose layout carries
-    it."""
+    it. `parts`: of an activation, see `Fp8Matrix`."""
 
-    def __init__(self, model: torch.nn.Module) -> None:
-        self._layers = {module: _room_for(module) for module in model.modules() if isinstance(module, RingMoE)}
+    def __init__(self, model: torch.nn.Module, parts: int = 2) -> None:
+        self._layers = {module: _room_for(module, parts) for module in model.modules() if isinstance(module, RingMoE)}
         self.refill()
 
     def refill(self) -> None:
@@ -37,6 +38,6 @@ class NarrowExperts:
         return sum(matrix.nbytes for matrices in self._layers.values() for matrix in matrices)
 
 
-def _room_for(module: RingMoE) -> tuple[Fp8Matrix, Fp8Matrix]:
-    gate_up, down = (Fp8Matrix.empty(*w.shape, device=w.device) for w in module.experts.matrices())
+def _room_for(module: RingMoE, parts: int) -> tuple[Fp8Matrix, Fp8Matrix]:
+    gate_up, down = (Fp8Matrix.empty(*w.shape, device=w.device, parts=parts) for w in module.experts.matrices())
     return gate_up, down

@@ -13,10 +13,10 @@ from megatron_ring.data.records import PromptRecord
 from megatron_ring.data.tokenizer import RingTokenizer
 from megatron_ring.parallel import collectives
 from megatron_ring.parallel.context import ParallelContext
+from megatron_ring.parallel.garbage import collector_paused
 from megatron_ring.rollout.handover import hand_over
 from megatron_ring.rollout.records import Rollout
 from megatron_ring.sampler.completion import Completion
-from megatron_ring.sampler.garbage import collector_paused
 from megatron_ring.sampler.requests import GenerationRequest, request_seed
 from megatron_ring.sampler.sampler import Sampler
 

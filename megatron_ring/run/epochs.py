@@ -10,6 +10,8 @@ from megatron_ring.config.epochs import EpochsConfig
 from megatron_ring.config.model import ModelConfig
 from megatron_ring.data.tokenizer import RingTokenizer
 from megatron_ring.errors import StoppedByAlarm
+from megatron_ring.parallel.device import has_cuda
+from megatron_ring.parallel.garbage import kept_what_is_there
 from megatron_ring.run.continuing import stretched_rates
 from megatron_ring.run.directory import RunDirectory
 from megatron_ring.run.micro_batches import choose, room_for
@@ -116,8 +118,8 @@ def train_epochs(config: EpochsConfig, stage: Stage, run: RunDirectory, task: Ep
         StoppedBySignal: a signal asked for the end.
         UserError: a checkpoint cannot be saved or loaded.
     """
-    context = stage.context
-    trainer, watch = Trainer(stage.model, context, config.optimizer), Watch(config.alarms, speaks=context.is_main)
+    context, watch = stage.context, Watch(config.alarms, speaks=stage.context.is_main)
+    trainer = Trainer(stage.model, context, config.optimizer)
     all_steps = config.epochs * task.steps_per_epoch
     last = min(all_steps, config.max_steps or all_steps)
     start, extra = load_latest(run, stage, trainer.optimizer, last)
@@ -132,6 +134,7 @@ def train_epochs(config: EpochsConfig, stage: Stage, run: RunDirectory, task: Ep
         open_stop_request(run, config) as stop,
         open_saver(run, config, context) as saver,
         Progress(config.stage_name, last, start, context.is_main) as progress,
+        kept_what_is_there(looks=has_cuda()),
     ):
         for step in range(start + 1, last + 1):
             began = time.perf_counter()

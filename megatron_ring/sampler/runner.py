@@ -119,7 +119,7 @@ class ModelRunner:
             self.narrow.refill()
             return
         try:
-            self.narrow = NarrowExperts(self.model)
+            self.narrow = NarrowExperts(self.model, parts=1 if self.sampling.activations == "fp8" else 2)
         except RuntimeError as error:
             raise UserError(
                 f"--sampling.weights {self.sampling.weights}: no memory for a second copy of the experts' weights: leave it "

@@ -14,12 +14,12 @@ from megatron_ring.config.sampling import SamplingConfig
 from megatron_ring.errors import RequestError, UserError
 from megatron_ring.model.ring_model import RingModel
 from megatron_ring.parallel.context import ParallelContext
+from megatron_ring.parallel.garbage import collector_paused, kept_what_is_there
 from megatron_ring.sampler.cache import CacheSize, size_for, size_for_any
 from megatron_ring.sampler.completion import Completion
 from megatron_ring.sampler.edge import StepEdge
 from megatron_ring.sampler.engine import Engine, TokenBudget
 from megatron_ring.sampler.flights import StepReport
-from megatron_ring.sampler.garbage import collector_paused
 from megatron_ring.sampler.pages import pages_for
 from megatron_ring.sampler.requests import GenerationRequest
 from megatron_ring.sampler.runner import ModelRunner
@@ -136,11 +136,12 @@ class Sampler:
         try:
             # What a step brought is told while the device is at the next one, unless that depends on who was told.
             later = None if budget is not None else told.tell
-            while not (report := engine.step(on_token is not None, later)).closed:
-                told.tell()
-                told.take(report)
-                if budget is not None or on_token is not None:
+            with kept_what_is_there(looks=False):
+                while not (report := engine.step(on_token is not None, later)).closed:
                     told.tell()
+                    told.take(report)
+                    if budget is not None or on_token is not None:
+                        told.tell()
             told.tell()
         finally:
             self.model.train(was_training)

@@ -60,10 +60,20 @@ def test_slots_of_idle_tokens_are_nobodys(idle: list[bool], k: int, seed: int) -
 
 @pytest.mark.parametrize(
     ("mean", "rows", "beside"),
-    [(0.1, 16, 1), (12.0, 16, 2), (24.0, 32, 2), (64.0, 64, 2), (72.0, 128, 1), (96.0, 128, 2), (500.0, 128, 6)],
+    [
+        (0.1, 16, 1),
+        (10.5, 16, 1),
+        (12.0, 32, 1),
+        (24.0, 32, 2),
+        (64.0, 64, 2),
+        (72.0, 128, 1),
+        (96.0, 128, 2),
+        (500.0, 128, 6),
+    ],
 )
 def test_programs_have_room_for_half_as_many_rows_again(mean: float, rows: int, beside: int) -> None:
     assert few_tokens_triton.program_rows(mean) == (rows, beside)
+    assert few_tokens_triton.program_rows(mean, narrow=True) == ((16, 2) if mean == 12 else (rows, beside))
     assert rows * beside >= 1.5 * mean
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from megatron_ring.sampler.garbage import collector_paused, kept_what_is_there
+from megatron_ring.parallel.garbage import collector_paused, kept_what_is_there
 
 
 @pytest.fixture(autouse=True)
@@ -41,5 +41,8 @@ def test_what_was_there_is_kept_meanwhile() -> None:
         inside = weakref.ref(Ring())
         gc.collect()
         assert inside() is None  # what comes later is searched
+        with kept_what_is_there():  # changes nothing, and ends nothing
+            kept = gc.get_freeze_count()
+        assert gc.get_freeze_count() == kept
         raise ValueError("broken")
     assert gc.get_freeze_count() == 0

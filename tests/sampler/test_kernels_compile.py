@@ -54,8 +54,10 @@ def experts(of: str, rows: int, room: int, narrow: bool) -> None:
     downs = [down._replace(columns=up.rows) for up in ups for down in downs] if narrow else downs
     kernels = (fp8._gate_up, fp8._down) if narrow else (few._few_gate_up, few._few_down)
     for kernel, tile in [*((kernels[0], up) for up in ups), *((kernels[1], down) for down in downs)]:
-        constants = {"K": 6, "AHEAD": 2} if kernel is kernels[0] else {"AHEAD": 4}
-        build(kernel, types, tile.warps, tile.stages, ROWS=rows, TILE=tile.rows, DEPTH=tile.columns, **constants)
+        for parts in (1, 2) if narrow else (0,):
+            constants = {"K": 6} if kernel is kernels[0] else {}
+            constants |= {"PARTS": parts} if narrow else {}
+            build(kernel, types, tile.warps, tile.stages, ROWS=rows, TILE=tile.rows, DEPTH=tile.columns, **constants)
 
 for narrow, tiles in ((False, few.WIDE_TILES), (True, few.FP8_TILES)):
     for rows in tiles:
@@ -65,7 +67,7 @@ types = dict.fromkeys(("order_ptr", "back_ptr", "ends_ptr"), "*i32") | {"experts
 types |= dict.fromkeys(("slots", "hidden", "columns"), "i32") | {"x_ptr": "*bf16", "parts_ptr": "*fp8e4nv"}
 for idle in (False, True):
     types |= {"idle_ptr": "*u8" if idle else "*i64"}
-    build(slots_triton._sort_slots, types, 32, E=64, K=6, IDLE=idle, BLOCK=16384, SPLIT=idle, ROW=2048)
+    build(slots_triton._sort_slots, types, 32, E=64, K=6, IDLE=idle, BLOCK=16384, PARTS=2 * idle, ROW=2048)
 types = {"values_ptr": "*fp8e4nv", "parts_ptr": "*fp8e4nv", "scales_ptr": "*fp32", "out_ptr": "*bf16", "x_ptr": "*bf16"}
 types |= dict.fromkeys(("rows", "hidden", "columns", "padded_columns"), "i32")
 build(fp8._wide, types, 4, TILE=64, DEPTH=128)
@@ -73,11 +75,13 @@ types = dict.fromkeys(("x_ptr", "w_ptr"), "*bf16") | dict.fromkeys(("logits_ptr"
 types |= {"experts_ptr": "*i64", "tokens": "i32", "hidden": "i32"}
 for count in (8, 64, 256, 1024):
     block = max(16, count)
-    build(router_triton._route_few, types, 4, 4, E=count, K=6, T=16, E_BLOCK=block, DEPTH=router_triton.few_depth(block))
+    depth = router_triton.few_depth(block)
+    build(router_triton._route_few, types, 4, 4, E=count, K=6, T=16, E_BLOCK=block, DEPTH=depth, LINES=256)
 types = dict.fromkeys(norm_triton._rms_norm_forward.arg_names, "*bf16") | {"rstd_ptr": "*fp32", "eps": "fp32"}
 types |= {"width": "i32"}
 build(norm_triton._rms_norm_forward, types, 8, ADD=True, BLOCK=2048)
-types = dict.fromkeys(rows_triton._combine_and_norm.arg_names, "*bf16") | {"index_ptr": "*i32", "eps": "fp32", "width": "i32"}
+types = dict.fromkeys(rows_triton._combine_and_norm.arg_names, "*bf16") | {"index_ptr": "*i32", "eps": "fp32"}
+types |= {"width": "i32"}
 build(rows_triton._combine_and_norm, types, 8, K=6, PLUS=2, BLOCK=2048)
 types = dict.fromkeys(turn_triton._find_places.arg_names, "*i64") | dict.fromkeys(("stride", "columns", "page"), "i32")
 build(turn_triton._find_places, types | {"table_ptr": "*i32", "out_ptr": "*i32", "idle_ptr": "*u8"}, 1, BLOCK=128)
@@ -112,4 +116,4 @@ def test_decoding_compiles_for_hopper() -> None:
     wide = [shared for name, shared, _ in built if name.startswith("_few")]
     assert len(wide) == 13 and all(shared <= A100_SHARED for shared in wide)
     narrow = [products for name, _, products in built if name in ("_gate_up", "_down")]
-    assert len(narrow) == 14 and all(narrow) and len(built) == 52
+    assert len(narrow) == 28 and all(narrow) and len(built) == 66

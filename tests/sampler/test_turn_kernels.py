@@ -1,5 +1,5 @@
-"""What a turn does with its rows' numbers, by kernels and by torch: on the GPU where there is one and in Triton's interpreter
-elsewhere."""
+"""What a turn does with its rows' numbers, by kernels and by torch: on the GPU where there is one, elsewhere in
+Triton's interpreter."""
 
 from __future__ import annotations
 

@@ -9,7 +9,10 @@ import triton.language as tl
 @triton.jit
 def begin(DEPENDENT: tl.constexpr):  # type: ignore[no-untyped-def]
     """Wait for the end of the kernel before, then let the next one's programs come."""
-    if DEPENDENT:
+    if DEPENDENT == 2:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    if DEPENDENT == 1:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
 

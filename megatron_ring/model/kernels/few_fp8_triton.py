@@ -3,13 +3,15 @@
 Activations are split into two values of e4m3 with a power of two as scale: a = scale * (high + low / 16). e4m3 has 4 bits of
 mantissa with its leading one, bf16 has 8, so that both together are a bf16 value exactly, down to 2^-13 of the largest that
 has the same scale; what is smaller is off by 2^-21 of the largest at most. A product is that of `high` and that of `low`,
-which take tensor cores as long as one product of bf16.
+which take tensor cores as long as one product of bf16. In programs of few rows both are one product.
 
 A Hopper GPU is said to add such products with 13 bits of fraction (DeepSeek-V3, arXiv:2412.19437, 3.3.2). Triton's
 `max_num_imprecise_acc` would add to fp32 in between, but reads the tensor cores' sums before it has waited for them. So each
 block of columns is a product of its own, which starts at zero and is added in fp32 here. A scale for each block then costs
 nothing: a program of the first product has one block of SwiGLU's result, and splits it before it leaves registers. `low`
 goes first, and `high` starts from it, so that beside the totals the sums of one product are in registers.
+
+With one part alone activations are rounded to e4m3: off by 2^-4 of themselves at most, or 2^-17 of the largest.
 
 Suffixes: t tokens, k experts of a token, n token-slots sorted by expert, h hidden, f expert width, e experts.
 """
@@ -22,8 +24,8 @@ import torch
 import triton
 import triton.language as tl
 
-from megatron_ring.model.kernels.dependent import early, launch_options
-from megatron_ring.model.kernels.dependent_triton import ask_for, begin
+from megatron_ring.model.kernels.dependent import launch_options
+from megatron_ring.model.kernels.dependent_triton import begin
 from megatron_ring.model.kernels.fp8 import E4M3, Fp8Matrix, padded
 
 if TYPE_CHECKING:
@@ -56,15 +58,18 @@ def _split(x, AXIS: tl.constexpr):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def split_row(x_ptr, parts_ptr, scales_ptr, row, hidden, columns, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def split_row(  # type: ignore[no-untyped-def]
+    x_ptr, parts_ptr, scales_ptr, row, hidden, columns, PARTS: tl.constexpr, BLOCK: tl.constexpr
+):
     """A token's hidden states, for all columns of weights: `columns`, zeros beyond `hidden`."""
     row = row.to(tl.int64)
     column = tl.arange(0, BLOCK)
     x = tl.load(x_ptr + row * hidden + column, mask=column < hidden, other=0.0).to(tl.float32)
     high, low, scale = _split(x, 0)
-    part_at = parts_ptr + 2 * row * columns + column
+    part_at = parts_ptr + PARTS * row * columns + column
     tl.store(part_at, high, mask=column < columns)
-    tl.store(part_at + columns, low, mask=column < columns)
+    if PARTS == 2:
+        tl.store(part_at + columns, low, mask=column < columns)
     tl.store(scales_ptr + row, scale)
 
 
@@ -86,17 +91,12 @@ def _added(sums, part):  # type: ignore[no-untyped-def]
 def _gate_up(  # type: ignore[no-untyped-def]
     x_ptr, x_scales_ptr, order_ptr, ends_ptr, weights_ptr, w_ptr, scales_ptr, act_ptr, act_scales_ptr,
     columns, width, act_columns, slots,
-    K: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr, AHEAD: tl.constexpr,
+    K: tl.constexpr, PARTS: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):  # fmt: skip
+    begin(DEPENDENT)
     expert = tl.program_id(2).to(tl.int64)
     f = tl.program_id(1) * TILE + tl.arange(0, TILE)
-    if AHEAD > 0 and tl.program_id(0) == 0:
-        line = tl.minimum(tl.arange(0, AHEAD) * 128, columns - 1)
-        gate_line = w_ptr + (expert * (2 * width) + tl.minimum(f, width - 1)[:, None]) * columns + line[None, :]
-        ask_for(gate_line)
-        ask_for(gate_line + width.to(tl.int64) * columns)
-    begin(DEPENDENT)
     end = tl.load(ends_ptr + expert)
     start = tl.load(ends_ptr + expert - 1, mask=expert > 0, other=0) + tl.program_id(0) * ROWS
     column = tl.arange(0, DEPTH)
@@ -108,7 +108,7 @@ def _gate_up(  # type: ignore[no-untyped-def]
         real = row < end
         slot = tl.load(order_ptr + row, mask=real, other=0)
         token = slot // K
-        if ROWS <= BOTH:
+        if PARTS == 2 and ROWS <= BOTH:
             part, row_of_part = _parts(ROWS)
             token_of_part = tl.load(order_ptr + first + row_of_part, mask=first + row_of_part < end, other=0) // K
             x_at = x_ptr + (token_of_part.to(tl.int64) * 2 + part)[None, :] * columns + column[:, None]
@@ -122,7 +122,7 @@ def _gate_up(  # type: ignore[no-untyped-def]
                 sums += tl.dot(w, x)
             gate, up = tl.split(tl.permute(tl.reshape(_added(sums, part), [2, TILE, ROWS]), (1, 2, 0)))
         else:
-            high_at = x_ptr + token.to(tl.int64)[None, :] * (2 * columns) + column[:, None]
+            high_at = x_ptr + token.to(tl.int64)[None, :] * (PARTS * columns) + column[:, None]
             low_at = high_at + columns
             gate = tl.zeros([TILE, ROWS], tl.float32)
             up = tl.zeros([TILE, ROWS], tl.float32)
@@ -130,43 +130,43 @@ def _gate_up(  # type: ignore[no-untyped-def]
                 g = tl.load(gate_at + depth, mask=inside, other=0.0)
                 u = tl.load(up_at + depth, mask=inside, other=0.0)
                 high = tl.load(high_at + depth, mask=real[None, :], other=0.0)
-                low = tl.load(low_at + depth, mask=real[None, :], other=0.0)
-                gate += tl.dot(g, high, tl.dot(g, low) * LOW)
-                up += tl.dot(u, high, tl.dot(u, low) * LOW)
+                if PARTS == 2:
+                    low = tl.load(low_at + depth, mask=real[None, :], other=0.0)
+                    gate += tl.dot(g, high, tl.dot(g, low) * LOW)
+                    up += tl.dot(u, high, tl.dot(u, low) * LOW)
+                else:
+                    gate += tl.dot(g, high)
+                    up += tl.dot(u, high)
         scale_at = scales_ptr + expert * (2 * width) + f
         x_scale = tl.load(x_scales_ptr + token, mask=real, other=0.0)[None, :]
         gate *= tl.load(scale_at, mask=f < width, other=0.0)[:, None] * x_scale
         up *= tl.load(scale_at + width, mask=f < width, other=0.0)[:, None] * x_scale
         weight = tl.load(weights_ptr + slot, mask=real, other=0.0)
         high, low, scale = _split(gate * tl.sigmoid(gate) * up * weight[None, :], 0)
-        act_at = act_ptr + row.to(tl.int64)[None, :] * (2 * act_columns) + f[:, None]
+        act_at = act_ptr + row.to(tl.int64)[None, :] * (PARTS * act_columns) + f[:, None]
         tl.store(act_at, high, mask=real[None, :])
-        tl.store(act_at + act_columns, low, mask=real[None, :])
+        if PARTS == 2:
+            tl.store(act_at + act_columns, low, mask=real[None, :])
         tl.store(act_scales_ptr + tl.program_id(1) * slots + row, scale, mask=real)
 
 
 @triton.jit
 def _down(  # type: ignore[no-untyped-def]
     act_ptr, act_scales_ptr, ends_ptr, w_ptr, scales_ptr, out_ptr, hidden, width, columns, slots,
-    ROWS: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr, AHEAD: tl.constexpr, DEPENDENT: tl.constexpr,
+    PARTS: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
+    begin(DEPENDENT)
     expert = tl.program_id(2).to(tl.int64)
-    # The kernel that sorts has ended: programs of the one before this do not begin sooner, and it has let this one come.
-    # What it wrote is read past the L1 cache, which nothing has emptied since.
-    end = tl.load(ends_ptr + expert, cache_modifier=".cg")
-    start = tl.load(ends_ptr + expert - 1, mask=expert > 0, other=0, cache_modifier=".cg") + tl.program_id(0) * ROWS
+    end = tl.load(ends_ptr + expert)
+    start = tl.load(ends_ptr + expert - 1, mask=expert > 0, other=0) + tl.program_id(0) * ROWS
     h = tl.program_id(1) * TILE + tl.arange(0, TILE)
     column = tl.arange(0, DEPTH)
     inside = (h < hidden)[:, None]
     w_at = w_ptr + (expert * hidden + h[:, None]) * columns + column[None, :]
-    if AHEAD > 0 and start < end and tl.program_id(0) == 0:
-        line = tl.minimum(tl.arange(0, AHEAD) * 128, columns - 1)
-        ask_for(w_ptr + (expert * hidden + tl.minimum(h, hidden - 1)[:, None]) * columns + line[None, :])
-    begin(DEPENDENT)
     for first in range(start, end, ROWS * tl.num_programs(0)):
         row = first + tl.arange(0, ROWS)
         real = row < end
-        if ROWS <= BOTH:
+        if PARTS == 2 and ROWS <= BOTH:
             part, row_of_part = _parts(ROWS)
             real_of_part = first + row_of_part < end
             act_at = act_ptr + ((first + row_of_part).to(tl.int64) * 2 + part)[None, :] * columns + column[:, None]
@@ -180,17 +180,20 @@ def _down(  # type: ignore[no-untyped-def]
                 totals += tl.dot(w, act) * scale
             total = _added(totals, part)
         else:
-            high_at = act_ptr + row.to(tl.int64)[None, :] * (2 * columns) + column[:, None]
+            high_at = act_ptr + row.to(tl.int64)[None, :] * (PARTS * columns) + column[:, None]
             low_at = high_at + columns
             scale_at = act_scales_ptr + row
             total = tl.zeros([TILE, ROWS], tl.float32)
             for depth in range(0, width, DEPTH):
                 w = tl.load(w_at + depth, mask=inside, other=0.0)
                 high = tl.load(high_at + depth, mask=real[None, :], other=0.0)
-                low = tl.load(low_at + depth, mask=real[None, :], other=0.0)
                 scale = tl.load(scale_at, mask=real, other=0.0)[None, :]
                 scale_at += slots
-                total += tl.dot(w, high, tl.dot(w, low) * LOW) * scale
+                if PARTS == 2:
+                    low = tl.load(low_at + depth, mask=real[None, :], other=0.0)
+                    total += tl.dot(w, high, tl.dot(w, low) * LOW) * scale
+                else:
+                    total += tl.dot(w, high) * scale
         total *= tl.load(scales_ptr + expert * hidden + h, mask=h < hidden, other=0.0)[:, None]
         out_at = out_ptr + row.to(tl.int64)[None, :] * hidden + h[:, None]
         tl.store(out_at, total.to(out_ptr.dtype.element_ty), mask=real[None, :] & inside)
@@ -218,23 +221,23 @@ def wide(matrix: Fp8Matrix, dtype: torch.dtype) -> torch.Tensor:
 
 
 class Split(NamedTuple):
-    """Activations x [T, hidden]; their two parts, e4m3 [T, 2, hidden padded as weights are]; scales fp32 [T]."""
+    """Activations x [T, hidden]; their parts, e4m3 [T, 2 or 1, hidden padded as weights are]; scales fp32 [T]."""
 
     x: torch.Tensor
     parts: torch.Tensor
     scales: torch.Tensor
 
 
-def room_for(x_th: torch.Tensor) -> Split:
+def room_for(x_th: torch.Tensor, count: int = 2) -> Split:
     """For the parts of contiguous x, which `slots_triton.sort_slots` makes beside its own work."""
     tokens, hidden = x_th.shape
-    parts = torch.empty(tokens, 2, padded(hidden), dtype=E4M3, device=x_th.device)
+    parts = torch.empty(tokens, count, padded(hidden), dtype=E4M3, device=x_th.device)
     return Split(x_th, parts, torch.empty(tokens, dtype=torch.float32, device=x_th.device))
 
 
 def products(
     split: Split, weights_tk: torch.Tensor, order: torch.Tensor, ends: torch.Tensor, gate_up_e: Fp8Matrix,
-    down_e: Fp8Matrix, rows: int, beside: int, up: Tile, down: Tile, ahead: tuple[int, int] = (0, 0),
+    down_e: Fp8Matrix, rows: int, beside: int, up: Tile, down: Tile,
 ) -> torch.Tensor:  # fmt: skip
     """What `few_tokens_triton.sorted_outputs` returns first, of bf16 x, in programs of so many rows. `down` has as many
     columns as `up` has weight rows: these share a scale."""
@@ -242,17 +245,18 @@ def products(
     num_experts, hidden, width = down_e.shape
     slots, columns, act_columns = order.numel(), gate_up_e.values.shape[-1], down_e.values.shape[-1]
     blocks = triton.cdiv(width, up.rows)
-    act = torch.empty(slots, 2, act_columns, dtype=E4M3, device=x_th.device)
+    count = parts.shape[1]
+    act = torch.empty(slots, count, act_columns, dtype=E4M3, device=x_th.device)
     act_scales = torch.empty(blocks, slots, dtype=torch.float32, device=x_th.device)
     y_nh = x_th.new_empty(slots, hidden)
     _gate_up[(beside, blocks, num_experts)](
         parts, x_scales, order, ends, weights_tk, gate_up_e.values, gate_up_e.scales, act, act_scales,
-        columns, width, act_columns, slots, K=weights_tk.shape[1], ROWS=rows, TILE=up.rows, DEPTH=up.columns, AHEAD=ahead[0] if early() else 0,
+        columns, width, act_columns, slots, K=weights_tk.shape[1], PARTS=count, ROWS=rows, TILE=up.rows, DEPTH=up.columns,
         num_stages=up.stages, num_warps=up.warps, **launch_options(),
     )  # fmt: skip
     _down[(beside, triton.cdiv(hidden, down.rows), num_experts)](
         act, act_scales, ends, down_e.values, down_e.scales, y_nh, hidden, width, act_columns, slots,
-        ROWS=rows, TILE=down.rows, DEPTH=up.rows, AHEAD=ahead[1] if early() else 0, num_stages=down.stages, num_warps=down.warps,
+        PARTS=count, ROWS=rows, TILE=down.rows, DEPTH=up.rows, num_stages=down.stages, num_warps=down.warps,
         **launch_options(),
     )  # fmt: skip
     return y_nh

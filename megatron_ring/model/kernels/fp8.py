@@ -28,23 +28,25 @@ AT_A_TIME = 1 << 26  # weights that are quantised at a time, so that little memo
 
 @dataclass(frozen=True)
 class Fp8Matrix:
-    """`values` e4m3 [..., b, a padded], contiguous, zeros behind the `columns` that rows have; `scales` fp32 [..., b]."""
+    """`values` e4m3 [..., b, a padded], contiguous, zeros behind the `columns` that rows have; `scales` fp32 [..., b].
+    `parts`: how many values of e4m3 stand for an activation where the kernels for few tokens multiply with it: 2, or 1."""
 
     values: torch.Tensor
     scales: torch.Tensor
     columns: int
+    parts: int = 2
 
     @classmethod
-    def empty(cls, *shape: int, device: torch.device) -> Fp8Matrix:
+    def empty(cls, *shape: int, device: torch.device, parts: int = 2) -> Fp8Matrix:
         """Of zeros, without scales yet."""
         *rows, columns = shape
         values = torch.zeros(*rows, padded(columns), dtype=torch.uint8, device=device).view(E4M3)
-        return cls(values, torch.empty(rows, dtype=torch.float32, device=device), columns)
+        return cls(values, torch.empty(rows, dtype=torch.float32, device=device), columns, parts)
 
     @classmethod
-    def of(cls, weight: torch.Tensor) -> Fp8Matrix:
+    def of(cls, weight: torch.Tensor, parts: int = 2) -> Fp8Matrix:
         """`weight`, bf16 or fp32 [..., b, a], quantised."""
-        made = cls.empty(*weight.shape, device=weight.device)
+        made = cls.empty(*weight.shape, device=weight.device, parts=parts)
         made.refill(weight)
         return made
 

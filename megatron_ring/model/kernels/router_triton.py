@@ -7,10 +7,14 @@ import triton
 import triton.language as tl
 
 from megatron_ring.model.kernels.dependent import launch_options
-from megatron_ring.model.kernels.dependent_triton import begin
+from megatron_ring.model.kernels.dependent_triton import ask_for, begin
 
 TOKENS = 32  # of a program
 FEW_TOKENS = 16  # of a program that makes the logits, too
+LINES = 256  # of weights, of 128 bytes, that such a program asks for before it waits for the kernel before
+FEW_STAGES = 4
+FEW_WARPS = 4
+MOST_DEPTH = 128
 
 
 @triton.jit
@@ -42,8 +46,13 @@ def _choose(logits, maximum, total, weights_ptr, experts_ptr, token, tokens, E, 
 @triton.jit
 def _route_few(  # type: ignore[no-untyped-def]
     x_ptr, w_ptr, logits_ptr, weights_ptr, experts_ptr, tokens, hidden,
-    E: tl.constexpr, K: tl.constexpr, T: tl.constexpr, E_BLOCK: tl.constexpr, DEPTH: tl.constexpr, DEPENDENT: tl.constexpr,
+    E: tl.constexpr, K: tl.constexpr, T: tl.constexpr, E_BLOCK: tl.constexpr, DEPTH: tl.constexpr, LINES: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):  # fmt: skip
+    if DEPENDENT and LINES > 0:  # all of the weights, by all programs
+        last = E * hidden - 1
+        for first in range(tl.program_id(0) * LINES * 64, E * hidden, tl.num_programs(0) * LINES * 64):
+            ask_for(w_ptr + tl.minimum(first + tl.arange(0, LINES) * 64, last))
     begin(DEPENDENT)
     token = tl.program_id(0) * T + tl.arange(0, T)
     expert, column = tl.arange(0, E_BLOCK), tl.arange(0, DEPTH)
@@ -182,7 +191,7 @@ def forward(
 
 def few_depth(block: int) -> int:
     """Columns that a program multiplies at a time, for so many experts: its shared memory holds four times those."""
-    return max(16, min(128, 8192 // block))
+    return max(16, min(MOST_DEPTH, 64 * MOST_DEPTH // block))
 
 
 def few(x_th: torch.Tensor, weight_eh: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -195,7 +204,7 @@ def few(x_th: torch.Tensor, weight_eh: torch.Tensor, k: int) -> tuple[torch.Tens
     block = max(16, triton.next_power_of_2(experts))
     _route_few[(triton.cdiv(tokens, FEW_TOKENS),)](
         x_th, weight_eh, logits, weights, chosen, tokens, hidden, E=experts, K=k, T=FEW_TOKENS, E_BLOCK=block,
-        DEPTH=few_depth(block), num_warps=4, num_stages=4, **launch_options(),
+        DEPTH=few_depth(block), LINES=LINES, num_warps=FEW_WARPS, num_stages=FEW_STAGES, **launch_options(),
     )  # fmt: skip
     return weights, chosen, logits
 

@@ -1,4 +1,4 @@
-"""The token-slots of few tokens sorted by expert in one kernel, and beside that activations split into two parts of e4m3."""
+"""The token-slots of few tokens sorted by expert in one kernel, and beside that activations split into parts of e4m3."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from megatron_ring.model.kernels.few_fp8_triton import Split, split_row
 @triton.jit
 def _sort_slots(  # type: ignore[no-untyped-def]
     experts_ptr, idle_ptr, order_ptr, back_ptr, ends_ptr, x_ptr, parts_ptr, scales_ptr, slots, hidden, columns,
-    E: tl.constexpr, K: tl.constexpr, IDLE: tl.constexpr, BLOCK: tl.constexpr, SPLIT: tl.constexpr, ROW: tl.constexpr,
+    E: tl.constexpr, K: tl.constexpr, IDLE: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr, ROW: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):  # fmt: skip
-    """The first E programs sort, one for each expert. With SPLIT there is one more for each token."""
+    """The first E programs sort, one for each expert. With PARTS above 0 there is one more for each token."""
     begin(DEPENDENT)
     expert = tl.program_id(0)
-    if SPLIT and expert >= E:
-        split_row(x_ptr, parts_ptr, scales_ptr, expert - E, hidden, columns, ROW)
+    if PARTS > 0 and expert >= E:
+        split_row(x_ptr, parts_ptr, scales_ptr, expert - E, hidden, columns, PARTS, ROW)
         return
     slot = tl.arange(0, BLOCK)
     chosen = tl.load(experts_ptr + slot, mask=slot < slots, other=2147483647).to(tl.int32)
@@ -54,7 +54,7 @@ def sort_slots(
     columns = parts.shape[-1]
     _sort_slots[(programs,)](
         experts_tk, idle, order, back, ends, x, parts, scales, slots, x.shape[1], columns, E=num_experts,
-        K=experts_tk.shape[1], IDLE=idle_t is not None, BLOCK=block, SPLIT=split is not None,
+        K=experts_tk.shape[1], IDLE=idle_t is not None, BLOCK=block, PARTS=0 if split is None else parts.shape[1],
         ROW=triton.next_power_of_2(columns), num_warps=warps, **launch_options(),
     )  # fmt: skip
     return order, back, ends

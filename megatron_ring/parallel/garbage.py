@@ -21,11 +21,19 @@ def collector_paused() -> Iterator[None]:
 
 
 @contextmanager
-def kept_what_is_there() -> Iterator[None]:
+def kept_what_is_there(looks: bool = True) -> Iterator[None]:
     """What has been made so far stays meanwhile: no search for cycles walks it. The modules of torch and its compiler alone
     are half a million objects. A walk over all of them holds the interpreter for some 0.2 s, in which a GPU runs out of
-    work."""
-    gc.collect()
+    work. Inside another such context nothing changes.
+
+    Args:
+        looks: search once before, so that what is garbage now does not stay.
+    """
+    if gc.get_freeze_count():
+        yield
+        return
+    if looks:
+        gc.collect()
     gc.freeze()
     try:
         yield
