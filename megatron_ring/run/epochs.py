@@ -137,8 +137,7 @@ def train_epochs(config: EpochsConfig, stage: Stage, run: RunDirectory, task: Ep
         kept_what_is_there(looks=has_cuda()),
     ):
         for step in range(start + 1, last + 1):
-            began = time.perf_counter()
-            epoch, place = divmod(step - 1, task.steps_per_epoch)
+            began, (epoch, place) = time.perf_counter(), divmod(step - 1, task.steps_per_epoch)
             ends_epoch = place + 1 == task.steps_per_epoch
             lr, guard = config.optimizer.lr_at(step - 1, all_steps), watch.guard(step)
             metrics: dict[str, Any] = {"step": step, "epoch": step / task.steps_per_epoch, "tokens": tokens, "lr": lr}
