@@ -6,6 +6,8 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+_keeping = False
+
 
 @contextmanager
 def collector_paused() -> Iterator[None]:
@@ -29,13 +31,16 @@ def kept_what_is_there(looks: bool = True) -> Iterator[None]:
     Args:
         looks: search once before, so that what is garbage now does not stay.
     """
-    if gc.get_freeze_count():
+    global _keeping  # not the count of what is frozen: Python 3.12 begins with some
+    if _keeping:
         yield
         return
     if looks:
         gc.collect()
     gc.freeze()
+    _keeping = True
     try:
         yield
     finally:
         gc.unfreeze()
+        _keeping = False

@@ -79,15 +79,15 @@ def test_programs_have_room_for_half_as_many_rows_again(mean: float, rows: int, 
 
 def test_few_experts_get_narrower_tiles() -> None:
     tiles = few_tokens_triton.usual_tiles
-    assert [tiles(128, experts, 2048, 1408, False)[1].rows for experts in (64, 16, 9, 2)] == [256, 128, 128, 64]
-    assert [tiles(16, experts, 2048, 1408, True)[0].rows for experts in (64, 12, 11, 1)] == [128, 128, 64, 64]
-    for narrow, most in ((False, 128), (True, 64)):
+    assert [tiles(128, experts, 2048, 1408, 0)[1].rows for experts in (64, 16, 9, 2)] == [256, 128, 128, 64]
+    assert [tiles(16, experts, 2048, 1408, 2)[0].rows for experts in (64, 12, 11, 1)] == [128, 128, 64, 64]
+    for parts, most in ((0, 128), (1, 64), (2, 64)):
         for rows in filter(lambda rows: rows <= most, (16, 32, 64, 128)):
             for experts in (64, 16, 1):
-                for matrices, tile in zip((2, 1), tiles(rows, experts, 2048, 1408, narrow), strict=True):
-                    weights = matrices * tile.rows * (1 if narrow else 2)
+                for matrices, tile in zip((2, 1), tiles(rows, experts, 2048, 1408, parts), strict=True):
+                    weights, bytes_of_token = matrices * tile.rows * (1 if parts else 2), parts or 2
                     assert (
-                        tile.stages * tile.columns * (weights + 2 * rows) <= (227 if narrow else 163) << 10
+                        tile.stages * tile.columns * (weights + bytes_of_token * rows) <= (227 if parts else 163) << 10
                     )  # of an H100, of an A100
 
 

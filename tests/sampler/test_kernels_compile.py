@@ -45,24 +45,23 @@ for logits, shift in (("*bf16", 16), ("*fp32", 0)):
         build(draw_triton._draw_tile_statistics, types, 8, CUT=cut, TILE=draw_triton.TILE)
         build(draw_triton._draw_token, types | {"out_ptr": "*fp64"}, 8, CUT=cut, TILE=draw_triton.TILE, TILES=32)
 
-def experts(of: str, rows: int, room: int, narrow: bool) -> None:
+def experts(of: str, rows: int, tiles: few.Choices, parts: int) -> None:
+    narrow = parts > 0
     types = dict.fromkeys(("x_ptr", "w_ptr", "out_ptr"), of) | dict.fromkeys(("order_ptr", "ends_ptr"), "*i32")
     types |= {"weights_ptr": "*fp32"} | dict.fromkeys(("hidden", "width", "columns", "act_columns", "slots"), "i32")
     types |= dict.fromkeys(("x_ptr", "w_ptr", "act_ptr"), "*fp8e4nv") if narrow else {}
     types |= dict.fromkeys(("scales_ptr", "x_scales_ptr", "act_scales_ptr"), "*fp32") if narrow else {}
-    ups, downs = (few.FP8_TILES if narrow else few.WIDE_TILES)[room]
+    ups, downs = tiles[max(rows, min(tiles))]
     downs = [down._replace(columns=up.rows) for up in ups for down in downs] if narrow else downs
     kernels = (fp8._gate_up, fp8._down) if narrow else (few._few_gate_up, few._few_down)
     for kernel, tile in [*((kernels[0], up) for up in ups), *((kernels[1], down) for down in downs)]:
-        for parts in (1, 2) if narrow else (0,):
-            constants = {"K": 6} if kernel is kernels[0] else {}
-            constants |= {"PARTS": parts} if narrow else {}
-            build(kernel, types, tile.warps, tile.stages, ROWS=rows, TILE=tile.rows, DEPTH=tile.columns, **constants)
+        constants = ({"K": 6} if kernel is kernels[0] else {}) | ({"PARTS": parts} if narrow else {})
+        build(kernel, types, tile.warps, tile.stages, ROWS=rows, TILE=tile.rows, DEPTH=tile.columns, **constants)
 
-for narrow, tiles in ((False, few.WIDE_TILES), (True, few.FP8_TILES)):
+for parts, tiles in enumerate((few.WIDE_TILES, few.FP8_ONE_PART_TILES, few.FP8_TILES)):
     for rows in tiles:
-        experts("*bf16", rows, rows, narrow)
-experts("*fp32", few.MOST_FP32_ROWS, 32, False)
+        experts("*bf16", rows, tiles, parts)
+experts("*fp32", few.MOST_FP32_ROWS, few.WIDE_TILES, 0)
 types = dict.fromkeys(("order_ptr", "back_ptr", "ends_ptr"), "*i32") | {"experts_ptr": "*i64", "scales_ptr": "*fp32"}
 types |= dict.fromkeys(("slots", "hidden", "columns"), "i32") | {"x_ptr": "*bf16", "parts_ptr": "*fp8e4nv"}
 for idle in (False, True):
@@ -76,7 +75,7 @@ types |= {"experts_ptr": "*i64", "tokens": "i32", "hidden": "i32"}
 for count in (8, 64, 256, 1024):
     block = max(16, count)
     depth = router_triton.few_depth(block)
-    build(router_triton._route_few, types, 4, 4, E=count, K=6, T=16, E_BLOCK=block, DEPTH=depth, LINES=256)
+    build(router_triton._route_few, types, 4, 4, E=count, K=6, T=16, E_BLOCK=block, DEPTH=depth)
 types = dict.fromkeys(norm_triton._rms_norm_forward.arg_names, "*bf16") | {"rstd_ptr": "*fp32", "eps": "fp32"}
 types |= {"width": "i32"}
 build(norm_triton._rms_norm_forward, types, 8, ADD=True, BLOCK=2048)
@@ -116,4 +115,4 @@ def test_decoding_compiles_for_hopper() -> None:
     wide = [shared for name, shared, _ in built if name.startswith("_few")]
     assert len(wide) == 13 and all(shared <= A100_SHARED for shared in wide)
     narrow = [products for name, _, products in built if name in ("_gate_up", "_down")]
-    assert len(narrow) == 28 and all(narrow) and len(built) == 66
+    assert len(narrow) == 30 and all(narrow) and len(built) == 68

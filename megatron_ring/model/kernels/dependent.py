@@ -14,7 +14,6 @@ from typing import Any
 from megatron_ring.parallel.device import capability, current_device
 
 _on = False
-VALUE = 1
 
 
 @contextmanager
@@ -30,9 +29,4 @@ def dependent_launches(wanted: bool = True) -> Iterator[None]:
 
 def launch_options() -> dict[str, Any]:
     """For the launch of a kernel whose last argument is `DEPENDENT`."""
-    return {"DEPENDENT": VALUE, "launch_pdl": True} if _on else {"DEPENDENT": 0}
-
-
-def early() -> bool:
-    """Whether kernels are launched early now."""
-    return _on
+    return {"DEPENDENT": True, "launch_pdl": True} if _on else {"DEPENDENT": False}

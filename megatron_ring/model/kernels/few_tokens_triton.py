@@ -56,13 +56,19 @@ WIDE_TILES: Choices = {
     128: ((Tile(64, 64, 3, 4),), (Tile(256, 64, 3, 8), Tile(128, 64, 4, 8), NARROW_DOWN)),
 }
 # In FP8 the second product takes as many columns at a time as the first has weight rows. The best such pairs of those
-# tried, microseconds of both products, same machine and shape: 32 tokens, 16 rows 147; 128 tokens, 16 rows 154; 256 tokens,
-# 32 rows 189 (16 rows: 212, 64 rows: 209); 512 tokens, 64 rows 216; 1,024 tokens, 64 rows 361 (128 rows: 413). Of fewer
+# tried, microseconds of both products, same machine and shape: 32 tokens, 16 rows 132; 128 tokens, 16 rows 145; 256 tokens,
+# 32 rows 189 (16 rows: 212, 64 rows: 209); 512 tokens, 64 rows 215; 1,024 tokens, 64 rows 361 (128 rows: 413). Of fewer
 # experts narrower tiles make more programs; these have not been timed.
 FP8_TILES: Choices = {
     16: ((Tile(128, 128, 3, 4), Tile(64, 128, 3, 4)), (Tile(64, 128, 3, 4),)),
     32: ((Tile(128, 128, 2, 4), Tile(64, 128, 3, 4)), (Tile(64, 128, 3, 4),)),
     64: ((Tile(128, 128, 3, 8), Tile(64, 128, 3, 4)), (Tile(128, 128, 3, 4), Tile(64, 128, 3, 4))),
+}
+# Activations in one part: 256 tokens, 32 rows 147; 512 and 1,024 tokens, 64 rows 173 and 281. Up to 16 rows not tried.
+FP8_ONE_PART_TILES: Choices = {
+    16: FP8_TILES[16],
+    32: ((Tile(128, 128, 3, 4), Tile(64, 128, 3, 4)), (Tile(256, 128, 3, 4), Tile(64, 128, 3, 4))),
+    64: ((Tile(128, 128, 5, 8), Tile(64, 128, 3, 4)), (Tile(128, 128, 3, 4), Tile(64, 128, 3, 4))),
 }
 
 
@@ -155,7 +161,7 @@ def sorted_outputs(
     order, back, ends = sort_slots(experts_tk, num_experts, idle_t, split)
     most = MOST_FP32_ROWS if x_th.itemsize == 4 else MOST_FP8_ROWS if narrow else MOST_ROWS
     rows, beside = program_rows(share * order.numel() / num_experts, most, narrow)
-    up, down = tiles or usual_tiles(rows, num_experts, hidden, width, narrow)
+    up, down = tiles or usual_tiles(rows, num_experts, hidden, width, 0 if split is None else split.parts.shape[1])
     if split is not None and isinstance(gate_up_e, Fp8Matrix) and isinstance(down_e, Fp8Matrix):
         given = (split, weights_tk, order, ends, gate_up_e, down_e, rows, beside, up, down)
         return few_fp8_triton.products(*given), back
@@ -194,14 +200,14 @@ def program_rows(mean: float, most: int = MOST_ROWS, narrow: bool = False) -> tu
     return rows, triton.cdiv(math.ceil(1.5 * mean), rows)
 
 
-def usual_tiles(rows: int, num_experts: int, hidden: int, width: int, narrow: bool) -> tuple[Tile, Tile]:
-    """Of the two products in programs of so many rows, with weights as the tokens are or, `narrow`, in FP8."""
+def usual_tiles(rows: int, num_experts: int, hidden: int, width: int, parts: int) -> tuple[Tile, Tile]:
+    """Of the two products in programs of so many rows, with weights as the tokens are (0) or in FP8 (`parts` of a token)."""
 
     def first_enough(tiles: tuple[Tile, ...], size: int) -> Tile:
         enough = (tile for tile in tiles if triton.cdiv(size, tile.rows) * num_experts >= MULTIPROCESSORS)
         return next(enough, tiles[-1])
 
-    choices = FP8_TILES if narrow else WIDE_TILES
+    choices = (WIDE_TILES, FP8_ONE_PART_TILES, FP8_TILES)[parts]
     ups, downs = choices[max(min(choices), rows)]
     up, down = first_enough(ups, width), first_enough(downs, hidden)
-    return up, down._replace(columns=up.rows) if narrow else down
+    return up, down._replace(columns=up.rows) if parts else down

@@ -7,52 +7,41 @@ import triton
 import triton.language as tl
 
 from megatron_ring.model.kernels.dependent import launch_options
-from megatron_ring.model.kernels.dependent_triton import ask_for, begin
+from megatron_ring.model.kernels.dependent_triton import begin
 
 TOKENS = 32  # of a program
 FEW_TOKENS = 16  # of a program that makes the logits, too
-LINES = 256  # of weights, of 128 bytes, that such a program asks for before it waits for the kernel before
-FEW_STAGES = 4
-FEW_WARPS = 4
-MOST_DEPTH = 128
 
 
 @triton.jit
 def _choose(logits, maximum, total, weights_ptr, experts_ptr, token, tokens, E, K: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Store the K largest of each row of logits [T, E_BLOCK], -1e30 beyond E, and their weights. Of NaN some expert."""
+    """Store the K largest of each row of logits [T, E_BLOCK], -1e30 beyond E, and their weights; 1 where one was chosen, 0
+    elsewhere. NaN is the least."""
     expert = tl.arange(0, logits.shape[1])
-    left, chosen = logits, tl.zeros_like(logits)
+    left = tl.where(logits == logits, logits, -1e29)
+    place = tl.full(logits.shape, -1, tl.int32)
     normaliser = tl.zeros_like(maximum)
-    for _ in tl.static_range(K):
+    for k in tl.static_range(K):
         best = tl.max(left, axis=1)
         where = tl.min(tl.where(left == best[:, None], expert[None, :], E - 1), axis=1)
         hit = expert[None, :] == where[:, None]
-        chosen = tl.where(hit, 1.0, chosen)
+        place = tl.where(hit, k, place)
         left = tl.where(hit, -2e30, left)
         normaliser += tl.exp(best - maximum)
     if K == 1:
         normaliser = total
-    left = logits
-    for k in tl.static_range(K):
-        best = tl.max(left, axis=1)
-        where = tl.min(tl.where(left == best[:, None], expert[None, :], E - 1), axis=1)
-        left = tl.where(expert[None, :] == where[:, None], -2e30, left)
-        at = token.to(tl.int64) * K + k
-        tl.store(weights_ptr + at, tl.exp(best - maximum) / normaliser, mask=token < tokens)
-        tl.store(experts_ptr + at, where.to(tl.int64), mask=token < tokens)
-    return chosen
+    at = token.to(tl.int64)[:, None] * K + place
+    real = (token < tokens)[:, None] & (place >= 0)
+    tl.store(weights_ptr + at, tl.exp(logits - maximum[:, None]) / normaliser[:, None], mask=real)
+    tl.store(experts_ptr + at, tl.zeros_like(at) + expert[None, :], mask=real)
+    return tl.where(place >= 0, 1.0, 0.0)
 
 
 @triton.jit
 def _route_few(  # type: ignore[no-untyped-def]
     x_ptr, w_ptr, logits_ptr, weights_ptr, experts_ptr, tokens, hidden,
-    E: tl.constexpr, K: tl.constexpr, T: tl.constexpr, E_BLOCK: tl.constexpr, DEPTH: tl.constexpr, LINES: tl.constexpr,
-    DEPENDENT: tl.constexpr,
+    E: tl.constexpr, K: tl.constexpr, T: tl.constexpr, E_BLOCK: tl.constexpr, DEPTH: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
-    if DEPENDENT and LINES > 0:  # all of the weights, by all programs
-        last = E * hidden - 1
-        for first in range(tl.program_id(0) * LINES * 64, E * hidden, tl.num_programs(0) * LINES * 64):
-            ask_for(w_ptr + tl.minimum(first + tl.arange(0, LINES) * 64, last))
     begin(DEPENDENT)
     token = tl.program_id(0) * T + tl.arange(0, T)
     expert, column = tl.arange(0, E_BLOCK), tl.arange(0, DEPTH)
@@ -66,7 +55,11 @@ def _route_few(  # type: ignore[no-untyped-def]
         logits = tl.dot(w, x, logits, input_precision="ieee")
     logits = tl.trans(logits)
     real = (token < tokens)[:, None] & (expert < E)[None, :]
-    tl.store(logits_ptr + token[:, None].to(tl.int64) * E + expert[None, :], logits, mask=real)
+    at = logits_ptr + token[:, None].to(tl.int64) * E + expert[None, :]
+    tl.store(at, logits, mask=real)
+    # Read again they lie so that a warp has a token's experts. As the product left them each has a part of all tokens'.
+    tl.debug_barrier()
+    logits = tl.load(at, mask=real, other=0.0)
     logits = tl.where((expert < E)[None, :], logits, -1e30)
     maximum = tl.max(logits, axis=1)
     total = tl.sum(tl.exp(logits - maximum[:, None]), axis=1)
@@ -191,7 +184,7 @@ def forward(
 
 def few_depth(block: int) -> int:
     """Columns that a program multiplies at a time, for so many experts: its shared memory holds four times those."""
-    return max(16, min(MOST_DEPTH, 64 * MOST_DEPTH // block))
+    return max(16, min(128, 8192 // block))
 
 
 def few(x_th: torch.Tensor, weight_eh: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -204,7 +197,7 @@ def few(x_th: torch.Tensor, weight_eh: torch.Tensor, k: int) -> tuple[torch.Tens
     block = max(16, triton.next_power_of_2(experts))
     _route_few[(triton.cdiv(tokens, FEW_TOKENS),)](
         x_th, weight_eh, logits, weights, chosen, tokens, hidden, E=experts, K=k, T=FEW_TOKENS, E_BLOCK=block,
-        DEPTH=few_depth(block), LINES=LINES, num_warps=FEW_WARPS, num_stages=FEW_STAGES, **launch_options(),
+        DEPTH=few_depth(block), num_warps=4, num_stages=4, **launch_options(),
     )  # fmt: skip
     return weights, chosen, logits
 
