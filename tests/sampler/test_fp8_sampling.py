@@ -163,3 +163,15 @@ def test_refused_on_gpus_without_such_products(capability: int) -> None:
     USUAL.check_device(capability)
     for other in (9, 10, None):
         NARROW.check_device(other)
+
+
+def test_activations_in_fp8_are_of_experts_in_fp8_on_a_gpu() -> None:
+    from megatron_ring.errors import UserError
+
+    rounded = replace(NARROW, activations="fp8")
+    rounded.check_weights(exact=False, has_experts=True)
+    rounded.check_device(9)
+    with pytest.raises(UserError, match=r"--sampling.activations fp8: .*this is a CPU"):
+        rounded.check_device(None)
+    with pytest.raises(UserError, match=r"--sampling.activations fp8: of experts with --sampling.weights fp8"):
+        replace(USUAL, activations="fp8").check_weights(exact=False, has_experts=True)

@@ -83,7 +83,7 @@ def parts_of(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]
     from megatron_ring.model.kernels import few_fp8_triton, slots_triton
 
     split = few_fp8_triton.room_for(x)
-    slots_triton.sort_slots(torch.zeros(len(x), 1, dtype=torch.int64), 1, split=split)
+    slots_triton.sort_slots(torch.zeros(len(x), 1, dtype=torch.int64, device=x.device), 1, split=split)
     _, parts, scales = split
     high_low = parts.float().double()
     assert (high_low[..., x.shape[1] :] == 0).all() and parts.shape[2] % 128 == 0
@@ -193,11 +193,12 @@ def test_experts_with_activations_rounded_to_fp8(tokens: int, width: int, rows: 
     act = torch.nn.functional.silu(gates) * ups * drawn.weights.double()[..., None]
     act = torch.cat([rounded(part) for part in act.split(block, dim=-1)], dim=-1)
     wanted, found = torch.einsum("tkf,tkhf->tkh", act, down_e), drawn.found(rows, block)
-    error = (found - wanted).norm(dim=-1) / wanted.norm(dim=-1)
-    # A few of SwiGLU's results lie so near the middle of two values of e4m3 that fp32 takes the other one.
-    assert error.median() < (3e-3 if CUDA else 1e-5) and error.max() < 2e-2
-    unrounded = drawn.wanted(torch.float64)
-    assert ((found - unrounded).norm(dim=-1) / unrounded.norm(dim=-1)).mean() > 1e-2
+    error = (found - wanted).norm(dim=-1)
+    unrounded = (drawn.wanted(torch.float64) - wanted).norm(dim=-1)
+    assert (unrounded / wanted.norm(dim=-1)).mean() > 1e-2
+    # Some of SwiGLU's results lie so near the middle of two values of e4m3 that the kernel takes the other one: few in fp32,
+    # more where tensor cores add with 13 bits.
+    assert (error / unrounded).median() < (0.5 if CUDA else 1e-3) and (error / unrounded).max() < 0.8
 
 
 @pytest.mark.parametrize("parts", [2, 1])
