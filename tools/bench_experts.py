@@ -48,13 +48,16 @@ class BenchExperts:
     """What weights in FP8 are multiplied with, see --sampling.activations."""
     only_used: bool = False
     """Time the tiles in use alone."""
-    workers: int = min(24, (os.cpu_count() or 2) // 2)
+    workers: int = max(1, min(24, (os.cpu_count() or 2) // 2))
     """Processes that compile."""
     seed: int = 0
     """Seed of everything."""
 
     def __post_init__(self) -> None:
         require(min(self.tokens, default=0) >= 1, f"--tokens {self.tokens}: give numbers of 1 or more")
+        require(self.workers >= 1, f"--workers is {self.workers}, below 1")
+        said = f"--activations {self.activations}: of --weights fp8, leave it at bf16"
+        require(self.weights == "fp8" or self.activations == "bf16", said)
 
 
 class Way(NamedTuple):

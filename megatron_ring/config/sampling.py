@@ -100,8 +100,9 @@ class SamplingConfig(RequestSampling):
     whenever the weights change: about half the bytes of a decoding step, for a policy that differs a little from the
     trainer's."""
     activations: Literal["bf16", "fp8"] = "bf16"
-    """What experts with --sampling.weights fp8 multiply: activations as they are, or rounded to FP8 as well, which takes
-    half as many products where hundreds of sequences decode together, for a policy that differs more."""
+    """What experts with --sampling.weights fp8 multiply, of up to 2,048 tokens at once and a policy in bf16: activations as
+    they are, or rounded to FP8 as well, which takes half as many products where hundreds of sequences decode together, for a
+    policy that differs more."""
     cuda_graphs: bool = field(default=True, metadata=MAY_CHANGE)
     """Decode by CUDA graphs where a process holds all layers (PP=1); off: launch each kernel (slower, to compare)."""
 

@@ -32,7 +32,8 @@ def test_places_are_those_of_torch(n: int, pages: int, page: int, seed: int) -> 
     cache, longest = some_cache(pages, page, seed), int(torch.randint(1, pages * page + 1, (1,), generator=generator))
     rows = torch.randint(0, 9, (n,), generator=generator)
     positions = torch.randint(0, pages * page, (n,), generator=generator)
-    writable = torch.where(torch.rand(n, generator=generator) < 0.3, 0, positions + torch.randint(-1, 3, (n,)))
+    beyond = torch.randint(-1, 3, (n,), generator=generator)
+    writable = torch.where(torch.rand(n, generator=generator) < 0.3, 0, positions + beyond)
     of_torch = DecodeLayout(
         positions, rows, writable, longest, SimpleNamespace(**{**vars(cache), "table": cache.table.cpu()})
     )
