@@ -103,6 +103,7 @@ def deciding(config: EvaluateConfig, stage: Stage, tokenizer: RingTokenizer) -> 
         "repetition_tokens": sampling.repetition_tokens,
         "repetition_ngram": sampling.repetition_ngram,
         "sampling_weights": sampling.weights,
+        "sampling_activations": None if sampling.activations == "bf16" else sampling.activations,
         "seed": config.seed,
         "samples_per_problem": config.samples_per_problem,
         "precision": str(stage.model.config.params_dtype).removeprefix("torch."),

@@ -101,7 +101,7 @@ class HeldOutConfig:
         """How evaluation samples: as training does, but for the distribution and the length, and with the policy's own
         weights, as it is the policy that is judged."""
         longest = self.max_new_tokens or training.max_new_tokens
-        return replace(training, temperature=self.temperature, top_p=self.top_p, max_new_tokens=longest, weights="bf16")
+        return replace(training.plain, temperature=self.temperature, top_p=self.top_p, max_new_tokens=longest)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from megatron_ring.config.checks import require, require_temperature
@@ -116,6 +116,11 @@ class SamplingConfig(RequestSampling):
     def narrow(self) -> bool:
         """Whether experts are sampled with from a copy in FP8."""
         return self.weights != "bf16"
+
+    @property
+    def plain(self) -> SamplingConfig:
+        """The same, but by the policy's own weights."""
+        return replace(self, weights="bf16", activations="bf16")
 
     def check_weights(self, exact: bool, has_experts: bool) -> None:
         """Raise `UserError` where there can be no weights for sampling alone."""

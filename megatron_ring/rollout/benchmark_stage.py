@@ -189,6 +189,7 @@ def _identity(config: EvaluateConfig, tokenizer: RingTokenizer, tasks: Sequence[
             "stop_strings": list(sampling.stop_strings), "repetition_tokens": sampling.repetition_tokens,
             "repetition_ngram": sampling.repetition_ngram,
             **({} if sampling.weights == "bf16" else {"weights": sampling.weights}),
+            **({} if sampling.activations == "bf16" else {"activations": sampling.activations}),
         },
     }  # fmt: skip
 

@@ -94,9 +94,9 @@ class _CheckpointOfReplica:
         set_first_weights(Stage(context, model, shape), folder, seed=0)
         # The engine's settings stay; what decides the text is the judge's own.
         sampling = replace(
-            policy.sampling, temperature=settings.temperature, top_p=1.0, top_k=0, min_p=0.0,
+            policy.sampling.plain, temperature=settings.temperature, top_p=1.0, top_k=0, min_p=0.0,
             max_new_tokens=settings.max_tokens, max_batch="auto", kv_tokens=None, stop_token_ids=(), stop_strings=(),
-            repetition_tokens=0, weights="bf16",
+            repetition_tokens=0,
         )  # fmt: skip
         self._policy = policy
         self._sampler = Sampler(model, context, sampling, tokenizer.eos_id, tokenizer.decode)

@@ -142,7 +142,8 @@ def _difference(name: str, found: Mapping[str, Any], wanted: Mapping[str, Any]) 
 
 def flag_of_part(name: str) -> str:
     """The flag of what an evaluation's identity names."""
-    special = {"checkpoint_fingerprint": "checkpoint", "prompts_sha256": "prompts", "sampling_weights": "sampling.weights"}
+    special = {"checkpoint_fingerprint": "checkpoint", "prompts_sha256": "prompts", "sampling_weights": "sampling.weights",
+               "sampling_activations": "sampling.activations"}  # fmt: skip
     if name == "tokenizer_fingerprint":
         return "--tokenizer or --chat-template"
     known, wanted = names_of(EvaluateConfig), special.get(name, name)

@@ -70,7 +70,8 @@ def test_a_killed_evaluation_goes_on(run_on: Any, model: Path, tiny_data: Path, 
     assert results[0] == results[1] and results[0]["problems"] == 12 and there < 48
     # All that decides responses is in the result, by which rows that are there are known.
     deciding = set(names_of(SamplingConfig)) - changeable(SamplingConfig)
-    assert deciding - {"weights"} | {"sampling_weights"} <= results[0].keys()
+    of_model = {"weights", "activations"}
+    assert deciding - of_model | {f"sampling_{name}" for name in of_model} <= results[0].keys()
     # Each of it has a flag, which is named where another evaluation finds rows in its folder.
     flags = {flag_of(name) for name in names_of(EvaluateConfig)}
     about = set(json.loads((killed / "result.json").read_text())) & set(begun)

@@ -275,6 +275,19 @@ def test_logits_that_are_not_numbers_still_choose_experts() -> None:
     assert torch.equal(order.sort().values, torch.arange(16, device=DEVICE))
 
 
+@pytest.mark.parametrize("experts", [4, 6])
+@pytest.mark.parametrize("least", [float("nan"), float("-inf"), -1e32])
+@pytest.mark.parametrize("finite", [0, 1, 2])
+def test_a_token_gets_as_many_experts_as_any_whatever_its_logits(experts: int, least: float, finite: int) -> None:
+    """Others of their rows are never left as memory was: each is another expert, the largest logit's first."""
+    logits = torch.full((2, experts), least, device=DEVICE)
+    logits[:, experts - finite :] = torch.arange(finite, 0, -1, device=DEVICE)
+    for k in (1, 2, 3):
+        _, chosen, _ = router_triton.forward(logits, k, None, False)
+        wanted = [*range(experts - finite, experts), *range(experts - finite)][:k]
+        assert chosen.tolist() == [wanted, wanted]
+
+
 @pytest.mark.parametrize("temperature", [0.005, 0.02, 0.03])
 def test_low_temperatures_have_an_entropy(temperature: float) -> None:
     logits = draw(3, 1000)

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
+from megatron_ring.config.evaluate import EvaluateConfig
 from megatron_ring.config.parallel import ParallelConfig
 from megatron_ring.config.presets import RING_TINY
+from megatron_ring.config.sampling import SamplingConfig
 from megatron_ring.data.records import Message
 from megatron_ring.errors import UserError
-from megatron_ring.rollout import scored_rows
+from megatron_ring.evaluate import deciding
+from megatron_ring.parallel import context
+from megatron_ring.rollout import benchmark_stage, scored_rows
 from megatron_ring.rollout.records import Rollout, ScoredRollout
 from tests.rollout.responses import completion
 
@@ -40,6 +46,7 @@ DIFFERENT = [
     ({"seed": 2}, r"another --seed \(1, now 2\): give what it was begun with"),
     ({"seed": 1, "temperature": 0.5}, r"another --sampling\.temperature \(null, now 0\.5\)"),
     ({"seed": 1, "sampling_weights": "fp8"}, r"another --sampling\.weights \(null"),
+    ({"seed": 1, "sampling_activations": "fp8"}, r'another --sampling\.activations \(null, now "fp8"\)'),
     ({"seed": 1, "checkpoint_fingerprint": "a"}, r"another --checkpoint, or other content of it"),
     ({"seed": 1, "prompts_sha256": "a"}, r"another --prompts, or"),
     ({"seed": 1, "tokenizer_fingerprint": "a"}, r"another --tokenizer or --chat-template"),
@@ -64,6 +71,29 @@ def test_rows_of_another_evaluation_are_refused(identity: dict[str, Any], messag
     assert "\n" not in str(caught.value)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert scored_rows._standing(folder, {"seed": 1}, False) == [(0, 0), (1, 0)]
+
+
+def identities(folder: Path, sampling: dict[str, Any]) -> list[dict[str, Any]]:
+    """What an evaluation of prompts and one of benchmarks tell of themselves."""
+    context.initialize(ParallelConfig(), RING_TINY, 0)
+    stage: Any = SimpleNamespace(model=SimpleNamespace(config=SimpleNamespace(params_dtype=torch.bfloat16)))
+    tokenizer: Any = SimpleNamespace(fingerprint="f")
+    given: Any = {"checkpoint": folder, "tokenizer": folder, "out": folder, "sampling": SamplingConfig(**sampling)}
+    prompts, benchmark = folder / "prompts.jsonl", folder / "aime-2024.jsonl"
+    prompts.write_text("")
+    one, many = EvaluateConfig(**given, prompts=prompts), EvaluateConfig(**given, benchmark=(benchmark,))
+    return [deciding(one, stage, tokenizer), benchmark_stage._identity(many, tokenizer, [])]
+
+
+def test_evaluations_tell_what_multiplies(run_on: Any, tmp_path: Path) -> None:
+    """So that responses of other numbers are not gone on with. bf16 activations are told of as by versions that had no
+    others."""
+    ways = ({}, {"weights": "fp8"}, {"weights": "fp8", "activations": "fp8"})
+    of_ways = [run_on(1, identities, tmp_path, way)[0] for way in ways]
+    for usual, narrow, rounded in zip(*of_ways, strict=True):
+        assert scored_rows._differing(usual, narrow) and scored_rows._differing(narrow, rounded)
+        told = {name: value for name, value in narrow.items() if value is not None}
+        assert "activations" not in json.dumps(told) and "activations" in json.dumps(rounded)
 
 
 def test_a_setting_that_another_version_did_not_have_was_not_set(tmp_path: Path) -> None:

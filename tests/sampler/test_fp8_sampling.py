@@ -165,6 +165,17 @@ def test_refused_on_gpus_without_such_products(capability: int) -> None:
         NARROW.check_device(other)
 
 
+def test_evaluation_in_a_run_is_by_the_policys_own_weights() -> None:
+    """Whatever the run samples with; on a device that does not take it, too."""
+    from megatron_ring.config.operations import HeldOutConfig
+
+    for training in (USUAL, NARROW, replace(NARROW, activations="fp8")):
+        sampling = HeldOutConfig(temperature=0.5, top_p=0.9).sampling(training)
+        assert sampling == replace(USUAL, temperature=0.5, top_p=0.9, max_new_tokens=training.max_new_tokens)
+        sampling.check_weights(exact=True, has_experts=False)
+        sampling.check_device(None)
+
+
 def test_activations_in_fp8_are_of_experts_in_fp8_on_a_gpu() -> None:
     from megatron_ring.errors import UserError
 

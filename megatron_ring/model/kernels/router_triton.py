@@ -16,9 +16,10 @@ FEW_TOKENS = 16  # of a program that makes the logits, too
 @triton.jit
 def _choose(logits, maximum, total, weights_ptr, experts_ptr, token, tokens, E, K: tl.constexpr):  # type: ignore[no-untyped-def]
     """Store the K largest of each row of logits [T, E_BLOCK], -1e30 beyond E, and their weights; 1 where one was chosen, 0
-    elsewhere. NaN is the least."""
+    elsewhere. NaN and what is below -1e29 are the least, but above what was chosen before and what lies beyond E: each of
+    the K has an expert of its own."""
     expert = tl.arange(0, logits.shape[1])
-    left = tl.where(logits == logits, logits, -1e29)
+    left = tl.where(logits > -1e29, logits, tl.where(expert < E, -1e29, -1e30)[None, :])
     place = tl.full(logits.shape, -1, tl.int32)
     normaliser = tl.zeros_like(maximum)
     for k in tl.static_range(K):
