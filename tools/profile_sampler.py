@@ -104,7 +104,12 @@ def main(config: ProfileSampler) -> None:
     sampler = Sampler(model, here, sampling_of(config), -1)
     sampler.runner.overlaps, sampler.runner.early = config.overlaps, config.early
     found = [profiled(sampler, rows, config.prompt_tokens, rates) for rows in config.rows]
-    head = {"preset": config.preset, "layers": shape.num_layers, "weights": config.sampling.weights}
+    head = {
+        "preset": config.preset,
+        "layers": shape.num_layers,
+        "weights": config.sampling.weights,
+        "activations": config.sampling.activations,
+    }
     print(json.dumps({**head, "overlaps": config.overlaps, "early": config.early, **rates, "profiles": found}), flush=True)
 
 
