@@ -61,8 +61,8 @@ def pretrain(asked: PretrainConfig) -> None:
 
 def train(run: PretrainState, may_shrink: bool = False) -> None:
     """All steps that are left. `may_shrink`: micro-batches may be halved where the first one has no room."""
+    from megatron_ring.garbage import kept_what_is_there
     from megatron_ring.parallel.device import has_cuda
-    from megatron_ring.parallel.garbage import kept_what_is_there
     from megatron_ring.run.micro_batches import room_for
     from megatron_ring.run.pretraining import restore, roll_back, save
     from megatron_ring.run.pretraining_figures import describe

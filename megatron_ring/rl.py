@@ -39,8 +39,8 @@ def train(config: RLConfig) -> None:
     Raises:
         SmallerSizes: sizes that were chosen for it leave no room for the first step.
     """
+    from megatron_ring.garbage import kept_what_is_there
     from megatron_ring.parallel.device import has_cuda
-    from megatron_ring.parallel.garbage import kept_what_is_there
     from megatron_ring.rollout.first_step import first_step
     from megatron_ring.rollout.opening import announce, open_rl
     from megatron_ring.rollout.saved_state import restore, roll_back, save

@@ -51,8 +51,8 @@ def main(config: ServeConfig) -> None:
 
 def run(config: ServeConfig, shape: ModelConfig, tokenizer: RingTokenizer, fill: Callable[[Stage], None]) -> None:
     """Build the model, have `fill` set its weights, and serve until it is told to end. On every rank."""
+    from megatron_ring.garbage import kept_what_is_there
     from megatron_ring.parallel import collectives
-    from megatron_ring.parallel.garbage import kept_what_is_there
     from megatron_ring.run.stage import start_model
     from megatron_ring.sampler.sampler import Sampler
     from megatron_ring.serving import links

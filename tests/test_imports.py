@@ -18,7 +18,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "megatron_ring"
-LIGHT = ("config", "errors", "lifetime")
+LIGHT = ("config", "errors", "garbage", "lifetime")
 HEAVY = ("torch", "megatron", "transformers")
 DEVICE = ("torch.distributed", "torch.cuda", "megatron.core.parallel_state", "megatron.core.mpu")
 # Room → the only rooms and top-level modules of the package that it may import besides itself.

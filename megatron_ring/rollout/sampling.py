@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from megatron_ring.data.prompts import StreamPrompt
 from megatron_ring.data.records import PromptRecord
 from megatron_ring.data.tokenizer import RingTokenizer
+from megatron_ring.garbage import collector_paused
 from megatron_ring.parallel import collectives
 from megatron_ring.parallel.context import ParallelContext
-from megatron_ring.parallel.garbage import collector_paused
 from megatron_ring.rollout.handover import hand_over
 from megatron_ring.rollout.records import Rollout
 from megatron_ring.sampler.completion import Completion

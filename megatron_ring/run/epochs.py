@@ -10,8 +10,8 @@ from megatron_ring.config.epochs import EpochsConfig
 from megatron_ring.config.model import ModelConfig
 from megatron_ring.data.tokenizer import RingTokenizer
 from megatron_ring.errors import StoppedByAlarm
+from megatron_ring.garbage import kept_what_is_there
 from megatron_ring.parallel.device import has_cuda
-from megatron_ring.parallel.garbage import kept_what_is_there
 from megatron_ring.run.continuing import stretched_rates
 from megatron_ring.run.directory import RunDirectory
 from megatron_ring.run.micro_batches import choose, room_for

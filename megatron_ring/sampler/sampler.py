@@ -12,9 +12,9 @@ import torch
 from megatron_ring.config.declarations import CACHE_SLACK
 from megatron_ring.config.sampling import SamplingConfig
 from megatron_ring.errors import RequestError, UserError
+from megatron_ring.garbage import collector_paused, kept_what_is_there
 from megatron_ring.model.ring_model import RingModel
 from megatron_ring.parallel.context import ParallelContext
-from megatron_ring.parallel.garbage import collector_paused, kept_what_is_there
 from megatron_ring.sampler.cache import CacheSize, size_for, size_for_any
 from megatron_ring.sampler.completion import Completion
 from megatron_ring.sampler.edge import StepEdge

@@ -75,7 +75,7 @@ def split_row(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _parts(ROWS: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Of the columns of one product with both parts, `high` (0) before `low` (1): the part, and the row."""
+    """Of 2 * ROWS places, where one product takes two halves, such as `high` before `low`: the half, and the row in it."""
     both = tl.arange(0, 2 * ROWS)
     return both // ROWS, both % ROWS
 
@@ -96,9 +96,9 @@ def _gate_up(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     begin(DEPENDENT)
     expert = tl.program_id(2).to(tl.int64)
-    f = tl.program_id(1) * TILE + tl.arange(0, TILE)
     end = tl.load(ends_ptr + expert)
     start = tl.load(ends_ptr + expert - 1, mask=expert > 0, other=0) + tl.program_id(0) * ROWS
+    f = tl.program_id(1) * TILE + tl.arange(0, TILE)
     column = tl.arange(0, DEPTH)
     inside = (f < width)[:, None]
     gate_at = w_ptr + (expert * (2 * width) + f[:, None]) * columns + column[None, :]

@@ -36,6 +36,24 @@ def _permute_spread(x_ptr, place_ptr, out_ptr, width, K: tl.constexpr, BLOCK: tl
 
 
 @triton.jit
+def _combined(  # type: ignore[no-untyped-def]
+    y_ptr, index_ptr, first_ptr, second_ptr, token, column, width, K: tl.constexpr, PLUS: tl.constexpr
+):
+    """Of some columns of a token: the sum of its rows of y, and of what comes besides, in fp32."""
+    inside = column < width
+    total = tl.zeros(column.shape, dtype=tl.float32)
+    for k in tl.static_range(K):
+        source = tl.load(index_ptr + token * K + k).to(tl.int64)
+        real = column < tl.where(source >= 0, width, 0)
+        total += tl.load(y_ptr + source * width + column, mask=real, other=0.0).to(tl.float32)
+    if PLUS > 0:
+        total += tl.load(first_ptr + token * width + column, mask=inside, other=0.0).to(tl.float32)
+    if PLUS > 1:
+        total += tl.load(second_ptr + token * width + column, mask=inside, other=0.0).to(tl.float32)
+    return total
+
+
+@triton.jit
 def _permute_combine(  # type: ignore[no-untyped-def]
     y_ptr, index_ptr, first_ptr, second_ptr, out_ptr, width,
     K: tl.constexpr, PLUS: tl.constexpr, BLOCK: tl.constexpr, DEPENDENT: tl.constexpr,
@@ -44,17 +62,8 @@ def _permute_combine(  # type: ignore[no-untyped-def]
     token = tl.program_id(0).to(tl.int64)
     for start in range(0, width, BLOCK):
         column = start + tl.arange(0, BLOCK)
-        inside = column < width
-        total = tl.zeros([BLOCK], dtype=tl.float32)
-        for k in tl.static_range(K):
-            source = tl.load(index_ptr + token * K + k).to(tl.int64)
-            real = column < tl.where(source >= 0, width, 0)
-            total += tl.load(y_ptr + source * width + column, mask=real, other=0.0).to(tl.float32)
-        if PLUS > 0:
-            total += tl.load(first_ptr + token * width + column, mask=inside, other=0.0).to(tl.float32)
-        if PLUS > 1:
-            total += tl.load(second_ptr + token * width + column, mask=inside, other=0.0).to(tl.float32)
-        tl.store(out_ptr + token * width + column, total.to(out_ptr.dtype.element_ty), mask=inside)
+        total = _combined(y_ptr, index_ptr, first_ptr, second_ptr, token, column, width, K, PLUS)
+        tl.store(out_ptr + token * width + column, total.to(out_ptr.dtype.element_ty), mask=column < width)
 
 
 @triton.jit
@@ -67,15 +76,7 @@ def _combine_and_norm(  # type: ignore[no-untyped-def]
     token = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     inside = column < width
-    total = tl.zeros([BLOCK], dtype=tl.float32)
-    for k in tl.static_range(K):
-        source = tl.load(index_ptr + token * K + k).to(tl.int64)
-        real = column < tl.where(source >= 0, width, 0)
-        total += tl.load(y_ptr + source * width + column, mask=real, other=0.0).to(tl.float32)
-    if PLUS > 0:
-        total += tl.load(first_ptr + token * width + column, mask=inside, other=0.0).to(tl.float32)
-    if PLUS > 1:
-        total += tl.load(second_ptr + token * width + column, mask=inside, other=0.0).to(tl.float32)
+    total = _combined(y_ptr, index_ptr, first_ptr, second_ptr, token, column, width, K, PLUS)
     out = total.to(out_ptr.dtype.element_ty)
     tl.store(out_ptr + token * width + column, out, mask=inside)
     x = out.to(tl.float32)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from megatron_ring.parallel.garbage import collector_paused, kept_what_is_there
+from megatron_ring.garbage import collector_paused, kept_what_is_there
 
 
 @pytest.fixture(autouse=True)
