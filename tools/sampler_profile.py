@@ -18,11 +18,12 @@ if TYPE_CHECKING:  # `tools` may be a package of someone else's; a script's own 
 else:
     from sampler_floor import Floor
 
+NORMS = ("_rms_norm", "_combine_and_norm")
 PARTS = ("experts", "shared experts", "router", "attention", "projections", "norms and RoPE", "head", "draw", "other")
 # Kernels whose names tell, by how these begin.
 KNOWN = {
     "_few_gate_up": "experts", "_few_down": "experts", "_gate_up": "experts", "_down": "experts", "_sort_slots": "experts",
-    "_permute_": "experts", "_grouped_": "experts", "_wide": "experts",
+    "_permute_": "experts", "_grouped_": "experts", "_wide": "experts", "_combine_and_norm": "experts",
     "_route_": "router", "_attend_part": "attention", "_join_parts": "attention", "_write_token": "attention",
     "_rms_norm": "norms and RoPE", "_rope_split": "norms and RoPE", "_swiglu": "shared experts",
     "_draw_": "draw", "_find_least": "draw",
@@ -60,9 +61,13 @@ def parts_of(names: Sequence[str]) -> list[str]:
     for i in range(len(names) - 1, -1, -1):
         after[i] = following
         following = names[i] if known[i] else following
-    found, before = [], ""
+    found: list[str] = []
+    before = ""
     for name, part, then in zip(names, known, after, strict=True):
-        found.append(part or _by_neighbours(name, before, then))
+        # Of few tokens shared experts have the kernels of the routed ones, which come behind the sort.
+        shared = name.startswith("_few_gate_up") and not before.startswith("_sort_slots")
+        shared = shared or (name.startswith("_few_down") and found[-1:] == ["shared experts"])
+        found.append("shared experts" if shared else part or _by_neighbours(name, before, then))
         before = name if part else before
     return found
 
@@ -71,7 +76,7 @@ def _by_neighbours(name: str, before: str, then: str) -> str:
     product = any(sign in name for sign in ("gemm", "nvjet", "cutlass", "splitK", "cublas", "gemv"))
     if not product:
         return "draw" if before.startswith("_draw") or then.startswith("_draw") else "other"
-    if before.startswith(("_join_parts", "_attend_part")) or then.startswith("_rope_split"):
+    if before.startswith(("_join_parts", "_attend_part")) or then.startswith(("_rope_split", "_attend_part")):
         return "projections"
     if then.startswith("_route_"):
         return "router"
@@ -88,7 +93,7 @@ def by_part(kernels: Iterable[Kernel], passes: int) -> tuple[dict[str, tuple[flo
     ordered = sorted(kernels, key=lambda kernel: kernel.start)
     sums = {part: [0.0, 0.0] for part in PARTS}
     for stream in {kernel.stream for kernel in ordered}:
-        seen = [kernel for kernel in ordered if kernel.stream == stream or kernel.name.startswith("_rms_norm")]
+        seen = [kernel for kernel in ordered if kernel.stream == stream or kernel.name.startswith(NORMS)]
         for kernel, part in zip(seen, parts_of([kernel.name for kernel in seen]), strict=True):
             if kernel.stream == stream:
                 sums[part][0] += kernel.length / passes

@@ -18,19 +18,23 @@ from tools.profile_sampler import ProfileSampler, requests_of, sampling_of
 from tools.sampler_profile import PARTS, Kernel, Part, by_part, kernels_of, parts_of, table
 
 LAYER = [
-    ("_rms_norm_forward", "norms and RoPE"), ("nvjet_tst_64x8", "projections"), ("_rope_split", "norms and RoPE"),
-    ("_attend_part", "attention"), ("_join_parts", "attention"),
-    ("nvjet_tst_128x8", "projections"), ("_rms_norm_forward", "norms and RoPE"), ("gemmSN_TN_kernel", "router"),
-    ("_route_forward", "router"), ("nvjet_tst_64x8", "shared experts"), ("_swiglu_forward", "shared experts"),
-    ("sm90_xmma_gemm_bf16", "shared experts"), ("_sort_slots", "experts"), ("_gate_up", "experts"), ("_down", "experts"),
-    ("_permute_combine", "experts"),
+    ("_combine_and_norm", "experts"), ("nvjet_tst_64x8", "projections"), ("_attend_part", "attention"),
+    ("_join_parts", "attention"), ("nvjet_tst_128x8", "projections"), ("_rms_norm_forward", "norms and RoPE"),
+    ("_route_logits", "router"), ("_route_chosen", "router"), ("nvjet_tst_64x8", "shared experts"),
+    ("_swiglu_forward", "shared experts"), ("sm90_xmma_gemm_bf16", "shared experts"), ("_sort_slots", "experts"),
+    ("_gate_up", "experts"), ("_down", "experts"),
 ]  # fmt: skip
-END = [("_rms_norm_forward", "norms and RoPE"), ("nvjet_tst_256x64", "head"), ("_draw_tile_statistics", "draw"),
-       ("_draw_token", "draw"), ("vectorized_elementwise_kernel", "draw")]  # fmt: skip
+FEW = [*LAYER[:8], ("_few_gate_up", "shared experts"), ("_few_down", "shared experts"), ("_sort_slots", "experts"),
+       ("_few_gate_up", "experts"), ("_few_down", "experts")]  # fmt: skip
+MANY = [("_rms_norm_forward", "norms and RoPE"), ("nvjet_tst_64x8", "projections"), ("_rope_split", "norms and RoPE"),
+        ("_attend_part", "attention"), ("nvjet_tst_128x8", "projections"), ("_rms_norm_forward", "norms and RoPE"),
+        ("gemmSN_TN_kernel", "router"), ("_route_forward", "router"), *LAYER[8:]]  # fmt: skip
+END = [("_permute_combine", "experts"), ("_rms_norm_forward", "norms and RoPE"), ("nvjet_tst_256x64", "head"),
+       ("_draw_tile_statistics", "draw"), ("_draw_token", "draw"), ("vectorized_elementwise_kernel", "draw")]  # fmt: skip
 
 
 def test_kernels_are_told_by_name_or_by_their_neighbours() -> None:
-    names, wanted = zip(*LAYER, *LAYER, *END, strict=True)
+    names, wanted = zip(*MANY, *LAYER, *FEW, *FEW, *LAYER, *END, strict=True)
     assert parts_of(names) == list(wanted)
     assert set(wanted) | {"other"} == set(PARTS)
     assert parts_of(["vectorized_elementwise_kernel", *names])[0] == "other"
@@ -42,23 +46,26 @@ def test_times_of_passes_add_up_and_gaps_are_what_lies_between() -> None:
     count = len(LAYER) + len(END)
     assert sum(length for length, _ in times.values()) == pytest.approx(8.0 * count)
     assert sum(number for _, number in times.values()) == pytest.approx(count)
-    assert times["experts"] == pytest.approx((32.0, 4.0)) and times["head"] == pytest.approx((8.0, 1.0))
+    assert times["experts"] == pytest.approx((40.0, 5.0)) and times["head"] == pytest.approx((8.0, 1.0))
     assert gaps == pytest.approx(2.0 * (2 * count - 1) / 2)
     beside = [Kernel("_gate_up", 0.0, 10.0), Kernel("_down", 4.0, 3.0), Kernel("_down", 12.0, 1.0)]
     assert by_part(beside, 1)[1] == pytest.approx(2.0)
 
 
-SHARED, ROUTED = LAYER[9:12], [*LAYER[7:9], *LAYER[12:15]]  # both behind the second norm and before the last kernel
+# Both behind the second norm and before the next layer.
+LAYERS = [(LAYER[:6], LAYER[8:11], [*LAYER[6:8], *LAYER[11:]]), (FEW[:6], FEW[8:10], [*FEW[6:8], *FEW[10:]])]
 
 
+@pytest.mark.parametrize("layer_kernels", LAYERS, ids=["library", "few tokens"])
 @pytest.mark.parametrize("branch", [lambda _: 3, lambda layer: 3 + layer], ids=["one side stream", "one a layer"])
 @pytest.mark.parametrize("lagging", [0.0, 3.0, 90.0])
 @pytest.mark.parametrize("swapped", [False, True])
 def test_kernels_beside_each_other_are_told_by_their_stream(
-    branch: Callable[[int], int], lagging: float, swapped: bool
+    branch: Callable[[int], int], lagging: float, swapped: bool, layer_kernels: tuple[list[tuple[str, str]], ...]
 ) -> None:
     """Either branch may stay on the stream that the layer came from, also by turns, and be late."""
     kernels, wanted, now = [], dict.fromkeys(PARTS, 0), 0.0
+    alone, shared, routed = layer_kernels
 
     def run(names: list[tuple[str, str]], stream: int, at: float) -> float:
         for name, part in names:
@@ -69,12 +76,12 @@ def test_kernels_beside_each_other_are_told_by_their_stream(
 
     home = 0
     for layer in range(5):
-        now = run(LAYER[:7], home, now)
-        here, beside = (ROUTED, SHARED) if swapped else (SHARED, ROUTED)
+        now = run(alone, home, now)
+        here, beside = (routed, shared) if swapped else (shared, routed)
         away = branch(layer) if home == 0 else 0
         ends = run(here, home, now), run(beside, away, now + lagging)
-        home = away if layer % 2 else home  # the layer goes on in the one or in the other
-        now = run(LAYER[15:], home, max(ends))
+        home = away if layer % 2 else home  # the next layer goes on in the one or in the other
+        now = max(ends)
     run(END, home, now)
     times, _ = by_part(kernels, 1)
     assert {part: count for part, (_, count) in times.items()} == pytest.approx(wanted)
