@@ -155,14 +155,13 @@ class Layer:
         self.used = Way(rows, *few.usual_tiles(rows, self.experts, hidden, width, self.parts if self.narrow else 0))
 
     def run(self, way: Way) -> torch.Tensor:
-        from megatron_ring.model.kernels import few_fp8_triton
-        from megatron_ring.model.kernels import few_tokens_triton as few
+        from megatron_ring.model.kernels import few_fp8_triton, few_plain_triton
 
         beside = math.ceil(1.5 * self.mean / way.rows)
         given = (self.weights, self.order, self.ends, self.gate_up, self.down, way.rows, beside, way.up, way.down)
         if self.split is not None:
             return few_fp8_triton.products(self.split, *given)
-        return few.products(self.x, *given)
+        return few_plain_triton.products(self.x, *given)
 
     def microseconds(self, way: Way) -> float:
         """The median over replays of a graph; infinity for what the device has no room for."""

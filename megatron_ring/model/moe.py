@@ -109,7 +109,8 @@ class RingMoE(MegatronModule):
         routes = None if layout is None else layout.routes
         narrow = None if layout is None or layout.narrow is None else layout.narrow.of(self)
         idle_t = None if layout is None or layout.idle is None else self._of_tokens_here(layout.idle)
-        begun = None if layout is None else self._begin_beside(hidden_states, layout)
+        shared, few = self._shared_experts(hidden_states, layout)
+        begun = None if layout is None else self._begin_beside(hidden_states, layout, shared)
         weights_tk, experts_tk, _, hidden_th = self.router(hidden_th, padding_t, self._given(routes))
         if routes is not None:
             routes.note(self.router.layer_number, experts_tk)
@@ -117,8 +118,7 @@ class RingMoE(MegatronModule):
             residual_th = None if residual is None else residual.view_as(hidden_th)
             exact = self.config.ring_exact
             gate_up_e, down_e = narrow or self.experts.matrices()
-            shared = self.shared_experts if begun is None else lambda _: begun.result()
-            given = (residual_th, gate_up_e, down_e, shared)
+            given = (residual_th, gate_up_e, down_e, shared if begun is None else lambda _: begun.result())
             alike = layout is not None and layout.alike and not exact  # `gathered_experts` adds up in another order
             if alike:
                 experts_tk = experts_tk if idle_t is None else experts_tk.masked_fill(idle_t[:, None], -1)
@@ -127,7 +127,9 @@ class RingMoE(MegatronModule):
                 out = exchanged_experts(hidden_th, weights_tk, experts_tk, *given, self.experts.recompute, exact)
             return out.view_as(hidden_states)
         plus = () if residual is None else (residual,)
-        if self.shared_experts is not None and begun is None:
+        if few and begun is None:
+            plus = (*plus, shared(hidden_states))
+        elif self.shared_experts is not None and begun is None:
             mlp_out, passed = self.shared_experts.and_pass(hidden_th.view_as(hidden_states))
             plus, hidden_th = (*plus, mlp_out), passed.view_as(hidden_th)
 
@@ -146,14 +148,30 @@ class RingMoE(MegatronModule):
                 out = out + other
         return out.view_as(hidden_states)
 
-    def _begin_beside(self, hidden_states: torch.Tensor, layout: TokenLayout) -> Pending | None:
+    def _shared_experts(self, hidden_states: torch.Tensor, layout: TokenLayout | None) -> tuple[Any, bool]:
+        """What computes the shared experts' result, or None; and whether that are the kernels of the routed ones, as they
+        are for the few tokens of a decoding step."""
+        shared = self.shared_experts
+        if shared is None or layout is None or not layout.alike or not hidden_states.is_cuda or self.config.ring_exact:
+            return shared, False
+        first, second = shared.linear_fc1, shared.linear_fc2
+        plain = type(first) is ColumnParallelLinear and first.bias is None and self.tensor_group.size() == 1
+        if torch.is_grad_enabled() or not plain or hidden_states.itemsize != 2:
+            return shared, False
+        from megatron_ring.model.kernels import few_tokens_triton
+
+        hidden_th = hidden_states.view(-1, hidden_states.shape[-1])
+        if hidden_th.shape[0] > few_tokens_triton.MOST_SHARED:
+            return shared, False
+        return lambda _: few_tokens_triton.one_expert(hidden_th, first.weight, second.weight), True
+
+    def _begin_beside(self, hidden_states: torch.Tensor, layout: TokenLayout, shared: Any) -> Pending | None:
         """The shared experts' result, on its way beside all that comes before it is added; None where they run in turn. So
         they do with tensor parallelism: collectives of a group keep one order on all ranks only on one stream. And so do
         Transformer Engine's products, which have not been tried on two streams."""
-        shared = self.shared_experts
-        if layout.side is None or shared is None or torch.is_grad_enabled():
+        if layout.side is None or self.shared_experts is None or torch.is_grad_enabled():
             return None
-        if self.tensor_group.size() > 1 or type(shared.linear_fc1) is not ColumnParallelLinear:
+        if self.tensor_group.size() > 1 or type(self.shared_experts.linear_fc1) is not ColumnParallelLinear:
             return None
         return layout.side.beside(lambda: shared(hidden_states))
 

@@ -136,7 +136,7 @@ class RingRouter(torch.nn.Module):
         return _Route.apply(hidden_th, self.weight, self, padding_t, losses, given)
 
     def _takes_few(self, hidden_th: torch.Tensor, given: tuple[torch.Tensor, ...] | None) -> bool:
-        """Whether one kernel makes logits and choice: of a decoding step's tokens."""
+        """Whether they are a decoding step's tokens, which have kernels of their own."""
         if torch.is_grad_enabled() or given is not None or self.expert_bias is not None or self.config.ring_exact:
             return False
         short = hidden_th.is_cuda and hidden_th.dtype is torch.bfloat16

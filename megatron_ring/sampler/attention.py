@@ -147,17 +147,19 @@ class DecodeLayout(TokenLayout):
     def attend_unsplit(
         self, layer: int, qkv_tgpd: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor], exact: bool
     ) -> torch.Tensor:
-        """Keys and values go straight into the cache where kernels run."""
+        """Keys and values go straight into the cache where kernels run, and usually the same one attends."""
         if self.decode.kernel != "triton":
             return super().attend_unsplit(layer, qkv_tgpd, rope, exact)
+        keys, values = self.cache.of_layer(layer)
+        if not exact:
+            return self.decode.turn_and_attend(qkv_tgpd, rope, self.slots, keys, values)
         from megatron_ring.model.kernels import rope_triton
 
-        keys, values = self.cache.of_layer(layer)
         tokens, groups, per_group, d = qkv_tgpd.shape
         q_thd = qkv_tgpd.new_empty(tokens, groups * (per_group - 2), d)
         k_sgd, v_sgd = keys.flatten(0, 1), values.flatten(0, 1)
         rope_triton.split(qkv_tgpd.contiguous(), q_thd, k_sgd, v_sgd, *rope, backward=False, slots=self.slots)
-        return self._attend_exactly(layer, q_thd) if exact else self.decode(q_thd, keys, values)
+        return self._attend_exactly(layer, q_thd)
 
     def _attend_exactly(self, layer: int, q_thd: torch.Tensor) -> torch.Tensor:
         from megatron_ring.model.exact_attention import Asked, attend_paged
@@ -196,6 +198,16 @@ class DecodeAttention:
         # The queries of one KV group stand where a sequence's queries would: no key or value is repeated.
         q_ngqd = q_nhd.unflatten(1, (keys.shape[2], -1))
         return F.scaled_dot_product_attention(q_ngqd, k_ngld, v_ngld, attn_mask=self._mask).flatten(1, 2)
+
+    def turn_and_attend(
+        self, qkv_ngpd: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor], slots: torch.Tensor, keys: torch.Tensor,
+        values: torch.Tensor,
+    ) -> torch.Tensor:  # fmt: skip
+        """As `decode_triton.turn_and_attend` has it."""
+        from megatron_ring.sampler import decode_triton
+
+        where = (self.block_table, self.lengths, self.longest)
+        return decode_triton.turn_and_attend(qkv_ngpd, rope, slots, keys, values, *where)
 
 
 class ChunkAttention:

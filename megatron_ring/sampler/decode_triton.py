@@ -15,58 +15,90 @@ from megatron_ring.model.kernels.dependent import launch_options
 from megatron_ring.model.kernels.dependent_triton import begin
 
 SPLIT = 512  # positions of a part
-BLOCK = 64  # positions taken at a time
+BLOCK = 32  # positions taken at a time: no more than a page has, as a rule
+# Where pages lie is read ahead of what is in them. So five stages are two blocks of keys and values on their way.
+STAGES, WARPS = 5, 2
+JOINED = 4  # parts of a head that are joined at a time
 MATRIX_ROWS = 16  # the fewest rows that tensor cores take
 
 
 @triton.jit
+def _turned(at, column, cos, sin, mask, D: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Heads that begin at `at`, rotated as `rope_triton` does it, with the bits that it stores."""
+    half: tl.constexpr = D // 2
+    x = tl.load(at + column, mask=mask, other=0.0).to(tl.float32)
+    other = tl.load(at + tl.where(column < half, column + half, column - half), mask=mask, other=0.0).to(tl.float32)
+    return tl.where(column < half, x * cos - other * sin, x * cos + other * sin).to(at.dtype.element_ty)
+
+
+@triton.jit
+def _keep(at, value_at, k_at, v_at, column, cos, sin, mask, D: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Store a token's key, rotated, and its value, for all of the program to read."""
+    v = tl.load(value_at + column, mask=mask, other=0.0)
+    tl.store(k_at + column, _turned(at, column, cos, sin, mask, D), mask=mask)
+    tl.store(v_at + column, v, mask=mask)
+    tl.debug_barrier()
+
+
+@triton.jit
 def _attend_part(  # type: ignore[no-untyped-def]
-    q_ptr, k_ptr, v_ptr, table_ptr, lengths_ptr, out_ptr, lse_ptr, scale, q_n, q_h, k_page, k_token, k_head,
-    v_page, v_token, v_head, table_n, heads, parts,
+    q_ptr, k_ptr, v_ptr, table_ptr, lengths_ptr, out_ptr, lse_ptr, cos_ptr, sin_ptr, slots_ptr, scale, q_n, q_g, q_h,
+    k_page, k_token, k_head, v_page, v_token, v_head, table_n, table_stride, heads, parts,
     GROUP: tl.constexpr, ROWS: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, PAGE: tl.constexpr,
-    SPLIT: tl.constexpr, BLOCK: tl.constexpr, ONE: tl.constexpr, DEPENDENT: tl.constexpr,
+    SPLIT: tl.constexpr, BLOCK: tl.constexpr, ONE: tl.constexpr, TURN: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """Attention of GROUP queries over one part: out fp32 [N, heads, parts, D], lse fp32 [N, heads, parts] (base 2). ONE: no
-    length has more than one part, out is the result [N, heads, D], with the bits that `_join_parts` would give it."""
+    length has more than one part, out is the result [N, heads, D], with the bits that `_join_parts` would give it. TURN: the
+    queries are not rotated yet, and behind a group's come its key and value, which go to their slot (0: nowhere)."""
     begin(DEPENDENT)
-    sequence, group, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    length = tl.load(lengths_ptr + sequence).to(tl.int32)
-    start = part * SPLIT
+    group, sequence, part = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
     row, column = tl.arange(0, ROWS), tl.arange(0, WIDTH)
-    head = group * GROUP + row
     real_row, real_column = row < GROUP, column < D
-    at = (sequence.to(tl.int64) * heads + head) * parts + part
+    real = real_row[:, None] & real_column[None, :]
+    q_at = q_ptr + sequence * q_n + group * q_g
+    # Asked for together, before it is known whether there is anything to do:
+    length = tl.load(lengths_ptr + sequence).to(tl.int32)
+    if TURN:
+        slot = tl.load(slots_ptr + sequence)
+        cos = tl.load(cos_ptr + sequence * table_stride + column, mask=real_column, other=0.0)
+        sin = tl.load(sin_ptr + sequence * table_stride + column, mask=real_column, other=0.0)
+        q = _turned(q_at + row[:, None] * q_h, column[None, :], cos[None, :], sin[None, :], real, D)
+    else:
+        q = tl.load(q_at + row[:, None] * q_h + column[None, :], mask=real, other=0.0)
+    start, at = part * SPLIT, (sequence * heads + group * GROUP + row) * parts + part
     out_at = out_ptr + at[:, None] * D + column[None, :]
+    joined = tl.zeros([ROWS, WIDTH], tl.float32)
     if start >= length:
         if ONE:
-            tl.store(
-                out_at, tl.zeros([ROWS, WIDTH], out_ptr.dtype.element_ty), mask=real_row[:, None] & real_column[None, :]
-            )
+            tl.store(out_at, joined.to(out_ptr.dtype.element_ty), mask=real)
         return
-    q_at = q_ptr + sequence.to(tl.int64) * q_n + head[:, None] * q_h + column[None, :]
-    q = tl.load(q_at, mask=real_row[:, None] & real_column[None, :], other=0.0)
+    if TURN and (slot > 0) & (start + SPLIT >= length):  # this program meets the new token
+        k_at = k_ptr + (slot // PAGE) * k_page + (slot % PAGE) * k_token + group * k_head
+        v_at = v_ptr + (slot // PAGE) * v_page + (slot % PAGE) * v_token + group * v_head
+        _keep(q_at + GROUP * q_h, q_at + (GROUP + 1) * q_h, k_at, v_at, column, cos, sin, real_column, D)
     highest = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
-    joined = tl.zeros([ROWS, WIDTH], tl.float32)
+    table_at = table_ptr + sequence * table_n
     for first in range(start, min(start + SPLIT, length), BLOCK):
         position = first + tl.arange(0, BLOCK)
         here = position < length
-        page = tl.load(table_ptr + sequence.to(tl.int64) * table_n + position // PAGE, mask=here, other=0).to(tl.int64)
+        if PAGE % BLOCK == 0:
+            page = tl.load(table_at + first // PAGE).to(tl.int64)
+        else:
+            page = tl.load(table_at + position // PAGE, mask=here, other=0).to(tl.int64)
         inside = here[:, None] & real_column[None, :]
-        k_at = k_ptr + page * k_page + (position % PAGE) * k_token + group * k_head
-        v_at = v_ptr + page * v_page + (position % PAGE) * v_token + group * v_head
-        k = tl.load(k_at[:, None] + column[None, :], mask=inside, other=0.0)
-        v = tl.load(v_at[:, None] + column[None, :], mask=inside, other=0.0)
+        k_rows = k_ptr + page * k_page + (position % PAGE) * k_token + group * k_head
+        v_rows = v_ptr + page * v_page + (position % PAGE) * v_token + group * v_head
+        k = tl.load(k_rows[:, None] + column[None, :], mask=inside, other=0.0)
+        v = tl.load(v_rows[:, None] + column[None, :], mask=inside, other=0.0)
         scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
         scores = tl.where(here[None, :], scores, float("-inf"))
         above = tl.maximum(highest, tl.max(scores, 1))
-        weights = tl.exp2(scores - above[:, None])
-        shrink = tl.exp2(highest - above)
+        weights, shrink = tl.exp2(scores - above[:, None]), tl.exp2(highest - above)
         total = total * shrink + tl.sum(weights, 1)
         joined = joined * shrink[:, None] + tl.dot(weights.to(v.dtype), v, input_precision="ieee")
         highest = above
-    attended = joined / total[:, None]
-    tl.store(out_at, attended.to(out_ptr.dtype.element_ty), mask=real_row[:, None] & real_column[None, :])
+    tl.store(out_at, (joined / total[:, None]).to(out_ptr.dtype.element_ty), mask=real)
     if not ONE:
         tl.store(lse_ptr + at, highest + tl.log2(total), mask=real_row)
 
@@ -74,24 +106,27 @@ def _attend_part(  # type: ignore[no-untyped-def]
 @triton.jit
 def _join_parts(  # type: ignore[no-untyped-def]
     parts_ptr, lse_ptr, lengths_ptr, out_ptr, heads, parts,
-    D: tl.constexpr, WIDTH: tl.constexpr, SPLIT: tl.constexpr, DEPENDENT: tl.constexpr,
+    D: tl.constexpr, WIDTH: tl.constexpr, SPLIT: tl.constexpr, AT_ONCE: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """The parts of one head of one sequence, each weighted by its sum of exponentials."""
-    begin(DEPENDENT)
     sequence, head = tl.program_id(0), tl.program_id(1)
-    length = tl.load(lengths_ptr + sequence).to(tl.int32)
-    column = tl.arange(0, WIDTH)
+    begin(DEPENDENT)
+    real = tl.cdiv(tl.load(lengths_ptr + sequence).to(tl.int32), SPLIT)
+    column, part = tl.arange(0, WIDTH), tl.arange(0, AT_ONCE)
     at = sequence.to(tl.int64) * heads + head
-    highest = tl.full([], float("-inf"), tl.float32)
+    highest = tl.full([], -1e30, tl.float32)
     total = tl.zeros([], tl.float32)
     joined = tl.zeros([WIDTH], tl.float32)
-    for part in range(0, tl.cdiv(length, SPLIT)):
-        lse = tl.load(lse_ptr + at * parts + part)
-        one = tl.load(parts_ptr + (at * parts + part) * D + column, mask=column < D, other=0.0)
-        above = tl.maximum(highest, lse)
-        shrink, weight = tl.exp2(highest - above), tl.exp2(lse - above)
-        joined = joined * shrink + one * weight
-        total = total * shrink + weight
+    for first in range(0, real, AT_ONCE):
+        here = first + part < real
+        place = at * parts + first + part
+        lse = tl.load(lse_ptr + place, mask=here, other=float("-inf"))
+        wanted = here[:, None] & (column < D)[None, :]
+        some = tl.load(parts_ptr + place[:, None] * D + column[None, :], mask=wanted, other=0.0)
+        above = tl.maximum(highest, tl.max(lse, 0))
+        shrink, weights = tl.exp2(highest - above), tl.exp2(lse - above)
+        joined = joined * shrink + tl.sum(some * weights[:, None], 0)
+        total = total * shrink + tl.sum(weights, 0)
         highest = above
     result = joined / tl.maximum(total, 1e-38)  # a row without a sequence (length 0) comes out as 0
     tl.store(out_ptr + at * D + column, result.to(out_ptr.dtype.element_ty), mask=column < D)
@@ -131,24 +166,47 @@ def attend_decode(
     Returns:
         [N, heads, d] in q's dtype.
     """
-    n, heads, d = q_nhd.shape
-    page_size, kv_heads = keys.shape[1:3]
-    group, parts, width = heads // kv_heads, triton.cdiv(longest, SPLIT), triton.next_power_of_2(d)
-    out = torch.empty(n, heads, d, dtype=q_nhd.dtype, device=q_nhd.device)
+    q_ngqd = q_nhd.unflatten(1, (keys.shape[2], -1))
+    return _attend(q_ngqd, q_ngqd.shape[2], keys, values, block_table, lengths, longest, None)
+
+
+def turn_and_attend(
+    qkv_ngpd: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor], slots: torch.Tensor, keys: torch.Tensor,
+    values: torch.Tensor, block_table: torch.Tensor, lengths: torch.Tensor, longest: int,
+) -> torch.Tensor:  # fmt: skip
+    """`rope_triton.split` into the cache, and `attend_decode` of it, in one kernel with the same bits.
+
+    Args:
+        qkv_ngpd: [N, KV heads, queries of one + 2, d], the last dimension contiguous.
+        rope: cos and sin, fp32 [N, 1, d].
+        slots: int64 [N], where among the tokens of all pages a sequence's last one lies; 0: nowhere, it is not written.
+    """
+    return _attend(qkv_ngpd, qkv_ngpd.shape[2] - 2, keys, values, block_table, lengths, longest, (*rope, slots))
+
+
+def _attend(
+    q_ngqd: torch.Tensor, group: int, keys: torch.Tensor, values: torch.Tensor, block_table: torch.Tensor,
+    lengths: torch.Tensor, longest: int, turn: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None,
+) -> torch.Tensor:  # fmt: skip
+    n, kv_heads, _, d = q_ngqd.shape
+    page_size, heads = keys.shape[1], kv_heads * group
+    parts, width = triton.cdiv(longest, SPLIT), max(MATRIX_ROWS, triton.next_power_of_2(d))
+    out = q_ngqd.new_empty(n, heads, d)
     part_nhsd = lse_nhs = out
     if parts > 1:
-        part_nhsd = torch.empty(n, heads, parts, d, dtype=torch.float32, device=q_nhd.device)
-        lse_nhs = torch.empty(n, heads, parts, dtype=torch.float32, device=q_nhd.device)
+        part_nhsd = torch.empty(n, heads, parts, d, dtype=torch.float32, device=out.device)
+        lse_nhs = torch.empty(n, heads, parts, dtype=torch.float32, device=out.device)
+    cos, sin, slots = turn or (out, out, out)
     log2_e = 1.4426950408889634
-    _attend_part[(n, kv_heads, parts)](
-        q_nhd, keys, values, block_table, lengths, part_nhsd, lse_nhs, d**-0.5 * log2_e,
-        *q_nhd.stride()[:2], *keys.stride()[:3], *values.stride()[:3], block_table.stride(0), heads, parts,
-        GROUP=group, ROWS=max(MATRIX_ROWS, triton.next_power_of_2(group)), D=d, WIDTH=max(MATRIX_ROWS, width),
-        PAGE=page_size, SPLIT=SPLIT, BLOCK=BLOCK, ONE=parts == 1, **launch_options(),
+    _attend_part[(kv_heads, n, parts)](
+        q_ngqd, keys, values, block_table, lengths, part_nhsd, lse_nhs, cos, sin, slots, d**-0.5 * log2_e,
+        *q_ngqd.stride()[:3], *keys.stride()[:3], *values.stride()[:3], block_table.stride(0), cos.stride(0), heads, parts,
+        GROUP=group, ROWS=max(MATRIX_ROWS, triton.next_power_of_2(group)), D=d, WIDTH=width, PAGE=page_size, SPLIT=SPLIT,
+        BLOCK=BLOCK, ONE=parts == 1, TURN=turn is not None, num_stages=STAGES, num_warps=WARPS, **launch_options(),
     )  # fmt: skip
     if parts > 1:
         _join_parts[(n, heads)](
-            part_nhsd, lse_nhs, lengths, out, heads, parts, D=d, WIDTH=max(MATRIX_ROWS, width), SPLIT=SPLIT,
-            **launch_options(),
+            part_nhsd, lse_nhs, lengths, out, heads, parts, D=d, WIDTH=width, SPLIT=SPLIT,
+            AT_ONCE=min(JOINED, triton.next_power_of_2(parts)), num_warps=1, **launch_options(),
         )  # fmt: skip
     return out

@@ -179,9 +179,11 @@ def test_vocabulary(width: int, temperature: float, dtype: torch.dtype) -> None:
     assert error(found, x.grad / temperature) < allowed(dtype)
 
 
-@pytest.mark.parametrize(("tokens", "hidden", "experts", "k"), [(1, 64, 4, 1), (16, 200, 8, 2), (37, 128, 60, 6)])
+@pytest.mark.parametrize(
+    ("tokens", "hidden", "experts", "k"), [(1, 64, 4, 1), (16, 200, 8, 2), (37, 128, 60, 6), (18, 600, 8, 2)]
+)
 def test_router_of_few_tokens(tokens: int, hidden: int, experts: int, k: int) -> None:
-    """Product and choice in one kernel are those of two."""
+    """Products of parts of the columns, and the choice, are those of whole products."""
     x, weight = draw(tokens, hidden), draw(experts, hidden)
     weights, chosen, logits = router_triton.few(x, weight, k)
     wanted = x.double() @ weight.double().t()

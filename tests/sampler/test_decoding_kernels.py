@@ -3,6 +3,8 @@ Triton's interpreter elsewhere."""
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,7 +14,7 @@ CUDA = torch.cuda.is_available()
 pytest.importorskip("triton", reason="Triton is not installed")
 
 from megatron_ring.config.sampling import SamplingConfig  # noqa: E402
-from megatron_ring.model.kernels import few_tokens_triton, norm_triton, rows_triton  # noqa: E402
+from megatron_ring.model.kernels import few_plain_triton, few_tokens_triton, norm_triton, rows_triton  # noqa: E402
 from megatron_ring.model.kernels.rows import sort_by_expert  # noqa: E402
 from megatron_ring.sampler import cut_triton, draw_triton  # noqa: E402
 from megatron_ring.sampler.row_settings import RowSettings, cuts, numbers_of  # noqa: E402
@@ -62,27 +64,30 @@ def test_slots_of_idle_tokens_are_nobodys(idle: list[bool], k: int, seed: int) -
     ("mean", "rows", "beside"),
     [
         (0.1, 16, 1),
-        (10.5, 16, 1),
-        (12.0, 32, 1),
+        (4.5, 16, 1),
+        (6.0, 32, 1),
         (24.0, 32, 2),
-        (64.0, 64, 2),
-        (72.0, 128, 1),
+        (48.0, 64, 2),
+        (64.0, 96, 1),
+        (72.0, 96, 2),
         (96.0, 128, 2),
         (500.0, 128, 6),
     ],
 )
 def test_programs_have_room_for_half_as_many_rows_again(mean: float, rows: int, beside: int) -> None:
     assert few_tokens_triton.program_rows(mean) == (rows, beside)
-    assert few_tokens_triton.program_rows(mean, narrow=True) == ((16, 2) if mean == 12 else (rows, beside))
-    assert rows * beside >= 1.5 * mean
+    narrow, narrow_beside = few_tokens_triton.program_rows(mean, 64, narrow=True)
+    assert narrow == min(64, max(16, 2 ** math.ceil(math.log2(max(mean, 1)))))
+    assert min(rows * beside, narrow * narrow_beside) >= 1.5 * mean
 
 
 def test_few_experts_get_narrower_tiles() -> None:
     tiles = few_tokens_triton.usual_tiles
-    assert [tiles(128, experts, 2048, 1408, 0)[1].rows for experts in (64, 16, 9, 2)] == [256, 128, 128, 64]
+    assert [tiles(128, experts, 2048, 1408, 0)[1].rows for experts in (64, 16, 9, 2)] == [128, 128, 128, 64]
     assert [tiles(16, experts, 2048, 1408, 2)[0].rows for experts in (64, 12, 11, 1)] == [128, 128, 64, 64]
+    assert [tiles(96, experts, 2048, 1408, 0)[1].rows for experts in (64, 16, 9, 2)] == [256, 128, 128, 64]
     for parts, most in ((0, 128), (1, 64), (2, 64)):
-        for rows in filter(lambda rows: rows <= most, (16, 32, 64, 128)):
+        for rows in filter(lambda rows: rows <= most, (16, 32, 64, 96, 128)):
             for experts in (64, 16, 1):
                 for matrices, tile in zip((2, 1), tiles(rows, experts, 2048, 1408, parts), strict=True):
                     weights, bytes_of_token = matrices * tile.rows * (1 if parts else 2), parts or 2
@@ -117,6 +122,46 @@ def test_experts_against_float64(tokens: int, k: int, hidden: int, width: int, o
     summed = rows_triton.combine(y_nh, back, (x,))
     wanted = torch.where(idle_t[:, None], 0.0, wanted.sum(1)) + x.double()
     assert (summed.double() - wanted).norm() / wanted.norm() < (2e-6 if dtype is torch.float32 else 1e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16] if CUDA else [torch.float32])
+@pytest.mark.parametrize("rows", [16, 64, 96, 128])
+@pytest.mark.parametrize("beside", [1, 2])
+def test_programs_multiply_the_rows_that_there_are(rows: int, beside: int, dtype: torch.dtype) -> None:
+    """Experts with none, few, a quarter and a half more than the smaller power of two, more still, and several rounds."""
+    counts = torch.tensor([0, 3, 64, 65, 80, 81, 96, 97, 128, 290])
+    hidden, width, tokens = 96, 72, int(counts.sum())
+    generator = torch.Generator().manual_seed(rows)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator).to(DEVICE, dtype)
+
+    x, gate_up, down = draw(tokens, hidden), draw(10, 2 * width, hidden) / hidden**0.5, draw(10, hidden, width) / width**0.5
+    weights, order = torch.rand(tokens, 1, generator=generator).to(DEVICE), torch.randperm(tokens, generator=generator)
+    ends = counts.cumsum(0).to(DEVICE, torch.int32)
+    tile = few_tokens_triton.Tile(32, 32, 2, 4)
+    given = (x, weights, order.to(DEVICE, torch.int32), ends, gate_up, down, rows, beside, tile, tile)
+    found = few_plain_triton.products(*given)
+    for expert, (end, count) in enumerate(zip(ends.tolist(), counts.tolist(), strict=True)):
+        some = order[end - count : end].to(DEVICE)
+        gates, ups = (x[some].double() @ gate_up[expert].double().t()).chunk(2, dim=-1)
+        act = torch.nn.functional.silu(gates) * ups * weights[some].double()
+        wanted = act @ down[expert].double().t()
+        difference = (found[end - count : end].double() - wanted).norm()
+        assert difference <= wanted.norm() * (2e-6 if dtype is torch.float32 else 1e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16] if CUDA else [torch.float32])
+@pytest.mark.parametrize("tokens", [1, 20, 64, 100, 200])
+def test_an_expert_that_all_tokens_go_to(tokens: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(tokens)
+    shapes = ((tokens, 96), (2 * 136, 96), (96, 136))
+    x, gate_up, down = ((torch.randn(shape, generator=generator) * 0.3).to(DEVICE, dtype) for shape in shapes)
+    found = few_tokens_triton.one_expert(x, gate_up, down)
+    gates, ups = (x.double() @ gate_up.double().t()).chunk(2, dim=-1)
+    wanted = (torch.nn.functional.silu(gates) * ups) @ down.double().t()
+    assert (found.double() - wanted).norm() / wanted.norm() < (2e-6 if dtype is torch.float32 else 1e-2)
+    assert torch.equal(few_tokens_triton.one_expert(x, gate_up, down), found)  # what is kept for so many tokens is as it was
 
 
 def rows_of(*samplings: SamplingConfig, count: int = 1) -> RowSettings:

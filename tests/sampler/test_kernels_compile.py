@@ -17,7 +17,7 @@ import re
 from triton import compile
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from megatron_ring.model.kernels import few_fp8_triton as fp8, few_tokens_triton as few
+from megatron_ring.model.kernels import few_fp8_triton as fp8, few_plain_triton as plain, few_tokens_triton as few
 from megatron_ring.model.kernels import norm_triton, rope_triton, router_triton, rows_triton, slots_triton
 from megatron_ring.sampler import cut_triton, decode_triton, draw_triton, turn_triton
 
@@ -53,10 +53,11 @@ def experts(of: str, rows: int, tiles: few.Choices, parts: int) -> None:
     types |= dict.fromkeys(("scales_ptr", "x_scales_ptr", "act_scales_ptr"), "*fp32") if narrow else {}
     ups, downs = tiles[max(rows, min(tiles))]
     downs = [down._replace(columns=up.rows) for up in ups for down in downs] if narrow else downs
-    kernels = (fp8._gate_up, fp8._down) if narrow else (few._few_gate_up, few._few_down)
+    kernels = (fp8._gate_up, fp8._down) if narrow else (plain._few_gate_up, plain._few_down)
     for kernel, tile in [*((kernels[0], up) for up in ups), *((kernels[1], down) for down in downs)]:
-        constants = ({"K": 6} if kernel is kernels[0] else {}) | ({"PARTS": parts} if narrow else {})
-        build(kernel, types, tile.warps, tile.stages, ROWS=rows, TILE=tile.rows, DEPTH=tile.columns, **constants)
+        whole = rows if narrow else min(rows, plain.WHOLE)
+        constants = ({"K": 6} if kernel is kernels[0] else {}) | ({"PARTS": parts} if narrow else {"MORE": rows - whole})
+        build(kernel, types, tile.warps, tile.stages, ROWS=whole, TILE=tile.rows, DEPTH=tile.columns, **constants)
 
 for parts, tiles in enumerate((few.WIDE_TILES, few.FP8_ONE_PART_TILES, few.FP8_TILES)):
     for rows in tiles:
@@ -70,12 +71,17 @@ for idle in (False, True):
 types = {"values_ptr": "*fp8e4nv", "parts_ptr": "*fp8e4nv", "scales_ptr": "*fp32", "out_ptr": "*bf16", "x_ptr": "*bf16"}
 types |= dict.fromkeys(("rows", "hidden", "columns", "padded_columns"), "i32")
 build(fp8._wide, types, 4, TILE=64, DEPTH=128)
-types = dict.fromkeys(("x_ptr", "w_ptr"), "*bf16") | dict.fromkeys(("logits_ptr", "weights_ptr"), "*fp32")
+types = dict.fromkeys(("x_ptr", "w_ptr"), "*bf16") | dict.fromkeys(("logits_ptr", "weights_ptr", "parts_ptr"), "*fp32")
 types |= {"experts_ptr": "*i64", "tokens": "i32", "hidden": "i32"}
 for count in (8, 64, 256, 1024):
     block = max(16, count)
     depth = router_triton.few_depth(block)
-    build(router_triton._route_few, types, 4, 4, E=count, K=6, T=16, E_BLOCK=block, DEPTH=depth)
+    shape = {"E": count, "E_BLOCK": block}
+    build(router_triton._route_logits, types, 4, T=16, PART=router_triton.PART, DEPTH=depth, **shape)
+    build(router_triton._route_chosen, types, 4, K=6, T=router_triton.CHOOSING, PARTS=8, **shape)
+    if count == 64:  # of one token, which Triton makes a constant
+        build(router_triton._route_logits, types, 4, T=16, PART=router_triton.PART, DEPTH=depth, tokens=1, **shape)
+        build(router_triton._route_chosen, types, 4, K=6, T=router_triton.CHOOSING, PARTS=8, tokens=1, **shape)
 types = dict.fromkeys(norm_triton._rms_norm_forward.arg_names, "*bf16") | {"rstd_ptr": "*fp32", "eps": "fp32"}
 types |= {"width": "i32"}
 build(norm_triton._rms_norm_forward, types, 8, ADD=True, BLOCK=2048)
@@ -87,11 +93,15 @@ build(turn_triton._find_places, types | {"table_ptr": "*i32", "out_ptr": "*i32",
 types = dict.fromkeys(turn_triton._go_on.arg_names, "*i64") | dict.fromkeys(("eos", "size", "most"), "i32")
 build(turn_triton._go_on, types | {"found_ptr": "*fp64", "drawn_ptr": "*fp64"}, 8, COLUMNS=4, BLOCK=1024)
 types = dict.fromkeys(decode_triton._attend_part.arg_names, "i32") | dict.fromkeys(("k_ptr", "v_ptr", "q_ptr"), "*bf16")
-types |= {"table_ptr": "*i32", "lengths_ptr": "*i64", "lse_ptr": "*fp32", "scale": "fp32"}
-constants = {"GROUP": 4, "ROWS": 16, "D": 128, "WIDTH": 128, "PAGE": 16}
+types |= {"table_ptr": "*i32", "lengths_ptr": "*i64", "lse_ptr": "*fp32", "scale": "fp32", "slots_ptr": "*i64"}
+types |= dict.fromkeys(("cos_ptr", "sin_ptr"), "*fp32")
+constants = {"GROUP": 4, "ROWS": 16, "D": 128, "WIDTH": 128}
 constants |= {name: getattr(decode_triton, name) for name in ("SPLIT", "BLOCK")}
-for one in (False, True):
-    build(decode_triton._attend_part, types | {"out_ptr": "*bf16" if one else "*fp32"}, 4, ONE=one, **constants)
+for one, page in ((False, 32), (True, 16)):
+    types |= {"out_ptr": "*bf16" if one else "*fp32"}
+    how = (decode_triton.WARPS, decode_triton.STAGES)
+    build(decode_triton._attend_part, types, *how, ONE=one, TURN=one, PAGE=page, **constants)
+    build(decode_triton._attend_part, types, *how, ONE=one, TURN=not one, PAGE=page, **constants)
 for of in ("*bf16", "*fp32"):
     types = dict.fromkeys(rope_triton._rope_split.arg_names, "i32") | {"slots_ptr": "*i64"}
     types |= dict.fromkeys(("qkv_ptr", "q_ptr", "k_ptr", "v_ptr"), of)
@@ -113,6 +123,6 @@ def test_decoding_compiles_for_hopper() -> None:
     built = [(line.split()[0], *map(int, line.split()[1:])) for line in done.stdout.splitlines()]
     assert all(shared <= HOPPER_SHARED for _, shared, _ in built)
     wide = [shared for name, shared, _ in built if name.startswith("_few")]
-    assert len(wide) == 13 and all(shared <= A100_SHARED for shared in wide)
+    assert len(wide) == 16 and all(shared <= A100_SHARED for shared in wide)
     narrow = [products for name, _, products in built if name in ("_gate_up", "_down")]
-    assert len(narrow) == 30 and all(narrow) and len(built) == 68
+    assert len(narrow) == 30 and all(narrow) and len(built) == 79

@@ -12,16 +12,14 @@ Suffixes: t tokens, k experts of a token, n token-slots sorted by expert, h hidd
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import NamedTuple
 
 import torch
 import triton
-import triton.language as tl
 
 from megatron_ring.config.checks import require
-from megatron_ring.model.kernels import few_fp8_triton
-from megatron_ring.model.kernels.dependent import launch_options
-from megatron_ring.model.kernels.dependent_triton import begin
+from megatron_ring.model.kernels import few_fp8_triton, few_plain_triton
 from megatron_ring.model.kernels.fp8 import Fp8Matrix, Weight, widened
 from megatron_ring.model.kernels.slots_triton import sort_slots
 
@@ -31,6 +29,10 @@ MOST_FP8_ROWS = 64  # of an expert with weights in FP8
 MOST_FP32_ROWS = 32  # which no tensor core multiplies
 MOST_TOKENS = 1024  # beyond, products over gathered rows are faster
 MOST_FP8_TOKENS = 2048  # in FP8: the products over gathered rows (525 us) want wide weights first, 518 us a layer
+# Rows of a program for experts with up to so many in the mean. Milliseconds of a pass with 16 rows and with 32: 48 tokens
+# (4.5 in the mean) 8.51 and 8.58, 64 tokens 8.96 and 8.85, 96 tokens 9.89 and 9.41: a random model's router gives some
+# experts twice as many. Microseconds of both products: 576 tokens, 96 rows 312 (64: 316); 768, 96 rows 325 (128: 336).
+PLAIN_ROWS = {16: 5.6, 32: 32.0, 64: 50.0, 96: 86.0}
 
 
 class Tile(NamedTuple):
@@ -48,13 +50,17 @@ NARROW_DOWN = Tile(64, 64, 4, 4)
 MULTIPROCESSORS = 132
 Choices = dict[int, tuple[tuple[Tile, ...], tuple[Tile, ...]]]
 # The best, or within 1 % of it, on an H200 (64 experts, 6 a token, hidden 2048, width 1408). Microseconds of both products:
-# 256 tokens, 32 rows 189 + 104 (64 rows: 201 + 106); 512 tokens, 64 rows 204 + 108; 1,024 tokens, 128 rows 240 + 128
-# (64 rows: 270 + 144). Reading takes 168 + 84. None takes more shared memory than an A100 has for a program, 163 kB.
+# 256 tokens, 32 rows 274; 512 tokens, 64 rows 296; 640, 768 and 896 tokens, 96 rows 317, 325, 349; 1,024 tokens, 128 rows
+# 376. Reading takes 252. None takes more shared memory than an A100 has for a program, 163 kB.
 WIDE_TILES: Choices = {
     32: ((Tile(64, 64, 3, 4),), (Tile(128, 64, 3, 8), NARROW_DOWN)),
     64: ((Tile(64, 64, 4, 4),), (Tile(128, 64, 4, 8), NARROW_DOWN)),
-    128: ((Tile(64, 64, 3, 4),), (Tile(256, 64, 3, 8), Tile(128, 64, 4, 8), NARROW_DOWN)),
+    96: ((Tile(64, 64, 4, 4),), (Tile(256, 64, 3, 8), Tile(128, 64, 4, 8), NARROW_DOWN)),
+    128: ((Tile(64, 64, 3, 4),), (Tile(128, 64, 3, 4), NARROW_DOWN)),
 }
+# Of shared experts, for up to 64 tokens and for more.
+SHARED_TILES = ((Tile(32, 128, 3, 4), Tile(32, 128, 4, 4)), (Tile(64, 64, 3, 4), Tile(64, 64, 4, 4)))
+MOST_SHARED = 128  # tokens; of more a library's products are as fast
 # In FP8 the second product takes as many columns at a time as the first has weight rows. The best such pairs of those
 # tried, microseconds of both products, same machine and shape: 32 tokens, 16 rows 132; 128 tokens, 16 rows 145; 256 tokens,
 # 32 rows 189 (16 rows: 212, 64 rows: 209); 512 tokens, 64 rows 215; 1,024 tokens, 64 rows 361 (128 rows: 413). Of fewer
@@ -70,69 +76,6 @@ FP8_ONE_PART_TILES: Choices = {
     32: ((Tile(128, 128, 3, 4), Tile(64, 128, 3, 4)), (Tile(256, 128, 3, 4), Tile(64, 128, 3, 4))),
     64: ((Tile(128, 128, 5, 8), Tile(64, 128, 3, 4)), (Tile(128, 128, 3, 4), Tile(64, 128, 3, 4))),
 }
-
-
-@triton.jit
-def _few_gate_up(  # type: ignore[no-untyped-def]
-    x_ptr, order_ptr, ends_ptr, weights_ptr, w_ptr, out_ptr, hidden, width,
-    K: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr, DEPENDENT: tl.constexpr,
-):  # fmt: skip
-    begin(DEPENDENT)
-    expert = tl.program_id(2)
-    end = tl.load(ends_ptr + expert)
-    start = tl.load(ends_ptr + expert - 1, mask=expert > 0, other=0) + tl.program_id(0) * ROWS
-    f = tl.program_id(1) * TILE + tl.arange(0, TILE)
-    column = tl.arange(0, DEPTH)
-    gate_at = w_ptr + (expert.to(tl.int64) * (2 * width) + f[:, None]) * hidden + column[None, :]
-    up_at = gate_at + width.to(tl.int64) * hidden
-    for first in range(start, end, ROWS * tl.num_programs(0)):
-        row = first + tl.arange(0, ROWS)
-        real = row < end
-        slot = tl.load(order_ptr + row, mask=real, other=0)
-        x_at = x_ptr + (slot // K).to(tl.int64)[None, :] * hidden + column[:, None]
-        gate = tl.zeros([TILE, ROWS], tl.float32)
-        up = tl.zeros([TILE, ROWS], tl.float32)
-        for depth in range(0, hidden, DEPTH):
-            inside = column < hidden - depth
-            x = tl.load(x_at + depth, mask=real[None, :] & inside[:, None], other=0.0)
-            wanted = (f < width)[:, None] & inside[None, :]
-            g = tl.load(gate_at + depth, mask=wanted, other=0.0)
-            u = tl.load(up_at + depth, mask=wanted, other=0.0)
-            gate = tl.dot(g, x, gate, input_precision="ieee")
-            up = tl.dot(u, x, up, input_precision="ieee")
-        # As in training, where the products are rounded before SwiGLU reads them.
-        gate = gate.to(x_ptr.dtype.element_ty).to(tl.float32)
-        up = up.to(x_ptr.dtype.element_ty).to(tl.float32)
-        weight = tl.load(weights_ptr + slot, mask=real, other=0.0)
-        out = gate * tl.sigmoid(gate) * up * weight[None, :]
-        out_at = out_ptr + row.to(tl.int64)[None, :] * width + f[:, None]
-        tl.store(out_at, out.to(out_ptr.dtype.element_ty), mask=real[None, :] & (f < width)[:, None])
-
-
-@triton.jit
-def _few_down(  # type: ignore[no-untyped-def]
-    x_ptr, ends_ptr, w_ptr, out_ptr, hidden, width,
-    ROWS: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr, DEPENDENT: tl.constexpr,
-):  # fmt: skip
-    begin(DEPENDENT)
-    expert = tl.program_id(2)
-    end = tl.load(ends_ptr + expert)
-    start = tl.load(ends_ptr + expert - 1, mask=expert > 0, other=0) + tl.program_id(0) * ROWS
-    h = tl.program_id(1) * TILE + tl.arange(0, TILE)
-    column = tl.arange(0, DEPTH)
-    w_at = w_ptr + (expert.to(tl.int64) * hidden + h[:, None]) * width + column[None, :]
-    for first in range(start, end, ROWS * tl.num_programs(0)):
-        row = first + tl.arange(0, ROWS)
-        real = row < end
-        x_at = x_ptr + row.to(tl.int64)[None, :] * width + column[:, None]
-        total = tl.zeros([TILE, ROWS], tl.float32)
-        for depth in range(0, width, DEPTH):
-            inside = column < width - depth
-            x = tl.load(x_at + depth, mask=real[None, :] & inside[:, None], other=0.0)
-            w = tl.load(w_at + depth, mask=(h < hidden)[:, None] & inside[None, :], other=0.0)
-            total = tl.dot(w, x, total, input_precision="ieee")
-        out_at = out_ptr + row.to(tl.int64)[None, :] * hidden + h[:, None]
-        tl.store(out_at, total.to(out_ptr.dtype.element_ty), mask=real[None, :] & (h < hidden)[:, None])
 
 
 def check_slots(slots: int) -> None:
@@ -166,37 +109,36 @@ def sorted_outputs(
         given = (split, weights_tk, order, ends, gate_up_e, down_e, rows, beside, up, down)
         return few_fp8_triton.products(*given), back
     gate_up_e, down_e = widened(gate_up_e, x_th.dtype), widened(down_e, x_th.dtype)
-    return products(x_th, weights_tk, order, ends, gate_up_e, down_e, rows, beside, up, down), back
+    return few_plain_triton.products(x_th, weights_tk, order, ends, gate_up_e, down_e, rows, beside, up, down), back
 
 
-def products(
-    x_th: torch.Tensor, weights_tk: torch.Tensor, order: torch.Tensor, ends: torch.Tensor, gate_up_e: torch.Tensor,
-    down_e: torch.Tensor, rows: int, beside: int, up: Tile, down: Tile,
-) -> torch.Tensor:  # fmt: skip
-    """What `sorted_outputs` returns first, of slots that `sort_slots` has sorted, in programs of so many rows."""
-    num_experts, hidden, width = down_e.shape
-    act_nf, y_nh = x_th.new_empty(order.numel(), width), x_th.new_empty(order.numel(), hidden)
-    up_grid, down_grid = (
-        (beside, triton.cdiv(size, tile.rows), num_experts) for size, tile in ((width, up), (hidden, down))
-    )
-    _few_gate_up[up_grid](
-        x_th, order, ends, weights_tk, gate_up_e, act_nf, hidden, width, K=weights_tk.shape[1], ROWS=rows, TILE=up.rows,
-        DEPTH=up.columns, num_stages=up.stages, num_warps=up.warps, **launch_options(),
-    )  # fmt: skip
-    _few_down[down_grid](
-        act_nf, ends, down_e, y_nh, hidden, width, ROWS=rows, TILE=down.rows, DEPTH=down.columns,
-        num_stages=down.stages, num_warps=down.warps, **launch_options(),
-    )  # fmt: skip
-    return y_nh
+def one_expert(x_th: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
+    """An expert that all tokens go to, [T, hidden] of contiguous x_th, without gradients; gate_up [2f, hidden], down
+    [hidden, f]. Beside other kernels it takes little of a multiprocessor, where a library's product wants all of it and
+    waits until it is free."""
+    tokens = x_th.shape[0]
+    rows = max(16, min(MOST_ROWS, triton.next_power_of_2(tokens)))
+    up, down_tile = SHARED_TILES[rows > 64]
+    weights, order, ends = _every(tokens, x_th.device)
+    programs = (rows, triton.cdiv(tokens, rows), up, down_tile)
+    return few_plain_triton.products(x_th, weights, order, ends, gate_up[None], down[None], *programs)
+
+
+@cache
+def _every(tokens: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The weights, order and end of tokens that all go to one expert. Kept: a graph reads them again."""
+    order = torch.arange(tokens, dtype=torch.int32, device=device)
+    return torch.ones(tokens, 1, device=device), order, torch.full((1,), tokens, dtype=torch.int32, device=device)
 
 
 def program_rows(mean: float, most: int = MOST_ROWS, narrow: bool = False) -> tuple[int, int]:
     """Rows of a program, for experts that have so many in the mean; and programs beside each other. These have room for half
-    as many rows again; an expert with more takes several rounds. With 12 rows one program with 32 takes 258 us and two with
-    16 take 263; in FP8 it is the other way."""
-    rows = max(16, min(most, triton.next_power_of_2(math.ceil(mean))))
-    if rows == 16 and 1.5 * mean > 16 and not narrow:
-        rows = min(most, 32)
+    as many rows again; an expert with more takes several rounds."""
+    if narrow:
+        rows = max(16, triton.next_power_of_2(math.ceil(mean)))
+    else:
+        rows = next((rows for rows, highest in PLAIN_ROWS.items() if mean <= highest), MOST_ROWS)
+    rows = min(most, rows)
     return rows, triton.cdiv(math.ceil(1.5 * mean), rows)
 
 

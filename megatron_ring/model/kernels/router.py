@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 
 Chosen = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-MOST_FEW = 256  # tokens of which one kernel makes logits and choice; each 16 of them read all weights of the router
+MOST_FEW = 1024  # tokens of a decoding step, whose logits are made by parts; each 16 of them read all weights of the router
 
 
 def choose_experts(logits_te: torch.Tensor, k: int, padding_t: torch.Tensor | None, losses: bool) -> Chosen:

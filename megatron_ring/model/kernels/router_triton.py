@@ -10,7 +10,8 @@ from megatron_ring.model.kernels.dependent import launch_options
 from megatron_ring.model.kernels.dependent_triton import begin
 
 TOKENS = 32  # of a program
-FEW_TOKENS = 16  # of a program that makes the logits, too
+PART = 256  # columns that a program makes logits of, of few tokens: one after the other they take too long
+FEW_TOKENS, CHOOSING = 16, 4  # tokens of a program that makes logits, and of one that chooses
 
 
 @triton.jit
@@ -39,28 +40,43 @@ def _choose(logits, maximum, total, weights_ptr, experts_ptr, token, tokens, E, 
 
 
 @triton.jit
-def _route_few(  # type: ignore[no-untyped-def]
-    x_ptr, w_ptr, logits_ptr, weights_ptr, experts_ptr, tokens, hidden,
-    E: tl.constexpr, K: tl.constexpr, T: tl.constexpr, E_BLOCK: tl.constexpr, DEPTH: tl.constexpr, DEPENDENT: tl.constexpr,
+def _route_logits(  # type: ignore[no-untyped-def]
+    x_ptr, w_ptr, parts_ptr, tokens, hidden,
+    E: tl.constexpr, T: tl.constexpr, E_BLOCK: tl.constexpr, PART: tl.constexpr, DEPTH: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):  # fmt: skip
+    """What PART columns add to the logits: fp32 [parts, T, E]."""
     begin(DEPENDENT)
+    part = tl.program_id(1)
     token = tl.program_id(0) * T + tl.arange(0, T)
-    expert, column = tl.arange(0, E_BLOCK), tl.arange(0, DEPTH)
+    expert, column = tl.arange(0, E_BLOCK), part * PART + tl.arange(0, DEPTH)
     x_at = x_ptr + token.to(tl.int64)[None, :] * hidden + column[:, None]
     w_at = w_ptr + expert[:, None] * hidden + column[None, :]
     logits = tl.zeros([E_BLOCK, T], tl.float32)
-    for depth in range(0, hidden, DEPTH):
+    for depth in range(0, PART, DEPTH):
         inside = column < hidden - depth
         x = tl.load(x_at + depth, mask=(token < tokens)[None, :] & inside[:, None], other=0.0)
         w = tl.load(w_at + depth, mask=(expert < E)[:, None] & inside[None, :], other=0.0)
         logits = tl.dot(w, x, logits, input_precision="ieee")
-    logits = tl.trans(logits)
+    at = (part * tokens + token)[None, :].to(tl.int64) * E + expert[:, None]
+    tl.store(parts_ptr + at, logits, mask=(token < tokens)[None, :] & (expert < E)[:, None])
+
+
+@triton.jit
+def _route_chosen(  # type: ignore[no-untyped-def]
+    parts_ptr, logits_ptr, weights_ptr, experts_ptr, tokens,
+    E: tl.constexpr, K: tl.constexpr, T: tl.constexpr, E_BLOCK: tl.constexpr, PARTS: tl.constexpr, DEPENDENT: tl.constexpr,
+):  # fmt: skip
+    """The sum of the parts, and the choice."""
+    begin(DEPENDENT)
+    token = tl.program_id(0) * T + tl.arange(0, T)
+    expert = tl.arange(0, E_BLOCK)
     real = (token < tokens)[:, None] & (expert < E)[None, :]
-    at = logits_ptr + token[:, None].to(tl.int64) * E + expert[None, :]
-    tl.store(at, logits, mask=real)
-    # Read again they lie so that a warp has a token's experts. As the product left them each has a part of all tokens'.
-    tl.debug_barrier()
-    logits = tl.load(at, mask=real, other=0.0)
+    at = token[:, None].to(tl.int64) * E + expert[None, :]
+    logits = tl.zeros([T, E_BLOCK], tl.float32)
+    for part in tl.static_range(PARTS):
+        logits += tl.load(parts_ptr + part * tokens * E + at, mask=real, other=0.0)
+    tl.store(logits_ptr + at, logits, mask=real)
     logits = tl.where((expert < E)[None, :], logits, -1e30)
     maximum = tl.max(logits, axis=1)
     total = tl.sum(tl.exp(logits - maximum[:, None]), axis=1)
@@ -189,16 +205,21 @@ def few_depth(block: int) -> int:
 
 
 def few(x_th: torch.Tensor, weight_eh: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Weights fp32 [T, k], experts int64 [T, k] and logits fp32 [T, E] of few contiguous tokens, all in one kernel; bf16
-    products are added up in fp32. Without gradients."""
+    """Weights fp32 [T, k], experts int64 [T, k] and logits fp32 [T, E] of few contiguous tokens; bf16 products are added
+    up in fp32, parts of the columns one after the other. Without gradients."""
     (tokens, hidden), experts = x_th.shape, weight_eh.shape[0]
     logits = torch.empty(tokens, experts, dtype=torch.float32, device=x_th.device)
     weights = torch.empty(tokens, k, dtype=torch.float32, device=x_th.device)
     chosen = torch.empty(tokens, k, dtype=torch.int64, device=x_th.device)
-    block = max(16, triton.next_power_of_2(experts))
-    _route_few[(triton.cdiv(tokens, FEW_TOKENS),)](
-        x_th, weight_eh, logits, weights, chosen, tokens, hidden, E=experts, K=k, T=FEW_TOKENS, E_BLOCK=block,
-        DEPTH=few_depth(block), num_warps=4, num_stages=4, **launch_options(),
+    block, parts = max(16, triton.next_power_of_2(experts)), triton.cdiv(hidden, PART)
+    parts_pte = torch.empty(parts, tokens, experts, dtype=torch.float32, device=x_th.device)
+    _route_logits[(triton.cdiv(tokens, FEW_TOKENS), parts)](
+        x_th, weight_eh, parts_pte, tokens, hidden, E=experts, T=FEW_TOKENS, E_BLOCK=block, PART=PART,
+        DEPTH=few_depth(block), num_warps=4, num_stages=3, **launch_options(),
+    )  # fmt: skip
+    _route_chosen[(triton.cdiv(tokens, CHOOSING),)](
+        parts_pte, logits, weights, chosen, tokens, E=experts, K=k, T=CHOOSING, E_BLOCK=block, PARTS=parts, num_warps=4,
+        **launch_options(),
     )  # fmt: skip
     return weights, chosen, logits
 
