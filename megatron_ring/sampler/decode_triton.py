@@ -26,9 +26,12 @@ MATRIX_ROWS = 16  # the fewest rows that tensor cores take
 def _turned(at, column, cos, sin, mask, D: tl.constexpr):  # type: ignore[no-untyped-def]
     """Heads that begin at `at`, rotated as `rope_triton` does it, with the bits that it stores."""
     half: tl.constexpr = D // 2
-    x = tl.load(at + column, mask=mask, other=0.0).to(tl.float32)
-    other = tl.load(at + tl.where(column < half, column + half, column - half), mask=mask, other=0.0).to(tl.float32)
-    return tl.where(column < half, x * cos - other * sin, x * cos + other * sin).to(at.dtype.element_ty)
+    lower, pair = column < half, column % half
+    first = tl.load(at + pair, mask=mask, other=0.0).to(tl.float32)
+    second = tl.load(at + half + pair, mask=mask, other=0.0).to(tl.float32)
+    added = second * tl.where(lower, -sin, cos)
+    by = tl.broadcast_to(tl.where(lower, cos, sin), added.shape)
+    return tl.fma(first, by, added).to(at.dtype.element_ty)
 
 
 @triton.jit
