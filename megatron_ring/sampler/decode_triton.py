@@ -54,7 +54,8 @@ def _attend_part(  # type: ignore[no-untyped-def]
     length has more than one part, out is the result [N, heads, D], with the bits that `_join_parts` would give it. TURN: the
     queries are not rotated yet, and behind a group's come its key and value, which go to their slot (0: nowhere)."""
     begin(DEPENDENT)
-    group, sequence, part = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
+    program, part, groups = tl.program_id(0), tl.program_id(1), heads // GROUP
+    group, sequence = program % groups, (program // groups).to(tl.int64)
     row, column = tl.arange(0, ROWS), tl.arange(0, WIDTH)
     real_row, real_column = row < GROUP, column < D
     real = real_row[:, None] & real_column[None, :]
@@ -201,7 +202,8 @@ def _attend(
         lse_nhs = torch.empty(n, heads, parts, dtype=torch.float32, device=out.device)
     cos, sin, slots = turn or (out, out, out)
     log2_e = 1.4426950408889634
-    _attend_part[(kv_heads, n, parts)](
+    # Only the first number of a grid may be above 65,535.
+    _attend_part[(kv_heads * n, parts)](
         q_ngqd, keys, values, block_table, lengths, part_nhsd, lse_nhs, cos, sin, slots, d**-0.5 * log2_e,
         *q_ngqd.stride()[:3], *keys.stride()[:3], *values.stride()[:3], block_table.stride(0), cos.stride(0), heads, parts,
         GROUP=group, ROWS=max(MATRIX_ROWS, triton.next_power_of_2(group)), D=d, WIDTH=width, PAGE=page_size, SPLIT=SPLIT,

@@ -18,6 +18,7 @@ pytest.importorskip("triton", reason="Triton is not installed")
 from megatron_ring.config.presets import RING_TINY  # noqa: E402
 from megatron_ring.model.kernels import rope_triton  # noqa: E402
 from megatron_ring.model.rope import rope_tables  # noqa: E402
+from megatron_ring.sampler import decode_triton  # noqa: E402
 from megatron_ring.sampler.attention import DecodeLayout  # noqa: E402
 from megatron_ring.sampler.cache import CacheSize, PagedCache  # noqa: E402
 
@@ -87,3 +88,28 @@ def test_keys_and_values_go_where_two_kernels_would_put_them(
         assert torch.equal(new[:, 1:], kept[:, 1:])  # page 0 is scrap
     if CUDA or dtype is not torch.bfloat16:  # the interpreter's products know no bf16
         assert torch.equal(outs[0], outs[1])
+
+
+class Launched:
+    """Stands for a kernel, and keeps the grids that it would be launched with."""
+
+    def __init__(self) -> None:
+        self.grids: list[tuple[int, ...]] = []
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        self.grids.append(grid)
+        return lambda *_, **__: None
+
+
+@pytest.mark.parametrize("longest", [1, 600])
+def test_grids_have_room_for_very_many_sequences(longest: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter takes any grid, and would need minutes for one that CUDA refuses: more than 65,535 of what is not the
+    first number."""
+    n, launched = 70_000, Launched()
+    monkeypatch.setattr(decode_triton, "_attend_part", launched)
+    monkeypatch.setattr(decode_triton, "_join_parts", launched)
+    table, lengths = torch.zeros(n, 2, dtype=torch.int32, device=DEVICE), torch.zeros(n, dtype=torch.int64, device=DEVICE)
+    pages = torch.zeros(1, 512, 2, 2, device=DEVICE)
+    decode_triton.attend_decode(torch.zeros(n, 4, 2, device=DEVICE), pages, pages, table, lengths, longest)
+    assert len(launched.grids) == (1 if longest == 1 else 2)
+    assert all(grid[0] >= n and max(grid[1:]) <= 65_535 for grid in launched.grids)
