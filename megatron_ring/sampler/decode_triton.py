@@ -18,7 +18,7 @@ SPLIT = 512  # positions of a part
 BLOCK = 32  # positions taken at a time: no more than a page has, as a rule
 # Where pages lie is read ahead of what is in them. So five stages are two blocks of keys and values on their way.
 STAGES, WARPS = 5, 2
-JOINED = 4  # parts of a head that are joined at a time
+JOINED = 4  # parts of a head that are joined at a time, however many there are: for others products are rounded otherwise
 MATRIX_ROWS = 16  # the fewest rows that tensor cores take
 
 
@@ -80,8 +80,7 @@ def _attend_part(  # type: ignore[no-untyped-def]
         k_at = k_ptr + (slot // PAGE) * k_page + (slot % PAGE) * k_token + group * k_head
         v_at = v_ptr + (slot // PAGE) * v_page + (slot % PAGE) * v_token + group * v_head
         _keep(q_at + GROUP * q_h, q_at + (GROUP + 1) * q_h, k_at, v_at, column, cos, sin, real_column, D)
-    highest = tl.full([ROWS], float("-inf"), tl.float32)
-    total = tl.zeros([ROWS], tl.float32)
+    highest, total = tl.full([ROWS], float("-inf"), tl.float32), tl.zeros([ROWS], tl.float32)
     table_at = table_ptr + sequence * table_n
     for first in range(start, min(start + SPLIT, length), BLOCK):
         position = first + tl.arange(0, BLOCK)
@@ -212,6 +211,6 @@ def _attend(
     if parts > 1:
         _join_parts[(n, heads)](
             part_nhsd, lse_nhs, lengths, out, heads, parts, D=d, WIDTH=width, SPLIT=SPLIT,
-            AT_ONCE=min(JOINED, triton.next_power_of_2(parts)), num_warps=1, **launch_options(),
+            AT_ONCE=JOINED, num_warps=1, **launch_options(),
         )  # fmt: skip
     return out
