@@ -117,7 +117,8 @@ def test_grids_have_room_for_very_many_sequences(longest: int, monkeypatch: pyte
 
 
 def test_parts_are_joined_by_one_kernel_however_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compiled for two parts at a time it fuses a product that it rounds with room for four (heads of 64 or less): the bits of a sequence of two parts would depend on how long the others are. The interpreter fuses none."""
+    """Compiled for two parts at a time it fuses a product that it rounds with room for four (heads of 64 or less): the
+    bits of a sequence of two parts would depend on how long the others are. The interpreter fuses none."""
     launched = Launched()
     monkeypatch.setattr(decode_triton, "_join_parts", launched)
     lengths, table = torch.zeros(1, dtype=torch.int64, device=DEVICE), torch.zeros(1, 8, dtype=torch.int32, device=DEVICE)
