@@ -18,7 +18,7 @@ SPLIT = 512  # positions of a part
 BLOCK = 32  # positions taken at a time: no more than a page has, as a rule
 # Where pages lie is read ahead of what is in them. So five stages are two blocks of keys and values on their way.
 STAGES, WARPS = 5, 2
-JOINED = 4  # parts of a head that are joined at a time
+JOINED = 4  # parts of a head that are joined at a time, however many there are: for others products are rounded otherwise
 MATRIX_ROWS = 16  # the fewest rows that tensor cores take
 
 
@@ -26,9 +26,12 @@ MATRIX_ROWS = 16  # the fewest rows that tensor cores take
 def _turned(at, column, cos, sin, mask, D: tl.constexpr):  # type: ignore[no-untyped-def]
     """Heads that begin at `at`, rotated as `rope_triton` does it, with the bits that it stores."""
     half: tl.constexpr = D // 2
-    x = tl.load(at + column, mask=mask, other=0.0).to(tl.float32)
-    other = tl.load(at + tl.where(column < half, column + half, column - half), mask=mask, other=0.0).to(tl.float32)
-    return tl.where(column < half, x * cos - other * sin, x * cos + other * sin).to(at.dtype.element_ty)
+    lower, pair = column < half, column % half
+    first = tl.load(at + pair, mask=mask, other=0.0).to(tl.float32)
+    second = tl.load(at + half + pair, mask=mask, other=0.0).to(tl.float32)
+    added = second * tl.where(lower, -sin, cos)
+    by = tl.broadcast_to(tl.where(lower, cos, sin), added.shape)
+    return tl.fma(first, by, added).to(at.dtype.element_ty)
 
 
 @triton.jit
@@ -51,7 +54,8 @@ def _attend_part(  # type: ignore[no-untyped-def]
     length has more than one part, out is the result [N, heads, D], with the bits that `_join_parts` would give it. TURN: the
     queries are not rotated yet, and behind a group's come its key and value, which go to their slot (0: nowhere)."""
     begin(DEPENDENT)
-    group, sequence, part = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
+    program, part, groups = tl.program_id(0), tl.program_id(1), heads // GROUP
+    group, sequence = program % groups, (program // groups).to(tl.int64)
     row, column = tl.arange(0, ROWS), tl.arange(0, WIDTH)
     real_row, real_column = row < GROUP, column < D
     real = real_row[:, None] & real_column[None, :]
@@ -76,8 +80,7 @@ def _attend_part(  # type: ignore[no-untyped-def]
         k_at = k_ptr + (slot // PAGE) * k_page + (slot % PAGE) * k_token + group * k_head
         v_at = v_ptr + (slot // PAGE) * v_page + (slot % PAGE) * v_token + group * v_head
         _keep(q_at + GROUP * q_h, q_at + (GROUP + 1) * q_h, k_at, v_at, column, cos, sin, real_column, D)
-    highest = tl.full([ROWS], float("-inf"), tl.float32)
-    total = tl.zeros([ROWS], tl.float32)
+    highest, total = tl.full([ROWS], float("-inf"), tl.float32), tl.zeros([ROWS], tl.float32)
     table_at = table_ptr + sequence * table_n
     for first in range(start, min(start + SPLIT, length), BLOCK):
         position = first + tl.arange(0, BLOCK)
@@ -198,7 +201,8 @@ def _attend(
         lse_nhs = torch.empty(n, heads, parts, dtype=torch.float32, device=out.device)
     cos, sin, slots = turn or (out, out, out)
     log2_e = 1.4426950408889634
-    _attend_part[(kv_heads, n, parts)](
+    # Only the first number of a grid may be above 65,535.
+    _attend_part[(kv_heads * n, parts)](
         q_ngqd, keys, values, block_table, lengths, part_nhsd, lse_nhs, cos, sin, slots, d**-0.5 * log2_e,
         *q_ngqd.stride()[:3], *keys.stride()[:3], *values.stride()[:3], block_table.stride(0), cos.stride(0), heads, parts,
         GROUP=group, ROWS=max(MATRIX_ROWS, triton.next_power_of_2(group)), D=d, WIDTH=width, PAGE=page_size, SPLIT=SPLIT,
@@ -207,6 +211,6 @@ def _attend(
     if parts > 1:
         _join_parts[(n, heads)](
             part_nhsd, lse_nhs, lengths, out, heads, parts, D=d, WIDTH=width, SPLIT=SPLIT,
-            AT_ONCE=min(JOINED, triton.next_power_of_2(parts)), num_warps=1, **launch_options(),
+            AT_ONCE=JOINED, num_warps=1, **launch_options(),
         )  # fmt: skip
     return out

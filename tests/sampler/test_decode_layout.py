@@ -18,6 +18,7 @@ pytest.importorskip("triton", reason="Triton is not installed")
 from megatron_ring.config.presets import RING_TINY  # noqa: E402
 from megatron_ring.model.kernels import rope_triton  # noqa: E402
 from megatron_ring.model.rope import rope_tables  # noqa: E402
+from megatron_ring.sampler import decode_triton  # noqa: E402
 from megatron_ring.sampler.attention import DecodeLayout  # noqa: E402
 from megatron_ring.sampler.cache import CacheSize, PagedCache  # noqa: E402
 
@@ -87,3 +88,42 @@ def test_keys_and_values_go_where_two_kernels_would_put_them(
         assert torch.equal(new[:, 1:], kept[:, 1:])  # page 0 is scrap
     if CUDA or dtype is not torch.bfloat16:  # the interpreter's products know no bf16
         assert torch.equal(outs[0], outs[1])
+
+
+class Launched:
+    """Stands for a kernel, and keeps the grids and the constants that it would be launched with."""
+
+    def __init__(self) -> None:
+        self.grids: list[tuple[int, ...]] = []
+        self.constants: list[dict[str, Any]] = []
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        self.grids.append(grid)
+        return lambda *_, **constants: self.constants.append(constants)
+
+
+@pytest.mark.parametrize("longest", [1, 600])
+def test_grids_have_room_for_very_many_sequences(longest: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter takes any grid, and would need minutes for one that CUDA refuses: more than 65,535 of what is not the
+    first number."""
+    n, launched = 70_000, Launched()
+    monkeypatch.setattr(decode_triton, "_attend_part", launched)
+    monkeypatch.setattr(decode_triton, "_join_parts", launched)
+    table, lengths = torch.zeros(n, 2, dtype=torch.int32, device=DEVICE), torch.zeros(n, dtype=torch.int64, device=DEVICE)
+    pages = torch.zeros(1, 512, 2, 2, device=DEVICE)
+    decode_triton.attend_decode(torch.zeros(n, 4, 2, device=DEVICE), pages, pages, table, lengths, longest)
+    assert len(launched.grids) == (1 if longest == 1 else 2)
+    assert all(grid[0] >= n and max(grid[1:]) <= 65_535 for grid in launched.grids)
+
+
+def test_parts_are_joined_by_one_kernel_however_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled for two parts at a time it fuses a product that it rounds with room for four (heads of 64 or less): the
+    bits of a sequence of two parts would depend on how long the others are. The interpreter fuses none."""
+    launched = Launched()
+    monkeypatch.setattr(decode_triton, "_join_parts", launched)
+    lengths, table = torch.zeros(1, dtype=torch.int64, device=DEVICE), torch.zeros(1, 8, dtype=torch.int32, device=DEVICE)
+    pages = torch.zeros(1, 512, 1, 2, device=DEVICE)
+    for longest in (1000, 1500, 4000):
+        decode_triton.attend_decode(torch.zeros(1, 1, 2, device=DEVICE), pages, pages, table, lengths, longest)
+    first, *others = launched.constants
+    assert len(others) == 2 and all(other == first for other in others)

@@ -45,8 +45,9 @@ def _rope_split(  # type: ignore[no-untyped-def]
     else:
         first = tl.load(packed, mask=real, other=0.0).to(tl.float32)
         second = tl.load(packed + HALF, mask=real, other=0.0).to(tl.float32)
-        turned = (first * cos - second * sin).to(q_ptr.dtype.element_ty)
-        turned_second = (second * cos + first * sin).to(q_ptr.dtype.element_ty)
+        # Said which products are rounded: left to the compiler, `decode_triton`, which does the same, rounds others.
+        turned = tl.fma(first, tl.broadcast_to(cos, first.shape), second * -sin).to(q_ptr.dtype.element_ty)
+        turned_second = tl.fma(first, tl.broadcast_to(sin, first.shape), second * cos).to(q_ptr.dtype.element_ty)
         tl.store(at_q, turned, mask=is_q)
         tl.store(at_q + HALF, turned_second, mask=is_q)
         tl.store(at_k, turned, mask=is_k)
