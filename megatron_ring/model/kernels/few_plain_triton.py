@@ -1,7 +1,7 @@
 """Routed experts with weights of the tokens' own type: the products of `few_tokens_triton`.
 
-A program of more than 64 rows multiplies as many as its expert has, to within 16 or 32: tensor cores take as long for rows that
-are none, and what a program holds of them on the way to shared memory is room that deeper reading wants.
+A program of more than 64 rows multiplies as many as its expert has, to within 16 or 32: tensor cores take as long for rows
+that are none, and what a program holds of them on the way to shared memory is room that deeper reading wants.
 
 Suffixes: t tokens, k experts of a token, n token-slots sorted by expert, h hidden, f expert width, e experts.
 """
