@@ -84,32 +84,26 @@ def _few_gate_up(  # type: ignore[no-untyped-def]
     up_at = gate_at + width.to(tl.int64) * hidden
     for first in range(start, end, (ROWS + MORE) * tl.num_programs(0)):
         left = end - first
-        if MORE == 0:
+        if MORE > ROWS // 2 and left > ROWS + ROWS // 2:
             _gate_up_of(
-                x_ptr, order_ptr, weights_ptr, gate_at, up_at, out_ptr, f, first, end,
-                hidden, width, K, ROWS, 0, DEPTH,
+                x_ptr, order_ptr, weights_ptr, gate_at, up_at, out_ptr, f, first, end, hidden, width, K, ROWS,
+                MORE, DEPTH,
+            )  # fmt: skip
+        elif MORE > 0 and left > ROWS + ROWS // 4:
+            _gate_up_of(
+                x_ptr, order_ptr, weights_ptr, gate_at, up_at, out_ptr, f, first, end, hidden, width, K, ROWS,
+                ROWS // 2, DEPTH,
+            )  # fmt: skip
+        elif MORE > 0 and left > ROWS:
+            _gate_up_of(
+                x_ptr, order_ptr, weights_ptr, gate_at, up_at, out_ptr, f, first, end, hidden, width, K, ROWS,
+                ROWS // 4, DEPTH,
             )  # fmt: skip
         else:
-            if left <= ROWS:
-                _gate_up_of(
-                    x_ptr, order_ptr, weights_ptr, gate_at, up_at, out_ptr, f, first, end,
-                    hidden, width, K, ROWS, 0, DEPTH,
-                )  # fmt: skip
-            elif left <= ROWS + ROWS // 4:
-                _gate_up_of(
-                    x_ptr, order_ptr, weights_ptr, gate_at, up_at, out_ptr, f, first, end,
-                    hidden, width, K, ROWS, ROWS // 4, DEPTH,
-                )  # fmt: skip
-            elif MORE > ROWS // 2 and left > ROWS + ROWS // 2:
-                _gate_up_of(
-                    x_ptr, order_ptr, weights_ptr, gate_at, up_at, out_ptr, f, first, end,
-                    hidden, width, K, ROWS, MORE, DEPTH,
-                )  # fmt: skip
-            else:
-                _gate_up_of(
-                    x_ptr, order_ptr, weights_ptr, gate_at, up_at, out_ptr, f, first, end,
-                    hidden, width, K, ROWS, ROWS // 2, DEPTH,
-                )  # fmt: skip
+            _gate_up_of(
+                x_ptr, order_ptr, weights_ptr, gate_at, up_at, out_ptr, f, first, end, hidden, width, K, ROWS,
+                0, DEPTH,
+            )  # fmt: skip
 
 
 @triton.jit
@@ -155,17 +149,14 @@ def _few_down(  # type: ignore[no-untyped-def]
     w_at = w_ptr + (expert.to(tl.int64) * hidden + h[:, None]) * width + tl.arange(0, DEPTH)[None, :]
     for first in range(start, end, (ROWS + MORE) * tl.num_programs(0)):
         left = end - first
-        if MORE == 0:
-            _down_of(x_ptr, w_at, out_ptr, h, first, end, hidden, width, ROWS, 0, DEPTH)
+        if MORE > ROWS // 2 and left > ROWS + ROWS // 2:
+            _down_of(x_ptr, w_at, out_ptr, h, first, end, hidden, width, ROWS, MORE, DEPTH)
+        elif MORE > 0 and left > ROWS + ROWS // 4:
+            _down_of(x_ptr, w_at, out_ptr, h, first, end, hidden, width, ROWS, ROWS // 2, DEPTH)
+        elif MORE > 0 and left > ROWS:
+            _down_of(x_ptr, w_at, out_ptr, h, first, end, hidden, width, ROWS, ROWS // 4, DEPTH)
         else:
-            if left <= ROWS:
-                _down_of(x_ptr, w_at, out_ptr, h, first, end, hidden, width, ROWS, 0, DEPTH)
-            elif left <= ROWS + ROWS // 4:
-                _down_of(x_ptr, w_at, out_ptr, h, first, end, hidden, width, ROWS, ROWS // 4, DEPTH)
-            elif MORE > ROWS // 2 and left > ROWS + ROWS // 2:
-                _down_of(x_ptr, w_at, out_ptr, h, first, end, hidden, width, ROWS, MORE, DEPTH)
-            else:
-                _down_of(x_ptr, w_at, out_ptr, h, first, end, hidden, width, ROWS, ROWS // 2, DEPTH)
+            _down_of(x_ptr, w_at, out_ptr, h, first, end, hidden, width, ROWS, 0, DEPTH)
 
 
 def products(
@@ -173,7 +164,7 @@ def products(
     down_e: torch.Tensor, rows: int, beside: int, up: Tile, down: Tile,
 ) -> torch.Tensor:  # fmt: skip
     """What `few_tokens_triton.sorted_outputs` returns first, of slots that `sort_slots` has sorted, in programs of so many
-    rows: a power of two up to `WHOLE`, that or half of it more."""
+    rows: a power of two up to `WHOLE`, or `WHOLE` and half or all of it more."""
     num_experts, hidden, width = down_e.shape
     act_nf, y_nh = x_th.new_empty(order.numel(), width), x_th.new_empty(order.numel(), hidden)
     whole = min(rows, WHOLE)
