@@ -6,10 +6,10 @@ Random weights, one GPU. Prints tables on stderr, and one JSON object.
     python tools/profile_sampler.py --preset ring-lite --rows 256 --sampling.weights fp8
     python tools/profile_sampler.py --preset ring-lite --no-overlaps --no-early
 
-The time of a pass is taken without the profiler, of CUDA graphs as they run; what its parts take is taken with it. Each row has
-a prompt of its own: keys and values that rows share (`--samples 16`) come from the L2 cache, which hides what attention takes.
-The floor of a part is the longer of the times to read and to multiply, at rates that the same run
-measures; "sum" is both times added.
+The time of a pass is taken without the profiler, of CUDA graphs as they run; what its parts take is taken with it. Each row
+has a prompt of its own: keys and values that rows share (`--samples 16`) come from the L2 cache, which hides what attention
+takes. The floor of a part is the longer of the times to read and to multiply, at rates that the same run measures; "sum" is
+both times added.
 """
 
 from __future__ import annotations
