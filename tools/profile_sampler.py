@@ -6,9 +6,10 @@ Random weights, one GPU. Prints tables on stderr, and one JSON object.
     python tools/profile_sampler.py --preset ring-lite --rows 256 --sampling.weights fp8
     python tools/profile_sampler.py --preset ring-lite --no-overlaps --no-early
 
-The time of a pass is taken without the profiler, of CUDA graphs as they run; what its parts take is taken with it. Sixteen
-rows share a prompt. The floor of a part is the longer of the times to read and to multiply, at rates that the same run
-measures; "sum" is both times added.
+The time of a pass is taken without the profiler, of CUDA graphs as they run; what its parts take is taken with it. Each row
+has a prompt of its own: keys and values that rows share (`--samples 16`) come from the L2 cache, which hides what attention
+takes. The floor of a part is the longer of the times to read and to multiply, at rates that the same run measures; "sum" is
+both times added.
 """
 
 from __future__ import annotations
@@ -43,8 +44,6 @@ else:
     from sampler_floor import Floor
     from sampler_profile import Part, by_part, kernels_of, least_by_part, table
 
-SAMPLES = 16  # of a prompt
-
 
 @dataclass(frozen=True, kw_only=True)
 class ProfileSampler:
@@ -58,6 +57,8 @@ class ProfileSampler:
     """Sequences decoded together; a profile of each."""
     prompt_tokens: int = 512
     """Tokens of a prompt."""
+    samples: int = 1
+    """Rows that share a prompt."""
     overlaps: bool = True
     """Run shared experts beside the routed ones, as the sampler does."""
     early: bool = True
@@ -67,6 +68,7 @@ class ProfileSampler:
     def __post_init__(self) -> None:
         require(len(self.rows) > 0 and min(self.rows) >= 1, "--rows: give numbers of sequences, each 1 or more")
         require(self.prompt_tokens >= 2, f"--prompt-tokens is {self.prompt_tokens}, below 2")
+        require(self.samples >= 1, f"--samples is {self.samples}, below 1")
         require(self.layers is None or self.layers >= 1, f"--layers is {self.layers}, below 1")
         require(self.sampling.max_batch == "auto", "--sampling.max-batch: give --rows")
         require(self.sampling.cuda_graphs, "--sampling.cuda-graphs: they are what is profiled")
@@ -93,7 +95,7 @@ def main(config: ProfileSampler) -> None:
         from bench_train_measure import ceilings
 
     shape = config.shape()
-    check_lengths([(config.prompt_tokens, PASSES * HORIZON + 1)], shape, config.sampling)
+    check_lengths([(config.prompt_tokens, new_tokens(config, max(config.rows), HORIZON))], shape, config.sampling)
     require(has_cuda(), "profile_sampler: wants a CUDA device: what it profiles are CUDA graphs")
     here = context.initialize(ParallelConfig(), shape, 0)
     rates = ceilings(here.device, torch.bfloat16)
@@ -103,7 +105,7 @@ def main(config: ProfileSampler) -> None:
             parameter.normal_(0.0, 0.02)
     sampler = Sampler(model, here, sampling_of(config), -1)
     sampler.runner.overlaps, sampler.runner.early = config.overlaps, config.early
-    found = [profiled(sampler, rows, config.prompt_tokens, rates) for rows in config.rows]
+    found = [profiled(sampler, rows, config, rates) for rows in config.rows]
     head = {
         "preset": config.preset,
         "layers": shape.num_layers,
@@ -114,22 +116,26 @@ def main(config: ProfileSampler) -> None:
 
 
 def sampling_of(config: ProfileSampler) -> SamplingConfig:
-    """All rows at once, and all prompts in one step: none has ended when the last begins."""
-    most = max(config.rows)
-    prefill = -(-most // SAMPLES) * config.prompt_tokens
-    return replace(config.sampling, max_batch=most, prefill_tokens=max(prefill, config.sampling.prefill_tokens))
+    """All rows at once."""
+    return replace(config.sampling, max_batch=max(config.rows))
+
+
+def new_tokens(config: ProfileSampler, rows: int, horizon: int) -> int:
+    """Of a response: none has ended when the last prompt begins, nor after `PASSES` steps more."""
+    filled = -(-rows // config.samples) * config.prompt_tokens
+    return (PASSES + -(-filled // config.sampling.prefill_tokens)) * horizon + 1
 
 
 PASSES = 4  # steps of a run: the graph is captured in the first, one is timed, one profiled; in the last responses end
 
 
-def profiled(sampler: Sampler, rows: int, prompt_tokens: int, rates: dict[str, float]) -> dict[str, Any]:
+def profiled(sampler: Sampler, rows: int, config: ProfileSampler, rates: dict[str, float]) -> dict[str, Any]:
     """The profile of `rows` sequences: its table goes to stderr."""
     from megatron_ring.sampler.decoding import HORIZON
 
     probe = Probe(sampler, rows)
     try:
-        sampler.generate(requests_of(sampler.model.ring_config.vocab_size, rows, prompt_tokens, PASSES * HORIZON + 1))
+        sampler.generate(requests_of(sampler.model.ring_config.vocab_size, rows, config, new_tokens(config, rows, HORIZON)))
     finally:
         probe.remove()
     times, gaps = by_part(kernels_of(probe.profile), HORIZON)
@@ -177,14 +183,15 @@ class Probe:
         return lambda: found
 
 
-def requests_of(vocabulary: int, rows: int, prompt_tokens: int, new_tokens: int) -> list[GenerationRequest]:
+def requests_of(vocabulary: int, rows: int, config: ProfileSampler, new: int) -> list[GenerationRequest]:
     import torch
 
     from megatron_ring.sampler.requests import GenerationRequest
 
     generator = torch.Generator().manual_seed(0)
-    prompts = torch.randint(vocabulary, (-(-rows // SAMPLES), prompt_tokens), generator=generator).tolist()
-    return [GenerationRequest(prompts[row // SAMPLES], row, new_tokens) for row in range(rows)]
+    count = -(-rows // config.samples)
+    prompts = torch.randint(vocabulary, (count, config.prompt_tokens), generator=generator).tolist()
+    return [GenerationRequest(prompts[row // config.samples], row, new) for row in range(rows)]
 
 
 if __name__ == "__main__":

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 from torch.autograd.profiler_util import EventList, FunctionEvent
 
+from megatron_ring.config.sampling import SamplingConfig
 from megatron_ring.errors import UserError
 from tests.conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "tools"))  # as when the tool itself runs
 
-from tools.profile_sampler import ProfileSampler, requests_of, sampling_of
+from tools.profile_sampler import PASSES, ProfileSampler, new_tokens, requests_of, sampling_of
 from tools.sampler_profile import PARTS, Kernel, Part, by_part, kernels_of, parts_of, table
 
 LAYER = [
@@ -110,13 +112,16 @@ def test_the_table_names_both_floors() -> None:
     assert other.split() == ["other", "0.5", "1.0", "0.0", "0.0"]
 
 
-def test_all_prompts_are_filled_in_one_step() -> None:
-    config = ProfileSampler(rows=(2, 40), prompt_tokens=9000)
-    sampling = sampling_of(config)
-    assert sampling.max_batch == 40 and sampling.prefill_tokens == 27_000
-    requests = requests_of(50, 40, 7, 65)
+def test_no_response_ends_before_the_last_has_been_profiled() -> None:
+    config = ProfileSampler(rows=(2, 40), prompt_tokens=9000, samples=16, sampling=SamplingConfig(prefill_tokens=16_384))
+    assert sampling_of(config).max_batch == 40
+    assert new_tokens(config, 40, 16) == (PASSES + 2) * 16 + 1  # three prompts: two steps
+    assert new_tokens(replace(config, samples=1), 40, 16) == (PASSES + 22) * 16 + 1
+    requests = requests_of(50, 40, config, 65)
     assert len(requests) == 40 and len({tuple(r.prompt_tokens) for r in requests}) == 3
     assert len({request.seed for request in requests}) == 40
+    alone = requests_of(50, 40, replace(config, samples=1), 65)
+    assert len({tuple(r.prompt_tokens) for r in alone}) == 40 and {r.max_new_tokens for r in alone} == {65}
 
 
 @pytest.mark.parametrize(
@@ -126,6 +131,7 @@ def test_all_prompts_are_filled_in_one_step() -> None:
         ({"rows": (0,)}, "--rows"),
         ({"prompt_tokens": 1}, "--prompt-tokens"),
         ({"layers": 0}, "--layers"),
+        ({"samples": 0}, "--samples"),
     ],
 )
 def test_what_cannot_be_profiled_is_refused(settings: dict, said: str) -> None:
