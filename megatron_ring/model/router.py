@@ -177,7 +177,9 @@ class _Route(torch.autograd.Function):
 
             logits_te = exact_mm(hidden_th, weight_eh, out_dtype=torch.float32)
         elif short:
-            logits_te = torch.mm(hidden_th, weight_eh.t(), out_dtype=torch.float32)
+            from megatron_ring.model.kernels import router_triton
+
+            logits_te = router_triton.logits(hidden_th, weight_eh)
         else:
             logits_te = hidden_th.float() @ weight_eh.float().t()
         k, bias_e = router.config.moe_router_topk, router.expert_bias

@@ -44,6 +44,48 @@ def _keep(at, value_at, k_at, v_at, column, cos, sin, mask, D: tl.constexpr):  #
 
 
 @triton.jit
+def _positions(  # type: ignore[no-untyped-def]
+    ptr, table_at, first, start, end, by_page, by_token, column, real_column, PAGE: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """One head's keys or values of the BLOCK positions from `first`; zeros before `start` and from `end`."""
+    position = first + tl.arange(0, BLOCK)
+    here = (position >= start) & (position < end)
+    if PAGE % BLOCK == 0:
+        page = tl.load(table_at + first // PAGE, mask=(first >= start) & (first < end), other=0).to(tl.int64)
+    else:
+        page = tl.load(table_at + position // PAGE, mask=here, other=0).to(tl.int64)
+    rows = ptr + page * by_page + (position % PAGE) * by_token
+    return tl.load(rows[:, None] + column[None, :], mask=here[:, None] & real_column[None, :], other=0.0)
+
+
+@triton.jit
+def _attended(  # type: ignore[no-untyped-def]
+    q, k_ptr, v_ptr, table_at, start, end, scale, k_page, k_token, v_page, v_token, column, real_column,
+    PAGE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Sums of values by weights exp2(score - highest), fp32 [ROWS, WIDTH], `highest` and the weights' sums, fp32 [ROWS].
+
+    Keys are read a block ahead of values, and weights are rounded below the highest score of two blocks: of 64 positions, as
+    in FlashAttention-2. So tokens with short contexts have the weights that they have in training.
+    """
+    highest, total = tl.full([q.shape[0]], -1e30, tl.float32), tl.zeros([q.shape[0]], tl.float32)
+    scores = tl.full([q.shape[0], BLOCK], float("-inf"), tl.float32)
+    joined = tl.zeros([q.shape[0], column.shape[0]], tl.float32)
+    for first in range(start - BLOCK, end, BLOCK):
+        k = _positions(k_ptr, table_at, first + BLOCK, start, end, k_page, k_token, column, real_column, PAGE, BLOCK)
+        v = _positions(v_ptr, table_at, first, start, end, v_page, v_token, column, real_column, PAGE, BLOCK)
+        following = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+        following = tl.where((first + BLOCK + tl.arange(0, BLOCK) < end)[None, :], following, float("-inf"))
+        above = tl.maximum(highest, tl.max(scores, 1))
+        above = tl.where((first - start) % (2 * BLOCK) == 0, tl.maximum(above, tl.max(following, 1)), above)
+        weights, shrink = tl.exp2(scores - above[:, None]), tl.exp2(highest - above)
+        total = total * shrink + tl.sum(weights, 1)
+        joined = joined * shrink[:, None] + tl.dot(weights.to(v.dtype), v, input_precision="ieee")
+        scores, highest = following, above
+    return joined, highest, total
+
+
+@triton.jit
 def _attend_part(  # type: ignore[no-untyped-def]
     q_ptr, k_ptr, v_ptr, table_ptr, lengths_ptr, out_ptr, lse_ptr, cos_ptr, sin_ptr, slots_ptr, scale, q_n, q_g, q_h,
     k_page, k_token, k_head, v_page, v_token, v_head, table_n, table_stride, heads, parts,
@@ -71,36 +113,18 @@ def _attend_part(  # type: ignore[no-untyped-def]
         q = tl.load(q_at + row[:, None] * q_h + column[None, :], mask=real, other=0.0)
     start, at = part * SPLIT, (sequence * heads + group * GROUP + row) * parts + part
     out_at = out_ptr + at[:, None] * D + column[None, :]
-    joined = tl.zeros([ROWS, WIDTH], tl.float32)
     if start >= length:
         if ONE:
-            tl.store(out_at, joined.to(out_ptr.dtype.element_ty), mask=real)
+            tl.store(out_at, tl.zeros([ROWS, WIDTH], out_ptr.dtype.element_ty), mask=real)
         return
     if TURN and (slot > 0) & (start + SPLIT >= length):  # this program meets the new token
         k_at = k_ptr + (slot // PAGE) * k_page + (slot % PAGE) * k_token + group * k_head
         v_at = v_ptr + (slot // PAGE) * v_page + (slot % PAGE) * v_token + group * v_head
         _keep(q_at + GROUP * q_h, q_at + (GROUP + 1) * q_h, k_at, v_at, column, cos, sin, real_column, D)
-    highest, total = tl.full([ROWS], float("-inf"), tl.float32), tl.zeros([ROWS], tl.float32)
-    table_at = table_ptr + sequence * table_n
-    for first in range(start, min(start + SPLIT, length), BLOCK):
-        position = first + tl.arange(0, BLOCK)
-        here = position < length
-        if PAGE % BLOCK == 0:
-            page = tl.load(table_at + first // PAGE).to(tl.int64)
-        else:
-            page = tl.load(table_at + position // PAGE, mask=here, other=0).to(tl.int64)
-        inside = here[:, None] & real_column[None, :]
-        k_rows = k_ptr + page * k_page + (position % PAGE) * k_token + group * k_head
-        v_rows = v_ptr + page * v_page + (position % PAGE) * v_token + group * v_head
-        k = tl.load(k_rows[:, None] + column[None, :], mask=inside, other=0.0)
-        v = tl.load(v_rows[:, None] + column[None, :], mask=inside, other=0.0)
-        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
-        scores = tl.where(here[None, :], scores, float("-inf"))
-        above = tl.maximum(highest, tl.max(scores, 1))
-        weights, shrink = tl.exp2(scores - above[:, None]), tl.exp2(highest - above)
-        total = total * shrink + tl.sum(weights, 1)
-        joined = joined * shrink[:, None] + tl.dot(weights.to(v.dtype), v, input_precision="ieee")
-        highest = above
+    joined, highest, total = _attended(
+        q, k_ptr + group * k_head, v_ptr + group * v_head, table_ptr + sequence * table_n, start,
+        min(start + SPLIT, length), scale, k_page, k_token, v_page, v_token, column, real_column, PAGE, BLOCK,
+    )  # fmt: skip
     tl.store(out_at, (joined / total[:, None]).to(out_ptr.dtype.element_ty), mask=real)
     if not ONE:
         tl.store(lse_ptr + at, highest + tl.log2(total), mask=real_row)
@@ -114,23 +138,28 @@ def _join_parts(  # type: ignore[no-untyped-def]
     """The parts of one head of one sequence, each weighted by its sum of exponentials."""
     sequence, head = tl.program_id(0), tl.program_id(1)
     begin(DEPENDENT)
-    real = tl.cdiv(tl.load(lengths_ptr + sequence).to(tl.int32), SPLIT)
     column, part = tl.arange(0, WIDTH), tl.arange(0, AT_ONCE)
     at = sequence.to(tl.int64) * heads + head
+    lse_at = lse_ptr + at * parts + part
+    some_at = parts_ptr + (at * parts + part)[:, None] * D + column[None, :]
+    # The first parts are asked for before it is known how many there are.
+    lse = tl.load(lse_at, mask=part < parts, other=0.0)
+    some = tl.load(some_at, mask=(part < parts)[:, None] & (column < D)[None, :], other=0.0)
+    real = tl.cdiv(tl.load(lengths_ptr + sequence).to(tl.int32), SPLIT)
     highest = tl.full([], -1e30, tl.float32)
     total = tl.zeros([], tl.float32)
     joined = tl.zeros([WIDTH], tl.float32)
     for first in range(0, real, AT_ONCE):
         here = first + part < real
-        place = at * parts + first + part
-        lse = tl.load(lse_ptr + place, mask=here, other=float("-inf"))
-        wanted = here[:, None] & (column < D)[None, :]
-        some = tl.load(parts_ptr + place[:, None] * D + column[None, :], mask=wanted, other=0.0)
+        lse, some = tl.where(here, lse, float("-inf")), tl.where(here[:, None], some, 0.0)
         above = tl.maximum(highest, tl.max(lse, 0))
         shrink, weights = tl.exp2(highest - above), tl.exp2(lse - above)
         joined = joined * shrink + tl.sum(some * weights[:, None], 0)
         total = total * shrink + tl.sum(weights, 0)
         highest = above
+        after = first + AT_ONCE
+        lse = tl.load(lse_at + after, mask=after + part < real, other=0.0)
+        some = tl.load(some_at + after * D, mask=(after + part < real)[:, None] & (column < D)[None, :], other=0.0)
     result = joined / tl.maximum(total, 1e-38)  # a row without a sequence (length 0) comes out as 0
     tl.store(out_ptr + at * D + column, result.to(out_ptr.dtype.element_ty), mask=column < D)
 

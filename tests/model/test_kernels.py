@@ -180,14 +180,17 @@ def test_vocabulary(width: int, temperature: float, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize(
-    ("tokens", "hidden", "experts", "k"), [(1, 64, 4, 1), (16, 200, 8, 2), (37, 128, 60, 6), (18, 600, 8, 2)]
+    ("tokens", "hidden", "experts", "k"), [(1, 64, 4, 1), (16, 200, 8, 2), (137, 128, 60, 6), (18, 600, 8, 2), (80, 2048, 64, 6)]
 )
-def test_router_of_few_tokens(tokens: int, hidden: int, experts: int, k: int) -> None:
-    """Products of parts of the columns, and the choice, are those of whole products."""
-    x, weight = draw(tokens, hidden), draw(experts, hidden)
+@pytest.mark.parametrize("dtype", DTYPES if CUDA else DTYPES[:1])  # the interpreter cannot multiply in bf16
+def test_router_of_few_tokens(tokens: int, hidden: int, experts: int, k: int, dtype: torch.dtype) -> None:
+    """Products of parts of the columns, and the choice, are those of whole products; the trainer's have the same bits."""
+    x, weight = draw(tokens, hidden, dtype=dtype), draw(experts, hidden, dtype=dtype)
     weights, chosen, logits = router_triton.few(x, weight, k)
     wanted = x.double() @ weight.double().t()
     assert error(logits, wanted) < 2e-6
+    whole = router_triton.logits(x, weight)
+    assert torch.equal(whole, logits) or (not CUDA and error(whole, logits) < 1e-6)
     wanted_weights, wanted_chosen, _ = router_triton.forward(logits, k, None, False)
     assert torch.equal(chosen, wanted_chosen) and torch.equal(chosen, wanted.topk(k).indices)
     assert torch.equal(weights, wanted_weights)

@@ -77,10 +77,10 @@ for count in (8, 64, 256, 1024):
     block = max(16, count)
     depth = router_triton.few_depth(block)
     shape = {"E": count, "E_BLOCK": block}
-    build(router_triton._route_logits, types, 4, T=16, PART=router_triton.PART, DEPTH=depth, **shape)
+    build(router_triton._route_logits, types, 4, T=16, PART=router_triton.PART, PARTS=1, DEPTH=depth, **shape)
     build(router_triton._route_chosen, types, 4, K=6, T=router_triton.CHOOSING, PARTS=8, **shape)
     if count == 64:  # of one token, which Triton makes a constant
-        build(router_triton._route_logits, types, 4, T=16, PART=router_triton.PART, DEPTH=depth, tokens=1, **shape)
+        build(router_triton._route_logits, types, 4, T=16, PART=router_triton.PART, PARTS=1, DEPTH=depth, tokens=1, **shape)
         build(router_triton._route_chosen, types, 4, K=6, T=router_triton.CHOOSING, PARTS=8, tokens=1, **shape)
 types = dict.fromkeys(norm_triton._rms_norm_forward.arg_names, "*bf16") | {"rstd_ptr": "*fp32", "eps": "fp32"}
 types |= {"width": "i32"}

@@ -12,6 +12,7 @@ from megatron_ring.model.kernels.dependent_triton import begin
 TOKENS = 32  # of a program
 PART = 256  # columns that a program makes logits of, of few tokens: one after the other they take too long
 FEW_TOKENS, CHOOSING = 16, 4  # tokens of a program that makes logits, and of one that chooses
+MANY_TOKENS = 64  # of a program that makes logits of all columns
 
 
 @triton.jit
@@ -42,23 +43,30 @@ def _choose(logits, maximum, total, weights_ptr, experts_ptr, token, tokens, E, 
 @triton.jit
 def _route_logits(  # type: ignore[no-untyped-def]
     x_ptr, w_ptr, parts_ptr, tokens, hidden,
-    E: tl.constexpr, T: tl.constexpr, E_BLOCK: tl.constexpr, PART: tl.constexpr, DEPTH: tl.constexpr,
+    E: tl.constexpr, T: tl.constexpr, E_BLOCK: tl.constexpr, PART: tl.constexpr, PARTS: tl.constexpr, DEPTH: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):  # fmt: skip
-    """What PART columns add to the logits: fp32 [parts, T, E]."""
+    """What PARTS times PART columns add to the logits, those sums added in order: fp32 [programs, T, E]."""
     begin(DEPENDENT)
-    part = tl.program_id(1)
+    share = tl.program_id(1)
     token = tl.program_id(0) * T + tl.arange(0, T)
-    expert, column = tl.arange(0, E_BLOCK), part * PART + tl.arange(0, DEPTH)
+    expert, column = tl.arange(0, E_BLOCK), share * (PARTS * PART) + tl.arange(0, DEPTH)
     x_at = x_ptr + token.to(tl.int64)[None, :] * hidden + column[:, None]
     w_at = w_ptr + expert[:, None] * hidden + column[None, :]
     logits = tl.zeros([E_BLOCK, T], tl.float32)
-    for depth in range(0, PART, DEPTH):
+    added = tl.zeros([E_BLOCK, T], tl.float32)
+    for depth in range(0, PARTS * PART, DEPTH):
         inside = column < hidden - depth
         x = tl.load(x_at + depth, mask=(token < tokens)[None, :] & inside[:, None], other=0.0)
         w = tl.load(w_at + depth, mask=(expert < E)[:, None] & inside[None, :], other=0.0)
         logits = tl.dot(w, x, logits, input_precision="ieee")
-    at = (part * tokens + token)[None, :].to(tl.int64) * E + expert[:, None]
+        if PARTS > 1:
+            whole = (depth + DEPTH) % PART == 0
+            added = tl.where(whole, added + logits, added)
+            logits = tl.where(whole, 0.0, logits)
+    if PARTS > 1:
+        logits = added
+    at = (share * tokens + token)[None, :].to(tl.int64) * E + expert[:, None]
     tl.store(parts_ptr + at, logits, mask=(token < tokens)[None, :] & (expert < E)[:, None])
 
 
@@ -204,6 +212,20 @@ def few_depth(block: int) -> int:
     return max(16, min(128, 8192 // block))
 
 
+def logits(x_th: torch.Tensor, weight_eh: torch.Tensor) -> torch.Tensor:
+    """Logits fp32 [T, E] of bf16 tokens, with the bits of `few`: a router that trains chooses as the sampler's does."""
+    (tokens, hidden), experts = x_th.shape, weight_eh.shape[0]
+    out = torch.empty(tokens, experts, dtype=torch.float32, device=x_th.device)
+    block = max(16, triton.next_power_of_2(experts))
+    rows = max(FEW_TOKENS, min(MANY_TOKENS, 8192 // block))
+    if tokens:
+        _route_logits[(triton.cdiv(tokens, rows), 1)](
+            x_th.contiguous(), weight_eh, out, tokens, hidden, E=experts, T=rows, E_BLOCK=block, PART=PART,
+            PARTS=triton.cdiv(hidden, PART), DEPTH=few_depth(block), num_warps=4, num_stages=3, **launch_options(),
+        )  # fmt: skip
+    return out
+
+
 def few(x_th: torch.Tensor, weight_eh: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Weights fp32 [T, k], experts int64 [T, k] and logits fp32 [T, E] of few contiguous tokens; bf16 products are added
     up in fp32, parts of the columns one after the other. Without gradients."""
@@ -215,7 +237,7 @@ def few(x_th: torch.Tensor, weight_eh: torch.Tensor, k: int) -> tuple[torch.Tens
     parts_pte = torch.empty(parts, tokens, experts, dtype=torch.float32, device=x_th.device)
     _route_logits[(triton.cdiv(tokens, FEW_TOKENS), parts)](
         x_th, weight_eh, parts_pte, tokens, hidden, E=experts, T=FEW_TOKENS, E_BLOCK=block, PART=PART,
-        DEPTH=few_depth(block), num_warps=4, num_stages=3, **launch_options(),
+        PARTS=1, DEPTH=few_depth(block), num_warps=4, num_stages=3, **launch_options(),
     )  # fmt: skip
     _route_chosen[(triton.cdiv(tokens, CHOOSING),)](
         parts_pte, logits, weights, chosen, tokens, E=experts, K=k, T=CHOOSING, E_BLOCK=block, PARTS=parts, num_warps=4,
