@@ -71,6 +71,7 @@ class Way(NamedTuple):
     split: int
     block: int
     stages: int
+    few_stages: int
     warps: int
 
 
@@ -99,14 +100,14 @@ def main(config: BenchAttention) -> None:
 def used() -> Way:
     from megatron_ring.sampler import decode_triton as it
 
-    return Way(it.SPLIT, it.BLOCK, it.STAGES, it.WARPS)
+    return Way(it.SPLIT, it.BLOCK, it.STAGES, it.FEW_STAGES, it.WARPS)
 
 
 def candidates() -> list[Way]:
     """The kernels in use, and others."""
-    others = (Way(*each) for each in product((256, 512), (32, 64, 128), (3, 5, 7), (2, 4, 8)))
-    fitting = [way for way in others if way.block * way.stages <= 64 * 7]  # in shared memory
-    return list(dict.fromkeys([used(), *fitting]))
+    sizes = product((256, 512), (16, 32), (2, 3, 5, 7), (2, 4))
+    others = (Way(split, block, stages, stages, warps) for split, block, stages, warps in sizes)
+    return list(dict.fromkeys([used(), *others]))
 
 
 @contextmanager
@@ -115,11 +116,11 @@ def taken(way: Way) -> Iterator[None]:
     from megatron_ring.sampler import decode_triton as it
 
     before = used()
-    it.SPLIT, it.BLOCK, it.STAGES, it.WARPS = way
+    it.SPLIT, it.BLOCK, it.STAGES, it.FEW_STAGES, it.WARPS = way
     try:
         yield
     finally:
-        it.SPLIT, it.BLOCK, it.STAGES, it.WARPS = before
+        it.SPLIT, it.BLOCK, it.STAGES, it.FEW_STAGES, it.WARPS = before
 
 
 class Load:

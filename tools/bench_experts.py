@@ -131,7 +131,6 @@ class Layer:
         from megatron_ring.model.kernels import few_fp8_triton
         from megatron_ring.model.kernels import few_tokens_triton as few
         from megatron_ring.model.kernels.fp8 import Fp8Matrix
-        from megatron_ring.model.kernels.slots_triton import sort_slots
 
         shape, device = get_preset(config.preset), torch.device("cuda")
         torch.manual_seed(config.seed)
@@ -143,12 +142,11 @@ class Layer:
         matrices: Any = [Fp8Matrix.of(weight, self.parts) for weight in weights] if self.narrow else weights
         self.gate_up, self.down = matrices
         self.x = torch.randn(tokens, hidden, device=device, dtype=torch.bfloat16)
-        chosen = torch.rand(tokens, self.experts, device=device).topk(self.k).indices
+        self.chosen = torch.rand(tokens, self.experts, device=device).topk(self.k).indices
         self.weights = torch.rand(tokens, self.k, device=device)
         self.split = few_fp8_triton.room_for(self.x, self.parts) if self.narrow else None
-        self.order, _, self.ends = sort_slots(chosen, self.experts, None, self.split)
         self.mean = tokens * self.k / self.experts
-        some = int((torch.bincount(chosen.flatten(), minlength=self.experts) > 0).sum())
+        some = int((torch.bincount(self.chosen.flatten(), minlength=self.experts) > 0).sum())
         self.read = sum(weight.nbytes for weight in (self.gate_up, self.down)) * some / self.experts
         most = few.MOST_FP8_ROWS if self.narrow else few.MOST_ROWS
         rows, _ = few.program_rows(self.mean, most, self.narrow)
@@ -156,9 +154,11 @@ class Layer:
 
     def run(self, way: Way) -> torch.Tensor:
         from megatron_ring.model.kernels import few_fp8_triton, few_plain_triton
+        from megatron_ring.model.kernels.slots_triton import sort_slots
 
+        slots = sort_slots(self.chosen, self.experts, None, self.split)
         beside = math.ceil(1.5 * self.mean / way.rows)
-        given = (self.weights, self.order, self.ends, self.gate_up, self.down, way.rows, beside, way.up, way.down)
+        given = (self.weights, slots, self.gate_up, self.down, way.rows, beside, way.up, way.down)
         if self.split is not None:
             return few_fp8_triton.products(self.split, *given)
         return few_plain_triton.products(self.x, *given)

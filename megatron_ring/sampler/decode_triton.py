@@ -16,8 +16,10 @@ from megatron_ring.model.kernels.dependent_triton import begin
 
 SPLIT = 512  # positions of a part
 BLOCK = 32  # positions taken at a time: no more than a page has, as a rule
-# Where pages lie is read ahead of what is in them. So five stages are two blocks of keys and values on their way.
-STAGES, WARPS = 5, 2
+# Where pages lie is read ahead of what is in them, by half of the stages: two are one pair of blocks of keys and values on
+# their way in a program, of which a multiprocessor has five. Few programs take two pairs each.
+STAGES, FEW_STAGES, WARPS = 2, 5, 2
+FEW_PROGRAMS = 264  # two for each multiprocessor of an H100
 JOINED = 4  # parts of a head that are joined at a time, however many there are: for others products are rounded otherwise
 MATRIX_ROWS = 16  # the fewest rows that tensor cores take
 
@@ -45,13 +47,13 @@ def _keep(at, value_at, k_at, v_at, column, cos, sin, mask, D: tl.constexpr):  #
 
 @triton.jit
 def _positions(  # type: ignore[no-untyped-def]
-    ptr, table_at, first, start, end, by_page, by_token, column, real_column, PAGE: tl.constexpr, BLOCK: tl.constexpr
+    ptr, table_at, first, end, by_page, by_token, column, real_column, PAGE: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """One head's keys or values of the BLOCK positions from `first`; zeros before `start` and from `end`."""
+    """One head's keys or values of the BLOCK positions from `first`, zeros from `end`."""
     position = first + tl.arange(0, BLOCK)
-    here = (position >= start) & (position < end)
+    here = position < end
     if PAGE % BLOCK == 0:
-        page = tl.load(table_at + first // PAGE, mask=(first >= start) & (first < end), other=0).to(tl.int64)
+        page = tl.load(table_at + first // PAGE, mask=first < end, other=0).to(tl.int64)
     else:
         page = tl.load(table_at + position // PAGE, mask=here, other=0).to(tl.int64)
     rows = ptr + page * by_page + (position % PAGE) * by_token
@@ -63,25 +65,34 @@ def _attended(  # type: ignore[no-untyped-def]
     q, k_ptr, v_ptr, table_at, start, end, scale, k_page, k_token, v_page, v_token, column, real_column,
     PAGE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Sums of values by weights exp2(score - highest), fp32 [ROWS, WIDTH], `highest` and the weights' sums, fp32 [ROWS].
+    """Sums of values by weights exp2(scale * (score - highest)), fp32 [ROWS, WIDTH]; and `highest`, not scaled yet, and the
+    weights' sums, fp32 [ROWS].
 
-    Keys are read a block ahead of values, and weights are rounded below the highest score of two blocks: of 64 positions, as
-    in FlashAttention-2. So tokens with short contexts have the weights that they have in training.
+    Weights are rounded below the highest score of two blocks: of 64 positions, and as FlashAttention-2 computes them. So
+    tokens with short contexts have the weights that they have in training. What is fused is said: kernels that read less
+    ahead have the same bits.
     """
     highest, total = tl.full([q.shape[0]], -1e30, tl.float32), tl.zeros([q.shape[0]], tl.float32)
-    scores = tl.full([q.shape[0], BLOCK], float("-inf"), tl.float32)
     joined = tl.zeros([q.shape[0], column.shape[0]], tl.float32)
-    for first in range(start - BLOCK, end, BLOCK):
-        k = _positions(k_ptr, table_at, first + BLOCK, start, end, k_page, k_token, column, real_column, PAGE, BLOCK)
-        v = _positions(v_ptr, table_at, first, start, end, v_page, v_token, column, real_column, PAGE, BLOCK)
-        following = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
-        following = tl.where((first + BLOCK + tl.arange(0, BLOCK) < end)[None, :], following, float("-inf"))
-        above = tl.maximum(highest, tl.max(scores, 1))
-        above = tl.where((first - start) % (2 * BLOCK) == 0, tl.maximum(above, tl.max(following, 1)), above)
-        weights, shrink = tl.exp2(scores - above[:, None]), tl.exp2(highest - above)
-        total = total * shrink + tl.sum(weights, 1)
-        joined = joined * shrink[:, None] + tl.dot(weights.to(v.dtype), v, input_precision="ieee")
-        scores, highest = following, above
+    by = tl.full([q.shape[0], BLOCK], 0.0, tl.float32) + scale
+    for first in range(start, end, 2 * BLOCK):
+        position = first + tl.arange(0, BLOCK)
+        k = _positions(k_ptr, table_at, first, end, k_page, k_token, column, real_column, PAGE, BLOCK)
+        k_2 = _positions(k_ptr, table_at, first + BLOCK, end, k_page, k_token, column, real_column, PAGE, BLOCK)
+        v = _positions(v_ptr, table_at, first, end, v_page, v_token, column, real_column, PAGE, BLOCK)
+        v_2 = _positions(v_ptr, table_at, first + BLOCK, end, v_page, v_token, column, real_column, PAGE, BLOCK)
+        scores = tl.dot(q, tl.trans(k), input_precision="ieee")
+        scores = tl.where((position < end)[None, :], scores, float("-inf"))
+        scores_2 = tl.dot(q, tl.trans(k_2), input_precision="ieee")
+        scores_2 = tl.where((position + BLOCK < end)[None, :], scores_2, float("-inf"))
+        above = tl.maximum(highest, tl.maximum(tl.max(scores, 1), tl.max(scores_2, 1)))
+        below = tl.broadcast_to(-(above * scale)[:, None], by.shape)
+        weights, weights_2 = tl.exp2(tl.fma(scores, by, below)), tl.exp2(tl.fma(scores_2, by, below))
+        shrink = tl.exp2((highest - above) * scale)
+        total = tl.fma(total, shrink, tl.sum(weights + weights_2, 1))
+        joined = tl.dot(weights.to(v.dtype), v, joined * shrink[:, None], input_precision="ieee")
+        joined = tl.dot(weights_2.to(v.dtype), v_2, joined, input_precision="ieee")
+        highest = above
     return joined, highest, total
 
 
@@ -127,7 +138,7 @@ def _attend_part(  # type: ignore[no-untyped-def]
     )  # fmt: skip
     tl.store(out_at, (joined / total[:, None]).to(out_ptr.dtype.element_ty), mask=real)
     if not ONE:
-        tl.store(lse_ptr + at, highest + tl.log2(total), mask=real_row)
+        tl.store(lse_ptr + at, tl.fma(highest, tl.zeros_like(highest) + scale, tl.log2(total)), mask=real_row)
 
 
 @triton.jit
@@ -230,12 +241,13 @@ def _attend(
         lse_nhs = torch.empty(n, heads, parts, dtype=torch.float32, device=out.device)
     cos, sin, slots = turn or (out, out, out)
     log2_e = 1.4426950408889634
+    stages = FEW_STAGES if kv_heads * n * parts <= FEW_PROGRAMS else STAGES
     # Only the first number of a grid may be above 65,535.
     _attend_part[(kv_heads * n, parts)](
         q_ngqd, keys, values, block_table, lengths, part_nhsd, lse_nhs, cos, sin, slots, d**-0.5 * log2_e,
         *q_ngqd.stride()[:3], *keys.stride()[:3], *values.stride()[:3], block_table.stride(0), cos.stride(0), heads, parts,
         GROUP=group, ROWS=max(MATRIX_ROWS, triton.next_power_of_2(group)), D=d, WIDTH=width, PAGE=page_size, SPLIT=SPLIT,
-        BLOCK=BLOCK, ONE=parts == 1, TURN=turn is not None, num_stages=STAGES, num_warps=WARPS, **launch_options(),
+        BLOCK=BLOCK, ONE=parts == 1, TURN=turn is not None, num_stages=stages, num_warps=WARPS, **launch_options(),
     )  # fmt: skip
     if parts > 1:
         _join_parts[(n, heads)](

@@ -180,7 +180,8 @@ def test_vocabulary(width: int, temperature: float, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize(
-    ("tokens", "hidden", "experts", "k"), [(1, 64, 4, 1), (16, 200, 8, 2), (137, 128, 60, 6), (18, 600, 8, 2), (80, 2048, 64, 6)]
+    ("tokens", "hidden", "experts", "k"),
+    [(1, 64, 4, 1), (16, 200, 8, 2), (137, 128, 60, 6), (18, 600, 8, 2), (80, 2048, 64, 6)],
 )
 @pytest.mark.parametrize("dtype", DTYPES if CUDA else DTYPES[:1])  # the interpreter cannot multiply in bf16
 def test_router_of_few_tokens(tokens: int, hidden: int, experts: int, k: int, dtype: torch.dtype) -> None:

@@ -127,3 +127,17 @@ def test_parts_are_joined_by_one_kernel_however_many_there_are(monkeypatch: pyte
         decode_triton.attend_decode(torch.zeros(1, 1, 2, device=DEVICE), pages, pages, table, lengths, longest)
     first, *others = launched.constants
     assert len(others) == 2 and all(other == first for other in others)
+
+
+@pytest.mark.skipif(not CUDA, reason="no GPU: kernels are not compiled")
+@pytest.mark.parametrize("longest", [500, 2000])
+def test_reading_further_ahead_changes_no_bit(longest: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few programs have other stages than many."""
+    generator = torch.Generator().manual_seed(7)
+    draw = lambda *shape: torch.randn(shape, generator=generator).to(DEVICE, torch.bfloat16)  # noqa: E731
+    pages, lengths = draw(257, 32, 4, 128), torch.tensor([longest, 1, 33, 64, 65, longest // 2, 100, 31], device=DEVICE)
+    table = (torch.randperm(256, generator=generator)[: 8 * 32].view(8, 32).int() + 1).repeat(1, 2).to(DEVICE)
+    q = draw(8, 16, 128)
+    few = decode_triton.attend_decode(q, pages, pages, table, lengths, longest)
+    monkeypatch.setattr(decode_triton, "FEW_PROGRAMS", 0)
+    assert torch.equal(few, decode_triton.attend_decode(q, pages, pages, table, lengths, longest))

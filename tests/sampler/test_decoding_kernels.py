@@ -15,7 +15,9 @@ pytest.importorskip("triton", reason="Triton is not installed")
 
 from megatron_ring.config.sampling import SamplingConfig  # noqa: E402
 from megatron_ring.model.kernels import few_plain_triton, few_tokens_triton, norm_triton, rows_triton  # noqa: E402
+from megatron_ring.model.kernels.dependent import dependent_launches  # noqa: E402
 from megatron_ring.model.kernels.rows import sort_by_expert  # noqa: E402
+from megatron_ring.model.kernels.slots_triton import Slots  # noqa: E402
 from megatron_ring.sampler import cut_triton, draw_triton  # noqa: E402
 from megatron_ring.sampler.row_settings import RowSettings, cuts, numbers_of  # noqa: E402
 from megatron_ring.sampler.sampling import processed, uniforms  # noqa: E402
@@ -35,7 +37,8 @@ def chosen_experts(tokens: int, k: int, experts: int, seed: int, only: int | Non
 @settings(max_examples=20, deadline=None)
 def test_slots_are_sorted_like_the_trainer_sorts_them(tokens: int, k: int, seed: int) -> None:
     experts_tk = chosen_experts(tokens, k, 8, seed)
-    order, back, ends = few_tokens_triton.sort_slots(experts_tk, 8)
+    order, back, ends, made = few_tokens_triton.sort_slots(experts_tk, 8)
+    assert made is not None and made.tolist() == [0] * 8
     wanted = sort_by_expert(experts_tk, 8)
     assert torch.equal(order.long(), wanted.order)
     assert torch.equal(back.long(), wanted.back)
@@ -44,7 +47,7 @@ def test_slots_are_sorted_like_the_trainer_sorts_them(tokens: int, k: int, seed:
 
 def test_slots_of_experts_that_are_elsewhere() -> None:
     experts_tk = torch.tensor([[-5, 1], [9, 0], [1, 2]], device=DEVICE)
-    order, back, ends = few_tokens_triton.sort_slots(experts_tk, 2)
+    order, back, ends, _ = few_tokens_triton.sort_slots(experts_tk, 2)
     assert back.tolist() == [[-1, 1], [-1, 0], [2, -1]] and ends.tolist() == [1, 3] and order[:3].tolist() == [3, 1, 4]
 
 
@@ -52,8 +55,8 @@ def test_slots_of_experts_that_are_elsewhere() -> None:
 @settings(max_examples=20, deadline=None)
 def test_slots_of_idle_tokens_are_nobodys(idle: list[bool], k: int, seed: int) -> None:
     experts_tk, idle_t = chosen_experts(len(idle), k, 8, seed), torch.tensor(idle, device=DEVICE)
-    order, back, ends = few_tokens_triton.sort_slots(experts_tk, 8, idle_t)
-    wanted_order, wanted_back, wanted_ends = few_tokens_triton.sort_slots(experts_tk.masked_fill(idle_t[:, None], 8), 8)
+    order, back, ends, _ = few_tokens_triton.sort_slots(experts_tk, 8, idle_t)
+    wanted_order, wanted_back, wanted_ends, _ = few_tokens_triton.sort_slots(experts_tk.masked_fill(idle_t[:, None], 8), 8)
     computed = k * idle.count(False)
     assert ends.tolist() == wanted_ends.tolist() and ends[-1] == computed
     assert torch.equal(back, wanted_back) and bool((back[idle_t] == -1).all())
@@ -127,7 +130,8 @@ def test_experts_against_float64(tokens: int, k: int, hidden: int, width: int, o
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16] if CUDA else [torch.float32])
 @pytest.mark.parametrize("rows", [16, 64, 96, 128])
 @pytest.mark.parametrize("beside", [1, 2])
-def test_programs_multiply_the_rows_that_there_are(rows: int, beside: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("partly", [False, True] if CUDA else [True])
+def test_programs_multiply_the_rows_that_there_are(rows: int, beside: int, partly: bool, dtype: torch.dtype) -> None:
     """Experts with none, few, a quarter and a half more than the smaller power of two, more still, and several rounds."""
     counts = torch.tensor([0, 3, 64, 65, 80, 81, 96, 97, 128, 290])
     hidden, width, tokens = 96, 72, int(counts.sum())
@@ -140,8 +144,9 @@ def test_programs_multiply_the_rows_that_there_are(rows: int, beside: int, dtype
     weights, order = torch.rand(tokens, 1, generator=generator).to(DEVICE), torch.randperm(tokens, generator=generator)
     ends = counts.cumsum(0).to(DEVICE, torch.int32)
     tile = few_tokens_triton.Tile(32, 32, 2, 4)
-    given = (x, weights, order.to(DEVICE, torch.int32), ends, gate_up, down, rows, beside, tile, tile)
-    found = few_plain_triton.products(*given)
+    slots = Slots(order.to(DEVICE, torch.int32), order, ends, torch.zeros_like(ends) if partly else None)
+    with dependent_launches():  # on a Hopper GPU
+        found = few_plain_triton.products(x, weights, slots, gate_up, down, rows, beside, tile, tile)
     for expert, (end, count) in enumerate(zip(ends.tolist(), counts.tolist(), strict=True)):
         some = order[end - count : end].to(DEVICE)
         gates, ups = (x[some].double() @ gate_up[expert].double().t()).chunk(2, dim=-1)

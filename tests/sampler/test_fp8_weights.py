@@ -150,10 +150,10 @@ class Drawn:
         from megatron_ring.model.kernels import few_fp8_triton, few_tokens_triton
 
         split = few_fp8_triton.room_for(self.x, self.narrow[0].parts)
-        order, back, ends = few_tokens_triton.sort_slots(self.experts, 6, split=split)
+        slots = few_tokens_triton.sort_slots(self.experts, 6, split=split)
         up, down = few_tokens_triton.Tile(block, 128, 2, 4), few_tokens_triton.Tile(64, block, 2, 4)
-        y_nh = few_fp8_triton.products(split, self.weights, order, ends, *self.narrow, rows, 2, up, down)
-        return y_nh[back.long()].double()
+        y_nh = few_fp8_triton.products(split, self.weights, slots, *self.narrow, rows, 2, up, down)
+        return y_nh[slots.back.long()].double()
 
 
 @pytest.mark.parametrize("outlier", [None, 300.0])

@@ -30,7 +30,8 @@ def build(kernel, types, warps, stages=3, **constants):
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
     options = {"num_warps": warps, "num_stages": stages, "launch_pdl": early}
     built = compile(source, target=GPUTarget("cuda", 90, 32), options=options)
-    assert built.asm["cubin"] and ("griddepcontrol.wait" in built.asm["ptx"]) == early
+    waits = "griddepcontrol.wait" if "programs" not in kernel.arg_names else "gpu.acquire"
+    assert built.asm["cubin"] and (waits in built.asm["ptx"]) == early
     print(kernel.__name__, built.metadata.shared, len(set(re.findall(r"wgmma\\S+e4m3.e4m3", built.asm["ptx"]))))
 
 numbers = dict.fromkeys(("width", "tiles"), "i32")
@@ -47,8 +48,9 @@ for logits, shift in (("*bf16", 16), ("*fp32", 0)):
 
 def experts(of: str, rows: int, tiles: few.Choices, parts: int) -> None:
     narrow = parts > 0
-    types = dict.fromkeys(("x_ptr", "w_ptr", "out_ptr"), of) | dict.fromkeys(("order_ptr", "ends_ptr"), "*i32")
-    types |= {"weights_ptr": "*fp32"} | dict.fromkeys(("hidden", "width", "columns", "act_columns", "slots"), "i32")
+    types = dict.fromkeys(("x_ptr", "w_ptr", "out_ptr"), of) | dict.fromkeys(("order_ptr", "ends_ptr", "made_ptr"), "*i32")
+    types |= dict.fromkeys(("programs", "hidden", "width", "columns", "act_columns", "slots"), "i32")
+    types |= {"weights_ptr": "*fp32"}
     types |= dict.fromkeys(("x_ptr", "w_ptr", "act_ptr"), "*fp8e4nv") if narrow else {}
     types |= dict.fromkeys(("scales_ptr", "x_scales_ptr", "act_scales_ptr"), "*fp32") if narrow else {}
     ups, downs = tiles[max(rows, min(tiles))]
@@ -56,14 +58,16 @@ def experts(of: str, rows: int, tiles: few.Choices, parts: int) -> None:
     kernels = (fp8._gate_up, fp8._down) if narrow else (plain._few_gate_up, plain._few_down)
     for kernel, tile in [*((kernels[0], up) for up in ups), *((kernels[1], down) for down in downs)]:
         whole = rows if narrow else min(rows, plain.WHOLE)
-        constants = ({"K": 6} if kernel is kernels[0] else {}) | ({"PARTS": parts} if narrow else {"MORE": rows - whole})
+        constants = {"PARTS": parts} if narrow else {"MORE": rows - whole, "PARTLY": True}
+        constants |= {"K": 6} if kernel is kernels[0] else {}
         build(kernel, types, tile.warps, tile.stages, ROWS=whole, TILE=tile.rows, DEPTH=tile.columns, **constants)
 
 for parts, tiles in enumerate((few.WIDE_TILES, few.FP8_ONE_PART_TILES, few.FP8_TILES)):
     for rows in tiles:
         experts("*bf16", rows, tiles, parts)
 experts("*fp32", few.MOST_FP32_ROWS, few.WIDE_TILES, 0)
-types = dict.fromkeys(("order_ptr", "back_ptr", "ends_ptr"), "*i32") | {"experts_ptr": "*i64", "scales_ptr": "*fp32"}
+types = dict.fromkeys(("order_ptr", "back_ptr", "ends_ptr", "made_ptr"), "*i32")
+types |= {"experts_ptr": "*i64", "scales_ptr": "*fp32"}
 types |= dict.fromkeys(("slots", "hidden", "columns"), "i32") | {"x_ptr": "*bf16", "parts_ptr": "*fp8e4nv"}
 for idle in (False, True):
     types |= {"idle_ptr": "*u8" if idle else "*i64"}
@@ -99,7 +103,7 @@ constants = {"GROUP": 4, "ROWS": 16, "D": 128, "WIDTH": 128}
 constants |= {name: getattr(decode_triton, name) for name in ("SPLIT", "BLOCK")}
 for one, page in ((False, 32), (True, 16)):
     types |= {"out_ptr": "*bf16" if one else "*fp32"}
-    how = (decode_triton.WARPS, decode_triton.STAGES)
+    how = (decode_triton.WARPS, decode_triton.STAGES if one else decode_triton.FEW_STAGES)
     build(decode_triton._attend_part, types, *how, ONE=one, TURN=one, PAGE=page, **constants)
     build(decode_triton._attend_part, types, *how, ONE=one, TURN=not one, PAGE=page, **constants)
 for of in ("*bf16", "*fp32"):

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
 

@@ -3,6 +3,10 @@ run, and wait there for its end. Between short kernels that saves the time of a 
 
 Every kernel that takes part begins with `dependent_triton.begin`, before it reads or writes anything. So each kernel runs
 behind all kernels before it, as always. It takes a GPU of compute capability 9 or more.
+
+One waits for less: a program of experts' second product for those of its own expert's first product, which count themselves
+(`tell_made`, `await_made`), not for the last of all experts. So the device is not idle between both. What came before the
+first product has ended then, too.
 """
 
 from __future__ import annotations

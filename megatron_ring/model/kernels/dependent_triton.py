@@ -7,8 +7,25 @@ import triton.language as tl
 
 
 @triton.jit
-def begin(DEPENDENT: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Wait for the end of the kernel before, then let the next one's programs come."""
+def begin(DEPENDENT: tl.constexpr, PARTLY: tl.constexpr = False):  # type: ignore[no-untyped-def]
+    """Wait for the end of the kernel before, then let the next one's programs come. PARTLY: `await_made` will wait."""
     if DEPENDENT:
-        tl.extra.cuda.gdc_wait()
+        if not PARTLY:
+            tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
+
+
+@triton.jit
+def tell_made(made_at):  # type: ignore[no-untyped-def]
+    """Count this program among those whose results can be read."""
+    tl.debug_barrier()  # all threads' results before the count
+    tl.atomic_add(made_at, 1, sem="release", scope="gpu")
+
+
+@triton.jit
+def await_made(made_at, programs):  # type: ignore[no-untyped-def]
+    """Wait until so many programs of the kernel before have told. They all have places on the device, or this program would
+    not have come: they end."""
+    made = tl.atomic_add(made_at, 0, sem="acquire", scope="gpu")
+    while made < programs:
+        made = tl.atomic_add(made_at, 0, sem="acquire", scope="gpu")

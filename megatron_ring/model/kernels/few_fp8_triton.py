@@ -25,11 +25,12 @@ import triton
 import triton.language as tl
 
 from megatron_ring.model.kernels.dependent import launch_options
-from megatron_ring.model.kernels.dependent_triton import begin
+from megatron_ring.model.kernels.dependent_triton import await_made, begin, tell_made
 from megatron_ring.model.kernels.fp8 import E4M3, Fp8Matrix, padded
 
 if TYPE_CHECKING:
     from megatron_ring.model.kernels.few_tokens_triton import Tile
+    from megatron_ring.model.kernels.slots_triton import Slots
 
 BOTH = tl.constexpr(16)  # rows of a program up to which one product takes `high` and `low`
 LOW = tl.constexpr(1 / 16)  # of `low`: e4m3's relative error, so that `low` has the range of `high`
@@ -89,7 +90,7 @@ def _added(sums, part):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _gate_up(  # type: ignore[no-untyped-def]
-    x_ptr, x_scales_ptr, order_ptr, ends_ptr, weights_ptr, w_ptr, scales_ptr, act_ptr, act_scales_ptr,
+    x_ptr, x_scales_ptr, order_ptr, ends_ptr, made_ptr, weights_ptr, w_ptr, scales_ptr, act_ptr, act_scales_ptr,
     columns, width, act_columns, slots,
     K: tl.constexpr, PARTS: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr,
     DEPENDENT: tl.constexpr,
@@ -148,14 +149,16 @@ def _gate_up(  # type: ignore[no-untyped-def]
         if PARTS == 2:
             tl.store(act_at + act_columns, low, mask=real[None, :])
         tl.store(act_scales_ptr + tl.program_id(1) * slots + row, scale, mask=real)
+    if DEPENDENT:
+        tell_made(made_ptr + expert)
 
 
 @triton.jit
 def _down(  # type: ignore[no-untyped-def]
-    act_ptr, act_scales_ptr, ends_ptr, w_ptr, scales_ptr, out_ptr, hidden, width, columns, slots,
+    act_ptr, act_scales_ptr, ends_ptr, made_ptr, w_ptr, scales_ptr, out_ptr, hidden, width, columns, slots, programs,
     PARTS: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
-    begin(DEPENDENT)
+    begin(DEPENDENT, True)
     expert = tl.program_id(2).to(tl.int64)
     end = tl.load(ends_ptr + expert)
     start = tl.load(ends_ptr + expert - 1, mask=expert > 0, other=0) + tl.program_id(0) * ROWS
@@ -163,6 +166,8 @@ def _down(  # type: ignore[no-untyped-def]
     column = tl.arange(0, DEPTH)
     inside = (h < hidden)[:, None]
     w_at = w_ptr + (expert * hidden + h[:, None]) * columns + column[None, :]
+    if DEPENDENT:
+        await_made(made_ptr + expert, tl.where(start < end, programs, 0))
     for first in range(start, end, ROWS * tl.num_programs(0)):
         row = first + tl.arange(0, ROWS)
         real = row < end
@@ -236,27 +241,28 @@ def room_for(x_th: torch.Tensor, count: int = 2) -> Split:
 
 
 def products(
-    split: Split, weights_tk: torch.Tensor, order: torch.Tensor, ends: torch.Tensor, gate_up_e: Fp8Matrix,
-    down_e: Fp8Matrix, rows: int, beside: int, up: Tile, down: Tile,
+    split: Split, weights_tk: torch.Tensor, slots: Slots, gate_up_e: Fp8Matrix, down_e: Fp8Matrix, rows: int, beside: int,
+    up: Tile, down: Tile,
 ) -> torch.Tensor:  # fmt: skip
     """What `few_tokens_triton.sorted_outputs` returns first, of bf16 x, in programs of so many rows. `down` has as many
     columns as `up` has weight rows: these share a scale."""
     x_th, parts, x_scales = split
     num_experts, hidden, width = down_e.shape
-    slots, columns, act_columns = order.numel(), gate_up_e.values.shape[-1], down_e.values.shape[-1]
+    order, _, ends, made = slots
+    n, columns, act_columns = order.numel(), gate_up_e.values.shape[-1], down_e.values.shape[-1]
     blocks = triton.cdiv(width, up.rows)
     count = parts.shape[1]
-    act = torch.empty(slots, count, act_columns, dtype=E4M3, device=x_th.device)
-    act_scales = torch.empty(blocks, slots, dtype=torch.float32, device=x_th.device)
-    y_nh = x_th.new_empty(slots, hidden)
+    act = torch.empty(n, count, act_columns, dtype=E4M3, device=x_th.device)
+    act_scales = torch.empty(blocks, n, dtype=torch.float32, device=x_th.device)
+    y_nh = x_th.new_empty(n, hidden)
     _gate_up[(beside, blocks, num_experts)](
-        parts, x_scales, order, ends, weights_tk, gate_up_e.values, gate_up_e.scales, act, act_scales,
-        columns, width, act_columns, slots, K=weights_tk.shape[1], PARTS=count, ROWS=rows, TILE=up.rows, DEPTH=up.columns,
+        parts, x_scales, order, ends, made, weights_tk, gate_up_e.values, gate_up_e.scales, act, act_scales,
+        columns, width, act_columns, n, K=weights_tk.shape[1], PARTS=count, ROWS=rows, TILE=up.rows, DEPTH=up.columns,
         num_stages=up.stages, num_warps=up.warps, **launch_options(),
     )  # fmt: skip
     _down[(beside, triton.cdiv(hidden, down.rows), num_experts)](
-        act, act_scales, ends, down_e.values, down_e.scales, y_nh, hidden, width, act_columns, slots,
-        PARTS=count, ROWS=rows, TILE=down.rows, DEPTH=up.rows, num_stages=down.stages, num_warps=down.warps,
+        act, act_scales, ends, made, down_e.values, down_e.scales, y_nh, hidden, width, act_columns, n,
+        beside * blocks, PARTS=count, ROWS=rows, TILE=down.rows, DEPTH=up.rows, num_stages=down.stages, num_warps=down.warps,
         **launch_options(),
     )  # fmt: skip
     return y_nh

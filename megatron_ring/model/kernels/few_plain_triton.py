@@ -15,10 +15,11 @@ import triton
 import triton.language as tl
 
 from megatron_ring.model.kernels.dependent import launch_options
-from megatron_ring.model.kernels.dependent_triton import begin
+from megatron_ring.model.kernels.dependent_triton import await_made, begin, tell_made
 
 if TYPE_CHECKING:
     from megatron_ring.model.kernels.few_tokens_triton import Tile
+    from megatron_ring.model.kernels.slots_triton import Slots
 
 WHOLE = 64  # rows of a program, beyond which they are two powers of two
 
@@ -71,9 +72,9 @@ def _gate_up_of(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _few_gate_up(  # type: ignore[no-untyped-def]
-    x_ptr, order_ptr, ends_ptr, weights_ptr, w_ptr, out_ptr, hidden, width,
+    x_ptr, order_ptr, ends_ptr, made_ptr, weights_ptr, w_ptr, out_ptr, hidden, width,
     K: tl.constexpr, ROWS: tl.constexpr, MORE: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr,
-    DEPENDENT: tl.constexpr,
+    PARTLY: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     begin(DEPENDENT)
     expert = tl.program_id(2)
@@ -104,6 +105,8 @@ def _few_gate_up(  # type: ignore[no-untyped-def]
                 x_ptr, order_ptr, weights_ptr, gate_at, up_at, out_ptr, f, first, end, hidden, width, K, ROWS,
                 0, DEPTH,
             )  # fmt: skip
+    if DEPENDENT and PARTLY:
+        tell_made(made_ptr + expert)
 
 
 @triton.jit
@@ -138,15 +141,18 @@ def _down_of(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _few_down(  # type: ignore[no-untyped-def]
-    x_ptr, ends_ptr, w_ptr, out_ptr, hidden, width,
-    ROWS: tl.constexpr, MORE: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr, DEPENDENT: tl.constexpr,
+    x_ptr, ends_ptr, made_ptr, w_ptr, out_ptr, hidden, width, programs,
+    ROWS: tl.constexpr, MORE: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr,
+    PARTLY: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
-    begin(DEPENDENT)
+    begin(DEPENDENT, PARTLY)
     expert = tl.program_id(2)
     end = tl.load(ends_ptr + expert)
     start = tl.load(ends_ptr + expert - 1, mask=expert > 0, other=0) + tl.program_id(0) * (ROWS + MORE)
     h = tl.program_id(1) * TILE + tl.arange(0, TILE)
     w_at = w_ptr + (expert.to(tl.int64) * hidden + h[:, None]) * width + tl.arange(0, DEPTH)[None, :]
+    if DEPENDENT and PARTLY:
+        await_made(made_ptr + expert, tl.where(start < end, programs, 0))
     for first in range(start, end, (ROWS + MORE) * tl.num_programs(0)):
         left = end - first
         if MORE > ROWS // 2 and left > ROWS + ROWS // 2:
@@ -160,21 +166,23 @@ def _few_down(  # type: ignore[no-untyped-def]
 
 
 def products(
-    x_th: torch.Tensor, weights_tk: torch.Tensor, order: torch.Tensor, ends: torch.Tensor, gate_up_e: torch.Tensor,
-    down_e: torch.Tensor, rows: int, beside: int, up: Tile, down: Tile,
+    x_th: torch.Tensor, weights_tk: torch.Tensor, slots: Slots, gate_up_e: torch.Tensor, down_e: torch.Tensor, rows: int,
+    beside: int, up: Tile, down: Tile,
 ) -> torch.Tensor:  # fmt: skip
     """What `few_tokens_triton.sorted_outputs` returns first, of slots that `sort_slots` has sorted, in programs of so many
     rows: a power of two up to `WHOLE`, or `WHOLE` and half or all of it more."""
     num_experts, hidden, width = down_e.shape
+    order, ends = slots.order, slots.ends
     act_nf, y_nh = x_th.new_empty(order.numel(), width), x_th.new_empty(order.numel(), hidden)
-    whole = min(rows, WHOLE)
-    sizes = {"ROWS": whole, "MORE": rows - whole}
-    _few_gate_up[(beside, triton.cdiv(width, up.rows), num_experts)](
-        x_th, order, ends, weights_tk, gate_up_e, act_nf, hidden, width, K=weights_tk.shape[1], TILE=up.rows,
+    whole, tiles = min(rows, WHOLE), triton.cdiv(width, up.rows)
+    made, partly = (ends, False) if slots.made is None else (slots.made, True)
+    sizes = {"ROWS": whole, "MORE": rows - whole, "PARTLY": partly}
+    _few_gate_up[(beside, tiles, num_experts)](
+        x_th, order, ends, made, weights_tk, gate_up_e, act_nf, hidden, width, K=weights_tk.shape[1], TILE=up.rows,
         DEPTH=up.columns, num_stages=up.stages, num_warps=up.warps, **sizes, **launch_options(),
     )  # fmt: skip
     _few_down[(beside, triton.cdiv(hidden, down.rows), num_experts)](
-        act_nf, ends, down_e, y_nh, hidden, width, TILE=down.rows, DEPTH=down.columns, num_stages=down.stages,
-        num_warps=down.warps, **sizes, **launch_options(),
+        act_nf, ends, made, down_e, y_nh, hidden, width, beside * tiles, TILE=down.rows, DEPTH=down.columns,
+        num_stages=down.stages, num_warps=down.warps, **sizes, **launch_options(),
     )  # fmt: skip
     return y_nh

@@ -21,7 +21,7 @@ import triton
 from megatron_ring.config.checks import require
 from megatron_ring.model.kernels import few_fp8_triton, few_plain_triton
 from megatron_ring.model.kernels.fp8 import Fp8Matrix, Weight, widened
-from megatron_ring.model.kernels.slots_triton import sort_slots
+from megatron_ring.model.kernels.slots_triton import Slots, sort_slots
 
 MOST_SLOTS = 1 << 17  # that one program sorts
 MOST_ROWS = 128  # of an expert, that a program has in registers
@@ -101,15 +101,15 @@ def sorted_outputs(
     num_experts, hidden, width = down_e.shape
     narrow = isinstance(down_e, Fp8Matrix) and x_th.dtype is torch.bfloat16
     split = few_fp8_triton.room_for(x_th, down_e.parts) if isinstance(down_e, Fp8Matrix) and narrow else None
-    order, back, ends = sort_slots(experts_tk, num_experts, idle_t, split)
+    slots = sort_slots(experts_tk, num_experts, idle_t, split)
     most = MOST_FP32_ROWS if x_th.itemsize == 4 else MOST_FP8_ROWS if narrow else MOST_ROWS
-    rows, beside = program_rows(share * order.numel() / num_experts, most, narrow)
+    rows, beside = program_rows(share * slots.order.numel() / num_experts, most, narrow)
     up, down = tiles or usual_tiles(rows, num_experts, hidden, width, 0 if split is None else split.parts.shape[1])
     if split is not None and isinstance(gate_up_e, Fp8Matrix) and isinstance(down_e, Fp8Matrix):
-        given = (split, weights_tk, order, ends, gate_up_e, down_e, rows, beside, up, down)
-        return few_fp8_triton.products(*given), back
+        given = (split, weights_tk, slots, gate_up_e, down_e, rows, beside, up, down)
+        return few_fp8_triton.products(*given), slots.back
     gate_up_e, down_e = widened(gate_up_e, x_th.dtype), widened(down_e, x_th.dtype)
-    return few_plain_triton.products(x_th, weights_tk, order, ends, gate_up_e, down_e, rows, beside, up, down), back
+    return few_plain_triton.products(x_th, weights_tk, slots, gate_up_e, down_e, rows, beside, up, down), slots.back
 
 
 def one_expert(x_th: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
@@ -119,16 +119,17 @@ def one_expert(x_th: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor) ->
     tokens = x_th.shape[0]
     rows = max(16, min(MOST_ROWS, triton.next_power_of_2(tokens)))
     up, down_tile = SHARED_TILES[rows > 64]
-    weights, order, ends = _every(tokens, x_th.device)
+    weights, slots = _every(tokens, x_th.device)
     programs = (rows, triton.cdiv(tokens, rows), up, down_tile)
-    return few_plain_triton.products(x_th, weights, order, ends, gate_up[None], down[None], *programs)
+    return few_plain_triton.products(x_th, weights, slots, gate_up[None], down[None], *programs)
 
 
 @cache
-def _every(tokens: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The weights, order and end of tokens that all go to one expert. Kept: a graph reads them again."""
+def _every(tokens: int, device: torch.device) -> tuple[torch.Tensor, Slots]:
+    """The weights and slots of tokens that all go to one expert. Kept: a graph reads them again."""
     order = torch.arange(tokens, dtype=torch.int32, device=device)
-    return torch.ones(tokens, 1, device=device), order, torch.full((1,), tokens, dtype=torch.int32, device=device)
+    ends = torch.full((1,), tokens, dtype=torch.int32, device=device)
+    return torch.ones(tokens, 1, device=device), Slots(order, order[:, None], ends, None)
 
 
 def program_rows(mean: float, most: int = MOST_ROWS, narrow: bool = False) -> tuple[int, int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -13,7 +15,7 @@ from megatron_ring.model.kernels.few_fp8_triton import Split, split_row
 
 @triton.jit
 def _sort_slots(  # type: ignore[no-untyped-def]
-    experts_ptr, idle_ptr, order_ptr, back_ptr, ends_ptr, x_ptr, parts_ptr, scales_ptr, slots, hidden, columns,
+    experts_ptr, idle_ptr, order_ptr, back_ptr, ends_ptr, made_ptr, x_ptr, parts_ptr, scales_ptr, slots, hidden, columns,
     E: tl.constexpr, K: tl.constexpr, IDLE: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr, ROW: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):  # fmt: skip
@@ -33,19 +35,30 @@ def _sort_slots(  # type: ignore[no-untyped-def]
     tl.store(order_ptr + place, slot, mask=here)
     tl.store(back_ptr + slot, place, mask=here)
     tl.store(ends_ptr + expert, before + tl.sum(here.to(tl.int32), 0))
+    tl.store(made_ptr + expert, 0)
     if expert == 0:  # slots of experts that are not here, and of idle tokens
         tl.store(back_ptr + slot, -1, mask=(slot < slots) & ((chosen < 0) | (chosen >= E)))
 
 
+class Slots(NamedTuple):
+    """int32: the slot at each sorted place [N]; the place of each slot [T, k], -1 where it has none; where an expert's rows
+    end [E]; and zeros [E], to count an expert's programs of the first product (None: the second waits for all)."""
+
+    order: torch.Tensor
+    back: torch.Tensor
+    ends: torch.Tensor
+    made: torch.Tensor | None
+
+
 def sort_slots(
     experts_tk: torch.Tensor, num_experts: int, idle_t: torch.Tensor | None = None, split: Split | None = None
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Of experts int64 [T, k], stable: int32 slot at each sorted place [N], place of each slot [T, k] (-1 for an expert that
-    is none of 0..E-1, and of tokens that are idle, bool [T]), and where each expert's rows end [E]. `split` is filled."""
+) -> Slots:
+    """Stable, of experts int64 [T, k]. No place have slots of an expert that is none of 0..E-1, and of tokens that are idle,
+    bool [T]. `split` is filled."""
     slots, device = experts_tk.numel(), experts_tk.device
     order = torch.empty(slots, dtype=torch.int32, device=device)
     back = torch.empty(experts_tk.shape, dtype=torch.int32, device=device)
-    ends = torch.empty(num_experts, dtype=torch.int32, device=device)
+    ends, made = torch.empty(2, num_experts, dtype=torch.int32, device=device).unbind()
     block = triton.next_power_of_2(slots)  # that each program looks through: 4 warps took 74 us for 16,384
     warps = max(4, min(32, block // 512))
     idle = experts_tk if idle_t is None else idle_t.view(torch.uint8)
@@ -53,8 +66,8 @@ def sort_slots(
     programs = num_experts if split is None else num_experts + x.shape[0]
     columns = parts.shape[-1]
     _sort_slots[(programs,)](
-        experts_tk, idle, order, back, ends, x, parts, scales, slots, x.shape[1], columns, E=num_experts,
+        experts_tk, idle, order, back, ends, made, x, parts, scales, slots, x.shape[1], columns, E=num_experts,
         K=experts_tk.shape[1], IDLE=idle_t is not None, BLOCK=block, PARTS=0 if split is None else parts.shape[1],
         ROW=triton.next_power_of_2(columns), num_warps=warps, **launch_options(),
     )  # fmt: skip
-    return order, back, ends
+    return Slots(order, back, ends, made)
