@@ -150,7 +150,10 @@ class Layer:
         self.read = sum(weight.nbytes for weight in (self.gate_up, self.down)) * some / self.experts
         most = few.MOST_FP8_ROWS if self.narrow else few.MOST_ROWS
         rows, _ = few.program_rows(self.mean, most, self.narrow)
-        self.used = Way(rows, *few.usual_tiles(rows, self.experts, hidden, width, self.parts if self.narrow else 0))
+        self.used = Way(
+            rows,
+            *few.usual_tiles(rows, self.experts, hidden, width, self.parts if self.narrow else 0, 1 if self.narrow else 2),
+        )
 
     def run(self, way: Way) -> torch.Tensor:
         from megatron_ring.model.kernels import few_fp8_triton, few_plain_triton

@@ -28,6 +28,15 @@ def capability(device: torch.device) -> int | None:
     return torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else None
 
 
+@cache
+def program_memory(device: torch.device) -> int | None:
+    """Bytes of shared memory that a program (CUDA's thread block) of a GPU can have; None of a CPU."""
+    if device.type != "cuda":
+        return None
+    properties: Any = torch.cuda.get_device_properties(device)
+    return getattr(properties, "shared_memory_per_block_optin", properties.shared_memory_per_block)
+
+
 def is_hopper(device: torch.device) -> bool:
     """Whether it is a GPU of compute capability 9."""
     return capability(device) == 9

@@ -87,16 +87,24 @@ def test_programs_have_room_for_half_as_many_rows_again(mean: float, rows: int, 
 def test_few_experts_get_narrower_tiles() -> None:
     tiles = few_tokens_triton.usual_tiles
     assert [tiles(128, experts, 2048, 1408, 0)[1].rows for experts in (64, 16, 9, 2)] == [128, 128, 128, 64]
+    assert [tiles(128, experts, 2048, 1408, 0)[0].rows for experts in (64, 12, 11, 2)] == [128, 128, 64, 64]
     assert [tiles(16, experts, 2048, 1408, 2)[0].rows for experts in (64, 12, 11, 1)] == [128, 128, 64, 64]
     assert [tiles(96, experts, 2048, 1408, 0)[1].rows for experts in (64, 16, 9, 2)] == [256, 128, 128, 64]
-    for parts, most in ((0, 128), (1, 64), (2, 64)):
-        for rows in filter(lambda rows: rows <= most, (16, 32, 64, 96, 128)):
-            for experts in (64, 16, 1):
-                for matrices, tile in zip((2, 1), tiles(rows, experts, 2048, 1408, parts), strict=True):
-                    weights, bytes_of_token = matrices * tile.rows * (1 if parts else 2), parts or 2
-                    assert (
-                        tile.stages * tile.columns * (weights + bytes_of_token * rows) <= (227 if parts else 163) << 10
-                    )  # of an H100, of an A100
+
+
+@pytest.mark.parametrize("experts", [64, 16, 1])
+@pytest.mark.parametrize(
+    ("parts", "rows", "room"),  # kB of a program, of an RTX 4090, an A100 and an H100
+    [*((0, rows, room) for rows in (16, 32, 64, 96, 128) for room in (99, 163, 227)),
+     *((parts, rows, 227) for parts in (1, 2) for rows in (16, 32, 64))],
+)  # fmt: skip
+def test_tiles_have_room(parts: int, rows: int, room: int, experts: int) -> None:
+    itemsize = 1 if parts else 2
+    chosen = few_tokens_triton.usual_tiles(rows, experts, 2048, 1408, parts, itemsize, room << 10)
+    for matrices, tile in zip((2, 1), chosen, strict=True):
+        held = itemsize * (matrices * tile.rows + max(1, parts) * rows)
+        assert tile.stages * tile.columns * held <= room << 10
+    assert room < 227 or chosen == few_tokens_triton.usual_tiles(rows, experts, 2048, 1408, parts, itemsize)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16] if CUDA else [torch.float32])

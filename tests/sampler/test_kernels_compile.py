@@ -32,7 +32,9 @@ def build(kernel, types, warps, stages=3, **constants):
     built = compile(source, target=GPUTarget("cuda", 90, 32), options=options)
     waits = "griddepcontrol.wait" if "programs" not in kernel.arg_names else "gpu.acquire"
     assert built.asm["cubin"] and (waits in built.asm["ptx"]) == early
-    print(kernel.__name__, built.metadata.shared, len(set(re.findall(r"wgmma\\S+e4m3.e4m3", built.asm["ptx"]))))
+    shared = built.metadata.shared
+    print(kernel.__name__, shared, len(set(re.findall(r"wgmma\\S+e4m3.e4m3", built.asm["ptx"]))))
+    return shared
 
 numbers = dict.fromkeys(("width", "tiles"), "i32")
 settings = ("inverse_temperature", "top_k", "top_p", "below_highest", "greedy")
@@ -60,7 +62,9 @@ def experts(of: str, rows: int, tiles: few.Choices, parts: int) -> None:
         whole = rows if narrow else min(rows, plain.WHOLE)
         constants = {"PARTS": parts} if narrow else {"MORE": rows - whole, "PARTLY": True}
         constants |= {"K": 6} if kernel is kernels[0] else {}
-        build(kernel, types, tile.warps, tile.stages, ROWS=whole, TILE=tile.rows, DEPTH=tile.columns, **constants)
+        taken = build(kernel, types, tile.warps, tile.stages, ROWS=whole, TILE=tile.rows, DEPTH=tile.columns, **constants)
+        held = (2 - kernels.index(kernel)) * tile.rows + max(1, parts) * rows  # as `usual_tiles` counts
+        assert taken <= tile.stages * tile.columns * held * {"*bf16": 2, "*fp32": 4}.get(of if not narrow else "", 1)
 
 for parts, tiles in enumerate((few.WIDE_TILES, few.FP8_ONE_PART_TILES, few.FP8_TILES)):
     for rows in tiles:
@@ -114,19 +118,17 @@ for of in ("*bf16", "*fp32"):
     build(rope_triton._rope_split, types, 4, GROUPS=4, QUERIES=4, HALF=64, **constants)
 """
 HOPPER_SHARED = 227 * 1024  # bytes of a multiprocessor that programs can have
-A100_SHARED = 163 * 1024  # and of one program
 
 
 @pytest.mark.slow
 def test_decoding_compiles_for_hopper() -> None:
-    """The experts' kernels in every tile that can be chosen. Those for bf16 fit an A100, too, where they take less.
-    Those for FP8 multiply in FP8."""
+    """The experts' kernels in every tile that can be chosen, in the shared memory that is counted for it. Those for FP8
+    multiply in FP8."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stderr
     built = [(line.split()[0], *map(int, line.split()[1:])) for line in done.stdout.splitlines()]
     assert all(shared <= HOPPER_SHARED for _, shared, _ in built)
-    wide = [shared for name, shared, _ in built if name.startswith("_few")]
-    assert len(wide) == 16 and all(shared <= A100_SHARED for shared in wide)
+    assert sum(name.startswith("_few") for name, *_ in built) == 19
     narrow = [products for name, _, products in built if name in ("_gate_up", "_down")]
-    assert len(narrow) == 30 and all(narrow) and len(built) == 79
+    assert len(narrow) == 30 and all(narrow) and len(built) == 82

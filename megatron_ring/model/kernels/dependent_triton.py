@@ -16,16 +16,18 @@ def begin(DEPENDENT: tl.constexpr, PARTLY: tl.constexpr = False):  # type: ignor
 
 
 @triton.jit
-def tell_made(made_at):  # type: ignore[no-untyped-def]
+def tell_made(made_at, PARTLY: tl.constexpr):  # type: ignore[no-untyped-def]
     """Count this program among those whose results can be read."""
-    tl.debug_barrier()  # all threads' results before the count
-    tl.atomic_add(made_at, 1, sem="release", scope="gpu")
+    if PARTLY:
+        tl.debug_barrier()  # all threads' results before the count
+        tl.atomic_add(made_at, 1, sem="release", scope="gpu")
 
 
 @triton.jit
-def await_made(made_at, programs):  # type: ignore[no-untyped-def]
+def await_made(made_at, programs, PARTLY: tl.constexpr):  # type: ignore[no-untyped-def]
     """Wait until so many programs of the kernel before have told. They all have places on the device, or this program would
     not have come: they end."""
-    made = tl.atomic_add(made_at, 0, sem="acquire", scope="gpu")
-    while made < programs:
+    if PARTLY:
         made = tl.atomic_add(made_at, 0, sem="acquire", scope="gpu")
+        while made < programs:
+            made = tl.atomic_add(made_at, 0, sem="acquire", scope="gpu")

@@ -91,9 +91,8 @@ def _added(sums, part):  # type: ignore[no-untyped-def]
 @triton.jit
 def _gate_up(  # type: ignore[no-untyped-def]
     x_ptr, x_scales_ptr, order_ptr, ends_ptr, made_ptr, weights_ptr, w_ptr, scales_ptr, act_ptr, act_scales_ptr,
-    columns, width, act_columns, slots,
-    K: tl.constexpr, PARTS: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr,
-    DEPENDENT: tl.constexpr,
+    columns, width, act_columns, slots, K: tl.constexpr, PARTS: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr,
+    DEPTH: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     begin(DEPENDENT)
     expert = tl.program_id(2).to(tl.int64)
@@ -149,8 +148,7 @@ def _gate_up(  # type: ignore[no-untyped-def]
         if PARTS == 2:
             tl.store(act_at + act_columns, low, mask=real[None, :])
         tl.store(act_scales_ptr + tl.program_id(1) * slots + row, scale, mask=real)
-    if DEPENDENT:
-        tell_made(made_ptr + expert)
+    tell_made(made_ptr + expert, DEPENDENT)
 
 
 @triton.jit
@@ -166,8 +164,7 @@ def _down(  # type: ignore[no-untyped-def]
     column = tl.arange(0, DEPTH)
     inside = (h < hidden)[:, None]
     w_at = w_ptr + (expert * hidden + h[:, None]) * columns + column[None, :]
-    if DEPENDENT:
-        await_made(made_ptr + expert, tl.where(start < end, programs, 0))
+    await_made(made_ptr + expert, tl.where(start < end, programs, 0), DEPENDENT)
     for first in range(start, end, ROWS * tl.num_programs(0)):
         row = first + tl.arange(0, ROWS)
         real = row < end

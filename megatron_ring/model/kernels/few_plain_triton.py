@@ -105,8 +105,7 @@ def _few_gate_up(  # type: ignore[no-untyped-def]
                 x_ptr, order_ptr, weights_ptr, gate_at, up_at, out_ptr, f, first, end, hidden, width, K, ROWS,
                 0, DEPTH,
             )  # fmt: skip
-    if DEPENDENT and PARTLY:
-        tell_made(made_ptr + expert)
+    tell_made(made_ptr + expert, DEPENDENT and PARTLY)
 
 
 @triton.jit
@@ -151,8 +150,7 @@ def _few_down(  # type: ignore[no-untyped-def]
     start = tl.load(ends_ptr + expert - 1, mask=expert > 0, other=0) + tl.program_id(0) * (ROWS + MORE)
     h = tl.program_id(1) * TILE + tl.arange(0, TILE)
     w_at = w_ptr + (expert.to(tl.int64) * hidden + h[:, None]) * width + tl.arange(0, DEPTH)[None, :]
-    if DEPENDENT and PARTLY:
-        await_made(made_ptr + expert, tl.where(start < end, programs, 0))
+    await_made(made_ptr + expert, tl.where(start < end, programs, 0), DEPENDENT and PARTLY)
     for first in range(start, end, (ROWS + MORE) * tl.num_programs(0)):
         left = end - first
         if MORE > ROWS // 2 and left > ROWS + ROWS // 2:

@@ -22,6 +22,7 @@ from megatron_ring.config.checks import require
 from megatron_ring.model.kernels import few_fp8_triton, few_plain_triton
 from megatron_ring.model.kernels.fp8 import Fp8Matrix, Weight, widened
 from megatron_ring.model.kernels.slots_triton import Slots, sort_slots
+from megatron_ring.parallel.device import program_memory
 
 MOST_SLOTS = 1 << 17  # that one program sorts
 MOST_ROWS = 128  # of an expert, that a program has in registers
@@ -46,21 +47,25 @@ class Tile(NamedTuple):
 
 NARROW_DOWN = Tile(64, 64, 4, 4)
 # By the rows of a program (the first: or fewer): the tiles of the first product and of the second, the widest first. Where
-# one makes too few programs for a device of this many multiprocessors, the next is taken:
+# one has no room in shared memory, or makes too few programs for a device of this many multiprocessors, the next is taken:
 MULTIPROCESSORS = 132
 Choices = dict[int, tuple[tuple[Tile, ...], tuple[Tile, ...]]]
-# The best, or within 1 % of it, on an H200 (64 experts, 6 a token, hidden 2048, width 1408). Microseconds of both products:
-# 256 tokens, 32 rows 274; 512 tokens, 64 rows 296; 640, 768 and 896 tokens, 96 rows 317, 325, 349; 1,024 tokens, 128 rows
-# 376. Reading takes 252. None takes more shared memory than an A100 has for a program, 163 kB.
+# The best, or within 1 % of it, on an H200 (64 experts, 6 a token, hidden 2048, width 1408). Microseconds of both products,
+# with the sorting: 64, 128 and 256 tokens, 32 rows 255, 259, 263; 512 tokens, 64 rows 280; 640, 768 and 896 tokens, 96 rows
+# 293, 304, 326; 1,024 tokens, 128 rows 348. Reading takes 252. Where the first of several takes more than the 163 kB of an
+# A100, the next takes 1 % longer.
 WIDE_TILES: Choices = {
     32: ((Tile(64, 64, 3, 4),), (Tile(128, 64, 3, 8), NARROW_DOWN)),
     64: ((Tile(64, 64, 4, 4),), (Tile(128, 64, 4, 8), NARROW_DOWN)),
-    96: ((Tile(64, 64, 4, 4),), (Tile(256, 64, 3, 8), Tile(128, 64, 4, 8), NARROW_DOWN)),
-    128: ((Tile(64, 64, 3, 4),), (Tile(128, 64, 3, 4), NARROW_DOWN)),
+    96: (
+        (Tile(64, 64, 4, 4), Tile(64, 64, 3, 4)),
+        (Tile(256, 64, 4, 8), Tile(256, 64, 3, 8), Tile(128, 64, 4, 8), NARROW_DOWN),
+    ),
+    128: ((Tile(128, 64, 4, 8), Tile(64, 64, 3, 4)), (Tile(128, 64, 3, 4), NARROW_DOWN)),
 }
 # Of shared experts, for up to 64 tokens and for more.
 SHARED_TILES = ((Tile(32, 128, 3, 4), Tile(32, 128, 4, 4)), (Tile(64, 64, 3, 4), Tile(64, 64, 4, 4)))
-MOST_SHARED = 128  # tokens; of more a library's products are as fast
+MOST_SHARED = 256  # tokens; of more a library's products are as fast
 # In FP8 the second product takes as many columns at a time as the first has weight rows. The best such pairs of those
 # tried, microseconds of both products, same machine and shape: 32 tokens, 16 rows 132; 128 tokens, 16 rows 145; 256 tokens,
 # 32 rows 189 (16 rows: 212, 64 rows: 209); 512 tokens, 64 rows 215; 1,024 tokens, 64 rows 361 (128 rows: 413). Of fewer
@@ -104,7 +109,8 @@ def sorted_outputs(
     slots = sort_slots(experts_tk, num_experts, idle_t, split)
     most = MOST_FP32_ROWS if x_th.itemsize == 4 else MOST_FP8_ROWS if narrow else MOST_ROWS
     rows, beside = program_rows(share * slots.order.numel() / num_experts, most, narrow)
-    up, down = tiles or usual_tiles(rows, num_experts, hidden, width, 0 if split is None else split.parts.shape[1])
+    sizes = (0, x_th.itemsize) if split is None else (split.parts.shape[1], 1)
+    up, down = tiles or usual_tiles(rows, num_experts, hidden, width, *sizes, program_memory(x_th.device))
     if split is not None and isinstance(gate_up_e, Fp8Matrix) and isinstance(down_e, Fp8Matrix):
         given = (split, weights_tk, slots, gate_up_e, down_e, rows, beside, up, down)
         return few_fp8_triton.products(*given), slots.back
@@ -143,14 +149,22 @@ def program_rows(mean: float, most: int = MOST_ROWS, narrow: bool = False) -> tu
     return rows, triton.cdiv(math.ceil(1.5 * mean), rows)
 
 
-def usual_tiles(rows: int, num_experts: int, hidden: int, width: int, parts: int) -> tuple[Tile, Tile]:
-    """Of the two products in programs of so many rows, with weights as the tokens are (0) or in FP8 (`parts` of a token)."""
+def usual_tiles(
+    rows: int, num_experts: int, hidden: int, width: int, parts: int, itemsize: int = 2, room: int | None = None
+) -> tuple[Tile, Tile]:
+    """Of the two products in programs of so many rows, with weights as the tokens are (0) or in FP8 (`parts` of a token), of
+    `itemsize` bytes, on a device whose programs have `room` bytes of shared memory (None: any)."""
 
-    def first_enough(tiles: tuple[Tile, ...], size: int) -> Tile:
-        enough = (tile for tile in tiles if triton.cdiv(size, tile.rows) * num_experts >= MULTIPROCESSORS)
-        return next(enough, tiles[-1])
+    def first(tiles: tuple[Tile, ...], size: int, matrices: int) -> Tile:
+        def fits(tile: Tile) -> bool:
+            at_a_time = itemsize * tile.columns * (matrices * tile.rows + max(1, parts) * rows)
+            return room is None or tile.stages * at_a_time <= room
+
+        fitting = [tile for tile in tiles if fits(tile)] or [tiles[-1]]
+        enough = (tile for tile in fitting if triton.cdiv(size, tile.rows) * num_experts >= MULTIPROCESSORS)
+        return next(enough, fitting[-1])
 
     choices = (WIDE_TILES, FP8_ONE_PART_TILES, FP8_TILES)[parts]
     ups, downs = choices[max(min(choices), rows)]
-    up, down = first_enough(ups, width), first_enough(downs, hidden)
-    return up, down._replace(columns=up.rows) if parts else down
+    up = first(ups, width, 2)
+    return up, first(tuple(down._replace(columns=up.rows) for down in downs) if parts else downs, hidden, 1)
