@@ -13,13 +13,15 @@ import triton.language as tl
 
 from megatron_ring.model.kernels.dependent import launch_options
 from megatron_ring.model.kernels.dependent_triton import begin
+from megatron_ring.parallel.device import program_memory
 
 SPLIT = 512  # positions of a part
 BLOCK = 32  # positions taken at a time: no more than a page has, as a rule
 # Where pages lie is read ahead of what is in them, by half of the stages: two are one pair of blocks of keys and values on
-# their way in a program, of which a multiprocessor has five. Few programs take two pairs each.
+# their way in a program, of which a multiprocessor has five. Few programs take two pairs each, where they have room.
 STAGES, FEW_STAGES, WARPS = 2, 5, 2
 FEW_PROGRAMS = 264  # two for each multiprocessor of an H100
+OTHERS = 2048  # bytes of shared memory that a program may have beside blocks on their way, queries and weights
 JOINED = 4  # parts of a head that are joined at a time, however many there are: for others products are rounded otherwise
 MATRIX_ROWS = 16  # the fewest rows that tensor cores take
 
@@ -227,6 +229,14 @@ def turn_and_attend(
     return _attend(qkv_ngpd, qkv_ngpd.shape[2] - 2, keys, values, block_table, lengths, longest, (*rope, slots))
 
 
+def stages_of(programs: int, rows: int, width: int, itemsize: int, room: int | None) -> int:
+    """Of so many programs, each with `rows` queries of `width` columns, of `itemsize` bytes, on a device whose programs have
+    `room` bytes of shared memory (None: any)."""
+    blocks, queries = FEW_STAGES // 2 * 4 * BLOCK * width, rows * (width + 2 * BLOCK)
+    held = itemsize * (blocks + queries) + OTHERS
+    return FEW_STAGES if programs <= FEW_PROGRAMS and (room is None or held <= room) else STAGES
+
+
 def _attend(
     q_ngqd: torch.Tensor, group: int, keys: torch.Tensor, values: torch.Tensor, block_table: torch.Tensor,
     lengths: torch.Tensor, longest: int, turn: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None,
@@ -241,12 +251,13 @@ def _attend(
         lse_nhs = torch.empty(n, heads, parts, dtype=torch.float32, device=out.device)
     cos, sin, slots = turn or (out, out, out)
     log2_e = 1.4426950408889634
-    stages = FEW_STAGES if kv_heads * n * parts <= FEW_PROGRAMS else STAGES
+    rows = max(MATRIX_ROWS, triton.next_power_of_2(group))
+    stages = stages_of(kv_heads * n * parts, rows, width, q_ngqd.itemsize, program_memory(out.device))
     # Only the first number of a grid may be above 65,535.
     _attend_part[(kv_heads * n, parts)](
         q_ngqd, keys, values, block_table, lengths, part_nhsd, lse_nhs, cos, sin, slots, d**-0.5 * log2_e,
         *q_ngqd.stride()[:3], *keys.stride()[:3], *values.stride()[:3], block_table.stride(0), cos.stride(0), heads, parts,
-        GROUP=group, ROWS=max(MATRIX_ROWS, triton.next_power_of_2(group)), D=d, WIDTH=width, PAGE=page_size, SPLIT=SPLIT,
+        GROUP=group, ROWS=rows, D=d, WIDTH=width, PAGE=page_size, SPLIT=SPLIT,
         BLOCK=BLOCK, ONE=parts == 1, TURN=turn is not None, num_stages=stages, num_warps=WARPS, **launch_options(),
     )  # fmt: skip
     if parts > 1:

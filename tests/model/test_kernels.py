@@ -197,6 +197,17 @@ def test_router_of_few_tokens(tokens: int, hidden: int, experts: int, k: int, dt
     assert torch.equal(weights, wanted_weights)
 
 
+@pytest.mark.parametrize("experts", [4, 60, 300])  # a program multiplies 128 columns of 4 at a time, 16 of 300
+def test_both_routers_add_up_the_same_parts(experts: int) -> None:
+    """Sums that are exact but for their order: 2^24 + 2 where 256 columns are added up first, 2^24 where all go in turn."""
+    x, weight = torch.zeros(20, 700, device=DEVICE), torch.ones(experts, 700, device=DEVICE)
+    x[:, 0], x[:, [260, 500]] = 2.0**24, 1.0
+    if CUDA:
+        x, weight = x.bfloat16(), weight.bfloat16()
+    for found in (router_triton.logits(x, weight), router_triton.few(x, weight, 2)[2]):
+        assert (found == 2**24 + 2).all()
+
+
 @pytest.mark.parametrize("split", [None, torch.bfloat16])
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize(("tokens", "experts", "k"), [(1, 4, 1), (50, 8, 2), (33, 60, 6), (40, 64, 1)])

@@ -162,3 +162,12 @@ def test_reading_further_ahead_changes_no_bit(longest: int, monkeypatch: pytest.
     few = decode_triton.attend_decode(q, pages, pages, table, lengths, longest)
     monkeypatch.setattr(decode_triton, "FEW_PROGRAMS", 0)
     assert torch.equal(few, decode_triton.attend_decode(q, pages, pages, table, lengths, longest))
+
+
+def test_few_programs_read_further_ahead_where_there_is_room() -> None:
+    """Room for a program of an RTX 4090, an A100 and an H100."""
+    for width, itemsize, wanted in ((128, 2, "yyy"), (256, 2, "nyy"), (128, 4, "nyy"), (256, 4, "nnn")):
+        found = [decode_triton.stages_of(264, 16, width, itemsize, room << 10) for room in (99, 163, 227)]
+        assert found == [decode_triton.FEW_STAGES if letter == "y" else decode_triton.STAGES for letter in wanted]
+    assert decode_triton.stages_of(264, 16, 256, 4, None) == decode_triton.FEW_STAGES
+    assert decode_triton.stages_of(265, 16, 128, 2, None) == decode_triton.STAGES

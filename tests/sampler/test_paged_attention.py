@@ -49,8 +49,9 @@ SHAPES = [
     ([5, 1, 3], 1, 6, 2, 16),
     ([70, 64, 65], 32, 4, 4, 24),
     ([100], 128, 16, 1, 64),
+    ([130, 96, 47], 48, 4, 2, 32),  # no whole number of blocks in a page
 ]
-LONG = ([513, 512, 1, 1100], 32, 4, 1, 16)
+LONG = [([513, 512, 1, 1100], 32, 4, 1, 16), ([2049, 4200], 128, 2, 1, 8)]  # parts of 512, joined four at a time
 
 
 def check_decode(
@@ -67,7 +68,7 @@ def check_decode(
         assert (out[row] - wanted).abs().max() < tolerance
 
 
-@pytest.mark.parametrize("shape", [*SHAPES, LONG])
+@pytest.mark.parametrize("shape", [*SHAPES, *LONG])
 def test_decoding(shape: tuple) -> None:
     from megatron_ring.sampler.attention import DecodeAttention
 
@@ -85,7 +86,7 @@ def attend_decode() -> Callable[..., torch.Tensor]:
     return decode_triton.attend_decode
 
 
-@pytest.mark.parametrize("shape", [*SHAPES, LONG])
+@pytest.mark.parametrize("shape", [*SHAPES, *LONG])
 def test_the_kernel_decodes(attend_decode: Callable[..., torch.Tensor], shape: tuple) -> None:
     check_decode(attend_decode, shape, torch.float32, 1e-5, DEVICE)
     check_decode(attend_decode, shape, torch.float16, 3e-3, DEVICE)

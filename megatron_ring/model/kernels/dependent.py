@@ -6,7 +6,8 @@ behind all kernels before it, as always. It takes a GPU of compute capability 9 
 
 One waits for less: a program of experts' second product for those of its own expert's first product, which count themselves
 (`tell_made`, `await_made`), not for the last of all experts. So the device is not idle between both. What came before the
-first product has ended then, too.
+first product has ended then, too. The kernel as a whole still ends behind the first product (`end_behind`): a kernel waits
+for the one before it alone.
 """
 
 from __future__ import annotations

@@ -31,3 +31,13 @@ def await_made(made_at, programs, PARTLY: tl.constexpr):  # type: ignore[no-unty
         made = tl.atomic_add(made_at, 0, sem="acquire", scope="gpu")
         while made < programs:
             made = tl.atomic_add(made_at, 0, sem="acquire", scope="gpu")
+
+
+@triton.jit
+def end_behind(PARTLY: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The last program waits for the end of the kernel before, which others need not have done: the next kernel waits for
+    this one alone, and must not run beside programs of the one before, such as of experts without rows."""
+    if PARTLY:
+        first_two = (tl.program_id(0) == tl.num_programs(0) - 1) & (tl.program_id(1) == tl.num_programs(1) - 1)
+        if first_two & (tl.program_id(2) == tl.num_programs(2) - 1):
+            tl.extra.cuda.gdc_wait()

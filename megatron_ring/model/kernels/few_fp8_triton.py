@@ -25,7 +25,7 @@ import triton
 import triton.language as tl
 
 from megatron_ring.model.kernels.dependent import launch_options
-from megatron_ring.model.kernels.dependent_triton import await_made, begin, tell_made
+from megatron_ring.model.kernels.dependent_triton import await_made, begin, end_behind, tell_made
 from megatron_ring.model.kernels.fp8 import E4M3, Fp8Matrix, padded
 
 if TYPE_CHECKING:
@@ -199,6 +199,7 @@ def _down(  # type: ignore[no-untyped-def]
         total *= tl.load(scales_ptr + expert * hidden + h, mask=h < hidden, other=0.0)[:, None]
         out_at = out_ptr + row.to(tl.int64)[None, :] * hidden + h[:, None]
         tl.store(out_at, total.to(out_ptr.dtype.element_ty), mask=real[None, :] & inside)
+    end_behind(DEPENDENT)
 
 
 @triton.jit

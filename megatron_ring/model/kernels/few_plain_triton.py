@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from megatron_ring.model.kernels.dependent import launch_options
-from megatron_ring.model.kernels.dependent_triton import await_made, begin, tell_made
+from megatron_ring.model.kernels.dependent_triton import await_made, begin, end_behind, tell_made
 
 if TYPE_CHECKING:
     from megatron_ring.model.kernels.few_tokens_triton import Tile
@@ -161,6 +161,7 @@ def _few_down(  # type: ignore[no-untyped-def]
             _down_of(x_ptr, w_at, out_ptr, h, first, end, hidden, width, ROWS, ROWS // 4, DEPTH)
         else:
             _down_of(x_ptr, w_at, out_ptr, h, first, end, hidden, width, ROWS, 0, DEPTH)
+    end_behind(DEPENDENT and PARTLY)
 
 
 def products(

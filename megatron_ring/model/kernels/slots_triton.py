@@ -42,7 +42,7 @@ def _sort_slots(  # type: ignore[no-untyped-def]
 
 class Slots(NamedTuple):
     """int32: the slot at each sorted place [N]; the place of each slot [T, k], -1 where it has none; where an expert's rows
-    end [E]; and zeros [E], to count an expert's programs of the first product (None: the second waits for all)."""
+    end [E]; and zeros [E], to count an expert's programs of the first product, once (None: the second waits for all)."""
 
     order: torch.Tensor
     back: torch.Tensor
