@@ -87,6 +87,8 @@ for count in (8, 64, 256, 1024):
     depth = router_triton.few_depth(block)
     shape = {"E": count, "E_BLOCK": block}
     build(router_triton._route_logits, types, 4, T=16, PART=router_triton.PART, PARTS=1, DEPTH=depth, **shape)
+    rows = router_triton.many_tokens(block)
+    build(router_triton._route_logits, types, 4, T=rows, PART=router_triton.PART, PARTS=8, DEPTH=depth, **shape)
     build(router_triton._route_chosen, types, 4, K=6, T=router_triton.CHOOSING, PARTS=8, **shape)
     if count == 64:  # of one token, which Triton makes a constant
         build(router_triton._route_logits, types, 4, T=16, PART=router_triton.PART, PARTS=1, DEPTH=depth, tokens=1, **shape)
@@ -139,4 +141,4 @@ def test_decoding_compiles_for_hopper() -> None:
     assert all(shared <= HOPPER_SHARED for _, shared, _ in built)
     assert sum(name.startswith("_few") for name, *_ in built) == 19
     narrow = [products for name, _, products in built if name in ("_gate_up", "_down")]
-    assert len(narrow) == 30 and all(narrow) and len(built) == 88
+    assert len(narrow) == 30 and all(narrow) and len(built) == 92

@@ -12,7 +12,6 @@ from megatron_ring.model.kernels.dependent_triton import begin
 TOKENS = 32  # of a program
 PART = 256  # columns that a program makes logits of, of few tokens: one after the other they take too long
 FEW_TOKENS, CHOOSING = 16, 4  # tokens of a program that makes logits, and of one that chooses
-MANY_TOKENS = 64  # of a program that makes logits of all columns
 
 
 @triton.jit
@@ -212,12 +211,17 @@ def few_depth(block: int) -> int:
     return max(16, min(128, 8192 // block))
 
 
+def many_tokens(block: int) -> int:
+    """Tokens of a program that makes logits of all columns, for so many experts: it has twice as many sums in registers."""
+    return max(FEW_TOKENS, min(64, 8192 // block))
+
+
 def logits(x_th: torch.Tensor, weight_eh: torch.Tensor) -> torch.Tensor:
     """Logits fp32 [T, E] of bf16 tokens, with the bits of `few`: a router that trains chooses as the sampler's does."""
     (tokens, hidden), experts = x_th.shape, weight_eh.shape[0]
     out = torch.empty(tokens, experts, dtype=torch.float32, device=x_th.device)
     block = max(16, triton.next_power_of_2(experts))
-    rows = max(FEW_TOKENS, min(MANY_TOKENS, 8192 // block))
+    rows = many_tokens(block)
     if tokens:
         _route_logits[(triton.cdiv(tokens, rows), 1)](
             x_th.contiguous(), weight_eh, out, tokens, hidden, E=experts, T=rows, E_BLOCK=block, PART=PART,
