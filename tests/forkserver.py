@@ -16,7 +16,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import dataclasses
-import gc
 import importlib
 import itertools
 import json
@@ -31,15 +30,19 @@ import sys
 import threading
 import time
 import types
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
+
+from megatron_ring.garbage import kept_what_is_there
 
 PACKAGE = "megatron_ring"
 # What the mains, the tools and the tests' own modules import besides, when they first need it.
 LIBRARIES = ("torch.utils.tensorboard", "transformers", "tokenizers", "tyro", "rich.progress", "yaml", "safetensors.torch",
              "torch.distributed.run", "torch.distributed.checkpoint", "pytest", "hypothesis", "math_verify",
-             "transformers.tokenization_utils_tokenizers", "transformers.convert_slow_tokenizer")  # fmt: skip
+             "transformers.tokenization_utils_tokenizers", "transformers.convert_slow_tokenizer", "pydantic.dataclasses",
+             "pydantic.type_adapter", "pydantic.plugin._loader", "mpmath", "torch.utils.serialization")  # fmt: skip
 PORTS = range(20_000, 30_000)  # below those that the system hands out to whoever asks for any
 SECONDS_TO_END = 30.0  # that the other ranks have when one has failed, as under torchrun
 MAX_REQUEST = 1 << 20
@@ -78,6 +81,13 @@ class Child:
     handle: int
     connection: socket.socket
     over: bool = False
+
+
+def _end_no_libraries() -> None:
+    """torch takes down its libraries of operators one by one when a process ends: what goes with the process anyway."""
+    for finalizer in list(weakref.finalize._registry):  # type: ignore[attr-defined]
+        if (alive := finalizer.peek()) is not None and alive[1].__module__ == "torch.library":
+            finalizer.atexit = False
 
 
 def serve(path: str) -> dict[str, Any]:
@@ -276,9 +286,10 @@ def main() -> None:
     threads = os.listdir("/proc/self/task")
     if len(threads) > 1:
         raise SystemExit(f"loaded in {time.monotonic() - began:.1f} s, but {len(threads)} threads run: cannot be forked")
-    gc.collect()
-    gc.freeze()  # children neither walk nor copy it
-    live(serve(sys.argv[1])["arguments"], path)
+    _end_no_libraries()
+    # Children neither walk nor copy what is here, and do not begin to when a run in them ends: half a second of each.
+    with kept_what_is_there():
+        live(serve(sys.argv[1])["arguments"], path)
 
 
 if __name__ == "__main__":
