@@ -1,4 +1,5 @@
-"""A Python for shell scripts that is forked from the fork server: `processes.forked_python` gives it a first line.
+"""A Python for shell scripts that is forked from the fork server: `processes.forked_python` gives it a first line, and what
+of the environment is read too early as `EARLY`, by the beginnings of names in `READ_EARLY`.
 
 It starts in milliseconds, hands its arguments, environment, folder and standard streams over, passes signals on and ends as
 the forked process ends. What the server does not offer is started by the system.
@@ -12,7 +13,10 @@ import sys
 
 arguments = sys.argv[1:]
 torchrun = arguments[:2] == ["-m", "torch.distributed.run"]
-if (torchrun and "--standalone" not in arguments) or "FORK_SERVER" not in os.environ:
+early = {n: value for n, value in os.environ.items() if n.startswith(READ_EARLY) and n not in READ_LATE}  # noqa: F821
+served = "FORK_SERVER" in os.environ and early == EARLY and len(arguments) > 0  # noqa: F821
+system = not served or (arguments[0].startswith("-") and arguments[0] not in ("-m", "-c"))
+if system or (torchrun and "--standalone" not in arguments):
     os.execv(sys.executable, [sys.executable, *arguments])
 connection = socket.socket(socket.AF_UNIX)
 connection.connect(os.environ["FORK_SERVER"])

@@ -42,7 +42,8 @@ PACKAGE = "megatron_ring"
 LIBRARIES = ("torch.utils.tensorboard", "transformers", "tokenizers", "tyro", "rich.progress", "yaml", "safetensors.torch",
              "torch.distributed.run", "torch.distributed.checkpoint", "pytest", "hypothesis", "math_verify",
              "transformers.tokenization_utils_tokenizers", "transformers.convert_slow_tokenizer", "pydantic.dataclasses",
-             "pydantic.type_adapter", "pydantic.plugin._loader", "mpmath", "torch.utils.serialization")  # fmt: skip
+             "pydantic.type_adapter", "pydantic.plugin._loader", "mpmath", "torch.utils.serialization",
+             "multiprocessing.spawn")  # fmt: skip
 PORTS = range(20_000, 30_000)  # below those that the system hands out to whoever asks for any
 SECONDS_TO_END = 30.0  # that the other ranks have when one has failed, as under torchrun
 MAX_REQUEST = 1 << 20
@@ -198,6 +199,8 @@ def become(arguments: list[str], path: list[str]) -> None:
     extra = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
     first = {"-m": os.getcwd(), "-c": ""}.get(arguments[0], os.path.dirname(os.path.abspath(arguments[0])))
     sys.path[:] = [first, *extra, *path]
+    if "FORK_SERVER" in os.environ:  # whoever asked has the Python of `processes.forked_python`
+        sys.executable = os.environ["PYTHON"]
     for entry in extra:
         if (custom := Path(entry, "sitecustomize.py")).is_file():
             runpy.run_path(str(custom))

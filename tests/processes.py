@@ -29,8 +29,9 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 ADDRESS = "FORK_SERVER"  # the environment variable that tells `forked_python` where the server is
 # Variables of these names are read when the interpreter starts or a library is imported, so that a child of the server
-# would not see another value. PYTHONPATH is honoured.
+# would not see another value; but for these two: PYTHONPATH is honoured, PYTHON is of our scripts.
 READ_EARLY = ("PYTHON", "OMP_", "MKL_", "TORCH_", "TRITON_", "CUDA_", "HF_", "LD_", "LC_", "LANG")
+READ_LATE = ("PYTHON", "PYTHONPATH")
 SECONDS_TO_START = 300.0
 _PIPES = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
 
@@ -42,7 +43,7 @@ def environment(root: Path = ROOT, **more: str) -> dict[str, str]:
 
 
 def _read_early(variables: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in variables.items() if name.startswith(READ_EARLY) and name != "PYTHONPATH"}
+    return {name: value for name, value in variables.items() if name.startswith(READ_EARLY) and name not in READ_LATE}
 
 
 class _Server:
@@ -57,7 +58,9 @@ class _Server:
         self.process = subprocess.Popen(command, cwd=root, env=self.environment, **streams)  # type: ignore[call-overload]
         atexit.register(self.close)
         self.python = self.folder / "python"
-        self.python.write_text(f"#!{sys.executable} -ISE\n" + Path(__file__).with_name("forked_python.py").read_text())
+        given = {"EARLY": _read_early(self.environment), "READ_EARLY": READ_EARLY, "READ_LATE": READ_LATE}
+        first = [f"#!{sys.executable} -ISE\n", *(f"{name} = {value!r}\n" for name, value in given.items())]
+        self.python.write_text("".join(first) + Path(__file__).with_name("forked_python.py").read_text())
         self.python.chmod(0o755)
         deadline = time.monotonic() + SECONDS_TO_START
         while not os.path.exists(self.address):
@@ -93,7 +96,8 @@ def forget(root: Path) -> None:
 
 
 def forked_python(**more: str) -> dict[str, str]:
-    """The environment of a shell script whose `$PYTHON` is forked from the server, with `more` variables."""
+    """The environment of a shell script whose `$PYTHON` is forked from the server, with `more` variables. What a command
+    with this environment starts by `sys.executable` is forked too."""
     server = _server(ROOT)
     if server is None:
         return environment(PYTHON=sys.executable, **more)

@@ -11,6 +11,7 @@ from megatron_ring.rewards.boxed import last_boxed
 from tests.conftest import ROOT
 from tests.curation.conftest import Curated, read_jsonl, write_jsonl
 from tests.mains.conftest import command, command_of_tool, rl_flags, run, sft_flags
+from tests.processes import forked_python
 
 RECIPE = """
 sources:
@@ -87,10 +88,11 @@ def test_raw_rows_become_a_curriculum(tiny_data: Path, sft_checkpoint: Path, tmp
     rate = ["--prompts", str(tmp_path / "recipe" / "kept.jsonl"), "--out", str(tmp_path / "rated"), "--samples", "2"]
     sampler = ["--", "--checkpoint", str(sft_checkpoint), "--tokenizer", str(tiny_data / "tokenizer"),
                "--sampling.max-new-tokens", "24", "--rewards.workers", "1"]  # fmt: skip
-    done = run(command_of_tool("solve_rate.py", *rate, "--shard", "1/2", *sampler))
+    given = forked_python()  # the evaluations that it starts
+    done = run(command_of_tool("solve_rate.py", *rate, "--shard", "1/2", *sampler), env=given)
     half = len(found.kept) // 2
     assert done.returncode == 0 and "others are not" in done.stdout, done.stderr
-    done = run(command_of_tool("solve_rate.py", *rate, *sampler))
+    done = run(command_of_tool("solve_rate.py", *rate, *sampler), env=given)
     assert done.returncode == 0 and f"{half:,} of {len(found.kept):,} problems to sample" in done.stdout, done.stderr
     rated = read_jsonl(tmp_path / "rated" / "kept.jsonl")
     assert [row["id"] for row in rated] == [row["id"] for row in found.kept]
@@ -121,10 +123,10 @@ def test_a_checkpoint_judges_subjects(tiny_data: Path, tmp_path: Path) -> None:
     write_jsonl(tmp_path / "rows.jsonl", maths)
     options = [f"checkpoint={model}", f"tokenizer={tiny_data / 'tokenizer'}", "max_tokens=4"]
     given = ["judge_subject", "--input", str(tmp_path / "rows.jsonl"), "--out", str(tmp_path / "out"), "--set", *options]
-    done = run(command_of_tool("curate.py", *given))
+    done = run(command_of_tool("curate.py", *given), env=forked_python())
     assert done.returncode == 0, done.stderr
     noted = read_jsonl(tmp_path / "out" / "ledger.jsonl")
     assert [(entry["action"], entry["reason"]) for entry in noted] == [("changed", "no_verdict")] * 3
     assert len(Curated(tmp_path / "out").kept) == 3
-    done = run(command_of_tool("curate.py", *given[:-3], f"checkpoint={tmp_path}"))
+    done = run(command_of_tool("curate.py", *given[:-3], f"checkpoint={tmp_path}"), env=forked_python())
     assert done.returncode == 2 and "judge_subject: checkpoint" in done.stderr and "cannot be served" in done.stderr

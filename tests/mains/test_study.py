@@ -52,7 +52,7 @@ def test_a_micro_study_survives_a_kill_and_its_table_is_right(
     tmp_path: Path, tiny_data: Path, sft_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     code = (
-        "import os, sys; sys.executable = os.environ['PYTHON'];"
+        "import sys;"
         "from pathlib import Path; from tests.mains.test_study import Manner, micro_jobs, run_jobs;"
         "out, data, sft = map(Path, sys.argv[1:]); run_jobs(micro_jobs(out, data, sft), out, Manner(2))"
     )
@@ -98,10 +98,7 @@ def test_a_tiny_study_of_epochs_survives_a_kill_and_runs_nothing_twice(tmp_path:
     out, docs = tmp_path / "out", tmp_path / "docs"
     flags = ["epochs", "--out", str(out), "--docs", str(docs), "--seeds", "5", "--quick", "--epochs", "2", "1"]
     environment = forked_python()
-    code = ("import os, sys; sys.executable = os.environ['PYTHON']; sys.path.insert(0, 'tools');"
-            "from megatron_ring.errors import run_main; from tools.study import Flags, main, parse;"
-            "run_main(lambda: main(parse(Flags, 'study.py', '', sys.argv[1:])))")  # fmt: skip
-    command = [sys.executable, "-c", code, *flags]
+    command = command_of_tool("study.py", *flags)
     study = start(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     first, deadline = out / "seed-5/rl-1/metrics.jsonl", time.monotonic() + 240
     while not first.exists():
