@@ -253,7 +253,7 @@ HOSTILE = {
 
 def decide_hostile(piece: str, size: int, mode: str) -> None:
     text = "x" + piece * (size // len(piece)) + "y"
-    for name in CHECKS:
+    for name in sorted(CHECKS, key=lambda name: "sentence" not in name):  # a text is split once for all that want sentences
         reward = scored(text, reference(name, mode=mode))
         assert reward.value in (0.0, 1.0) and len(reward.reason) < 500 and "\n" not in reward.reason
 

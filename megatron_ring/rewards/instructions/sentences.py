@@ -7,6 +7,7 @@ put no space after them (Chinese, Japanese, Devanagari, Urdu): those would make 
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator
 
@@ -33,9 +34,14 @@ _DOTS = ("..", "...", "....", "…")
 
 def sentences(text: str) -> list[str]:
     """The sentences of a text, stripped, none empty. A line break alone ends none; a text without stops is one."""
-    parts = _punkt(_LONG_RUN.sub(r"\1", text)) if len(text) <= PUNKT_CHARACTERS else by_rules(text)
+    return list(_split(text, punkt=len(text) <= PUNKT_CHARACTERS))
+
+
+@functools.lru_cache(maxsize=1)  # a response has several instructions, and half a second's work in a long one
+def _split(text: str, punkt: bool) -> tuple[str, ...]:
+    parts = _punkt(_LONG_RUN.sub(r"\1", text)) if punkt else by_rules(text)
     pieces = (piece.strip() for part in parts for piece in _UNSPACED_STOP.split(part))
-    return [piece for piece in pieces if piece]
+    return tuple(piece for piece in pieces if piece)
 
 
 def by_rules(text: str) -> Iterator[str]:

@@ -35,6 +35,8 @@ def freeze(file: str, function: str, metrics: str, lines: int, calls: int, marke
         return within
 
     def called(frame: FrameType, event: str, _: Any) -> Tracer | None:
+        if not left and frame.f_code.co_qualname != function:  # most calls by far
+            return None
         thread = threading.get_ident()
         if thread in left:
             left[thread] -= 1
