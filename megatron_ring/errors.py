@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
+from megatron_ring.garbage import search_seldom
 from megatron_ring.lifetime import die_with_torchrun
 
 SECONDS_OF_SILENCE = 60.0
@@ -129,6 +130,7 @@ def run_main(main: Callable[[], None]) -> None:
     """Run a main; turn `UserError` into one line on stderr and exit status 2, an alarm into one and status 3, a signal that
     asked for the end into status 75, Ctrl-C into status 130."""
     die_with_torchrun()
+    search_seldom()
     try:
         main()
         _leave_process_group()

@@ -23,6 +23,8 @@ from megatron_ring.parallel import prepare
 from tests.distributed import Workers
 from tests.processes import default_signals
 
+gc.disable()  # until all tests are there: what loads now stays
+
 # Before anything imports Triton, as torch and megatron-core do: without a GPU its kernels are interpreted. Only tests of
 # kernels call them on CPU tensors.
 if not torch.cuda.is_available():
@@ -57,9 +59,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Some six thousand tests and their modules stay to the end: no search for garbage walks them again and again."""
-    gc.collect()
+    """Some six thousand tests and their modules stay to the end: no search for garbage walks them."""
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

@@ -8,13 +8,15 @@ from collections.abc import Iterator
 
 import pytest
 
-from megatron_ring.garbage import collector_paused, kept_what_is_there
+from megatron_ring.garbage import collector_paused, kept_what_is_there, search_seldom
 
 
 @pytest.fixture(autouse=True)
 def restored() -> Iterator[None]:
+    usual = gc.get_threshold()
     yield
     gc.enable()
+    gc.set_threshold(*usual)
 
 
 @pytest.mark.parametrize("was_on", [True, False])
@@ -46,3 +48,12 @@ def test_what_was_there_is_kept_meanwhile() -> None:
         assert gc.get_freeze_count() == kept
         raise ValueError("broken")
     assert gc.get_freeze_count() == 0
+
+
+def test_searches_are_seldom_until_all_is_loaded() -> None:
+    usual = gc.get_threshold()
+    search_seldom()
+    assert gc.get_threshold()[0] > 10 * usual[0] and gc.isenabled()
+    with kept_what_is_there():
+        assert gc.get_threshold() == usual
+    assert gc.get_threshold() == usual
