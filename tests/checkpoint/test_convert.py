@@ -92,7 +92,7 @@ def refused(hf: Path, out: Path) -> str:
     return str(error.value)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(shapes(), st.sampled_from([remove, rename, reshape, half, infinite, not_a_number]), st.data())
 def test_any_damaged_tensor_is_named_and_nothing_is_written(shape: ModelConfig, damage: Damage, data: Any) -> None:
     tensors = random_tensors(shape)

@@ -46,12 +46,12 @@ def sft_flags(data: Path, run_dir: Path, *more: str) -> list[str]:
             *more]  # fmt: skip
 
 
-def rl_flags(data: Path, run_dir: Path, start: Path, *more: str, budget: int | None = 300) -> list[str]:
+def rl_flags(data: Path, run_dir: Path, start: Path, *more: str, budget: int | None = 200) -> list[str]:
     """Flags of a tiny RL run; a budget belongs to C3PO alone."""
     phi = [] if budget is None else ["--budget.tokens", str(budget), "--budget.scope", "global"]
     return ["--run-dir", str(run_dir), "--init-from", str(start), "--data.prompts", str(data / "rl_prompts.jsonl"),
             "--data.tokenizer", str(data / "tokenizer"), "--data.micro-batch-tokens", "512", "--steps", "2",
-            "--prompts-per-step", "4", "--samples-per-prompt", "4", *phi, "--sampling.max-new-tokens", "40",
+            "--prompts-per-step", "4", "--samples-per-prompt", "4", *phi, "--sampling.max-new-tokens", "24",
             "--optimizer.lr", "1e-4", "--rewards.workers", "1", *more]  # fmt: skip
 
 
@@ -59,7 +59,7 @@ def rl_flags(data: Path, run_dir: Path, start: Path, *more: str, budget: int | N
 def sft_run(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished SFT run of two epochs."""
     out = tmp_path_factory.mktemp("runs") / "sft"
-    done = run(command("megatron_ring.sft", *sft_flags(tiny_data, out)), really=True)
+    done = run(command("megatron_ring.sft", *sft_flags(tiny_data, out)))
     assert done.returncode == 0, done.stderr
     return out
 

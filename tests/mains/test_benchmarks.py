@@ -61,7 +61,7 @@ def test_a_suite_resumes_and_compares(flags: list[str], files: Path, tmp_path: P
     suite = ["--suite", "ring-lite", "--benchmark-dir", str(files), "--benchmark", f"bbh={files / 'bbh'}",
              f"drop={files / 'drop.jsonl'}"]  # fmt: skip
     arguments = command("megatron_ring.evaluate", *flags, *suite, "--out", str(out))
-    done = run(arguments, really=True)
+    done = run(arguments)
     assert done.returncode == 0, done.stderr
     assert "GPQA-diamond: 2 problems x 2" in done.stdout and "no file for aime-2025" in done.stdout
     result = json.loads((out / "result.json").read_text())

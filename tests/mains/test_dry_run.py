@@ -71,7 +71,7 @@ def test_under_torchrun_one_rank_speaks(tmp_path: Path) -> None:
         ("ring-tiny", "--plan.world 3 --parallel.tensor 2", "TP*PP = 2 does not divide 3"),
         ("ring-tiny", "--plan.world 8", "--prompts-per-step is 4, below the number of data-parallel ranks (8)"),
         ("ring-tiny", "--plan.world 4 --budget.tokens 301", "Phi = 301 does not divide over 4 data-parallel ranks"),
-        ("ring-tiny", "--data.micro-batch-tokens 40", "holds no prompt beside"),
+        ("ring-tiny", "--data.micro-batch-tokens 24", "holds no prompt beside"),
         ("ring-tiny", "--plan.world 2 --parallel.tensor 2 --data.micro-batch-tokens 511", "does not split over TP=2"),
         ("ring-tiny", "--sampling.max-new-tokens 1024 --data.micro-batch-tokens 2048", "exceeds the model's 1,024"),
         ("ring-lite", "", "does not fit: "),

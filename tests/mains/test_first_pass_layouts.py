@@ -13,7 +13,9 @@ from tests.mains.test_objectives import train_here
 from tests.mains.test_pipeline import metrics
 
 MORE = ["--objective.old-logprobs", "recomputed", "--correction.name", "icepop", "--correction.routes", "replay",
-        "--objective.kl-beta", "0.1", "--optimizer.lr", "1e-3", "--router.balance", "1e-2"]  # fmt: skip
+        "--objective.kl-beta", "0.1", "--optimizer.lr", "1e-3", "--router.balance", "1e-2",
+        # Tokens for the same micro-batches under every layout: router losses are each micro-batch's.
+        "--sampling.max-new-tokens", "40", "--budget.tokens", "300"]  # fmt: skip
 LAYOUTS = {"tp2": ["--parallel.tensor", "2"], "ep2": ["--parallel.expert", "2"], "pp2": ["--parallel.pipeline", "2"]}
 
 

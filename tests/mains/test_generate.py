@@ -63,7 +63,7 @@ def test_lines_of_standard_input(model: list[str], tmp_path: Path) -> None:
     flags = [*model, "--out", str(tmp_path / "out.jsonl"), "--raw", "--sampling.temperature", "0"]
     flags += ["--sampling.kv-tokens", "64"]
     lines = b"1 + 1\n\n\xff\n" + b"1 2 " * 2000 + b"\n 2 + 2 \n" + b"1 2 " * 40 + b"\n\xc3\xa9"
-    done = run(command("megatron_ring.generate", *flags), input=lines, text=False, really=True)
+    done = run(command("megatron_ring.generate", *flags), input=lines, text=False)
     said = done.stderr.decode()
     assert done.returncode == 0, said
     found = rows(tmp_path / "out.jsonl")

@@ -75,7 +75,7 @@ def test_what_a_run_that_goes_on_says_and_refuses(
     )
     more = ["--rewards.compositions", str(path), "--data.prompts", str(tmp_path / "s.yaml"), "--budget.schedule", "linear",
             "--budget.final-tokens", "200", "--save-every", "1"]  # fmt: skip
-    flags = rl_flags(tiny_data, tmp_path / "run", sft_checkpoint, *more)
+    flags = rl_flags(tiny_data, tmp_path / "run", sft_checkpoint, *more, budget=300)
     done = run(command("megatron_ring.rl", *flags))
     assert done.returncode == 0, done.stderr
     late = "rl: stage 2 of the data begins at step 3: with --steps 2 nothing is drawn from it"
@@ -128,7 +128,7 @@ def test_times_add_up_and_held_out_evaluation_is_that_of_the_checkpoint(
     done = run(command("megatron_ring.evaluate", "--checkpoint", str(out / "checkpoints" / "step_2"), "--prompts",
                        str(tiny_data / "heldout.jsonl"), "--tokenizer", str(tiny_data / "tokenizer"), "--out",
                        str(tmp_path / "alone"), "--samples-per-problem", "2", "--sampling.top-p", "0.9",
-                       "--sampling.max-new-tokens", "40", "--rewards.workers", "1"))  # fmt: skip
+                       "--sampling.max-new-tokens", "24", "--rewards.workers", "1"))  # fmt: skip
     assert done.returncode == 0, done.stderr
     alone = json.loads((tmp_path / "alone" / "result.json").read_text())
     for key in ("pass_at_1", "response_length_mean", "truncated_fraction"):

@@ -130,7 +130,7 @@ def test_seeds_are_those_that_torch_takes() -> None:
     ("flags", "ranks", "said"),
     [
         ("", 5, "--prompts-per-step is 4, below the number of data-parallel ranks (5)"),
-        ("--budget.tokens 2561", 1, "Phi = 2,561 cannot be reached: 4 round(s) of 4 prompts x 4 samples of up to 40 tokens"),
+        ("--budget.tokens 1537", 1, "Phi = 1,537 cannot be reached: 4 round(s) of 4 prompts x 4 samples of up to 24 tokens"),
         ("--budget.tokens 1281 --budget.scope rank", 2, "Phi = 2,562 cannot be reached"),
         ("--budget.schedule solve-rate --budget.final-tokens 9999", 1, "Phi = 9,999 cannot be reached"),
         (
@@ -179,7 +179,7 @@ def test_every_objective_has_its_own_defaults_and_keeps_what_is_given() -> None:
         flags = ["--objective.name", name]
         objective = parsed(*flags, budget=None).objective
         assert {key: getattr(objective, key) for key in defaults} == defaults
-        assert objective.length_budget == (40 if name == "dr-grpo" else None)
+        assert objective.length_budget == (24 if name == "dr-grpo" else None)
         flags += ["--objective.clip", "0.1", "--objective.clip-high", "0.7", "--objective.std", "False"]
         given = parsed(*flags, budget=None).objective
         assert (given.clip, given.clip_high, given.std) == (0.1, 0.7, False)

@@ -17,42 +17,53 @@ from tests.conftest import ROOT
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the platform is for machines without CUDA")
 
-# What the platform replaces, before and after the code of a case.
+# A process that has imported torch alone, and a fork of it for each case: what the case raises, then how many of what the
+# platform replaces are others than before.
 PROGRAM = """
+import os, sys
 import torch, torch.distributed as dist
 before = [torch.cuda.Event, torch.cuda.current_device, torch.empty, torch.Tensor.cuda, torch.compile, dist.all_to_all_single]
-{code}
-after = [torch.cuda.Event, torch.cuda.current_device, torch.empty, torch.Tensor.cuda, torch.compile, dist.all_to_all_single]
-print(sum(a is not b for a, b in zip(before, after)))
+for case in sys.argv[1:]:
+    if (child := os.fork()) == 0:
+        try:
+            exec(case)
+            print("nothing", end=" ")
+        except Exception as error:
+            print(f"{type(error).__name__}: {error}", end=" ")
+        after = [torch.cuda.Event, torch.cuda.current_device, torch.empty, torch.Tensor.cuda, torch.compile,
+                 dist.all_to_all_single]
+        print(sum(a is not b for a, b in zip(before, after)), flush=True)
+        os._exit(0)
+    os.waitpid(child, 0)
 """
+CALL = "from megatron_ring.parallel import prepare; prepare()"
+ROOMS = "import megatron_ring.parallel.collectives, megatron_ring.training.trainer, megatron_ring.rollout.opening"
+CASES = {
+    "the call": f"{CALL}\nimport megatron_ring.run.stage\nprepare()",
+    "work without it": "from megatron_ring.parallel import context; context.start_processes()",
+    "a call too late": f"import megatron_ring.parallel.context, megatron_ring.run.stage; {ROOMS}\n{CALL}",
+}
 
 
-def run(code: str) -> tuple[str, str]:
-    """What a process prints, and the last line of its traceback."""
-    done = subprocess.run([sys.executable, "-c", PROGRAM.format(code=code)], cwd=ROOT, capture_output=True, text=True)
-    return done.stdout, done.stderr.strip().split("\n")[-1]
+@pytest.fixture(scope="module")
+def said() -> dict[str, str]:
+    """What each case says."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, *CASES.values()], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return dict(zip(CASES, done.stdout.splitlines(), strict=True))
+
+
+def test_the_call_does_and_may_be_repeated(said: dict[str, str]) -> None:
+    assert said["the call"] == "nothing 6"
 
 
 @pytest.mark.slow
-def test_imports_change_nothing_of_torch() -> None:
-    code = "import megatron_ring.parallel.context, megatron_ring.parallel.collectives, megatron_ring.training.trainer"
-    assert run(f"{code}\nimport megatron_ring.rollout.opening, megatron_ring.run.stage")[0] == "0\n"
-
-
-def test_the_call_does_and_may_be_repeated() -> None:
-    call = "from megatron_ring.parallel import prepare; prepare()"
-    assert run(f"{call}\nimport megatron_ring.run.stage\nprepare()") == ("6\n", "")
-
-
-def test_work_without_the_call_is_refused() -> None:
-    _, error = run("from megatron_ring.parallel import context; context.start_processes()")
-    assert error.startswith("RuntimeError: ") and "call megatron_ring.parallel.prepare() before" in error
-
-
-@pytest.mark.slow
-def test_a_call_that_comes_too_late_is_refused() -> None:
-    _, error = run("import megatron_ring.run.stage; from megatron_ring.parallel import prepare; prepare()")
-    assert error.startswith("RuntimeError: ") and "call megatron_ring.parallel.prepare() before" in error
+@pytest.mark.parametrize("case", ["work without it", "a call too late"])
+def test_work_without_the_call_and_a_call_that_comes_too_late_are_refused(said: dict[str, str], case: str) -> None:
+    """Imports that came before a call have changed nothing either."""
+    assert said[case].startswith("RuntimeError: ") and said[case].endswith(" 0")
+    assert "call megatron_ring.parallel.prepare() before" in said[case]
 
 
 def _loops_of_gloo() -> list[str]:

@@ -106,7 +106,7 @@ def test_a_large_model_gives_the_cache_back() -> None:
     assert not cache_can_stay(chosen, shape, 1, 2, 8300, H100)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(longest=st.integers(116, 60_000), tensor=st.sampled_from([1, 2, 4]))
 def test_the_longest_response_always_fits(longest: int, tensor: int) -> None:
     layout = ParallelConfig(tensor=tensor)

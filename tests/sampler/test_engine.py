@@ -157,7 +157,7 @@ def any_script(alone: list[Any]) -> dict[str, int]:
     model, here = make(ParallelConfig())
     counts = {"tokens": 0, "cancelled": 0, "preemptions": 0}
 
-    @settings(max_examples=50, deadline=None, database=None, derandomize=True)
+    @settings(max_examples=35, deadline=None, database=None, derandomize=True)
     @given(script=scripts, sampling=limits, how=st.sampled_from([(1, False), (1, False), (4, False), (4, True)]))
     def check(script: Script, sampling: SamplingConfig, how: tuple[int, bool]) -> None:
         sampler = Sampler(model, here, sampling, EOS, decode)

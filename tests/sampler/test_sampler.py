@@ -69,7 +69,7 @@ def settings_do_not_matter() -> dict[str, int]:
     counts = {"runs": 0, "preemptions": 0}
     longest = max(len(r.prompt_tokens) for r in requests) + 16
 
-    @settings(max_examples=40, deadline=None, database=None, derandomize=True)
+    @settings(max_examples=25, deadline=None, database=None, derandomize=True)
     @given(
         batch=st.integers(1, 12), page=st.sampled_from([1, 3, 8, 64]), chunk=st.sampled_from([1, 5, 8192]),
         more=st.integers(0, 80), order=st.permutations(range(len(requests))), kept=st.integers(1, len(requests)),
@@ -100,7 +100,7 @@ def test_a_response_depends_on_its_seed_alone(run_on) -> None:
     """Neither on the batch, nor on pages, chunks, order and preemption, nor on how many tokens are decoded in a row, nor on
     whether the next are launched before they have landed, nor on whether shared experts run beside the others."""
     (counts,) = run_on(1, settings_do_not_matter)
-    assert counts["runs"] >= 30 and counts["preemptions"] > 20
+    assert counts["runs"] >= 20 and counts["preemptions"] > 20
 
 
 def sampled_under(

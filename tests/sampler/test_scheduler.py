@@ -204,7 +204,7 @@ class Sampling(RuleBasedStateMachine):
 
 
 TestSampling = Sampling.TestCase
-TestSampling.settings = settings(max_examples=200, stateful_step_count=5, deadline=None)
+TestSampling.settings = settings(max_examples=120, stateful_step_count=5, deadline=None)
 
 
 def of(requests: list[GenerationRequest], **limits: Any) -> Scheduler:

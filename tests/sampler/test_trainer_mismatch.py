@@ -81,16 +81,14 @@ def test_several_processes_are_refused(run_on) -> None:
     assert "one" in run_on(2, refused)[0]
 
 
-def check_sampler(*flags: str, really: bool = False) -> subprocess.CompletedProcess[str]:
-    return run([sys.executable, ROOT / "tools" / "check_sampler.py", *flags], timeout=120, really=really)
+def check_sampler(*flags: str) -> subprocess.CompletedProcess[str]:
+    return run([sys.executable, ROOT / "tools" / "check_sampler.py", *flags], timeout=120)
 
 
 @pytest.mark.slow
 def test_the_tool(tmp_path: Path) -> None:
     small = ["--prompts", "3", "--samples", "2", "--new-tokens", "10"]
-    done = check_sampler(
-        "--preset", "ring-tiny", "--sharpness", "4", *small, "--figure", str(tmp_path / "a.png"), really=True
-    )
+    done = check_sampler("--preset", "ring-tiny", "--sharpness", "4", *small, "--figure", str(tmp_path / "a.png"))
     out = json.loads(done.stdout)
     assert done.returncode == 0, done.stderr
     assert out["tokens"] == sum(out["histogram"].values()) == 3 * (10 + 8) and out["sequences"] == 6

@@ -16,7 +16,7 @@ from megatron_ring.data.packing import MicroBatch, empty_microbatch, pack_sequen
 from megatron_ring.data.sequences import TokenSequence
 from tests.layouts import LAYOUTS
 
-CAPACITY, GLOBAL_BATCH, STEPS = 128, 4, 12
+CAPACITY, GLOBAL_BATCH, STEPS = 128, 4, 8
 OPTIMIZER = OptimizerConfig(lr=2e-3, warmup_fraction=0.1, clip_grad=0.5)
 ROUTER = RouterLossConfig(balance=1e-2, z=1e-3)
 # Nothing divides: three layers over two stages, 511 tokens over two ranks; a dense layer, biases.
