@@ -21,8 +21,8 @@ from bench_train_measure import kernel_class  # noqa: E402
 from bench_train_work import draw_lengths, draw_tokens, training_flops  # noqa: E402
 
 
-def bench(*flags: str, really: bool = False) -> Any:
-    done = run([sys.executable, ROOT / "tools" / "bench_train.py", "--preset", "ring-tiny", *flags], really=really)
+def bench(*flags: str) -> Any:
+    done = run([sys.executable, ROOT / "tools" / "bench_train.py", "--preset", "ring-tiny", *flags])
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -32,7 +32,7 @@ def test_contenders_side_by_side(optimizer: bool) -> None:
     flags = ["--sequence-length", "64", "--sequences", "4", "--compare", "mcore-stock", "transformers", "te"]
     flags += ["apex", "--repeats", "2", "--steps", "2", "--warmup", "1"]
     flags += ["--optimizer", "--profile"] if optimizer else []
-    out = bench(*flags, really=optimizer)
+    out = bench(*flags)
     assert out["tokens_per_rank"] == 256 and out["ceilings"]["gemm_tflops"] > 0
     assert list(out["contenders"]) == ["ring", "mcore-stock", "transformers", "te", "apex"]
     if not torch.cuda.is_available():
