@@ -12,9 +12,15 @@ _OBJECTS_WHILE_LOADING = 50_000  # made before the next search
 
 
 def search_seldom() -> None:
-    """For the start of a program, until `kept_what_is_there`: torch, megatron-core and what is on them make half a million
-    objects that stay, and searching them as they become more is a fifth of the time that they take to load."""
-    gc.set_threshold(_OBJECTS_WHILE_LOADING, *gc.get_threshold()[1:])
+    """For the start of a program, until a model is made (`search_as_usual`): torch, megatron-core and what is on them make
+    half a million objects that stay, and searching them as they become more is a sixth of the time that they take to
+    load."""
+    gc.set_threshold(_OBJECTS_WHILE_LOADING, *_USUAL[1:])
+
+
+def search_as_usual() -> None:
+    """What `search_seldom` has changed is as it was: cycles may hold a GPU's memory from here on."""
+    gc.set_threshold(*_USUAL)
 
 
 @contextmanager
@@ -34,7 +40,7 @@ def collector_paused() -> Iterator[None]:
 def kept_what_is_there(looks: bool = True) -> Iterator[None]:
     """What has been made so far stays meanwhile: no search for cycles walks it. The modules of torch and its compiler alone
     are half a million objects. A walk over all of them holds the interpreter for some 0.2 s, in which a GPU runs out of
-    work. Inside another such context nothing changes. Searches are as frequent as usual again.
+    work. Inside another such context nothing changes.
 
     Args:
         looks: search once before, so that what is garbage now does not stay.
@@ -46,7 +52,6 @@ def kept_what_is_there(looks: bool = True) -> Iterator[None]:
     if looks:
         gc.collect()
     gc.freeze()
-    gc.set_threshold(*_USUAL)
     _keeping = True
     try:
         yield
