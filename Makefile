@@ -104,7 +104,7 @@ lm-eval: venv $(LM_EVAL)/done ## install lm-evaluation-harness into .venv/.lm_ev
 
 # Many tests start processes: where nothing keeps compiled modules, each would compile the package.
 test: venv $(SMOLLM2) $(TRITON) $(LM_EVAL)/done $(TRANSFORMERS4)/done ## every test (ARGS= for pytest)
-	@echo "test: all tests on $(WORKERS) workers, 20 to 30 minutes on two cores"
+	@echo "test: all tests on $(WORKERS) workers, 20 to 25 minutes on two cores"
 	@RING_TRANSFORMERS="$(abspath $(TRANSFORMERS4))" PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 \
 		$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 

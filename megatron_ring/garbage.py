@@ -12,8 +12,8 @@ _OBJECTS_WHILE_LOADING = 50_000  # made before the next search
 
 
 def search_seldom() -> None:
-    """For the start of a program, until a model is made (`search_as_usual`): torch, megatron-core and what is on them make
-    half a million objects that stay, and searching them as they become more is a sixth of the time that they take to
+    """For the start of a program, until its layout is set up (`search_as_usual`): torch, megatron-core and what is on them
+    make half a million objects that stay. Searching them as they become more is a sixth of the time that they take to
     load."""
     gc.set_threshold(_OBJECTS_WHILE_LOADING, *_USUAL[1:])
 

@@ -35,7 +35,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-from megatron_ring.garbage import collector_paused, kept_what_is_there
+from megatron_ring.garbage import kept_what_is_there
 
 PACKAGE = "megatron_ring"
 # What the mains, the tools and the tests' own modules import besides, when they first need it.
@@ -285,8 +285,7 @@ def main() -> None:
     path = [entry for entry in sys.path[1:] if entry not in os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for whoever asks
     began = time.monotonic()
-    with collector_paused():
-        preload()
+    preload()  # with searches for garbage: memory that one frees at the end would lie ready for the tools that measure theirs
     threads = os.listdir("/proc/self/task")
     if len(threads) > 1:
         raise SystemExit(f"loaded in {time.monotonic() - began:.1f} s, but {len(threads)} threads run: cannot be forked")

@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from megatron_ring.config.model import ModelConfig
 from megatron_ring.config.parallel import ParallelConfig
+from megatron_ring.garbage import search_as_usual
 from megatron_ring.parallel import cpu_platform, gloo
 from megatron_ring.parallel.device import current_device, has_cuda
 from megatron_ring.parallel.platform import require_prepared
@@ -93,6 +94,7 @@ def initialize(parallel: ParallelConfig, model: ModelConfig, seed: int, timeout_
     parallel.check(model, world_size_from_environment())
     from megatron.core import parallel_state, tensor_parallel
 
+    search_as_usual()
     start_processes(timeout_minutes)
     if not has_cuda():
         cpu_platform.apply_to_megatron()

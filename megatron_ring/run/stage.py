@@ -32,7 +32,6 @@ from megatron_ring.config.presets import get_preset
 from megatron_ring.config.stage import InferenceConfig, ModelOptions, StageConfig, TrainedModelOptions, TrainingConfig
 from megatron_ring.data.tokenizer import RingTokenizer
 from megatron_ring.errors import UserError
-from megatron_ring.garbage import search_as_usual
 from megatron_ring.model.exact import check_exact
 from megatron_ring.model.layer_parts import layer_parts
 from megatron_ring.model.ring_model import RingModel, build_model
@@ -186,7 +185,6 @@ def start_model(options: ModelOptions, shape: ModelConfig) -> Stage:
         UserError: the layout does not fit, the layers' implementation is not there, or `exact` cannot be had.
     """
     dtype = dtype_of(options)
-    search_as_usual()
     trained = options if isinstance(options, TrainedModelOptions) else TrainedModelOptions(router=RouterLossConfig(0.0, 0.0))
     context = parallel_context.initialize(options.parallel, shape, options.seed)
     model = build_model(

@@ -113,6 +113,7 @@ def save_reward_model(folder: Path) -> None:
     save_checkpoint(folder, 0, model, None, here, {})
 
 
+SHORT = "--sampling.max-new-tokens 16"
 NARROW = "--sampling.weights fp8 --objective.old-logprobs recomputed --correction.name icepop"
 
 
@@ -136,10 +137,11 @@ def scoring_flags(tmp_path: Path, run_on: Callable[..., list[Any]]) -> Iterator[
     ("processes", "flags", "kills"),
     [
         (1, "--no-async-save", WITH_MODELS),
-        (2, f"--budget.max-cuts 2 --prompts-per-step 8 --sampling.max-batch 4 --correction.routes replay {NARROW}", KILLS),
+        (2, f"{SHORT} --budget.max-cuts 2 --prompts-per-step 8 --sampling.max-batch 4 --correction.routes replay {NARROW}",
+         KILLS),
     ],
     ids=["whole", "partial"],
-)
+)  # fmt: skip
 def test_killed_in_every_phase(
     tiny_data: Path, tmp_path: Path, sft_checkpoint: Path, processes: int, flags: str, kills: dict[str, Kill],
     request: pytest.FixtureRequest,

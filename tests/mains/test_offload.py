@@ -16,10 +16,11 @@ from tests.training.test_offload import storages
 
 # Old log-probs are recomputed, a reference that waits on the host is scored, in the loss; each second step is evaluated
 # (so that a save finds the state away) and saved.
-MORE = ["--steps", "4", "--save-every", "2", "--prompts-per-step", "2", "--budget.tokens", "150",
+MORE = ["--steps", "4", "--save-every", "2", "--prompts-per-step", "2", "--budget.tokens", "90",
+        "--sampling.max-new-tokens", "16",
         "--objective.old-logprobs", "recomputed", "--correction.name", "icepop",
         "--objective.kl-beta", "0.1", "--reference.place", "host", "--optimizer.lr", "1e-3",
-        "--evaluation.every", "2", "--evaluation.max-new-tokens", "20"]  # fmt: skip
+        "--evaluation.every", "2", "--evaluation.max-new-tokens", "8"]  # fmt: skip
 OFFLOAD = "--offload-optimizer"
 
 

@@ -47,7 +47,8 @@ def test_stages_of_data_and_a_stop_on_either_side_of_their_border(
     run_on: Any, tiny_data: Path, tmp_path: Path, sft_checkpoint: Path, stage_file: Path
 ) -> None:
     more = ["--data.prompts", str(stage_file), "--save-every", "1", "--data.drop-after", "1", "--data.curriculum",
-            "solve-rate", "--data.curriculum-floor", "0.3", "--budget.tokens", "100"]  # fmt: skip
+            "solve-rate", "--data.curriculum-floor", "0.3", "--budget.tokens", "100",
+            "--sampling.max-new-tokens", "12"]  # fmt: skip
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     run_on(2, train_here, rl_flags(tiny_data, whole, sft_checkpoint, *more, "--steps", "6"))
     for steps in ("2", "4", "6"):
@@ -192,6 +193,7 @@ def test_rollbacks_that_do_not_help_end_the_run(tiny_data: Path, tmp_path: Path,
 
 def spiking_flags(data: Path, out: Path, start: Path, factor: str, *more: str) -> list[str]:
     return rl_flags(data, out, start, "--save-every", "2", "--budget.tokens", "60", "--optimizer.lr", "3e-4", "--steps", "8",
+                    "--sampling.max-new-tokens", "12",
                     "--alarms.window", "2", "--alarms.grad-norm-factor", factor, *more)  # fmt: skip
 
 
