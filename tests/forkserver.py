@@ -285,7 +285,7 @@ def main() -> None:
     path = [entry for entry in sys.path[1:] if entry not in os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for whoever asks
     began = time.monotonic()
-    preload()  # with searches for garbage: memory that one frees at the end would lie ready for the tools that measure theirs
+    preload()  # with searches for garbage: what one frees at the end would lie ready for tools that measure their memory
     threads = os.listdir("/proc/self/task")
     if len(threads) > 1:
         raise SystemExit(f"loaded in {time.monotonic() - began:.1f} s, but {len(threads)} threads run: cannot be forked")

@@ -43,8 +43,8 @@ def _find_places(  # type: ignore[no-untyped-def]
 def find_places(
     cache: PagedCache, rows: torch.Tensor, positions: torch.Tensor, writable: torch.Tensor, columns: int
 ) -> Places:
-    """Of int64 [N] contiguous rows of the block table, positions that are fed, and positions from where on nothing may be
-    written."""
+    """Of int64 [N] rows of the block table, positions that are fed, and positions from where on nothing may be written."""
+    rows, positions, writable = rows.contiguous(), positions.contiguous(), writable.contiguous()
     n, device = rows.numel(), rows.device
     table = torch.empty(n, columns, dtype=cache.table.dtype, device=device)
     slots, lengths = (torch.empty(n, dtype=torch.int64, device=device) for _ in range(2))

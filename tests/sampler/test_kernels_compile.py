@@ -76,23 +76,23 @@ types |= {"experts_ptr": "*i64", "scales_ptr": "*fp32"}
 types |= dict.fromkeys(("slots", "hidden", "columns"), "i32") | {"x_ptr": "*bf16", "parts_ptr": "*fp8e4nv"}
 for idle in (False, True):
     types |= {"idle_ptr": "*u8" if idle else "*i64"}
-    build(slots_triton._sort_slots, types, 32, E=64, K=6, IDLE=idle, BLOCK=16384, PARTS=2 * idle, ROW=2048)
+    build(slots_triton._sort_slots, types, 8, E=64, K=6, IDLE=idle, BLOCK=16384, PARTS=2 * idle, ROW=2048)
 types = {"values_ptr": "*fp8e4nv", "parts_ptr": "*fp8e4nv", "scales_ptr": "*fp32", "out_ptr": "*bf16", "x_ptr": "*bf16"}
 types |= dict.fromkeys(("rows", "hidden", "columns", "padded_columns"), "i32")
 build(fp8._wide, types, 4, TILE=64, DEPTH=128)
 types = dict.fromkeys(("x_ptr", "w_ptr"), "*bf16") | dict.fromkeys(("logits_ptr", "weights_ptr", "parts_ptr"), "*fp32")
 types |= {"experts_ptr": "*i64", "tokens": "i32", "hidden": "i32"}
 for count in (8, 64, 256, 1024):
-    block = max(16, count)
-    depth = router_triton.few_depth(block)
-    shape = {"E": count, "E_BLOCK": block}
-    build(router_triton._route_logits, types, 4, T=16, PART=router_triton.PART, PARTS=1, DEPTH=depth, **shape)
-    rows = router_triton.many_tokens(block)
-    build(router_triton._route_logits, types, 4, T=rows, PART=router_triton.PART, PARTS=8, DEPTH=depth, **shape)
-    build(router_triton._route_chosen, types, 4, K=6, T=router_triton.CHOOSING, PARTS=8, **shape)
+    block = router_triton.expert_block(count)
+    shape = {"E": count, "E_BLOCK": block, "DEPTH": router_triton.depth_of(block), "PART": router_triton.PART}
+    how, all_of = (router_triton.WARPS, router_triton.STAGES), {"E": count, "E_BLOCK": max(16, count)}
+    for rows in (16, 32):
+        build(router_triton._route_logits, types, *how, T=rows, PARTS=1, **shape)
+    build(router_triton._route_logits, types, *how, T=router_triton.MANY_TOKENS, PARTS=8, **shape)
+    build(router_triton._route_chosen, types, 4, K=6, T=router_triton.CHOOSING, PARTS=8, **all_of)
     if count == 64:  # of one token, which Triton makes a constant
-        build(router_triton._route_logits, types, 4, T=16, PART=router_triton.PART, PARTS=1, DEPTH=depth, tokens=1, **shape)
-        build(router_triton._route_chosen, types, 4, K=6, T=router_triton.CHOOSING, PARTS=8, tokens=1, **shape)
+        build(router_triton._route_logits, types, *how, T=16, PARTS=1, tokens=1, **shape)
+        build(router_triton._route_chosen, types, 4, K=6, T=router_triton.CHOOSING, PARTS=8, tokens=1, **all_of)
 types = dict.fromkeys(norm_triton._rms_norm_forward.arg_names, "*bf16") | {"rstd_ptr": "*fp32", "eps": "fp32"}
 types |= {"width": "i32"}
 build(norm_triton._rms_norm_forward, types, 8, ADD=True, BLOCK=2048)
@@ -141,4 +141,4 @@ def test_decoding_compiles_for_hopper() -> None:
     assert all(shared <= HOPPER_SHARED for _, shared, _ in built)
     assert sum(name.startswith("_few") for name, *_ in built) == 19
     narrow = [products for name, _, products in built if name in ("_gate_up", "_down")]
-    assert len(narrow) == 30 and all(narrow) and len(built) == 92
+    assert len(narrow) == 30 and all(narrow) and len(built) == 96

@@ -123,6 +123,23 @@ def test_the_kernel_does_not_depend_on_the_batch(attend_decode: Callable[..., to
         assert torch.equal(attend_decode(q[one], keys, values, table[one], held[one], length)[0], together[row])
 
 
+@pytest.mark.parametrize("page_size", [16, 32, 64])
+def test_what_others_left_behind_a_sequence_is_not_read(attend_decode: Callable[..., torch.Tensor], page_size: int) -> None:
+    """Pages are used again: a sequence that overflowed must not reach the next one through a weight of zero."""
+    lengths = [600, 64, 1, 513, 63, 65, 128]
+    keys, values, table = pages_of(lengths, page_size, 2, 16, torch.float32, seed=6)
+    q = torch.randn(len(lengths), 4, 16, generator=torch.Generator().manual_seed(7))
+    given = [x.to(DEVICE) for x in (q, keys, values, table, torch.tensor(lengths))]
+    clean = attend_decode(*given, 600)
+    for pages in given[1:3]:
+        mine = torch.zeros(pages.shape[:2], dtype=torch.bool)
+        for row, length in enumerate(lengths):
+            at = torch.arange(length)
+            mine[table[row, at // page_size].long(), at % page_size] = True
+        pages[~mine.to(DEVICE)] = float("nan")
+    assert torch.equal(attend_decode(*given, 600), clean)
+
+
 def test_the_kernel_takes_rows_without_a_sequence_and_strided_inputs(attend_decode: Callable[..., torch.Tensor]) -> None:
     keys, values, table = pages_of([20, 5], 8, 2, 16, torch.float32, seed=4)
     q = torch.randn(3, 4, 16, generator=torch.Generator().manual_seed(5))

@@ -24,10 +24,11 @@ def some_cache(pages: int, page: int, seed: int) -> Any:
     return SimpleNamespace(table=table.to(DEVICE), page_size=page, keys=torch.zeros(1, device=DEVICE))
 
 
-@given(st.integers(1, 12), st.integers(1, 7), st.integers(1, 40), st.integers(0, 1000))
-@settings(max_examples=30, deadline=None)
-def test_places_are_those_of_torch(n: int, pages: int, page: int, seed: int) -> None:
-    """Idle rows, rows beyond the columns of a short graph, and rows that are no sequence (writable 0) among them."""
+@given(st.integers(1, 12), st.integers(1, 7), st.integers(1, 40), st.integers(0, 1000), st.booleans())
+@settings(max_examples=40, deadline=None)
+def test_places_are_those_of_torch(n: int, pages: int, page: int, seed: int, apart: bool) -> None:
+    """Idle rows, rows beyond the columns of a short graph, and rows that are no sequence (writable 0) among them; numbers
+    beside each other in memory, and apart."""
     generator = torch.Generator().manual_seed(seed)
     cache, longest = some_cache(pages, page, seed), int(torch.randint(1, pages * page + 1, (1,), generator=generator))
     rows = torch.randint(0, 9, (n,), generator=generator)
@@ -38,7 +39,10 @@ def test_places_are_those_of_torch(n: int, pages: int, page: int, seed: int) -> 
         positions, rows, writable, longest, SimpleNamespace(**{**vars(cache), "table": cache.table.cpu()})
     )
     columns = of_torch.decode.block_table.shape[1]
-    found = turn_triton.find_places(cache, *(x.to(DEVICE) for x in (rows, positions, writable)), columns)
+    numbers = torch.stack([rows, positions, writable], 1).to(DEVICE)
+    if not apart:
+        numbers = numbers.T.contiguous().T
+    found = turn_triton.find_places(cache, *numbers.unbind(1), columns)
     assert torch.equal(found.table.cpu(), of_torch.decode.block_table)
     assert torch.equal(found.slots.cpu(), of_torch.slots) and torch.equal(found.idle.cpu(), of_torch.idle)
     assert torch.equal(found.lengths.cpu(), of_torch.decode.lengths)
