@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 import weakref
 from collections.abc import Iterator
 
 import pytest
 
 from megatron_ring.garbage import collector_paused, kept_what_is_there, search_as_usual, search_seldom
+from tests.conftest import ROOT
 
 
 @pytest.fixture(autouse=True)
@@ -56,3 +59,27 @@ def test_searches_are_seldom_while_a_program_loads() -> None:
     assert gc.get_threshold()[0] > 10 * usual[0] and gc.isenabled()
     search_as_usual()
     assert gc.get_threshold() == usual
+
+
+LOADED = """
+import gc
+usual = gc.get_threshold()
+from megatron_ring.errors import run_main
+
+def main():
+    print(gc.get_threshold()[0] > 10 * usual[0])
+    from megatron_ring.config.parallel import ParallelConfig
+    from megatron_ring.config.presets import RING_TINY
+    from megatron_ring.parallel import context, prepare
+    prepare()
+    context.initialize(ParallelConfig(), RING_TINY, 0)
+    print(gc.get_threshold() == usual)
+
+run_main(main)
+"""
+
+
+@pytest.mark.slow
+def test_a_program_with_a_layout_searches_as_usual() -> None:
+    done = subprocess.run([sys.executable, "-c", LOADED], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.split() == ["True", "True"], done.stderr

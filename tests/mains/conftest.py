@@ -59,7 +59,7 @@ def rl_flags(data: Path, run_dir: Path, start: Path, *more: str, budget: int | N
 def sft_run(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished SFT run of two epochs."""
     out = tmp_path_factory.mktemp("runs") / "sft"
-    done = run(command("megatron_ring.sft", *sft_flags(tiny_data, out)))
+    done = run(command("megatron_ring.sft", *sft_flags(tiny_data, out)), really=True)
     assert done.returncode == 0, done.stderr
     return out
 
