@@ -210,7 +210,7 @@ def test_both_routers_add_up_the_same_parts(experts: int) -> None:
 
 @pytest.mark.parametrize("split", [None, torch.bfloat16])
 @pytest.mark.parametrize("padded", [False, True])
-@pytest.mark.parametrize(("tokens", "experts", "k"), [(1, 4, 1), (50, 8, 2), (33, 60, 6), (40, 64, 1)])
+@pytest.mark.parametrize(("tokens", "experts", "k"), [(1, 4, 1), (50, 8, 2), (33, 60, 6), (40, 64, 1), (37, 300, 6)])
 def test_router(tokens: int, experts: int, k: int, padded: bool, split: torch.dtype | None) -> None:
     logits = draw(tokens, experts, scale=2.0)
     logits[0] = 0.0  # all alike: the first ones are chosen

@@ -14,6 +14,10 @@ pytest.importorskip("triton", reason="Triton is not installed")
 
 CODE = """
 import re
+import subprocess
+import tempfile
+from pathlib import Path
+import triton
 from triton import compile
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -33,9 +37,18 @@ def build(kernel, types, warps, stages=3, **constants):
     ptx = built.asm["ptx"]
     assert built.asm["cubin"] and ("griddepcontrol.wait" in ptx) == early  # so that the next kernel is behind all before
     assert ("gpu.acquire" in ptx) == ("programs" in kernel.arg_names)
+    if kernel.__name__.startswith("_route"):
+        assert spilled(built) <= 64, (kernel.__name__, constants)
     shared = built.metadata.shared
     print(kernel.__name__, shared, len(set(re.findall(r"wgmma\\S+e4m3.e4m3", ptx))))
     return shared
+
+def spilled(built):
+    # Bytes of a thread's registers that go to memory.
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        Path(file.name).write_bytes(built.asm["cubin"])
+        command = [Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump", "-res-usage", file.name]
+        return int(re.search(r"STACK:(\\d+)", subprocess.run(command, capture_output=True, text=True, check=True).stdout)[1])
 
 numbers = dict.fromkeys(("width", "tiles"), "i32")
 settings = ("inverse_temperature", "top_k", "top_p", "below_highest", "greedy")
@@ -89,7 +102,13 @@ for count in (8, 64, 256, 1024):
     for rows in (16, 32):
         build(router_triton._route_logits, types, *how, T=rows, PARTS=1, **shape)
     build(router_triton._route_logits, types, *how, T=router_triton.MANY_TOKENS, PARTS=8, **shape)
-    build(router_triton._route_chosen, types, 4, K=6, T=router_triton.CHOOSING, PARTS=8, **all_of)
+    choosing = min(router_triton.CHOOSING, router_triton.at_a_time(count))
+    build(router_triton._route_chosen, types, 4, K=6, T=choosing, PARTS=8, **all_of)
+    sums = {"sums_ptr": "*fp32", "padding_ptr": "*u8", **dict.fromkeys(("balance", "z"), "fp32")}
+    sums |= dict.fromkeys(("share_ptr", "scale_ptr", "d_weights_ptr", "out_ptr"), "*fp32")
+    losses = {"K": 6, "T": router_triton.at_a_time(count), "LOSSES": True, "PADDED": True, **all_of}
+    build(router_triton._route_forward, types | sums, 4, TOKENS=router_triton.TOKENS, **losses)
+    build(router_triton._route_backward, types | sums | {"out_ptr": "*bf16"}, 4, SPLIT=True, **losses)
     if count == 64:  # of one token, which Triton makes a constant
         build(router_triton._route_logits, types, *how, T=16, PARTS=1, tokens=1, **shape)
         build(router_triton._route_chosen, types, 4, K=6, T=router_triton.CHOOSING, PARTS=8, tokens=1, **all_of)
@@ -141,4 +160,4 @@ def test_decoding_compiles_for_hopper() -> None:
     assert all(shared <= HOPPER_SHARED for _, shared, _ in built)
     assert sum(name.startswith("_few") for name, *_ in built) == 19
     narrow = [products for name, _, products in built if name in ("_gate_up", "_down")]
-    assert len(narrow) == 30 and all(narrow) and len(built) == 96
+    assert len(narrow) == 30 and all(narrow) and len(built) == 104

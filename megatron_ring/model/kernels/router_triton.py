@@ -9,12 +9,12 @@ import triton.language as tl
 from megatron_ring.model.kernels.dependent import launch_options
 from megatron_ring.model.kernels.dependent_triton import begin
 
-TOKENS = 32  # of a program
+TOKENS = 32  # of a program, as many at a time as `at_a_time` says
 PART = 256  # columns that a program makes logits of, of few tokens: one after the other they take too long
 MANY_TOKENS = 64  # of a program that makes logits of all columns
 EXPERTS = 128  # whose logits a program makes, at most: of more it would have no registers for the sums
 WARPS, STAGES = 4, 3  # of logits
-CHOOSING = 4  # tokens of a program that chooses
+CHOOSING = 4  # tokens of a program that chooses, at most
 
 
 @triton.jit
@@ -97,30 +97,37 @@ def _route_chosen(  # type: ignore[no-untyped-def]
 @triton.jit
 def _route_forward(  # type: ignore[no-untyped-def]
     logits_ptr, padding_ptr, weights_ptr, experts_ptr, sums_ptr, tokens,
-    E: tl.constexpr, K: tl.constexpr, LOSSES: tl.constexpr, PADDED: tl.constexpr, T: tl.constexpr, E_BLOCK: tl.constexpr,
-    DEPENDENT: tl.constexpr,
+    E: tl.constexpr, K: tl.constexpr, LOSSES: tl.constexpr, PADDED: tl.constexpr, TOKENS: tl.constexpr, T: tl.constexpr,
+    E_BLOCK: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     begin(DEPENDENT)
-    program = tl.program_id(0)
-    token = program * T + tl.arange(0, T)
-    expert = tl.arange(0, E_BLOCK)
-    real = (token < tokens)[:, None] & (expert < E)[None, :]
-    logits = tl.load(logits_ptr + token[:, None].to(tl.int64) * E + expert[None, :], mask=real, other=0.0)
-    logits = tl.where((expert < E)[None, :], logits, -1e30)
-    maximum = tl.max(logits, axis=1)
-    total = tl.sum(tl.exp(logits - maximum[:, None]), axis=1)
-    chosen = _choose(logits, maximum, total, weights_ptr, experts_ptr, token, tokens, E, K)
+    program, expert = tl.program_id(0), tl.arange(0, E_BLOCK)
+    chosen_sums, p_sums = tl.zeros([E_BLOCK], tl.float32), tl.zeros([E_BLOCK], tl.float32)
+    squares, valid_sum = tl.zeros([], tl.float32), tl.zeros([], tl.float32)
+    for first in range(0, TOKENS, T):
+        token = program * TOKENS + first + tl.arange(0, T)
+        real = (token < tokens)[:, None] & (expert < E)[None, :]
+        logits = tl.load(logits_ptr + token[:, None].to(tl.int64) * E + expert[None, :], mask=real, other=0.0)
+        logits = tl.where((expert < E)[None, :], logits, -1e30)
+        maximum = tl.max(logits, axis=1)
+        total = tl.sum(tl.exp(logits - maximum[:, None]), axis=1)
+        chosen = _choose(logits, maximum, total, weights_ptr, experts_ptr, token, tokens, E, K)
+        if LOSSES:
+            valid = tl.where(token < tokens, 1.0, 0.0)
+            if PADDED:
+                valid = tl.where(tl.load(padding_ptr + token, mask=token < tokens, other=1) != 0, 0.0, valid)
+            p = tl.exp(logits - maximum[:, None]) / total[:, None]
+            lse = maximum + tl.log(total)
+            chosen_sums += tl.sum(chosen * valid[:, None], axis=0)
+            p_sums += tl.sum(p * valid[:, None], axis=0)
+            squares += tl.sum(lse * lse * valid, axis=0)
+            valid_sum += tl.sum(valid, axis=0)
     if LOSSES:
-        valid = tl.where(token < tokens, 1.0, 0.0)
-        if PADDED:
-            valid = tl.where(tl.load(padding_ptr + token, mask=token < tokens, other=1) != 0, 0.0, valid)
-        p = tl.exp(logits - maximum[:, None]) / total[:, None]
-        lse = maximum + tl.log(total)
         row = sums_ptr + program * (2 * E + 2)
-        tl.store(row + expert, tl.sum(chosen * valid[:, None], axis=0), mask=expert < E)
-        tl.store(row + E + expert, tl.sum(p * valid[:, None], axis=0), mask=expert < E)
-        tl.store(row + 2 * E, tl.sum(lse * lse * valid, axis=0))
-        tl.store(row + 2 * E + 1, tl.sum(valid, axis=0))
+        tl.store(row + expert, chosen_sums, mask=expert < E)
+        tl.store(row + E + expert, p_sums, mask=expert < E)
+        tl.store(row + 2 * E, squares)
+        tl.store(row + 2 * E + 1, valid_sum)
 
 
 @triton.jit
@@ -184,6 +191,11 @@ def _route_share(every_ptr, here_ptr, share_ptr, figures_ptr, E: tl.constexpr, K
     tl.store(figures_ptr + 2, tl.load(here_ptr + 2 * E + 1))
 
 
+def at_a_time(experts: int) -> int:
+    """Tokens that a program has at a time, whose probabilities of so many experts fit its registers."""
+    return max(1, min(TOKENS, 2048 // triton.next_power_of_2(experts)))
+
+
 def share(every: torch.Tensor, here: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """See `kernels.router.share_and_figures`."""
     experts = here.numel() // 2 - 1
@@ -205,7 +217,7 @@ def forward(
     padding = logits_te if padding_t is None else padding_t.view(torch.uint8)
     _route_forward[(programs,)](
         logits_te, padding, weights, chosen, sums, tokens, E=experts, K=k, LOSSES=losses, PADDED=padding_t is not None,
-        T=TOKENS, E_BLOCK=triton.next_power_of_2(experts), num_warps=4, **launch_options(),
+        TOKENS=TOKENS, T=at_a_time(experts), E_BLOCK=triton.next_power_of_2(experts), num_warps=4, **launch_options(),
     )  # fmt: skip
     return weights, chosen, sums.sum(0) if losses else sums[0]
 
@@ -248,13 +260,14 @@ def few(x_th: torch.Tensor, weight_eh: torch.Tensor, k: int) -> tuple[torch.Tens
     weights = torch.empty(tokens, k, dtype=torch.float32, device=x_th.device)
     chosen = torch.empty(tokens, k, dtype=torch.int64, device=x_th.device)
     block, rows, parts = expert_block(experts), few_tokens(tokens), triton.cdiv(hidden, PART)
+    choosing = min(CHOOSING, at_a_time(experts))
     parts_pte = torch.empty(parts, tokens, experts, dtype=torch.float32, device=x_th.device)
     _route_logits[(triton.cdiv(tokens, rows), parts, triton.cdiv(experts, block))](
         x_th, weight_eh, parts_pte, tokens, hidden, E=experts, T=rows, E_BLOCK=block, PART=PART, PARTS=1,
         DEPTH=depth_of(block), num_warps=WARPS, num_stages=STAGES, **launch_options(),
     )  # fmt: skip
-    _route_chosen[(triton.cdiv(tokens, CHOOSING),)](
-        parts_pte, logits, weights, chosen, tokens, E=experts, K=k, T=CHOOSING,
+    _route_chosen[(triton.cdiv(tokens, choosing),)](
+        parts_pte, logits, weights, chosen, tokens, E=experts, K=k, T=choosing,
         E_BLOCK=max(16, triton.next_power_of_2(experts)), PARTS=parts, num_warps=4, **launch_options(),
     )  # fmt: skip
     return weights, chosen, logits
@@ -270,10 +283,11 @@ def backward(
     tokens, experts = logits_te.shape
     shape = (tokens, experts) if split is None else (tokens, 2 * experts)
     out = torch.empty(shape, dtype=split or torch.float32, device=logits_te.device)
-    _route_backward[(triton.cdiv(tokens, TOKENS),)](
+    rows = at_a_time(experts)
+    _route_backward[(triton.cdiv(tokens, rows),)](
         logits_te, logits_te if padding_t is None else padding_t.view(torch.uint8), weights_tk, experts_tk, d_weights_tk,
         logits_te if share_e is None else share_e, scale, out, tokens, balance, z, E=experts, K=weights_tk.shape[1],
-        LOSSES=share_e is not None, PADDED=padding_t is not None, SPLIT=split is not None, T=TOKENS,
+        LOSSES=share_e is not None, PADDED=padding_t is not None, SPLIT=split is not None, T=rows,
         E_BLOCK=triton.next_power_of_2(experts), num_warps=4,
     )  # fmt: skip
     return out
