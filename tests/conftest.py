@@ -64,6 +64,10 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # Triton's bindings, taken down at the end, would tell of all that they find kept
+
+
 @pytest.fixture(scope="session")
 def _pools() -> Iterator[dict[int, Workers]]:
     pools: dict[int, Workers] = {}
